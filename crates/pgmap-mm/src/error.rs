@@ -1,0 +1,120 @@
+//! What a pin can fail with.
+
+use core::fmt;
+
+use crate::descriptor::{Descriptor, FolioFlags, FolioState};
+use crate::pfn::PfnRange;
+
+/// Linux error numbers that the page model's errors map to.
+pub mod errno {
+    #![allow(missing_docs)] // the names are Linux's own
+    pub const ENOMEM: i32 = 12;
+    pub const EACCES: i32 = 13;
+    pub const EFAULT: i32 = 14;
+    pub const EBUSY: i32 = 16;
+    pub const EINVAL: i32 = 22;
+    pub const ENOSPC: i32 = 28;
+    pub const EAGAIN: i32 = 11;
+    pub const ECHILD: i32 = 10;
+    pub const EOVERFLOW: i32 = 75;
+    pub const EOPNOTSUPP: i32 = 95;
+    pub const ESTALE: i32 = 116;
+    pub const EHWPOISON: i32 = 133;
+}
+
+/// Why a pin was not taken. Nothing is held afterwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PinError {
+    /// The frames are not what the caller was told they are: truncated, unlinked, reused, failed.
+    Changed {
+        /// What was to be pinned.
+        run: PfnRange,
+        /// What the life word is now.
+        now: Descriptor,
+    },
+    /// The word that the caller was told allows no pins.
+    NotPinnable {
+        /// That word.
+        word: Descriptor,
+    },
+    /// The run lies outside the extent, or the extent outside the pool.
+    Outside {
+        /// The run.
+        run: PfnRange,
+    },
+    /// This thread holds as many pins as a lane has slots.
+    LaneFull {
+        /// Slots of a lane.
+        nr_slots: usize,
+    },
+    /// More threads pin than a ledger has lanes.
+    NoLane {
+        /// Lanes of a ledger.
+        nr_lanes: usize,
+    },
+    /// One client has as many long-term pins on one folio as a count can hold.
+    CountFull {
+        /// The folio.
+        run: PfnRange,
+    },
+    /// A long-term pin needs the owner's consent for these frames.
+    NeedsConsent {
+        /// What was to be pinned.
+        run: PfnRange,
+    },
+    /// This process is a forked child of the client. It must attach anew.
+    Detached,
+}
+
+impl PinError {
+    /// The Linux error number that says the same.
+    #[must_use]
+    pub const fn errno(&self) -> i32 {
+        match self {
+            Self::Changed { now, .. } => match now.state() {
+                FolioState::Poisoned => errno::EHWPOISON,
+                _ => errno::ESTALE,
+            },
+            Self::NotPinnable { word } => match word.state() {
+                FolioState::Poisoned => errno::EHWPOISON,
+                _ if word.flags().contains(FolioFlags::RAW) => errno::EFAULT,
+                _ => errno::ESTALE,
+            },
+            Self::Outside { .. } => errno::EFAULT,
+            Self::LaneFull { .. } | Self::NoLane { .. } => errno::EAGAIN,
+            Self::CountFull { .. } => errno::ENOMEM,
+            Self::NeedsConsent { .. } => errno::EOPNOTSUPP,
+            Self::Detached => errno::ECHILD,
+        }
+    }
+}
+
+impl fmt::Display for PinError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Changed { run, now } => {
+                write!(f, "frames {run} are no longer what they were: now {now:?}; open them anew")
+            }
+            Self::NotPinnable { word } => write!(f, "a {word:?} folio cannot be pinned"),
+            Self::Outside { run } => write!(f, "frames {run} lie outside the extent or the pool"),
+            Self::LaneFull { nr_slots } => {
+                write!(f, "this thread holds {nr_slots} pins in one lane; drop some or take a lane")
+            }
+            Self::NoLane { nr_lanes } => {
+                write!(f, "all {nr_lanes} lanes of this client are taken; end a thread that pins")
+            }
+            Self::CountFull { run } => {
+                write!(f, "frames {run} carry as many long-term pins as one client may have")
+            }
+            Self::NeedsConsent { run } => {
+                write!(f, "frames {run} may be pinned for long only with the owner's consent")
+            }
+            Self::Detached => f.write_str(
+                "this process was forked from a client and must attach to the pool anew",
+            ),
+        }
+    }
+}
+
+impl std::error::Error for PinError {}

@@ -1,0 +1,303 @@
+//! The frame allocator: which frames are free, as runs.
+//!
+//! Free frames are kept as maximal runs in two orders, by address (to join neighbours) and by
+//! length (to find the best fit). A buddy allocator would round an extent of three folios up to
+//! four; runs hand out exactly what is asked for, and a whole untouched terabyte is one entry.
+//! `docs/adr/0003-frame-allocator.md` argues why this is not a crate.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::level::Level;
+use crate::pfn::{MAX_RUN_PAGES, PfnRange};
+
+/// How many best-fit candidates are tried for alignment before a run is taken that fits anyhow.
+const MAX_CANDIDATES: usize = 16;
+
+/// Why frames could not be handed out. Nothing was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FramesShort {
+    /// Frames asked for.
+    pub wanted_pages: u64,
+    /// Frames free in all.
+    pub free_pages: u64,
+    /// Frames of the longest free run.
+    pub longest_run_pages: u64,
+}
+
+/// The free frames of a pfn space.
+#[derive(Clone, Debug, Default)]
+pub struct Frames {
+    /// First frame to length.
+    by_start: BTreeMap<u64, u64>,
+    /// Length and first frame.
+    by_length: BTreeSet<(u64, u64)>,
+    free_pages: u64,
+}
+
+impl Frames {
+    /// No free frame.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Frames free in all.
+    #[must_use]
+    pub const fn free_pages(&self) -> u64 {
+        self.free_pages
+    }
+
+    /// Frames of the longest free run.
+    #[must_use]
+    pub fn longest_run_pages(&self) -> u64 {
+        self.by_length.last().map_or(0, |&(length, _)| length)
+    }
+
+    /// The free runs by address: first frame and length.
+    pub fn runs(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.by_start.iter().map(|(&start, &length)| (start, length))
+    }
+
+    /// Whether every frame of `run` is free.
+    #[must_use]
+    pub fn is_free(&self, run: PfnRange) -> bool {
+        self.run_around(run).is_some()
+    }
+
+    /// The free run that contains all of `run`: first frame and length.
+    #[must_use]
+    pub fn run_around(&self, run: PfnRange) -> Option<(u64, u64)> {
+        let (&start, &length) = self.by_start.range(..=run.start()).next_back()?;
+        (run.end() <= start + length).then_some((start, length))
+    }
+
+    /// Makes `run` free. Frames that are free already stay free; the return value is the number
+    /// that were not.
+    pub fn give(&mut self, run: PfnRange) -> u64 {
+        let before = self.free_pages;
+        let (mut start, mut end) = (run.start(), run.end());
+        let neighbour = self.by_start.range(..start).next_back().map(|(&s, &l)| (s, l));
+        if let Some((s, l)) = neighbour
+            && s + l >= start
+        {
+            self.remove(s, l);
+            (start, end) = (s, end.max(s + l));
+        }
+        while let Some((s, l)) = self.by_start.range(start..=end).next().map(|(&s, &l)| (s, l)) {
+            self.remove(s, l);
+            end = end.max(s + l);
+        }
+        self.insert(start, end - start);
+        self.free_pages - before
+    }
+
+    /// Takes exactly `run`, if all of it is free.
+    pub fn take_exactly(&mut self, run: PfnRange) -> bool {
+        let Some((start, length)) = self.run_around(run) else { return false };
+        self.carve(start, length, run);
+        true
+    }
+
+    /// Takes whatever frames of `run` are free.
+    pub fn take_any_of(&mut self, run: PfnRange) {
+        let first =
+            self.by_start.range(..=run.start()).next_back().map_or(run.start(), |(&s, _)| s);
+        let inside: Vec<(u64, u64)> =
+            self.by_start.range(first..run.end()).map(|(&s, &l)| (s, l)).collect();
+        for (start, length) in inside {
+            let end = (start + length).min(run.end());
+            let from = start.max(run.start());
+            if from < end
+                && let Some(part) = PfnRange::new(from, end - from)
+            {
+                self.carve(start, length, part);
+            }
+        }
+    }
+
+    /// Takes `nr_pages` consecutive frames that start at a folio of `level`.
+    pub fn take_run(&mut self, nr_pages: u64, level: Level) -> Option<PfnRange> {
+        if nr_pages == 0 || nr_pages > MAX_RUN_PAGES {
+            return None;
+        }
+        let align = level.nr_pages();
+        let fits = |&&(length, start): &&(u64, u64)| {
+            let aligned = start.next_multiple_of(align);
+            aligned - start + nr_pages <= length
+        };
+        let candidates = || self.by_length.range((nr_pages, 0)..);
+        let &(length, start) = candidates()
+            .take(MAX_CANDIDATES)
+            .find(fits)
+            .or_else(|| self.by_length.range((nr_pages + align - 1, 0)..).next())
+            .or_else(|| candidates().find(fits))?;
+        let run = PfnRange::new(start.next_multiple_of(align), nr_pages)?;
+        self.carve(start, length, run);
+        Some(run)
+    }
+
+    /// Takes `nr_pages` frames, a multiple of the folio size of `level`, in as few aligned runs as
+    /// it can, at most `max_runs`.
+    ///
+    /// # Errors
+    /// [`FramesShort`] when there are not so many, or only in more pieces. Nothing is taken then.
+    pub fn take(
+        &mut self,
+        nr_pages: u64,
+        level: Level,
+        max_runs: usize,
+    ) -> Result<Vec<PfnRange>, FramesShort> {
+        let short = FramesShort {
+            wanted_pages: nr_pages,
+            free_pages: self.free_pages,
+            longest_run_pages: self.longest_run_pages(),
+        };
+        let mut taken = Vec::new();
+        let mut missing = nr_pages;
+        while missing > 0 {
+            let run = self
+                .take_run(missing.min(MAX_RUN_PAGES), level)
+                .or_else(|| self.take_longest(missing, level));
+            match run {
+                Some(run) if taken.len() < max_runs => {
+                    missing -= run.nr_pages();
+                    taken.push(run);
+                }
+                run => {
+                    for run in taken.into_iter().chain(run) {
+                        self.give(run);
+                    }
+                    return Err(short);
+                }
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Takes the longest run of whole folios of `level`, at most `most_pages` frames.
+    fn take_longest(&mut self, most_pages: u64, level: Level) -> Option<PfnRange> {
+        let align = level.nr_pages();
+        let usable = |length: u64, start: u64| {
+            let skip = start.next_multiple_of(align) - start;
+            length.saturating_sub(skip) / align * align
+        };
+        // Alignment can cost a run up to one folio, so the longest usable one is among those not
+        // more than a folio shorter than the longest.
+        let longest = self.longest_run_pages();
+        let &(length, start) = self
+            .by_length
+            .range((longest.saturating_sub(align), 0)..)
+            .rev()
+            .take(MAX_CANDIDATES * 16)
+            .max_by_key(|&&(length, start)| usable(length, start))?;
+        let nr_pages = usable(length, start).min(most_pages).min(MAX_RUN_PAGES);
+        let run = PfnRange::new(start.next_multiple_of(align), nr_pages)?;
+        self.carve(start, length, run);
+        Some(run)
+    }
+
+    /// Cuts `run` out of the free run of `length` frames at `start`, which contains it.
+    fn carve(&mut self, start: u64, length: u64, run: PfnRange) {
+        self.remove(start, length);
+        if run.start() > start {
+            self.insert(start, run.start() - start);
+        }
+        if run.end() < start + length {
+            self.insert(run.end(), start + length - run.end());
+        }
+    }
+
+    fn insert(&mut self, start: u64, length: u64) {
+        self.by_start.insert(start, length);
+        self.by_length.insert((length, start));
+        self.free_pages += length;
+    }
+
+    fn remove(&mut self, start: u64, length: u64) {
+        self.by_start.remove(&start);
+        self.by_length.remove(&(length, start));
+        self.free_pages -= length;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn run(first: u64, nr: u64) -> PfnRange {
+        PfnRange::new(first, nr).unwrap()
+    }
+
+    #[test]
+    fn a_short_request_takes_nothing() {
+        let mut frames = Frames::new();
+        frames.give(run(0, 100));
+        frames.give(run(200, 50));
+        let short = frames.take(151, Level::Pte, 8).unwrap_err();
+        assert_eq!((short.free_pages, short.longest_run_pages), (150, 100));
+        assert_eq!(frames.free_pages(), 150);
+        assert_eq!(frames.take(150, Level::Pte, 8).unwrap().len(), 2);
+        assert_eq!(frames.free_pages(), 0);
+    }
+
+    #[test]
+    fn aligned_folios_come_from_unaligned_runs() {
+        let mut frames = Frames::new();
+        frames.give(run(1, 1023));
+        assert_eq!(frames.take(512, Level::Pmd, 1).unwrap(), [run(512, 512)]);
+        assert!(frames.take(512, Level::Pmd, 1).is_err());
+        assert_eq!(frames.free_pages(), 511);
+    }
+
+    proptest! {
+        /// Against a set of free frame numbers.
+        #[test]
+        fn frames_are_never_given_twice_and_never_lost(
+            steps in prop::collection::vec((0u8..4, 0u64..2048, 1u64..700, 0u8..2), 1..80)
+        ) {
+            let mut frames = Frames::new();
+            let mut free = std::collections::BTreeSet::new();
+            let mut held: Vec<PfnRange> = Vec::new();
+            frames.give(run(0, 2048));
+            free.extend(0..2048u64);
+            for (what, at, nr, level) in steps {
+                let level = Level::from_number(level).unwrap();
+                match what {
+                    0 | 1 => {
+                        let nr = nr.next_multiple_of(level.nr_pages());
+                        if let Ok(taken) = frames.take(nr, level, 4) {
+                            prop_assert_eq!(taken.iter().map(|r| r.nr_pages()).sum::<u64>(), nr);
+                            for r in taken {
+                                prop_assert!(r.first().is_aligned(level));
+                                for pfn in r.start()..r.end() {
+                                    prop_assert!(free.remove(&pfn), "frame {} given twice", pfn);
+                                }
+                                held.push(r);
+                            }
+                        }
+                    }
+                    2 if !held.is_empty() => {
+                        let r = held.swap_remove(at as usize % held.len());
+                        prop_assert_eq!(frames.give(r), r.nr_pages());
+                        free.extend(r.start()..r.end());
+                    }
+                    _ => {
+                        let r = run(at, nr);
+                        let all_free = (r.start()..r.end()).all(|pfn| free.contains(&pfn));
+                        prop_assert_eq!(frames.is_free(r), all_free);
+                        if frames.take_exactly(r) {
+                            prop_assert!(all_free);
+                            for pfn in r.start()..r.end() { free.remove(&pfn); }
+                            held.push(r);
+                        }
+                    }
+                }
+                prop_assert_eq!(frames.free_pages(), free.len() as u64);
+                let listed: u64 = frames.runs().map(|(_, length)| length).sum();
+                prop_assert_eq!(listed, free.len() as u64);
+            }
+        }
+    }
+}

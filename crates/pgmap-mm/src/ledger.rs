@@ -1,0 +1,356 @@
+//! The ledger: one client's own record of what it holds.
+//!
+//! A client publishes each short-term pin in a *slot* and each long-term pin in a *count*, in shared
+//! memory that only it writes and the owner reads. So no client can corrupt another's pins, and a
+//! killed client's pins vanish with its ledger.
+//!
+//! # Layout
+//!
+//! Words: a header of one page (magic, version, lanes in use), one word per lane with the number of
+//! its slots that were ever used, a bitmap of the count pages ever touched, the lanes' slots, the
+//! slots' tags. Counts: three arrays of `u32`, largest level first, in a region of their own. All
+//! of it is sparse: what was never written is not backed, and the owner never reads it, because on
+//! tmpfs even a read populates a hole.
+//!
+//! # Who may touch what
+//!
+//! Only the client stores (I2). A slot is taken only by the thread that owns its lane and cleared by
+//! whichever thread drops the pin. The owner loads, and believes nothing: a lane count or a slot
+//! that makes no sense is clamped or passed over (I9), which can only lose the liar's own pins.
+//!
+//! # Orderings
+//!
+//! "Used" marks (lane in use, slots used, page touched) are stored before the record they cover and
+//! both lie before the client's light barrier, so a scan after the heavy barrier that must see the
+//! record also sees its mark. Release on clearing a slot, Acquire on scanning it: what the client
+//! did to the bytes while it held them happens before the owner gives them to somebody else.
+
+use crate::level::Level;
+use crate::pfn::{PFN_BITS, Pfn, PfnRange, RUN_BITS};
+use crate::runs::SortedRuns;
+use crate::sync::Ordering;
+use crate::vmemmap::VmemmapLayout;
+use crate::words::{ReadCounts, ReadWords};
+
+/// Lanes of one ledger.
+pub const MAX_LANES: usize = 256;
+/// Slots of one lane. A thread that needs more takes another lane.
+pub const LANE_SLOTS: usize = 16_384;
+/// Step in which a lane's "slots used" mark grows.
+pub(crate) const SLOT_STEP: usize = 64;
+/// Written first into every ledger.
+pub const LEDGER_MAGIC: u64 = u64::from_le_bytes(*b"pgmapLG1");
+
+const PAGE_WORDS: usize = 512;
+const COUNTS_PER_PAGE: usize = 1024;
+pub(crate) const MAGIC_WORD: usize = 0;
+pub(crate) const LANES_USED_WORD: usize = 1;
+const LANE_MARKS_START: usize = PAGE_WORDS;
+
+/// One half of a count word is for the processor's holds, the other for devices'.
+pub(crate) const CPU_ONE: u32 = 1;
+pub(crate) const DEVICE_ONE: u32 = 1 << 16;
+/// Most long-term pins of one kind that one client may have on one folio.
+pub const MAX_COUNT: u32 = 0x7fff;
+
+/// Who may still write through a hold after its holder died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Agent {
+    /// Only the process's own instructions: a dead process touches nothing.
+    Cpu,
+    /// A device transfer may outlive the process.
+    Device,
+}
+
+/// One slot: `valid:1 | device:1 | first_pfn:36 | nr_pages - 1:26`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotWord(u64);
+
+impl SlotWord {
+    const VALID: u64 = 1 << 63;
+    const DEVICE: u64 = 1 << 62;
+
+    /// The word that publishes a hold of `run`.
+    #[inline]
+    #[must_use]
+    pub const fn new(run: PfnRange, agent: Agent) -> Self {
+        let device = match agent {
+            Agent::Cpu => 0,
+            Agent::Device => Self::DEVICE,
+        };
+        Self(Self::VALID | device | (run.start() << RUN_BITS) | (run.nr_pages() - 1))
+    }
+
+    /// As it lies in memory.
+    #[inline]
+    #[must_use]
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// What a word from a ledger says; none when it is empty or says nothing possible.
+    #[must_use]
+    pub fn read(bits: u64) -> Option<(PfnRange, Agent)> {
+        if bits & Self::VALID == 0 {
+            return None;
+        }
+        let first = (bits >> RUN_BITS) & ((1 << PFN_BITS) - 1);
+        let run = PfnRange::new(first, (bits & ((1 << RUN_BITS) - 1)) + 1)?;
+        Some((run, if bits & Self::DEVICE == 0 { Agent::Cpu } else { Agent::Device }))
+    }
+}
+
+/// Where everything lies in a ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LedgerLayout {
+    nr_pages: u64,
+    count_start: [usize; 3],
+    nr_counts: usize,
+    touched_start: usize,
+    slots_start: usize,
+    tags_start: usize,
+    nr_lanes: usize,
+    lane_slots: usize,
+}
+
+impl LedgerLayout {
+    /// The layout for the pfn space that `vmemmap` describes.
+    #[must_use]
+    pub fn new(vmemmap: &VmemmapLayout) -> Self {
+        Self::with_lanes(vmemmap, MAX_LANES, LANE_SLOTS)
+    }
+
+    /// As [`new`](Self::new) with fewer or smaller lanes, for models and tests.
+    #[must_use]
+    pub fn with_lanes(vmemmap: &VmemmapLayout, nr_lanes: usize, lane_slots: usize) -> Self {
+        let nr_pages = vmemmap.nr_pages();
+        // Every array fits in a usize because the vmemmap's, eight times as large, does.
+        let counts_of =
+            |level: Level| ((nr_pages >> level.shift()) as usize).next_multiple_of(COUNTS_PER_PAGE);
+        let pmd = counts_of(Level::Pud);
+        let pte = pmd + counts_of(Level::Pmd);
+        let nr_counts = pte + counts_of(Level::Pte);
+        let nr_lanes = nr_lanes.min(MAX_LANES);
+        let touched_start = LANE_MARKS_START + PAGE_WORDS;
+        let touched_words = nr_counts.div_ceil(COUNTS_PER_PAGE).div_ceil(64);
+        let slots_start = touched_start + touched_words.next_multiple_of(PAGE_WORDS);
+        let slot_words = (nr_lanes * lane_slots).next_multiple_of(PAGE_WORDS);
+        Self {
+            nr_pages,
+            count_start: [pte, pmd, 0],
+            nr_counts,
+            touched_start,
+            slots_start,
+            tags_start: slots_start + slot_words,
+            nr_lanes,
+            lane_slots,
+        }
+    }
+
+    /// Words the ledger needs.
+    #[must_use]
+    pub const fn nr_words(&self) -> usize {
+        self.tags_start + (self.tags_start - self.slots_start)
+    }
+
+    /// Counts the ledger needs.
+    #[must_use]
+    pub const fn nr_counts(&self) -> usize {
+        self.nr_counts
+    }
+
+    /// Lanes of this ledger.
+    #[must_use]
+    pub const fn nr_lanes(&self) -> usize {
+        self.nr_lanes
+    }
+
+    pub(crate) const fn lane_slots(&self) -> usize {
+        self.lane_slots
+    }
+
+    pub(crate) const fn lane_mark(&self, lane: usize) -> usize {
+        LANE_MARKS_START + lane
+    }
+
+    #[inline]
+    pub(crate) const fn slot(&self, lane: usize, slot: usize) -> usize {
+        self.slots_start + lane * self.lane_slots + slot
+    }
+
+    #[inline]
+    pub(crate) const fn tag_of(&self, slot_word: usize) -> usize {
+        slot_word + (self.tags_start - self.slots_start)
+    }
+
+    #[inline]
+    pub(crate) fn count(&self, level: Level, folio: u64) -> usize {
+        self.count_start[level as usize] + folio as usize
+    }
+
+    /// The word and the bit that say whether the page of `count` was ever touched.
+    #[inline]
+    pub(crate) const fn touched(&self, count: usize) -> (usize, u64) {
+        let page = count / COUNTS_PER_PAGE;
+        (self.touched_start + page / 64, 1 << (page % 64))
+    }
+
+    pub(crate) const fn nr_pages(&self) -> u64 {
+        self.nr_pages
+    }
+}
+
+/// Where in a ledger a hold is recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HoldPlace {
+    /// A short-term pin, in the slot at this word.
+    Slot(usize),
+    /// Long-term pins, in the count at this index.
+    Count(usize),
+}
+
+/// One hold, as an owner reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// Where it is recorded.
+    pub place: HoldPlace,
+    /// The frames held.
+    pub run: PfnRange,
+    /// Who may still write.
+    pub agent: Agent,
+    /// How many pins this stands for: 1 for a slot.
+    pub nr_pins: u32,
+    /// What the client said the pin is for; 0 when it said nothing.
+    pub tag: u64,
+}
+
+/// The owner's view of one client's ledger.
+#[derive(Debug)]
+pub struct LedgerReader<W, C> {
+    layout: LedgerLayout,
+    words: W,
+    counts: C,
+}
+
+impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
+    /// Reads the ledger in `words` and `counts`; none when there are too few words.
+    #[must_use]
+    pub fn new(layout: LedgerLayout, words: W, counts: C) -> Option<Self> {
+        (words.nr_words() >= layout.nr_words()).then_some(Self { layout, words, counts })
+    }
+
+    /// Calls `found` for every hold that overlaps one of `runs`.
+    pub fn for_each_hold(&self, runs: &SortedRuns, mut found: impl FnMut(Hold)) {
+        self.scan_slots(runs, &mut found);
+        for run in runs.iter() {
+            self.scan_counts(run, &mut found);
+        }
+    }
+
+    fn scan_slots(&self, runs: &SortedRuns, found: &mut impl FnMut(Hold)) {
+        // Acquire here and below: pairs with the client's Release stores of marks and slots.
+        let lanes = self.words.load(LANES_USED_WORD, Ordering::Acquire);
+        let lanes = usize::try_from(lanes).unwrap_or(usize::MAX).min(self.layout.nr_lanes);
+        for lane in 0..lanes {
+            let used = self.words.load(self.layout.lane_mark(lane), Ordering::Acquire);
+            let used = usize::try_from(used).unwrap_or(usize::MAX).min(self.layout.lane_slots);
+            for slot in 0..used {
+                let index = self.layout.slot(lane, slot);
+                if let Some(hold) = self.read_slot(index)
+                    && runs.overlaps(hold.run)
+                {
+                    let tag = self.words.load(self.layout.tag_of(index), Ordering::Relaxed);
+                    found(Hold { tag, ..hold });
+                }
+            }
+        }
+    }
+
+    fn read_slot(&self, index: usize) -> Option<Hold> {
+        // Acquire: pairs with Release in `Pin::drop`; data: what the holder did to the bytes.
+        let (run, agent) = SlotWord::read(self.words.load(index, Ordering::Acquire))?;
+        Some(Hold { place: HoldPlace::Slot(index), run, agent, nr_pins: 1, tag: 0 })
+    }
+
+    fn scan_counts(&self, run: PfnRange, found: &mut impl FnMut(Hold)) {
+        if run.end() > self.layout.nr_pages {
+            return;
+        }
+        for level in Level::ALL {
+            let mut folio = run.start() >> level.shift();
+            let last = (run.end() - 1) >> level.shift();
+            while folio <= last {
+                let index = self.layout.count(level, folio);
+                let (word, bit) = self.layout.touched(index);
+                // Acquire: pairs with the client's setting of the bit before the count.
+                if self.words.load(word, Ordering::Acquire) & bit == 0 {
+                    folio += (COUNTS_PER_PAGE - index % COUNTS_PER_PAGE) as u64;
+                    continue;
+                }
+                self.read_count(level, folio, found);
+                folio += 1;
+            }
+        }
+    }
+
+    fn read_count(&self, level: Level, folio: u64, found: &mut impl FnMut(Hold)) {
+        let index = self.layout.count(level, folio);
+        // Acquire: pairs with Release in the long-term unpin; data: what the holder did.
+        let count = self.counts.load(index, Ordering::Acquire);
+        let Some(pfn) = Pfn::new(folio << level.shift()) else { return };
+        let run = PfnRange::folio(pfn, level);
+        for (agent, nr_pins) in [(Agent::Cpu, count & 0xffff), (Agent::Device, count >> 16)] {
+            if nr_pins != 0 {
+                found(Hold { place: HoldPlace::Count(index), run, agent, nr_pins, tag: 0 });
+            }
+        }
+    }
+
+    /// Whether what `hold` recorded still covers some of `runs`: the question a waiting drain asks
+    /// again. The slot may have been cleared and reused for a pin of something else.
+    #[must_use]
+    pub fn still_holds(&self, hold: &Hold, runs: &SortedRuns) -> bool {
+        match hold.place {
+            HoldPlace::Slot(index) => {
+                self.read_slot(index).is_some_and(|now| runs.overlaps(now.run))
+            }
+            HoldPlace::Count(index) => {
+                // Acquire: pairs with Release in the long-term unpin.
+                let count = self.counts.load(index, Ordering::Acquire);
+                match hold.agent {
+                    Agent::Cpu => count & 0xffff != 0,
+                    Agent::Device => count >> 16 != 0,
+                }
+            }
+        }
+    }
+
+    /// Every hold in the ledger, wherever it lies: what a dead client leaves behind.
+    #[must_use]
+    pub fn all_holds(&self) -> Vec<Hold> {
+        let everything = SortedRuns::covering(self.layout.nr_pages);
+        let mut holds = Vec::new();
+        self.for_each_hold(&everything, |hold| holds.push(hold));
+        holds
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_holds_the_longest_run_and_the_last_frame() {
+        for run in [
+            PfnRange::new(0, 1 << RUN_BITS).unwrap(),
+            PfnRange::new((1 << PFN_BITS) - 1, 1).unwrap(),
+            PfnRange::new(0x1234, 77).unwrap(),
+        ] {
+            for agent in [Agent::Cpu, Agent::Device] {
+                assert_eq!(SlotWord::read(SlotWord::new(run, agent).bits()), Some((run, agent)));
+            }
+        }
+        assert_eq!(SlotWord::read(0), None);
+        assert_eq!(SlotWord::read(u64::MAX), None, "a run off the pfn space is no hold");
+    }
+}

@@ -1,0 +1,29 @@
+//! What is a page: descriptors, ledgers, pins, drains and the name index of pgmap.
+//!
+//! No syscall, no thread, no clock, no dependency at run time. Memory and the heavy barrier come
+//! from the caller through small traits, so loom runs the very code that ships.
+//!
+//! Read in this order: [`pfn`], [`descriptor`], [`ledger`], [`mod@pin`], [`drain`].
+#![forbid(unsafe_code)]
+
+// values
+pub mod descriptor;
+pub mod error;
+pub mod extent;
+pub mod level;
+pub mod pfn;
+pub mod stamp;
+// atomics
+pub mod barrier;
+pub mod sync;
+pub mod words;
+// metadata
+pub mod drain;
+pub mod folio;
+pub mod frames;
+pub mod index;
+pub mod ledger;
+pub mod longterm;
+pub mod pin;
+pub mod runs;
+pub mod vmemmap;

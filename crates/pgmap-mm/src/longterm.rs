@@ -1,0 +1,205 @@
+//! Long-term pins by count: pins that may outlive the thread, the call, and the reader's patience.
+//!
+//! # States
+//!
+//! ```text
+//!   count n ── +1 per folio; life word as expected ──▶ n+1, held ── drop ──▶ n
+//!      ▲                       │ differs or overflow
+//!      └── -1 per folio ◀──────┘
+//! ```
+//!
+//! # Who may touch what
+//!
+//! Any thread of the client adds to and takes from the client's own counts; the owner loads them.
+//!
+//! # Orderings
+//!
+//! As a short-term pin, with the count in place of the slot: `touched bit; count += 1; light
+//! barrier; load life word`, against `store life word; heavy barrier; load counts`. Taking from the
+//! count is Release and pairs with the scan's Acquire.
+//!
+//! # Lost races
+//!
+//! The two of [`pin`](crate::pin). A third, *count against another thread's count*, is the atomic
+//! addition's: both are in the sum.
+//!
+//! # Differs from Linux
+//!
+//! `FOLL_LONGTERM` with `FOLL_WRITE` on device-dax never succeeds without the mmap lock (Linux 7.1:
+//! mm/gup.c, gup_fast_folio_allowed). Here the publisher put the answer into the life word, so the
+//! fast path succeeds wherever the policy said yes.
+
+use crate::descriptor::FolioFlags;
+use crate::error::PinError;
+use crate::extent::Extent;
+use crate::ledger::{Agent, CPU_ONE, DEVICE_ONE, MAX_COUNT};
+use crate::level::Level;
+use crate::pfn::{Pfn, PfnRange};
+use crate::pin::{ClientSide, Pinner};
+use crate::sync::Ordering;
+use crate::vmemmap::LifeWord;
+use crate::words::{ReadWords, WriteCounts, WriteWords};
+
+/// A long-term pin: while it lives, the frames are not reused. May be dropped on any thread.
+#[derive(Debug)]
+#[must_use = "dropping a pin gives the frames up"]
+pub struct LongtermPin<'p, S: ClientSide> {
+    pinner: &'p Pinner<S>,
+    life: LifeWord,
+    run: PfnRange,
+    level: Level,
+    agent: Agent,
+}
+
+const fn one(agent: Agent) -> u32 {
+    match agent {
+        Agent::Cpu => CPU_ONE,
+        Agent::Device => DEVICE_ONE,
+    }
+}
+
+const fn pins_of(count: u32, agent: Agent) -> u32 {
+    match agent {
+        Agent::Cpu => count & 0xffff,
+        Agent::Device => count >> 16,
+    }
+}
+
+impl<S: ClientSide> Pinner<S> {
+    /// Pins `run`, which must lie inside `extent`, for long, if the extent's life word says that
+    /// this needs nobody's consent.
+    ///
+    /// The pin is counted once per folio of the extent's head level, or per 4 KiB frame where `run`
+    /// is not made of whole folios.
+    ///
+    /// # Errors
+    /// [`PinError::NeedsConsent`] when the life word does not say so; [`PinError::CountFull`] when
+    /// a count is at its bound; else as [`Lane::pin`](crate::pin::Lane::pin).
+    #[inline]
+    pub fn pin_longterm(
+        &self,
+        extent: &Extent,
+        run: PfnRange,
+        agent: Agent,
+    ) -> Result<LongtermPin<'_, S>, PinError> {
+        if !extent.run.covers(run) {
+            return Err(PinError::Outside { run });
+        }
+        let life = self
+            .side()
+            .vmemmap()
+            .life_word(extent.head_level, extent.first(), extent.life)
+            .ok_or(PinError::Outside { run })?;
+        self.pin_longterm_under(life, run, extent.head_level, agent)
+    }
+
+    /// As [`pin_longterm`](Self::pin_longterm), under a life word that the caller already found.
+    ///
+    /// # Errors
+    /// The same.
+    #[inline]
+    pub fn pin_longterm_under(
+        &self,
+        life: LifeWord,
+        run: PfnRange,
+        head_level: Level,
+        agent: Agent,
+    ) -> Result<LongtermPin<'_, S>, PinError> {
+        if self.side().is_detached() {
+            return Err(PinError::Detached);
+        }
+        if !life.expected.is_pinnable() {
+            return Err(PinError::NotPinnable { word: life.expected });
+        }
+        if !life.expected.flags().contains(FolioFlags::LONGTERM_OK) {
+            return Err(PinError::NeedsConsent { run });
+        }
+        if run.end() > self.layout().nr_pages() {
+            return Err(PinError::Outside { run });
+        }
+        let level = counting_level(run, head_level);
+        self.add_counts(run, level, agent)?;
+        self.side().barrier_mode().light();
+        let now = self.side().vmemmap().life_now(life);
+        if now == life.expected {
+            return Ok(LongtermPin { pinner: self, life, run, level, agent });
+        }
+        self.take_counts(run, level, agent);
+        // As for short-term pins: a scan may wait for what is now undone.
+        self.side().ring_doorbell();
+        Err(PinError::Changed { run, now })
+    }
+
+    #[inline]
+    fn add_counts(&self, run: PfnRange, level: Level, agent: Agent) -> Result<(), PinError> {
+        let (ledger, counts) = (self.side().ledger(), self.side().counts());
+        let first = run.start() >> level.shift();
+        for folio in first..run.end() >> level.shift() {
+            let index = self.layout().count(level, folio);
+            let (word, bit) = self.layout().touched(index);
+            // Relaxed: only this client sets bits, and a bit once seen set stays.
+            if ledger.load(word, Ordering::Relaxed) & bit == 0 {
+                // Release: before the count it covers; pairs with the scan's Acquire.
+                ledger.fetch_or(word, bit, Ordering::Release);
+            }
+            // Relaxed: the light barrier that follows orders it before the check.
+            let before = counts.fetch_add(index, one(agent), Ordering::Relaxed);
+            if pins_of(before, agent) >= MAX_COUNT {
+                let end = (folio + 1) << level.shift();
+                if let Some(done) = PfnRange::new(run.start(), end - run.start()) {
+                    self.take_counts(done, level, agent);
+                }
+                let run = Pfn::new(folio << level.shift()).map(|pfn| PfnRange::folio(pfn, level));
+                return Err(run.map_or(PinError::Detached, |run| PinError::CountFull { run }));
+            }
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn take_counts(&self, run: PfnRange, level: Level, agent: Agent) {
+        for folio in run.start() >> level.shift()..run.end() >> level.shift() {
+            let index = self.layout().count(level, folio);
+            // Release: pairs with the scan's Acquire; data: what the holder did to the bytes.
+            self.side().counts().fetch_sub(index, one(agent), Ordering::Release);
+        }
+    }
+}
+
+/// The level at which a pin of `run` is counted: the extent's own where the run is whole folios.
+const fn counting_level(run: PfnRange, head_level: Level) -> Level {
+    if run.first().is_aligned(head_level) && run.nr_pages().is_multiple_of(head_level.nr_pages()) {
+        head_level
+    } else {
+        Level::Pte
+    }
+}
+
+impl<S: ClientSide> LongtermPin<'_, S> {
+    /// The frames held.
+    #[must_use]
+    pub const fn run(&self) -> PfnRange {
+        self.run
+    }
+
+    /// Whether the owner has changed the life word since: somebody wants the frames back.
+    #[must_use]
+    pub fn is_wanted_back(&self) -> bool {
+        self.pinner.side().vmemmap().life_now(self.life) != self.life.expected
+    }
+}
+
+impl<S: ClientSide> Drop for LongtermPin<'_, S> {
+    #[inline]
+    fn drop(&mut self) {
+        let side = self.pinner.side();
+        if side.is_detached() {
+            return;
+        }
+        self.pinner.take_counts(self.run, self.level, self.agent);
+        side.barrier_mode().light();
+        if side.vmemmap().life_now(self.life) != self.life.expected {
+            side.ring_doorbell();
+        }
+    }
+}

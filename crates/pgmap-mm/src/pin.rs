@@ -1,0 +1,398 @@
+//! Short-term pins: publish the hold first, then look whether the folio is still what one was told.
+//!
+//! # States
+//!
+//! ```text
+//!            store slot          life word as expected
+//!   (empty) ───────────▶ published ───────────────────▶ held ── drop ──▶ (empty)
+//!                            │ life word differs                 │
+//!                            └──▶ slot cleared, doorbell         └─ doorbell if it differs now
+//! ```
+//!
+//! # Who may touch what
+//!
+//! A [`Lane`] belongs to one thread at a time; only that thread fills the lane's slots. Any thread
+//! may drop a [`Pin`], which clears its slot and nothing else.
+//!
+//! # Orderings
+//!
+//! Pin: `slot = hold; light barrier; load life word`. Drain: `store life word; heavy barrier; load
+//! slots`. Unpin: `slot = 0; light barrier; load life word`. The light and heavy barriers pair as
+//! [`barrier`](crate::barrier) says. Clearing a slot is Release and pairs with the scan's Acquire:
+//! what the holder read or wrote happens before the frames are somebody else's. Loading an
+//! unchanged life word is Acquire and pairs with the Release that published it: the writer's bytes
+//! are visible to the holder.
+//!
+//! # Lost races
+//!
+//! *Pin against drain.* If the slot's store comes first, the scan sees it and the drain waits. If
+//! the change of the life word comes first, the pin sees it and undoes itself. Were both missed,
+//! each side's load would have passed its own store, which the barrier pair forbids.
+//!
+//! *Unpin against drain.* If the clearing comes first, the scan sees an empty slot and frees. If the
+//! change of the life word comes first, the unpin sees it and rings the doorbell, and the scan that
+//! the bell starts sees the slot empty. Were both missed, the drain would sleep for a bell that
+//! nobody rings; the same argument forbids it.
+//!
+//! *Two pins of one folio* do not meet: each has a slot of its own.
+//!
+//! # Differs from Linux
+//!
+//! `get_user_pages_fast` adds to a count that all pinners share, then re-reads the page-table entry
+//! (Linux 7.1: mm/gup.c, gup_fast_pmd_leaf). Here the count is the set of slots, so pinning writes
+//! no shared line, and one slot covers a run of any length.
+
+use core::cell::Cell;
+
+use crate::barrier::BarrierMode;
+use crate::descriptor::Descriptor;
+use crate::error::PinError;
+use crate::extent::Extent;
+use crate::ledger::{
+    Agent, LANES_USED_WORD, LEDGER_MAGIC, LedgerLayout, MAGIC_WORD, MAX_LANES, SLOT_STEP, SlotWord,
+};
+use crate::pfn::PfnRange;
+use crate::sync::{AtomicU64, Ordering};
+use crate::vmemmap::{LifeWord, Vmemmap};
+use crate::words::{ReadWords, WriteCounts, WriteWords};
+
+/// What a client brings: its ledger, the owner's descriptors, and three small services.
+pub trait ClientSide: Send + Sync {
+    /// The words of this client's ledger.
+    type Ledger: WriteWords;
+    /// The counts of this client's ledger.
+    type Counts: WriteCounts;
+    /// The owner's descriptors, read-only.
+    type Descriptors: ReadWords;
+
+    /// The ledger's words.
+    fn ledger(&self) -> &Self::Ledger;
+    /// The ledger's counts.
+    fn counts(&self) -> &Self::Counts;
+    /// The descriptors.
+    fn vmemmap(&self) -> &Vmemmap<Self::Descriptors>;
+    /// How this client orders its stores before its loads.
+    fn barrier_mode(&self) -> BarrierMode;
+    /// Wakes the owner: a hold that a drain may be waiting for is gone.
+    fn ring_doorbell(&self);
+    /// Whether this process is a forked child of the client, which holds nothing.
+    fn is_detached(&self) -> bool;
+    /// A number that no other client of this process has or had.
+    fn identity(&self) -> u64;
+}
+
+/// A client's right to pin: its ledger, opened for writing.
+#[derive(Debug)]
+pub struct Pinner<S> {
+    side: S,
+    layout: LedgerLayout,
+    lanes_claimed: [AtomicU64; MAX_LANES / 64],
+}
+
+impl<S: ClientSide> Pinner<S> {
+    /// Opens an all-zero ledger; none when it is too small for `layout`.
+    #[must_use]
+    pub fn new(side: S, layout: LedgerLayout) -> Option<Self> {
+        if side.ledger().nr_words() < layout.nr_words() {
+            return None;
+        }
+        // Release: whoever sees the magic sees a ledger in order; pairs with the owner's scan.
+        side.ledger().store(MAGIC_WORD, LEDGER_MAGIC, Ordering::Release);
+        Some(Self { side, layout, lanes_claimed: std::array::from_fn(|_| AtomicU64::new(0)) })
+    }
+
+    /// What the client brought.
+    #[inline]
+    pub const fn side(&self) -> &S {
+        &self.side
+    }
+
+    #[inline]
+    pub(crate) const fn layout(&self) -> &LedgerLayout {
+        &self.layout
+    }
+
+    /// Takes a lane that no other thread has.
+    ///
+    /// # Errors
+    /// [`PinError::NoLane`] when all are taken, [`PinError::Detached`] in a forked child.
+    pub fn lane(&self) -> Result<Lane<'_, S>, PinError> {
+        if self.side.is_detached() {
+            return Err(PinError::Detached);
+        }
+        for lane in 0..self.layout.nr_lanes() {
+            let (word, bit) = (&self.lanes_claimed[lane / 64], 1 << (lane % 64));
+            // Acquire: pairs with Release in `release_lane`; data: the last owner's slot stores.
+            if word.fetch_or(bit, Ordering::Acquire) & bit == 0 {
+                return Ok(self.open_lane(lane));
+            }
+        }
+        Err(PinError::NoLane { nr_lanes: self.layout.nr_lanes() })
+    }
+
+    fn open_lane(&self, lane: usize) -> Lane<'_, S> {
+        let ledger = self.side.ledger();
+        // Relaxed: the mark only grows, under the claims above; the light barrier of the first pin
+        // in the lane orders it before that pin's check.
+        let mut used = ledger.load(LANES_USED_WORD, Ordering::Relaxed);
+        while used <= lane as u64 {
+            used = self.raise_lanes_used(lane as u64 + 1);
+        }
+        let high = ledger.load(self.layout.lane_mark(lane), Ordering::Relaxed) as usize;
+        Lane { pinner: self, lane, cursor: Cell::new(0), high: Cell::new(high) }
+    }
+
+    /// Sets the number of lanes in use to at least `to`. Written as bits so that two threads cannot
+    /// lower it: the mark is a count whose value any reader rounds up.
+    fn raise_lanes_used(&self, to: u64) -> u64 {
+        let ledger = self.side.ledger();
+        // The mark is kept of the form 2^k - 1, which or-ing can only raise. Release: pairs with the
+        // scan's Acquire.
+        let mark = to.next_power_of_two().max(2) - 1;
+        let mark = if mark < to { (mark << 1) | 1 } else { mark };
+        ledger.fetch_or(LANES_USED_WORD, mark, Ordering::Release) | mark
+    }
+
+    /// Gives back a lane taken by [`Lane::into_parts`].
+    fn release_lane(&self, lane: usize) {
+        // Release: pairs with Acquire in `lane`.
+        self.lanes_claimed[lane / 64].fetch_and(!(1 << (lane % 64)), Ordering::Release);
+    }
+
+    /// Ends a hold: clears `slot` and rings if the life word changed meanwhile.
+    #[inline]
+    fn clear(&self, slot: usize, life: LifeWord) {
+        // Release: pairs with Acquire in the drain's scan; data: what the holder did to the bytes.
+        self.side.ledger().store(slot, 0, Ordering::Release);
+        self.side.barrier_mode().light();
+        if self.side.vmemmap().life_now(life) != life.expected {
+            self.side.ring_doorbell();
+        }
+    }
+}
+
+/// One thread's part of the ledger.
+#[derive(Debug)]
+pub struct Lane<'p, S: ClientSide> {
+    pinner: &'p Pinner<S>,
+    lane: usize,
+    /// Where the last pin went: free again if it was dropped since.
+    cursor: Cell<usize>,
+    /// Slots of this lane that were ever used.
+    high: Cell<usize>,
+}
+
+impl<S: ClientSide> Drop for Lane<'_, S> {
+    fn drop(&mut self) {
+        self.pinner.release_lane(self.lane);
+    }
+}
+
+/// A lane without its borrow: what a thread keeps between pins. Must come back through
+/// [`Lane::from_parts`], or the lane stays taken until the client ends.
+#[derive(Debug)]
+pub struct LaneParts {
+    identity: u64,
+    lane: usize,
+    cursor: usize,
+    high: usize,
+}
+
+impl<'p, S: ClientSide> Lane<'p, S> {
+    /// Puts the lane aside.
+    #[inline]
+    #[must_use]
+    pub fn into_parts(self) -> LaneParts {
+        let parts = LaneParts {
+            identity: self.pinner.side.identity(),
+            lane: self.lane,
+            cursor: self.cursor.get(),
+            high: self.high.get(),
+        };
+        std::mem::forget(self);
+        parts
+    }
+
+    /// Takes the lane up again.
+    ///
+    /// # Errors
+    /// The parts, when they are not of a lane of `pinner`.
+    #[inline]
+    pub fn from_parts(pinner: &'p Pinner<S>, parts: LaneParts) -> Result<Self, LaneParts> {
+        if parts.identity != pinner.side.identity() {
+            return Err(parts);
+        }
+        let (cursor, high) = (Cell::new(parts.cursor), Cell::new(parts.high));
+        Ok(Self { pinner, lane: parts.lane, cursor, high })
+    }
+
+    /// Pins `run`, which must lie inside `extent`.
+    ///
+    /// # Errors
+    /// [`PinError::Changed`] when the extent's life word is no longer what the caller was told: look
+    /// the extent up again. [`PinError::NotPinnable`] when that word allows no pins,
+    /// [`PinError::Outside`] when `run` or the extent lies elsewhere, [`PinError::LaneFull`] when
+    /// this thread holds [`LANE_SLOTS`](crate::ledger::LANE_SLOTS) pins in this lane,
+    /// [`PinError::Detached`] in a forked child.
+    #[inline]
+    pub fn pin(
+        &self,
+        extent: &Extent,
+        run: PfnRange,
+        agent: Agent,
+    ) -> Result<Pin<'p, S>, PinError> {
+        if !extent.run.covers(run) {
+            return Err(PinError::Outside { run });
+        }
+        let vmemmap = self.pinner.side.vmemmap();
+        let life = vmemmap
+            .life_word(extent.head_level, extent.first(), extent.life)
+            .ok_or(PinError::Outside { run })?;
+        self.pin_under(life, run, agent)
+    }
+
+    /// Pins `run` under a life word that the caller already found.
+    ///
+    /// # Errors
+    /// As [`pin`](Self::pin).
+    #[inline]
+    pub fn pin_under(
+        &self,
+        life: LifeWord,
+        run: PfnRange,
+        agent: Agent,
+    ) -> Result<Pin<'p, S>, PinError> {
+        let pinner = self.pinner;
+        if pinner.side.is_detached() {
+            return Err(PinError::Detached);
+        }
+        if !life.expected.is_pinnable() {
+            return Err(PinError::NotPinnable { word: life.expected });
+        }
+        let slot = self.free_slot()?;
+        // Release, and not Relaxed only for tools that cannot see the barrier; the pair that counts
+        // is the light barrier below with the drain's heavy one.
+        pinner.side.ledger().store(slot, SlotWord::new(run, agent).bits(), Ordering::Release);
+        pinner.side.barrier_mode().light();
+        let now = pinner.side.vmemmap().life_now(life);
+        if now == life.expected {
+            return Ok(Pin { pinner, slot, life, run });
+        }
+        Err(self.undo(slot, run, now))
+    }
+
+    #[cold]
+    fn undo(&self, slot: usize, run: PfnRange, now: Descriptor) -> PinError {
+        // Release: pairs with the scan's Acquire. A scan may have seen the slot meanwhile and now
+        // waits for it, perhaps for other frames of the run than the life word's, so ring always.
+        self.pinner.side.ledger().store(slot, 0, Ordering::Release);
+        self.pinner.side.ring_doorbell();
+        PinError::Changed { run, now }
+    }
+
+    /// A slot that is empty. The last one used comes first: most pins are dropped before the next.
+    #[inline]
+    fn free_slot(&self) -> Result<usize, PinError> {
+        let cursor = self.cursor.get();
+        let index = self.pinner.layout.slot(self.lane, cursor);
+        // Acquire: pairs with the Release of whichever thread cleared it.
+        if cursor < self.high.get() && self.pinner.side.ledger().load(index, Ordering::Acquire) == 0
+        {
+            return Ok(index);
+        }
+        self.find_slot()
+    }
+
+    #[cold]
+    fn find_slot(&self) -> Result<usize, PinError> {
+        let ledger = self.pinner.side.ledger();
+        let (high, cursor) = (self.high.get(), self.cursor.get());
+        for step in 1..=high {
+            let slot = (cursor + step) % high;
+            let index = self.pinner.layout.slot(self.lane, slot);
+            // Acquire: pairs with the Release of whichever thread cleared it.
+            if ledger.load(index, Ordering::Acquire) == 0 {
+                self.cursor.set(slot);
+                return Ok(index);
+            }
+        }
+        let bound = self.pinner.layout.lane_slots();
+        if high >= bound {
+            return Err(PinError::LaneFull { nr_slots: bound });
+        }
+        // Doubling keeps the search above constant per pin, spread over the pins held.
+        let raised = (high * 2).max(SLOT_STEP).min(bound);
+        // Release: stored before the slot it covers, so that a scan that must see the slot looks at
+        // it; pairs with the scan's Acquire.
+        ledger.store(self.pinner.layout.lane_mark(self.lane), raised as u64, Ordering::Release);
+        self.high.set(raised);
+        self.cursor.set(high);
+        Ok(self.pinner.layout.slot(self.lane, high))
+    }
+}
+
+/// A short-term pin: while it lives, the frames are not reused. May be dropped on any thread.
+#[derive(Debug)]
+#[must_use = "dropping a pin gives the frames up"]
+pub struct Pin<'p, S: ClientSide> {
+    pinner: &'p Pinner<S>,
+    slot: usize,
+    life: LifeWord,
+    run: PfnRange,
+}
+
+impl<S: ClientSide> Pin<'_, S> {
+    /// The frames held.
+    #[inline]
+    #[must_use]
+    pub const fn run(&self) -> PfnRange {
+        self.run
+    }
+
+    /// The life word under which the pin was taken.
+    #[must_use]
+    pub const fn life(&self) -> LifeWord {
+        self.life
+    }
+
+    /// Writes down what the pin is for, for whoever asks who holds the frames.
+    pub fn set_tag(&self, tag: u64) {
+        if !self.pinner.side.is_detached() {
+            let word = self.pinner.layout.tag_of(self.slot);
+            // Relaxed: a note to a human reader.
+            self.pinner.side.ledger().store(word, tag, Ordering::Relaxed);
+        }
+    }
+
+    /// Says from now on that a device (or no device any more) may write to the frames.
+    pub fn set_agent(&self, agent: Agent) {
+        if !self.pinner.side.is_detached() {
+            let word = SlotWord::new(self.run, agent).bits();
+            // Release: pairs with the scan's Acquire; the slot is never seen empty in between.
+            self.pinner.side.ledger().store(self.slot, word, Ordering::Release);
+        }
+    }
+
+    /// Takes note that the owner changed the life word to `life` on this holder's own request, so
+    /// that dropping the pin does not ring for it.
+    pub fn expect_life(&mut self, life: Descriptor) {
+        self.life.expected = life;
+    }
+
+    /// Whether the owner has changed the life word since: somebody wants the frames back.
+    #[inline]
+    #[must_use]
+    pub fn is_wanted_back(&self) -> bool {
+        self.pinner.side.vmemmap().life_now(self.life) != self.life.expected
+    }
+}
+
+impl<S: ClientSide> Drop for Pin<'_, S> {
+    #[inline]
+    fn drop(&mut self) {
+        // A forked child shares the parent's ledger and must not clear the parent's slots.
+        if !self.pinner.side.is_detached() {
+            self.pinner.clear(self.slot, self.life);
+        }
+    }
+}
