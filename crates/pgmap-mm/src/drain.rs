@@ -84,6 +84,14 @@ impl Drain {
         &self.held
     }
 
+    /// The part of this drain that concerns `runs`, which lie inside its own: so that one barrier and
+    /// one scan serve a batch whose members then wait each for its own holders.
+    #[must_use]
+    pub fn part(&self, runs: SortedRuns) -> Self {
+        let held = self.held.iter().copied().filter(|held| runs.overlaps(held.hold.run)).collect();
+        Self { runs, held }
+    }
+
     /// Whether nobody holds any of the frames: they may be freed.
     #[must_use]
     pub fn is_idle(&self) -> bool {

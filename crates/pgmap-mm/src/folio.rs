@@ -183,6 +183,17 @@ impl<W: WriteWords> Folios<W> {
         true
     }
 
+    /// Takes exactly `run` out of the free frames and leaves its descriptors as they are: for a
+    /// restarted owner whose descriptors survived. Refused when a frame of it is not free.
+    pub fn claim(&mut self, run: PfnRange) -> bool {
+        self.vmemmap.layout().covers(run) && self.frames.take_exactly(run)
+    }
+
+    /// Takes whatever frames of `run` are free out of the free frames.
+    pub fn claim_any_of(&mut self, run: PfnRange) {
+        self.frames.take_any_of(run);
+    }
+
     /// Writes `word` for the folios of `run`, the largest that fit and are not above `most`.
     fn describe(&mut self, run: PfnRange, most: Level, word: Descriptor) {
         let mut at = run.start();

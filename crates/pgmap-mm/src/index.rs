@@ -46,8 +46,10 @@ use crate::descriptor::Descriptor;
 use crate::extent::Extent;
 use crate::level::Level;
 use crate::pfn::PfnRange;
-use crate::sync::{Ordering, fence};
+use crate::sync::{Ordering, fence, pause};
 use crate::words::{ReadWords, WriteWords};
+
+mod room;
 
 /// Longest name in bytes, as `NAME_MAX`.
 pub const MAX_NAME_BYTES: usize = 255;
@@ -70,6 +72,7 @@ const MAGIC: usize = 0;
 const STRUCTURE: usize = 1;
 const SEED: usize = 2;
 const DETACH_EPOCH: usize = 3;
+const HIGH: usize = 4;
 // Words of an entry.
 const SEQUENCE: usize = 0;
 const HASH: usize = 1;
@@ -280,14 +283,6 @@ enum Walk {
     Found(FileEntry),
     End,
     Disturbed,
-}
-
-/// Lets the writer get on before another attempt.
-fn pause() {
-    #[cfg(not(loom))]
-    core::hint::spin_loop();
-    #[cfg(loom)]
-    loom::thread::yield_now();
 }
 
 /// A reader's view of the index.
@@ -569,6 +564,8 @@ impl<W: WriteWords> IndexWriter<W> {
             return Err(IndexFull { nr_slots: self.layout.nr_slots });
         }
         self.high += 1;
+        // Relaxed: read by the owner's successor only.
+        self.words.store(HIGH, u64::from(self.high), Ordering::Relaxed);
         Ok(self.high - 1)
     }
 

@@ -198,6 +198,14 @@ pub struct LaneParts {
     high: usize,
 }
 
+impl LaneParts {
+    /// Whose lane it is: the client's [`ClientSide::identity`].
+    #[must_use]
+    pub const fn identity(&self) -> u64 {
+        self.identity
+    }
+}
+
 impl<'p, S: ClientSide> Lane<'p, S> {
     /// Puts the lane aside.
     #[inline]

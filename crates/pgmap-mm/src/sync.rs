@@ -9,3 +9,11 @@ pub use core::sync::atomic::{AtomicU32, AtomicU64, compiler_fence, fence};
 pub use loom::sync::atomic::{AtomicU32, AtomicU64, fence};
 
 pub use core::sync::atomic::Ordering;
+
+/// Lets another thread get on before the next attempt of a bounded retry.
+pub fn pause() {
+    #[cfg(not(loom))]
+    core::hint::spin_loop();
+    #[cfg(loom)]
+    loom::thread::yield_now();
+}

@@ -1,0 +1,72 @@
+//! Room in the index, and taking it over from an owner that was killed at any step.
+
+use super::{
+    EXTENTS_PER_MORE, FILE_ID, HASH, HEADER_WORDS, HIGH, INDEX_MAGIC, INLINE_EXTENTS, IndexFull,
+    IndexLayout, IndexWriter, MAGIC, MORE, SEED, SHAPE, STRUCTURE,
+};
+use crate::sync::{Ordering, fence};
+use crate::words::WriteWords;
+
+impl<W: WriteWords> IndexWriter<W> {
+    /// Slots that a file of `nr_extents` extents takes.
+    #[must_use]
+    pub fn slots_for(&self, nr_extents: usize) -> usize {
+        1 + nr_extents.saturating_sub(INLINE_EXTENTS).div_ceil(EXTENTS_PER_MORE)
+    }
+
+    /// Whether `nr_slots` more slots can be had.
+    ///
+    /// # Errors
+    /// [`IndexFull`] when not.
+    pub fn check_room(&self, nr_slots: usize) -> Result<(), IndexFull> {
+        let left = self.layout.nr_slots - self.high as usize + self.free.len();
+        if nr_slots > left {
+            return Err(IndexFull { nr_slots: self.layout.nr_slots });
+        }
+        Ok(())
+    }
+
+    /// Takes over an index that readers may be using and whose writer is gone: empties it. Until
+    /// [`finish_reopening`](Self::finish_reopening), readers who miss a name are told that the
+    /// index is busy, not that the name is gone. An index that nobody made is made.
+    #[must_use]
+    pub fn reopen(layout: IndexLayout, words: W, seed: u64) -> Option<Self> {
+        if words.nr_words() < layout.nr_words() {
+            return None;
+        }
+        if words.load(MAGIC, Ordering::Relaxed) != INDEX_MAGIC {
+            return Self::new(layout, words, seed);
+        }
+        let structure = words.load(STRUCTURE, Ordering::Relaxed) | 1;
+        words.store(STRUCTURE, structure, Ordering::Relaxed);
+        // Release: links and entries change after the structure word is odd; pairs with the
+        // readers' Acquire fence.
+        fence(Ordering::Release);
+        for bucket in HEADER_WORDS..HEADER_WORDS + layout.nr_buckets {
+            words.store(bucket, 0, Ordering::Relaxed);
+        }
+        let high = words.load(HIGH, Ordering::Relaxed).clamp(1, layout.nr_slots as u64) as u32;
+        // The readers' copies of the seed stay right.
+        let seed = words.load(SEED, Ordering::Relaxed);
+        let free = (1..high).rev().collect();
+        let writer = Self { layout, words, seed, high, free };
+        for slot in 1..high {
+            let at = writer.layout.slot(slot);
+            let sequence = writer.begin(at);
+            for word in [FILE_ID, HASH, SHAPE, MORE] {
+                writer.words.store(at + word, 0, Ordering::Relaxed);
+            }
+            writer.end(at, sequence);
+        }
+        Some(writer)
+    }
+
+    /// Ends a [`reopen`](Self::reopen): what is not in the index now does not exist.
+    pub fn finish_reopening(&self) {
+        let structure = self.words.load(STRUCTURE, Ordering::Relaxed);
+        if structure % 2 != 0 {
+            // Release: the links are whole; pairs with the readers' Acquire.
+            self.words.store(STRUCTURE, structure.wrapping_add(1), Ordering::Release);
+        }
+    }
+}

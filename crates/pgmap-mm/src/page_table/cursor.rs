@@ -1,0 +1,546 @@
+//! The page table's one writer.
+//!
+//! # States
+//!
+//! Those of [`page_table`](super).
+//!
+//! # Who may touch what
+//!
+//! A cursor exists only while its owner holds the address space's lock.
+//!
+//! # Orderings
+//!
+//! Every store of an entry is Release and pairs with the Acquire loads of a walk. The cursor's own
+//! loads are Relaxed: nobody else stores. Before leaves go or change, the reach of their span is cut;
+//! after leaves came, it is extended ([`span`](super::span)).
+//!
+//! # Lost races
+//!
+//! Those of [`page_table`](super).
+//!
+//! # Differs from Linux
+//!
+//! Splitting a huge leaf needs no invalid state in between (Linux 7.1: mm/huge_memory.c,
+//! __split_huge_pmd_locked): a reader sees the leaf or the table, and both say the same.
+
+use super::entry::{Entry, Leaf, LeafFlags, NodeId, SpanId};
+use super::{PageTable, TableWriter, index_in_table};
+use crate::extent::Extent;
+use crate::level::{FANOUT, Level};
+use crate::pfn::{Pfn, PfnRange};
+use crate::sync::{AtomicU64, Ordering};
+
+/// Most leaves that are given another span when a span is cut in two or two are joined. A longer
+/// rest keeps its span without being covered by its reach, and is read leaf by leaf.
+const RENAMED_LEAVES: u64 = 1024;
+
+/// The page table can hold no more: all its tables or spans are in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TableFull;
+
+/// Part of an extent, to be mapped at `page`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Placement {
+    /// First page number.
+    pub(crate) page: u64,
+    /// Pages to map.
+    pub(crate) nr_pages: u64,
+    /// What they are part of.
+    pub(crate) extent: Extent,
+    /// How many frames into the extent the first page's frame lies.
+    pub(crate) skip: u64,
+    /// What the leaves say besides.
+    pub(crate) flags: LeafFlags,
+    /// The size of every leaf; none for the largest that fits at each place.
+    pub(crate) only_level: Option<Level>,
+}
+
+impl Placement {
+    fn end(&self) -> u64 {
+        self.page + self.nr_pages
+    }
+
+    fn first_pfn(&self) -> u64 {
+        self.extent.run.start() + self.skip
+    }
+
+    fn page_less_pfn(&self) -> u64 {
+        self.page.wrapping_sub(self.first_pfn())
+    }
+
+    /// The leaf size for the page at `at`; none where no leaf of the demanded size can stand.
+    fn level_at(&self, at: u64) -> Option<Level> {
+        let pfn = self.first_pfn() + (at - self.page);
+        let left = self.end() - at;
+        let fits = |level: &Level| {
+            (at | pfn).is_multiple_of(level.nr_pages()) && left >= level.nr_pages()
+        };
+        match self.only_level {
+            Some(level) => Some(level).filter(fits),
+            None => Level::ALL.into_iter().rev().find(fits),
+        }
+    }
+}
+
+/// Where an entry lies: its word, and the table page around it unless it is in the top array.
+#[derive(Clone, Copy, Debug)]
+struct Slot<'t> {
+    word: &'t AtomicU64,
+    node: Option<NodeId>,
+}
+
+/// What stands at a page, at the lowest level that there is a table for.
+#[derive(Clone, Copy, Debug)]
+struct Stand<'t> {
+    slot: Slot<'t>,
+    level: Level,
+    entry: Entry,
+    /// First page that the entry stands for.
+    base: u64,
+}
+
+impl Stand<'_> {
+    const fn end(&self) -> u64 {
+        self.base + self.level.nr_pages()
+    }
+}
+
+/// A leaf as the writer sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LeafAt {
+    /// First page that it maps.
+    pub(crate) page: u64,
+    pub(crate) level: Level,
+    pub(crate) leaf: Leaf,
+}
+
+/// The right to change the page table.
+#[derive(Debug)]
+pub(crate) struct Cursor<'t> {
+    table: &'t PageTable,
+    writer: &'t mut TableWriter,
+}
+
+impl<'t> Cursor<'t> {
+    pub(super) fn new(table: &'t PageTable, writer: &'t mut TableWriter) -> Self {
+        Self { table, writer }
+    }
+
+    /// The leaf that maps `page`.
+    pub(crate) fn leaf_at(&self, page: u64) -> Option<LeafAt> {
+        let stand = self.stand(page)?;
+        match stand.entry {
+            Entry::Leaf(leaf) => Some(LeafAt { page: stand.base, level: stand.level, leaf }),
+            Entry::Absent | Entry::Table(_) => None,
+        }
+    }
+
+    /// The extent that a leaf is of.
+    pub(crate) fn extent_of(&self, leaf: Leaf) -> Option<Extent> {
+        Some(self.writer.spans.get(leaf.span())?.extent)
+    }
+
+    /// Whether nothing is mapped in the block of `level` around `page`.
+    pub(crate) fn is_block_empty(&self, page: u64, level: Level) -> bool {
+        self.stand(page).is_some_and(|stand| stand.level >= level && stand.entry == Entry::Absent)
+    }
+
+    /// Maps part of an extent, over whatever was there.
+    pub(crate) fn map(&mut self, place: &Placement) -> Result<(), TableFull> {
+        self.cut_spans(place.page, place.end());
+        let span = self.join_or_take(place)?;
+        let mut at = place.page;
+        while at < place.end() {
+            let placed = match place.level_at(at) {
+                Some(level) => Pfn::new(place.first_pfn() + (at - place.page))
+                    .ok_or(TableFull)
+                    .and_then(|pfn| self.place(at, level, Leaf::new(pfn, span, place.flags)))
+                    .map(|()| level.nr_pages()),
+                None => Err(TableFull),
+            };
+            match placed {
+                Ok(nr_pages) => at += nr_pages,
+                Err(error) => {
+                    self.extend(span, place.page, at - place.page);
+                    self.release(span, place.end() - at);
+                    return Err(error);
+                }
+            }
+        }
+        self.extend(span, place.page, place.nr_pages);
+        self.join_right(span, place.end());
+        Ok(())
+    }
+
+    /// Removes what is mapped from page `from` up to `to`, or only leaves of `only`; a larger leaf
+    /// across an edge is split. Calls `removed` for each leaf that went, with its first page and
+    /// length.
+    pub(crate) fn clear(
+        &mut self,
+        from: u64,
+        to: u64,
+        only: Option<SpanId>,
+        mut removed: impl FnMut(u64, u64),
+    ) {
+        self.split_edge(from, only);
+        self.split_edge(to, only);
+        let mut at = from;
+        while at < to {
+            let Some(stand) = self.stand(at) else { return };
+            at = stand.end();
+            let Entry::Leaf(leaf) = stand.entry else { continue };
+            if only.is_some_and(|only| only != leaf.span()) {
+                continue;
+            }
+            // No table was left to split a leaf across an edge: all of it goes.
+            self.cut(leaf.span(), from.min(stand.base), to.max(stand.end()));
+            self.store_absent(&stand);
+            self.release(leaf.span(), stand.level.nr_pages());
+            removed(stand.base, stand.level.nr_pages());
+        }
+    }
+
+    /// Gives the leaves from page `from` up to `to` other flags; a larger leaf across an edge is
+    /// split.
+    pub(crate) fn change_flags(
+        &mut self,
+        from: u64,
+        to: u64,
+        change: impl Fn(LeafFlags) -> LeafFlags,
+    ) -> Result<(), TableFull> {
+        self.split_edge(from, None);
+        self.split_edge(to, None);
+        let mut at = from;
+        while at < to {
+            let Some(stand) = self.stand(at) else { return Ok(()) };
+            let Entry::Leaf(leaf) = stand.entry else {
+                at = stand.end();
+                continue;
+            };
+            let flags = change(leaf.flags());
+            let end = self.stretch_end(&stand, leaf, to);
+            if flags != leaf.flags() {
+                self.change_stretch(&stand, leaf, end, flags)?;
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// The stretches of pages that map a frame of `run`: span, first page, page after the last. Not
+    /// every page of them need be mapped.
+    pub(crate) fn stretches_of(&self, run: PfnRange) -> Vec<(SpanId, u64, u64)> {
+        let pool = &self.writer.spans;
+        let stretch = |span: SpanId| {
+            let state = pool.get(span)?;
+            let both = state.extent.run.intersection(run)?;
+            let first = both.start().wrapping_add(state.page_less_pfn);
+            Some((span, first, first.wrapping_add(both.nr_pages())))
+        };
+        self.writer.reverse.overlapping(pool, run).into_iter().filter_map(stretch).collect()
+    }
+
+    /// Where the leaves that carry on from `stand` evenly under the same word's flags and span end.
+    fn stretch_end(&self, stand: &Stand<'_>, leaf: Leaf, to: u64) -> u64 {
+        let mut end = stand.end();
+        while end < to
+            && let Some(next) = self.leaf_at(end)
+            && next.leaf.span() == leaf.span()
+            && next.leaf.flags() == leaf.flags()
+        {
+            end = next.page + next.level.nr_pages();
+        }
+        end
+    }
+
+    fn change_stretch(
+        &mut self,
+        stand: &Stand<'_>,
+        leaf: Leaf,
+        end: u64,
+        flags: LeafFlags,
+    ) -> Result<(), TableFull> {
+        let (page, old) = (stand.base, leaf.span());
+        let Some(extent) = self.extent_of(leaf) else { return Ok(()) };
+        let skip = leaf.pfn() - extent.run.start();
+        let nr_pages = end - page;
+        let place = Placement { page, nr_pages, extent, skip, flags, only_level: None };
+        self.cut(old, page, end);
+        let span = self.join_or_take(&place)?;
+        self.rename(page, end, span, flags);
+        self.release(old, nr_pages);
+        self.extend(span, page, nr_pages);
+        self.join_right(span, end);
+        Ok(())
+    }
+
+    /// Puts one leaf where it belongs, over whatever was there. The reach of what was there is cut
+    /// already, and the page count of the leaf's span includes it.
+    fn place(&mut self, page: u64, level: Level, leaf: Leaf) -> Result<(), TableFull> {
+        loop {
+            let stand = self.stand(page).ok_or(TableFull)?;
+            if stand.level < level {
+                // Smaller leaves are here. The block is empty afterwards, so this happens once.
+                self.clear(page, page + level.nr_pages(), None, |_, _| {});
+                continue;
+            }
+            if stand.level > level {
+                // One level down each time.
+                self.open(&stand)?;
+                continue;
+            }
+            store(stand.slot, Entry::Leaf(leaf));
+            match stand.entry {
+                Entry::Leaf(old) => self.release(old.span(), level.nr_pages()),
+                Entry::Absent | Entry::Table(_) => self.count_present(stand.slot.node),
+            }
+            return Ok(());
+        }
+    }
+
+    /// Replaces the entry, absent or a leaf, by a table that says the same.
+    fn open(&mut self, stand: &Stand<'_>) -> Result<(), TableFull> {
+        let below = stand.level.below().ok_or(TableFull)?;
+        self.writer.refill(self.table);
+        let node = self.writer.nodes.take(&self.table.nodes).ok_or(TableFull)?;
+        if let Entry::Leaf(leaf) = stand.entry {
+            for index in 0..FANOUT {
+                if let Some(word) = self.table.nodes.entry(node, index as usize) {
+                    let part = leaf.advanced(index * below.nr_pages());
+                    store(Slot { word, node: Some(node) }, Entry::Leaf(part));
+                }
+            }
+        }
+        if let Some(present) = self.writer.nodes.present(node) {
+            *present = if stand.entry == Entry::Absent { 0 } else { FANOUT as u16 };
+        }
+        store(stand.slot, Entry::Table(node));
+        if stand.entry == Entry::Absent {
+            self.count_present(stand.slot.node);
+        }
+        Ok(())
+    }
+
+    /// Splits a leaf that `page` lies in the middle of. Where no table is left it stays whole.
+    fn split_edge(&mut self, page: u64, only: Option<SpanId>) {
+        while let Some(stand) = self.stand(page)
+            && let Entry::Leaf(leaf) = stand.entry
+            && stand.base < page
+            && only.is_none_or(|only| only == leaf.span())
+            && self.open(&stand).is_ok()
+        {}
+    }
+
+    fn count_present(&mut self, node: Option<NodeId>) {
+        if let Some(present) = node.and_then(|node| self.writer.nodes.present(node)) {
+            *present += 1;
+        }
+    }
+
+    /// Makes the entry absent, and unlinks the tables that this empties.
+    fn store_absent(&mut self, stand: &Stand<'_>) {
+        store(stand.slot, Entry::Absent);
+        let mut emptied = stand.slot.node;
+        let mut level = stand.level;
+        while let Some(node) = emptied {
+            let Some(present) = self.writer.nodes.present(node) else { return };
+            *present -= 1;
+            if *present != 0 {
+                return;
+            }
+            let Some(above) = level.above() else { return };
+            let Some(parent) = self.slot_at(stand.base, above) else { return };
+            store(parent, Entry::Absent);
+            self.writer.nodes.retire(node);
+            (emptied, level) = (parent.node, above);
+        }
+    }
+
+    /// What stands at `page`; none outside the table.
+    #[inline]
+    fn stand(&self, page: u64) -> Option<Stand<'t>> {
+        let mut slot = Slot { word: self.table.top_entry(page)?, node: None };
+        let mut level = Level::Pud;
+        loop {
+            // Relaxed: only the cursor stores entries.
+            let entry = Entry::read(slot.word.load(Ordering::Relaxed));
+            let (Entry::Table(node), Some(below)) = (entry, level.below()) else {
+                let base = page & !(level.nr_pages() - 1);
+                return Some(Stand { slot, level, entry, base });
+            };
+            let word = self.table.nodes.entry(node, index_in_table(page, below))?;
+            slot = Slot { word, node: Some(node) };
+            level = below;
+        }
+    }
+
+    /// The slot of `level` for `page`, if there is a table for it.
+    fn slot_at(&self, page: u64, level: Level) -> Option<Slot<'t>> {
+        let top = Slot { word: self.table.top_entry(page)?, node: None };
+        if level == Level::Pud {
+            return Some(top);
+        }
+        // Relaxed: only the cursor stores entries.
+        let Entry::Table(node) = Entry::read(top.word.load(Ordering::Relaxed)) else { return None };
+        let word = self.table.nodes.entry(node, index_in_table(page, Level::Pmd))?;
+        (level == Level::Pmd).then_some(Slot { word, node: Some(node) })
+    }
+
+    /// Takes `from..to` out of the reach of every span that has a leaf there.
+    fn cut_spans(&mut self, from: u64, to: u64) {
+        let mut at = from;
+        while at < to {
+            let Some(stand) = self.stand(at) else { return };
+            if let Entry::Leaf(leaf) = stand.entry {
+                self.cut(leaf.span(), from, to);
+            }
+            at = stand.end();
+        }
+    }
+
+    /// Takes `from..to` out of the span's reach, and gives what that leaves uncovered a span of its
+    /// own where it is short enough.
+    fn cut(&mut self, span: SpanId, from: u64, to: u64) {
+        let lost = self.writer.spans.cut(&self.table.spans, span, from, to);
+        let Some((first, end)) = lost else { return };
+        let Some(start) = self.leaf_at(first) else { return };
+        let is_whole = start.page == first && start.leaf.span() == span;
+        if !is_whole || (end - first) >> start.level.shift() > RENAMED_LEAVES {
+            return;
+        }
+        let Some(state) = self.writer.spans.get(span).copied() else { return };
+        if let Ok(other) = self.take_span(&state.extent, state.flags, state.page_less_pfn) {
+            self.add_pages(other, end - first);
+            let renamed = self.rename(first, end, other, state.flags);
+            // Of what was not renamed the pages go back.
+            self.release(other, end - first - renamed);
+            self.release(span, renamed);
+            self.extend(other, first, renamed);
+        }
+    }
+
+    /// Gives the leaves from `from` to `to` another span and other flags; stops at what is no leaf
+    /// or crosses `to`. Returns the number of pages done.
+    fn rename(&mut self, from: u64, to: u64, span: SpanId, flags: LeafFlags) -> u64 {
+        let mut at = from;
+        while at < to
+            && let Some(stand) = self.stand(at)
+            && let Entry::Leaf(leaf) = stand.entry
+            && stand.base == at
+            && stand.end() <= to
+        {
+            store(stand.slot, Entry::Leaf(leaf.in_span(span).with_flags(flags)));
+            at = stand.end();
+        }
+        at - from
+    }
+
+    /// The span for pages about to be mapped: the one that ends or starts there if it carries on
+    /// evenly, else a new one. Its page count includes them already.
+    fn join_or_take(&mut self, place: &Placement) -> Result<SpanId, TableFull> {
+        let left = place.page.checked_sub(1).and_then(|page| self.leaf_at(page));
+        let joined = [(left, true), (self.leaf_at(place.end()), false)].into_iter().find_map(
+            |(neighbour, is_left)| {
+                let span = neighbour?.leaf.span();
+                let state = self.writer.spans.get(span)?;
+                let touches = if is_left {
+                    state.reach.from(place.page - 1) == 1
+                } else {
+                    state.reach.from(place.end()) != 0 && state.reach.from(place.end() - 1) == 0
+                };
+                let same = state.extent == place.extent
+                    && state.flags == place.flags
+                    && state.page_less_pfn == place.page_less_pfn();
+                (touches && same).then_some(span)
+            },
+        );
+        let span = match joined {
+            Some(span) => span,
+            None => self.take_span(&place.extent, place.flags, place.page_less_pfn())?,
+        };
+        self.add_pages(span, place.nr_pages);
+        Ok(span)
+    }
+
+    /// Joins the span that starts at page `end` to `span`, which ends there, if it carries on.
+    fn join_right(&mut self, span: SpanId, end: u64) {
+        let Some(next) = self.leaf_at(end) else { return };
+        let other = next.leaf.span();
+        let (Some(left), Some(right)) =
+            (self.writer.spans.get(span).copied(), self.writer.spans.get(other).copied())
+        else {
+            return;
+        };
+        let is_same = other != span
+            && left.extent == right.extent
+            && left.flags == right.flags
+            && left.page_less_pfn == right.page_less_pfn
+            && left.reach.end() == end
+            && right.reach.from(end) != 0;
+        let nr_pages = right.reach.from(end);
+        if !is_same || nr_pages >> next.level.shift() > RENAMED_LEAVES {
+            return;
+        }
+        self.writer.spans.cut(&self.table.spans, other, end, end + nr_pages);
+        self.add_pages(span, nr_pages);
+        let renamed = self.rename(end, end + nr_pages, span, left.flags);
+        self.release(span, nr_pages - renamed);
+        self.release(other, renamed);
+        self.extend(span, end, renamed);
+    }
+
+    fn take_span(
+        &mut self,
+        extent: &Extent,
+        flags: LeafFlags,
+        page_less_pfn: u64,
+    ) -> Result<SpanId, TableFull> {
+        self.writer.refill(self.table);
+        let TableWriter { spans, reverse, .. } = &mut *self.writer;
+        let span = spans.take(&self.table.spans, extent, flags, page_less_pfn).ok_or(TableFull)?;
+        reverse.insert(spans, span);
+        Ok(span)
+    }
+
+    fn add_pages(&mut self, span: SpanId, nr_pages: u64) {
+        if let Some(state) = self.writer.spans.get_mut(span) {
+            state.nr_pages += nr_pages;
+        }
+    }
+
+    /// Takes pages from the span's count; the span goes with its last page.
+    fn release(&mut self, span: SpanId, nr_pages: u64) {
+        let Some(state) = self.writer.spans.get_mut(span) else { return };
+        state.nr_pages -= nr_pages;
+        if state.nr_pages == 0 && nr_pages != 0 {
+            let TableWriter { spans, reverse, .. } = &mut *self.writer;
+            reverse.remove(spans, span);
+            spans.retire(&self.table.spans, span);
+        }
+    }
+
+    /// Lets the span's reach cover `nr_pages` from `page` on as well, which it touches, or which are
+    /// its first.
+    fn extend(&mut self, span: SpanId, page: u64, nr_pages: u64) {
+        let Some(state) = self.writer.spans.get(span) else { return };
+        let reach = state.reach;
+        if nr_pages == 0 {
+            return;
+        }
+        let (first, end) = if reach.nr_pages() == 0 {
+            (page, page + nr_pages)
+        } else if reach.end() == page {
+            (reach.first(), page + nr_pages)
+        } else if page + nr_pages == reach.first() {
+            (page, reach.end())
+        } else {
+            return;
+        };
+        self.writer.spans.cover(&self.table.spans, span, first, end - first);
+    }
+}
+
+fn store(slot: Slot<'_>, entry: Entry) {
+    // Release: pairs with Acquire in `walk`; data: the table page or span that the word leads to.
+    slot.word.store(entry.bits(), Ordering::Release);
+}

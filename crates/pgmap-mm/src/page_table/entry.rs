@@ -1,0 +1,174 @@
+//! One entry of the page table: absent, a leaf, or the table one level down, in one word.
+//!
+//! # Layout
+//!
+//! A leaf is `leaf:1 | write:1 | raw:1 | peer:1 | span:24 | pfn:36`. The span number leads to what
+//! else a reader must know: the extent, its life word, and how far the mapping goes on. Because
+//! frame and span number lie in one word, no reader can see one without the other. A table is
+//! `0 | table:1 | .. | chunk:20 | word:24`. All-zero is absent. The entry's level is the level of the
+//! table that it lies in.
+
+use crate::pfn::{PFN_BITS, Pfn};
+
+/// Bits of a span number: one address space has at most 2^24 spans.
+pub(super) const SPAN_BITS: u32 = 24;
+
+const LEAF: u64 = 1 << 63;
+const WRITE: u64 = 1 << 62;
+const RAW: u64 = 1 << 61;
+const PEER: u64 = 1 << 60;
+/// In a word that is no leaf.
+const TABLE: u64 = 1 << 62;
+const CHUNK_SHIFT: u32 = 24;
+
+/// What a leaf says besides frame and span.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct LeafFlags(u64);
+
+impl LeafFlags {
+    /// Readable, pinnable, ordinary memory.
+    pub const NONE: Self = Self(0);
+    /// May be written.
+    pub const WRITE: Self = Self(WRITE);
+    /// Mapped, never pinnable (`VM_PFNMAP`).
+    pub const RAW: Self = Self(RAW);
+    /// Another device's memory: pinned only by who asks for `P2PDMA`.
+    pub const PEER: Self = Self(PEER);
+
+    /// Both sets of flags.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Without those of `other`.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// Whether all flags of `other` are set.
+    #[inline]
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// Number of a span in its table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct SpanId(pub(super) u32);
+
+/// Where a table page lies: in which chunk of the arena, and its first word there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NodeId {
+    pub(super) chunk: u32,
+    pub(super) word: u32,
+}
+
+/// A leaf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Leaf(u64);
+
+impl Leaf {
+    #[must_use]
+    pub(super) const fn new(pfn: Pfn, span: SpanId, flags: LeafFlags) -> Self {
+        Self(LEAF | flags.0 | ((span.0 as u64) << PFN_BITS) | pfn.number())
+    }
+
+    /// The number of the first frame.
+    #[inline]
+    pub(crate) const fn pfn(self) -> u64 {
+        self.0 & ((1 << PFN_BITS) - 1)
+    }
+
+    /// The span that the leaf is part of.
+    #[inline]
+    pub(crate) const fn span(self) -> SpanId {
+        SpanId(((self.0 >> PFN_BITS) & ((1 << SPAN_BITS) - 1)) as u32)
+    }
+
+    #[inline]
+    pub(crate) const fn flags(self) -> LeafFlags {
+        LeafFlags(self.0 & (WRITE | RAW | PEER))
+    }
+
+    #[inline]
+    pub(crate) const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// The same span and flags, `pages` frames further on.
+    pub(super) const fn advanced(self, pages: u64) -> Self {
+        Self(self.0 + pages)
+    }
+
+    /// The same frame and flags in another span.
+    pub(super) const fn in_span(self, span: SpanId) -> Self {
+        Self((self.0 & !(((1 << SPAN_BITS) - 1) << PFN_BITS)) | ((span.0 as u64) << PFN_BITS))
+    }
+
+    /// The same frame and span under other flags.
+    pub(super) const fn with_flags(self, flags: LeafFlags) -> Self {
+        Self((self.0 & !(WRITE | RAW | PEER)) | flags.0)
+    }
+}
+
+/// What an entry's word says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Entry {
+    Absent,
+    Leaf(Leaf),
+    Table(NodeId),
+}
+
+impl Entry {
+    #[inline]
+    pub(super) const fn read(bits: u64) -> Self {
+        if bits & LEAF != 0 {
+            Self::Leaf(Leaf(bits))
+        } else if bits & TABLE != 0 {
+            let word = (bits & ((1 << CHUNK_SHIFT) - 1)) as u32;
+            Self::Table(NodeId { chunk: ((bits & !TABLE) >> CHUNK_SHIFT) as u32, word })
+        } else {
+            Self::Absent
+        }
+    }
+
+    pub(super) const fn bits(self) -> u64 {
+        match self {
+            Self::Absent => 0,
+            Self::Leaf(leaf) => leaf.0,
+            Self::Table(node) => TABLE | ((node.chunk as u64) << CHUNK_SHIFT) | node.word as u64,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_leaf_do_not_run_into_each_other() {
+        let pfn = Pfn::new((1 << PFN_BITS) - 1).unwrap();
+        let span = SpanId((1 << SPAN_BITS) - 1);
+        let all = LeafFlags::WRITE.with(LeafFlags::RAW).with(LeafFlags::PEER);
+        let leaf = Leaf::new(pfn, span, all);
+        assert_eq!((leaf.pfn(), leaf.span(), leaf.flags()), (pfn.number(), span, all));
+        let other = leaf.in_span(SpanId(0)).with_flags(LeafFlags::NONE);
+        assert_eq!(
+            (other.pfn(), other.span(), other.flags()),
+            (pfn.number(), SpanId(0), LeafFlags::NONE)
+        );
+        assert_eq!(Entry::read(leaf.bits()), Entry::Leaf(leaf));
+    }
+
+    #[test]
+    fn a_table_is_no_leaf_and_zero_is_absent() {
+        let node = NodeId { chunk: (1 << 20) - 1, word: (1 << CHUNK_SHIFT) - 512 };
+        assert_eq!(Entry::read(Entry::Table(node).bits()), Entry::Table(node));
+        let first = NodeId { chunk: 0, word: 0 };
+        assert_eq!(Entry::read(Entry::Table(first).bits()), Entry::Table(first));
+        assert_eq!(Entry::read(0), Entry::Absent);
+    }
+}

@@ -1,0 +1,165 @@
+//! Table pages: 512 words each, in chunks that never move.
+//!
+//! # States
+//!
+//! ```text
+//!   unused ── take ──▶ linked ── emptied, unlinked: retire ──▶ retired ── epoch moves ──▶ unused
+//! ```
+//!
+//! # Who may touch what
+//!
+//! Readers load entries of any table page at any time, even of one that was retired: the memory
+//! stays what it is for as long as the address space lives. The holder of the address space's lock
+//! has the [`NodePool`] and alone stores entries.
+//!
+//! # Orderings
+//!
+//! Entries are stored with Release and loaded with Acquire: a table is filled before it is linked.
+//! Why a reader that walks into a recycled table notices is told in [`page_table`](super).
+//!
+//! # Lost races
+//!
+//! *Walk against recycling*: see [`page_table`](super).
+//!
+//! # Differs from Linux
+//!
+//! Linux frees table pages and so must stop walkers with disabled interrupts (Linux 7.1:
+//! mm/gup.c, gup_fast). Here a table page is a table page for ever, as SLAB_TYPESAFE_BY_RCU objects
+//! are, and an epoch word tells a reader that it may have walked into another life of it.
+
+use std::sync::OnceLock;
+
+use super::entry::NodeId;
+use crate::level::FANOUT;
+use crate::sync::AtomicU64;
+
+/// Table pages in the first chunk; each further chunk has twice as many, up to a bound.
+const FIRST_CHUNK_TABLES: u64 = if cfg!(loom) { 1 } else { 8 };
+const MAX_CHUNK_TABLES: u64 = if cfg!(loom) { 1 } else { 4096 };
+/// Retired tables that are collected before the epoch moves and they may be used again.
+pub(super) const RETIRED_TABLES: usize = if cfg!(loom) { 1 } else { 64 };
+
+const fn chunk_tables(chunk: usize) -> u64 {
+    let doubled = if chunk >= 32 { MAX_CHUNK_TABLES } else { FIRST_CHUNK_TABLES << chunk };
+    if doubled < MAX_CHUNK_TABLES { doubled } else { MAX_CHUNK_TABLES }
+}
+
+/// The memory of all table pages of one address space.
+#[derive(Debug)]
+pub(super) struct Nodes {
+    chunks: Box<[OnceLock<Box<[AtomicU64]>>]>,
+}
+
+impl Nodes {
+    /// Room for every table that `nr_gib` GiB of addresses can need.
+    pub(super) fn for_gib(nr_gib: u64) -> Self {
+        let most = nr_gib * (FANOUT + 1) + RETIRED_TABLES as u64 + 1;
+        let (mut nr_chunks, mut tables) = (0, 0);
+        while tables < most {
+            tables += chunk_tables(nr_chunks);
+            nr_chunks += 1;
+        }
+        Self { chunks: (0..nr_chunks).map(|_| OnceLock::new()).collect() }
+    }
+
+    /// The entry with this number in a table page; none where no table page can be.
+    #[inline]
+    pub(super) fn entry(&self, node: NodeId, index: usize) -> Option<&AtomicU64> {
+        let chunk = self.chunks.get(node.chunk as usize)?.get()?;
+        chunk.get(node.word as usize + index)
+    }
+
+    fn add_chunk(&self, chunk: usize) -> Option<()> {
+        let words = chunk_tables(chunk) * FANOUT;
+        self.chunks.get(chunk)?.get_or_init(|| (0..words).map(|_| AtomicU64::new(0)).collect());
+        Some(())
+    }
+}
+
+/// Which table pages are in use, and how full. Belongs to the holder of the address space's lock.
+#[derive(Debug, Default)]
+pub(super) struct NodePool {
+    /// Present entries of each table page, by chunk.
+    present: Vec<Box<[u16]>>,
+    unused: Vec<NodeId>,
+    retired: Vec<NodeId>,
+    nr_linked: usize,
+}
+
+impl NodePool {
+    /// An empty table page that nothing is linked to; none when the address space is at its bound.
+    pub(super) fn take(&mut self, nodes: &Nodes) -> Option<NodeId> {
+        if self.unused.is_empty() {
+            self.grow(nodes)?;
+        }
+        let node = self.unused.pop()?;
+        self.nr_linked += 1;
+        Some(node)
+    }
+
+    fn grow(&mut self, nodes: &Nodes) -> Option<()> {
+        let chunk = self.present.len();
+        nodes.add_chunk(chunk)?;
+        let tables = chunk_tables(chunk);
+        self.present.push((0..tables).map(|_| 0).collect());
+        // Last first, so that they are handed out in rising order.
+        self.unused.extend((0..tables).rev().map(|table| NodeId {
+            chunk: chunk as u32,
+            word: (table * FANOUT) as u32,
+        }));
+        Some(())
+    }
+
+    /// Notes that `node`, whose entries are all absent, is no longer linked.
+    pub(super) fn retire(&mut self, node: NodeId) {
+        self.nr_linked -= 1;
+        self.retired.push(node);
+    }
+
+    /// Whether enough tables are retired, and are needed, to be worth moving the epoch.
+    pub(super) fn wants_epoch(&self) -> bool {
+        self.unused.is_empty() && self.retired.len() >= RETIRED_TABLES
+    }
+
+    /// The epoch has moved: no reader takes a retired table for what it was.
+    pub(super) fn epoch_moved(&mut self) {
+        self.unused.append(&mut self.retired);
+    }
+
+    pub(super) fn present(&mut self, node: NodeId) -> Option<&mut u16> {
+        let table = node.word as usize / FANOUT as usize;
+        self.present.get_mut(node.chunk as usize)?.get_mut(table)
+    }
+
+    /// Tables in use.
+    pub(super) const fn nr_linked(&self) -> usize {
+        self.nr_linked
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_retired_table_waits_for_the_epoch() {
+        let nodes = Nodes::for_gib(1);
+        let mut pool = NodePool::default();
+        let taken: Vec<_> = (0..8).map(|_| pool.take(&nodes).unwrap()).collect();
+        pool.retire(taken[3]);
+        assert!(!pool.wants_epoch());
+        let next = pool.take(&nodes).unwrap();
+        assert!(!taken.contains(&next), "a retired table was given out in the same epoch");
+        pool.epoch_moved();
+        assert!((0..20).any(|_| pool.take(&nodes) == Some(taken[3])));
+    }
+
+    #[test]
+    fn the_arena_has_room_for_every_table_and_no_more_than_a_chunk_over() {
+        let nodes = Nodes::for_gib(1);
+        let mut pool = NodePool::default();
+        let most = 513;
+        let taken = (0..2 * most).map_while(|_| pool.take(&nodes)).count();
+        assert!(taken >= most && taken <= 3 * most);
+    }
+}

@@ -1,0 +1,415 @@
+//! Spans: stretches of addresses that map one extent evenly.
+//!
+//! A leaf says which frame; its span says which extent the frame belongs to, where the life word of
+//! that extent lies and what it must be, and for how many pages on from here address and frame
+//! rise together under the same permissions. So a pin of a gigabyte that is mapped by 512 leaves of
+//! one extent reads one leaf and one span, and publishes one slot.
+//!
+//! # States
+//!
+//! ```text
+//!   unused ── take ──▶ in use (leaves name it) ── last leaf gone ──▶ retired ── epoch moves ──▶ unused
+//!                         │  ▲
+//!                 reach cut  reach extended
+//! ```
+//!
+//! # Who may touch what
+//!
+//! Readers load the three words of a span. The holder of the address space's lock has the
+//! [`SpanPool`] and alone stores them.
+//!
+//! # Orderings
+//!
+//! `life` and `place` are stored with Release before the first leaf that names the span, and not
+//! again until the span was retired and the epoch has moved. `reach` covers pages only while all
+//! their leaves are in place: the writer stores leaves, then extends `reach`; it cuts `reach`, then
+//! takes leaves away.
+//!
+//! # Lost races
+//!
+//! *Long read against a cut.* If the reader's second look at `reach` comes first, all the leaves it
+//! skipped were in place when it looked first: what it holds was mapped during the call. If the cut
+//! comes first the second look differs, and the reader starts again.
+//!
+//! *Read against reuse of the span* is told in [`page_table`](super).
+//!
+//! # Differs from Linux
+//!
+//! The kernel has no such record: GUP-fast walks every leaf (Linux 7.1: mm/gup.c, gup_fast_pmd_range).
+
+use std::sync::OnceLock;
+
+use super::entry::{LeafFlags, SPAN_BITS, SpanId};
+use crate::descriptor::Descriptor;
+use crate::extent::Extent;
+use crate::level::Level;
+use crate::pfn::{MAX_RUN_PAGES, Pfn, PfnRange, RUN_BITS};
+use crate::sync::{AtomicU64, Ordering};
+
+/// Spans in the first chunk; each further chunk has twice as many.
+const FIRST_CHUNK_BITS: u32 = if cfg!(loom) { 2 } else { 6 };
+const NR_CHUNKS: usize = (SPAN_BITS - FIRST_CHUNK_BITS) as usize;
+/// Retired spans that are collected before the epoch moves and they may be used again.
+pub(super) const RETIRED_SPANS: usize = if cfg!(loom) { 1 } else { 1024 };
+
+const LEVEL_SHIFT: u32 = RUN_BITS;
+const FIRST_SHIFT: u32 = RUN_BITS + 2;
+const RUN_MASK: u64 = (1 << RUN_BITS) - 1;
+/// Set in a `reach` word that covers something.
+const REACH_SET: u64 = 1 << 63;
+
+/// The two words that every pin needs side by side, so that they share a cache line.
+#[derive(Debug)]
+struct Held {
+    life: AtomicU64,
+    place: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Chunk {
+    held: Box<[Held]>,
+    reach: Box<[AtomicU64]>,
+}
+
+/// What the span of a leaf says about the leaf's extent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hold {
+    life: u64,
+    place: u64,
+}
+
+impl Hold {
+    /// What the extent's life word must be.
+    #[inline]
+    pub(crate) const fn life(self) -> Descriptor {
+        Descriptor::from_bits(self.life)
+    }
+
+    /// Level of the extent's first folio. Three never was stored and reads as the largest.
+    #[inline]
+    pub(crate) const fn head_level(self) -> Level {
+        match (self.place >> LEVEL_SHIFT) & 3 {
+            0 => Level::Pte,
+            1 => Level::Pmd,
+            _ => Level::Pud,
+        }
+    }
+
+    /// The extent's first frame.
+    #[inline]
+    pub(crate) const fn first(self) -> Option<Pfn> {
+        Pfn::new(self.place >> FIRST_SHIFT)
+    }
+
+    /// The extent, if the words make one.
+    pub(crate) fn extent(self) -> Option<Extent> {
+        let run = PfnRange::new(self.place >> FIRST_SHIFT, (self.place & RUN_MASK) + 1)?;
+        Extent::new(run, self.head_level(), self.life())
+    }
+
+    fn of(extent: &Extent) -> Self {
+        Self {
+            life: extent.life.bits(),
+            place: (extent.run.start() << FIRST_SHIFT)
+                | (u64::from(extent.head_level.number()) << LEVEL_SHIFT)
+                | (extent.run.nr_pages() - 1),
+        }
+    }
+}
+
+/// The pages that a span covers without a gap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reach(u64);
+
+impl Reach {
+    const NONE: Self = Self(0);
+
+    fn over(page: u64, nr_pages: u64) -> Self {
+        if nr_pages == 0 {
+            return Self::NONE;
+        }
+        Self(REACH_SET | (page << RUN_BITS) | (nr_pages - 1))
+    }
+
+    /// First page number covered.
+    #[inline]
+    pub(super) const fn first(self) -> u64 {
+        (self.0 & !REACH_SET) >> RUN_BITS
+    }
+
+    #[inline]
+    pub(super) const fn nr_pages(self) -> u64 {
+        if self.0 == 0 { 0 } else { (self.0 & RUN_MASK) + 1 }
+    }
+
+    /// The page after the last one covered.
+    #[inline]
+    pub(super) const fn end(self) -> u64 {
+        self.first() + self.nr_pages()
+    }
+
+    /// How many pages from `page` on are covered; 0 when `page` is not.
+    #[inline]
+    pub(crate) const fn from(self, page: u64) -> u64 {
+        if page >= self.first() && page < self.end() { self.end() - page } else { 0 }
+    }
+}
+
+/// The words of all spans of one address space.
+#[derive(Debug)]
+pub(super) struct Spans {
+    chunks: [OnceLock<Chunk>; NR_CHUNKS],
+}
+
+impl Spans {
+    pub(super) fn new() -> Self {
+        Self { chunks: std::array::from_fn(|_| OnceLock::new()) }
+    }
+
+    /// Chunk and place in it.
+    #[inline]
+    const fn locate(span: SpanId) -> (usize, usize) {
+        let number = span.0 + (1 << FIRST_CHUNK_BITS);
+        let chunk = 31 - number.leading_zeros();
+        ((chunk - FIRST_CHUNK_BITS) as usize, (number - (1 << chunk)) as usize)
+    }
+
+    /// The span's extent; none when there never was such a span.
+    #[inline]
+    pub(super) fn hold(&self, span: SpanId) -> Option<Hold> {
+        let (chunk, at) = Self::locate(span);
+        let held = self.chunks.get(chunk)?.get()?.held.get(at)?;
+        Some(Hold {
+            // Acquire: pairs with Release in `describe`; data: the epoch, which the reader loads
+            // once more after these.
+            life: held.life.load(Ordering::Acquire),
+            place: held.place.load(Ordering::Acquire),
+        })
+    }
+
+    /// The pages that the span covers.
+    #[inline]
+    pub(super) fn reach(&self, span: SpanId) -> Reach {
+        let (chunk, at) = Self::locate(span);
+        let word = self.chunks.get(chunk).and_then(OnceLock::get).and_then(|c| c.reach.get(at));
+        // Acquire: pairs with Release in `set_reach`; data: the leaves covered, and the epoch.
+        word.map_or(Reach::NONE, |word| Reach(word.load(Ordering::Acquire)))
+    }
+
+    fn describe(&self, span: SpanId, extent: &Extent) -> Option<()> {
+        let (chunk, at) = Self::locate(span);
+        let chunk = self.chunks.get(chunk)?.get_or_init(|| Chunk {
+            held: (0..1 << (FIRST_CHUNK_BITS + chunk as u32))
+                .map(|_| Held { life: AtomicU64::new(0), place: AtomicU64::new(0) })
+                .collect(),
+            reach: (0..1 << (FIRST_CHUNK_BITS + chunk as u32)).map(|_| AtomicU64::new(0)).collect(),
+        });
+        let held = chunk.held.get(at)?;
+        let words = Hold::of(extent);
+        // Release: pairs with Acquire in `hold`; data: the epoch that moved before.
+        held.life.store(words.life, Ordering::Release);
+        held.place.store(words.place, Ordering::Release);
+        Some(())
+    }
+
+    fn set_reach(&self, span: SpanId, reach: Reach) {
+        let (chunk, at) = Self::locate(span);
+        let word = self.chunks.get(chunk).and_then(OnceLock::get).and_then(|c| c.reach.get(at));
+        if let Some(word) = word {
+            // Release: pairs with Acquire in `reach`; data: the leaves covered, and the epoch.
+            word.store(reach.0, Ordering::Release);
+        }
+    }
+}
+
+/// What the writer knows of a span.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SpanState {
+    pub(super) extent: Extent,
+    pub(super) flags: LeafFlags,
+    /// Page number minus frame number, wrapping: the same all over the span.
+    pub(super) page_less_pfn: u64,
+    pub(super) reach: Reach,
+    /// Pages mapped by leaves that name the span, inside and outside `reach`.
+    pub(super) nr_pages: u64,
+    /// Neighbours in the reverse map's list.
+    pub(super) links: Links,
+}
+
+/// Places in a doubly linked list of spans.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Links {
+    pub(super) next: Option<SpanId>,
+    pub(super) previous: Option<SpanId>,
+}
+
+/// Which spans are in use, and what they say. Belongs to the holder of the address space's lock.
+#[derive(Debug, Default)]
+pub(super) struct SpanPool {
+    states: Vec<Option<SpanState>>,
+    unused: Vec<SpanId>,
+    retired: Vec<SpanId>,
+}
+
+impl SpanPool {
+    /// A new span of `extent` that covers nothing yet; none when all 2^24 are in use.
+    pub(super) fn take(
+        &mut self,
+        spans: &Spans,
+        extent: &Extent,
+        flags: LeafFlags,
+        page_less_pfn: u64,
+    ) -> Option<SpanId> {
+        let span = match self.unused.pop() {
+            Some(span) => span,
+            None => {
+                let span = SpanId(u32::try_from(self.states.len()).ok()?);
+                // The last chunk would end one past the highest number a leaf can name.
+                if span.0 >= (1 << SPAN_BITS) - (1 << FIRST_CHUNK_BITS) {
+                    return None;
+                }
+                self.states.push(None);
+                span
+            }
+        };
+        spans.describe(span, extent)?;
+        self.states[span.0 as usize] = Some(SpanState {
+            extent: *extent,
+            flags,
+            page_less_pfn,
+            reach: Reach::NONE,
+            nr_pages: 0,
+            links: Links::default(),
+        });
+        Some(span)
+    }
+
+    pub(super) fn get(&self, span: SpanId) -> Option<&SpanState> {
+        self.states.get(span.0 as usize)?.as_ref()
+    }
+
+    pub(super) fn get_mut(&mut self, span: SpanId) -> Option<&mut SpanState> {
+        self.states.get_mut(span.0 as usize)?.as_mut()
+    }
+
+    /// Sets what the span covers, for the writer and for readers.
+    pub(super) fn cover(&mut self, spans: &Spans, span: SpanId, page: u64, nr_pages: u64) {
+        // A reach is an extent's run at most, so its length always fits.
+        let reach = Reach::over(page, nr_pages.min(MAX_RUN_PAGES));
+        if let Some(state) = self.get_mut(span)
+            && state.reach != reach
+        {
+            state.reach = reach;
+            spans.set_reach(span, reach);
+        }
+    }
+
+    /// Takes what lies in `from..to` out of the span's reach, and keeps the larger rest. Returns the
+    /// smaller rest, first and end page, which no reach covers now.
+    pub(super) fn cut(
+        &mut self,
+        spans: &Spans,
+        span: SpanId,
+        from: u64,
+        to: u64,
+    ) -> Option<(u64, u64)> {
+        let reach = self.get(span)?.reach;
+        let (first, end) = (reach.first(), reach.end());
+        if reach == Reach::NONE || to <= first || from >= end {
+            return None;
+        }
+        let before = (first, from.max(first));
+        let after = (to.min(end), end);
+        let (kept, lost) = if before.1 - before.0 >= after.1 - after.0 {
+            (before, after)
+        } else {
+            (after, before)
+        };
+        self.cover(spans, span, kept.0, kept.1 - kept.0);
+        (lost.1 > lost.0).then_some(lost)
+    }
+
+    /// Notes that no leaf names the span any more.
+    pub(super) fn retire(&mut self, spans: &Spans, span: SpanId) {
+        self.cover(spans, span, 0, 0);
+        if let Some(state) = self.states.get_mut(span.0 as usize) {
+            *state = None;
+            self.retired.push(span);
+        }
+    }
+
+    /// Whether enough spans are retired, and are needed, to be worth moving the epoch.
+    pub(super) fn wants_epoch(&self) -> bool {
+        self.unused.is_empty() && self.retired.len() >= RETIRED_SPANS
+    }
+
+    /// The epoch has moved: no reader takes a retired span for what it was.
+    pub(super) fn epoch_moved(&mut self) {
+        self.unused.append(&mut self.retired);
+    }
+
+    /// Spans in use.
+    pub(super) fn nr_in_use(&self) -> usize {
+        self.states.len() - self.unused.len() - self.retired.len()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::descriptor::{FolioFlags, FolioState};
+    use crate::stamp::Stamp;
+
+    fn extent(first: u64, nr_pages: u64) -> Extent {
+        let life =
+            Descriptor::new(FolioState::Live, FolioFlags::WRITABLE, Stamp::new(7).unwrap());
+        Extent::new(PfnRange::new(first, nr_pages).unwrap(), Level::Pte, life).unwrap()
+    }
+
+    #[test]
+    fn a_span_says_its_extent_up_to_the_longest_and_last() {
+        let (spans, mut pool) = (Spans::new(), SpanPool::default());
+        for extent in [extent(0, MAX_RUN_PAGES), extent((1 << 36) - 1, 1), extent(77, 1000)] {
+            let span = pool.take(&spans, &extent, LeafFlags::NONE, 0).unwrap();
+            assert_eq!(spans.hold(span).unwrap().extent(), Some(extent));
+        }
+    }
+
+    #[test]
+    fn chunks_follow_each_other_without_gap_or_overlap() {
+        let mut expected = (0, 0);
+        for number in 0..100_000 {
+            assert_eq!(Spans::locate(SpanId(number)), expected);
+            expected.1 += 1;
+            if expected.1 == 1 << (FIRST_CHUNK_BITS as usize + expected.0) {
+                expected = (expected.0 + 1, 0);
+            }
+        }
+        assert!(Spans::locate(SpanId((1 << SPAN_BITS) - 65)).0 < NR_CHUNKS);
+    }
+
+    #[test]
+    fn a_cut_keeps_the_larger_rest() {
+        let (spans, mut pool) = (Spans::new(), SpanPool::default());
+        let span = pool.take(&spans, &extent(0, 100), LeafFlags::NONE, 50).unwrap();
+        pool.cover(&spans, span, 50, 100);
+        assert_eq!(pool.cut(&spans, span, 200, 300), None);
+        assert_eq!(pool.cut(&spans, span, 60, 70), Some((50, 60)));
+        assert_eq!((spans.reach(span).from(70), spans.reach(span).from(69)), (80, 0));
+        assert_eq!(pool.cut(&spans, span, 140, 150), None);
+        assert_eq!(spans.reach(span).from(139), 1);
+        assert_eq!(pool.cut(&spans, span, 0, 1000), None);
+        assert_eq!(spans.reach(span), Reach::NONE);
+    }
+
+    #[test]
+    fn a_retired_span_waits_for_the_epoch() {
+        let (spans, mut pool) = (Spans::new(), SpanPool::default());
+        let span = pool.take(&spans, &extent(0, 1), LeafFlags::NONE, 0).unwrap();
+        pool.retire(&spans, span);
+        assert_ne!(pool.take(&spans, &extent(1, 1), LeafFlags::NONE, 0), Some(span));
+        assert_eq!(spans.hold(span).unwrap().extent(), Some(extent(0, 1)), "a late reader's view");
+        pool.epoch_moved();
+        assert_eq!(pool.take(&spans, &extent(2, 1), LeafFlags::NONE, 0), Some(span));
+    }
+}

@@ -1,0 +1,110 @@
+//! Reading the page table without a lock.
+//!
+//! # States
+//!
+//! ```text
+//!   epoch ──▶ walk ──▶ leaf ──▶ span ──▶ (the caller pins) ──▶ entry and epoch as before ──▶ held
+//!               │                                                 │ not
+//!               └──▶ absent                                       └──▶ let go, start again
+//! ```
+//!
+//! # Who may touch what
+//!
+//! Readers only load.
+//!
+//! # Orderings
+//!
+//! Those of [`page_table`](super): every load is Acquire, so the last look at entry and epoch comes
+//! after all that they vouch for.
+//!
+//! # Lost races
+//!
+//! Those of [`page_table`](super).
+//!
+//! # Differs from Linux
+//!
+//! See [`page_table`](super).
+
+use super::entry::{Entry, Leaf};
+use super::span::{Hold, Reach};
+use super::{PageTable, index_in_table};
+use crate::level::Level;
+use crate::sync::{AtomicU64, Ordering};
+
+/// Which life of table pages and spans a reader is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Epoch(u64);
+
+/// A leaf and where it was read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Found<'t> {
+    pub(crate) leaf: Leaf,
+    pub(crate) level: Level,
+    entry: &'t AtomicU64,
+}
+
+impl Found<'_> {
+    /// Whether the entry still says the same.
+    #[inline]
+    pub(crate) fn is_unchanged(&self) -> bool {
+        // Acquire: pairs with Release in the cursor's stores; keeps the epoch's load after this one.
+        self.entry.load(Ordering::Acquire) == self.leaf.bits()
+    }
+
+    /// The number of the frame that backs `page`, which the leaf maps.
+    #[inline]
+    pub(crate) const fn frame_of(&self, page: u64) -> u64 {
+        self.leaf.pfn() + (page & (self.level.nr_pages() - 1))
+    }
+
+    /// How many pages from `page` on, which the leaf maps, the leaf maps.
+    #[inline]
+    pub(crate) const fn pages_from(&self, page: u64) -> u64 {
+        self.level.nr_pages() - (page & (self.level.nr_pages() - 1))
+    }
+}
+
+impl PageTable {
+    /// The epoch now.
+    #[inline]
+    pub(crate) fn epoch(&self) -> Epoch {
+        // Acquire: pairs with Release in `refill`; data: entries that were cleared before the step.
+        Epoch(self.epoch.load(Ordering::Acquire))
+    }
+
+    /// The leaf that maps `page`.
+    #[inline]
+    pub(crate) fn walk(&self, page: u64) -> Option<Found<'_>> {
+        let entry = self.top_entry(page)?;
+        // Acquire, here and below: pairs with Release in the cursor's stores; data: the table page
+        // or the span that the word leads to.
+        let node = match Entry::read(entry.load(Ordering::Acquire)) {
+            Entry::Table(node) => node,
+            Entry::Leaf(leaf) => return Some(Found { leaf, level: Level::Pud, entry }),
+            Entry::Absent => return None,
+        };
+        let entry = self.nodes.entry(node, index_in_table(page, Level::Pmd))?;
+        let node = match Entry::read(entry.load(Ordering::Acquire)) {
+            Entry::Leaf(leaf) => return Some(Found { leaf, level: Level::Pmd, entry }),
+            Entry::Table(node) => node,
+            Entry::Absent => return None,
+        };
+        let entry = self.nodes.entry(node, index_in_table(page, Level::Pte))?;
+        match Entry::read(entry.load(Ordering::Acquire)) {
+            Entry::Leaf(leaf) => Some(Found { leaf, level: Level::Pte, entry }),
+            Entry::Table(_) | Entry::Absent => None,
+        }
+    }
+
+    /// What the leaf's span says of the extent.
+    #[inline]
+    pub(crate) fn hold(&self, leaf: Leaf) -> Option<Hold> {
+        self.spans.hold(leaf.span())
+    }
+
+    /// How far the leaf's span covers.
+    #[inline]
+    pub(crate) fn reach(&self, leaf: Leaf) -> Reach {
+        self.spans.reach(leaf.span())
+    }
+}

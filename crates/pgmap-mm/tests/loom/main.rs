@@ -1,0 +1,15 @@
+//! The protocols of this crate under loom: every interleaving of at most three threads, up to a
+//! number of preemptions, with every value that a load may legally return.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test -p pgmap-mm --release --test loom`; `docs/model-checks.md` says
+//! how to break each protocol and what is seen then. One file per race.
+#![cfg(loom)]
+
+mod index_lookup;
+mod lanes_and_marks;
+mod longterm_vs_drain;
+mod pin_vs_drain;
+mod support;
+mod two_clients;
+mod undone_pin;
+mod unpin_vs_drain;

@@ -1,0 +1,50 @@
+//! What Linux offers: mappings, memory files, locks, barriers, doorbells and sockets.
+//!
+//! This crate is the only place of the workspace that talks to the kernel about memory. It knows
+//! bytes, files, descriptors and processes; what the bytes *mean* is decided one crate higher. Read
+//! it bottom-up:
+//!
+//! | module | one concept |
+//! |---|---|
+//! | [`error`] | [`OsError`]: what was tried, on what, the errno, and the way out |
+//! | [`memory_file`] | a file whose contents are memory: memfd, tmpfs, hugetlbfs, or any regular file |
+//! | [`mapping`] | a shared window on a memory file, read-only or writable |
+//! | [`bytes`] | copies that stay defined while another process changes the bytes |
+//! | [`membarrier`] | the heavy half of an asymmetric barrier |
+//! | [`file_lock`] | a lock that dies with the open file description |
+//! | [`doorbell`] | "something happened", across processes (eventfd) |
+//! | [`seqpacket`] | messages and descriptors between processes, and who sent them |
+//! | [`fork_guard`] | "am I the child of the process that made this?" in one load |
+//! | [`poll`] | which descriptor is ready (epoll, level-triggered) |
+//! | [`process`] | names, deaths and CPUs of processes |
+//! | [`places`] | where the sockets and pools of a user live |
+//! | [`clock`] | the one clock that all processes of a machine share |
+//!
+//! Linux only, 64-bit only.
+
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+compile_error!("pgmap-os needs 64-bit Linux: file offsets are used as addresses without a check");
+
+pub mod bytes;
+pub mod clock;
+pub mod doorbell;
+pub mod error;
+pub mod file_lock;
+pub mod fork_guard;
+pub mod mapping;
+pub mod membarrier;
+pub mod memory_file;
+pub mod places;
+pub mod poll;
+pub mod process;
+pub mod seqpacket;
+
+pub use bytes::OutOfBounds;
+pub use doorbell::Doorbell;
+pub use error::OsError;
+pub use fork_guard::ForkGuard;
+pub use mapping::{Populated, ReadMapping, WriteMapping};
+pub use membarrier::Membarrier;
+pub use memory_file::{Access, MemoryFile, PageSize};
+pub use poll::{Interest, Poller, Ready};
+pub use seqpacket::{BindError, Blocking, Connection, Listener, Peer, Received, TransferError};

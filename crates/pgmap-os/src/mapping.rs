@@ -1,0 +1,354 @@
+//! A shared window on a memory file: [`ReadMapping`] or [`WriteMapping`].
+//!
+//! Other processes may change the bytes at any moment, so no `&[u8]` is ever handed out. The bytes
+//! are reached in three ways: as atomic words, copied in and out ([`crate::bytes`]), or as a raw
+//! pointer whose user answers for the access.
+//!
+//! A [`ReadMapping`] is mapped without the right to write. It hands out values, never a
+//! `&AtomicU64`: a store through that would be a fault in safe code. Loads from such memory are
+//! only promised by the language as relaxed loads (`std::sync::atomic`, "Atomic accesses to
+//! read-only memory"), so stronger orderings are made of a relaxed load and a fence; on x86-64 an
+//! acquire fence is no instruction.
+//!
+//! Give one range of memory one use: as words, as counts, or as bytes. Mixing sizes at the same
+//! address, at the same time, tears.
+//!
+//! A mapping keeps the file's memory alive; the `MemoryFile` may be dropped. If the file is cut
+//! shorter behind the mapping's back, touching the lost part kills the process (SIGBUS): see
+//! `MemoryFile::seal_size`.
+
+// UNSAFETY: this file turns an address range into atomics; the kernel, not the compiler, owns it.
+#![allow(unsafe_code)]
+
+use crate::{MemoryFile, OsError};
+use region::{HarmlessAdvice, Region};
+use rustix::io::Errno;
+use rustix::mm::ProtFlags;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+mod region;
+
+/// A window for reading. Unmapped on drop; may be used by many threads.
+#[derive(Debug)]
+pub struct ReadMapping {
+    region: Region,
+}
+
+/// A window for reading and writing. Unmapped on drop; may be used by many threads.
+#[derive(Debug)]
+pub struct WriteMapping {
+    region: Region,
+}
+
+/// The answer of [`WriteMapping::populate`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Populated {
+    /// Every page is there and mapped for writing.
+    Done,
+    /// This kernel (before 5.14) cannot: pages are taken when they are first touched.
+    Unsupported,
+}
+
+impl ReadMapping {
+    /// Maps `len` bytes of `file` from `offset` on. A mapping of 2 MiB or more starts at a multiple
+    /// of 2 MiB.
+    ///
+    /// # Errors
+    /// `EINVAL` if `len` is 0, if `offset` is not a multiple of the file's page size, or beyond the
+    /// end of the file; `ENOMEM` when address space or the number of mappings runs out.
+    pub fn map(file: &MemoryFile, offset: u64, len: u64) -> Result<Self, OsError> {
+        Ok(Self { region: Region::map(file, offset, len, ProtFlags::READ)? })
+    }
+
+    /// Loads the 8-byte word number `index`.
+    ///
+    /// # Panics
+    /// If the word is out of bounds, as a slice does, and for an ordering that is none of a load.
+    #[inline]
+    #[must_use]
+    pub fn load_u64(&self, index: usize, order: Ordering) -> u64 {
+        let nr_words = self.region.len() / size_of::<u64>();
+        assert!(index < nr_words, "word {index} of a mapping of {nr_words} words");
+        // SAFETY: the index was checked, so the word lies inside the mapping.
+        let word = unsafe { self.region.base().cast::<AtomicU64>().add(index) };
+        // SAFETY: mapped and readable until `self` is dropped, aligned (the base is page-aligned),
+        // any bit pattern is a u64, and only loads of relaxed order are done through it, which the
+        // language allows on read-only memory.
+        let word = unsafe { word.as_ref() };
+        load_with_fences(|| word.load(Ordering::Relaxed), order)
+    }
+
+    /// Loads the 4-byte count number `index`.
+    ///
+    /// # Panics
+    /// As [`Self::load_u64`].
+    #[inline]
+    #[must_use]
+    pub fn load_u32(&self, index: usize, order: Ordering) -> u32 {
+        let nr_counts = self.region.len() / size_of::<u32>();
+        assert!(index < nr_counts, "count {index} of a mapping of {nr_counts} counts");
+        // SAFETY: the index was checked, so the count lies inside the mapping.
+        let count = unsafe { self.region.base().cast::<AtomicU32>().add(index) };
+        // SAFETY: as in `load_u64`.
+        let count = unsafe { count.as_ref() };
+        load_with_fences(|| count.load(Ordering::Relaxed), order)
+    }
+
+    /// Returns the address of the first byte. Reading through it is the caller's to answer for;
+    /// writing through it is a fault.
+    #[inline]
+    #[must_use]
+    pub fn as_ptr(&self) -> *const u8 {
+        self.region.base().as_ptr()
+    }
+
+    /// Returns the length that was asked for.
+    #[inline]
+    #[must_use]
+    pub fn len_bytes(&self) -> u64 {
+        self.region.len() as u64
+    }
+}
+
+impl WriteMapping {
+    /// Maps `len` bytes of `file` from `offset` on. A mapping of 2 MiB or more starts at a multiple
+    /// of 2 MiB.
+    ///
+    /// # Errors
+    /// As [`ReadMapping::map`]; also `EACCES` for a read-only file, `EPERM` after a write seal.
+    pub fn map(file: &MemoryFile, offset: u64, len: u64) -> Result<Self, OsError> {
+        Ok(Self { region: Region::map(file, offset, len, ProtFlags::READ | ProtFlags::WRITE)? })
+    }
+
+    /// Returns the mapping as 8-byte words. A rest of less than a word is left out.
+    #[inline]
+    #[must_use]
+    pub fn words(&self) -> &[AtomicU64] {
+        let nr_words = self.region.len() / size_of::<u64>();
+        let base = self.region.base().cast::<AtomicU64>();
+        // SAFETY: the range is mapped readable and writable until `self` is dropped, page-aligned,
+        // shorter than isize::MAX (a file's length is an i64), and any bit pattern is a u64.
+        unsafe { std::slice::from_raw_parts(base.as_ptr(), nr_words) }
+    }
+
+    /// Returns the mapping as 4-byte counts. A rest of less than a count is left out.
+    #[inline]
+    #[must_use]
+    pub fn counts(&self) -> &[AtomicU32] {
+        let nr_counts = self.region.len() / size_of::<u32>();
+        let base = self.region.base().cast::<AtomicU32>();
+        // SAFETY: as in `words`.
+        unsafe { std::slice::from_raw_parts(base.as_ptr(), nr_counts) }
+    }
+
+    /// Returns the address of the first byte. Access through it is the caller's to answer for.
+    #[inline]
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.region.base().as_ptr()
+    }
+
+    /// Returns the length that was asked for.
+    #[inline]
+    #[must_use]
+    pub fn len_bytes(&self) -> u64 {
+        self.region.len() as u64
+    }
+
+    /// Takes and maps every page now, so that no later touch of it faults.
+    ///
+    /// # Errors
+    /// `ENOMEM` or `EFAULT` when memory or the file system is full, `EHWPOISON` on a broken page;
+    /// part of the range may then be populated.
+    pub fn populate(&self) -> Result<Populated, OsError> {
+        loop {
+            return match self.region.advise(HarmlessAdvice::PopulateWrite) {
+                Ok(()) => Ok(Populated::Done),
+                // Pages populated so far stay; a signal cannot hold the rest up for ever.
+                Err(Errno::INTR | Errno::AGAIN) => continue,
+                // A mapping of ours is valid, so this can only mean that the advice is unknown.
+                Err(Errno::INVAL) => Ok(Populated::Unsupported),
+                Err(errno) => Err(self.failed("populate", errno).with_advice(
+                    "memory or its file system is full; reserve the file's bytes first",
+                )),
+            };
+        }
+    }
+
+    /// Leaves the mapping out of children made by `fork`: touching it there is a fault.
+    ///
+    /// # Errors
+    /// `ENOMEM` when the number of mappings runs out.
+    pub fn advise_dont_fork(&self) -> Result<(), OsError> {
+        self.advise("leave out of forks", HarmlessAdvice::DontFork)
+    }
+
+    /// Leaves the mapping out of core dumps.
+    ///
+    /// # Errors
+    /// `ENOMEM` when the number of mappings runs out.
+    pub fn advise_dont_dump(&self) -> Result<(), OsError> {
+        self.advise("leave out of core dumps", HarmlessAdvice::DontDump)
+    }
+
+    /// Asks for transparent huge pages; on memfd and tmpfs only where
+    /// `/sys/kernel/mm/transparent_hugepage/shmem_enabled` is not `never` or `deny`.
+    ///
+    /// # Errors
+    /// `EINVAL` on a kernel without them.
+    pub fn advise_huge_pages(&self) -> Result<(), OsError> {
+        self.advise("use huge pages for", HarmlessAdvice::HugePages)
+    }
+
+    fn advise(&self, what: &'static str, advice: HarmlessAdvice) -> Result<(), OsError> {
+        self.region.advise(advice).map_err(|errno| self.failed(what, errno))
+    }
+
+    fn failed(&self, what: &'static str, errno: Errno) -> OsError {
+        let (base, len) = (self.region.base(), self.region.len());
+        OsError::new(what, format!("a mapping of {len} bytes at {base:?}"), errno)
+    }
+}
+
+/// Makes a load of any order out of a relaxed one and fences.
+#[inline(always)]
+fn load_with_fences<T>(load_relaxed: impl Fn() -> T, order: Ordering) -> T {
+    match order {
+        Ordering::Relaxed => load_relaxed(),
+        // Acquire fence after a relaxed load: pairs with whatever release the writer did.
+        Ordering::Acquire => {
+            let value = load_relaxed();
+            fence(Ordering::Acquire);
+            value
+        }
+        // A fence before orders the load after the caller's earlier stores; the one after makes it
+        // an acquire load.
+        Ordering::SeqCst => {
+            fence(Ordering::SeqCst);
+            let value = load_relaxed();
+            fence(Ordering::Acquire);
+            value
+        }
+        _ => panic!("{order:?} is no ordering of a load"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::region::LARGE_ALIGNMENT_BYTES;
+    use super::*;
+    use crate::{Access, PageSize};
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    const MIB: u64 = 1 << 20;
+
+    fn file(len: u64) -> MemoryFile {
+        MemoryFile::anonymous("mapping-test", len, PageSize::Base).unwrap()
+    }
+
+    #[test]
+    fn store_through_one_mapping_is_loaded_through_another() {
+        let file = file(4 * MIB);
+        let writer = WriteMapping::map(&file, 0, 4 * MIB).unwrap();
+        let reader = ReadMapping::map(&file.reopen(Access::ReadOnly).unwrap(), 0, 4 * MIB).unwrap();
+        drop(file);
+        writer.words()[7].store(u64::MAX - 1, Ordering::Release);
+        for order in [Ordering::Relaxed, Ordering::Acquire, Ordering::SeqCst] {
+            assert_eq!(reader.load_u64(7, order), u64::MAX - 1);
+            assert_eq!(reader.load_u32(15, order), u32::MAX);
+        }
+        assert_eq!(writer.counts()[14].load(Ordering::Relaxed), u32::MAX - 1);
+    }
+
+    #[test]
+    fn mapping_at_an_offset_sees_the_bytes_from_there() {
+        let file = file(2 * MIB);
+        let whole = WriteMapping::map(&file, 0, 2 * MIB).unwrap();
+        let part = ReadMapping::map(&file, MIB, 4096).unwrap();
+        whole.words()[(MIB / 8) as usize].store(42, Ordering::Relaxed);
+        assert_eq!(part.load_u64(0, Ordering::Relaxed), 42);
+    }
+
+    #[test]
+    fn out_of_bounds_load_panics_and_so_does_a_store_ordering() {
+        let mapping = ReadMapping::map(&file(4096), 0, 4090).unwrap();
+        assert_eq!(mapping.load_u64(510, Ordering::Relaxed), 0);
+        let panics = |load: &dyn Fn() -> u64| catch_unwind(AssertUnwindSafe(load)).is_err();
+        assert!(panics(&|| mapping.load_u64(511, Ordering::Relaxed)), "a word cut by the end");
+        assert!(panics(&|| mapping.load_u64(usize::MAX, Ordering::Relaxed)));
+        assert!(panics(&|| mapping.load_u32(1023, Ordering::Relaxed).into()));
+        assert!(panics(&|| mapping.load_u64(0, Ordering::Release)));
+    }
+
+    #[test]
+    fn mapping_beyond_the_file_is_refused_and_says_where_it_ends() {
+        let file = file(8192);
+        for (offset, len) in [(0, 8193), (8192, 1), (4096, u64::MAX), (u64::MAX - 4095, 4096)] {
+            let error = ReadMapping::map(&file, offset, len).unwrap_err();
+            assert_eq!(error.errno(), libc::EINVAL);
+            assert!(error.to_string().contains("ends at 8192"), "{error}");
+        }
+        assert_eq!(ReadMapping::map(&file, 0, 0).unwrap_err().errno(), libc::EINVAL);
+        assert_eq!(ReadMapping::map(&file, 8, 8).unwrap_err().errno(), libc::EINVAL);
+    }
+
+    #[test]
+    fn large_mappings_start_at_a_multiple_of_two_mib() {
+        let file = file(64 * MIB);
+        let mappings: Vec<_> = (0..5)
+            .map(|turn| WriteMapping::map(&file, turn * 4096, 2 * MIB + turn * 4096).unwrap())
+            .collect();
+        for mapping in &mappings {
+            assert!((mapping.as_ptr() as u64).is_multiple_of(LARGE_ALIGNMENT_BYTES));
+        }
+        let small = ReadMapping::map(&file, 0, 4096).unwrap();
+        assert!((small.as_ptr() as u64).is_multiple_of(4096));
+        assert_eq!(small.len_bytes(), 4096);
+    }
+
+    #[test]
+    fn read_only_file_and_sealed_file_refuse_a_writable_mapping() {
+        let file = file(4096);
+        let reader = file.reopen(Access::ReadOnly).unwrap();
+        assert_eq!(WriteMapping::map(&reader, 0, 4096).unwrap_err().errno(), libc::EACCES);
+        let before = WriteMapping::map(&file, 0, 4096).unwrap();
+        file.seal_against_future_writes().unwrap();
+        assert_eq!(WriteMapping::map(&file, 0, 4096).unwrap_err().errno(), libc::EPERM);
+        before.words()[0].store(1, Ordering::Relaxed);
+        assert_eq!(ReadMapping::map(&file, 0, 8).unwrap().load_u64(0, Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn populated_mapping_is_resident() {
+        let file = file(4 * MIB);
+        let mapping = WriteMapping::map(&file, 0, 4 * MIB).unwrap();
+        assert_eq!(file.resident_bytes(), 0);
+        match mapping.populate().unwrap() {
+            Populated::Done => assert_eq!(file.resident_bytes(), 4 * MIB),
+            Populated::Unsupported => {
+                println!("SKIPPED populated_mapping_is_resident: Linux before 5.14");
+            }
+        }
+        mapping.advise_dont_dump().unwrap();
+    }
+
+    #[test]
+    fn huge_page_advice_is_taken_or_refused_with_a_reason() {
+        let file = file(4 * MIB);
+        let mapping = WriteMapping::map(&file, 0, 4 * MIB).unwrap();
+        match mapping.advise_huge_pages() {
+            Ok(()) => mapping.words()[0].store(1, Ordering::Relaxed),
+            Err(error) => assert_eq!(error.errno(), libc::EINVAL, "{error}"),
+        }
+    }
+
+    #[test]
+    fn whole_tebibyte_maps_without_taking_memory() {
+        let file = file(1 << 40);
+        let mapping = WriteMapping::map(&file, 0, 1 << 40).unwrap();
+        mapping.words().last().unwrap().store(9, Ordering::Relaxed);
+        assert_eq!(mapping.words().len(), 1 << 37);
+        assert_eq!(file.resident_bytes(), 4096);
+    }
+}

@@ -1,0 +1,179 @@
+//! One mapped range of addresses: where it goes, and that it is unmapped again.
+//!
+//! # Placement
+//! A range of 2 MiB or more starts at a multiple of 2 MiB (1 GiB on pages of that size), so that
+//! huge pages fit and so that the low bits of an address and of an offset agree. The kernel makes no
+//! such promise: we reserve more than we need, map over an aligned part of our own reservation, and
+//! return the rest. Nothing but that reservation is ever mapped over.
+
+// UNSAFETY: mmap, munmap and madvise are unsafe calls.
+#![allow(unsafe_code)]
+
+use crate::{MemoryFile, OsError, PageSize};
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use std::ffi::c_void;
+use std::ptr::{self, NonNull};
+
+/// Ranges of at least this length start at a multiple of it.
+pub(crate) const LARGE_ALIGNMENT_BYTES: u64 = 2 << 20;
+
+/// A mapped range, unmapped on drop.
+#[derive(Debug)]
+pub(super) struct Region {
+    base: NonNull<u8>,
+    /// What the caller asked for and may touch.
+    len: usize,
+    /// What is mapped: `len` in whole pages.
+    mapped_len: usize,
+}
+
+// SAFETY: a Region is an address range that it alone unmaps; its methods only pass the range to the
+// kernel. Access to the bytes is the business of the types around it.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// Maps `len` bytes of `file` from `offset` on, shared.
+    pub(super) fn map(
+        file: &MemoryFile,
+        offset: u64,
+        len: u64,
+        protection: ProtFlags,
+    ) -> Result<Self, OsError> {
+        let page = file.page_size().len_bytes();
+        let failed = |errno| {
+            OsError::new("map", format!("{len} bytes at {offset} of {}", file.name()), errno)
+        };
+        if len == 0 || !offset.is_multiple_of(page) {
+            return Err(failed(Errno::INVAL).with_advice(format!(
+                "the length must not be 0 and the offset a multiple of the page size, {page}"
+            )));
+        }
+        let file_len = file.len_bytes();
+        let fits = offset.checked_add(len).is_some_and(|end| end <= file_len);
+        // File lengths fit in an i64, so from here on no sum of a length and a page overflows.
+        if !fits {
+            return Err(failed(Errno::INVAL)
+                .with_advice(format!("the file ends at {file_len}: touching more would kill")));
+        }
+        let mapped_len = len.next_multiple_of(page) as usize;
+        let alignment = alignment_for(mapped_len as u64, page) as usize;
+        let base = reserve(mapped_len, alignment).map_err(failed)?;
+        // Booked huge pages must stay booked; everything else is taken when it is touched.
+        let commitment = match file.page_size() {
+            PageSize::Base => MapFlags::NORESERVE,
+            _ => MapFlags::empty(),
+        };
+        let flags = MapFlags::SHARED | MapFlags::FIXED | commitment;
+        // SAFETY: MAP_FIXED replaces exactly the range that `reserve` just mapped for us and that
+        // nobody else has seen.
+        let mapped = unsafe { mmap(base.as_ptr(), mapped_len, protection, flags, file, offset) };
+        // Owns the range either way: a failed MAP_FIXED leaves the reservation or a hole there, and
+        // unmapping a hole that only we know of is no error.
+        let region = Self { base: base.cast(), len: len as usize, mapped_len };
+        mapped.map_err(failed)?;
+        Ok(region)
+    }
+
+    #[inline]
+    pub(super) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Passes advice that cannot change the contents.
+    pub(super) fn advise(&self, advice: HarmlessAdvice) -> Result<(), Errno> {
+        let range: *mut c_void = self.base.as_ptr().cast();
+        // SAFETY: the range is mapped by this Region; none of the advice discards or remaps memory.
+        unsafe { madvise(range, self.mapped_len, advice.to_os()) }
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `map` and is unmapped only here; borrows of its bytes
+        // borrow the mapping around this Region, so none is left.
+        let unmapped = unsafe { munmap(self.base.as_ptr().cast(), self.mapped_len) };
+        debug_assert!(unmapped.is_ok(), "munmap of one's own range: {unmapped:?}");
+    }
+}
+
+/// The advice that leaves contents and places alone.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum HarmlessAdvice {
+    PopulateWrite,
+    DontFork,
+    HugePages,
+    DontDump,
+}
+
+impl HarmlessAdvice {
+    fn to_os(self) -> Advice {
+        match self {
+            Self::PopulateWrite => Advice::LinuxPopulateWrite,
+            Self::DontFork => Advice::LinuxDontFork,
+            Self::HugePages => Advice::LinuxHugepage,
+            Self::DontDump => Advice::LinuxDontDump,
+        }
+    }
+}
+
+fn alignment_for(mapped_len: u64, page: u64) -> u64 {
+    if mapped_len >= LARGE_ALIGNMENT_BYTES { page.max(LARGE_ALIGNMENT_BYTES) } else { page }
+}
+
+/// Takes `len` bytes of address space, inaccessible, at a multiple of `alignment`.
+fn reserve(len: usize, alignment: usize) -> Result<NonNull<c_void>, Errno> {
+    let base_page = PageSize::Base.len_bytes() as usize;
+    let slack = alignment - base_page;
+    let total = len.checked_add(slack).ok_or(Errno::NOMEM)?;
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    // SAFETY: the kernel chooses a fresh place, so no existing memory is touched.
+    let start = unsafe { mmap_anonymous(ptr::null_mut(), total, ProtFlags::empty(), flags) }?;
+    let head = (start as usize).next_multiple_of(alignment) - start as usize;
+    let base = start.wrapping_byte_add(head);
+    // len is in whole pages of at least the base page, so both ends of the middle are page-aligned.
+    give_back(start, head);
+    give_back(base.wrapping_byte_add(len), slack - head);
+    NonNull::new(base).ok_or(Errno::NOMEM)
+}
+
+/// Unmaps a part of a reservation. If the kernel cannot (too many mappings) the part stays
+/// reserved: address space without memory, which nobody misses.
+fn give_back(start: *mut c_void, len: usize) {
+    if len == 0 {
+        return;
+    }
+    // SAFETY: the part belongs to a reservation of `reserve` that nobody else has seen and that no
+    // reference points into.
+    let _ = unsafe { munmap(start, len) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_ranges_are_aligned_to_two_mib_or_their_own_page() {
+        assert_eq!(alignment_for(4096, 4096), 4096);
+        assert_eq!(alignment_for((2 << 20) - 4096, 4096), 4096);
+        assert_eq!(alignment_for(2 << 20, 4096), 2 << 20);
+        assert_eq!(alignment_for(1 << 30, 1 << 30), 1 << 30);
+    }
+
+    #[test]
+    fn reservations_come_aligned_and_return_their_slack() {
+        for alignment in [4096, 2 << 20, 1 << 30] {
+            let base = reserve(4 << 20, alignment).unwrap();
+            assert!((base.as_ptr() as usize).is_multiple_of(alignment));
+            give_back(base.as_ptr(), 4 << 20);
+        }
+        assert!(reserve(usize::MAX - 4095, 2 << 20).is_err());
+    }
+}

@@ -1,0 +1,384 @@
+//! A file whose contents are memory: memfd, tmpfs, hugetlbfs, or any regular file.
+//!
+//! A [`MemoryFile`] is the thing that processes share; a mapping is only a window on it. It owns one
+//! descriptor, knows whether that descriptor may write, and asks the kernel for everything else, so
+//! that two processes never disagree about a length.
+//!
+//! # SIGBUS
+//! A process that touches a mapped byte which the file cannot provide is killed. Three things do
+//! that: the file was cut shorter ([`MemoryFile::seal_size`] forbids it on a memfd), its file system
+//! is full ([`MemoryFile::check_capacity`] and [`MemoryFile::reserve`] say so beforehand), or huge
+//! pages ran out (booked when the file is created).
+
+use crate::OsError;
+use rustix::fs::{CWD, FallocateFlags, FileType, MemfdFlags, Mode, OFlags, SealFlags, StatFs};
+use rustix::io::Errno;
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+mod huge_pages;
+pub use huge_pages::PageSize;
+
+/// `f_type` of tmpfs, which is also what a memfd of base pages lies on (linux/magic.h).
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+/// `f_type` of hugetlbfs.
+const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+/// What `st_blocks` counts in, whatever the file system's own block is.
+const STAT_BLOCK_BYTES: u64 = 512;
+
+/// What a descriptor may do to the contents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Read and map for reading.
+    ReadOnly,
+    /// Also write, resize and punch.
+    ReadWrite,
+}
+
+/// A shared memory object: one descriptor and what is known of it.
+#[derive(Debug)]
+pub struct MemoryFile {
+    fd: OwnedFd,
+    name: String,
+    access: Access,
+    page_size: PageSize,
+    is_memory_backed: bool,
+}
+
+impl MemoryFile {
+    /// Makes a nameless file of `len` zero bytes. `name` is for people (`/proc/PID/maps`).
+    ///
+    /// Base pages are taken when they are first touched; huge pages are booked at once.
+    ///
+    /// # Errors
+    /// `EINVAL` for a name over 249 bytes, or a length that is no multiple of a huge page;
+    /// `ENOMEM` when too few huge pages are free, with the number missing and the way to get them.
+    pub fn anonymous(name: &str, len: u64, page_size: PageSize) -> Result<Self, OsError> {
+        let subject = format!("memfd:{name}");
+        let basic = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | page_size.memfd_flags();
+        // Linux before 6.3 does not know NOEXEC_SEAL and refuses it.
+        let fd = rustix::fs::memfd_create(name, basic | MemfdFlags::NOEXEC_SEAL)
+            .or_else(|_| rustix::fs::memfd_create(name, basic))
+            .map_err(|errno| match page_size {
+                PageSize::Base => OsError::new("create", subject.clone(), errno),
+                _ => huge_pages::shortage("create", &subject, page_size, len, errno),
+            })?;
+        // A memfd is born open to everybody, so that whoever is sent a read-only descriptor could
+        // reopen it for writing. Mode 0600 leaves that to its own user.
+        rustix::fs::fchmod(&fd, Mode::RUSR | Mode::WUSR)
+            .map_err(|errno| OsError::new("set the mode of", subject.clone(), errno))?;
+        let file = Self::inspect(fd, subject)?;
+        file.give_length(len)?;
+        Ok(file)
+    }
+
+    /// Creates a file of `len` zero bytes at `path`, readable and writable by its owner alone.
+    ///
+    /// # Errors
+    /// `EEXIST` if the name is taken; as [`Self::anonymous`] on hugetlbfs. Nothing is left behind.
+    pub fn create_named(path: &Path, len: u64) -> Result<Self, OsError> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
+        let subject = path.display().to_string();
+        let fd = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|errno| OsError::new("create", subject.clone(), errno))?;
+        let made = Self::inspect(fd, subject).and_then(|file| {
+            file.give_length(len)?;
+            Ok(file)
+        });
+        if made.is_err() {
+            // The first error is the one to tell; a name that cannot be removed changes nothing.
+            let _ = rustix::fs::unlink(path);
+        }
+        made
+    }
+
+    /// Opens an existing file.
+    ///
+    /// # Errors
+    /// `ENOENT`, `EACCES`, and `EINVAL` for anything but a regular file (a pipe is not waited for).
+    pub fn open_named(path: &Path, access: Access) -> Result<Self, OsError> {
+        let subject = path.display().to_string();
+        // NONBLOCK: opening a named pipe must fail below, not hang here. Regular files ignore it.
+        let fd = rustix::fs::open(path, access.flags() | OFlags::NONBLOCK, Mode::empty())
+            .map_err(|errno| OsError::new("open", subject.clone(), errno))?;
+        Self::inspect(fd, subject)
+    }
+
+    /// Takes over a descriptor, for instance one that another process sent.
+    ///
+    /// # Errors
+    /// `EINVAL` for anything but a regular file (devices, pipes, sockets, directories);
+    /// `EBADF` for a descriptor that cannot be read (write-only, `O_PATH`).
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, OsError> {
+        let subject = match rustix::fs::readlink(proc_path(fd.as_fd()), Vec::new()) {
+            Ok(target) => target.to_string_lossy().into_owned(),
+            Err(_) => format!("descriptor {}", fd.as_raw_fd()),
+        };
+        Self::inspect(fd, subject)
+    }
+
+    /// Returns the file's length now. Asks the kernel: other processes may change it.
+    pub fn len_bytes(&self) -> u64 {
+        // fstat of an owned descriptor fails only on a remote file system that lost its server; a
+        // file of length 0 is then the safe answer, because nothing can be mapped of it.
+        rustix::fs::fstat(&self.fd).map_or(0, |stat| stat.st_size.unsigned_abs())
+    }
+
+    /// Changes the length. New bytes read as zero; bytes cut off are lost, mapped or not.
+    ///
+    /// # Errors
+    /// `EPERM` after [`Self::seal_size`]; `EINVAL` when read-only, or for part of a huge page.
+    pub fn set_len(&self, len: u64) -> Result<(), OsError> {
+        rustix::fs::ftruncate(&self.fd, len).map_err(|errno| {
+            OsError::new("set the length of", format!("{} to {len} bytes", self.name), errno)
+        })
+    }
+
+    /// Makes sure that memory or disk is there for `range`, and enlarges the file to hold it.
+    ///
+    /// Afterwards no touch of the range can fail for want of space, until it is punched.
+    ///
+    /// # Errors
+    /// `ENOSPC` (also `ENOMEM` on hugetlbfs), with the bytes that are missing where that is known.
+    pub fn reserve(&self, range: Range<u64>) -> Result<(), OsError> {
+        let len = range.end.saturating_sub(range.start);
+        let call = || rustix::fs::fallocate(&self.fd, FallocateFlags::empty(), range.start, len);
+        rustix::io::retry_on_intr(call).map_err(|errno| {
+            let subject = format!("bytes {}..{} of {}", range.start, range.end, self.name);
+            match (self.page_size, errno) {
+                (PageSize::Base, Errno::NOSPC) => self.no_space("reserve", subject, len, errno),
+                (PageSize::Base, _) => OsError::new("reserve", subject, errno),
+                (huge, _) => huge_pages::shortage("reserve", &subject, huge, len, errno),
+            }
+        })
+    }
+
+    /// Gives the memory or disk behind `range` back; it reads as zero. The length stays.
+    ///
+    /// Memory that a device is still writing to stays with the device: the file gets fresh memory on
+    /// the next touch. Only whole pages are given back, the rest of the range is zeroed.
+    ///
+    /// # Errors
+    /// `EPERM` after [`Self::seal_against_future_writes`]; `EBADF` when read-only; `EOPNOTSUPP` on
+    /// a file system without holes.
+    pub fn punch(&self, range: Range<u64>) -> Result<(), OsError> {
+        let len = range.end.saturating_sub(range.start);
+        let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let call = || rustix::fs::fallocate(&self.fd, mode, range.start, len);
+        rustix::io::retry_on_intr(call).map_err(|errno| {
+            let subject = format!("bytes {}..{} out of {}", range.start, range.end, self.name);
+            OsError::new("punch", subject, errno)
+        })
+    }
+
+    /// Returns the bytes that the file really occupies, in memory, in swap or on disk.
+    pub fn resident_bytes(&self) -> u64 {
+        let stat = rustix::fs::fstat(&self.fd);
+        stat.map_or(0, |stat| stat.st_blocks.unsigned_abs() * STAT_BLOCK_BYTES)
+    }
+
+    /// Returns the bytes that this file could still take, where its file system has a limit.
+    ///
+    /// `None` for a memfd: its limit is the machine's memory, which no single number describes.
+    pub fn available_bytes(&self) -> Option<u64> {
+        if self.page_size != PageSize::Base {
+            return huge_pages::available_bytes(self.page_size);
+        }
+        let fs: StatFs = rustix::fs::fstatfs(&self.fd).ok()?;
+        let has_limit = fs.f_blocks != 0;
+        has_limit.then(|| fs.f_bavail.saturating_mul(fs.f_bsize as u64))
+    }
+
+    /// Says now, rather than by SIGBUS later, whether the file system can hold `len` bytes of this
+    /// file. What the file already occupies counts in its favour.
+    ///
+    /// # Errors
+    /// `ENOSPC`, naming both sizes.
+    pub fn check_capacity(&self, len: u64) -> Result<(), OsError> {
+        // Huge pages up to the present length were booked when the file was made.
+        let has_already = match self.page_size {
+            PageSize::Base => self.resident_bytes(),
+            _ => self.len_bytes(),
+        };
+        let missing = len.saturating_sub(has_already);
+        match self.available_bytes() {
+            Some(available) if missing > available => {
+                let subject = format!("{len} bytes in {}", self.name);
+                Err(self.no_space("hold", subject, missing, Errno::NOSPC))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens the same file again: a *new* open file description, with its own access and locks.
+    ///
+    /// # Errors
+    /// `EACCES` when the file's mode forbids it, `EPERM` for writing after a write seal,
+    /// `ENOENT` without `/proc`.
+    pub fn reopen(&self, access: Access) -> Result<Self, OsError> {
+        let fd = self.reopen_handle(access)?;
+        Ok(Self { fd, name: self.name.clone(), access, ..*self })
+    }
+
+    /// As [`Self::reopen`], as a bare descriptor: to lock, or to send to another process.
+    ///
+    /// The new description is made with *our* rights, so it can be sent to a user who may not open
+    /// the file. A read-only descriptor does not keep the file's own user (or root) from reopening
+    /// it for writing, as this method does; [`Self::seal_against_future_writes`] does.
+    ///
+    /// # Errors
+    /// As [`Self::reopen`].
+    pub fn reopen_handle(&self, access: Access) -> Result<OwnedFd, OsError> {
+        rustix::fs::openat(CWD, proc_path(self.fd.as_fd()), access.flags(), Mode::empty())
+            .map_err(|errno| OsError::new("reopen", format!("{} {access:?}", self.name), errno))
+    }
+
+    /// Forbids new writable mappings and writes, by anybody, for ever. Mappings that are writable
+    /// now stay so: the caller maps first and seals afterwards. memfd only.
+    ///
+    /// Beware: Linux then refuses [`Self::punch`] as well (mm/shmem.c, `shmem_fallocate`), through
+    /// this or any other descriptor.
+    ///
+    /// # Errors
+    /// `EINVAL` or `EPERM` on a file that is not a memfd, or is sealed against seals.
+    pub fn seal_against_future_writes(&self) -> Result<(), OsError> {
+        self.seal(SealFlags::FUTURE_WRITE, "seal against future writes")
+    }
+
+    /// Forbids any change of the length, by anybody, for ever: no mapping can be cut off. memfd only.
+    ///
+    /// # Errors
+    /// As [`Self::seal_against_future_writes`].
+    pub fn seal_size(&self) -> Result<(), OsError> {
+        self.seal(SealFlags::SHRINK | SealFlags::GROW, "seal the size of")
+    }
+
+    /// Returns true if the length can never shrink: what to check of a file that a stranger sent.
+    pub fn is_shrink_sealed(&self) -> bool {
+        rustix::fs::fcntl_get_seals(&self.fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK))
+    }
+
+    /// Returns what the descriptor may do.
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// Returns the size of the pages that the contents come in.
+    pub fn page_size(&self) -> PageSize {
+        self.page_size
+    }
+
+    /// Returns true on tmpfs, memfd and hugetlbfs, where a punched page is replaced by a fresh one.
+    pub fn is_memory_backed(&self) -> bool {
+        self.is_memory_backed
+    }
+
+    /// Returns the path it was opened by, or `memfd:NAME`: for messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Makes another descriptor of the same open file description, sharing access and locks.
+    ///
+    /// # Errors
+    /// `EMFILE` when descriptors run out.
+    pub fn try_clone_fd(&self) -> Result<OwnedFd, OsError> {
+        rustix::io::fcntl_dupfd_cloexec(&self.fd, 0)
+            .map_err(|errno| OsError::new("duplicate", self.name.clone(), errno))
+    }
+
+    /// Finds out what the descriptor is, and refuses what cannot be shared memory.
+    fn inspect(fd: OwnedFd, name: String) -> Result<Self, OsError> {
+        let failed = |errno| OsError::new("inspect", name.clone(), errno);
+        let stat = rustix::fs::fstat(&fd).map_err(failed)?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind != FileType::RegularFile {
+            let subject = format!("{name} ({kind:?}) as shared memory");
+            return Err(OsError::new("accept", subject, Errno::INVAL)
+                .with_advice("only regular files and memfds can be"));
+        }
+        let flags = rustix::fs::fcntl_getfl(&fd).map_err(failed)?;
+        let access = Access::from_flags(flags).ok_or_else(|| {
+            OsError::new("accept", format!("{name} as shared memory"), Errno::BADF)
+                .with_advice("open it for reading, or for reading and writing")
+        })?;
+        let fs = rustix::fs::fstatfs(&fd).map_err(failed)?;
+        let (fs_type, block) = (fs.f_type as u64, fs.f_bsize as u64);
+        let page_size = match fs_type {
+            HUGETLBFS_MAGIC => PageSize::huge_from_bytes(block).ok_or_else(|| {
+                OsError::new("accept", format!("{name} as shared memory"), Errno::INVAL)
+                    .with_advice(format!("huge pages of {block} bytes are not supported"))
+            })?,
+            _ => PageSize::Base,
+        };
+        let is_memory_backed = matches!(fs_type, TMPFS_MAGIC | HUGETLBFS_MAGIC);
+        Ok(Self { fd, name, access, page_size, is_memory_backed })
+    }
+
+    fn give_length(&self, len: u64) -> Result<(), OsError> {
+        let page = self.page_size.len_bytes();
+        if self.page_size != PageSize::Base && !len.is_multiple_of(page) {
+            let subject = format!("{} to {len} bytes", self.name);
+            return Err(OsError::new("set the length of", subject, Errno::INVAL)
+                .with_advice(format!("use a multiple of the page size, {page} bytes")));
+        }
+        self.set_len(len)?;
+        if self.page_size == PageSize::Base || len == 0 {
+            return Ok(());
+        }
+        huge_pages::book(self.fd.as_fd(), &self.name, self.page_size, len)
+    }
+
+    fn seal(&self, seals: SealFlags, what: &'static str) -> Result<(), OsError> {
+        rustix::fs::fcntl_add_seals(&self.fd, seals).map_err(|errno| {
+            OsError::new(what, self.name.clone(), errno)
+                .with_advice("only a memfd opened for writing can be sealed")
+        })
+    }
+
+    fn no_space(&self, what: &'static str, subject: String, len: u64, errno: Errno) -> OsError {
+        let error = OsError::new(what, subject, errno);
+        let Some(available) = self.available_bytes() else { return error };
+        let missing = len.saturating_sub(available);
+        error.with_advice(format!(
+            "{available} bytes are free on its file system, {missing} are missing: free some or \
+             enlarge it (tmpfs: mount -o remount,size=...)"
+        ))
+    }
+}
+
+impl AsFd for MemoryFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Access {
+    fn flags(self) -> OFlags {
+        OFlags::CLOEXEC
+            | match self {
+                Self::ReadOnly => OFlags::RDONLY,
+                Self::ReadWrite => OFlags::RDWR,
+            }
+    }
+
+    /// None for a descriptor that cannot be read.
+    fn from_flags(flags: OFlags) -> Option<Self> {
+        if flags.contains(OFlags::PATH) {
+            return None;
+        }
+        match flags & OFlags::RWMODE {
+            OFlags::RDONLY => Some(Self::ReadOnly),
+            OFlags::RDWR => Some(Self::ReadWrite),
+            _ => None,
+        }
+    }
+}
+
+fn proc_path(fd: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+#[cfg(test)]
+mod tests;

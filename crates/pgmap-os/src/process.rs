@@ -1,0 +1,128 @@
+//! Names, deaths and CPUs of processes.
+
+use crate::OsError;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::pidfd_send_signal;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use std::fs;
+use std::os::fd::BorrowedFd;
+
+pub use rustix::process::Signal;
+
+/// Returns the command name of a process as `ps` shows it (at most 15 bytes), if it can be read.
+///
+/// The number may name another process by the time of the answer: for people, never for decisions.
+pub fn command_name(pid: i32) -> Option<String> {
+    let name = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    Some(String::from_utf8_lossy(&name).trim_end_matches('\n').to_owned())
+}
+
+/// Returns true if the process behind a pidfd has exited, reaped or not. Never waits.
+///
+/// A descriptor that cannot be polled says false; one that is no pidfd says nothing of use.
+pub fn pidfd_has_exited(pidfd: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let nr_ready = rustix::io::retry_on_intr(|| poll(&mut fds, Some(&at_once)));
+    // POLLHUP without POLLIN: the process was reaped (Linux 6.9 and later).
+    nr_ready.is_ok() && fds[0].revents().intersects(PollFlags::IN | PollFlags::HUP)
+}
+
+/// Sends a signal to the process behind a pidfd, which no other process can be mistaken for.
+///
+/// # Errors
+/// `ESRCH` if it has been reaped, `EPERM` if it belongs to someone else, `EBADF` for no pidfd.
+pub fn kill_by_pidfd(pidfd: BorrowedFd<'_>, signal: Signal) -> Result<(), OsError> {
+    pidfd_send_signal(pidfd, signal).map_err(|errno| {
+        OsError::new("signal", format!("a process by pidfd with {signal:?}"), errno)
+    })
+}
+
+/// Lets the calling thread, and those that it starts from now on, run on one CPU only.
+///
+/// # Errors
+/// `EINVAL` for a CPU that does not exist, is offline, or that the cpuset of the process forbids.
+pub fn pin_to_cpu(cpu: usize) -> Result<(), OsError> {
+    let failed = |errno| {
+        OsError::new("pin to", format!("CPU {cpu}"), errno)
+            .with_advice(format!("this thread may run on {:?}", allowed_cpus()))
+    };
+    if cpu >= CpuSet::MAX_CPU {
+        return Err(failed(Errno::INVAL));
+    }
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu);
+    sched_setaffinity(None, &cpus).map_err(failed)
+}
+
+/// Returns the CPUs that the calling thread may run on now, in ascending order.
+pub fn allowed_cpus() -> Vec<usize> {
+    match sched_getaffinity(None) {
+        Ok(cpus) => (0..CpuSet::MAX_CPU).filter(|&cpu| cpus.is_set(cpu)).collect(),
+        Err(_) => Vec::new(),
+    }
+}
+
+/// Returns the CPUs of the machine that are online, in ascending order.
+///
+/// Where `/sys` cannot be read these are the [`allowed_cpus`].
+pub fn online_cpus() -> Vec<usize> {
+    let listed = fs::read_to_string("/sys/devices/system/cpu/online").ok();
+    listed.and_then(|list| parse_cpu_list(list.trim())).unwrap_or_else(allowed_cpus)
+}
+
+/// Reads the kernel's list format, for instance `0-3,8`.
+fn parse_cpu_list(list: &str) -> Option<Vec<usize>> {
+    let mut cpus = Vec::new();
+    for part in list.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+        if last >= CpuSet::MAX_CPU {
+            return None;
+        }
+        cpus.extend(first..=last);
+    }
+    Some(cpus)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_name_is_known_and_a_wild_pid_has_none() {
+        let own = command_name(std::process::id() as i32).unwrap();
+        assert!(!own.is_empty() && !own.contains('\n'), "{own:?}");
+        assert_eq!(command_name(-1), None);
+    }
+
+    #[test]
+    fn cpu_lists_are_read_as_the_kernel_writes_them() {
+        assert_eq!(parse_cpu_list("0-2,5"), Some(vec![0, 1, 2, 5]));
+        assert_eq!(parse_cpu_list("7"), Some(vec![7]));
+        assert_eq!(parse_cpu_list("0-99999999999"), None);
+        assert_eq!(parse_cpu_list("none"), None);
+    }
+
+    #[test]
+    fn pinned_thread_may_run_on_that_cpu_only() {
+        std::thread::spawn(|| {
+            let cpu = *allowed_cpus().last().unwrap();
+            pin_to_cpu(cpu).unwrap();
+            assert_eq!(allowed_cpus(), [cpu]);
+        })
+        .join()
+        .unwrap();
+        assert!(!online_cpus().is_empty());
+    }
+
+    #[test]
+    fn absent_cpu_is_refused_with_the_choice_that_there_is() {
+        for cpu in [CpuSet::MAX_CPU - 1, usize::MAX] {
+            let error = pin_to_cpu(cpu).unwrap_err();
+            assert_eq!(error.errno(), libc::EINVAL);
+            assert!(error.to_string().contains("may run on [0"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! An open file.
+
+use pgmap_mm::error::PinError;
+use pgmap_mm::index::FileEntry;
+use pgmap_mm::ledger::Agent;
+
+use crate::client::pinned::{FilePin, Term};
+use crate::client::{Client, MAX_ATTEMPTS};
+use crate::error::Error;
+use crate::refusal::Refusal;
+
+/// A committed file. Opening one takes no hold: pins do.
+///
+/// The handle names the file, not its name: after a rename it is the same file, after an unlink it
+/// is stale, even when another file has got the name (T12).
+#[derive(Debug, Clone)]
+pub struct File<'c> {
+    client: &'c Client,
+    entry: FileEntry,
+}
+
+impl<'c> File<'c> {
+    pub(crate) const fn new(client: &'c Client, entry: FileEntry) -> Self {
+        Self { client, entry }
+    }
+
+    /// The file's number, never given to another.
+    #[must_use]
+    pub const fn id(&self) -> u64 {
+        self.entry.id.0
+    }
+
+    /// Its length in bytes when it was opened or last pinned.
+    #[must_use]
+    pub const fn len_bytes(&self) -> u64 {
+        self.entry.len_bytes
+    }
+
+    /// Extents it had when it was opened or last pinned.
+    #[must_use]
+    pub const fn nr_extents(&self) -> usize {
+        self.entry.extents.len()
+    }
+
+    /// Pins all of it for a short while.
+    ///
+    /// # Errors
+    /// As [`pin`](Self::pin).
+    pub fn pin_all(&self) -> Result<FilePin<'c>, Error> {
+        self.take(None, Agent::Cpu, Term::Short)
+    }
+
+    /// Pins `len_bytes` from `offset` on for a short while, without a call.
+    ///
+    /// # Errors
+    /// [`Refusal::Stale`] when the file was unlinked or replaced; [`Error::OutOfRange`] when the
+    /// range is not inside it, perhaps because it was truncated; [`Error::Pin`] when the thread or
+    /// client holds too many pins.
+    pub fn pin(&self, offset: u64, len_bytes: u64) -> Result<FilePin<'c>, Error> {
+        self.take(Some((offset, len_bytes)), Agent::Cpu, Term::Short)
+    }
+
+    /// As [`pin`](Self::pin), for a device: should this process die, the frames are not given to
+    /// anybody while the device can still write to them.
+    ///
+    /// # Errors
+    /// As [`pin`](Self::pin).
+    pub fn pin_for_device(&self, offset: u64, len_bytes: u64) -> Result<FilePin<'c>, Error> {
+        self.take(Some((offset, len_bytes)), Agent::Device, Term::Short)
+    }
+
+    /// Pins for long: counted per folio, allowed where the pool's policy says so.
+    ///
+    /// # Errors
+    /// As [`pin`](Self::pin), and [`PinError::NeedsConsent`].
+    pub fn pin_longterm(&self, offset: u64, len_bytes: u64) -> Result<FilePin<'c>, Error> {
+        self.take(Some((offset, len_bytes)), Agent::Cpu, Term::Longterm)
+    }
+
+    fn take(
+        &self,
+        range: Option<(u64, u64)>,
+        agent: Agent,
+        term: Term,
+    ) -> Result<FilePin<'c>, Error> {
+        match self.take_from(&self.entry, range, agent, term) {
+            Err(Error::Pin(PinError::Changed { .. })) => self.take_anew(range, agent, term),
+            result => result,
+        }
+    }
+
+    /// The entry is not what it was: reads it again.
+    #[cold]
+    fn take_anew(
+        &self,
+        range: Option<(u64, u64)>,
+        agent: Agent,
+        term: Term,
+    ) -> Result<FilePin<'c>, Error> {
+        for _ in 0..MAX_ATTEMPTS {
+            let entry = self.client.reread(&self.entry)?;
+            match self.take_from(&entry, range, agent, term) {
+                Err(Error::Pin(PinError::Changed { .. })) => {}
+                result => return result,
+            }
+        }
+        Err(Refusal::Stale { id: self.entry.id.0 }.into())
+    }
+
+    fn take_from(
+        &self,
+        entry: &FileEntry,
+        range: Option<(u64, u64)>,
+        agent: Agent,
+        term: Term,
+    ) -> Result<FilePin<'c>, Error> {
+        let (offset, len_bytes) = range.unwrap_or((0, entry.len_bytes));
+        let is_inside = offset.checked_add(len_bytes).is_some_and(|end| end <= entry.len_bytes);
+        if !is_inside || len_bytes == 0 {
+            return Err(Error::OutOfRange {
+                start: offset,
+                end: offset.saturating_add(len_bytes),
+                len_bytes: entry.len_bytes,
+            });
+        }
+        FilePin::take(self.client, entry, offset, len_bytes, agent, term)
+    }
+}

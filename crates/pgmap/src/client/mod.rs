@@ -1,0 +1,470 @@
+//! A client: a process attached to a pool.
+
+pub(crate) mod file;
+pub(crate) mod lanes;
+pub(crate) mod link;
+pub(crate) mod pinned;
+pub(crate) mod side;
+pub(crate) mod writer;
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use pgmap_mm::drain::ClientId;
+use pgmap_mm::index::{FileEntry, IndexLayout, IndexReader, Lookup};
+use pgmap_mm::ledger::LedgerLayout;
+use pgmap_mm::level::PAGE_BYTES;
+use pgmap_mm::pin::{ClientSide, Pinner};
+use pgmap_mm::vmemmap::{Vmemmap, VmemmapLayout};
+use pgmap_os::{ForkGuard, Membarrier, MemoryFile, ReadMapping, WriteMapping};
+
+use crate::client::file::File;
+use crate::client::link::{Link, Remote};
+use crate::client::pinned::FilePin;
+use crate::client::side::{ProcessSide, new_identity};
+use crate::client::writer::FileWriter;
+use crate::error::Error;
+use crate::memory::{Readable, Writable, WritableCounts};
+use crate::name::FileName;
+use crate::owner::handle::{Handed, Shared};
+use crate::pool::LedgerFile;
+use crate::refusal::{Holder, Refusal};
+use crate::wire::{CreateSpec, FileInfo, FolioSize, MAX_BATCH, MAX_LIST, PoolInfo, Reply, Request};
+
+/// Attempts of an open or get while the owner changes the file under it.
+const MAX_ATTEMPTS: usize = 16;
+
+/// What a client has mapped and how it reaches its owner.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub pinner: Pinner<ProcessSide>,
+    pub data: WriteMapping,
+    index: IndexReader<Readable>,
+    link: Link,
+    id: ClientId,
+    /// Its lock says that this client lives.
+    ledger: OwnedFd,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // A forked child is not the client and must not say that the client leaves.
+        if !self.pinner.side().is_detached() {
+            self.link.leave(self.id);
+        }
+    }
+}
+
+/// A process's attachment to a pool. Cheap to clone; all clones are one client.
+///
+/// Opening, pinning and releasing never leave the process. Creating, committing, truncating,
+/// renaming, unlinking and listing call the owner.
+///
+/// ```
+/// use pgmap::{FolioSize, Owner, Pool, PoolOptions};
+///
+/// let owner = Owner::start(Pool::create(&PoolOptions::anonymous(16 << 20))?)?;
+/// let client = owner.client()?;
+/// let mut writer = client.create("greeting", 5, FolioSize::BestFit)?;
+/// writer.write_all_at(0, b"hello")?;
+/// writer.commit()?;
+/// let pinned = client.get("greeting")?;
+/// assert_eq!(pinned.to_vec()?, b"hello");
+/// # Ok::<(), pgmap::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Client {
+    pub(crate) inner: Arc<Inner>,
+}
+
+impl Client {
+    /// Attaches to the pool whose owner listens at `path`.
+    ///
+    /// # Errors
+    /// [`Error::Os`] when nobody listens there, [`Error::OwnerGone`] when the owner goes meanwhile,
+    /// [`Error::Protocol`] when it speaks another version.
+    pub fn connect(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let is_registered = Membarrier::register().is_global_available();
+        let (remote, handed) = Remote::connect(path.as_ref(), is_registered)?;
+        Self::assemble(handed, Link::Remote(remote))
+    }
+
+    pub(crate) fn embedded(handed: Handed, shared: Arc<Shared>) -> Result<Self, Error> {
+        Self::assemble(handed, Link::Embedded(shared))
+    }
+
+    fn assemble(handed: Handed, link: Link) -> Result<Self, Error> {
+        let welcome = handed.welcome;
+        let odd = |what: &str| Error::Protocol { what: what.into() };
+        let layout = VmemmapLayout::for_pages(welcome.nr_pages)
+            .ok_or_else(|| odd("a pool size that is none"))?;
+        let data_file = MemoryFile::from_fd(handed.data)?;
+        if welcome.data_bytes > layout.nr_pages() * PAGE_BYTES || welcome.data_bytes == 0 {
+            return Err(odd("more data than frames"));
+        }
+        let data = WriteMapping::map(&data_file, 0, welcome.data_bytes)?;
+        let vmemmap = MemoryFile::from_fd(handed.vmemmap)?;
+        let vmemmap = ReadMapping::map(&vmemmap, 0, layout.nr_words() as u64 * 8)?;
+        let index_layout = usize::try_from(welcome.max_files)
+            .map(IndexLayout::for_files)
+            .map_err(|_| odd("an index size that is none"))?;
+        let index = MemoryFile::from_fd(handed.index)?;
+        let index = ReadMapping::map(&index, 0, index_layout.nr_words() as u64 * 8)?;
+        let ledger = MemoryFile::from_fd(handed.ledger.try_clone().map_err(|error| {
+            pgmap_os::OsError::new("duplicate", "the ledger's descriptor", error)
+        })?)?;
+        let ledger_layout = LedgerLayout::new(&layout);
+        let parts = LedgerFile::new(&ledger_layout);
+        let words = WriteMapping::map(&ledger, 0, parts.words_bytes)?;
+        let counts = WriteMapping::map(&ledger, parts.words_bytes, parts.counts_bytes)?;
+        let side = ProcessSide {
+            ledger: Writable::new(words),
+            counts: WritableCounts(counts),
+            vmemmap: Vmemmap::new(layout, Readable(vmemmap))
+                .ok_or_else(|| odd("descriptors that are too short"))?,
+            mode: welcome.barrier_mode(),
+            doorbell: Mutex::new(handed.doorbell),
+            guard: ForkGuard::new()?,
+            identity: new_identity(),
+        };
+        let pinner =
+            Pinner::new(side, ledger_layout).ok_or_else(|| odd("a ledger that is too short"))?;
+        let index = IndexReader::new(index_layout, Readable(index))
+            .ok_or_else(|| odd("an index that is none"))?;
+        let inner = Inner {
+            pinner,
+            data,
+            index,
+            link,
+            id: ClientId(welcome.client),
+            ledger: handed.ledger,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The owner's number for this client.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.inner.id.0
+    }
+
+    /// Bytes of the pool's data.
+    #[must_use]
+    pub fn pool_bytes(&self) -> u64 {
+        self.inner.data.len_bytes()
+    }
+
+    /// How often frames were detached from dead processes' devices. Whoever registered the pool's
+    /// memory with a device must, after pinning and before starting a transfer, see the number it
+    /// registered at, or register anew.
+    #[must_use]
+    pub fn detach_epoch(&self) -> u64 {
+        self.inner.index.detach_epoch()
+    }
+
+    /// Where the pool is mapped in this process: to register it with a device as one buffer.
+    #[must_use]
+    pub fn pool_address(&self) -> (*mut u8, usize) {
+        (self.inner.data.as_ptr(), self.inner.data.len_bytes() as usize)
+    }
+
+    fn call(&self, request: Request) -> Result<Reply, Error> {
+        let inner = &self.inner;
+        if inner.pinner.side().is_detached() {
+            return Err(Error::Detached);
+        }
+        let resume = |doorbell| {
+            let mut place =
+                inner.pinner.side().doorbell.lock().unwrap_or_else(PoisonError::into_inner);
+            *place = doorbell;
+        };
+        inner.link.call(inner.id, request, resume, &inner.ledger)
+    }
+
+    /// Reserves frames for a file of `len_bytes` that will be called `name`. Nobody else sees it
+    /// before [`FileWriter::commit`]; dropping the writer gives it up.
+    ///
+    /// # Errors
+    /// [`Refusal::Exists`], [`Refusal::NoSpace`], [`Refusal::BadName`] and
+    /// [`Refusal::BadLength`] as [`Error::Refused`].
+    pub fn create(
+        &self,
+        name: impl AsRef<[u8]>,
+        len_bytes: u64,
+        folio_size: FolioSize,
+    ) -> Result<FileWriter<'_>, Error> {
+        let name = FileName::new(name)?;
+        let spec = CreateSpec { name, len_bytes, folio_size, replace: false };
+        one(self.create_batch(vec![spec])?)?
+    }
+
+    /// Reserves frames for several files in one call. Each has an answer of its own.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create), and [`Refusal::TooMuch`] for more than [`MAX_BATCH`].
+    pub fn create_batch(
+        &self,
+        specs: Vec<CreateSpec>,
+    ) -> Result<Vec<Result<FileWriter<'_>, Error>>, Error> {
+        let lengths: Vec<u64> = specs.iter().map(|spec| spec.len_bytes).collect();
+        match self.call(Request::Create(specs))? {
+            Reply::Created(drafts) if drafts.len() == lengths.len() => Ok(drafts
+                .into_iter()
+                .zip(lengths)
+                .map(|(draft, len_bytes)| FileWriter::new(self, draft?, len_bytes))
+                .collect()),
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    /// Publishes several files in one call. Each has an answer of its own; a writer whose commit
+    /// was refused is given up.
+    ///
+    /// # Errors
+    /// [`Refusal::TooMuch`] for more than [`MAX_BATCH`], [`Error::OwnerGone`].
+    pub fn commit_batch(
+        &self,
+        writers: Vec<FileWriter<'_>>,
+    ) -> Result<Vec<Result<(), Error>>, Error> {
+        FileWriter::commit_all(self, writers)
+    }
+
+    /// Finds a file by name, without a call.
+    ///
+    /// # Errors
+    /// [`Refusal::NotFound`] and [`Refusal::BadName`] as [`Error::Refused`].
+    pub fn open(&self, name: impl AsRef<[u8]>) -> Result<File<'_>, Error> {
+        let entry = self.look_up(name.as_ref())?;
+        Ok(File::new(self, entry))
+    }
+
+    /// Finds several files by name, without a call. Each has an answer of its own.
+    pub fn open_batch<N: AsRef<[u8]>>(&self, names: &[N]) -> Vec<Result<File<'_>, Error>> {
+        names.iter().map(|name| self.open(name)).collect()
+    }
+
+    /// Finds a file by name and pins all of it, without a call.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open) and [`File::pin`].
+    pub fn get(&self, name: impl AsRef<[u8]>) -> Result<FilePin<'_>, Error> {
+        let name = name.as_ref();
+        for _ in 0..MAX_ATTEMPTS {
+            let entry = self.look_up(name)?;
+            match FilePin::take_all(self, &entry) {
+                Err(Error::Pin(pgmap_mm::error::PinError::Changed { .. })) => {}
+                result => return result,
+            }
+        }
+        let doing = "changed again and again".into();
+        Err(Refusal::InUse { name: String::from_utf8_lossy(name).into(), doing }.into())
+    }
+
+    fn look_up(&self, name: &[u8]) -> Result<FileEntry, Error> {
+        if self.inner.pinner.side().is_detached() {
+            return Err(Error::Detached);
+        }
+        match self.inner.index.lookup(name) {
+            Lookup::Found(entry) => Ok(entry),
+            Lookup::Absent => {
+                Err(Refusal::NotFound { name: FileName::new(name)?.to_string() }.into())
+            }
+            Lookup::Busy => self.look_up_slowly(name),
+        }
+    }
+
+    /// Asks the owner where a file is, when its index was too busy to tell.
+    #[cold]
+    fn look_up_slowly(&self, name: &[u8]) -> Result<FileEntry, Error> {
+        for _ in 0..MAX_ATTEMPTS {
+            let info = self.stat(name)?;
+            if let Some(entry) = self.locate(info.id)? {
+                return Ok(entry);
+            }
+        }
+        let doing = "changed again and again".into();
+        Err(Refusal::InUse { name: String::from_utf8_lossy(name).into(), doing }.into())
+    }
+
+    /// Reads a file's entry anew: in the index where it was, else where the owner says it is.
+    pub(crate) fn reread(&self, old: &FileEntry) -> Result<FileEntry, Error> {
+        if let Lookup::Found(entry) = self.inner.index.reread(old.entry, old.id) {
+            return Ok(entry);
+        }
+        for _ in 0..MAX_ATTEMPTS {
+            if let Some(entry) = self.locate(old.id.0)? {
+                return Ok(entry);
+            }
+        }
+        Err(Refusal::Stale { id: old.id.0 }.into())
+    }
+
+    fn locate(&self, id: u64) -> Result<Option<FileEntry>, Error> {
+        match self.call(Request::Locate(id))? {
+            Reply::Located { entry, .. } => {
+                let entry = pgmap_mm::index::EntryId::from_number(entry);
+                match self.inner.index.reread(entry, pgmap_mm::index::FileId(id)) {
+                    Lookup::Found(entry) => Ok(Some(entry)),
+                    Lookup::Absent | Lookup::Busy => Ok(None),
+                }
+            }
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    /// Takes a name away at once. The frames are free when the last hold of them is gone.
+    ///
+    /// # Errors
+    /// [`Refusal::NotFound`] as [`Error::Refused`].
+    pub fn unlink(&self, name: impl AsRef<[u8]>) -> Result<(), Error> {
+        one(self.unlink_batch(vec![FileName::new(name)?])?)?
+    }
+
+    /// Takes several names away in one call. Each has an answer of its own.
+    ///
+    /// # Errors
+    /// [`Refusal::TooMuch`] for more than [`MAX_BATCH`], [`Error::OwnerGone`].
+    pub fn unlink_batch(&self, names: Vec<FileName>) -> Result<Vec<Result<(), Error>>, Error> {
+        match self.call(Request::Unlink(names))? {
+            Reply::Unlinked(results) => {
+                Ok(results.into_iter().map(|result| result.map_err(Error::from)).collect())
+            }
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    /// Gives a file another name. With `Replace::Yes` it takes the place of a file that has it.
+    ///
+    /// # Errors
+    /// [`Refusal::NotFound`] and [`Refusal::Exists`] as [`Error::Refused`].
+    pub fn rename(
+        &self,
+        from: impl AsRef<[u8]>,
+        to: impl AsRef<[u8]>,
+        replace: Replace,
+    ) -> Result<(), Error> {
+        let (from, to) = (FileName::new(from)?, FileName::new(to)?);
+        self.done(Request::Rename { from, to, replace: replace == Replace::Yes })
+    }
+
+    /// Shortens a file to `len_bytes`, waiting up to `deadline_ms` milliseconds for holders of the
+    /// folios that go. Nobody can pin those meanwhile.
+    ///
+    /// # Errors
+    /// [`Refusal::Held`] names who still holds them when the time is over; the file is then as
+    /// before. [`Refusal::BadLength`] when it would grow or be empty.
+    pub fn truncate(
+        &self,
+        name: impl AsRef<[u8]>,
+        len_bytes: u64,
+        deadline_ms: u64,
+    ) -> Result<(), Error> {
+        let name = FileName::new(name)?;
+        self.done(Request::Truncate { name, len_bytes, deadline_ms })
+    }
+
+    fn done(&self, request: Request) -> Result<(), Error> {
+        match self.call(request)? {
+            Reply::Done => Ok(()),
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    /// Describes a file.
+    ///
+    /// # Errors
+    /// [`Refusal::NotFound`] as [`Error::Refused`].
+    pub fn stat(&self, name: impl AsRef<[u8]>) -> Result<FileInfo, Error> {
+        match self.call(Request::Stat(FileName::new(name)?))? {
+            Reply::Stat(info) => Ok(info),
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    /// Describes every file, in the order of their names. Files that come and go meanwhile may or
+    /// may not be among them.
+    ///
+    /// # Errors
+    /// [`Error::OwnerGone`].
+    pub fn list(&self) -> Result<Vec<FileInfo>, Error> {
+        let mut files: Vec<FileInfo> = Vec::new();
+        loop {
+            let after = files.last().map(|file| file.name.clone());
+            match self.call(Request::List(after))? {
+                Reply::List(page) => {
+                    let is_last = page.len() < MAX_LIST;
+                    files.extend(page);
+                    if is_last {
+                        return Ok(files);
+                    }
+                }
+                reply => return Err(unexpected(&reply)),
+            }
+        }
+    }
+
+    /// Describes the pool.
+    ///
+    /// # Errors
+    /// [`Error::OwnerGone`].
+    pub fn pool_stat(&self) -> Result<PoolInfo, Error> {
+        match self.call(Request::PoolStat)? {
+            Reply::PoolStat(info) => Ok(info),
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    /// Who holds a file, or any frame of the pool. The flag says that there are more than the
+    /// answer names.
+    ///
+    /// # Errors
+    /// [`Refusal::NotFound`] as [`Error::Refused`].
+    pub fn who(&self, name: Option<&[u8]>) -> Result<(Vec<Holder>, bool), Error> {
+        let name = name.map(FileName::new).transpose()?;
+        match self.call(Request::Who(name))? {
+            Reply::Who(holders, is_cut) => Ok((holders, is_cut)),
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    pub(crate) fn commit_ids(
+        &self,
+        ids: Vec<u64>,
+    ) -> Result<Vec<Result<crate::wire::Committed, Refusal>>, Error> {
+        debug_assert!(ids.len() <= MAX_BATCH);
+        let nr = ids.len();
+        match self.call(Request::Commit(ids))? {
+            Reply::Committed(results) if results.len() == nr => Ok(results),
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    pub(crate) fn abort_ids(&self, ids: Vec<u64>) -> Result<(), Error> {
+        self.done(Request::Abort(ids))
+    }
+}
+
+/// Whether something takes the place of what is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Replace {
+    /// It is an error when something is there.
+    #[default]
+    No,
+    /// What is there is unlinked in the same step.
+    Yes,
+}
+
+fn one<T>(answers: Vec<T>) -> Result<T, Error> {
+    let nr = answers.len();
+    answers
+        .into_iter()
+        .next()
+        .ok_or_else(|| Error::Protocol { what: format!("{nr} answers to one question") })
+}
+
+fn unexpected(reply: &Reply) -> Error {
+    let mut what = format!("{reply:?}");
+    what.truncate(what.char_indices().nth(80).map_or(what.len(), |(at, _)| at));
+    Error::Protocol { what: format!("an answer to another question: {what}") }
+}

@@ -1,0 +1,212 @@
+//! Pinned bytes of a file.
+
+use std::marker::PhantomData;
+
+use pgmap_mm::error::PinError;
+use pgmap_mm::extent::Extent;
+use pgmap_mm::index::FileEntry;
+use pgmap_mm::ledger::Agent;
+use pgmap_mm::level::PAGE_BYTES;
+use pgmap_mm::longterm::LongtermPin;
+use pgmap_mm::pfn::PfnRange;
+use pgmap_mm::pin::Pin;
+
+use crate::client::side::ProcessSide;
+use crate::client::{Client, lanes};
+use crate::error::Error;
+
+/// What keeps the frames: one pin per extent.
+#[derive(Debug)]
+enum Hold<'c> {
+    Short(Pin<'c, ProcessSide>),
+    Longterm(LongtermPin<'c, ProcessSide>),
+}
+
+impl Hold<'_> {
+    fn run(&self) -> PfnRange {
+        match self {
+            Self::Short(pin) => pin.run(),
+            Self::Longterm(pin) => pin.run(),
+        }
+    }
+
+    fn is_wanted_back(&self) -> bool {
+        match self {
+            Self::Short(pin) => pin.is_wanted_back(),
+            Self::Longterm(pin) => pin.is_wanted_back(),
+        }
+    }
+}
+
+/// A piece of pinned memory, mapped in this process.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment<'p> {
+    /// Its first byte.
+    pub ptr: *mut u8,
+    /// Its length in bytes.
+    pub len_bytes: u64,
+    /// Where it lies in the pool, in bytes: for a device that was given the pool as one buffer.
+    pub pool_offset: u64,
+    held: PhantomData<&'p ()>,
+}
+
+/// A range of a file that is pinned: while this lives, its frames hold this file's bytes and are
+/// given to nobody else. Dropping it releases them, on any thread.
+///
+/// Others who attached to the pool may still write to the frames, as a device may, so bytes are
+/// copied out or reached through raw pointers, never as `&[u8]` (I6).
+#[derive(Debug)]
+#[must_use = "dropping a pin gives the frames up"]
+pub struct FilePin<'c> {
+    client: &'c Client,
+    /// Where the range starts in the first hold's frames.
+    skip_bytes: u64,
+    len_bytes: u64,
+    first: Hold<'c>,
+    more: Vec<Hold<'c>>,
+}
+
+/// How a range is to be pinned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Term {
+    Short,
+    Longterm,
+}
+
+impl<'c> FilePin<'c> {
+    /// Pins a whole file.
+    #[inline]
+    pub(crate) fn take_all(client: &'c Client, entry: &FileEntry) -> Result<Self, Error> {
+        Self::take(client, entry, 0, entry.len_bytes, Agent::Cpu, Term::Short)
+    }
+
+    /// Pins `len_bytes` from `offset` on. The caller has checked the range.
+    #[inline]
+    pub(crate) fn take(
+        client: &'c Client,
+        entry: &FileEntry,
+        offset: u64,
+        len_bytes: u64,
+        agent: Agent,
+        term: Term,
+    ) -> Result<Self, Error> {
+        let first_page = offset / PAGE_BYTES;
+        let end_page = (offset + len_bytes).div_ceil(PAGE_BYTES);
+        let mut first = None;
+        let mut more = Vec::new();
+        let mut at = 0;
+        for extent in entry.extents.iter() {
+            let end = at + extent.run.nr_pages();
+            let (from, to) = (first_page.max(at), end_page.min(end));
+            if from < to {
+                let run = extent.run.sub_run(from - at, to - from);
+                let hold = run.map(|run| pin(client, extent, run, agent, term)).transpose()?;
+                match (&first, hold) {
+                    (None, hold) => first = hold,
+                    (Some(_), hold) => more.extend(hold),
+                }
+            }
+            at = end;
+        }
+        let Some(first) = first.filter(|_| at >= end_page) else {
+            return Err(Error::OutOfRange {
+                start: offset,
+                end: offset + len_bytes,
+                len_bytes: at * PAGE_BYTES,
+            });
+        };
+        Ok(Self { client, skip_bytes: offset % PAGE_BYTES, len_bytes, first, more })
+    }
+
+    /// Bytes pinned.
+    #[must_use]
+    pub const fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+
+    /// The pinned memory in file order, one segment per extent.
+    pub fn segments(&self) -> impl Iterator<Item = Segment<'_>> {
+        let base = self.client.inner.data.as_ptr();
+        let mut left = self.len_bytes;
+        let mut skip = self.skip_bytes;
+        std::iter::once(&self.first).chain(&self.more).map(move |hold| {
+            let run = hold.run();
+            let pool_offset = run.byte_range().start + skip;
+            let len_bytes = (run.len_bytes() - skip).min(left);
+            left -= len_bytes;
+            skip = 0;
+            // The frames lie inside the mapping: the owner's layout was checked on attaching and a
+            // hold's run against its extent. Offsetting without wrapping needs no unsafe.
+            let ptr = base.wrapping_add(pool_offset as usize);
+            Segment { ptr, len_bytes, pool_offset, held: PhantomData }
+        })
+    }
+
+    /// Copies bytes from `offset` on into `target`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] when the pin is shorter; nothing is copied then.
+    pub fn read_at(&self, offset: u64, target: &mut [u8]) -> Result<(), Error> {
+        let end = offset.checked_add(target.len() as u64).filter(|&end| end <= self.len_bytes);
+        let Some(end) = end else {
+            let end = offset.saturating_add(target.len() as u64);
+            return Err(Error::OutOfRange { start: offset, end, len_bytes: self.len_bytes });
+        };
+        let mut at = 0;
+        for segment in self.segments() {
+            let segment_end = at + segment.len_bytes;
+            let (from, to) = (offset.max(at), end.min(segment_end));
+            if from < to {
+                let part = &mut target[(from - offset) as usize..(to - offset) as usize];
+                self.client.inner.data.copy_out(segment.pool_offset + (from - at), part)?;
+            }
+            at = segment_end;
+        }
+        Ok(())
+    }
+
+    /// Copies all pinned bytes.
+    ///
+    /// # Errors
+    /// None in practice; those of [`read_at`](Self::read_at).
+    pub fn to_vec(&self) -> Result<Vec<u8>, Error> {
+        let mut bytes = vec![0; self.len_bytes as usize];
+        self.read_at(0, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Whether the owner wants the frames back: they were truncated or unlinked and wait for this
+    /// pin.
+    #[must_use]
+    pub fn is_wanted_back(&self) -> bool {
+        self.first.is_wanted_back() || self.more.iter().any(Hold::is_wanted_back)
+    }
+
+    /// Writes down what the pin is for, for whoever asks who holds the frames. Short-term pins only.
+    pub fn set_tag(&self, tag: u64) {
+        for hold in std::iter::once(&self.first).chain(&self.more) {
+            if let Hold::Short(pin) = hold {
+                pin.set_tag(tag);
+            }
+        }
+    }
+}
+
+#[inline]
+fn pin<'c>(
+    client: &'c Client,
+    extent: &Extent,
+    run: PfnRange,
+    agent: Agent,
+    term: Term,
+) -> Result<Hold<'c>, PinError> {
+    if run.byte_range().end > client.inner.data.len_bytes() {
+        return Err(PinError::Outside { run });
+    }
+    match term {
+        Term::Short => {
+            lanes::with_lane(&client.inner, |lane| lane.pin(extent, run, agent)).map(Hold::Short)
+        }
+        Term::Longterm => client.inner.pinner.pin_longterm(extent, run, agent).map(Hold::Longterm),
+    }
+}

@@ -1,0 +1,76 @@
+//! What a client brings to the page model: its ledger, the owner's descriptors, the doorbell.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use pgmap_mm::barrier::BarrierMode;
+use pgmap_mm::pin::ClientSide;
+use pgmap_mm::vmemmap::Vmemmap;
+use pgmap_os::{Doorbell, ForkGuard};
+
+use crate::memory::{Readable, Writable, WritableCounts};
+
+/// A process's side of a pool.
+#[derive(Debug)]
+pub struct ProcessSide {
+    pub(super) ledger: Writable,
+    pub(super) counts: WritableCounts,
+    pub(super) vmemmap: Vmemmap<Readable>,
+    pub(super) mode: BarrierMode,
+    /// Replaced when the client resumes with a restarted owner.
+    pub(super) doorbell: Mutex<Doorbell>,
+    pub(super) guard: ForkGuard,
+    pub(super) identity: u64,
+}
+
+/// A number no other client of this process has or had.
+pub(super) fn new_identity() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    // Relaxed: only uniqueness matters.
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+impl ClientSide for ProcessSide {
+    type Ledger = Writable;
+    type Counts = WritableCounts;
+    type Descriptors = Readable;
+
+    #[inline]
+    fn ledger(&self) -> &Writable {
+        &self.ledger
+    }
+
+    #[inline]
+    fn counts(&self) -> &WritableCounts {
+        &self.counts
+    }
+
+    #[inline]
+    fn vmemmap(&self) -> &Vmemmap<Readable> {
+        &self.vmemmap
+    }
+
+    #[inline]
+    fn barrier_mode(&self) -> BarrierMode {
+        self.mode
+    }
+
+    #[cold]
+    fn ring_doorbell(&self) {
+        let doorbell = self.doorbell.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = doorbell.ring() {
+            // The owner also looks by itself, slowly.
+            tracing::debug!(%error, "the owner's doorbell cannot be rung");
+        }
+    }
+
+    #[inline]
+    fn is_detached(&self) -> bool {
+        self.guard.is_child()
+    }
+
+    #[inline]
+    fn identity(&self) -> u64 {
+        self.identity
+    }
+}

@@ -1,0 +1,231 @@
+//! A file being written: nobody else can open it before it is committed (T11).
+
+use std::io;
+
+use pgmap_mm::descriptor::Descriptor;
+use pgmap_mm::extent::Extent;
+use pgmap_mm::ledger::Agent;
+use pgmap_mm::pin::Pin;
+
+use crate::client::side::ProcessSide;
+use crate::client::{Client, lanes};
+use crate::error::Error;
+use crate::wire::{Draft, MAX_BATCH, extents_from_words};
+
+/// Frames reserved for a file and the means to fill them.
+///
+/// The writer holds its frames in its own ledger, so that neither its death nor the owner's restart
+/// lets anybody else have them while it may still write. Bytes it never wrote read as zero after the
+/// commit, not as what an earlier file left there.
+///
+/// Dropping a writer without committing gives the file up.
+#[derive(Debug)]
+pub struct FileWriter<'c> {
+    client: &'c Client,
+    id: u64,
+    len_bytes: u64,
+    extents: Vec<Extent>,
+    holds: Vec<Pin<'c, ProcessSide>>,
+    /// Every byte below this was written; those above may or may not have been.
+    written_to: u64,
+    /// Where [`io::Write`] goes on.
+    position: u64,
+    /// Whether somebody had raw pointers: then what is unwritten is theirs to know.
+    is_raw: bool,
+    is_done: bool,
+}
+
+impl<'c> FileWriter<'c> {
+    pub(crate) fn new(client: &'c Client, draft: Draft, len_bytes: u64) -> Result<Self, Error> {
+        let extents = extents_from_words(&draft.extents)?;
+        let mut writer = Self {
+            client,
+            id: draft.id,
+            len_bytes,
+            extents,
+            holds: Vec::new(),
+            written_to: 0,
+            position: 0,
+            is_raw: false,
+            is_done: false,
+        };
+        let held: u64 = writer.extents.iter().map(|extent| extent.run.len_bytes()).sum();
+        if held < len_bytes {
+            return Err(Error::Protocol {
+                what: format!("{held} bytes for a file of {len_bytes}"),
+            });
+        }
+        for extent in &writer.extents {
+            if extent.run.byte_range().end > client.inner.data.len_bytes() {
+                return Err(Error::Protocol { what: format!("frames {} outside", extent.run) });
+            }
+            let hold =
+                lanes::with_lane(&client.inner, |lane| lane.pin(extent, extent.run, Agent::Cpu))?;
+            writer.holds.push(hold);
+        }
+        Ok(writer)
+    }
+
+    /// The number that the file will have.
+    #[must_use]
+    pub const fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The file's length in bytes.
+    #[must_use]
+    pub const fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+
+    /// Copies `bytes` into the file from `offset` on.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] when the file is shorter; nothing is copied then. [`Error::Detached`]
+    /// in a forked child.
+    pub fn write_all_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        let end = offset.checked_add(bytes.len() as u64).filter(|&end| end <= self.len_bytes);
+        let Some(end) = end else {
+            let end = offset.saturating_add(bytes.len() as u64);
+            return Err(Error::OutOfRange { start: offset, end, len_bytes: self.len_bytes });
+        };
+        self.check_attached()?;
+        if offset > self.written_to {
+            self.zero(self.written_to, offset)?;
+        }
+        self.each_part(offset, end, |pool_offset, part| {
+            let source = &bytes[(part.start - offset) as usize..(part.end - offset) as usize];
+            self.client.inner.data.copy_in(pool_offset, source)
+        })?;
+        self.written_to = self.written_to.max(end);
+        Ok(())
+    }
+
+    fn check_attached(&self) -> Result<(), Error> {
+        use pgmap_mm::pin::ClientSide;
+        if self.client.inner.pinner.side().is_detached() {
+            return Err(Error::Detached);
+        }
+        Ok(())
+    }
+
+    fn zero(&self, from: u64, to: u64) -> Result<(), Error> {
+        self.each_part(from, to, |pool_offset, part| {
+            self.client.inner.data.fill_zero(pool_offset, part.end - part.start)
+        })
+    }
+
+    /// Calls `part` for each extent's share of the file range: where it lies in the pool, and which
+    /// bytes of the file they are.
+    fn each_part(
+        &self,
+        from: u64,
+        to: u64,
+        part: impl Fn(u64, std::ops::Range<u64>) -> Result<(), pgmap_os::OutOfBounds>,
+    ) -> Result<(), Error> {
+        let mut at = 0;
+        for extent in &self.extents {
+            let end = at + extent.run.len_bytes();
+            let (start, stop) = (from.max(at), to.min(end));
+            if start < stop {
+                part(extent.run.byte_range().start + (start - at), start..stop)?;
+            }
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// The file's memory, to be filled by other means: address, length and offset in the pool of
+    /// each extent. Nothing is zeroed at the commit then: what the caller leaves unwritten shows
+    /// what was there before.
+    pub fn segments(&mut self) -> Vec<(*mut u8, u64, u64)> {
+        self.is_raw = true;
+        let base = self.client.inner.data.as_ptr();
+        let mut left = self.len_bytes;
+        let mut segments = Vec::with_capacity(self.extents.len());
+        for extent in &self.extents {
+            let pool_offset = extent.run.byte_range().start;
+            let len_bytes = extent.run.len_bytes().min(left);
+            left -= len_bytes;
+            segments.push((base.wrapping_add(pool_offset as usize), len_bytes, pool_offset));
+        }
+        segments
+    }
+
+    /// Says that a device may be writing to the file from now on, until the next call with
+    /// `Agent::Cpu`: should this process die meanwhile, the frames are given to nobody while the
+    /// device can still write to them.
+    pub fn set_agent(&self, agent: Agent) {
+        for hold in &self.holds {
+            hold.set_agent(agent);
+        }
+    }
+
+    /// Publishes the file under its name.
+    ///
+    /// # Errors
+    /// [`crate::Refusal::Exists`] when another got the name first; the file is given up then.
+    pub fn commit(self) -> Result<(), Error> {
+        let client = self.client;
+        Self::commit_all(client, vec![self])?.pop().unwrap_or(Ok(()))
+    }
+
+    pub(crate) fn commit_all(
+        client: &Client,
+        mut writers: Vec<FileWriter<'_>>,
+    ) -> Result<Vec<Result<(), Error>>, Error> {
+        for writer in &mut writers {
+            writer.check_attached()?;
+            if !writer.is_raw && writer.written_to < writer.len_bytes {
+                writer.zero(writer.written_to, writer.len_bytes)?;
+            }
+        }
+        let mut results = Vec::with_capacity(writers.len());
+        for batch in writers.chunks_mut(MAX_BATCH) {
+            let ids = batch.iter().map(|writer| writer.id).collect();
+            for (writer, answer) in batch.iter_mut().zip(client.commit_ids(ids)?) {
+                results.push(answer.map(|done| writer.finish(&done.life)).map_err(Error::from));
+            }
+        }
+        Ok(results)
+    }
+
+    /// Lets go of the frames, which are the pool's now.
+    fn finish(&mut self, life: &[u64]) {
+        for (hold, &life) in self.holds.iter_mut().zip(life) {
+            // The owner changed the word because of this commit; that needs no doorbell.
+            hold.expect_life(Descriptor::from_bits(life));
+        }
+        self.holds.clear();
+        self.is_done = true;
+    }
+}
+
+impl Drop for FileWriter<'_> {
+    fn drop(&mut self) {
+        self.holds.clear();
+        if !self.is_done
+            && self.check_attached().is_ok()
+            && let Err(error) = self.client.abort_ids(vec![self.id])
+        {
+            // A dead owner's successor finds the draft in nobody's books.
+            tracing::debug!(%error, id = self.id, "a draft could not be given up");
+        }
+    }
+}
+
+impl io::Write for FileWriter<'_> {
+    /// Writes at the writer's own position; a short count when the file is full.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = self.len_bytes - self.position;
+        let part = &bytes[..bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX))];
+        self.write_all_at(self.position, part)
+            .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        self.position += part.len() as u64;
+        Ok(part.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,112 @@
+//! What a call of this crate can fail with.
+
+use pgmap_mm::error::PinError;
+use pgmap_os::OsError;
+
+use crate::refusal::Refusal;
+
+/// Why a call failed. Nothing was changed and nothing is held.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The owner refused.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// A pin was not taken.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// The system refused.
+    #[error(transparent)]
+    Os(#[from] OsError),
+    /// The socket cannot be listened at.
+    #[error(transparent)]
+    Bind(#[from] pgmap_os::BindError),
+    /// A byte range outside the file or the pin.
+    #[error("bytes {start}..{end} lie outside a length of {len_bytes}")]
+    OutOfRange {
+        /// First byte.
+        start: u64,
+        /// Byte after the last.
+        end: u64,
+        /// The length.
+        len_bytes: u64,
+    },
+    /// The owner is gone; pins stay valid, structural calls do not work.
+    #[error("the pool's owner is gone ({why}); pins taken before stay valid")]
+    OwnerGone {
+        /// How that showed.
+        why: String,
+    },
+    /// The peer said something this version does not understand.
+    #[error("the peer sent {what}; are both sides of the same version?")]
+    Protocol {
+        /// What it sent.
+        what: String,
+    },
+    /// The pool's files are not what they should be.
+    #[error("pool {pool}: {why}")]
+    BadPool {
+        /// Which.
+        pool: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The catalog could not be read or written.
+    #[error("catalog {path}: {why}")]
+    Catalog {
+        /// Its file.
+        path: String,
+        /// What its store said.
+        why: String,
+    },
+    /// This process is a forked child of the client's.
+    #[error("this process was forked from a client of the pool and must attach anew")]
+    Detached,
+}
+
+impl Error {
+    /// The Linux error number that says the same.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Refused(refusal) => refusal.errno(),
+            Self::Pin(error) => error.errno(),
+            Self::Os(error) => error.errno(),
+            Self::Bind(error) => error.errno(),
+            Self::OutOfRange { .. } | Self::BadPool { .. } => 22,
+            Self::OwnerGone { .. } => 108,
+            Self::Protocol { .. } => 71,
+            Self::Catalog { .. } => 5,
+            Self::Detached => 10,
+        }
+    }
+
+    /// The refusal, if the owner refused.
+    #[must_use]
+    pub const fn refusal(&self) -> Option<&Refusal> {
+        match self {
+            Self::Refused(refusal) => Some(refusal),
+            _ => None,
+        }
+    }
+}
+
+impl From<Error> for Refusal {
+    /// What an owner tells a client of a failure of its own.
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Refused(refusal) => refusal,
+            other => Self::Internal { why: other.to_string() },
+        }
+    }
+}
+
+impl From<pgmap_os::OutOfBounds> for Error {
+    fn from(error: pgmap_os::OutOfBounds) -> Self {
+        Self::OutOfRange {
+            start: error.offset,
+            end: error.offset.saturating_add(error.len),
+            len_bytes: error.mapping_len,
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! The memory behind the frames: taken from the system when frames are handed out, so that a
+//! shortage is an error there and never a signal later.
+
+use std::sync::Arc;
+
+use pgmap_mm::frames::Frames;
+use pgmap_mm::pfn::{MAX_RUN_PAGES, PfnRange};
+use pgmap_os::MemoryFile;
+
+use crate::refusal::Refusal;
+
+/// Which frames have memory behind them.
+#[derive(Debug)]
+pub(crate) struct Backing {
+    data: Arc<MemoryFile>,
+    /// Frames that have none, or may have none.
+    missing: Frames,
+}
+
+impl Backing {
+    /// Nothing is known of any frame: each is asked for once.
+    pub(crate) fn new(data: Arc<MemoryFile>, nr_pages: u64) -> Self {
+        let mut missing = Frames::new();
+        let mut at = 0;
+        while let Some(run) = PfnRange::new(at, (nr_pages - at).min(MAX_RUN_PAGES)) {
+            missing.give(run);
+            at = run.end();
+        }
+        Self { data, missing }
+    }
+
+    /// Makes sure that `runs` have memory.
+    pub(crate) fn ensure(&mut self, runs: impl Iterator<Item = PfnRange>) -> Result<(), Refusal> {
+        for run in runs {
+            let before = self.missing.free_pages();
+            self.missing.take_any_of(run);
+            if self.missing.free_pages() == before {
+                continue;
+            }
+            if let Err(error) = self.data.reserve(run.byte_range()) {
+                self.missing.give(run);
+                return Err(Refusal::NoMemory { why: error.to_string() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Replaces the memory behind `run`, which nobody holds but perhaps a dead process's device: the
+    /// device keeps the old physical pages, whoever gets the frames next gets others.
+    ///
+    /// # Errors
+    /// When the backing cannot do that; the frames must not be used again.
+    pub(crate) fn detach(&mut self, run: PfnRange) -> Result<(), Refusal> {
+        self.data
+            .punch(run.byte_range())
+            .map_err(|error| Refusal::Internal { why: error.to_string() })?;
+        self.missing.give(run);
+        Ok(())
+    }
+
+    /// Bytes of memory behind the data now.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        self.data.resident_bytes()
+    }
+}

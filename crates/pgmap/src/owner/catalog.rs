@@ -1,0 +1,173 @@
+//! The catalog: the truth about allocation that outlives an owner (I10).
+//!
+//! One redb database in the pool's directory: files by name, and a few numbers. Every change is on
+//! record before the world can see what it says, so a killed owner's successor either finds a file
+//! whole or not at all. An anonymous pool has no catalog: it ends with its owner.
+
+use std::path::{Path, PathBuf};
+
+use pgmap_mm::extent::Extent;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::name::FileName;
+
+const FILES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("files");
+const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
+const FORMAT: u64 = 1;
+
+/// What was fixed when the pool was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredPool {
+    /// Bytes of data.
+    pub size_bytes: u64,
+    /// Files the index has room for.
+    pub max_files: u64,
+}
+
+/// One committed file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredFile {
+    /// Its number.
+    pub id: u64,
+    /// Its length in bytes.
+    pub len_bytes: u64,
+    /// Its folio sizes, as `FolioSize` says.
+    pub largest_level: u8,
+    /// Its frames under their life words.
+    pub extents: Vec<[u64; 3]>,
+}
+
+impl StoredFile {
+    /// The extents; none when the record is damaged.
+    pub fn extents(&self) -> Option<Vec<Extent>> {
+        self.extents.iter().map(|&words| Extent::from_words(words)).collect()
+    }
+}
+
+/// One change of the catalog.
+#[derive(Debug)]
+pub enum Change<'a> {
+    /// A file is now this.
+    Put(&'a FileName, StoredFile),
+    /// A file is gone.
+    Delete(&'a FileName),
+    /// Stamps below this may be in use.
+    StampLimit(u64),
+}
+
+/// An open catalog.
+#[derive(Debug)]
+pub struct Catalog {
+    path: PathBuf,
+    database: Database,
+}
+
+impl Catalog {
+    /// Makes a catalog.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn create(path: &Path, pool: &StoredPool) -> Result<(), Error> {
+        let failed = failure(path);
+        let database = Database::create(path).map_err(|e| failed(&e))?;
+        let transaction = database.begin_write().map_err(|e| failed(&e))?;
+        {
+            let mut numbers = transaction.open_table(NUMBERS).map_err(|e| failed(&e))?;
+            for (name, value) in
+                [("format", FORMAT), ("size_bytes", pool.size_bytes), ("max_files", pool.max_files)]
+            {
+                numbers.insert(name, value).map_err(|e| failed(&e))?;
+            }
+            transaction.open_table(FILES).map_err(|e| failed(&e))?;
+        }
+        transaction.commit().map_err(|e| failed(&e))
+    }
+
+    /// Opens a catalog.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`] when it is damaged or of another format.
+    pub fn open(path: &Path) -> Result<(Self, StoredPool), Error> {
+        let failed = failure(path);
+        let database = Database::open(path).map_err(|e| failed(&e))?;
+        let catalog = Self { path: path.into(), database };
+        let number = |name| {
+            catalog.number(name)?.ok_or_else(|| failed(&format!("\"{name}\" is missing in it")))
+        };
+        let format = number("format")?;
+        if format != FORMAT {
+            return Err(failed(&format!("format {format}; this version reads {FORMAT}")));
+        }
+        let pool =
+            StoredPool { size_bytes: number("size_bytes")?, max_files: number("max_files")? };
+        Ok((catalog, pool))
+    }
+
+    fn number(&self, name: &str) -> Result<Option<u64>, Error> {
+        let failed = failure(&self.path);
+        let transaction = self.database.begin_read().map_err(|e| failed(&e))?;
+        let numbers = transaction.open_table(NUMBERS).map_err(|e| failed(&e))?;
+        Ok(numbers.get(name).map_err(|e| failed(&e))?.map(|value| value.value()))
+    }
+
+    /// The limit that stamps have not passed.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn stamp_limit(&self) -> Result<u64, Error> {
+        Ok(self.number("stamp_limit")?.unwrap_or(1))
+    }
+
+    /// Every file.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`] when a record cannot be read.
+    pub fn files(&self) -> Result<Vec<(FileName, StoredFile)>, Error> {
+        let failed = failure(&self.path);
+        let transaction = self.database.begin_read().map_err(|e| failed(&e))?;
+        let table = transaction.open_table(FILES).map_err(|e| failed(&e))?;
+        let mut files = Vec::new();
+        for record in table.iter().map_err(|e| failed(&e))? {
+            let (name, file) = record.map_err(|e| failed(&e))?;
+            let name = FileName::new(name.value())?;
+            let file: StoredFile = postcard::from_bytes(file.value())
+                .map_err(|e| failed(&format!("the record of \"{name}\": {e}")))?;
+            files.push((name, file));
+        }
+        Ok(files)
+    }
+
+    /// Puts `changes` on record, all or none.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`]; nothing is on record then.
+    pub fn record(&self, changes: &[Change<'_>]) -> Result<(), Error> {
+        let failed = failure(&self.path);
+        let transaction = self.database.begin_write().map_err(|e| failed(&e))?;
+        {
+            let mut files = transaction.open_table(FILES).map_err(|e| failed(&e))?;
+            let mut numbers = transaction.open_table(NUMBERS).map_err(|e| failed(&e))?;
+            for change in changes {
+                match change {
+                    Change::Put(name, file) => {
+                        let bytes = postcard::to_stdvec(file).map_err(|e| failed(&e))?;
+                        files.insert(name.as_bytes(), bytes.as_slice()).map_err(|e| failed(&e))?;
+                    }
+                    Change::Delete(name) => {
+                        files.remove(name.as_bytes()).map_err(|e| failed(&e))?;
+                    }
+                    Change::StampLimit(limit) => {
+                        numbers.insert("stamp_limit", limit).map_err(|e| failed(&e))?;
+                    }
+                }
+            }
+        }
+        transaction.commit().map_err(|e| failed(&e))
+    }
+}
+
+fn failure(path: &Path) -> impl Fn(&dyn std::fmt::Display) -> Error + '_ {
+    move |why| Error::Catalog { path: path.display().to_string(), why: why.to_string() }
+}

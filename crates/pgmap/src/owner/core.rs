@@ -1,0 +1,254 @@
+//! The owner's books: everything it knows, without a thread, a lock or a socket.
+//!
+//! One thread at a time has the core. It answers each request at once or, for a truncate that must
+//! wait for holders, with a ticket whose answer comes out of [`Core::take_answers`] later.
+//!
+//! # Who may touch what
+//!
+//! The core alone changes descriptors, the index and the catalog (I2). Of clients it reads ledgers.
+//!
+//! # Order of a change (I10)
+//!
+//! Publishing: catalog, descriptors, index. Taking away: catalog, index, life words, heavy barrier,
+//! scan, and only then the frames. A truncate changes the catalog last, when its frames are idle and
+//! before they are freed, so that a killed owner's successor finds the file whole or shortened.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use pgmap_mm::drain::ClientId;
+use pgmap_mm::extent::Extent;
+use pgmap_mm::folio::Folios;
+use pgmap_mm::index::{EntryId, FileId, IndexWriter};
+use pgmap_mm::level::{Level, PAGE_BYTES};
+use pgmap_mm::pfn::{Pfn, PfnRange};
+use pgmap_mm::stamp::{Stamp, StampSource};
+use pgmap_mm::vmemmap::Vmemmap;
+use pgmap_os::WriteMapping;
+
+use crate::error::Error;
+use crate::memory::{OwnerBarrier, Writable};
+use crate::name::FileName;
+use crate::owner::backing::Backing;
+use crate::owner::catalog::{Change, StoredFile};
+use crate::owner::clients::ClientRecord;
+use crate::owner::drains::PendingDrain;
+use crate::pool::Pool;
+use crate::refusal::Refusal;
+use crate::wire::{FolioSize, Reply, Request};
+
+/// Names a request whose answer comes later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// What became of a request.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Its answer.
+    Answer(Reply),
+    /// Its answer comes later.
+    Later(Ticket),
+}
+
+/// A committed file.
+#[derive(Debug, Clone)]
+pub(crate) struct FileRecord {
+    pub id: FileId,
+    pub len_bytes: u64,
+    pub largest: Level,
+    pub extents: Vec<Extent>,
+    pub entry: EntryId,
+    /// What is being done to it that has not ended.
+    pub doing: Option<&'static str>,
+}
+
+impl FileRecord {
+    pub(crate) fn stored(&self) -> StoredFile {
+        StoredFile {
+            id: self.id.0,
+            len_bytes: self.len_bytes,
+            largest_level: self.largest.number(),
+            extents: crate::wire::extents_to_words(&self.extents),
+        }
+    }
+
+    pub(crate) fn allocated_pages(&self) -> u64 {
+        self.extents.iter().map(|extent| extent.run.nr_pages()).sum()
+    }
+}
+
+/// A file that its writer has not committed.
+#[derive(Debug)]
+pub(crate) struct DraftRecord {
+    pub client: ClientId,
+    pub name: FileName,
+    pub len_bytes: u64,
+    pub largest: Level,
+    pub replace: bool,
+    pub extents: Vec<Extent>,
+}
+
+/// Frames that a dead client's device may still write to.
+#[derive(Debug)]
+pub(crate) struct Orphan {
+    pub client: ClientId,
+    pub run: PfnRange,
+}
+
+/// The owner's books.
+#[derive(Debug)]
+pub struct Core {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) barrier: OwnerBarrier,
+    pub(crate) folios: Folios<Writable>,
+    pub(crate) index: IndexWriter<Writable>,
+    pub(crate) backing: Backing,
+    pub(crate) stamps: StampSource,
+    pub(crate) files: BTreeMap<FileName, FileRecord>,
+    pub(crate) names: HashMap<FileId, FileName>,
+    pub(crate) drafts: BTreeMap<FileId, DraftRecord>,
+    pub(crate) clients: BTreeMap<ClientId, ClientRecord>,
+    pub(crate) drains: Vec<PendingDrain>,
+    /// Frames that dead clients' devices may still write to.
+    pub(crate) orphans: Vec<Orphan>,
+    pub(crate) answers: Vec<(Ticket, Reply)>,
+    next_ticket: u64,
+}
+
+impl Core {
+    /// Opens the books of `pool`, recovering what an earlier owner left.
+    ///
+    /// # Errors
+    /// [`Error::Os`] when the pool cannot be mapped, [`Error::Catalog`] or [`Error::BadPool`] when
+    /// its catalog is damaged.
+    pub fn open(pool: Arc<Pool>) -> Result<Self, Error> {
+        let bad =
+            |why: &str| Error::BadPool { pool: format!("{:?}", pool.directory()), why: why.into() };
+        let map = |file: &Arc<pgmap_os::MemoryFile>| -> Result<Writable, Error> {
+            let mapping = WriteMapping::map(file, 0, file.len_bytes())?;
+            mapping.advise_dont_fork()?;
+            Ok(Writable::over_file(mapping, Arc::clone(file)))
+        };
+        let vmemmap = Vmemmap::new(pool.vmemmap_layout, map(&pool.vmemmap)?)
+            .ok_or_else(|| bad("its descriptor file is too short"))?;
+        let index_words = map(&pool.index)?;
+        let index = if pool.is_new {
+            IndexWriter::new(pool.index_layout, index_words, random_seed())
+        } else {
+            IndexWriter::reopen(pool.index_layout, index_words, random_seed())
+        }
+        .ok_or_else(|| bad("its index file is too short"))?;
+        let mut folios = Folios::new(vmemmap);
+        if let Some(first) = Pfn::new(0) {
+            folios.bring_online(first, pool.nr_pages());
+        }
+        if pool.directory().is_none() {
+            // The descriptors are not sealed against writing: that would forbid punching them too.
+            // Readers get a read-only description, see docs/adr/0005-no-write-seal.md.
+            pool.data.seal_size()?;
+        }
+        let first_stamp = pool.catalog.as_ref().map_or(Ok(1), |catalog| catalog.stamp_limit())?;
+        let mut core = Self {
+            backing: Backing::new(Arc::clone(&pool.data), pool.nr_pages()),
+            barrier: OwnerBarrier::register(),
+            folios,
+            index,
+            stamps: StampSource::starting_at(first_stamp),
+            files: BTreeMap::new(),
+            names: HashMap::new(),
+            drafts: BTreeMap::new(),
+            clients: BTreeMap::new(),
+            drains: Vec::new(),
+            orphans: Vec::new(),
+            answers: Vec::new(),
+            next_ticket: 0,
+            pool,
+        };
+        if !core.pool.is_new {
+            core.recover()?;
+        }
+        Ok(core)
+    }
+
+    /// Does what `client` asks.
+    pub fn handle(&mut self, client: ClientId, request: Request) -> Outcome {
+        let answer =
+            |result: Result<Reply, Refusal>| Outcome::Answer(result.unwrap_or_else(Reply::Refused));
+        match request {
+            Request::Create(specs) => answer(self.create(client, specs)),
+            Request::Commit(ids) => answer(self.commit(client, &ids)),
+            Request::Abort(ids) => answer(self.abort(client, &ids)),
+            Request::Unlink(names) => answer(self.unlink(&names)),
+            Request::Rename { from, to, replace } => answer(self.rename(&from, to, replace)),
+            Request::Truncate { name, len_bytes, deadline_ms } => {
+                self.truncate(name, len_bytes, deadline_ms)
+            }
+            Request::Locate(id) => answer(self.locate(id)),
+            Request::Stat(name) => answer(self.stat(&name)),
+            Request::List(after) => Outcome::Answer(self.list(after.as_ref())),
+            Request::PoolStat => Outcome::Answer(Reply::PoolStat(self.pool_info())),
+            Request::Who(name) => answer(self.who(name.as_ref())),
+            Request::Leave => {
+                self.reap(client);
+                Outcome::Answer(Reply::Done)
+            }
+        }
+    }
+
+    /// The answers that have become ready.
+    pub fn take_answers(&mut self) -> Vec<(Ticket, Reply)> {
+        std::mem::take(&mut self.answers)
+    }
+
+    pub(crate) fn new_ticket(&mut self) -> Ticket {
+        self.next_ticket += 1;
+        Ticket(self.next_ticket)
+    }
+
+    /// A stamp that nobody had before, on record before it is used (I4).
+    pub(crate) fn take_stamp(&mut self) -> Result<Stamp, Refusal> {
+        if let Some(limit) = self.stamps.reservation_due() {
+            self.record(&[Change::StampLimit(limit)])?;
+            self.stamps.reserved_up_to(limit);
+        }
+        self.stamps
+            .take()
+            .ok_or_else(|| Refusal::Internal { why: "all 2^48 stamps are used up".into() })
+    }
+
+    /// Puts changes on record where the pool has a catalog.
+    pub(crate) fn record(&self, changes: &[Change<'_>]) -> Result<(), Refusal> {
+        match &self.pool.catalog {
+            Some(catalog) if !changes.is_empty() => Ok(catalog.record(changes)?),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn draining_pages(&self) -> u64 {
+        self.drains.iter().map(PendingDrain::nr_pages).sum()
+    }
+
+    /// The pool's size in frames.
+    pub(crate) fn nr_pages(&self) -> u64 {
+        self.pool.nr_pages()
+    }
+
+    pub(crate) fn largest_level(size: FolioSize) -> Level {
+        match size {
+            FolioSize::Pages4K => Level::Pte,
+            FolioSize::Pages2M => Level::Pmd,
+            FolioSize::BestFit | FolioSize::Pages1G => Level::Pud,
+        }
+    }
+}
+
+/// The whole of a pool as bytes.
+pub(crate) const fn bytes(nr_pages: u64) -> u64 {
+    nr_pages * PAGE_BYTES
+}
+
+/// A number that outsiders cannot guess, so that they cannot aim at the index's chains.
+pub(crate) fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(pgmap_os::clock::monotonic_ns())
+}

@@ -1,0 +1,322 @@
+//! Files: create, commit, abort, unlink, rename.
+
+use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
+use pgmap_mm::drain::ClientId;
+use pgmap_mm::extent::Extent;
+use pgmap_mm::folio::Folios;
+use pgmap_mm::frames::FramesShort;
+use pgmap_mm::index::{EntryId, ExtentList, FileId, IndexFull};
+
+use crate::memory::Writable;
+use crate::name::FileName;
+use crate::owner::catalog::Change;
+use crate::owner::core::{Core, DraftRecord, FileRecord, bytes};
+use crate::refusal::Refusal;
+use crate::wire::{
+    self, Committed, CreateSpec, Draft, MAX_BATCH, MAX_REPLY_EXTENTS, Reply, extents_to_words,
+};
+
+/// What a file of a memory pool allows: long-term pins and writing, as device-dax does.
+const FILE_FLAGS: FolioFlags = FolioFlags::LONGTERM_OK.with(FolioFlags::WRITABLE);
+
+fn checked_batch(nr_items: usize) -> Result<(), Refusal> {
+    if nr_items > MAX_BATCH {
+        return Err(Refusal::TooMuch {
+            what: "items of a batch".into(),
+            value: nr_items as u64,
+            limit: MAX_BATCH as u64,
+        });
+    }
+    Ok(())
+}
+
+impl From<IndexFull> for Refusal {
+    fn from(full: IndexFull) -> Self {
+        Self::IndexFull { nr_slots: full.nr_slots as u64 }
+    }
+}
+
+impl Core {
+    /// Reserves frames for files.
+    pub(crate) fn create(
+        &mut self,
+        client: ClientId,
+        specs: Vec<CreateSpec>,
+    ) -> Result<Reply, Refusal> {
+        checked_batch(specs.len())?;
+        let mut left = MAX_REPLY_EXTENTS;
+        let drafts = specs.into_iter().map(|spec| {
+            let draft = self.create_one(client, spec, left)?;
+            left -= draft.extents.len();
+            Ok(draft)
+        });
+        Ok(Reply::Created(drafts.collect()))
+    }
+
+    fn create_one(
+        &mut self,
+        client: ClientId,
+        spec: CreateSpec,
+        most_extents: usize,
+    ) -> Result<Draft, Refusal> {
+        self.check_name_free(&spec.name, spec.replace)?;
+        let bad_length = |why: String| Refusal::BadLength {
+            name: spec.name.to_string(),
+            len_bytes: spec.len_bytes,
+            why,
+        };
+        if spec.len_bytes == 0 {
+            return Err(bad_length("a file has at least one byte".into()));
+        }
+        let sizing = spec.folio_size.sizing();
+        let pages = Folios::<Writable>::pages_for(spec.len_bytes, sizing)
+            .filter(|&pages| pages <= self.nr_pages())
+            .ok_or_else(|| bad_length(format!("the pool has {}", bytes(self.nr_pages()))))?;
+        let stamp = self.take_stamp()?;
+        let extents =
+            self.folios.reserve(pages, sizing, stamp).map_err(|short| self.no_space(short))?;
+        let give_back = |core: &mut Self| extents.iter().for_each(|e| core.folios.free(e.run));
+        if extents.len() > most_extents {
+            give_back(self);
+            return Err(Refusal::TooMuch {
+                what: "extents of a batch, because free memory is in pieces; ask for fewer".into(),
+                value: extents.len() as u64,
+                limit: most_extents as u64,
+            });
+        }
+        if let Err(refusal) = self.backing.ensure(extents.iter().map(|extent| extent.run)) {
+            give_back(self);
+            return Err(refusal);
+        }
+        let id = FileId(stamp.number());
+        let draft = Draft { id: id.0, extents: extents_to_words(&extents) };
+        self.drafts.insert(
+            id,
+            DraftRecord {
+                client,
+                name: spec.name,
+                len_bytes: spec.len_bytes,
+                largest: Self::largest_level(spec.folio_size),
+                replace: spec.replace,
+                extents,
+            },
+        );
+        Ok(draft)
+    }
+
+    fn no_space(&self, short: FramesShort) -> Refusal {
+        Refusal::NoSpace {
+            wanted_bytes: bytes(short.wanted_pages),
+            free_bytes: bytes(short.free_pages),
+            longest_bytes: bytes(short.longest_run_pages),
+            draining_bytes: bytes(self.draining_pages()),
+        }
+    }
+
+    fn check_name_free(&self, name: &FileName, replace: bool) -> Result<(), Refusal> {
+        match self.files.get(name) {
+            None => Ok(()),
+            Some(file) if replace => file_idle(name, file),
+            Some(_) => Err(Refusal::Exists { name: name.to_string() }),
+        }
+    }
+
+    /// Publishes drafts: on record first, then Live, then in the index.
+    pub(crate) fn commit(&mut self, client: ClientId, ids: &[u64]) -> Result<Reply, Refusal> {
+        checked_batch(ids.len())?;
+        let mut results: Vec<Result<Committed, Refusal>> = Vec::with_capacity(ids.len());
+        let mut ready: Vec<(usize, FileId)> = Vec::new();
+        let mut slots = 0;
+        for (place, &id) in ids.iter().enumerate() {
+            let verdict = self.may_commit(client, FileId(id), &ready, &mut slots);
+            if verdict.is_ok() {
+                ready.push((place, FileId(id)));
+            }
+            results.push(verdict.map(|()| Committed { life: Vec::new() }));
+        }
+        self.record_commits(&ready)?;
+        let mut replaced = Vec::new();
+        for (place, id) in ready {
+            let Some(draft) = self.drafts.remove(&id) else { continue };
+            results[place] = self.publish(id, draft, &mut replaced);
+        }
+        self.retire(replaced);
+        Ok(Reply::Committed(results))
+    }
+
+    fn may_commit(
+        &self,
+        client: ClientId,
+        id: FileId,
+        ready: &[(usize, FileId)],
+        slots: &mut usize,
+    ) -> Result<(), Refusal> {
+        let draft = self
+            .drafts
+            .get(&id)
+            .filter(|draft| draft.client == client)
+            .filter(|_| !ready.iter().any(|&(_, other)| other == id))
+            .ok_or(Refusal::NoDraft { id: id.0 })?;
+        self.check_name_free(&draft.name, draft.replace)?;
+        let is_named_twice = ready
+            .iter()
+            .any(|(_, other)| self.drafts.get(other).is_some_and(|other| other.name == draft.name));
+        if is_named_twice {
+            return Err(Refusal::Exists { name: draft.name.to_string() });
+        }
+        *slots += self.index.slots_for(draft.extents.len());
+        self.index.check_room(*slots)?;
+        Ok(())
+    }
+
+    fn record_commits(&self, ready: &[(usize, FileId)]) -> Result<(), Refusal> {
+        if self.pool.catalog.is_none() {
+            return Ok(());
+        }
+        let mut changes = Vec::with_capacity(ready.len());
+        for (_, id) in ready {
+            let Some(draft) = self.drafts.get(id) else { continue };
+            let live = draft
+                .extents
+                .iter()
+                .map(|extent| Extent { life: live_word(extent.life), ..*extent });
+            let record = FileRecord {
+                id: *id,
+                len_bytes: draft.len_bytes,
+                largest: draft.largest,
+                extents: live.collect(),
+                entry: EntryId::from_number(0),
+                doing: None,
+            };
+            changes.push(Change::Put(&draft.name, record.stored()));
+        }
+        self.record(&changes)
+    }
+
+    fn publish(
+        &mut self,
+        id: FileId,
+        draft: DraftRecord,
+        replaced: &mut Vec<FileRecord>,
+    ) -> Result<Committed, Refusal> {
+        let extents = self.folios.publish(&draft.extents, FILE_FLAGS);
+        let list: ExtentList = extents.iter().copied().collect();
+        let entry = self.index.insert(draft.name.as_bytes(), id, draft.len_bytes, &list)?;
+        let life = extents.iter().map(|extent| extent.life.bits()).collect();
+        let record = FileRecord {
+            id,
+            len_bytes: draft.len_bytes,
+            largest: draft.largest,
+            extents,
+            entry,
+            doing: None,
+        };
+        self.names.insert(id, draft.name.clone());
+        if let Some(old) = self.files.insert(draft.name.clone(), record) {
+            // The new entry heads the chain, so nobody ever misses the name.
+            self.index.remove(old.entry, draft.name.as_bytes());
+            self.names.remove(&old.id);
+            replaced.push(old);
+        }
+        Ok(Committed { life })
+    }
+
+    /// Gives up drafts; their frames are free when nothing holds them any more.
+    pub(crate) fn abort(&mut self, client: ClientId, ids: &[u64]) -> Result<Reply, Refusal> {
+        checked_batch(ids.len())?;
+        let mut given_up = Vec::new();
+        for &id in ids {
+            let is_theirs = self.drafts.get(&FileId(id)).is_some_and(|d| d.client == client);
+            if is_theirs && let Some(draft) = self.drafts.remove(&FileId(id)) {
+                given_up.push(draft);
+            }
+        }
+        self.retire_drafts(given_up);
+        Ok(Reply::Done)
+    }
+
+    /// Takes names away at once; the frames follow when the last hold is gone.
+    pub(crate) fn unlink(&mut self, names: &[FileName]) -> Result<Reply, Refusal> {
+        checked_batch(names.len())?;
+        let mut results = Vec::with_capacity(names.len());
+        let mut going: Vec<&FileName> = Vec::new();
+        for name in names {
+            let verdict = match self.files.get(name) {
+                Some(file) if !going.contains(&name) => file_idle(name, file),
+                _ => Err(Refusal::NotFound { name: name.to_string() }),
+            };
+            if verdict.is_ok() {
+                going.push(name);
+            }
+            results.push(verdict);
+        }
+        let changes: Vec<Change<'_>> = going.iter().map(|name| Change::Delete(name)).collect();
+        self.record(&changes)?;
+        let mut gone = Vec::with_capacity(going.len());
+        for name in going {
+            if let Some(file) = self.files.remove(name) {
+                self.index.remove(file.entry, name.as_bytes());
+                self.names.remove(&file.id);
+                gone.push(file);
+            }
+        }
+        self.retire(gone);
+        Ok(Reply::Unlinked(results))
+    }
+
+    /// Gives a file another name.
+    pub(crate) fn rename(
+        &mut self,
+        from: &FileName,
+        to: FileName,
+        replace: bool,
+    ) -> Result<Reply, Refusal> {
+        let not_found = || Refusal::NotFound { name: from.to_string() };
+        let file = self.files.get(from).ok_or_else(not_found)?;
+        file_idle(from, file)?;
+        if *from == to {
+            return Ok(Reply::Done);
+        }
+        self.check_name_free(&to, replace)?;
+        self.index.check_room(self.index.slots_for(file.extents.len()))?;
+        self.record(&[Change::Put(&to, file.stored()), Change::Delete(from)])?;
+        let mut file = self.files.remove(from).ok_or_else(not_found)?;
+        let list: ExtentList = file.extents.iter().copied().collect();
+        let names = (from.as_bytes(), to.as_bytes());
+        file.entry = self.index.rename(file.entry, names, file.id, file.len_bytes, &list)?;
+        self.names.insert(file.id, to.clone());
+        if let Some(old) = self.files.insert(to.clone(), file) {
+            self.index.remove(old.entry, to.as_bytes());
+            self.names.remove(&old.id);
+            self.retire(vec![old]);
+        }
+        Ok(Reply::Done)
+    }
+
+    /// Where a file is, by its number.
+    pub(crate) fn locate(&self, id: u64) -> Result<Reply, Refusal> {
+        let name = self.names.get(&FileId(id)).ok_or(Refusal::Stale { id })?;
+        let file = self.files.get(name).ok_or(Refusal::Stale { id })?;
+        Ok(Reply::Located { entry: file.entry.number(), name: name.clone() })
+    }
+
+    /// A file's largest level, as the catalog keeps it.
+    pub(crate) fn live_flags() -> FolioFlags {
+        FILE_FLAGS
+    }
+}
+
+/// What a draft's life word becomes when it is published.
+fn live_word(reserved: Descriptor) -> Descriptor {
+    reserved.in_state(FolioState::Live).with_flags(FILE_FLAGS)
+}
+
+/// Refuses while another operation on the file has not ended.
+pub(crate) fn file_idle(name: &FileName, file: &FileRecord) -> Result<(), Refusal> {
+    match file.doing {
+        None => Ok(()),
+        Some(doing) => Err(Refusal::InUse { name: name.to_string(), doing: doing.into() }),
+    }
+}
+
+const _: () = assert!(MAX_REPLY_EXTENTS * 30 < wire::MAX_MESSAGE_BYTES);

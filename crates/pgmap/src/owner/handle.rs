@@ -1,0 +1,209 @@
+//! The owner as the embedding program holds it.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use pgmap_mm::drain::ClientId;
+use pgmap_os::{Access, Doorbell, Listener};
+
+use crate::client::Client;
+use crate::error::Error;
+use crate::owner::clients::{Attachment, Identity};
+use crate::owner::core::{Core, Outcome, Ticket};
+use crate::owner::service::Service;
+use crate::pool::Pool;
+use crate::refusal::Refusal;
+use crate::wire::{PoolInfo, Reply, Request, Welcome};
+
+/// The books and who waits for an answer in this process.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub core: Core,
+    pub new_listener: Option<Listener>,
+    waiting: HashSet<Ticket>,
+    answered: HashMap<Ticket, Reply>,
+}
+
+impl State {
+    /// Keeps an answer for a thread of this process; false when nobody waits for it.
+    pub(crate) fn answer_local(&mut self, ticket: Ticket, reply: Reply) -> bool {
+        let is_awaited = self.waiting.remove(&ticket);
+        if is_awaited {
+            self.answered.insert(ticket, reply);
+        }
+        is_awaited
+    }
+}
+
+/// What the owner's thread and its callers share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pool: Arc<Pool>,
+    state: Mutex<State>,
+    pub answered: Condvar,
+    pub doorbell: Doorbell,
+    pub wake: Doorbell,
+    stopping: AtomicBool,
+}
+
+impl Shared {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while the books were open is a bug; they are still the best there is.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        // Acquire: pairs with Release in `Owner::drop`.
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    fn wake(&self) {
+        if let Err(error) = self.wake.ring() {
+            tracing::error!(%error, "the owner's thread cannot be woken");
+        }
+    }
+
+    /// Does what a client in this process asks.
+    pub(crate) fn call(&self, client: ClientId, request: Request) -> Result<Reply, Error> {
+        let mut state = self.lock();
+        let outcome = state.core.handle(client, request);
+        let reply = match outcome {
+            Outcome::Answer(reply) => {
+                if state.core.is_draining() {
+                    self.wake();
+                }
+                reply
+            }
+            Outcome::Later(ticket) => {
+                state.waiting.insert(ticket);
+                self.wake();
+                loop {
+                    if let Some(reply) = state.answered.remove(&ticket) {
+                        break reply;
+                    }
+                    if self.is_stopping() {
+                        break Reply::Refused(Refusal::Stopping);
+                    }
+                    state = self.answered.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        };
+        drop(state);
+        match reply {
+            Reply::Refused(refusal) => Err(refusal.into()),
+            reply => Ok(reply),
+        }
+    }
+}
+
+/// What a client needs to map a pool.
+#[derive(Debug)]
+pub(crate) struct Handed {
+    pub welcome: Welcome,
+    pub data: OwnedFd,
+    pub vmemmap: OwnedFd,
+    pub index: OwnedFd,
+    pub doorbell: Doorbell,
+    pub ledger: OwnedFd,
+}
+
+/// The one who changes a pool's descriptors: hands out frames, publishes files, drains them.
+///
+/// Works by itself in one thread. Dropping it stops it; clients keep their pins, and for a pool in a
+/// directory a new owner can go on.
+#[derive(Debug)]
+pub struct Owner {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Owner {
+    /// Becomes the owner of `pool`.
+    ///
+    /// # Errors
+    /// [`Error::Os`] when the pool cannot be mapped or the thread not started; [`Error::BadPool`]
+    /// and [`Error::Catalog`] when what an earlier owner left is damaged.
+    pub fn start(pool: Pool) -> Result<Self, Error> {
+        let pool = Arc::new(pool);
+        let core = Core::open(Arc::clone(&pool))?;
+        let state =
+            State { core, new_listener: None, waiting: HashSet::new(), answered: HashMap::new() };
+        let shared = Arc::new(Shared {
+            pool,
+            state: Mutex::new(state),
+            answered: Condvar::new(),
+            doorbell: Doorbell::new()?,
+            wake: Doorbell::new()?,
+            stopping: AtomicBool::new(false),
+        });
+        let service = Service::new(Arc::clone(&shared))?;
+        let thread = std::thread::Builder::new()
+            .name("pgmap-owner".into())
+            .spawn(move || service.run())
+            .map_err(|error| pgmap_os::OsError::new("start", "the owner's thread", error))?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Listens at `path` for clients of other processes, until the owner is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Os`] when somebody listens there already, or the path cannot be used.
+    pub fn serve(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+        let listener = Listener::bind(path.as_ref(), 0o600)?;
+        self.shared.lock().new_listener = Some(listener);
+        self.shared.wake();
+        Ok(())
+    }
+
+    /// A client in this process.
+    ///
+    /// # Errors
+    /// [`Error::Os`] when its ledger cannot be made.
+    pub fn client(&self) -> Result<Client, Error> {
+        let is_registered = pgmap_os::Membarrier::register().is_global_available();
+        let mut state = self.shared.lock();
+        let (_, attachment) = state.core.attach(Identity::own(), is_registered)?;
+        drop(state);
+        let Attachment { welcome, ledger } = attachment;
+        let pool = &self.shared.pool;
+        let handed = Handed {
+            welcome,
+            data: pool.data.try_clone_fd()?,
+            vmemmap: pool.vmemmap.reopen_handle(Access::ReadOnly)?,
+            index: pool.index.reopen_handle(Access::ReadOnly)?,
+            doorbell: self.shared.doorbell.try_clone()?,
+            ledger,
+        };
+        Client::embedded(handed, Arc::clone(&self.shared))
+    }
+
+    /// The pool at a glance.
+    #[must_use]
+    pub fn info(&self) -> PoolInfo {
+        self.shared.lock().core.pool_info()
+    }
+
+    /// The pool.
+    #[must_use]
+    pub fn pool(&self) -> &Pool {
+        &self.shared.pool
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        // Release: pairs with Acquire in `is_stopping`.
+        self.shared.stopping.store(true, Ordering::Release);
+        self.shared.wake();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the owner's thread panicked");
+        }
+        self.shared.answered.notify_all();
+    }
+}

@@ -1,0 +1,15 @@
+//! The owner: the one who changes descriptors.
+
+pub(crate) mod backing;
+pub mod catalog;
+pub mod clients;
+pub mod core;
+pub(crate) mod drains;
+pub(crate) mod files;
+pub mod handle;
+pub(crate) mod recovery;
+pub(crate) mod report;
+pub(crate) mod service;
+pub(crate) mod session;
+
+pub use handle::Owner;

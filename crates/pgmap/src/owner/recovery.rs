@@ -1,0 +1,162 @@
+//! Recovery: what an owner finds that a predecessor left, killed at any step.
+//!
+//! The catalog says which frames are files (I10). A ledger whose lock is free is a dead client's and
+//! is removed; one whose lock is held is a live client's, whose holds stand although it has no
+//! connection yet. Every frame that no file has and whose descriptor is not Free was on its way
+//! somewhere: it is drained like any other, and so freed when no live ledger holds it.
+
+use std::os::fd::OwnedFd;
+
+use pgmap_mm::descriptor::FolioState;
+use pgmap_mm::drain::ClientId;
+use pgmap_mm::extent::Extent;
+use pgmap_mm::index::{ExtentList, FileId};
+use pgmap_mm::level::Level;
+use pgmap_mm::pfn::{Pfn, PfnRange};
+use pgmap_mm::runs::SortedRuns;
+use pgmap_os::{Access, MemoryFile, file_lock};
+
+use crate::error::Error;
+use crate::name::FileName;
+use crate::owner::catalog::StoredFile;
+use crate::owner::clients::{ClientRecord, Identity};
+use crate::owner::core::{Core, FileRecord};
+
+impl Core {
+    /// Puts the books in order from the pool's files.
+    pub(crate) fn recover(&mut self) -> Result<(), Error> {
+        let files = match &self.pool.catalog {
+            Some(catalog) => catalog.files()?,
+            None => Vec::new(),
+        };
+        self.find_ledgers()?;
+        for (name, stored) in files {
+            self.recover_file(name, &stored)?;
+        }
+        self.index.finish_reopening();
+        self.drain_strays();
+        Ok(())
+    }
+
+    fn recover_file(&mut self, name: FileName, stored: &StoredFile) -> Result<(), Error> {
+        let bad = |why: &str| Error::BadPool {
+            pool: format!("{:?}", self.pool.directory()),
+            why: format!("file \"{name}\" {why}"),
+        };
+        let extents = stored.extents().ok_or_else(|| bad("has an extent that is none"))?;
+        let largest = Level::from_number(stored.largest_level)
+            .ok_or_else(|| bad("has a folio size that is none"))?;
+        for extent in &extents {
+            if !self.recover_extent(extent, largest) {
+                let bad = |why: &str| Error::BadPool {
+                    pool: format!("{:?}", self.pool.directory()),
+                    why: format!("file \"{name}\" {why}"),
+                };
+                return Err(bad("shares frames with another file or lies outside the pool"));
+            }
+        }
+        let list: ExtentList = extents.iter().copied().collect();
+        let id = FileId(stored.id);
+        let entry = self
+            .index
+            .insert(name.as_bytes(), id, stored.len_bytes, &list)
+            .map_err(crate::refusal::Refusal::from)?;
+        self.names.insert(id, name.clone());
+        let record =
+            FileRecord { id, len_bytes: stored.len_bytes, largest, extents, entry, doing: None };
+        self.files.insert(name, record);
+        Ok(())
+    }
+
+    /// Takes an extent's frames and makes its descriptors say Live. Descriptors that survived keep
+    /// their folio sizes.
+    fn recover_extent(&mut self, extent: &Extent, largest: Level) -> bool {
+        let survived = self
+            .folios
+            .vmemmap()
+            .load(extent.head_level, extent.first())
+            .is_some_and(|word| word.stamp() == extent.life.stamp() && word.stamp().is_some());
+        if !survived {
+            return self.folios.reclaim(extent.run, largest, extent.life);
+        }
+        if !self.folios.claim(extent.run) {
+            return false;
+        }
+        // A truncate or unlink that was cut short left Dying words, or PARTIAL in the life word.
+        self.folios.change(extent.run, |word| {
+            word.in_state(FolioState::Live).with_flags(Self::live_flags())
+        });
+        self.folios.restore_life(extent);
+        true
+    }
+
+    /// Opens the ledgers of live clients and removes the dead ones'.
+    fn find_ledgers(&mut self) -> Result<(), Error> {
+        for number in self.pool.ledgers_left() {
+            let Some(path) = self.pool.ledger_path(number) else { continue };
+            let file = match MemoryFile::open_named(&path, Access::ReadWrite) {
+                Ok(file) => file,
+                Err(error) => {
+                    tracing::warn!(%error, "a ledger cannot be opened");
+                    continue;
+                }
+            };
+            let ledger = self.map_ledger(&file)?;
+            let identity =
+                Identity { pid: 0, uid: 0, command: "(not connected)".into(), pidfd: None };
+            let record = ClientRecord { identity, ledger, file };
+            let is_alive = !matches!(file_lock::is_locked(&record.file), Ok(false));
+            self.clients.insert(ClientId(number), record);
+            if !is_alive {
+                self.reap(ClientId(number));
+            }
+        }
+        Ok(())
+    }
+
+    /// Drains frames that no file has and that are not Free.
+    fn drain_strays(&mut self) {
+        let free: Vec<(u64, u64)> = self.folios.frames().runs().collect();
+        let mut strays = Vec::new();
+        for (start, length) in free {
+            let mut at = start;
+            while at < start + length {
+                let Some(pfn) = Pfn::new(at) else { break };
+                let Some((level, word)) = self.folios.vmemmap().folio_of(pfn) else { break };
+                let folio = PfnRange::folio(pfn, level);
+                if !matches!(word.state(), FolioState::Free | FolioState::Offline) {
+                    strays.push(folio);
+                }
+                at = folio.end();
+            }
+        }
+        // A live client may also hold frames whose descriptors were lost with the machine's memory.
+        let held = self.clients.values().flat_map(|client| client.ledger.all_holds());
+        let held: Vec<PfnRange> = held.map(|hold| hold.run).collect();
+        strays.extend(held.into_iter().filter(|run| self.folios.frames().is_free(*run)));
+        let strays = SortedRuns::new(strays);
+        for run in strays.iter() {
+            self.folios.claim_any_of(run);
+        }
+        if !strays.is_empty() {
+            tracing::info!(pages = strays.nr_pages(), "draining what an earlier owner left");
+            self.take_out(vec![strays]);
+        }
+    }
+
+    /// Joins a reconnecting client to the ledger it kept; none when there is no such live ledger.
+    /// The descriptor it shows must be of that very file.
+    pub fn resume(&mut self, number: u64, identity: Identity, shown: &OwnedFd) -> Option<ClientId> {
+        use std::os::unix::fs::MetadataExt;
+        let id = ClientId(number);
+        let path = self.pool.ledger_path(number)?;
+        let client = self.clients.get_mut(&id)?;
+        let ours = std::fs::metadata(path).ok()?;
+        let theirs = std::fs::File::from(shown.try_clone().ok()?).metadata().ok()?;
+        if (ours.dev(), ours.ino()) != (theirs.dev(), theirs.ino()) {
+            return None;
+        }
+        client.identity = identity;
+        Some(id)
+    }
+}

@@ -1,0 +1,336 @@
+//! The owner's one loop: sockets, deaths, the doorbell and deadlines.
+//!
+//! It moves bytes and calls the core; what they mean is decided there. It never waits for a client:
+//! sending never blocks, and a client that does not read its answers is disconnected.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use pgmap_mm::drain::ClientId;
+use pgmap_os::{
+    Blocking, Connection, Interest, Listener, OsError, Poller, Ready, TransferError, clock, process,
+};
+
+use crate::error::Error;
+use crate::owner::clients::Identity;
+use crate::owner::core::Ticket;
+use crate::owner::handle::Shared;
+use crate::owner::session::{Reaction, Session, answer};
+use crate::wire::MAX_MESSAGE_BYTES;
+
+/// How often waiting drains are looked at although no bell rang, for clients that never ring.
+const SLOW_POLL: Duration = Duration::from_millis(20);
+/// Most connections at a time.
+const MAX_CONNECTIONS: usize = 1024;
+/// Most answers that wait for a client to read.
+const MAX_UNSENT: usize = 64;
+
+const DOORBELL: u64 = 0;
+const WAKE: u64 = 1;
+const LISTENER: u64 = 2;
+/// Tokens of connection `n` are `FIRST + 2 * n` for its socket and one more for its pidfd.
+const FIRST: u64 = 16;
+
+struct Link {
+    connection: Connection,
+    session: Session,
+    unsent: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
+    /// Watches the process, once it is a client.
+    pidfd: Option<OwnedFd>,
+    awaited: Vec<(Ticket, u64)>,
+}
+
+/// The loop's own state.
+pub(crate) struct Service {
+    shared: Arc<Shared>,
+    poller: Poller,
+    listener: Option<Listener>,
+    links: HashMap<u64, Link>,
+    next_link: u64,
+    /// Clients without a connection that are not known to be dead, and what watches them.
+    adrift: Vec<(ClientId, Option<(u64, OwnedFd)>)>,
+    buffer: Vec<u8>,
+}
+
+impl Service {
+    pub(crate) fn new(shared: Arc<Shared>) -> Result<Self, Error> {
+        let poller = Poller::new()?;
+        poller.add(shared.doorbell.as_fd(), DOORBELL, Interest::Read)?;
+        poller.add(shared.wake.as_fd(), WAKE, Interest::Read)?;
+        let adrift = shared.lock().core.clients_adrift();
+        Ok(Self {
+            shared,
+            poller,
+            listener: None,
+            links: HashMap::new(),
+            next_link: 0,
+            adrift: adrift.into_iter().map(|client| (client, None)).collect(),
+            buffer: vec![0; MAX_MESSAGE_BYTES],
+        })
+    }
+
+    /// Runs until the owner stops.
+    pub(crate) fn run(mut self) {
+        let mut ready = Vec::new();
+        while !self.shared.is_stopping() {
+            if let Err(error) = self.poller.wait(self.timeout(), &mut ready) {
+                tracing::error!(%error, "the owner's loop cannot wait");
+                return;
+            }
+            for event in &ready {
+                self.on_event(event);
+            }
+            self.find_dead_adrift();
+            self.shared.lock().core.look_again();
+            self.hand_out_answers();
+        }
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        let state = self.shared.lock();
+        let is_watched = |(_, watch): &(ClientId, Option<_>)| watch.is_some();
+        if !state.core.is_draining() && self.adrift.iter().all(is_watched) {
+            return None;
+        }
+        let deadline = state
+            .core
+            .next_deadline_ms()
+            .map(|deadline| Duration::from_millis(deadline.saturating_sub(clock::monotonic_ms())));
+        Some(deadline.map_or(SLOW_POLL, |deadline| deadline.min(SLOW_POLL)))
+    }
+
+    fn on_event(&mut self, event: &Ready) {
+        match event.token {
+            DOORBELL => drop(self.shared.doorbell.clear()),
+            WAKE => {
+                drop(self.shared.wake.clear());
+                self.take_listener();
+            }
+            LISTENER => self.accept(),
+            token => self.on_link_event((token - FIRST) / 2, (token - FIRST) % 2 == 1, event),
+        }
+    }
+
+    fn take_listener(&mut self) {
+        let Some(listener) = self.shared.lock().new_listener.take() else { return };
+        match self.poller.add(listener.as_fd(), LISTENER, Interest::Read) {
+            Ok(()) => self.listener = Some(listener),
+            Err(error) => tracing::error!(%error, "the socket cannot be watched"),
+        }
+    }
+
+    fn accept(&mut self) {
+        let Some(listener) = &self.listener else { return };
+        let connection = match listener.accept() {
+            Ok(Some(connection)) => connection,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::warn!(%error, "a connection cannot be taken");
+                // The connection stays in the queue: do not spin on it.
+                std::thread::sleep(Duration::from_millis(5));
+                return;
+            }
+        };
+        if self.links.len() >= MAX_CONNECTIONS {
+            tracing::warn!(limit = MAX_CONNECTIONS, "too many connections; one is refused");
+            return;
+        }
+        if let Err(error) = self.add_link(connection) {
+            tracing::warn!(%error, "a connection cannot be served");
+        }
+    }
+
+    fn add_link(&mut self, connection: Connection) -> Result<(), OsError> {
+        connection.set_blocking(Blocking::Never)?;
+        let number = self.next_link;
+        self.next_link += 1;
+        self.poller.add(connection.as_fd(), FIRST + 2 * number, Interest::Read)?;
+        let link = Link {
+            connection,
+            session: Session::Greeting,
+            unsent: VecDeque::new(),
+            pidfd: None,
+            awaited: Vec::new(),
+        };
+        self.links.insert(number, link);
+        Ok(())
+    }
+
+    fn on_link_event(&mut self, number: u64, is_pidfd: bool, event: &Ready) {
+        if is_pidfd {
+            return self.on_process_end(number);
+        }
+        if event.is_writable {
+            self.flush(number);
+        }
+        // One message a turn, so that a client that sends without pause does not shut others out.
+        if event.is_readable || event.is_hung_up || event.is_failed {
+            self.receive(number);
+        }
+    }
+
+    fn receive(&mut self, number: u64) {
+        let Some(link) = self.links.get_mut(&number) else { return };
+        let received = match link.connection.recv(&mut self.buffer) {
+            Ok(received) if received.is_end() => return self.close(number, "the connection ended"),
+            Ok(received) => received,
+            Err(TransferError::WouldBlock) => return,
+            Err(error) => return self.close(number, &error.to_string()),
+        };
+        let message = &self.buffer[..received.len];
+        let connection = &link.connection;
+        let mut state = self.shared.lock();
+        let reaction = link.session.on_message(
+            &mut state.core,
+            &self.shared.doorbell,
+            || identify(connection),
+            message,
+            received.fds,
+        );
+        let client = link.session.client();
+        let pidfd = client.and_then(|client| state.core.pidfd_of(client));
+        drop(state);
+        if let Some(client) = client
+            && link.pidfd.is_none()
+        {
+            self.adrift.retain(|&(adrift, _)| adrift != client);
+            if let Some(pidfd) = pidfd {
+                self.watch_process(number, pidfd);
+            }
+        }
+        self.react(number, reaction);
+    }
+
+    fn watch_process(&mut self, number: u64, pidfd: OwnedFd) {
+        if let Err(error) = self.poller.add(pidfd.as_fd(), FIRST + 2 * number + 1, Interest::Read) {
+            tracing::warn!(%error, "a client's process cannot be watched");
+        }
+        if let Some(link) = self.links.get_mut(&number) {
+            link.pidfd = Some(pidfd);
+        }
+    }
+
+    fn react(&mut self, number: u64, reaction: Reaction) {
+        match reaction {
+            Reaction::Send(bytes, fds) => self.send(number, bytes, fds),
+            Reaction::Await(ticket, request) => {
+                if let Some(link) = self.links.get_mut(&number) {
+                    link.awaited.push((ticket, request));
+                }
+            }
+            Reaction::Close(said, why) => {
+                if let Some(said) = said {
+                    self.send(number, said, Vec::new());
+                }
+                self.close(number, &why);
+            }
+        }
+    }
+
+    fn send(&mut self, number: u64, bytes: Vec<u8>, fds: Vec<OwnedFd>) {
+        let Some(link) = self.links.get_mut(&number) else { return };
+        link.unsent.push_back((bytes, fds));
+        if link.unsent.len() > MAX_UNSENT {
+            return self.close(number, "it does not read its answers");
+        }
+        self.flush(number);
+    }
+
+    fn flush(&mut self, number: u64) {
+        let Some(link) = self.links.get_mut(&number) else { return };
+        let had_queue = link.unsent.len() > 1;
+        while let Some((bytes, fds)) = link.unsent.front() {
+            let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+            match link.connection.send(bytes, &fds) {
+                Ok(()) => drop(link.unsent.pop_front()),
+                Err(TransferError::WouldBlock) => break,
+                Err(error) => return self.close(number, &error.to_string()),
+            }
+        }
+        let interest = if link.unsent.is_empty() { Interest::Read } else { Interest::ReadWrite };
+        if (had_queue || !link.unsent.is_empty())
+            && let Err(error) =
+                self.poller.modify(link.connection.as_fd(), FIRST + 2 * number, interest)
+        {
+            tracing::warn!(%error, "a connection cannot be watched");
+        }
+    }
+
+    /// The process behind a connection has ended, whoever else has its socket.
+    fn on_process_end(&mut self, number: u64) {
+        if number >= self.next_link {
+            return;
+        }
+        if self.links.contains_key(&number) {
+            self.close(number, "its process ended");
+        }
+    }
+
+    /// Ends a connection. The client is reaped if it is dead, and watched until it is if not.
+    fn close(&mut self, number: u64, why: &str) {
+        let Some(link) = self.links.remove(&number) else { return };
+        let Some(client) = link.session.client() else { return };
+        let mut state = self.shared.lock();
+        let who = state.core.describe_client(client);
+        if state.core.is_dead(client) {
+            tracing::info!(client = %who, why, "client reaped");
+            state.core.reap(client);
+        } else {
+            tracing::info!(client = %who, why, "client disconnected; its holds stand");
+            drop(state);
+            let watch = link.pidfd.map(|pidfd| (FIRST + 2 * number + 1, pidfd));
+            self.adrift.push((client, watch));
+        }
+    }
+
+    fn find_dead_adrift(&mut self) {
+        if self.adrift.is_empty() {
+            return;
+        }
+        let mut state = self.shared.lock();
+        self.adrift.retain(|(client, _)| {
+            let is_dead = state.core.is_dead(*client);
+            if is_dead {
+                tracing::info!(client = %state.core.describe_client(*client), "client reaped");
+                state.core.reap(*client);
+            }
+            !is_dead
+        });
+    }
+
+    fn hand_out_answers(&mut self) {
+        let mut state = self.shared.lock();
+        let answers = state.core.take_answers();
+        let mut remote = Vec::new();
+        let mut has_local = false;
+        for (ticket, reply) in answers {
+            let awaiting = self.links.iter_mut().find_map(|(&number, link)| {
+                let place = link.awaited.iter().position(|&(awaited, _)| awaited == ticket)?;
+                Some((number, link.awaited.swap_remove(place).1))
+            });
+            match awaiting {
+                Some((number, request)) => remote.push((number, answer(request, reply))),
+                None => has_local |= state.answer_local(ticket, reply),
+            }
+        }
+        drop(state);
+        if has_local {
+            self.shared.answered.notify_all();
+        }
+        for (number, reaction) in remote {
+            self.react(number, reaction);
+        }
+    }
+}
+
+fn identify(connection: &Connection) -> Result<Identity, Error> {
+    let peer = connection.peer()?;
+    Ok(Identity {
+        command: process::command_name(peer.pid).unwrap_or_else(|| "?".into()),
+        pid: peer.pid,
+        uid: peer.uid,
+        pidfd: peer.pidfd,
+    })
+}

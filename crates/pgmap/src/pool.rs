@@ -1,0 +1,378 @@
+//! A pool: the files that hold data, descriptors, index, ledgers and catalog.
+//!
+//! An anonymous pool is a set of memfds and ends with its last user. A pool in a directory has its
+//! files there, so that a restarted owner finds everything again.
+
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use pgmap_mm::index::IndexLayout;
+use pgmap_mm::ledger::LedgerLayout;
+use pgmap_mm::level::{Level, PAGE_BYTES};
+use pgmap_mm::vmemmap::VmemmapLayout;
+use pgmap_os::{Access, MemoryFile, OsError, PageSize, file_lock};
+
+use crate::error::Error;
+use crate::owner::catalog::{Catalog, StoredPool};
+
+/// Smallest pool: one 4 KiB frame.
+pub const MIN_POOL_BYTES: u64 = PAGE_BYTES;
+/// Largest pool.
+pub const MAX_POOL_BYTES: u64 = 1 << 46;
+const MIN_FILES: u64 = 1024;
+const MAX_FILES: u64 = 1 << 24;
+
+/// When the pool's memory is taken from the system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Populate {
+    /// When frames are first handed out. A shortage is an error then, never a signal.
+    #[default]
+    OnDemand,
+    /// All of it when the pool is made.
+    Upfront,
+}
+
+/// What a pool is to be.
+#[derive(Clone, Debug)]
+pub struct PoolOptions {
+    size_bytes: u64,
+    directory: Option<PathBuf>,
+    page_size: PageSize,
+    populate: Populate,
+    max_files: Option<u64>,
+}
+
+impl PoolOptions {
+    /// An anonymous pool of `size_bytes`, rounded up to whole 4 KiB frames.
+    #[must_use]
+    pub const fn anonymous(size_bytes: u64) -> Self {
+        Self {
+            size_bytes,
+            directory: None,
+            page_size: PageSize::Base,
+            populate: Populate::OnDemand,
+            max_files: None,
+        }
+    }
+
+    /// A pool whose files are in `directory`, which is made if it does not exist.
+    #[must_use]
+    pub fn in_directory(directory: impl Into<PathBuf>, size_bytes: u64) -> Self {
+        Self { directory: Some(directory.into()), ..Self::anonymous(size_bytes) }
+    }
+
+    /// Uses the system's huge pages for the data. Anonymous pools only.
+    #[must_use]
+    pub const fn huge_pages(mut self, page_size: PageSize) -> Self {
+        self.page_size = page_size;
+        self
+    }
+
+    /// Says when memory is taken.
+    #[must_use]
+    pub const fn populate(mut self, populate: Populate) -> Self {
+        self.populate = populate;
+        self
+    }
+
+    /// Says how many files the pool must have room for.
+    #[must_use]
+    pub const fn max_files(mut self, max_files: u64) -> Self {
+        self.max_files = Some(max_files);
+        self
+    }
+
+    fn checked(&self) -> Result<StoredPool, Error> {
+        let bad = |why: String| Error::BadPool { pool: self.name(), why };
+        if self.size_bytes < MIN_POOL_BYTES || self.size_bytes > MAX_POOL_BYTES {
+            return Err(bad(format!(
+                "a size of {} bytes; use {MIN_POOL_BYTES} to {MAX_POOL_BYTES}",
+                self.size_bytes
+            )));
+        }
+        let unit = self.page_size.len_bytes();
+        if self.page_size != PageSize::Base && self.directory.is_some() {
+            return Err(bad("huge pages need an anonymous pool".into()));
+        }
+        let size_bytes = self.size_bytes.next_multiple_of(unit);
+        let by_size = (size_bytes / (64 * 1024)).clamp(MIN_FILES, 1 << 20);
+        let max_files = self.max_files.unwrap_or(by_size);
+        if max_files == 0 || max_files > MAX_FILES {
+            return Err(bad(format!("room for {max_files} files; use 1 to {MAX_FILES}")));
+        }
+        Ok(StoredPool { size_bytes, max_files })
+    }
+
+    fn name(&self) -> String {
+        pool_name(self.directory.as_deref())
+    }
+}
+
+fn pool_name(directory: Option<&Path>) -> String {
+    directory.map_or_else(|| "(anonymous)".into(), |path| path.display().to_string())
+}
+
+/// The files of a pool, open.
+#[derive(Debug)]
+pub struct Pool {
+    directory: Option<PathBuf>,
+    stored: StoredPool,
+    pub(crate) is_new: bool,
+    pub(crate) vmemmap_layout: VmemmapLayout,
+    pub(crate) index_layout: IndexLayout,
+    pub(crate) data: Arc<MemoryFile>,
+    pub(crate) vmemmap: Arc<MemoryFile>,
+    pub(crate) index: Arc<MemoryFile>,
+    pub(crate) catalog: Option<Catalog>,
+    /// Held, by its lock, for as long as the pool has an owner.
+    _lock: Option<File>,
+}
+
+impl Pool {
+    /// Makes a pool.
+    ///
+    /// # Errors
+    /// [`Error::BadPool`] for a size out of bounds or a directory that holds a pool;
+    /// [`Error::Os`] when the system has not the memory or the huge pages, which says how many are
+    /// missing.
+    pub fn create(options: &PoolOptions) -> Result<Self, Error> {
+        let stored = options.checked()?;
+        let Some(directory) = &options.directory else {
+            let data = MemoryFile::anonymous("pgmap-data", stored.size_bytes, options.page_size)?;
+            let pool = Self::assemble(None, stored, data, |name, len| {
+                MemoryFile::anonymous(name, len, PageSize::Base)
+            })?;
+            return pool.populated(options.populate);
+        };
+        let lock = lock_directory(directory)?;
+        let path = |name: &str| directory.join(name);
+        if path(CATALOG).exists() {
+            return Err(Error::BadPool {
+                pool: pool_name(Some(directory)),
+                why: "there is a pool already; open it, or remove the directory".into(),
+            });
+        }
+        // What a creation that was cut short left behind is no pool: the catalog comes last.
+        for name in [DATA, VMEMMAP, INDEX, CATALOG_NEW] {
+            remove_file(&path(name))?;
+        }
+        let data = MemoryFile::create_named(&path(DATA), 0)?;
+        data.check_capacity(stored.size_bytes)?;
+        data.set_len(stored.size_bytes)?;
+        let mut pool =
+            Self::assemble(Some(directory.clone()), stored.clone(), data, |name, len| {
+                MemoryFile::create_named(&path(name), len)
+            })?;
+        fs::create_dir_all(path(LEDGERS)).map_err(|e| os_error("create", &path(LEDGERS), e))?;
+        pool = pool.populated(options.populate)?;
+        Catalog::create(&path(CATALOG_NEW), &stored)?;
+        fs::rename(path(CATALOG_NEW), path(CATALOG))
+            .map_err(|e| os_error("rename", &path(CATALOG), e))?;
+        pool.catalog = Some(Catalog::open(&path(CATALOG))?.0);
+        pool._lock = Some(lock);
+        Ok(pool)
+    }
+
+    /// Opens the pool in `directory`.
+    ///
+    /// # Errors
+    /// [`Error::BadPool`] when there is none, its files do not fit together, or it has an owner.
+    pub fn open(directory: impl AsRef<Path>) -> Result<Self, Error> {
+        let directory = directory.as_ref();
+        let path = |name: &str| directory.join(name);
+        if !path(CATALOG).exists() {
+            return Err(Error::BadPool {
+                pool: pool_name(Some(directory)),
+                why: "there is no pool; create one".into(),
+            });
+        }
+        let lock = lock_directory(directory)?;
+        let (catalog, stored) = Catalog::open(&path(CATALOG))?;
+        let data = MemoryFile::open_named(&path(DATA), Access::ReadWrite)?;
+        if data.len_bytes() != stored.size_bytes {
+            return Err(Error::BadPool {
+                pool: pool_name(Some(directory)),
+                why: format!("{} bytes of data, not {}", data.len_bytes(), stored.size_bytes),
+            });
+        }
+        let mut pool = Self::assemble(Some(directory.into()), stored, data, |name, len| {
+            let file = MemoryFile::open_named(&path(name), Access::ReadWrite)?;
+            if file.len_bytes() < len {
+                file.set_len(len)?;
+            }
+            Ok(file)
+        })?;
+        pool.is_new = false;
+        pool.catalog = Some(catalog);
+        pool._lock = Some(lock);
+        Ok(pool)
+    }
+
+    fn assemble(
+        directory: Option<PathBuf>,
+        stored: StoredPool,
+        data: MemoryFile,
+        make: impl Fn(&str, u64) -> Result<MemoryFile, OsError>,
+    ) -> Result<Self, Error> {
+        let bad = || Error::BadPool {
+            pool: pool_name(directory.as_deref()),
+            why: format!("no layout for {} bytes", stored.size_bytes),
+        };
+        let vmemmap_layout =
+            VmemmapLayout::for_pages(stored.size_bytes / PAGE_BYTES).ok_or_else(bad)?;
+        let index_layout = IndexLayout::for_files(stored.max_files as usize);
+        let vmemmap = make(VMEMMAP, vmemmap_layout.nr_words() as u64 * 8)?;
+        let index = make(INDEX, index_layout.nr_words() as u64 * 8)?;
+        Ok(Self {
+            directory,
+            stored,
+            is_new: true,
+            vmemmap_layout,
+            index_layout,
+            data: Arc::new(data),
+            vmemmap: Arc::new(vmemmap),
+            index: Arc::new(index),
+            catalog: None,
+            _lock: None,
+        })
+    }
+
+    fn populated(self, populate: Populate) -> Result<Self, Error> {
+        if populate == Populate::Upfront {
+            self.data.reserve(0..self.stored.size_bytes)?;
+        }
+        Ok(self)
+    }
+
+    /// Bytes of data.
+    #[must_use]
+    pub const fn size_bytes(&self) -> u64 {
+        self.stored.size_bytes
+    }
+
+    /// Where its files are; none for an anonymous pool.
+    #[must_use]
+    pub fn directory(&self) -> Option<&Path> {
+        self.directory.as_deref()
+    }
+
+    pub(crate) const fn nr_pages(&self) -> u64 {
+        self.stored.size_bytes / PAGE_BYTES
+    }
+
+    pub(crate) const fn max_files(&self) -> u64 {
+        self.stored.max_files
+    }
+
+    pub(crate) fn ledger_layout(&self) -> LedgerLayout {
+        LedgerLayout::new(&self.vmemmap_layout)
+    }
+
+    /// Where a client's ledger lies in a pool with a directory.
+    pub(crate) fn ledger_path(&self, client: u64) -> Option<PathBuf> {
+        Some(self.directory.as_ref()?.join(LEDGERS).join(client.to_string()))
+    }
+
+    /// Makes a client's ledger: the owner's own file and the descriptor for the client, a
+    /// description of its own that is locked until the last copy of it is closed.
+    pub(crate) fn make_ledger(&self, client: u64) -> Result<(MemoryFile, OwnedFd), Error> {
+        let len = LedgerFile::new(&self.ledger_layout()).len_bytes;
+        let file = match self.ledger_path(client) {
+            Some(path) => MemoryFile::create_named(&path, len)?,
+            None => MemoryFile::anonymous("pgmap-ledger", len, PageSize::Base)?,
+        };
+        let theirs = file.reopen_handle(Access::ReadWrite)?;
+        match file_lock::try_lock_exclusive(&theirs) {
+            Ok(true) => Ok((file, theirs)),
+            Ok(false) => Err(Error::BadPool {
+                pool: pool_name(self.directory.as_deref()),
+                why: format!("somebody locks the new ledger {client}"),
+            }),
+            Err(error) => Err(OsError::new("lock", format!("ledger {client}"), error).into()),
+        }
+    }
+
+    /// Numbers of the clients whose ledgers lie in the directory.
+    pub(crate) fn ledgers_left(&self) -> Vec<u64> {
+        let Some(directory) = &self.directory else { return Vec::new() };
+        let Ok(entries) = fs::read_dir(directory.join(LEDGERS)) else { return Vec::new() };
+        entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
+    }
+
+    /// Memory of descriptors and index now.
+    pub(crate) fn metadata_bytes(&self) -> u64 {
+        self.vmemmap.resident_bytes() + self.index.resident_bytes()
+    }
+
+    /// The largest level whose folios the data's mapping can hold whole.
+    #[must_use]
+    pub const fn max_level(&self) -> Level {
+        Level::Pud
+    }
+}
+
+/// Where words and counts lie in a ledger's file.
+pub(crate) struct LedgerFile {
+    pub words_bytes: u64,
+    pub counts_bytes: u64,
+    pub len_bytes: u64,
+}
+
+impl LedgerFile {
+    pub(crate) fn new(layout: &LedgerLayout) -> Self {
+        let words_bytes = (layout.nr_words() as u64 * 8).next_multiple_of(PAGE_BYTES);
+        let counts_bytes = (layout.nr_counts() as u64 * 4).next_multiple_of(PAGE_BYTES);
+        Self { words_bytes, counts_bytes, len_bytes: words_bytes + counts_bytes }
+    }
+}
+
+const DATA: &str = "data";
+const VMEMMAP: &str = "vmemmap";
+const INDEX: &str = "index";
+const CATALOG: &str = "catalog";
+const CATALOG_NEW: &str = "catalog.new";
+const LEDGERS: &str = "ledgers";
+const LOCK: &str = "owner.lock";
+
+fn os_error(what: &'static str, path: &Path, error: std::io::Error) -> Error {
+    OsError::new(what, path.display().to_string(), error).into()
+}
+
+fn remove_file(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(os_error("remove", path, error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes the directory and takes the lock that says "this pool has an owner".
+fn lock_directory(directory: &Path) -> Result<File, Error> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(|e| os_error("create", directory, e))?;
+    let path = directory.join(LOCK);
+    let lock = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(|e| os_error("open", &path, e))?;
+    match file_lock::try_lock_exclusive(&lock) {
+        Ok(true) => Ok(lock),
+        Ok(false) => Err(Error::BadPool {
+            pool: pool_name(Some(directory)),
+            why: "it has an owner already, which holds owner.lock; connect to that, or stop it"
+                .into(),
+        }),
+        Err(error) => Err(os_error("lock", &path, error)),
+    }
+}

@@ -1,0 +1,216 @@
+//! What an owner says no to, and why: the part of an error that travels.
+
+use pgmap_mm::error::errno;
+use serde::{Deserialize, Serialize};
+
+/// How frames are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum HoldKind {
+    /// A short-term pin.
+    Short,
+    /// Long-term pins.
+    Longterm,
+    /// A writer that has not committed.
+    Writer,
+}
+
+impl HoldKind {
+    /// As tools print it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Short => "short",
+            Self::Longterm => "long-term",
+            Self::Writer => "writer",
+        }
+    }
+}
+
+/// Who holds which frames.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// The owner's number for the client.
+    pub client: u64,
+    /// The client's process, as its owner's pid namespace numbers it; for people, never for
+    /// deciding whether it lives.
+    pub pid: i32,
+    /// The process's user.
+    pub uid: u32,
+    /// The process's name when it attached.
+    pub command: String,
+    /// How it holds.
+    pub kind: HoldKind,
+    /// Whether a device may be writing through the hold.
+    pub is_device: bool,
+    /// First frame held.
+    pub first_pfn: u64,
+    /// Frames held, in 4 KiB pages.
+    pub nr_pages: u64,
+    /// Pins this stands for.
+    pub nr_pins: u32,
+    /// What the client said the pin is for; 0 when it said nothing.
+    pub tag: u64,
+    /// The file, where the frames belong to one.
+    pub file: Option<String>,
+    /// For how long the owner has been seeing the hold; none when it saw it for the first time.
+    pub seen_for_ms: Option<u64>,
+}
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let device = if self.is_device { " device" } else { "" };
+        let end = self.first_pfn + self.nr_pages;
+        write!(
+            f,
+            "{} (pid {}): {}{device} pin of {:#x}..{end:#x}",
+            self.command,
+            self.pid,
+            self.kind.name(),
+            self.first_pfn,
+        )
+    }
+}
+
+/// Why an owner did not do what it was asked. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// Not a name a pool can hold.
+    #[error("file name \"{starts_with}\" ({len_bytes} bytes): {why}; use 1 to 255 bytes, no NUL")]
+    BadName {
+        /// How it starts.
+        starts_with: String,
+        /// Its length.
+        len_bytes: u64,
+        /// What is wrong.
+        why: String,
+    },
+    /// No file has this name.
+    #[error("no file \"{name}\" in the pool")]
+    NotFound {
+        /// The name.
+        name: String,
+    },
+    /// A file has this name already.
+    #[error("a file \"{name}\" exists; unlink it first, or create with replace")]
+    Exists {
+        /// The name.
+        name: String,
+    },
+    /// The file was unlinked or replaced since it was opened.
+    #[error("file {id} is gone: it was unlinked or replaced since it was opened")]
+    Stale {
+        /// Its number.
+        id: u64,
+    },
+    /// A length that no file can have.
+    #[error("length {len_bytes} of \"{name}\": {why}")]
+    BadLength {
+        /// The file.
+        name: String,
+        /// The length asked for.
+        len_bytes: u64,
+        /// What is wrong.
+        why: String,
+    },
+    /// Not enough free frames, or only in too many pieces.
+    #[error(
+        "{wanted_bytes} bytes wanted, {free_bytes} free (longest run {longest_bytes}, waiting for \
+         holders {draining_bytes}); unlink files, or ask who holds the draining ones"
+    )]
+    NoSpace {
+        /// Bytes asked for, rounded up to whole folios.
+        wanted_bytes: u64,
+        /// Bytes free.
+        free_bytes: u64,
+        /// The longest free run.
+        longest_bytes: u64,
+        /// Bytes that will be free when their last holders let go.
+        draining_bytes: u64,
+    },
+    /// The file system behind the pool has no memory for frames that were free.
+    #[error("the pool's backing has no memory: {why}")]
+    NoMemory {
+        /// What the system said.
+        why: String,
+    },
+    /// The index has no room.
+    #[error("the pool holds as many files as its index has room for ({nr_slots}); make it larger")]
+    IndexFull {
+        /// Its slots.
+        nr_slots: u64,
+    },
+    /// Somebody still holds the frames and the deadline is over.
+    #[error(
+        "\"{name}\" is still held after {waited_ms} ms by {}{}",
+        holders.first().map_or_else(String::new, ToString::to_string),
+        match holders.len() { 0 | 1 => String::new(), n => format!(" and {} more", n - 1) }
+    )]
+    Held {
+        /// What was to be taken out of use.
+        name: String,
+        /// Who holds it.
+        holders: Vec<Holder>,
+        /// How long the owner waited.
+        waited_ms: u64,
+    },
+    /// Another operation on the file has not ended.
+    #[error("\"{name}\" is being {doing}; try again when that has ended")]
+    InUse {
+        /// The file.
+        name: String,
+        /// What is being done to it.
+        doing: String,
+    },
+    /// No such draft, or somebody else's.
+    #[error("there is no uncommitted file {id} of this client")]
+    NoDraft {
+        /// Its number.
+        id: u64,
+    },
+    /// A message or batch beyond the wire's bounds.
+    #[error("{what}: {value} is over the limit of {limit}")]
+    TooMuch {
+        /// What was too much.
+        what: String,
+        /// How much it was.
+        value: u64,
+        /// How much is allowed.
+        limit: u64,
+    },
+    /// Something else is wrong with the request.
+    #[error("{why}")]
+    Invalid {
+        /// What.
+        why: String,
+    },
+    /// The owner itself failed; its log says more.
+    #[error("the owner failed: {why}")]
+    Internal {
+        /// What it can say.
+        why: String,
+    },
+    /// The request is about to wait; not an error a caller ever sees.
+    #[error("the owner is stopping")]
+    Stopping,
+}
+
+impl Refusal {
+    /// The Linux error number that says the same.
+    #[must_use]
+    pub const fn errno(&self) -> i32 {
+        match self {
+            Self::BadName { .. } | Self::BadLength { .. } | Self::Invalid { .. } => errno::EINVAL,
+            Self::NotFound { .. } | Self::NoDraft { .. } => 2,
+            Self::Exists { .. } => 17,
+            Self::Stale { .. } => errno::ESTALE,
+            Self::NoSpace { .. } | Self::IndexFull { .. } => errno::ENOSPC,
+            Self::NoMemory { .. } => errno::ENOMEM,
+            Self::Held { .. } | Self::InUse { .. } => errno::EBUSY,
+            Self::TooMuch { .. } => 7,
+            Self::Internal { .. } => 5,
+            Self::Stopping => 108,
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! What clients and owners say to each other.
+//!
+//! One message is one `SOCK_SEQPACKET` datagram of at most [`MAX_MESSAGE_BYTES`], postcard-encoded,
+//! a request with a number and a reply with the same number. Nothing here is in the data path: a
+//! client calls its owner to create, commit, truncate, rename, unlink and list, in batches, never
+//! to open, pin or release.
+//!
+//! What arrives is an allegation (I9): decoding checks shape and names, [`Extent::from_words`]
+//! checks extents, and the owner checks every number against its own books.
+
+use pgmap_mm::extent::Extent;
+use pgmap_mm::folio::Sizing;
+use pgmap_mm::level::Level;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+use crate::name::FileName;
+use crate::refusal::{Holder, Refusal};
+
+/// Spoken by both sides; a difference is an error at once.
+pub const VERSION: u32 = 1;
+/// Longest message.
+pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
+/// Most items of one batch.
+pub const MAX_BATCH: usize = 256;
+/// Most extents one reply carries for all items together.
+pub const MAX_REPLY_EXTENTS: usize = 2000;
+/// Most files one page of a listing carries.
+pub const MAX_LIST: usize = 100;
+
+/// The first message of a connection.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`VERSION`] of the client.
+    pub version: u32,
+    /// Whether the client's process is registered for `membarrier`.
+    pub is_registered: bool,
+    /// The client that this connection continues, after a restart of the owner.
+    pub resume: Option<u64>,
+}
+
+/// The owner's answer; with it come the descriptors of data, vmemmap, index, ledger, doorbell.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Welcome {
+    /// [`VERSION`] of the owner.
+    pub version: u32,
+    /// The owner's number for this client.
+    pub client: u64,
+    /// Frames of the pfn space.
+    pub nr_pages: u64,
+    /// Bytes of the data file.
+    pub data_bytes: u64,
+    /// What the index was made for.
+    pub max_files: u64,
+    /// Whether a compiler fence is light barrier enough.
+    pub is_asymmetric: bool,
+}
+
+/// How large a file's folios are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
+#[non_exhaustive]
+pub enum FolioSize {
+    /// The largest that fit, the length rounded up to 4 KiB.
+    #[default]
+    BestFit,
+    /// 4 KiB each.
+    Pages4K,
+    /// 2 MiB each.
+    Pages2M,
+    /// 1 GiB each.
+    Pages1G,
+}
+
+impl FolioSize {
+    pub(crate) const fn sizing(self) -> Sizing {
+        match self {
+            Self::BestFit => Sizing::BestFit,
+            Self::Pages4K => Sizing::Fixed(Level::Pte),
+            Self::Pages2M => Sizing::Fixed(Level::Pmd),
+            Self::Pages1G => Sizing::Fixed(Level::Pud),
+        }
+    }
+}
+
+/// A file to be created.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CreateSpec {
+    /// Its name from the commit on.
+    pub name: FileName,
+    /// Its length in bytes.
+    pub len_bytes: u64,
+    /// Its folios.
+    pub folio_size: FolioSize,
+    /// Whether it takes the place of a file with the same name.
+    pub replace: bool,
+}
+
+/// A file that was created and not committed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Draft {
+    /// Its number.
+    pub id: u64,
+    /// Its frames, under their Reserved life words.
+    pub extents: Vec<[u64; 3]>,
+}
+
+/// A file that was committed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Committed {
+    /// The life words of its extents now.
+    pub life: Vec<u64>,
+}
+
+/// One file of a listing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileInfo {
+    /// Its name.
+    pub name: FileName,
+    /// Its number, never given to another file.
+    pub id: u64,
+    /// Its length in bytes.
+    pub len_bytes: u64,
+    /// Bytes of the frames it takes.
+    pub allocated_bytes: u64,
+    /// Its extents.
+    pub nr_extents: u64,
+    /// Its folios of 4 KiB, 2 MiB and 1 GiB.
+    pub nr_folios: [u64; 3],
+}
+
+/// A pool at a glance, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolInfo {
+    /// All frames.
+    pub size_bytes: u64,
+    /// Frames nobody has.
+    pub free_bytes: u64,
+    /// Frames of committed files.
+    pub live_bytes: u64,
+    /// Frames of uncommitted files.
+    pub reserved_bytes: u64,
+    /// Frames that wait for their last holder.
+    pub draining_bytes: u64,
+    /// Frames a dead client's device may still write to, wherever they are.
+    pub orphaned_bytes: u64,
+    /// The longest free run.
+    pub longest_free_bytes: u64,
+    /// Memory behind the data.
+    pub backed_bytes: u64,
+    /// Memory of descriptors, index and ledgers.
+    pub metadata_bytes: u64,
+    /// Committed files.
+    pub nr_files: u64,
+    /// Clients attached.
+    pub nr_clients: u64,
+}
+
+/// What a client asks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// Reserve frames for files.
+    Create(Vec<CreateSpec>),
+    /// Publish files created by this client.
+    Commit(Vec<u64>),
+    /// Give up files created by this client.
+    Abort(Vec<u64>),
+    /// Take names away; the frames follow when their last holder lets go.
+    Unlink(Vec<FileName>),
+    /// Give a file another name.
+    Rename {
+        /// The name it has.
+        from: FileName,
+        /// The name it gets.
+        to: FileName,
+        /// Whether it takes the place of a file that has that name.
+        replace: bool,
+    },
+    /// Shorten a file, waiting for holders of what is cut off.
+    Truncate {
+        /// The file.
+        name: FileName,
+        /// Its new length in bytes.
+        len_bytes: u64,
+        /// How long to wait.
+        deadline_ms: u64,
+    },
+    /// Where a file is, by its number.
+    Locate(u64),
+    /// Describe files by name.
+    Stat(FileName),
+    /// Describe files from the first name after this one.
+    List(Option<FileName>),
+    /// Describe the pool.
+    PoolStat,
+    /// Who holds a file, or anything.
+    Who(Option<FileName>),
+    /// The client holds nothing any more and goes.
+    Leave,
+}
+
+/// What an owner answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Reply {
+    /// To Create.
+    Created(Vec<Result<Draft, Refusal>>),
+    /// To Commit.
+    Committed(Vec<Result<Committed, Refusal>>),
+    /// To Abort, Rename, Truncate and Leave.
+    Done,
+    /// To Unlink.
+    Unlinked(Vec<Result<(), Refusal>>),
+    /// To Locate: the file's index entry and name.
+    Located {
+        /// Number of the index entry.
+        entry: u32,
+        /// Its name.
+        name: FileName,
+    },
+    /// To Stat.
+    Stat(FileInfo),
+    /// To List; shorter than [`MAX_LIST`] means that it is the last.
+    List(Vec<FileInfo>),
+    /// To PoolStat.
+    PoolStat(PoolInfo),
+    /// To Who; the flag says that there are more than fit.
+    Who(Vec<Holder>, bool),
+    /// To any of them.
+    Refused(Refusal),
+}
+
+/// A request or reply and the number that joins them.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Numbered<T> {
+    /// The number.
+    pub number: u64,
+    /// The message.
+    pub body: T,
+}
+
+/// Encodes a message.
+///
+/// # Errors
+/// [`Refusal::TooMuch`] when it does not fit into [`MAX_MESSAGE_BYTES`].
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, Error> {
+    let bytes = postcard::to_stdvec(message)
+        .map_err(|error| Error::Protocol { what: format!("nothing: {error}") })?;
+    if bytes.len() > MAX_MESSAGE_BYTES {
+        return Err(Refusal::TooMuch {
+            what: "message of a batch; split it".into(),
+            value: bytes.len() as u64,
+            limit: MAX_MESSAGE_BYTES as u64,
+        }
+        .into());
+    }
+    Ok(bytes)
+}
+
+/// Decodes a message, all of it.
+///
+/// # Errors
+/// [`Error::Protocol`] when it is not one.
+pub fn decode<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> Result<T, Error> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((message, [])) => Ok(message),
+        Ok((_, rest)) => {
+            Err(Error::Protocol { what: format!("a message with {} bytes too many", rest.len()) })
+        }
+        Err(error) => Err(Error::Protocol {
+            what: format!("{} bytes that are no message ({error})", bytes.len()),
+        }),
+    }
+}
+
+/// Extents as they travel.
+pub(crate) fn extents_to_words(extents: &[Extent]) -> Vec<[u64; 3]> {
+    extents.iter().map(|extent| extent.to_words()).collect()
+}
+
+/// Extents from a peer.
+///
+/// # Errors
+/// [`Error::Protocol`] when one is none.
+pub(crate) fn extents_from_words(words: &[[u64; 3]]) -> Result<Vec<Extent>, Error> {
+    words
+        .iter()
+        .map(|&words| {
+            Extent::from_words(words)
+                .ok_or_else(|| Error::Protocol { what: format!("extent {words:x?}") })
+        })
+        .collect()
+}

@@ -1,0 +1,220 @@
+//! Files through the embedded owner: what a caller of the library may rely on.
+
+use pgmap::{CreateSpec, Error, FileName, FolioSize, Owner, Pool, PoolOptions, Refusal, Replace};
+
+fn owner(size_bytes: u64) -> Owner {
+    Owner::start(Pool::create(&PoolOptions::anonymous(size_bytes)).unwrap()).unwrap()
+}
+
+fn put(client: &pgmap::Client, name: &str, bytes: &[u8]) -> Result<(), Error> {
+    let mut writer = client.create(name, bytes.len() as u64, FolioSize::BestFit)?;
+    writer.write_all_at(0, bytes)?;
+    writer.commit()
+}
+
+#[test]
+fn an_uncommitted_file_cannot_be_opened_and_leaves_nothing() {
+    let owner = owner(8 << 20);
+    let client = owner.client().unwrap();
+    let free = owner.info().free_bytes;
+    let mut writer = client.create("a", 5000, FolioSize::BestFit).unwrap();
+    writer.write_all_at(0, &[1; 5000]).unwrap();
+    assert!(matches!(client.open("a"), Err(Error::Refused(Refusal::NotFound { .. }))));
+    assert_eq!(owner.info().free_bytes, free - 8192);
+    drop(writer);
+    assert_eq!(owner.info().free_bytes, free);
+}
+
+#[test]
+fn unlinked_frames_are_free_when_the_last_pin_goes() {
+    let owner = owner(8 << 20);
+    let (client, reader) = (owner.client().unwrap(), owner.client().unwrap());
+    let free = owner.info().free_bytes;
+    put(&client, "a", &[7; 3 << 20]).unwrap();
+    let pin = reader.get("a").unwrap();
+    client.unlink("a").unwrap();
+    assert!(reader.open("a").is_err());
+    assert!(pin.is_wanted_back());
+    let held = owner.info();
+    assert_eq!(held.draining_bytes, 3 << 20);
+    assert!(pin.to_vec().unwrap().iter().all(|&byte| byte == 7));
+    std::thread::scope(|scope| scope.spawn(|| drop(pin)).join().unwrap());
+    for _ in 0..1000 {
+        if owner.info().free_bytes == free {
+            return;
+        }
+        std::thread::yield_now();
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    panic!("frames did not come back: {:?}", owner.info());
+}
+
+#[test]
+fn truncate_names_the_holder_and_leaves_the_file_as_it_was() {
+    let owner = owner(16 << 20);
+    let client = owner.client().unwrap();
+    let bytes: Vec<u8> = (0..4u32 << 20).map(|i| (i / 4096) as u8).collect();
+    put(&client, "a", &bytes).unwrap();
+    let file = client.open("a").unwrap();
+    let pin = file.pin(3 << 20, 4096).unwrap();
+    let error = client.truncate("a", 100_000, 30).unwrap_err();
+    let Error::Refused(Refusal::Held { holders, waited_ms, .. }) = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(holders[0].pid, std::process::id() as i32);
+    assert!(*waited_ms >= 30);
+    assert_eq!(file.pin_all().unwrap().to_vec().unwrap(), bytes, "as before");
+    drop(pin);
+    client.truncate("a", 100_000, 1000).unwrap();
+    assert_eq!(client.get("a").unwrap().to_vec().unwrap(), bytes[..100_000]);
+    assert_eq!(file.pin_all().unwrap().len_bytes(), 100_000, "the handle sees the new length");
+    assert!(matches!(file.pin(3 << 20, 1), Err(Error::OutOfRange { .. })));
+}
+
+#[test]
+fn a_handle_from_before_a_reuse_is_refused() {
+    let owner = owner(1 << 20);
+    let client = owner.client().unwrap();
+    put(&client, "a", &[1; 4096]).unwrap();
+    let old = client.open("a").unwrap();
+    client.unlink("a").unwrap();
+    put(&client, "a", &[2; 4096]).unwrap();
+    assert!(matches!(old.pin_all(), Err(Error::Refused(Refusal::Stale { .. }))));
+    assert_eq!(client.get("a").unwrap().to_vec().unwrap(), [2; 4096]);
+}
+
+#[test]
+fn a_handle_follows_a_rename_and_a_replaced_file_is_stale() {
+    let owner = owner(1 << 20);
+    let client = owner.client().unwrap();
+    put(&client, "a", &[1; 100]).unwrap();
+    put(&client, "b", &[2; 100]).unwrap();
+    let (a, b) = (client.open("a").unwrap(), client.open("b").unwrap());
+    assert!(matches!(
+        client.rename("a", "b", Replace::No),
+        Err(Error::Refused(Refusal::Exists { .. }))
+    ));
+    client.rename("a", "b", Replace::Yes).unwrap();
+    assert_eq!(a.pin_all().unwrap().to_vec().unwrap(), [1; 100]);
+    client.unlink("b").unwrap();
+    assert!(a.pin_all().is_err());
+    assert!(matches!(b.pin_all(), Err(Error::Refused(Refusal::Stale { .. }))));
+}
+
+#[test]
+fn unwritten_bytes_read_as_zero_and_not_as_an_earlier_file() {
+    let owner = owner(1 << 20);
+    let client = owner.client().unwrap();
+    put(&client, "a", &[9; 20_000]).unwrap();
+    client.unlink("a").unwrap();
+    let mut writer = client.create("b", 20_000, FolioSize::BestFit).unwrap();
+    writer.write_all_at(5_000, &[1; 10]).unwrap();
+    writer.commit().unwrap();
+    let mut expected = vec![0; 20_000];
+    expected[5_000..5_010].fill(1);
+    assert_eq!(client.get("b").unwrap().to_vec().unwrap(), expected);
+}
+
+#[test]
+fn batches_answer_for_each_item() {
+    let owner = owner(8 << 20);
+    let client = owner.client().unwrap();
+    let spec = |i: usize| CreateSpec {
+        name: FileName::new(format!("f{i}")).unwrap(),
+        len_bytes: 4096,
+        folio_size: FolioSize::Pages4K,
+        replace: false,
+    };
+    let writers = client.create_batch((0..64).map(spec).collect()).unwrap();
+    let writers: Vec<_> = writers.into_iter().map(Result::unwrap).collect();
+    assert!(client.commit_batch(writers).unwrap().into_iter().all(|result| result.is_ok()));
+    assert_eq!(client.list().unwrap().len(), 64);
+    let opened = client.open_batch(&["f0", "nope", "f63"]);
+    assert_eq!(opened.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
+    let names = ["f0", "f0", "f1"].map(|name| FileName::new(name).unwrap()).to_vec();
+    let gone = client.unlink_batch(names).unwrap();
+    assert_eq!(gone.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
+    let many = client.create_batch((0..1000).map(spec).collect());
+    assert!(matches!(many, Err(Error::Refused(Refusal::TooMuch { .. }))));
+}
+
+#[test]
+fn impossible_lengths_are_refused_and_the_owner_lives_on() {
+    let owner = owner(1 << 20);
+    let client = owner.client().unwrap();
+    for len in [0, (1 << 20) + 1, u64::MAX] {
+        for size in [FolioSize::BestFit, FolioSize::Pages4K, FolioSize::Pages1G] {
+            let error = client.create("x", len, size).unwrap_err();
+            assert_eq!(error.errno(), 22, "{len}: {error}");
+        }
+    }
+    assert_eq!(client.create("x", 1, FolioSize::Pages2M).unwrap_err().errno(), 22);
+    put(&client, "one", &[1]).unwrap();
+    let full = client.create("y", 1 << 20, FolioSize::BestFit).unwrap_err();
+    assert!(matches!(full, Error::Refused(Refusal::NoSpace { .. })), "{full}");
+}
+
+#[test]
+fn a_pool_in_a_directory_is_found_again() {
+    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = directory.path().join("pool");
+    let bytes = vec![5; 3 << 20];
+    {
+        let owner =
+            Owner::start(Pool::create(&PoolOptions::in_directory(&path, 16 << 20)).unwrap())
+                .unwrap();
+        let client = owner.client().unwrap();
+        put(&client, "kept", &bytes).unwrap();
+        put(&client, "gone", &bytes).unwrap();
+        client.truncate("kept", 2_500_000, 0).unwrap();
+        client.unlink("gone").unwrap();
+        let draft = client.create("draft", 4096, FolioSize::BestFit).unwrap();
+        std::mem::forget(draft);
+    }
+    let owner = Owner::start(Pool::open(&path).unwrap()).unwrap();
+    let client = owner.client().unwrap();
+    assert_eq!(client.get("kept").unwrap().to_vec().unwrap(), bytes[..2_500_000]);
+    assert_eq!(client.list().unwrap().len(), 1);
+    let info = owner.info();
+    assert_eq!(info.free_bytes + info.live_bytes, 16 << 20, "{info:?}");
+}
+
+#[test]
+fn a_second_owner_is_refused() {
+    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let options = PoolOptions::in_directory(directory.path(), 1 << 20);
+    let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
+    let error = Pool::open(directory.path()).unwrap_err().to_string();
+    assert!(error.contains("owner"), "{error}");
+    drop(owner);
+    Pool::open(directory.path()).unwrap();
+}
+
+#[test]
+fn a_pool_larger_than_its_file_system_is_an_error_at_creation() {
+    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let error = Pool::create(&PoolOptions::in_directory(directory.path(), 1 << 42)).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("4398046511104"), "{text}");
+}
+
+#[test]
+fn another_client_connects_over_the_socket() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("pgmap.sock");
+    let owner = owner(8 << 20);
+    owner.serve(&socket).unwrap();
+    let near = owner.client().unwrap();
+    let far = pgmap::Client::connect(&socket).unwrap();
+    put(&far, "a", b"from afar").unwrap();
+    assert_eq!(near.get("a").unwrap().to_vec().unwrap(), b"from afar");
+    let pin = far.get("a").unwrap();
+    assert!(matches!(
+        near.truncate("a", 1, 0),
+        Ok(()) // one folio: nothing goes
+    ));
+    near.unlink("a").unwrap();
+    let (holders, _) = near.who(None).unwrap();
+    assert_eq!(holders.len(), 1, "{holders:?}");
+    drop(pin);
+}

@@ -1,0 +1,27 @@
+//! Who may use whom. The one table to edit when a module or a crate is added.
+
+/// The modules of pgmap-mm, lowest first: layers from the bottom up, and in each layer its modules
+/// in order. A module may name itself, modules that stand earlier in its own layer, and every
+/// module of a lower layer.
+///
+/// To add a module, put its name where its meaning stands: after everything it builds on.
+pub const MM_LAYERS: &[(&str, &[&str])] = &[
+    ("atomics", &["sync", "barrier", "words"]),
+    (
+        "values",
+        &["level", "pfn", "prot", "memory_type", "stamp", "descriptor", "extent", "runs", "error"],
+    ),
+    ("metadata", &["vmemmap", "ledger", "index", "frames", "folio", "pagemap"]),
+    ("translation", &["page_table", "vma", "mm"]),
+    ("access", &["fault", "gup", "pin", "longterm", "drain", "holder"]),
+    ("trouble", &["memory_failure", "inspect"]),
+];
+
+/// For each crate folder, the paths its code must not name. An entry that ends in `::` is a path
+/// prefix, any other a word.
+pub const FOREIGN_NAMES: &[(&str, &[&str])] = &[
+    ("crates/pgmap-mm/", &["pgmap_os", "pgmap::", "pgmap_cli", "pgmap_bench"]),
+    ("crates/pgmap-os/", &["pgmap_mm", "pgmap::", "pgmap_cli", "pgmap_bench"]),
+    ("crates/pgmap/", &["pgmap_cli", "pgmap_bench"]),
+    ("crates/pgmap-cli/", &["pgmap_bench"]),
+];

@@ -1,0 +1,91 @@
+//! The workspace's own tool: the house rules as a check, and the one command that runs every test.
+//!
+//! Run it as `cargo xtask <verb>`; `cargo xtask help` lists the verbs.
+
+mod allowed;
+mod layers;
+mod steps;
+mod test_run;
+mod tidy;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::{env, io};
+
+use test_run::Options;
+
+const HELP: &str = "\
+House rules and tests of the pgmap workspace.
+
+Usage: cargo xtask <verb> [options]
+
+Verbs:
+  test   run every check and every test, in order, and print a table of them
+           --only STEP     run this step alone; may be given more than once
+           --keep-going    go on after a failing step
+           --list          print the steps and stop
+  loom   run the loom scenarios of pgmap-mm; the same as `test --only loom`
+  tidy   check the house rules (STYLE.md); one line per violation:
+           path:line: rule: what to do
+  help   print this text
+
+Environment:
+  CARGO_TARGET_DIR      where builds go; loom's go into its folder `loom`
+  LOOM_MAX_PREEMPTIONS  how many preemptions loom explores per run (2 unless set)
+
+Exit codes: 0 all good, 1 something failed, 2 the command line is wrong.
+";
+
+/// Exit code for a command line that cannot be understood.
+const EXIT_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let result = match args.as_slice() {
+        ["tidy"] => workspace_root().and_then(|root| tidy::run(&root)),
+        ["loom"] => workspace_root().and_then(|root| test_run::run(&root, &Options::only("loom"))),
+        ["test", rest @ ..] => match Options::parse(rest) {
+            Ok(options) => workspace_root().and_then(|root| test_run::run(&root, &options)),
+            Err(message) => return usage(&message),
+        },
+        ["help" | "--help" | "-h"] | [_, "--help" | "-h"] => {
+            print!("{HELP}");
+            Ok(true)
+        }
+        [] => return usage("a verb is missing"),
+        [verb, ..] => return usage(&format!("`{verb}`, as given, is not understood")),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn usage(message: &str) -> ExitCode {
+    eprint!("xtask: {message}\n\n{HELP}");
+    ExitCode::from(EXIT_USAGE)
+}
+
+/// The folder that holds the workspace's manifest. Cargo names this crate's folder when it runs it;
+/// run by hand, the tool searches upward from where it stands.
+fn workspace_root() -> io::Result<PathBuf> {
+    if let Some(root) = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from)
+        && let Some(root) = root.parent()
+        && root.join("xtask/Cargo.toml").is_file()
+    {
+        return Ok(root.to_owned());
+    }
+    let here = env::current_dir()?;
+    let root = here.ancestors().find(|folder| folder.join("xtask/Cargo.toml").is_file());
+    root.map(PathBuf::from).ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("no workspace at or above {}", here.display()),
+        )
+    })
+}

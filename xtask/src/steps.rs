@@ -1,0 +1,167 @@
+//! The steps of `cargo xtask test`: what each runs. One function per step, in the order of [`STEPS`].
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::{env, io};
+
+use crate::tidy;
+
+/// How a step ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything in it passed.
+    Passed,
+    /// Something in it failed, and has said so.
+    Failed,
+    /// There was nothing to run, and the step has said why.
+    Skipped,
+}
+
+impl Outcome {
+    fn of(passed: bool) -> Outcome {
+        if passed { Outcome::Passed } else { Outcome::Failed }
+    }
+}
+
+/// One step of the test run.
+pub struct Step {
+    /// The name that `--only` takes.
+    pub name: &'static str,
+    /// What it checks, for `--list` and the heading.
+    pub what: &'static str,
+    /// Runs it in the workspace at the given root.
+    pub run: fn(&Path) -> io::Result<Outcome>,
+}
+
+/// Every step, in the order in which they run: the quick ones first.
+pub const STEPS: &[Step] = &[
+    Step { name: "fmt", what: "the formatter would change nothing", run: fmt },
+    Step { name: "clippy", what: "no lint fires, in tests and benchmarks too", run: clippy },
+    Step { name: "tidy", what: "the house rules hold", run: tidy_rules },
+    Step { name: "build", what: "the binaries that process tests start", run: build },
+    Step { name: "test", what: "unit, property, process and doc tests", run: test },
+    Step { name: "loom", what: "every interleaving of the protocols, bounded", run: loom },
+    Step { name: "bench", what: "each benchmark once, small", run: bench },
+];
+
+/// How many preemptions loom explores unless the environment says otherwise. Two is where the
+/// published bugs of lock-free code are found, and the scenarios still end within minutes.
+const LOOM_MAX_PREEMPTIONS: &str = "2";
+
+/// The loom scenarios are the tests whose name contains this.
+const LOOM_FILTER: &str = "loom";
+
+fn fmt(root: &Path) -> io::Result<Outcome> {
+    stream(cargo(root).args(["fmt", "--all", "--check"]))
+}
+
+fn clippy(root: &Path) -> io::Result<Outcome> {
+    stream(cargo(root).args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+}
+
+fn tidy_rules(root: &Path) -> io::Result<Outcome> {
+    tidy::run(root).map(Outcome::of)
+}
+
+fn build(root: &Path) -> io::Result<Outcome> {
+    stream(cargo(root).args(["build", "--workspace", "--bins"]))
+}
+
+fn test(root: &Path) -> io::Result<Outcome> {
+    stream(cargo(root).args(["test", "--workspace"]))
+}
+
+fn loom(root: &Path) -> io::Result<Outcome> {
+    let listing = loom_tests(root).args(["--", "--list"]).stderr(Stdio::inherit()).output()?;
+    if !listing.status.success() {
+        return Ok(Outcome::Failed);
+    }
+    // A filter that matches nothing passes; without this, scenarios could vanish unnoticed.
+    if count_listed(&String::from_utf8_lossy(&listing.stdout)) == 0 {
+        println!(
+            "no test of pgmap-mm has `{LOOM_FILTER}` in its name: the protocols are unchecked"
+        );
+        return Ok(Outcome::Failed);
+    }
+    stream(&mut loom_tests(root))
+}
+
+fn loom_tests(root: &Path) -> Command {
+    let flags = env::var("RUSTFLAGS").unwrap_or_default();
+    let mut command = cargo(root);
+    command
+        .args(["test", "--package", "pgmap-mm", "--release", "--lib", "--tests", LOOM_FILTER])
+        .env("RUSTFLAGS", format!("{flags} --cfg loom").trim_start())
+        // Other flags mean other builds: a folder of its own keeps both caches warm.
+        .env("CARGO_TARGET_DIR", target_dir(root).join("loom"));
+    if env::var_os("LOOM_MAX_PREEMPTIONS").is_none() {
+        command.env("LOOM_MAX_PREEMPTIONS", LOOM_MAX_PREEMPTIONS);
+    }
+    command
+}
+
+/// How many tests a test runner's `--list` names.
+fn count_listed(listing: &str) -> usize {
+    listing.lines().filter(|line| line.ends_with(": test")).count()
+}
+
+fn bench(root: &Path) -> io::Result<Outcome> {
+    if !root.join("crates/pgmap-bench/src/main.rs").is_file() {
+        println!("skipped: pgmap-bench has no main.rs");
+        return Ok(Outcome::Skipped);
+    }
+    stream(cargo(root).args(["run", "--release", "--package", "pgmap-bench", "--", "--small"]))
+}
+
+fn target_dir(root: &Path) -> PathBuf {
+    // A relative folder is meant from where cargo runs, and that is the root.
+    root.join(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+}
+
+/// The cargo that runs this tool, to be run at `root`.
+fn cargo(root: &Path) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root);
+    command
+}
+
+/// Runs `command` with its output where ours goes.
+fn stream(command: &mut Command) -> io::Result<Outcome> {
+    println!("$ {}", shown(command));
+    command.status().map(|status| Outcome::of(status.success()))
+}
+
+/// `command` as one would type it.
+fn shown(command: &Command) -> String {
+    let variables = command.get_envs().filter_map(|(name, value)| {
+        Some(format!("{}='{}'", name.to_string_lossy(), value?.to_string_lossy()))
+    });
+    let args = command.get_args().map(|arg| arg.to_string_lossy().into_owned());
+    variables.chain(["cargo".to_owned()]).chain(args).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listed_tests_are_counted_and_benchmarks_are_not() {
+        let listing = "pin::tests::loom_a: test\n\n1 test, 1 benchmark\nb: benchmark\n";
+        assert_eq!(count_listed(listing), 1);
+        assert_eq!(count_listed("0 tests, 0 benchmarks\n"), 0);
+    }
+
+    #[test]
+    fn a_command_is_shown_as_one_would_type_it() {
+        let mut command = cargo(Path::new("."));
+        command.args(["test", "loom"]).env("RUSTFLAGS", "--cfg loom");
+        assert_eq!(shown(&command), "RUSTFLAGS='--cfg loom' cargo test loom");
+    }
+
+    #[test]
+    fn no_two_steps_share_a_name() {
+        for (index, step) in STEPS.iter().enumerate() {
+            assert!(STEPS[..index].iter().all(|other| other.name != step.name), "{}", step.name);
+        }
+    }
+}
