@@ -47,4 +47,9 @@ pub use pgmap_os as os;
 pub use pgmap_os::PageSize;
 pub use pool::{Pool, PoolOptions, Populate};
 pub use refusal::{HoldKind, Holder, Refusal};
-pub use wire::{CreateSpec, FileInfo, FolioSize, PoolInfo};
+pub use wire::{CreateSpec, Event, FileInfo, FolioSize, PoolInfo};
+
+/// The README's example is a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

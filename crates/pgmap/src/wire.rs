@@ -198,9 +198,31 @@ pub enum Request {
     Leave,
 }
 
+/// What an owner tells a client unasked. Its number is [`EVENT_NUMBER`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Event {
+    /// Frames that this client holds are wanted back: let go of them.
+    WantedBack {
+        /// The file they belonged to, where the owner knows.
+        file: Option<String>,
+        /// First frame.
+        first_pfn: u64,
+        /// Frames, in 4 KiB pages.
+        nr_pages: u64,
+        /// Until when, in milliseconds from now; none when there is no hurry.
+        deadline_ms: Option<u64>,
+    },
+}
+
+/// The number of messages that answer nothing.
+pub const EVENT_NUMBER: u64 = 0;
+
 /// What an owner answers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Reply {
+    /// To nothing: something happened.
+    Event(Event),
     /// To Create.
     Created(Vec<Result<Draft, Refusal>>),
     /// To Commit.

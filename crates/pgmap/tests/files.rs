@@ -218,3 +218,24 @@ fn another_client_connects_over_the_socket() {
     assert_eq!(holders.len(), 1, "{holders:?}");
     drop(pin);
 }
+
+#[test]
+fn a_holder_is_told_that_its_frames_are_wanted_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("pgmap.sock");
+    let owner = owner(8 << 20);
+    owner.serve(&socket).unwrap();
+    let near = owner.client().unwrap();
+    let far = pgmap::Client::connect(&socket).unwrap();
+    let wait = std::time::Duration::from_secs(5);
+    for holder in [&near, &far] {
+        put(&near, "a", &[1; 10_000]).unwrap();
+        let pin = holder.get("a").unwrap();
+        near.unlink("a").unwrap();
+        let event = holder.next_event(wait).unwrap();
+        let Some(pgmap::Event::WantedBack { nr_pages, .. }) = event else { panic!("{event:?}") };
+        assert_eq!(nr_pages, 3);
+        drop(pin);
+        assert_eq!(holder.next_event(std::time::Duration::ZERO).unwrap(), None);
+    }
+}

@@ -1,24 +1,28 @@
 //! How a client reaches its owner: a call in the same process, or a message to another.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pgmap_mm::drain::ClientId;
-use pgmap_os::{Connection, Doorbell, TransferError};
+use pgmap_os::{Connection, Doorbell, Interest, Poller, TransferError};
 
 use crate::error::Error;
-use crate::owner::handle::{Handed, Shared};
+use crate::owner::handle::{Handed, MAX_EVENTS, Shared};
 use crate::refusal::Refusal;
-use crate::wire::{self, Hello, MAX_MESSAGE_BYTES, Numbered, Reply, Request, VERSION, Welcome};
+use crate::wire::{
+    self, Event, Hello, MAX_MESSAGE_BYTES, Numbered, Reply, Request, VERSION, Welcome,
+};
 
 /// Descriptors that come with a welcome: data, vmemmap, index, doorbell, ledger.
 const NR_HANDED: usize = 5;
 /// How long structural calls wait for an owner that restarts.
 const RESTART_WAIT: Duration = Duration::from_secs(5);
 const RESTART_POLL: Duration = Duration::from_millis(20);
+/// How long a thread that waits for events keeps the connection to itself.
+const EVENT_POLL: Duration = Duration::from_millis(5);
 
 /// The way to the owner.
 #[derive(Debug)]
@@ -45,10 +49,46 @@ struct Calls {
     next_number: u64,
     is_reading: bool,
     replies: HashMap<u64, Reply>,
+    events: VecDeque<Event>,
     failed: Option<String>,
 }
 
+impl Calls {
+    fn take(&mut self, received: Result<Numbered<Reply>, Error>) {
+        match received {
+            Ok(Numbered { body: Reply::Event(event), .. }) => {
+                if self.events.len() >= MAX_EVENTS {
+                    self.events.pop_front();
+                }
+                self.events.push_back(event);
+            }
+            Ok(reply) => drop(self.replies.insert(reply.number, reply.body)),
+            Err(error) => self.failed = Some(error.to_string()),
+        }
+    }
+}
+
+fn wait_readable(connection: &Connection, timeout: Duration) -> Result<bool, Error> {
+    let poller = Poller::new()?;
+    poller.add(connection.as_fd(), 0, Interest::Read)?;
+    let mut ready = Vec::new();
+    poller.wait(Some(timeout), &mut ready)?;
+    Ok(!ready.is_empty())
+}
+
 impl Link {
+    /// The next thing the owner says unasked, waiting up to `timeout` for it.
+    pub(super) fn next_event(
+        &self,
+        client: ClientId,
+        timeout: Duration,
+    ) -> Result<Option<Event>, Error> {
+        match self {
+            Self::Embedded(shared) => Ok(shared.next_event(client, timeout)),
+            Self::Remote(remote) => remote.next_event(timeout),
+        }
+    }
+
     /// Asks the owner. `resume` is called to take up with a restarted owner.
     pub(super) fn call(
         &self,
@@ -93,6 +133,7 @@ impl Remote {
             next_number: 1,
             is_reading: false,
             replies: HashMap::new(),
+            events: VecDeque::new(),
             failed: None,
         };
         let remote = Self { path: path.into(), state: Mutex::new(calls), arrived: Condvar::new() };
@@ -166,9 +207,41 @@ impl Remote {
             let received = receive(connection);
             state = self.lock();
             state.is_reading = false;
-            match received {
-                Ok(reply) => drop(state.replies.insert(reply.number, reply.body)),
-                Err(error) => state.failed = Some(error.to_string()),
+            state.take(received);
+            self.arrived.notify_all();
+        }
+    }
+
+    /// The next event, waiting up to `timeout` for it.
+    fn next_event(&self, timeout: Duration) -> Result<Option<Event>, Error> {
+        let until = Instant::now() + timeout;
+        let mut state = self.lock();
+        loop {
+            if let Some(event) = state.events.pop_front() {
+                return Ok(Some(event));
+            }
+            if let Some(why) = &state.failed {
+                return Err(Error::OwnerGone { why: why.clone() });
+            }
+            let Some(left) = until.checked_duration_since(Instant::now()) else { return Ok(None) };
+            if state.is_reading {
+                let waited = self.arrived.wait_timeout(state, left);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                continue;
+            }
+            state.is_reading = true;
+            let connection = Arc::clone(&state.connection);
+            drop(state);
+            // Whoever calls the owner meanwhile waits for this reader: so look away often.
+            let received = match wait_readable(&connection, left.min(EVENT_POLL)) {
+                Ok(true) => Some(receive(&connection)),
+                Ok(false) => None,
+                Err(error) => Some(Err(error)),
+            };
+            state = self.lock();
+            state.is_reading = false;
+            if let Some(received) = received {
+                state.take(received);
             }
             self.arrived.notify_all();
         }

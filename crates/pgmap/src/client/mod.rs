@@ -10,6 +10,7 @@ pub(crate) mod writer;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use pgmap_mm::drain::ClientId;
 use pgmap_mm::index::{FileEntry, IndexLayout, IndexReader, Lookup};
@@ -30,7 +31,9 @@ use crate::name::FileName;
 use crate::owner::handle::{Handed, Shared};
 use crate::pool::LedgerFile;
 use crate::refusal::{Holder, Refusal};
-use crate::wire::{CreateSpec, FileInfo, FolioSize, MAX_BATCH, MAX_LIST, PoolInfo, Reply, Request};
+use crate::wire::{
+    CreateSpec, Event, FileInfo, FolioSize, MAX_BATCH, MAX_LIST, PoolInfo, Reply, Request,
+};
 
 /// Attempts of an open or get while the owner changes the file under it.
 const MAX_ATTEMPTS: usize = 16;
@@ -167,6 +170,18 @@ impl Client {
     #[must_use]
     pub fn pool_address(&self) -> (*mut u8, usize) {
         (self.inner.data.as_ptr(), self.inner.data.len_bytes() as usize)
+    }
+
+    /// The next thing the owner says unasked, waiting up to `timeout` for it: frames that this
+    /// client holds are wanted back.
+    ///
+    /// # Errors
+    /// [`Error::OwnerGone`].
+    pub fn next_event(&self, timeout: Duration) -> Result<Option<Event>, Error> {
+        if self.inner.pinner.side().is_detached() {
+            return Err(Error::Detached);
+        }
+        self.inner.link.next_event(self.inner.id, timeout)
     }
 
     fn call(&self, request: Request) -> Result<Reply, Error> {

@@ -35,7 +35,7 @@ use crate::owner::clients::ClientRecord;
 use crate::owner::drains::PendingDrain;
 use crate::pool::Pool;
 use crate::refusal::Refusal;
-use crate::wire::{FolioSize, Reply, Request};
+use crate::wire::{Event, FolioSize, Reply, Request};
 
 /// Names a request whose answer comes later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -112,6 +112,7 @@ pub struct Core {
     /// Frames that dead clients' devices may still write to.
     pub(crate) orphans: Vec<Orphan>,
     pub(crate) answers: Vec<(Ticket, Reply)>,
+    pub(crate) events: Vec<(ClientId, Event)>,
     next_ticket: u64,
 }
 
@@ -161,6 +162,7 @@ impl Core {
             drains: Vec::new(),
             orphans: Vec::new(),
             answers: Vec::new(),
+            events: Vec::new(),
             next_ticket: 0,
             pool,
         };
@@ -198,6 +200,17 @@ impl Core {
     /// The answers that have become ready.
     pub fn take_answers(&mut self) -> Vec<(Ticket, Reply)> {
         std::mem::take(&mut self.answers)
+    }
+
+    /// What clients are to be told.
+    pub fn take_events(&mut self) -> Vec<(ClientId, Event)> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// Whether answers or events wait to be handed out.
+    #[must_use]
+    pub fn has_messages(&self) -> bool {
+        !self.answers.is_empty() || !self.events.is_empty()
     }
 
     pub(crate) fn new_ticket(&mut self) -> Ticket {

@@ -14,7 +14,7 @@ use crate::owner::catalog::Change;
 use crate::owner::core::{Core, DraftRecord, FileRecord, Orphan, Outcome, Ticket};
 use crate::owner::files::file_idle;
 use crate::refusal::Refusal;
-use crate::wire::Reply;
+use crate::wire::{Event, Reply};
 
 /// Frames that wait for their holders.
 #[derive(Debug)]
@@ -87,6 +87,7 @@ impl Core {
             }
             if !waiting.is_empty() {
                 drain = drain.part(waiting);
+                self.ask_holders(&drain, None);
                 let started_ms = clock::monotonic_ms();
                 self.drains.push(PendingDrain { drain, started_ms, purpose: Purpose::Free });
             }
@@ -99,6 +100,24 @@ impl Core {
         }
         let ledgers = self.clients.iter().map(|(&id, client)| (id, &client.ledger));
         Drain::start(runs, &self.barrier, ledgers)
+    }
+
+    /// Tells each client that is in the way that its frames are wanted back (T14).
+    fn ask_holders(&mut self, drain: &Drain, deadline_ms: Option<u64>) {
+        for held in drain.held() {
+            for run in drain.runs().iter().filter_map(|run| run.intersection(held.hold.run)) {
+                let event = Event::WantedBack {
+                    file: self.file_of(run),
+                    first_pfn: run.start(),
+                    nr_pages: run.nr_pages(),
+                    deadline_ms,
+                };
+                let told = (held.client, event);
+                if !self.events.contains(&told) {
+                    self.events.push(told);
+                }
+            }
+        }
     }
 
     /// The folios of `runs` that no run of `held` touches, and those that one does.
@@ -228,6 +247,8 @@ impl Core {
             return Ok(Outcome::Answer(Reply::Done));
         }
         let before = file.clone();
+        // Rewriting an entry takes its further slots anew before it gives the old ones back.
+        self.index.check_room(self.index.slots_for(before.extents.len()) - 1)?;
         let cut = self.cut(&before.extents, len_bytes);
         if cut.off.is_empty() {
             return self.shorten_in_place(name, before, len_bytes).map(Outcome::Answer);
@@ -236,6 +257,7 @@ impl Core {
         let list: ExtentList = kept.iter().copied().collect();
         self.index.update(before.entry, name.as_bytes(), before.id, len_bytes, &list)?;
         let drain = self.start_drain(cut.off.into_iter().collect());
+        self.ask_holders(&drain, Some(wait_ms));
         let ticket = self.new_ticket();
         if let Some(file) = self.files.get_mut(&name) {
             file.extents = kept;

@@ -1,11 +1,12 @@
 //! The owner as the embedding program holds it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use pgmap_mm::drain::ClientId;
 use pgmap_os::{Access, Doorbell, Listener};
@@ -17,7 +18,7 @@ use crate::owner::core::{Core, Outcome, Ticket};
 use crate::owner::service::Service;
 use crate::pool::Pool;
 use crate::refusal::Refusal;
-use crate::wire::{PoolInfo, Reply, Request, Welcome};
+use crate::wire::{Event, PoolInfo, Reply, Request, Welcome};
 
 /// The books and who waits for an answer in this process.
 #[derive(Debug)]
@@ -26,9 +27,24 @@ pub(crate) struct State {
     pub new_listener: Option<Listener>,
     waiting: HashSet<Ticket>,
     answered: HashMap<Ticket, Reply>,
+    /// What clients of this process have not been told yet.
+    told: HashMap<ClientId, VecDeque<Event>>,
 }
 
+/// Most events kept for a client that does not ask for them; the oldest go first.
+pub(crate) const MAX_EVENTS: usize = 1024;
+
 impl State {
+    /// Keeps an event for a client of this process; false when it is none.
+    pub(crate) fn tell_local(&mut self, client: ClientId, event: Event) -> bool {
+        let Some(queue) = self.told.get_mut(&client) else { return false };
+        if queue.len() >= MAX_EVENTS {
+            queue.pop_front();
+        }
+        queue.push_back(event);
+        true
+    }
+
     /// Keeps an answer for a thread of this process; false when nobody waits for it.
     pub(crate) fn answer_local(&mut self, ticket: Ticket, reply: Reply) -> bool {
         let is_awaited = self.waiting.remove(&ticket);
@@ -67,13 +83,33 @@ impl Shared {
         }
     }
 
+    /// The next event for a client in this process, waiting up to `timeout` for it.
+    pub(crate) fn next_event(&self, client: ClientId, timeout: Duration) -> Option<Event> {
+        let until = Instant::now() + timeout;
+        let mut state = self.lock();
+        loop {
+            if let Some(event) = state.told.get_mut(&client)?.pop_front() {
+                return Some(event);
+            }
+            let left = until.checked_duration_since(Instant::now())?;
+            if self.is_stopping() {
+                return None;
+            }
+            state =
+                self.answered.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
     /// Does what a client in this process asks.
     pub(crate) fn call(&self, client: ClientId, request: Request) -> Result<Reply, Error> {
         let mut state = self.lock();
+        if matches!(request, Request::Leave) {
+            state.told.remove(&client);
+        }
         let outcome = state.core.handle(client, request);
         let reply = match outcome {
             Outcome::Answer(reply) => {
-                if state.core.is_draining() {
+                if state.core.is_draining() || state.core.has_messages() {
                     self.wake();
                 }
                 reply
@@ -130,8 +166,13 @@ impl Owner {
     pub fn start(pool: Pool) -> Result<Self, Error> {
         let pool = Arc::new(pool);
         let core = Core::open(Arc::clone(&pool))?;
-        let state =
-            State { core, new_listener: None, waiting: HashSet::new(), answered: HashMap::new() };
+        let state = State {
+            core,
+            new_listener: None,
+            waiting: HashSet::new(),
+            answered: HashMap::new(),
+            told: HashMap::new(),
+        };
         let shared = Arc::new(Shared {
             pool,
             state: Mutex::new(state),
@@ -166,7 +207,8 @@ impl Owner {
     pub fn client(&self) -> Result<Client, Error> {
         let is_registered = pgmap_os::Membarrier::register().is_global_available();
         let mut state = self.shared.lock();
-        let (_, attachment) = state.core.attach(Identity::own(), is_registered)?;
+        let (id, attachment) = state.core.attach(Identity::own(), is_registered)?;
+        state.told.insert(id, VecDeque::new());
         drop(state);
         let Attachment { welcome, ledger } = attachment;
         let pool = &self.shared.pool;

@@ -117,7 +117,7 @@ impl Core {
     }
 
     /// The name of the file that `run` belongs to, found by going through all; for people only.
-    fn file_of(&self, run: PfnRange) -> Option<String> {
+    pub(crate) fn file_of(&self, run: PfnRange) -> Option<String> {
         let of_file = self.files.iter().map(|(name, file)| (name, &file.extents));
         let of_draft = self.drafts.values().map(|draft| (&draft.name, &draft.extents));
         of_file

@@ -18,7 +18,7 @@ use crate::owner::clients::Identity;
 use crate::owner::core::Ticket;
 use crate::owner::handle::Shared;
 use crate::owner::session::{Reaction, Session, answer};
-use crate::wire::MAX_MESSAGE_BYTES;
+use crate::wire::{EVENT_NUMBER, MAX_MESSAGE_BYTES, Reply};
 
 /// How often waiting drains are looked at although no bell rang, for clients that never ring.
 const SLOW_POLL: Duration = Duration::from_millis(20);
@@ -313,6 +313,15 @@ impl Service {
             match awaiting {
                 Some((number, request)) => remote.push((number, answer(request, reply))),
                 None => has_local |= state.answer_local(ticket, reply),
+            }
+        }
+        for (client, event) in state.core.take_events() {
+            let link = self.links.iter().find(|(_, link)| link.session.client() == Some(client));
+            match link {
+                Some((&number, _)) => {
+                    remote.push((number, answer(EVENT_NUMBER, Reply::Event(event))));
+                }
+                None => has_local |= state.tell_local(client, event),
             }
         }
         drop(state);
