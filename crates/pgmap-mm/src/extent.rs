@@ -32,6 +32,23 @@ impl Extent {
         }
     }
 
+    /// A hole of `nr_pages` in a file: frames that were punched out. Its life word is Free, under
+    /// which nothing can be pinned.
+    #[must_use]
+    pub const fn hole(nr_pages: u64) -> Option<Self> {
+        match PfnRange::new(0, nr_pages) {
+            Some(run) => Some(Self { run, head_level: Level::Pte, life: Descriptor::FREE }),
+            None => None,
+        }
+    }
+
+    /// Whether this is a hole: it has a length and no frames.
+    #[inline]
+    #[must_use]
+    pub const fn is_hole(&self) -> bool {
+        self.life.bits() == Descriptor::FREE.bits()
+    }
+
     /// First frame.
     #[must_use]
     pub const fn first(&self) -> Pfn {

@@ -206,7 +206,7 @@ impl<W: WriteWords> Folios<W> {
         }
     }
 
-    fn describe_folio(&mut self, pfn: Pfn, level: Level, word: Descriptor) {
+    pub(crate) fn describe_folio(&mut self, pfn: Pfn, level: Level, word: Descriptor) {
         for parent in [Level::Pud, Level::Pmd] {
             if parent > level
                 && self.vmemmap.load(parent, pfn).is_some_and(|w| w.state() != FolioState::Split)
@@ -223,7 +223,7 @@ impl<W: WriteWords> Folios<W> {
     }
 
     /// Gives back the metadata below a folio whose own word no longer says Split.
-    fn discard_tables_below(&mut self, level: Level, pfn: Pfn) {
+    pub(crate) fn discard_tables_below(&mut self, level: Level, pfn: Pfn) {
         let Some(below) = level.below() else { return };
         if below != Level::Pte {
             for i in 0..FANOUT {
@@ -312,7 +312,7 @@ impl<W: WriteWords> Folios<W> {
         }
     }
 
-    fn note_empty_tables(&mut self, run: PfnRange, level: Level) {
+    pub(crate) fn note_empty_tables(&mut self, run: PfnRange, level: Level) {
         for folio in run.start() >> level.shift()..=(run.end() - 1) >> level.shift() {
             let whole = PfnRange::new(folio << level.shift(), level.nr_pages());
             if whole.is_some_and(|whole| self.frames.is_free(whole))
@@ -324,7 +324,7 @@ impl<W: WriteWords> Folios<W> {
     }
 
     /// Merges the children of a folio that are all free, and gives their table back.
-    fn merge_if_free(&mut self, level: Level, folio: u64) {
+    pub(crate) fn merge_if_free(&mut self, level: Level, folio: u64) {
         let Some(pfn) = Pfn::new(folio << level.shift()) else { return };
         let is_split =
             self.vmemmap.load(level, pfn).is_some_and(|w| w.state() == FolioState::Split);

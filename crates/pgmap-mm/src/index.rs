@@ -85,7 +85,8 @@ const NAME: usize = 8;
 const NAME_WORDS: usize = 32;
 const EXTENTS: usize = NAME + NAME_WORDS;
 const WORDS_PER_EXTENT: usize = 3;
-/// Where extents start in a slot of further ones; the word before says which slot follows.
+/// Where extents start in a slot of further ones. Its `NEXT` says which slot follows; its `FILE_ID`
+/// stays 0, so that a reader who takes it for the entry that it once was finds no file there.
 const MORE_EXTENTS: usize = 4;
 
 const INDEX_MAGIC: u64 = u64::from_le_bytes(*b"pgmapIX1");
@@ -431,7 +432,7 @@ impl<W: ReadWords> IndexReader<W> {
             for i in 0..left.min(EXTENTS_PER_MORE) {
                 extents.push(self.extent_at(base + MORE_EXTENTS + i * WORDS_PER_EXTENT)?);
             }
-            more = self.word(base, MORE_EXTENTS - 1);
+            more = self.word(base, NEXT);
         }
         Some(FileEntry {
             entry: EntryId(slot),
@@ -545,11 +546,11 @@ impl<W: WriteWords> IndexWriter<W> {
     pub fn remove(&mut self, entry: EntryId, name: &[u8]) {
         let at = self.layout.slot(entry.0);
         self.unlink(entry.0, name);
+        let more = self.more_slots(at);
         let sequence = self.begin(at);
         self.words.store(at + FILE_ID, 0, Ordering::Relaxed);
         self.words.store(at + HASH, 0, Ordering::Relaxed);
         self.words.store(at + SHAPE, 0, Ordering::Relaxed);
-        let more = self.more_slots(at);
         self.words.store(at + MORE, 0, Ordering::Relaxed);
         self.end(at, sequence);
         self.free.extend(more);
@@ -640,20 +641,24 @@ impl<W: WriteWords> IndexWriter<W> {
         }
         for (i, &more) in more_slots.iter().enumerate() {
             let next = more_slots.get(i + 1).copied().unwrap_or(0);
-            let link = self.layout.slot(more) + MORE_EXTENTS - 1;
+            let link = self.layout.slot(more) + NEXT;
             self.words.store(link, u64::from(next), Ordering::Relaxed);
         }
     }
 
-    /// The slots of further extents of the entry at `at`.
+    /// The slots of further extents of the entry at `at`; none when there is no file in it, for then
+    /// the slot may last have held further extents itself.
     fn more_slots(&self, at: usize) -> Vec<u32> {
         let mut slots = Vec::new();
+        if self.words.load(at + FILE_ID, Ordering::Relaxed) == 0 {
+            return slots;
+        }
         let mut more = self.words.load(at + MORE, Ordering::Relaxed);
         while let Ok(slot @ 1..) = u32::try_from(more)
             && slots.len() < MAX_MORE_SLOTS
         {
             slots.push(slot);
-            more = self.words.load(self.layout.slot(slot) + MORE_EXTENTS - 1, Ordering::Relaxed);
+            more = self.words.load(self.layout.slot(slot) + NEXT, Ordering::Relaxed);
         }
         slots
     }
@@ -662,7 +667,8 @@ impl<W: WriteWords> IndexWriter<W> {
         let bucket = self.layout.bucket(hash_name(self.seed, name));
         let next = self.words.load(self.layout.slot(slot) + NEXT, Ordering::Relaxed);
         let structure = self.words.load(STRUCTURE, Ordering::Relaxed);
-        self.words.store(STRUCTURE, structure.wrapping_add(1), Ordering::Relaxed);
+        // It is odd already while an index is being reopened, and stays odd then.
+        self.words.store(STRUCTURE, structure | 1, Ordering::Relaxed);
         // Release: links change after the structure word is odd; pairs with the reader's fence.
         fence(Ordering::Release);
         let mut link = bucket;

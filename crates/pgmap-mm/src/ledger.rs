@@ -242,8 +242,9 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
     /// Calls `found` for every hold that overlaps one of `runs`.
     pub fn for_each_hold(&self, runs: &SortedRuns, mut found: impl FnMut(Hold)) {
         self.scan_slots(runs, &mut found);
+        let mut seen_to = [0; 3];
         for run in runs.iter() {
-            self.scan_counts(run, &mut found);
+            self.scan_counts(run, &mut seen_to, &mut found);
         }
     }
 
@@ -272,13 +273,16 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
         Some(Hold { place: HoldPlace::Slot(index), run, agent, nr_pins: 1, tag: 0 })
     }
 
-    fn scan_counts(&self, run: PfnRange, found: &mut impl FnMut(Hold)) {
-        if run.end() > self.layout.nr_pages {
+    /// Folios below `seen_to` were found through an earlier run that shares a larger folio with this.
+    fn scan_counts(&self, run: PfnRange, seen_to: &mut [u64; 3], found: &mut impl FnMut(Hold)) {
+        let end = run.end().min(self.layout.nr_pages);
+        if run.start() >= end {
             return;
         }
         for level in Level::ALL {
-            let mut folio = run.start() >> level.shift();
-            let last = (run.end() - 1) >> level.shift();
+            let mut folio = (run.start() >> level.shift()).max(seen_to[level as usize]);
+            let last = (end - 1) >> level.shift();
+            seen_to[level as usize] = last + 1;
             while folio <= last {
                 let index = self.layout.count(level, folio);
                 let (word, bit) = self.layout.touched(index);

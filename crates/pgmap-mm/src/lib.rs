@@ -12,6 +12,8 @@ pub mod error;
 pub mod extent;
 pub mod level;
 pub mod pfn;
+pub mod prot;
+pub mod split;
 pub mod stamp;
 // atomics
 pub mod barrier;
@@ -27,3 +29,11 @@ pub mod longterm;
 pub mod pin;
 pub mod runs;
 pub mod vmemmap;
+// translation
+pub mod mm;
+pub(crate) mod page_table;
+pub mod vma;
+// access
+pub mod fault;
+pub mod gup;
+pub mod pinned;

@@ -149,6 +149,8 @@ impl<S: ClientSide> Pinner<S> {
                 if let Some(done) = PfnRange::new(run.start(), end - run.start()) {
                     self.take_counts(done, level, agent);
                 }
+                // As for a pin that lost: a scan may wait for what is now taken back.
+                self.side().ring_doorbell();
                 let run = Pfn::new(folio << level.shift()).map(|pfn| PfnRange::folio(pfn, level));
                 return Err(run.map_or(PinError::Detached, |run| PinError::CountFull { run }));
             }

@@ -234,6 +234,31 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         Ok(Self { pinner, lane: parts.lane, cursor, high })
     }
 
+    /// The client whose lane this is.
+    #[inline]
+    #[must_use]
+    pub const fn pinner(&self) -> &'p Pinner<S> {
+        self.pinner
+    }
+
+    /// Holds whatever lies in `run` from now on, for a reader that checks the life word of each
+    /// extent *after* this and uses only those it finds as expected. A drain that starts later waits
+    /// for the window, whether or not the reader looked at its frames, so keep windows short.
+    ///
+    /// # Errors
+    /// [`PinError::LaneFull`] and [`PinError::Detached`], as [`pin`](Self::pin).
+    pub fn pin_window(&self, run: PfnRange, agent: Agent) -> Result<Window<'p, S>, PinError> {
+        let pinner = self.pinner;
+        if pinner.side.is_detached() {
+            return Err(PinError::Detached);
+        }
+        let slot = self.free_slot()?;
+        // Release, as in `pin_under`: the pair that counts is the light barrier with the heavy one.
+        pinner.side.ledger().store(slot, SlotWord::new(run, agent).bits(), Ordering::Release);
+        pinner.side.barrier_mode().light();
+        Ok(Window { pinner, slot, run })
+    }
+
     /// Pins `run`, which must lie inside `extent`.
     ///
     /// # Errors
@@ -401,6 +426,36 @@ impl<S: ClientSide> Drop for Pin<'_, S> {
         // A forked child shares the parent's ledger and must not clear the parent's slots.
         if !self.pinner.side.is_detached() {
             self.pinner.clear(self.slot, self.life);
+        }
+    }
+}
+
+/// A hold of whatever lies in a run of frames. See [`Lane::pin_window`].
+#[derive(Debug)]
+#[must_use = "dropping a window gives the frames up"]
+pub struct Window<'p, S: ClientSide> {
+    pinner: &'p Pinner<S>,
+    slot: usize,
+    run: PfnRange,
+}
+
+impl<S: ClientSide> Window<'_, S> {
+    /// The frames held.
+    #[must_use]
+    pub const fn run(&self) -> PfnRange {
+        self.run
+    }
+}
+
+impl<S: ClientSide> Drop for Window<'_, S> {
+    fn drop(&mut self) {
+        let side = &self.pinner.side;
+        if !side.is_detached() {
+            // Release: pairs with the scan's Acquire; data: what the holder did to the bytes.
+            side.ledger().store(self.slot, 0, Ordering::Release);
+            side.barrier_mode().light();
+            // No life word says whether a drain waits for this window, so ring always.
+            side.ring_doorbell();
         }
     }
 }

@@ -184,6 +184,17 @@ pub enum Request {
         /// How long to wait.
         deadline_ms: u64,
     },
+    /// Take whole pages out of a file, waiting for their holders. They read as zero then.
+    Punch {
+        /// The file.
+        name: FileName,
+        /// First byte, a multiple of 4096.
+        offset: u64,
+        /// Bytes, a multiple of 4096 or up to the file's end.
+        len_bytes: u64,
+        /// How long to wait.
+        deadline_ms: u64,
+    },
     /// Where a file is, by its number.
     Locate(u64),
     /// Describe files by name.

@@ -239,3 +239,36 @@ fn a_holder_is_told_that_its_frames_are_wanted_back() {
         assert_eq!(holder.next_event(std::time::Duration::ZERO).unwrap(), None);
     }
 }
+
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i / 4096) as u8 ^ (i % 251) as u8).collect()
+}
+
+#[test]
+fn a_hole_beside_a_pinned_page_of_the_same_folio_does_not_wait() {
+    let owner = owner(16 << 20);
+    let client = owner.client().unwrap();
+    let mut bytes = pattern(4 << 20);
+    let mut writer = client.create("a", 4 << 20, FolioSize::Pages2M).unwrap();
+    writer.write_all_at(0, &bytes).unwrap();
+    writer.commit().unwrap();
+    let free = owner.info().free_bytes;
+    let file = client.open("a").unwrap();
+    let pin = file.pin(8192, 4096).unwrap();
+    client.punch("a", 4096, 4096, 0).unwrap();
+    bytes[4096..8192].fill(0);
+    assert_eq!(owner.info().free_bytes, free + 4096);
+    assert_eq!(client.get("a").unwrap().to_vec().unwrap(), bytes);
+    assert_eq!(file.pin_all().unwrap().to_vec().unwrap(), bytes, "an old handle too");
+    assert_eq!(pin.to_vec().unwrap(), bytes[8192..12_288]);
+    let error = client.punch("a", 8192, 4096, 10).unwrap_err();
+    assert_eq!(error.errno(), 16, "{error}");
+    assert_eq!(client.get("a").unwrap().to_vec().unwrap(), bytes, "as before");
+    assert!(client.punch("a", 1, 4096, 0).is_err());
+    client.truncate("a", 5000, 0).unwrap_err();
+    drop(pin);
+    client.truncate("a", 5000, 1000).unwrap();
+    assert_eq!(client.get("a").unwrap().to_vec().unwrap(), bytes[..5000]);
+    client.unlink("a").unwrap();
+    assert_eq!(owner.info().free_bytes, 16 << 20);
+}

@@ -145,6 +145,18 @@ impl<'t> Cursor<'t> {
         self.stand(page).is_some_and(|stand| stand.level >= level && stand.entry == Entry::Absent)
     }
 
+    /// The first page from `from` up to `to` that is mapped, else `to`.
+    pub(crate) fn absent_until(&self, from: u64, to: u64) -> u64 {
+        let mut at = from;
+        while at < to
+            && let Some(stand) = self.stand(at)
+            && stand.entry == Entry::Absent
+        {
+            at = stand.end();
+        }
+        at.min(to)
+    }
+
     /// Maps part of an extent, over whatever was there.
     pub(crate) fn map(&mut self, place: &Placement) -> Result<(), TableFull> {
         self.cut_spans(place.page, place.end());
@@ -231,11 +243,16 @@ impl<'t> Cursor<'t> {
     /// every page of them need be mapped.
     pub(crate) fn stretches_of(&self, run: PfnRange) -> Vec<(SpanId, u64, u64)> {
         let pool = &self.writer.spans;
+        let (low, high) = self.table.pages();
         let stretch = |span: SpanId| {
             let state = pool.get(span)?;
             let both = state.extent.run.intersection(run)?;
-            let first = both.start().wrapping_add(state.page_less_pfn);
-            Some((span, first, first.wrapping_add(both.nr_pages())))
+            // Frames of the extent that were never mapped may lie off the table; numbers have 36
+            // bits, so the signed sums cannot overflow.
+            let page_of = |pfn: u64| pfn.wrapping_add(state.page_less_pfn).cast_signed();
+            let first = page_of(both.start()).max(low.cast_signed());
+            let end = page_of(both.end()).min(high.cast_signed());
+            (first < end).then(|| (span, first.cast_unsigned(), end.cast_unsigned()))
         };
         self.writer.reverse.overlapping(pool, run).into_iter().filter_map(stretch).collect()
     }
@@ -277,7 +294,8 @@ impl<'t> Cursor<'t> {
     /// Puts one leaf where it belongs, over whatever was there. The reach of what was there is cut
     /// already, and the page count of the leaf's span includes it.
     fn place(&mut self, page: u64, level: Level, leaf: Leaf) -> Result<(), TableFull> {
-        loop {
+        // Each turn is one level nearer, or empties the block once: bounded by twice the levels.
+        for _ in 0..2 * Level::ALL.len() {
             let stand = self.stand(page).ok_or(TableFull)?;
             if stand.level < level {
                 // Smaller leaves are here. The block is empty afterwards, so this happens once.
@@ -296,6 +314,7 @@ impl<'t> Cursor<'t> {
             }
             return Ok(());
         }
+        Err(TableFull)
     }
 
     /// Replaces the entry, absent or a leaf, by a table that says the same.

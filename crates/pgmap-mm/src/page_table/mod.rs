@@ -116,6 +116,12 @@ impl PageTable {
         self.top.get(usize::try_from(gib).ok()?)
     }
 
+    /// First page number covered, and the one after the last.
+    pub(crate) fn pages(&self) -> (u64, u64) {
+        let end_gib = self.first_gib + self.top.len() as u64;
+        (self.first_gib << Level::Pud.shift(), end_gib << Level::Pud.shift())
+    }
+
     /// The writer's view of the table.
     pub(crate) fn cursor<'t>(&'t self, writer: &'t mut TableWriter) -> Cursor<'t> {
         Cursor::new(self, writer)

@@ -20,26 +20,39 @@ const HEADER_USED: usize = 8;
 /// Words of an entry with a name of up to 8 bytes and one extent.
 const ENTRY_WORDS: [usize; 11] = [0, 1, 2, 3, 4, 5, 6, 8, 40, 41, 42];
 
-/// An index for `max_files` files of one extent, in words of which only the used ones exist.
-fn index(
-    max_files: usize,
-    nr_buckets: usize,
-) -> (IndexWriter<Arc<SparseWords>>, IndexReader<Arc<SparseWords>>) {
-    let layout = IndexLayout::for_files(max_files);
+type Words = Arc<SparseWords>;
+
+/// Words of an index for `max_files` files of one extent, of which only the used ones exist.
+fn index_words(max_files: usize, nr_buckets: usize) -> Words {
     let slots_start = HEADER_WORDS + SLOT_WORDS;
     let slots = (1..=max_files + 1)
         .flat_map(|slot| ENTRY_WORDS.map(|word| slots_start + slot * SLOT_WORDS + word));
     let buckets = HEADER_WORDS..HEADER_WORDS + nr_buckets;
-    let words = SparseWords::new(layout.nr_words(), (0..HEADER_USED).chain(buckets).chain(slots));
-    let writer = IndexWriter::new(layout, Arc::clone(&words), SEED).unwrap();
-    (writer, IndexReader::new(layout, words).unwrap())
+    let nr_words = IndexLayout::for_files(max_files).nr_words();
+    SparseWords::new(nr_words, (0..HEADER_USED).chain(buckets).chain(slots))
+}
+
+fn index_in(max_files: usize, words: &Words) -> (IndexWriter<Words>, IndexReader<Words>) {
+    let layout = IndexLayout::for_files(max_files);
+    let writer = IndexWriter::new(layout, Arc::clone(words), SEED).unwrap();
+    (writer, IndexReader::new(layout, Arc::clone(words)).unwrap())
+}
+
+/// An index with one bucket.
+fn index() -> (IndexWriter<Words>, IndexReader<Words>) {
+    index_in(1, &index_words(1, 1))
+}
+
+/// How many of two buckets have a chain.
+fn nr_chains(words: &Words) -> usize {
+    [0, 1].iter().filter(|&&bucket| words.peek(HEADER_WORDS + bucket) != 0).count()
 }
 
 fn list(extent: Extent) -> ExtentList {
     [extent].into_iter().collect()
 }
 
-fn insert(writer: &mut IndexWriter<Arc<SparseWords>>, name: &[u8], id: u64) -> EntryId {
+fn insert(writer: &mut IndexWriter<Words>, name: &[u8], id: u64) -> EntryId {
     writer.insert(name, FileId(id), len_of(id), &list(extent_in_life(0, id))).unwrap()
 }
 
@@ -62,7 +75,7 @@ fn loom_a_reader_never_holds_the_new_file_believing_it_is_the_old() {
     explore_up_to(2, || {
         let world = World::new();
         let Client { pinner, reader: ledger, .. } = world.client(1, 1, 1);
-        let (mut writer, reader) = index(1, 1);
+        let (mut writer, reader) = index();
         let frame = Frame::new(1);
         let entry = insert(&mut writer, b"a", 1);
         let parts = pinner.lane().unwrap().into_parts();
@@ -91,8 +104,8 @@ fn loom_a_reader_never_holds_the_new_file_believing_it_is_the_old() {
 
 #[test]
 fn loom_an_update_is_seen_whole_or_not_at_all() {
-    explore(|| {
-        let (mut writer, reader) = index(1, 1);
+    explore_up_to(3, || {
+        let (mut writer, reader) = index();
         let entry = insert(&mut writer, b"a", 1);
         let client = thread::spawn(move || {
             let Lookup::Found(found) = reader.lookup(b"a") else {
@@ -108,8 +121,8 @@ fn loom_an_update_is_seen_whole_or_not_at_all() {
 
 #[test]
 fn loom_a_renamed_file_is_found_under_one_of_its_names() {
-    explore_up_to(2, || {
-        let (mut writer, reader) = index(1, 1);
+    explore_up_to(3, || {
+        let (mut writer, reader) = index();
         let entry = insert(&mut writer, b"old", 1);
         let client = thread::spawn(move || {
             let found = match reader.lookup(b"old") {
@@ -132,10 +145,12 @@ fn loom_a_renamed_file_is_found_under_one_of_its_names() {
 /// It must not believe that its own chain ended.
 #[test]
 fn loom_a_walk_led_astray_into_another_chain_starts_again() {
-    explore_up_to(2, || {
-        let (mut writer, reader) = index(2, 2);
+    explore_up_to(4, || {
+        let words = index_words(2, 2);
+        let (mut writer, reader) = index_in(2, &words);
         insert(&mut writer, STAYS, 1);
         let before = insert(&mut writer, SAME_CHAIN, 2);
+        assert_eq!(nr_chains(&words), 1);
         let client = thread::spawn(move || {
             let Lookup::Found(found) = reader.lookup(STAYS) else {
                 panic!("a name that exists was not found");
@@ -145,6 +160,7 @@ fn loom_a_walk_led_astray_into_another_chain_starts_again() {
         writer.remove(before, SAME_CHAIN);
         let moved = insert(&mut writer, OTHER_CHAIN, 3);
         assert_eq!(moved, before, "the slot is used again");
+        assert_eq!(nr_chains(&words), 2);
         client.join().unwrap();
     });
 }
@@ -156,8 +172,8 @@ const OTHER_CHAIN: &[u8] = b"c";
 /// An entry is read again by number while its slot is given to another file.
 #[test]
 fn loom_a_reread_entry_is_the_same_file_or_none() {
-    explore_up_to(2, || {
-        let (mut writer, reader) = index(1, 1);
+    explore_up_to(3, || {
+        let (mut writer, reader) = index();
         let entry = insert(&mut writer, b"a", 1);
         let client = thread::spawn(move || match reader.reread(entry, FileId(1)) {
             Lookup::Found(found) => assert_whole(&found, &[1]),
@@ -175,7 +191,7 @@ fn loom_a_file_that_was_whole_before_it_was_linked_is_found_whole() {
     explore(|| {
         let world = World::new();
         let Client { pinner, .. } = world.client(1, 1, 1);
-        let (mut writer, reader) = index(1, 1);
+        let (mut writer, reader) = index();
         let frame = Frame::new(0);
         let parts = pinner.lane().unwrap().into_parts();
         let client = {

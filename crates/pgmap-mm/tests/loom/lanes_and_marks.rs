@@ -14,7 +14,7 @@ use crate::support::{Client, Frame, World, explore, explore_up_to, extent, leak}
 /// must not hit the new pin.
 #[test]
 fn loom_a_slot_cleared_by_another_thread_is_never_overwritten_while_held() {
-    explore_up_to(2, || {
+    explore_up_to(3, || {
         let world = World::new();
         let Client { pinner, reader, .. } = world.client(1, 1, 1);
         let frames = [Frame::new(0), Frame::new(0)];
@@ -54,7 +54,7 @@ fn loom_a_slot_cleared_by_another_thread_is_never_overwritten_while_held() {
 /// The clearing thread's bytes reach the drain through the lane owner's refilling of the slot.
 #[test]
 fn loom_a_refilled_slot_passes_the_last_holders_writes_on() {
-    explore_up_to(2, || {
+    explore_up_to(3, || {
         let world = World::new();
         let Client { pinner, reader, .. } = world.client(1, 1, 1);
         let frame = Frame::new(0);
@@ -110,7 +110,7 @@ fn loom_the_first_pin_of_a_fresh_lane_is_seen_through_its_marks() {
 /// Two threads race for two lanes, so that one may find the mark raised by the other.
 #[test]
 fn loom_a_lane_mark_raised_by_another_thread_covers_ones_own_lane() {
-    explore_up_to(2, || {
+    explore_up_to(3, || {
         let world = World::new();
         let Client { pinner, reader, .. } = world.client(1, 2, 1);
         let frame = Frame::new(0);

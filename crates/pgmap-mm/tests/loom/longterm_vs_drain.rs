@@ -38,7 +38,7 @@ fn loom_a_longterm_pin_and_a_drain_never_both_win() {
 /// count must see the bit.
 #[test]
 fn loom_a_touched_bit_set_by_another_thread_is_seen_with_the_count() {
-    explore_up_to(2, || {
+    explore_up_to(3, || {
         let world = World::new();
         let Client { pinner, reader, .. } = world.client(1, 1, 1);
         let frame = Frame::new(0);
@@ -57,7 +57,7 @@ fn loom_a_touched_bit_set_by_another_thread_is_seen_with_the_count() {
 
 #[test]
 fn loom_a_drain_hears_the_last_of_two_counts_end() {
-    explore_up_to(2, || {
+    explore_up_to(3, || {
         let world = World::new();
         let Client { pinner, reader, .. } = world.client(1, 1, 1);
         let frame = Frame::new(0);

@@ -23,7 +23,7 @@ use pgmap_mm::vmemmap::{Vmemmap, VmemmapLayout};
 use pgmap_mm::words::{ReadCounts, ReadWords, WriteCounts, WriteWords};
 
 /// Thread switches against a thread's will that are explored, unless `LOOM_MAX_PREEMPTIONS` says.
-const PREEMPTIONS: usize = 3;
+const PREEMPTIONS: usize = 6;
 /// Operations of one execution; more means that a retry does not end.
 const MAX_BRANCHES: usize = 10_000;
 
@@ -57,11 +57,12 @@ pub fn explore_up_to(preemptions: usize, scenario: impl Fn() + Sync + Send + 'st
 struct Watched<T> {
     order: AtomicU32,
     value: T,
+    latest: std::sync::atomic::AtomicU64,
 }
 
 impl<T> Watched<T> {
     fn new(value: T) -> Self {
-        Self { order: AtomicU32::new(0), value }
+        Self { order: AtomicU32::new(0), value, latest: 0.into() }
     }
 
     fn get(&self) -> &T {
@@ -84,9 +85,23 @@ impl SparseWords {
         Arc::new(Self { nr_words, words: mapped.into_iter().map(word).collect() })
     }
 
-    fn mapped(&self, index: usize) -> &AtomicU64 {
+    fn word(&self, index: usize) -> &Watched<AtomicU64> {
         let word = self.words.get(&index);
-        word.unwrap_or_else(|| panic!("word {index} is stored but not mapped")).get()
+        word.unwrap_or_else(|| panic!("word {index} is stored but not mapped"))
+    }
+
+    fn mapped(&self, index: usize) -> &AtomicU64 {
+        self.word(index).get()
+    }
+
+    /// What was stored last, for the scenario itself.
+    pub fn peek(&self, index: usize) -> u64 {
+        self.latest(index).load(Ordering::Relaxed)
+    }
+
+    /// What was stored last, which is not necessarily what a thread sees.
+    fn latest(&self, index: usize) -> &std::sync::atomic::AtomicU64 {
+        &self.word(index).latest
     }
 }
 
@@ -103,16 +118,22 @@ impl ReadWords for SparseWords {
 
 impl WriteWords for SparseWords {
     fn store(&self, index: usize, value: u64, order: Ordering) {
-        self.mapped(index).store(value, order);
+        // A Relaxed store of what is there already is left out: who reads the older store reads the
+        // same value and is ordered after less, so more behaviours are tried, in fewer executions.
+        let is_new = self.latest(index).swap(value, Ordering::Relaxed) != value;
+        if is_new || order != Ordering::Relaxed {
+            self.mapped(index).store(value, order);
+        }
     }
 
     fn fetch_or(&self, index: usize, bits: u64, order: Ordering) -> u64 {
+        self.latest(index).fetch_or(bits, Ordering::Relaxed);
         self.mapped(index).fetch_or(bits, order)
     }
 
     fn discard(&self, range: Range<usize>) {
-        for (_, word) in self.words.range(range) {
-            word.get().store(0, Ordering::Relaxed);
+        for (&index, _) in self.words.range(range) {
+            self.store(index, 0, Ordering::Relaxed);
         }
     }
 }

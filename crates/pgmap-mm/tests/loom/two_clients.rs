@@ -11,7 +11,7 @@ use crate::support::{Client, Frame, World, explore_up_to, extent};
 
 #[test]
 fn loom_a_drain_waits_for_each_of_two_clients() {
-    explore_up_to(2, || {
+    explore_up_to(3, || {
         let world = World::new();
         let frame = Frame::new(0);
         let mut readers = Vec::new();

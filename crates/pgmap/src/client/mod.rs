@@ -379,6 +379,24 @@ impl Client {
         self.done(Request::Truncate { name, len_bytes, deadline_ms })
     }
 
+    /// Takes whole pages out of the middle of a file, waiting up to `deadline_ms` milliseconds for
+    /// their holders. They read as zero from then on, and their frames are free. A holder of other
+    /// pages is never in the way.
+    ///
+    /// # Errors
+    /// As [`truncate`](Self::truncate); `offset` and `len_bytes` must be multiples of 4096, or reach
+    /// to the file's end.
+    pub fn punch(
+        &self,
+        name: impl AsRef<[u8]>,
+        offset: u64,
+        len_bytes: u64,
+        deadline_ms: u64,
+    ) -> Result<(), Error> {
+        let name = FileName::new(name)?;
+        self.done(Request::Punch { name, offset, len_bytes, deadline_ms })
+    }
+
     fn done(&self, request: Request) -> Result<(), Error> {
         match self.call(request)? {
             Reply::Done => Ok(()),

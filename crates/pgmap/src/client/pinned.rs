@@ -20,13 +20,24 @@ use crate::error::Error;
 enum Hold<'c> {
     Short(Pin<'c, ProcessSide>),
     Longterm(LongtermPin<'c, ProcessSide>),
+    /// Nothing to keep: so many pages that read as zero.
+    Hole(u64),
 }
 
 impl Hold<'_> {
-    fn run(&self) -> PfnRange {
+    /// The frames held; none of a hole.
+    fn run(&self) -> Option<PfnRange> {
         match self {
-            Self::Short(pin) => pin.run(),
-            Self::Longterm(pin) => pin.run(),
+            Self::Short(pin) => Some(pin.run()),
+            Self::Longterm(pin) => Some(pin.run()),
+            Self::Hole(_) => None,
+        }
+    }
+
+    fn nr_pages(&self) -> u64 {
+        match self {
+            Self::Hole(nr_pages) => *nr_pages,
+            Self::Short(_) | Self::Longterm(_) => self.run().map_or(0, PfnRange::nr_pages),
         }
     }
 
@@ -34,8 +45,18 @@ impl Hold<'_> {
         match self {
             Self::Short(pin) => pin.is_wanted_back(),
             Self::Longterm(pin) => pin.is_wanted_back(),
+            Self::Hole(_) => false,
         }
     }
+}
+
+/// A part of a pinned range in one extent.
+struct Part {
+    /// Where it starts in the range, in bytes.
+    offset: u64,
+    len_bytes: u64,
+    /// Where it lies in the pool, in bytes; none in a hole.
+    pool_offset: Option<u64>,
 }
 
 /// A piece of pinned memory, mapped in this process.
@@ -47,6 +68,8 @@ pub struct Segment<'p> {
     pub len_bytes: u64,
     /// Where it lies in the pool, in bytes: for a device that was given the pool as one buffer.
     pub pool_offset: u64,
+    /// Where it lies in the pinned range, in bytes.
+    pub range_offset: u64,
     held: PhantomData<&'p ()>,
 }
 
@@ -124,21 +147,33 @@ impl<'c> FilePin<'c> {
         self.len_bytes
     }
 
-    /// The pinned memory in file order, one segment per extent.
+    /// The pinned memory in file order, one segment per extent. Holes have none.
     pub fn segments(&self) -> impl Iterator<Item = Segment<'_>> {
         let base = self.client.inner.data.as_ptr();
-        let mut left = self.len_bytes;
+        self.parts().filter_map(move |part| {
+            let pool_offset = part.pool_offset?;
+            Some(Segment {
+                // The frames lie inside the mapping: the run was checked when it was pinned.
+                // Offsetting without wrapping needs no unsafe.
+                ptr: base.wrapping_add(pool_offset as usize),
+                len_bytes: part.len_bytes,
+                pool_offset,
+                range_offset: part.offset,
+                held: PhantomData,
+            })
+        })
+    }
+
+    fn parts(&self) -> impl Iterator<Item = Part> {
         let mut skip = self.skip_bytes;
+        let mut offset = 0;
         std::iter::once(&self.first).chain(&self.more).map(move |hold| {
-            let run = hold.run();
-            let pool_offset = run.byte_range().start + skip;
-            let len_bytes = (run.len_bytes() - skip).min(left);
-            left -= len_bytes;
+            let len_bytes = (hold.nr_pages() * PAGE_BYTES - skip).min(self.len_bytes - offset);
+            let pool_offset = hold.run().map(|run| run.byte_range().start + skip);
+            let part = Part { offset, len_bytes, pool_offset };
+            offset += len_bytes;
             skip = 0;
-            // The frames lie inside the mapping: the owner's layout was checked on attaching and a
-            // hold's run against its extent. Offsetting without wrapping needs no unsafe.
-            let ptr = base.wrapping_add(pool_offset as usize);
-            Segment { ptr, len_bytes, pool_offset, held: PhantomData }
+            part
         })
     }
 
@@ -152,15 +187,17 @@ impl<'c> FilePin<'c> {
             let end = offset.saturating_add(target.len() as u64);
             return Err(Error::OutOfRange { start: offset, end, len_bytes: self.len_bytes });
         };
-        let mut at = 0;
-        for segment in self.segments() {
-            let segment_end = at + segment.len_bytes;
-            let (from, to) = (offset.max(at), end.min(segment_end));
+        for part in self.parts() {
+            let (from, to) = (offset.max(part.offset), end.min(part.offset + part.len_bytes));
             if from < to {
-                let part = &mut target[(from - offset) as usize..(to - offset) as usize];
-                self.client.inner.data.copy_out(segment.pool_offset + (from - at), part)?;
+                let bytes = &mut target[(from - offset) as usize..(to - offset) as usize];
+                match part.pool_offset {
+                    Some(at) => {
+                        self.client.inner.data.copy_out(at + (from - part.offset), bytes)?
+                    }
+                    None => bytes.fill(0),
+                }
             }
-            at = segment_end;
         }
         Ok(())
     }
@@ -200,6 +237,9 @@ fn pin<'c>(
     agent: Agent,
     term: Term,
 ) -> Result<Hold<'c>, PinError> {
+    if extent.is_hole() {
+        return Ok(Hold::Hole(run.nr_pages()));
+    }
     if run.byte_range().end > client.inner.data.len_bytes() {
         return Err(PinError::Outside { run });
     }

@@ -72,8 +72,13 @@ impl FileRecord {
         }
     }
 
+    /// Its frames, without the holes.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = PfnRange> {
+        self.extents.iter().filter(|extent| !extent.is_hole()).map(|extent| extent.run)
+    }
+
     pub(crate) fn allocated_pages(&self) -> u64 {
-        self.extents.iter().map(|extent| extent.run.nr_pages()).sum()
+        self.runs().map(PfnRange::nr_pages).sum()
     }
 }
 
@@ -184,6 +189,9 @@ impl Core {
             Request::Rename { from, to, replace } => answer(self.rename(&from, to, replace)),
             Request::Truncate { name, len_bytes, deadline_ms } => {
                 self.truncate(name, len_bytes, deadline_ms)
+            }
+            Request::Punch { name, offset, len_bytes, deadline_ms } => {
+                self.punch(name, offset, len_bytes, deadline_ms)
             }
             Request::Locate(id) => answer(self.locate(id)),
             Request::Stat(name) => answer(self.stat(&name)),

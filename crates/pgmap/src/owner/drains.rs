@@ -1,20 +1,14 @@
-//! Drains that wait: frames whose last holder has not let go, and truncates with a deadline.
+//! Drains: frames on their way out of use, and those that wait for their last holder.
 
 use pgmap_mm::descriptor::FolioState;
 use pgmap_mm::drain::Drain;
-use pgmap_mm::extent::Extent;
-use pgmap_mm::index::ExtentList;
-use pgmap_mm::level::PAGE_BYTES;
-use pgmap_mm::pfn::{Pfn, PfnRange};
+use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::runs::SortedRuns;
 use pgmap_os::clock;
 
-use crate::name::FileName;
-use crate::owner::catalog::Change;
-use crate::owner::core::{Core, DraftRecord, FileRecord, Orphan, Outcome, Ticket};
-use crate::owner::files::file_idle;
-use crate::refusal::Refusal;
-use crate::wire::{Event, Reply};
+use crate::owner::core::{Core, DraftRecord, FileRecord, Orphan};
+use crate::owner::cut::Cut;
+use crate::wire::Event;
 
 /// Frames that wait for their holders.
 #[derive(Debug)]
@@ -29,18 +23,8 @@ pub(crate) struct PendingDrain {
 pub(crate) enum Purpose {
     /// They are freed.
     Free,
-    /// A truncate ends.
-    Truncate(Truncate),
-}
-
-/// A truncate that waits.
-#[derive(Debug)]
-pub(crate) struct Truncate {
-    pub ticket: Ticket,
-    pub name: FileName,
-    pub deadline_ms: u64,
-    /// The file as it was, to go back to.
-    pub before: FileRecord,
+    /// A truncate or hole punching ends.
+    Cut(Cut),
 }
 
 impl PendingDrain {
@@ -49,18 +33,10 @@ impl PendingDrain {
     }
 }
 
-/// What a truncate keeps and what it cuts off.
-struct Cut {
-    kept: Vec<Extent>,
-    /// Extents of which a part is cut off.
-    shortened: Vec<Extent>,
-    off: Vec<PfnRange>,
-}
-
 impl Core {
     /// Takes the frames of files that have no name any more out of use.
     pub(crate) fn retire(&mut self, files: Vec<FileRecord>) {
-        let runs = files.iter().map(|f| f.extents.iter().map(|e| e.run).collect()).collect();
+        let runs = files.iter().map(|file| file.runs().collect()).collect();
         self.take_out(runs);
     }
 
@@ -94,7 +70,7 @@ impl Core {
         }
     }
 
-    fn start_drain(&mut self, runs: SortedRuns) -> Drain {
+    pub(crate) fn start_drain(&mut self, runs: SortedRuns) -> Drain {
         for run in runs.iter() {
             self.folios.change(run, |word| word.in_state(FolioState::Dying));
         }
@@ -103,7 +79,7 @@ impl Core {
     }
 
     /// Tells each client that is in the way that its frames are wanted back (T14).
-    fn ask_holders(&mut self, drain: &Drain, deadline_ms: Option<u64>) {
+    pub(crate) fn ask_holders(&mut self, drain: &Drain, deadline_ms: Option<u64>) {
         for held in drain.held() {
             for run in drain.runs().iter().filter_map(|run| run.intersection(held.hold.run)) {
                 let event = Event::WantedBack {
@@ -137,7 +113,7 @@ impl Core {
     }
 
     /// Frees frames that nobody holds, detaching them first from devices of the dead.
-    fn free_run(&mut self, run: PfnRange) {
+    pub(crate) fn free_run(&mut self, run: PfnRange) {
         let orphaned: Vec<PfnRange> =
             self.orphans.iter().filter_map(|orphan| orphan.run.intersection(run)).collect();
         for part in &orphaned {
@@ -178,15 +154,14 @@ impl Core {
         for mut pending in std::mem::take(&mut self.drains) {
             let clients = &self.clients;
             pending.drain.look_again(|id| clients.get(&id).map(|client| &client.ledger));
-            match pending.purpose {
+            let is_idle = pending.drain.is_idle();
+            match &pending.purpose {
                 Purpose::Free => self.continue_free(pending),
-                Purpose::Truncate(_) if pending.drain.is_idle() => self.finish_truncate(pending),
-                Purpose::Truncate(ref truncate)
-                    if truncate.deadline_ms <= clock::monotonic_ms() =>
-                {
-                    self.give_up_truncate(pending);
+                Purpose::Cut(cut) if is_idle => self.finish_cut(&pending, cut),
+                Purpose::Cut(cut) if cut.deadline_ms <= clock::monotonic_ms() => {
+                    self.give_up_cut(&pending, cut);
                 }
-                Purpose::Truncate(_) => self.drains.push(pending),
+                Purpose::Cut(_) => self.drains.push(pending),
             }
         }
     }
@@ -207,7 +182,7 @@ impl Core {
     #[must_use]
     pub fn next_deadline_ms(&self) -> Option<u64> {
         let deadlines = self.drains.iter().filter_map(|pending| match &pending.purpose {
-            Purpose::Truncate(truncate) => Some(truncate.deadline_ms),
+            Purpose::Cut(cut) => Some(cut.deadline_ms),
             Purpose::Free => None,
         });
         deadlines.min()
@@ -217,194 +192,5 @@ impl Core {
     #[must_use]
     pub fn is_draining(&self) -> bool {
         !self.drains.is_empty()
-    }
-
-    /// Shortens a file.
-    pub(crate) fn truncate(&mut self, name: FileName, len_bytes: u64, wait_ms: u64) -> Outcome {
-        match self.begin_truncate(name, len_bytes, wait_ms) {
-            Ok(outcome) => outcome,
-            Err(refusal) => Outcome::Answer(Reply::Refused(refusal)),
-        }
-    }
-
-    fn begin_truncate(
-        &mut self,
-        name: FileName,
-        len_bytes: u64,
-        wait_ms: u64,
-    ) -> Result<Outcome, Refusal> {
-        let file =
-            self.files.get(&name).ok_or_else(|| Refusal::NotFound { name: name.to_string() })?;
-        file_idle(&name, file)?;
-        if len_bytes == 0 || len_bytes > file.len_bytes {
-            return Err(Refusal::BadLength {
-                name: name.to_string(),
-                len_bytes,
-                why: format!("a truncate shortens, to at least 1 byte; it has {}", file.len_bytes),
-            });
-        }
-        if len_bytes == file.len_bytes {
-            return Ok(Outcome::Answer(Reply::Done));
-        }
-        let before = file.clone();
-        // Rewriting an entry takes its further slots anew before it gives the old ones back.
-        self.index.check_room(self.index.slots_for(before.extents.len()) - 1)?;
-        let cut = self.cut(&before.extents, len_bytes);
-        if cut.off.is_empty() {
-            return self.shorten_in_place(name, before, len_bytes).map(Outcome::Answer);
-        }
-        let kept = self.change_lives(cut.kept, &cut.shortened)?;
-        let list: ExtentList = kept.iter().copied().collect();
-        self.index.update(before.entry, name.as_bytes(), before.id, len_bytes, &list)?;
-        let drain = self.start_drain(cut.off.into_iter().collect());
-        self.ask_holders(&drain, Some(wait_ms));
-        let ticket = self.new_ticket();
-        if let Some(file) = self.files.get_mut(&name) {
-            file.extents = kept;
-            file.len_bytes = len_bytes;
-            file.doing = Some("truncated");
-        }
-        let started_ms = clock::monotonic_ms();
-        let deadline_ms = started_ms.saturating_add(wait_ms);
-        let truncate = Truncate { ticket, name, deadline_ms, before };
-        let purpose = Purpose::Truncate(truncate);
-        self.drains.push(PendingDrain { drain, started_ms, purpose });
-        self.look_again();
-        let answered = self.answers.iter().position(|&(answered, _)| answered == ticket);
-        Ok(match answered {
-            Some(place) => Outcome::Answer(self.answers.swap_remove(place).1),
-            None => Outcome::Later(ticket),
-        })
-    }
-
-    /// Divides extents at the first folio that starts at or after `len_bytes`.
-    fn cut(&self, extents: &[Extent], len_bytes: u64) -> Cut {
-        let mut cut = Cut { kept: Vec::new(), shortened: Vec::new(), off: Vec::new() };
-        let keep_pages = len_bytes.div_ceil(PAGE_BYTES);
-        let mut at = 0;
-        for extent in extents {
-            let run = extent.run;
-            let end = at + run.nr_pages();
-            let keep = if end <= keep_pages {
-                run.nr_pages()
-            } else if at >= keep_pages {
-                0
-            } else {
-                self.whole_folios(run, keep_pages - at)
-            };
-            if keep > 0
-                && let Some(run) = run.sub_run(0, keep)
-            {
-                let kept = Extent { run, ..*extent };
-                cut.kept.push(kept);
-                if keep < extent.run.nr_pages() {
-                    cut.shortened.push(kept);
-                }
-            }
-            cut.off.extend(run.sub_run(keep, run.nr_pages() - keep));
-            at = end;
-        }
-        cut
-    }
-
-    /// `nr_pages` of `run` rounded up to the end of a folio.
-    fn whole_folios(&self, run: PfnRange, nr_pages: u64) -> u64 {
-        let last = Pfn::new(run.start() + nr_pages - 1);
-        let folio = last.and_then(|last| {
-            let (level, _) = self.folios.vmemmap().folio_of(last)?;
-            Some(PfnRange::folio(last, level))
-        });
-        folio.map_or(run.nr_pages(), |folio| folio.end().min(run.end()) - run.start())
-    }
-
-    /// Changes the life words of the extents that lose a part, so that no pin of the whole succeeds.
-    fn change_lives(
-        &mut self,
-        kept: Vec<Extent>,
-        shortened: &[Extent],
-    ) -> Result<Vec<Extent>, Refusal> {
-        let fresh = self.take_stamp()?;
-        let change = |extent: Extent| {
-            if shortened.contains(&extent) {
-                self.folios.change_life(&extent, fresh)
-            } else {
-                extent
-            }
-        };
-        Ok(kept.into_iter().map(change).collect())
-    }
-
-    /// A truncate that cuts off less than a folio: no frame goes.
-    fn shorten_in_place(
-        &mut self,
-        name: FileName,
-        before: FileRecord,
-        len_bytes: u64,
-    ) -> Result<Reply, Refusal> {
-        let after = FileRecord { len_bytes, ..before };
-        self.record(&[Change::Put(&name, after.stored())])?;
-        let list: ExtentList = after.extents.iter().copied().collect();
-        self.index.update(after.entry, name.as_bytes(), after.id, len_bytes, &list)?;
-        self.files.insert(name, after);
-        Ok(Reply::Done)
-    }
-
-    fn finish_truncate(&mut self, pending: PendingDrain) {
-        let Purpose::Truncate(truncate) = &pending.purpose else { return };
-        let recorded = match self.files.get(&truncate.name) {
-            Some(file) => self.record(&[Change::Put(&truncate.name, file.stored())]),
-            None => Ok(()),
-        };
-        if let Err(refusal) = recorded {
-            self.restore(&pending);
-            self.answers.push((truncate.ticket, Reply::Refused(refusal)));
-            return;
-        }
-        if let Some(file) = self.files.get_mut(&truncate.name) {
-            file.doing = None;
-        }
-        for run in pending.drain.runs().iter() {
-            self.free_run(run);
-        }
-        self.answers.push((truncate.ticket, Reply::Done));
-    }
-
-    fn give_up_truncate(&mut self, pending: PendingDrain) {
-        self.restore(&pending);
-        let Purpose::Truncate(truncate) = &pending.purpose else { return };
-        let waited_ms = clock::monotonic_ms() - pending.started_ms;
-        let mut holders: Vec<_> = pending
-            .drain
-            .held()
-            .iter()
-            .filter_map(|held| self.holder(held, Some(waited_ms)))
-            .collect();
-        holders.truncate(crate::owner::report::MAX_HOLDERS);
-        let name = truncate.name.to_string();
-        let refusal = Refusal::Held { name, holders, waited_ms };
-        self.answers.push((truncate.ticket, Reply::Refused(refusal)));
-    }
-
-    /// Puts a file back to what it was before its truncate: exactly, so that pins and references of
-    /// before go on.
-    fn restore(&mut self, pending: &PendingDrain) {
-        let Purpose::Truncate(truncate) = &pending.purpose else { return };
-        let before = FileRecord { doing: None, ..truncate.before.clone() };
-        for run in pending.drain.runs().iter() {
-            self.folios.change(run, |word| word.in_state(FolioState::Live));
-        }
-        for extent in &before.extents {
-            self.folios.restore_life(extent);
-        }
-        let list: ExtentList = before.extents.iter().copied().collect();
-        let name = truncate.name.as_bytes();
-        if let Err(full) = self.index.update(before.entry, name, before.id, before.len_bytes, &list)
-        {
-            // The longer list's slots were this entry's own a moment ago and nobody else is served
-            // in between, unless other files took them: then the file keeps its shorter entry and
-            // pins of its end ask the owner.
-            tracing::warn!(file = %truncate.name, ?full, "the index has no room to restore a file");
-        }
-        self.files.insert(truncate.name.clone(), before);
     }
 }

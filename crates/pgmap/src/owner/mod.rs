@@ -4,6 +4,7 @@ pub(crate) mod backing;
 pub mod catalog;
 pub mod clients;
 pub mod core;
+pub(crate) mod cut;
 pub(crate) mod drains;
 pub(crate) mod files;
 pub mod handle;

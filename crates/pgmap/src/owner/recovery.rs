@@ -46,7 +46,7 @@ impl Core {
         let extents = stored.extents().ok_or_else(|| bad("has an extent that is none"))?;
         let largest = Level::from_number(stored.largest_level)
             .ok_or_else(|| bad("has a folio size that is none"))?;
-        for extent in &extents {
+        for extent in extents.iter().filter(|extent| !extent.is_hole()) {
             if !self.recover_extent(extent, largest) {
                 let bad = |why: &str| Error::BadPool {
                     pool: format!("{:?}", self.pool.directory()),

@@ -1,6 +1,7 @@
 //! What the owner tells people: stat, list, who.
 
 use pgmap_mm::drain::{Held, scan};
+use pgmap_mm::extent::Extent;
 use pgmap_mm::ledger::{Agent, HoldPlace};
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::runs::SortedRuns;
@@ -32,8 +33,8 @@ impl Core {
 
     fn file_info(&self, name: &FileName, file: &FileRecord) -> FileInfo {
         let mut nr_folios = [0; 3];
-        for extent in &file.extents {
-            for (_, level, _) in self.folios.vmemmap().folios(extent.run) {
+        for run in file.runs() {
+            for (_, level, _) in self.folios.vmemmap().folios(run) {
                 nr_folios[level as usize] += 1;
             }
         }
@@ -74,9 +75,7 @@ impl Core {
                 .files
                 .get(name)
                 .ok_or_else(|| Refusal::NotFound { name: name.to_string() })?
-                .extents
-                .iter()
-                .map(|extent| extent.run)
+                .runs()
                 .collect(),
         };
         let ledgers = self.clients.iter().map(|(&id, client)| (id, &client.ledger));
@@ -118,11 +117,14 @@ impl Core {
 
     /// The name of the file that `run` belongs to, found by going through all; for people only.
     pub(crate) fn file_of(&self, run: PfnRange) -> Option<String> {
+        let is_in = |extents: &[Extent]| {
+            extents.iter().any(|extent| !extent.is_hole() && extent.run.overlaps(run))
+        };
         let of_file = self.files.iter().map(|(name, file)| (name, &file.extents));
         let of_draft = self.drafts.values().map(|draft| (&draft.name, &draft.extents));
         of_file
             .chain(of_draft)
-            .find(|(_, extents)| extents.iter().any(|extent| extent.run.overlaps(run)))
+            .find(|(_, extents)| is_in(extents))
             .map(|(name, _)| name.to_string())
     }
 

@@ -1,0 +1,159 @@
+//! Faults: what happens at an address that has no leaf yet, or one that does not allow enough.
+
+use core::fmt;
+
+use crate::error::errno;
+use crate::level::{Level, PAGE_BYTES};
+use crate::mm::{FillError, Mm, MmState};
+use crate::page_table::entry::LeafFlags;
+use crate::prot::Access;
+use crate::vma::BackingError;
+
+/// Why a fault could not be resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FaultError {
+    /// Nothing is mapped at the address.
+    NoArea {
+        /// The address.
+        address: u64,
+    },
+    /// What is mapped there does not allow this access.
+    Denied {
+        /// The address.
+        address: u64,
+        /// The access.
+        access: Access,
+    },
+    /// The page could not be filled.
+    Fill {
+        /// The address.
+        address: u64,
+        /// Why.
+        error: FillError,
+    },
+}
+
+/// What the kernel would send to a process for an unresolved fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// `SIGSEGV`.
+    Segv,
+    /// `SIGBUS`, `BUS_ADRERR`.
+    Bus,
+    /// `SIGBUS`, `BUS_MCEERR_AR`.
+    BusHwPoison,
+}
+
+impl FaultError {
+    /// The signal that a process would get.
+    #[must_use]
+    pub const fn signal(&self) -> Signal {
+        match self {
+            Self::NoArea { .. } | Self::Denied { .. } => Signal::Segv,
+            Self::Fill { error: FillError::Backing(BackingError::Poisoned), .. } => {
+                Signal::BusHwPoison
+            }
+            Self::Fill { .. } => Signal::Bus,
+        }
+    }
+
+    /// The Linux error number that `get_user_pages` would give.
+    #[must_use]
+    pub const fn errno(&self) -> i32 {
+        match self {
+            Self::NoArea { .. } | Self::Denied { .. } => errno::EFAULT,
+            Self::Fill { error, .. } => error.errno(),
+        }
+    }
+}
+
+impl fmt::Display for FaultError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoArea { address } => write!(f, "nothing is mapped at {address:#x}"),
+            Self::Denied { address, access } => {
+                write!(f, "what is mapped at {address:#x} does not allow a {access}")
+            }
+            Self::Fill { address, error } => write!(f, "{address:#x} cannot be filled: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for FaultError {}
+
+/// How a fault was resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Faulted {
+    /// First address that the leaf maps.
+    pub address: u64,
+    /// The size of the leaf.
+    pub level: Level,
+    /// Whether it was there already and allowed the access.
+    pub was_present: bool,
+}
+
+impl Mm {
+    /// Resolves a fault: puts in the leaf that maps the address. The leaf is the largest that
+    /// address, area, file and the leaves already there allow; for device-dax it is exactly the
+    /// device's alignment.
+    ///
+    /// # Errors
+    /// [`FaultError`], as Linux 7.1: drivers/dax/device.c and fs/dax.c, with 1 GiB leaves for files
+    /// too.
+    pub fn fault(&self, address: u64, access: Access) -> Result<Faulted, FaultError> {
+        self.fault_locked(&mut self.lock(), address, access)
+    }
+
+    pub(crate) fn fault_locked(
+        &self,
+        state: &mut MmState,
+        address: u64,
+        access: Access,
+    ) -> Result<Faulted, FaultError> {
+        let page = address / PAGE_BYTES;
+        let Some(vma) = state.areas.find(page) else {
+            return Err(FaultError::NoArea { address });
+        };
+        if !vma.prot.allows(access) {
+            return Err(FaultError::Denied { address, access });
+        }
+        let allows = |state: &mut MmState| {
+            let found = self.table.cursor(&mut state.writer).leaf_at(page)?;
+            let is_enough =
+                access == Access::Read || found.leaf.flags().contains(LeafFlags::WRITE);
+            is_enough.then_some((found.page, found.level))
+        };
+        if let Some((first, level)) = allows(state) {
+            return Ok(Faulted { address: first * PAGE_BYTES, level, was_present: true });
+        }
+        let filled =
+            self.fill(state, page).map_err(|error| FaultError::Fill { address, error })?;
+        if allows(state).is_none() {
+            // The folio itself is read-only, whatever the area says.
+            return Err(FaultError::Denied { address, access });
+        }
+        Ok(Faulted {
+            address: filled.page * PAGE_BYTES,
+            level: filled.level,
+            was_present: false,
+        })
+    }
+
+    /// Fills every page of the range, as `MAP_POPULATE` does, with the largest leaves that fit.
+    ///
+    /// # Errors
+    /// At the first page that cannot be filled; those before it are.
+    pub fn populate(&self, address: u64, len_bytes: u64) -> Result<(), FaultError> {
+        let page = address / PAGE_BYTES;
+        let end = page.saturating_add(len_bytes.div_ceil(PAGE_BYTES));
+        let mut state = self.lock();
+        if !state.areas.covers(page, end) {
+            return Err(FaultError::NoArea { address });
+        }
+        self.fill_all(&mut state, page, end).map_err(|(page, error)| FaultError::Fill {
+            address: page * PAGE_BYTES,
+            error,
+        })
+    }
+}

@@ -1,0 +1,789 @@
+//! `get_user_pages`: hold what lies at these addresses.
+//!
+//! [`Gup::fast`] walks the page table without a lock and stops at the first page it cannot hold.
+//! [`Gup::slow`] takes the address space's lock, checks the area, faults pages in, repairs stale
+//! leaves and asks the long-term policy. [`Gup::pin`] is the first, then the second from where the
+//! first stopped.
+//!
+//! # Arguments and results
+//!
+//! As Linux 7.1: mm/gup.c. `address` is rounded down to a page. If at least one page could be held
+//! the result is those pages and no error; the next call, from the first missing page, gets the error.
+//!
+//! | what | `fast`, `pin` | `slow` |
+//! |---|---|---|
+//! | 0 pages asked for | no pages | no pages |
+//! | flags that exclude each other | EINVAL | no pages |
+//! | address + length wraps | EOVERFLOW | EFAULT |
+//! | beyond the address space | EFAULT | EFAULT |
+//! | no area, RAW area, not permitted | `fast` no pages, `pin` EFAULT | EFAULT |
+//! | NOFAULT and no leaf | `fast` no pages, `pin` EFAULT | EFAULT |
+//! | fault ends in SIGBUS or SIGSEGV | `fast` no pages, `pin` EFAULT | EFAULT |
+//! | memory failed | `fast` no pages, `pin` EFAULT, with HWPOISON EHWPOISON | same as `pin` |
+//! | peer memory without P2PDMA | `fast` no pages, `pin` EREMOTEIO | EREMOTEIO |
+//! | LONGTERM where the type says no | `fast` no pages, `pin` EOPNOTSUPP | EOPNOTSUPP |
+//! | LONGTERM where a holder says no | `fast` no pages, `pin` EACCES | EACCES |
+//! | no memory for a page or a table | `fast` no pages, `pin` ENOMEM | ENOMEM |
+//! | the frames keep changing | `fast` no pages, `pin` EAGAIN | EAGAIN |
+//! | FAST_ONLY | what could be held, perhaps no pages | EINVAL: no pages |
+//!
+//! # States
+//!
+//! ```text
+//!   address ──▶ leaf ──▶ hold published ──▶ life word, entry and epoch as expected ──▶ held
+//!                 │                              │ entry, epoch or reach moved: again, a few times
+//!                 │ absent, not allowed          │ life word differs
+//!                 └───────────▶ slow: lock ──▶ area checked ──▶ leaf filled or repaired ──▶ held
+//! ```
+//!
+//! # Who may touch what
+//!
+//! Any thread with a lane. The page table is only read here; [`mm`](crate::mm) changes it.
+//!
+//! # Orderings
+//!
+//! `hold published; light barrier; life word` is [`pin`](crate::pin)'s. The entry, the reach and the
+//! epoch are loaded once more after that, as [`page_table`](crate::mm) says.
+//!
+//! # Lost races
+//!
+//! *Pin against truncation.* The life word decides, as in [`pin`](crate::pin): a stale leaf fails
+//! its check and is repaired under the lock.
+//!
+//! *Pin against unmap.* If the second look at the entry is first, the pages were mapped during the
+//! call and outlive the unmapping, as in the kernel. If the unmap is first, the look differs and the
+//! pin is undone exactly.
+//!
+//! # Differs from Linux
+//!
+//! One hold covers all leaves of an extent, so a gigabyte costs what a page costs. LONGTERM succeeds
+//! without a lock wherever the publisher said yes, device-dax write pins included; Linux 7.1 never
+//! does (mm/gup.c, gup_fast_folio_allowed). HWPOISON may be given to `pin`; Linux takes it in slow
+//! calls only. EAGAIN is new: the kernel would sleep or retry without bound. FORCE is not offered:
+//! there are no private mappings to force.
+
+use core::fmt;
+
+use crate::error::{PinError, errno};
+use crate::extent::Extent;
+use crate::descriptor::{FolioFlags, FolioState};
+use crate::fault::FaultError;
+use crate::ledger::Agent;
+use crate::level::{Level, PAGE_BYTES};
+use crate::mm::{FillError, Mm, MmState};
+use crate::page_table::entry::LeafFlags;
+use crate::pfn::{MAX_RUN_PAGES, PfnRange};
+use crate::pin::{ClientSide, Lane};
+use crate::pinned::{Hold, Lease, is_for_the_caller};
+pub use crate::pinned::{Dirty, PinnedRange, PinnedSegment};
+use crate::prot::Access;
+use crate::vma::{BackingError, VmaKind};
+
+/// How often the fast path starts again when the page table moves under it.
+const MAX_FAST_TRIES: usize = 4;
+/// How often the slow path repairs one page whose extent changes again and again.
+const MAX_REPAIRS: usize = 8;
+
+const EREMOTEIO: i32 = 121;
+
+/// How pages are to be held.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct GupFlags(u16);
+
+impl GupFlags {
+    /// For reading, for a short time, by the processor.
+    pub const NONE: Self = Self(0);
+    /// The pages will be written.
+    pub const WRITE: Self = Self(1);
+    /// The hold may last.
+    pub const LONGTERM: Self = Self(1 << 1);
+    /// A borrow for this moment, not a pin: cannot be LONGTERM.
+    pub const GET: Self = Self(1 << 2);
+    /// No lock, whatever happens.
+    pub const FAST_ONLY: Self = Self(1 << 3);
+    /// Only pages that have a leaf.
+    pub const NOFAULT: Self = Self(1 << 4);
+    /// A device may use the pages after this process died.
+    pub const DEVICE: Self = Self(1 << 5);
+    /// Another device's memory will do. Cannot be LONGTERM, so that the device can be taken away.
+    pub const P2PDMA: Self = Self(1 << 6);
+    /// Tell failed memory from a bad address.
+    pub const HWPOISON: Self = Self(1 << 7);
+
+    const MASK: u16 = 0xff;
+
+    /// The flags in these bits; none when one is unknown.
+    #[must_use]
+    pub const fn from_bits(bits: u16) -> Option<Self> {
+        if bits & !Self::MASK == 0 { Some(Self(bits)) } else { None }
+    }
+
+    /// Both sets of flags.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether all flags of `other` are set.
+    #[inline]
+    #[must_use]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Whether no two flags exclude each other (Linux 7.1: mm/gup.c, is_valid_gup_args).
+    #[inline]
+    #[must_use]
+    pub const fn is_valid(self) -> bool {
+        // All pairs hold LONGTERM, which is rare.
+        !self.contains(Self::LONGTERM) || (self.0 & (Self::GET.0 | Self::P2PDMA.0)) == 0
+    }
+
+    /// What the leaf must allow.
+    #[inline]
+    const fn access(self) -> Access {
+        if self.contains(Self::WRITE) { Access::Write } else { Access::Read }
+    }
+
+    #[inline]
+    const fn agent(self) -> Agent {
+        if self.contains(Self::DEVICE) { Agent::Device } else { Agent::Cpu }
+    }
+
+    /// Whether the fast path may hold what such a leaf maps.
+    #[inline]
+    const fn allow(self, leaf: LeafFlags) -> bool {
+        (!self.contains(Self::WRITE) || leaf.contains(LeafFlags::WRITE))
+            && !leaf.contains(LeafFlags::RAW)
+            && (!leaf.contains(LeafFlags::PEER) || self.contains(Self::P2PDMA))
+    }
+}
+
+impl fmt::Debug for GupFlags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names =
+            ["WRITE", "LONGTERM", "GET", "FAST_ONLY", "NOFAULT", "DEVICE", "P2PDMA", "HWPOISON"];
+        let set = names.iter().enumerate().filter(|(bit, _)| self.0 & 1 << bit != 0);
+        let names: Vec<&str> = set.map(|(_, name)| *name).collect();
+        f.write_str(if names.is_empty() { "NONE" } else { "" })?;
+        f.write_str(&names.join("|"))
+    }
+}
+
+/// A request to hold pages for long that the life word does not answer.
+#[derive(Clone, Copy, Debug)]
+pub struct LongtermAsk<'q> {
+    /// The extent.
+    pub extent: &'q Extent,
+    /// The frames.
+    pub run: PfnRange,
+    /// The area's kind.
+    pub kind: VmaKind,
+    /// What for.
+    pub access: Access,
+    /// By whom.
+    pub agent: Agent,
+}
+
+/// Why pages may not be held for long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LongtermRefusal {
+    /// This type of memory does not allow it.
+    Unsupported,
+    /// The holder of the memory said no.
+    Denied,
+    /// The owner cannot be asked now.
+    Busy,
+}
+
+/// Decides on long-term holds that the life word does not allow. The layer above asks the owner;
+/// this layer owns the trait. Called without the address space's lock, while the frames are held
+/// for the moment.
+pub trait LongtermPolicy: Send + Sync {
+    /// A lease of the frames.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn lease(&self, ask: &LongtermAsk<'_>) -> Result<Box<dyn Lease>, LongtermRefusal>;
+}
+
+/// Why not even the first page could be held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GupError {
+    /// The flags exclude each other.
+    BadFlags {
+        /// The flags.
+        flags: GupFlags,
+    },
+    /// Address and length run over the end of numbers.
+    Overflow {
+        /// The address.
+        address: u64,
+    },
+    /// The range runs over the end of the address space.
+    Outside {
+        /// The address.
+        address: u64,
+    },
+    /// A page could not be faulted in, or may not be accessed so.
+    Fault(FaultError),
+    /// The page has no leaf, and none was to be made.
+    NotPresent {
+        /// The address.
+        address: u64,
+    },
+    /// The area can be mapped but never pinned (`VM_PFNMAP`).
+    Raw {
+        /// The address.
+        address: u64,
+    },
+    /// The page belongs to another device, and `P2PDMA` was not given.
+    Peer {
+        /// The address.
+        address: u64,
+    },
+    /// The page's memory failed.
+    Poisoned {
+        /// The address.
+        address: u64,
+        /// Whether the caller asked to be told, with `HWPOISON`.
+        is_told: bool,
+    },
+    /// The page may not be held for long.
+    Longterm {
+        /// The address.
+        address: u64,
+        /// Why.
+        refusal: LongtermRefusal,
+    },
+    /// The frames behind the page changed each time they were to be held. Try again.
+    Unstable {
+        /// The address.
+        address: u64,
+    },
+    /// This client can take no more holds.
+    Hold(PinError),
+}
+
+impl GupError {
+    /// The Linux error number that says the same.
+    #[must_use]
+    pub const fn errno(&self) -> i32 {
+        match self {
+            Self::BadFlags { .. } => errno::EINVAL,
+            Self::Overflow { .. } => errno::EOVERFLOW,
+            Self::Outside { .. } | Self::NotPresent { .. } | Self::Raw { .. } => errno::EFAULT,
+            Self::Fault(error) => error.errno(),
+            Self::Peer { .. } => EREMOTEIO,
+            Self::Poisoned { is_told: true, .. } => errno::EHWPOISON,
+            Self::Poisoned { is_told: false, .. } => errno::EFAULT,
+            Self::Longterm { refusal: LongtermRefusal::Unsupported, .. } => errno::EOPNOTSUPP,
+            Self::Longterm { refusal: LongtermRefusal::Denied, .. } => errno::EACCES,
+            Self::Longterm { refusal: LongtermRefusal::Busy, .. } | Self::Unstable { .. } => {
+                errno::EAGAIN
+            }
+            Self::Hold(error) => error.errno(),
+        }
+    }
+}
+
+impl fmt::Display for GupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BadFlags { flags } => write!(f, "the flags {flags:?} exclude each other"),
+            Self::Overflow { address } => write!(f, "the range from {address:#x} on wraps"),
+            Self::Outside { address } => {
+                write!(f, "the range from {address:#x} on leaves the address space")
+            }
+            Self::Fault(error) => error.fmt(f),
+            Self::NotPresent { address } => write!(f, "no page is present at {address:#x}"),
+            Self::Raw { address } => write!(f, "what is mapped at {address:#x} cannot be pinned"),
+            Self::Peer { address } => {
+                write!(f, "{address:#x} is another device's memory; ask with P2PDMA")
+            }
+            Self::Poisoned { address, .. } => write!(f, "the memory behind {address:#x} failed"),
+            Self::Longterm { address, refusal } => {
+                write!(f, "{address:#x} may not be held for long: {refusal:?}")
+            }
+            Self::Unstable { address } => {
+                write!(f, "the frames behind {address:#x} keep changing; try again")
+            }
+            Self::Hold(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for GupError {}
+
+/// What one attempt at the front of a range came to.
+enum Attempt<'a, S: ClientSide> {
+    Held(PinnedSegment<'a, S>),
+    /// The page table moved meanwhile.
+    Moved,
+    /// Not without the lock.
+    Stop,
+    /// The leaf names an extent that is no more, or not as it was.
+    Refused(PinError),
+}
+
+/// An address space and a lane, together able to hold pages by address.
+#[derive(Clone, Copy)]
+pub struct Gup<'c, 'a, S: ClientSide> {
+    mm: &'a Mm,
+    lane: &'c Lane<'a, S>,
+    policy: Option<&'c dyn LongtermPolicy>,
+}
+
+impl<S: ClientSide> fmt::Debug for Gup<'_, '_, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gup").field("has_policy", &self.policy.is_some()).finish_non_exhaustive()
+    }
+}
+
+impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
+    /// Holds pages of `mm` in `lane`. Long-term holds that the life word does not allow are refused.
+    #[inline]
+    #[must_use]
+    pub const fn new(mm: &'a Mm, lane: &'c Lane<'a, S>) -> Self {
+        Self { mm, lane, policy: None }
+    }
+
+    /// The same, asking `policy` about long-term holds that the life word does not allow.
+    #[must_use]
+    pub const fn with_policy(self, policy: &'c dyn LongtermPolicy) -> Self {
+        Self { policy: Some(policy), ..self }
+    }
+
+    /// Holds pages from `address` on without taking a lock, as far as that goes, perhaps none.
+    ///
+    /// # Errors
+    /// Those of the arguments: see the [module](self).
+    #[inline]
+    pub fn fast(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Result<PinnedRange<'a, S>, GupError> {
+        self.check(address, nr_pages, flags)?;
+        let mut range = PinnedRange::empty(self.mm, flags.contains(GupFlags::WRITE));
+        self.fast_into(&mut range, address, nr_pages, flags);
+        Ok(range)
+    }
+
+    /// Holds pages from `address` on, and takes the lock where that is needed.
+    ///
+    /// # Errors
+    /// See the [module](self). Only when not even the first page could be held.
+    #[inline]
+    pub fn pin(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Result<PinnedRange<'a, S>, GupError> {
+        let range = self.fast(address, nr_pages, flags)?;
+        if range.nr_pages() == nr_pages || flags.contains(GupFlags::FAST_ONLY) {
+            return Ok(range);
+        }
+        self.continue_slow(range, address, nr_pages, flags)
+    }
+
+    /// Holds pages from `address` on under the address space's lock.
+    ///
+    /// # Errors
+    /// See the [module](self). Only when not even the first page could be held.
+    pub fn slow(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Result<PinnedRange<'a, S>, GupError> {
+        let range = PinnedRange::empty(self.mm, flags.contains(GupFlags::WRITE));
+        if !flags.is_valid() || flags.contains(GupFlags::FAST_ONLY) || nr_pages == 0 {
+            return Ok(range);
+        }
+        self.continue_slow(range, address, nr_pages, flags)
+    }
+
+    /// Holds the first contiguous stretch of at most `nr_pages` pages from `address` on, without
+    /// taking a lock: the part of [`fast`](Self::fast) that does the work, for who needs no more.
+    /// None where that cannot be done, or the flags exclude each other.
+    #[inline]
+    #[must_use]
+    pub fn fast_segment(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<PinnedSegment<'a, S>> {
+        if nr_pages == 0 || !flags.is_valid() {
+            return None;
+        }
+        self.try_segment(address / PAGE_BYTES, nr_pages, flags)
+    }
+
+    #[inline]
+    fn check(&self, address: u64, nr_pages: u64, flags: GupFlags) -> Result<(), GupError> {
+        if !flags.is_valid() {
+            return Err(GupError::BadFlags { flags });
+        }
+        let len_bytes = nr_pages.checked_mul(PAGE_BYTES);
+        let Some(end) = len_bytes.and_then(|len| (address & !(PAGE_BYTES - 1)).checked_add(len))
+        else {
+            return Err(GupError::Overflow { address });
+        };
+        if end > self.mm.pages().1 * PAGE_BYTES && nr_pages != 0 {
+            return Err(GupError::Outside { address });
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn fast_into(
+        &self,
+        range: &mut PinnedRange<'a, S>,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) {
+        let page = address / PAGE_BYTES;
+        while range.nr_pages() < nr_pages {
+            let done = range.nr_pages();
+            match self.try_segment(page + done, nr_pages - done, flags) {
+                Some(segment) => range.push(segment),
+                None => return,
+            }
+        }
+    }
+
+    #[inline]
+    fn try_segment(
+        &self,
+        page: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<PinnedSegment<'a, S>> {
+        for _ in 0..MAX_FAST_TRIES {
+            match self.attempt(page, nr_pages, flags) {
+                Attempt::Held(segment) => return Some(segment),
+                Attempt::Moved => {}
+                Attempt::Stop | Attempt::Refused(_) => return None,
+            }
+        }
+        None
+    }
+
+    /// Tries to hold the first stretch from `page` on by what the page table says.
+    #[inline]
+    fn attempt(&self, page: u64, nr_pages: u64, flags: GupFlags) -> Attempt<'a, S> {
+        let table = &self.mm.table;
+        let epoch = table.epoch();
+        let Some(found) = table.walk(page) else {
+            return if table.epoch() == epoch { Attempt::Stop } else { Attempt::Moved };
+        };
+        if !flags.allow(found.leaf.flags()) {
+            return Attempt::Stop;
+        }
+        let in_leaf = found.pages_from(page);
+        let mut run_pages = nr_pages.min(in_leaf);
+        let mut reach = None;
+        if nr_pages > in_leaf {
+            let ahead = table.reach(found.leaf);
+            run_pages = nr_pages.min(in_leaf.max(ahead.from(page))).min(MAX_RUN_PAGES);
+            reach = Some(ahead);
+        }
+        let Some(run) = PfnRange::new(found.frame_of(page), run_pages) else {
+            return Attempt::Stop;
+        };
+        let hold = match self.hold(found.leaf, run, flags) {
+            Ok(hold) => hold,
+            // A span that was reused meanwhile gives words that fit nothing.
+            Err(_) if table.epoch() != epoch || !found.is_unchanged() => return Attempt::Moved,
+            Err(error) => return Attempt::Refused(error),
+        };
+        let moved = !found.is_unchanged()
+            || table.epoch() != epoch
+            || reach.is_some_and(|ahead| table.reach(found.leaf) != ahead);
+        if moved {
+            return Attempt::Moved;
+        }
+        let address = page * PAGE_BYTES;
+        Attempt::Held(PinnedSegment { address, run, level: found.level, hold })
+    }
+
+    /// Holds frames under the life word that the leaf's span names.
+    #[inline]
+    fn hold(
+        &self,
+        leaf: crate::page_table::entry::Leaf,
+        run: PfnRange,
+        flags: GupFlags,
+    ) -> Result<Hold<'a, S>, PinError> {
+        let pinner = self.lane.pinner();
+        let outside = PinError::Outside { run };
+        let words = self.mm.table.hold(leaf).ok_or(outside)?;
+        let vmemmap = pinner.side().vmemmap();
+        let life = words
+            .first()
+            .and_then(|first| vmemmap.life_word(words.head_level(), first, words.life()))
+            .ok_or(outside)?;
+        if flags.contains(GupFlags::LONGTERM) {
+            let pin = pinner.pin_longterm_under(life, run, words.head_level(), flags.agent())?;
+            return Ok(Hold::Long(pin));
+        }
+        Ok(Hold::Short(self.lane.pin_under(life, run, flags.agent())?))
+    }
+
+    #[cold]
+    fn continue_slow(
+        &self,
+        mut range: PinnedRange<'a, S>,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Result<PinnedRange<'a, S>, GupError> {
+        let page = address / PAGE_BYTES;
+        let (low, high) = self.mm.pages();
+        while range.nr_pages() < nr_pages {
+            let at = page + range.nr_pages();
+            let left = nr_pages - range.nr_pages();
+            let held = if at < low || at >= high {
+                Err(GupError::Outside { address: at * PAGE_BYTES })
+            } else {
+                self.slow_segment(at, left.min(high - at), flags)
+            };
+            match held {
+                Ok(segment) => range.push(segment),
+                Err(error) if range.is_empty() => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(range)
+    }
+
+    /// Holds the first stretch from `page` on, with the lock.
+    fn slow_segment(
+        &self,
+        page: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Result<PinnedSegment<'a, S>, GupError> {
+        let address = page * PAGE_BYTES;
+        for _ in 0..MAX_REPAIRS {
+            let mut state = self.mm.lock();
+            let (kind, area_pages) = check_area(&state, page, flags)?;
+            self.bring_in(&mut state, page, flags)?;
+            match self.attempt(page, nr_pages.min(area_pages), flags) {
+                Attempt::Held(segment) => return Ok(segment),
+                Attempt::Refused(error) if is_for_the_caller(&error) => {
+                    return Err(GupError::Hold(error));
+                }
+                Attempt::Refused(PinError::NeedsConsent { .. }) => {
+                    drop(state);
+                    match self.lease_segment(page, nr_pages.min(area_pages), flags, kind)? {
+                        Some(segment) => return Ok(segment),
+                        None => continue,
+                    }
+                }
+                Attempt::Refused(error) => {
+                    poison_of(&error, address, flags)?;
+                    // What ended was of frames that are no more: nobody may rely on it.
+                    let _stale = self.mm.drop_leaf(&mut state, page);
+                }
+                // Another extent's words under the same entry, or an absent one: look again.
+                Attempt::Moved | Attempt::Stop => {}
+            }
+        }
+        Err(GupError::Unstable { address })
+    }
+
+    /// Faults the page in unless a leaf allows the access already.
+    fn bring_in(
+        &self,
+        state: &mut MmState,
+        page: u64,
+        flags: GupFlags,
+    ) -> Result<(), GupError> {
+        let address = page * PAGE_BYTES;
+        if flags.contains(GupFlags::NOFAULT) {
+            let leaf = self.mm.table.walk(page);
+            return match leaf {
+                Some(found) if flags.allow(found.leaf.flags()) => Ok(()),
+                _ => Err(GupError::NotPresent { address }),
+            };
+        }
+        match self.mm.fault_locked(state, address, flags.access()) {
+            Ok(_) => Ok(()),
+            Err(FaultError::Fill { error: FillError::Backing(BackingError::Poisoned), .. }) => {
+                let is_told = flags.contains(GupFlags::HWPOISON);
+                Err(GupError::Poisoned { address, is_told })
+            }
+            Err(error) => Err(GupError::Fault(error)),
+        }
+    }
+
+    /// Asks the policy for a lease of what is held for the moment; none when the frames changed.
+    fn lease_segment(
+        &self,
+        page: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+        kind: VmaKind,
+    ) -> Result<Option<PinnedSegment<'a, S>>, GupError> {
+        let address = page * PAGE_BYTES;
+        let refused = |refusal| GupError::Longterm { address, refusal };
+        let policy = self.policy.ok_or(refused(LongtermRefusal::Unsupported))?;
+        let short = GupFlags(flags.0 & !GupFlags::LONGTERM.0);
+        let Some(mut segment) = self.try_segment(page, nr_pages, short) else { return Ok(None) };
+        let Some(extent) = self
+            .mm
+            .table
+            .walk(page)
+            .and_then(|found| self.mm.table.hold(found.leaf))
+            .and_then(|words| words.extent())
+            .filter(|extent| extent.run.covers(segment.run))
+        else {
+            return Ok(None);
+        };
+        let (run, access, agent) = (segment.run, flags.access(), flags.agent());
+        let ask = LongtermAsk { extent: &extent, run, kind, access, agent };
+        segment.hold = Hold::Leased(policy.lease(&ask).map_err(refused)?);
+        Ok(Some(segment))
+    }
+}
+
+/// Whether the area allows the hold at all, in the kernel's order (Linux 7.1: mm/gup.c,
+/// check_vma_flags). Returns its kind and its pages from here on.
+fn check_area(state: &MmState, page: u64, flags: GupFlags) -> Result<(VmaKind, u64), GupError> {
+    let address = page * PAGE_BYTES;
+    let Some(vma) = state.areas.find(page) else {
+        return Err(GupError::Fault(FaultError::NoArea { address }));
+    };
+    if vma.kind() == VmaKind::Raw {
+        return Err(GupError::Raw { address });
+    }
+    let access = flags.access();
+    if !vma.prot.allows(access) {
+        return Err(GupError::Fault(FaultError::Denied { address, access }));
+    }
+    if vma.kind() == VmaKind::PeerToPeer && !flags.contains(GupFlags::P2PDMA) {
+        return Err(GupError::Peer { address });
+    }
+    Ok((vma.kind(), vma.end() - page))
+}
+
+/// An error when the frames were refused because their memory failed, or can never be pinned.
+fn poison_of(error: &PinError, address: u64, flags: GupFlags) -> Result<(), GupError> {
+    let word = match error {
+        PinError::Changed { now, .. } => *now,
+        PinError::NotPinnable { word } => *word,
+        _ => return Ok(()),
+    };
+    if word.state() == FolioState::Poisoned {
+        let is_told = flags.contains(GupFlags::HWPOISON);
+        return Err(GupError::Poisoned { address, is_told });
+    }
+    if matches!(error, PinError::NotPinnable { .. }) && word.flags().contains(FolioFlags::RAW) {
+        return Err(GupError::Raw { address });
+    }
+    Ok(())
+}
+
+/// Frames per window of a read section, at most.
+const MAX_WINDOWS: usize = 16;
+
+/// While it is open, whatever [`translate`](Self::translate) returns is not reused: a borrow of many
+/// pages for the price of one hold, for a reader that touches many addresses once.
+///
+/// A drain that starts meanwhile waits for the section's end, so keep sections short.
+#[derive(Debug)]
+pub struct ReadSection<'a, S: ClientSide> {
+    mm: &'a Mm,
+    pinner: &'a crate::pin::Pinner<S>,
+    _windows: Vec<crate::pin::Window<'a, S>>,
+}
+
+/// What a section's translation found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Borrowed<'s> {
+    run: PfnRange,
+    level: Level,
+    is_writable: bool,
+    section: core::marker::PhantomData<&'s ()>,
+}
+
+impl Borrowed<'_> {
+    /// The frame of the address, and those that follow it in the same leaf.
+    #[inline]
+    #[must_use]
+    pub const fn run(&self) -> PfnRange {
+        self.run
+    }
+
+    /// The size of the leaf.
+    #[inline]
+    #[must_use]
+    pub const fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Whether the leaf allows writes.
+    #[inline]
+    #[must_use]
+    pub const fn is_writable(&self) -> bool {
+        self.is_writable
+    }
+}
+
+impl<'a, S: ClientSide> ReadSection<'a, S> {
+    /// Opens a section over every frame of the pool.
+    ///
+    /// # Errors
+    /// [`PinError::LaneFull`], [`PinError::Detached`], and [`PinError::Outside`] for a pool of more
+    /// than 4 TiB, which one section cannot cover.
+    pub fn open(mm: &'a Mm, lane: &Lane<'a, S>) -> Result<Self, PinError> {
+        let pinner = lane.pinner();
+        let nr_pages = pinner.side().vmemmap().layout().nr_pages();
+        let mut windows = Vec::new();
+        let mut first = 0;
+        while let Some(run) = PfnRange::new(first, (nr_pages - first).min(MAX_RUN_PAGES)) {
+            if windows.len() == MAX_WINDOWS {
+                return Err(PinError::Outside { run });
+            }
+            windows.push(lane.pin_window(run, Agent::Cpu)?);
+            first = run.end();
+        }
+        Ok(Self { mm, pinner, _windows: windows })
+    }
+
+    /// Where the address translates to; stays so until the section is dropped. None where
+    /// [`Gup::pin`] is needed to fault the page in or to repair its leaf.
+    #[inline]
+    #[must_use]
+    pub fn translate(&self, address: u64) -> Option<Borrowed<'_>> {
+        let page = address / PAGE_BYTES;
+        let table = &self.mm.table;
+        let epoch = table.epoch();
+        let found = table.walk(page)?;
+        let words = table.hold(found.leaf)?;
+        let vmemmap = self.pinner.side().vmemmap();
+        let life = vmemmap.life_word(words.head_level(), words.first()?, words.life())?;
+        // The windows were published, and a light barrier passed, before this load of the life
+        // word: a drain that changes it later finds the windows.
+        let is_held = words.life().is_pinnable() && vmemmap.life_now(life) == words.life();
+        if !is_held || !found.is_unchanged() || table.epoch() != epoch {
+            return None;
+        }
+        let run = PfnRange::new(found.frame_of(page), found.pages_from(page))?;
+        let flags = found.leaf.flags();
+        (!flags.contains(LeafFlags::RAW)).then_some(Borrowed {
+            run,
+            level: found.level,
+            is_writable: flags.contains(LeafFlags::WRITE),
+            section: core::marker::PhantomData,
+        })
+    }
+}

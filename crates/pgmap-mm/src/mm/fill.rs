@@ -1,0 +1,217 @@
+//! Filling the page table from what lies behind an area: which leaf, and how large.
+
+use core::fmt;
+
+use super::{Mm, MmState};
+use crate::descriptor::FolioFlags;
+use crate::error::errno;
+use crate::extent::Extent;
+use crate::level::{Level, PAGE_BYTES};
+use crate::page_table::cursor::{Cursor, Placement};
+use crate::page_table::entry::LeafFlags;
+use crate::pfn::PfnRange;
+use crate::prot::Prot;
+use crate::vma::{Backed, BackingError, Vma, VmaKind};
+
+/// Why a page could not be filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FillError {
+    /// What lies behind the area has no page there.
+    Backing(BackingError),
+    /// The area's device demands a leaf that does not fit there.
+    Misfit {
+        /// The size it demands.
+        align: Level,
+    },
+    /// The page table can hold no more.
+    TableFull,
+    /// The processor's mapping was refused, with this Linux error number.
+    Cpu(i32),
+}
+
+impl FillError {
+    /// The Linux error number that `get_user_pages` would give. Poison is EFAULT to callers who
+    /// did not ask to be told; [`gup`](crate::gup) tells the others.
+    #[must_use]
+    pub const fn errno(&self) -> i32 {
+        match self {
+            Self::Backing(BackingError::NoMemory) | Self::TableFull => errno::ENOMEM,
+            Self::Backing(BackingError::Busy) => errno::EAGAIN,
+            Self::Backing(_) | Self::Misfit { .. } => errno::EFAULT,
+            Self::Cpu(number) => *number,
+        }
+    }
+}
+
+impl fmt::Display for FillError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Backing(BackingError::BeyondEnd) => f.write_str("the file ends before this page"),
+            Self::Backing(BackingError::Dead) => f.write_str("the device or file is gone"),
+            Self::Backing(BackingError::Poisoned) => f.write_str("the page's memory failed"),
+            Self::Backing(BackingError::NoMemory) => f.write_str("no memory to fill the page"),
+            Self::Backing(BackingError::Busy) => f.write_str("the owner cannot be asked now"),
+            Self::Misfit { align } => write!(f, "no leaf of {align} fits here, and none else may"),
+            Self::TableFull => f.write_str("the page table can hold no more"),
+            Self::Cpu(number) => write!(f, "the processor's mapping failed with errno {number}"),
+        }
+    }
+}
+
+impl std::error::Error for FillError {}
+
+/// What a fill put in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Filled {
+    pub(crate) page: u64,
+    pub(crate) nr_pages: u64,
+    pub(crate) level: Level,
+}
+
+/// What the leaves of an area say when they map a given extent.
+fn leaf_flags(vma: &Vma, extent: &Extent) -> LeafFlags {
+    let mut flags = match vma.kind() {
+        VmaKind::Raw => LeafFlags::RAW,
+        VmaKind::PeerToPeer => LeafFlags::PEER,
+        _ => LeafFlags::NONE,
+    };
+    if vma.prot.contains(Prot::WRITE) && extent.life.flags().contains(FolioFlags::WRITABLE) {
+        flags = flags.with(LeafFlags::WRITE);
+    }
+    flags
+}
+
+fn backed_at(vma: &Vma, page: u64) -> Result<Backed, FillError> {
+    let file_page = vma.file_page_of(page);
+    if !vma.backing.is_alive() {
+        return Err(FillError::Backing(BackingError::Dead));
+    }
+    if file_page >= vma.backing.nr_pages() {
+        return Err(FillError::Backing(BackingError::BeyondEnd));
+    }
+    let backed = vma.backing.extent_at(file_page).map_err(FillError::Backing)?;
+    if backed.skip >= backed.extent.run.nr_pages() {
+        return Err(FillError::Backing(BackingError::BeyondEnd));
+    }
+    Ok(backed)
+}
+
+/// How many pages from `page` on area, file and extent go on together.
+fn pages_ahead(vma: &Vma, page: u64, backed: &Backed) -> u64 {
+    let in_file = vma.backing.nr_pages().saturating_sub(vma.file_page_of(page));
+    (vma.end() - page).min(in_file).min(backed.extent.run.nr_pages() - backed.skip)
+}
+
+/// The block of `level` around the page, if area, file and extent have all of it in one piece.
+fn block(vma: &Vma, page: u64, backed: &Backed, level: Level) -> Option<Placement> {
+    let back = page % level.nr_pages();
+    let base = page - back;
+    let start = Backed { skip: backed.skip.checked_sub(back)?, ..*backed };
+    let first_pfn = backed.extent.run.start() + start.skip;
+    let fits = base >= vma.page
+        && first_pfn.is_multiple_of(level.nr_pages())
+        && pages_ahead(vma, base, &start) >= level.nr_pages();
+    fits.then(|| Placement {
+        page: base,
+        nr_pages: level.nr_pages(),
+        extent: backed.extent,
+        skip: start.skip,
+        flags: leaf_flags(vma, &backed.extent),
+        only_level: Some(level),
+    })
+}
+
+/// The one leaf to put in at a page: what device-dax demands, else the largest that fits and does
+/// not run over leaves that are there (Linux 7.1: fs/dax.c, small entries win).
+fn choose(cursor: &Cursor<'_>, vma: &Vma, page: u64) -> Result<Placement, FillError> {
+    let backed = backed_at(vma, page)?;
+    if let VmaKind::DeviceDax { align } = vma.kind() {
+        let is_aligned = (vma.page | vma.nr_pages).is_multiple_of(align.nr_pages());
+        return block(vma, page, &backed, align)
+            .filter(|_| is_aligned)
+            .ok_or(FillError::Misfit { align });
+    }
+    let present = cursor.leaf_at(page).map_or(Level::Pte, |leaf| leaf.level);
+    Level::ALL
+        .into_iter()
+        .rev()
+        .filter(|&level| level <= present || cursor.is_block_empty(page, level))
+        .find_map(|level| block(vma, page, &backed, level))
+        .ok_or(FillError::Misfit { align: Level::Pte })
+}
+
+impl Mm {
+    /// Puts in the leaf for `page`, which lies in an area, over whatever is there.
+    pub(crate) fn fill(&self, state: &mut MmState, page: u64) -> Result<Filled, FillError> {
+        let Some(vma) = state.areas.find(page) else {
+            return Err(FillError::Backing(BackingError::BeyondEnd));
+        };
+        let mut cursor = self.table.cursor(&mut state.writer);
+        let place = choose(&cursor, vma, page)?;
+        self.put(&mut cursor, vma.prot, &place)?;
+        let level = place.only_level.unwrap_or(Level::Pte);
+        Ok(Filled { page: place.page, nr_pages: place.nr_pages, level })
+    }
+
+    /// Fills every page from `from` up to `to` that has an area and no leaf, with the largest leaves
+    /// that fit. Stops at the first page that cannot be filled; returns that page and why.
+    pub(crate) fn fill_all(
+        &self,
+        state: &mut MmState,
+        from: u64,
+        to: u64,
+    ) -> Result<(), (u64, FillError)> {
+        let MmState { areas, writer } = state;
+        let mut cursor = self.table.cursor(writer);
+        for vma in areas.overlapping(from, to) {
+            let mut at = vma.page.max(from);
+            while at < vma.end().min(to) {
+                if let Some(leaf) = cursor.leaf_at(at) {
+                    at = leaf.page + leaf.level.nr_pages();
+                    continue;
+                }
+                at = self.fill_stretch(&mut cursor, vma, at, to).map_err(|error| (at, error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills from `at` on as far as one extent goes and nothing is mapped. Returns where it stopped.
+    fn fill_stretch(
+        &self,
+        cursor: &mut Cursor<'_>,
+        vma: &Vma,
+        at: u64,
+        to: u64,
+    ) -> Result<u64, FillError> {
+        let first = choose(cursor, vma, at)?;
+        let backed = Backed { extent: first.extent, skip: first.skip };
+        let most = pages_ahead(vma, first.page, &backed).min(to.max(at + 1) - first.page);
+        let mut place = Placement { nr_pages: first.nr_pages.max(most), ..first };
+        if let VmaKind::DeviceDax { align } = vma.kind() {
+            place.nr_pages -= place.nr_pages % align.nr_pages();
+        } else {
+            place.only_level = None;
+        }
+        let free_end = cursor.absent_until(first.page + first.nr_pages, place.page + place.nr_pages);
+        place.nr_pages = free_end - place.page;
+        self.put(cursor, vma.prot, &place)?;
+        Ok(place.page + place.nr_pages)
+    }
+
+    fn put(
+        &self,
+        cursor: &mut Cursor<'_>,
+        prot: Prot,
+        place: &Placement,
+    ) -> Result<(), FillError> {
+        if let Some(cpu) = &self.cpu {
+            let first = place.extent.run.start() + place.skip;
+            let run = PfnRange::new(first, place.nr_pages).ok_or(FillError::TableFull)?;
+            let address = place.page * PAGE_BYTES;
+            cpu.map(address, &place.extent, run, prot).map_err(FillError::Cpu)?;
+        }
+        cursor.map(place).map_err(|_| FillError::TableFull)
+    }
+}

@@ -1,0 +1,228 @@
+//! Telling those who cache translations that some have ended.
+//!
+//! A device with its own translation cache (an IOTLB, an RDMA key) subscribes. It is told of every
+//! range whose translations ended, after they ended here, and acknowledges with the token it was
+//! given once its cache holds them no more. Whoever ended them gets an [`AckTicket`] and decides how
+//! long to wait: this crate has no clock.
+//!
+//! # States
+//!
+//! ```text
+//!   told ── acknowledge ──▶ done          told ── token dropped ──▶ abandoned: never done
+//! ```
+//!
+//! # Who may touch what
+//!
+//! The token belongs to the subscriber, the ticket to the one who ended the translations.
+//!
+//! # Orderings
+//!
+//! Acknowledging is Release, asking Acquire. Data: whatever the device did through its cache before.
+//!
+//! # Lost races
+//!
+//! *Subscribe against unmap.* If the subscription is first, the subscriber is told. If the unmap is
+//! first, it is not, and cannot have cached what ended before it subscribed.
+//!
+//! *A new mapping at the same address against the telling of the end of the old.* The subscriber may
+//! be told after the new mapping is there, and drop a translation that was good. It fetches anew.
+//!
+//! # Differs from Linux
+//!
+//! `mmu_notifier` callbacks return when the device has let go (Linux 7.1: mm/mmu_notifier.c), and
+//! one that hangs hangs the unmap. Here the caller sees who has not answered, and may go on to quarantine.
+
+use core::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::level::PAGE_BYTES;
+use crate::sync::{AtomicU64, Ordering};
+
+/// Addresses whose translations ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct EndedRange {
+    /// First address.
+    pub address: u64,
+    /// Length in bytes.
+    pub len_bytes: u64,
+}
+
+/// Somebody who caches translations.
+pub trait InvalidateSubscriber: Send + Sync + fmt::Debug {
+    /// The translations of `ranges` have ended. `token` is to be acknowledged once no cached one is
+    /// used any more, now or later. The address space is not locked.
+    fn ended(&self, ranges: &[EndedRange], token: AckToken);
+}
+
+/// Answers of one telling.
+#[derive(Debug)]
+struct Acks {
+    outstanding: AtomicU64,
+    abandoned: AtomicU64,
+}
+
+/// A subscriber's duty to answer.
+#[derive(Debug)]
+#[must_use = "a dropped token counts as an answer that will never come"]
+pub struct AckToken {
+    acks: Arc<Acks>,
+    is_answered: bool,
+}
+
+impl AckToken {
+    /// Says that no cached translation of the ranges is used any more.
+    pub fn acknowledge(mut self) {
+        self.is_answered = true;
+        // Release: pairs with Acquire in `is_done`; data: what the device did before.
+        self.acks.outstanding.fetch_sub(1, Ordering::Release);
+    }
+}
+
+impl Drop for AckToken {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            // Relaxed: a count for a report.
+            self.acks.abandoned.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Whether everybody has answered.
+#[derive(Clone, Debug, Default)]
+pub struct AckTicket {
+    acks: Option<Arc<Acks>>,
+}
+
+impl AckTicket {
+    /// Whether no subscriber uses the ended translations any more.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.nr_outstanding() == 0
+    }
+
+    /// How many subscribers have not answered.
+    #[must_use]
+    pub fn nr_outstanding(&self) -> u64 {
+        // Acquire: pairs with Release in `acknowledge`; data: what the device did before.
+        self.acks.as_ref().map_or(0, |acks| acks.outstanding.load(Ordering::Acquire))
+    }
+
+    /// How many of those never will, because they dropped their token.
+    #[must_use]
+    pub fn nr_abandoned(&self) -> u64 {
+        // Relaxed: a count for a report.
+        self.acks.as_ref().map_or(0, |acks| acks.abandoned.load(Ordering::Relaxed))
+    }
+}
+
+/// Which subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SubscriptionId(u64);
+
+#[derive(Debug, Default)]
+struct Inner {
+    next_id: u64,
+    list: Vec<(SubscriptionId, Arc<dyn InvalidateSubscriber>)>,
+}
+
+/// Everybody who is told.
+#[derive(Debug, Default)]
+pub(super) struct Subscribers {
+    inner: Mutex<Inner>,
+}
+
+impl Subscribers {
+    pub(super) fn add(&self, subscriber: Arc<dyn InvalidateSubscriber>) -> SubscriptionId {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = SubscriptionId(inner.next_id);
+        inner.next_id += 1;
+        inner.list.push((id, subscriber));
+        id
+    }
+
+    pub(super) fn remove(&self, id: SubscriptionId) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.list.retain(|(known, _)| *known != id);
+    }
+
+    /// Tells everybody, if there is anything to tell.
+    pub(super) fn tell(&self, ranges: &[EndedRange]) -> AckTicket {
+        if ranges.is_empty() {
+            return AckTicket::default();
+        }
+        let list: Vec<_> = {
+            let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            inner.list.iter().map(|(_, subscriber)| subscriber.clone()).collect()
+        };
+        if list.is_empty() {
+            return AckTicket::default();
+        }
+        let acks = Arc::new(Acks {
+            outstanding: AtomicU64::new(list.len() as u64),
+            abandoned: AtomicU64::new(0),
+        });
+        for subscriber in list {
+            subscriber.ended(ranges, AckToken { acks: acks.clone(), is_answered: false });
+        }
+        AckTicket { acks: Some(acks) }
+    }
+}
+
+/// Collects the ranges that one change of an address space ended, joining neighbours.
+#[derive(Debug, Default)]
+pub(super) struct Ended {
+    ranges: Vec<EndedRange>,
+    nr_pages: u64,
+}
+
+impl Ended {
+    pub(super) fn push(&mut self, page: u64, nr_pages: u64) {
+        self.nr_pages += nr_pages;
+        let address = page * PAGE_BYTES;
+        let len_bytes = nr_pages * PAGE_BYTES;
+        match self.ranges.last_mut() {
+            Some(last) if last.address + last.len_bytes == address => last.len_bytes += len_bytes,
+            _ => self.ranges.push(EndedRange { address, len_bytes }),
+        }
+    }
+
+    pub(super) fn ranges(&self) -> &[EndedRange] {
+        &self.ranges
+    }
+
+    pub(super) const fn nr_pages(&self) -> u64 {
+        self.nr_pages
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Cache(Mutex<Vec<AckToken>>);
+
+    impl InvalidateSubscriber for Cache {
+        fn ended(&self, _: &[EndedRange], token: AckToken) {
+            self.0.lock().unwrap().push(token);
+        }
+    }
+
+    #[test]
+    fn a_dropped_token_is_no_answer() {
+        let subscribers = Subscribers::default();
+        let caches = [Arc::new(Cache::default()), Arc::new(Cache::default())];
+        let ids = caches.clone().map(|cache| subscribers.add(cache));
+        let range = EndedRange { address: 0, len_bytes: PAGE_BYTES };
+        let ticket = subscribers.tell(&[range]);
+        assert_eq!((ticket.is_done(), ticket.nr_outstanding()), (false, 2));
+        caches[0].0.lock().unwrap().pop().unwrap().acknowledge();
+        drop(caches[1].0.lock().unwrap().pop());
+        assert_eq!((ticket.nr_outstanding(), ticket.nr_abandoned()), (1, 1));
+        subscribers.remove(ids[1]);
+        let ticket = subscribers.tell(&[range]);
+        caches[0].0.lock().unwrap().pop().unwrap().acknowledge();
+        assert!(ticket.is_done());
+        assert!(subscribers.tell(&[]).is_done());
+    }
+}

@@ -1,0 +1,503 @@
+//! Mapping, unmapping, protecting and moving areas.
+
+use core::fmt;
+use std::sync::Arc;
+
+use super::{AckTicket, Ended, Mm, MmState, Vacancy};
+use crate::error::errno;
+use crate::level::{Level, PAGE_BYTES};
+use crate::page_table::entry::LeafFlags;
+use crate::prot::Prot;
+use crate::vma::{Backing, Vma, VmaKind};
+
+const ENXIO: i32 = 6;
+const EEXIST: i32 = 17;
+
+/// Why an area could not be mapped, unmapped or changed. Nothing was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MapError {
+    /// Address or length is no multiple of the page size, or the length is zero.
+    Misaligned {
+        /// What was given.
+        value: u64,
+    },
+    /// A device-dax area must start and end at multiples of its device's alignment, in addresses
+    /// and in the device.
+    DaxMisaligned {
+        /// The alignment.
+        align: Level,
+        /// What is no multiple of it.
+        address: u64,
+    },
+    /// A device-dax mapping must be shared.
+    PrivateDax,
+    /// Private mappings of pool files are not offered.
+    PrivateFile,
+    /// The device or file is gone.
+    Dead,
+    /// The addresses lie outside the address space, or no gap is large enough.
+    NoRoom {
+        /// Length asked for, in bytes.
+        len_bytes: u64,
+    },
+    /// Something is mapped at the addresses already.
+    Taken {
+        /// The first address asked for.
+        address: u64,
+    },
+    /// The file was not opened for this.
+    NotPermitted {
+        /// What was asked for.
+        wanted: Prot,
+    },
+    /// Nothing, or not one area, is mapped at some of the addresses.
+    NotMapped {
+        /// The first address asked for.
+        address: u64,
+    },
+    /// The page table or the processor's mapping refused, with this Linux error number.
+    Refused(i32),
+}
+
+impl MapError {
+    /// The Linux error number that says the same.
+    #[must_use]
+    pub const fn errno(&self) -> i32 {
+        match self {
+            Self::Misaligned { .. } | Self::DaxMisaligned { .. } | Self::PrivateDax => {
+                errno::EINVAL
+            }
+            Self::PrivateFile => errno::EOPNOTSUPP,
+            Self::Dead => ENXIO,
+            Self::NoRoom { .. } | Self::NotMapped { .. } => errno::ENOMEM,
+            Self::Taken { .. } => EEXIST,
+            Self::NotPermitted { .. } => errno::EACCES,
+            Self::Refused(number) => *number,
+        }
+    }
+}
+
+impl fmt::Display for MapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Misaligned { value } => write!(f, "{value:#x} is zero or no multiple of 4 KiB"),
+            Self::DaxMisaligned { align, address } => {
+                write!(f, "{address:#x} is no multiple of the device's {align} alignment")
+            }
+            Self::PrivateDax => f.write_str("a device-dax mapping must be shared"),
+            Self::PrivateFile => f.write_str("private mappings of pool files are not offered"),
+            Self::Dead => f.write_str("the device or file is gone"),
+            Self::NoRoom { len_bytes } => {
+                write!(f, "the address space has no room for {len_bytes} bytes there")
+            }
+            Self::Taken { address } => write!(f, "something is mapped at {address:#x} already"),
+            Self::NotPermitted { wanted } => write!(f, "the file was not opened for {wanted:?}"),
+            Self::NotMapped { address } => {
+                write!(f, "some of the addresses from {address:#x} on are not mapped, or not alike")
+            }
+            Self::Refused(number) => write!(f, "the mapping was refused with errno {number}"),
+        }
+    }
+}
+
+impl std::error::Error for MapError {}
+
+/// Where to put an area.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placed {
+    /// Wherever there is a gap.
+    Anywhere,
+    /// At this address, where nothing may be mapped (`MAP_FIXED_NOREPLACE`).
+    At(u64),
+    /// At this address, over whatever is mapped there (`MAP_FIXED`).
+    Over(u64),
+}
+
+/// Who sees what is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// Everybody (`MAP_SHARED`).
+    Shared,
+    /// Only the writer (`MAP_PRIVATE`): refused, see `docs/adr`.
+    Private,
+}
+
+/// What to map.
+#[derive(Clone, Debug)]
+pub struct MapRequest {
+    /// What lies behind.
+    pub backing: Arc<dyn Backing>,
+    /// Page of the file to start with.
+    pub file_page: u64,
+    /// Length in bytes.
+    pub len_bytes: u64,
+    /// Where to.
+    pub place: Placed,
+    /// What may be done.
+    pub prot: Prot,
+    /// Who sees what is written.
+    pub sharing: Sharing,
+}
+
+impl MapRequest {
+    /// A shared, readable and writable mapping of the first `len_bytes` bytes, anywhere.
+    #[must_use]
+    pub fn new(backing: Arc<dyn Backing>, len_bytes: u64) -> Self {
+        Self {
+            backing,
+            file_page: 0,
+            len_bytes,
+            place: Placed::Anywhere,
+            prot: Prot::READ_WRITE,
+            sharing: Sharing::Shared,
+        }
+    }
+
+    /// From this page of the file on.
+    #[must_use]
+    pub fn from_file_page(self, file_page: u64) -> Self {
+        Self { file_page, ..self }
+    }
+
+    /// At this address, where nothing may be mapped.
+    #[must_use]
+    pub fn at(self, address: u64) -> Self {
+        Self { place: Placed::At(address), ..self }
+    }
+
+    /// At this address, over whatever is mapped there.
+    #[must_use]
+    pub fn over(self, address: u64) -> Self {
+        Self { place: Placed::Over(address), ..self }
+    }
+
+    /// With these permissions.
+    #[must_use]
+    pub fn with_prot(self, prot: Prot) -> Self {
+        Self { prot, ..self }
+    }
+
+    /// Seen by the writer alone.
+    #[must_use]
+    pub fn private(self) -> Self {
+        Self { sharing: Sharing::Private, ..self }
+    }
+}
+
+/// What ended with a change.
+#[derive(Debug)]
+#[must_use = "translations that ended may be cached by devices until the ticket is done"]
+pub struct Unmapped {
+    /// Pages that had a leaf.
+    pub nr_pages: u64,
+    /// Who has been told and not answered.
+    pub acks: AckTicket,
+}
+
+impl Mm {
+    /// Maps a range of a file or pagemap; returns its address. A process address space is filled at
+    /// once as far as the file reaches; in a device address space leaves come with faults,
+    /// [`populate`](Self::populate) or the first pin.
+    ///
+    /// # Errors
+    /// [`MapError`], as `mmap(2)` and, for device-dax, Linux 7.1: drivers/dax/device.c.
+    pub fn map(&self, request: &MapRequest) -> Result<u64, MapError> {
+        let nr_pages = whole_pages(request.len_bytes)?;
+        check_request(request, nr_pages)?;
+        let mut ended = Ended::default();
+        let page = {
+            let mut state = self.lock();
+            let page = self.find_place(&mut state, request, nr_pages)?;
+            let vma = Vma {
+                page,
+                nr_pages,
+                backing: request.backing.clone(),
+                file_page: request.file_page,
+                prot: request.prot,
+            };
+            if matches!(request.place, Placed::Over(_)) {
+                self.clear(&mut state, page, vma.end(), &mut ended);
+                if !state.areas.replace(&vma) {
+                    state.areas.remove(page, vma.end());
+                    state.areas.insert(vma);
+                }
+            } else {
+                state.areas.insert(vma);
+            }
+            self.fill_for_cpu(&mut state, page, page + nr_pages);
+            page
+        };
+        let _told = self.finish(&ended);
+        Ok(page * PAGE_BYTES)
+    }
+
+    /// Removes what is mapped from `address` on; addresses where nothing is are passed over.
+    ///
+    /// # Errors
+    /// [`MapError::Misaligned`], and [`MapError::DaxMisaligned`] when that would split a device-dax
+    /// area elsewhere than at its alignment.
+    pub fn unmap(&self, address: u64, len_bytes: u64) -> Result<Unmapped, MapError> {
+        let (from, to) = self.page_range(address, len_bytes)?;
+        let mut ended = Ended::default();
+        {
+            let mut state = self.lock();
+            check_split(&state, from, to)?;
+            self.clear(&mut state, from, to, &mut ended);
+            state.areas.remove(from, to);
+        }
+        Ok(self.finish(&ended))
+    }
+
+    /// Changes what may be done to pages that are all mapped: all of them or none.
+    ///
+    /// # Errors
+    /// [`MapError::NotMapped`] when there is a gap, [`MapError::NotPermitted`] when a file was not
+    /// opened for it, [`MapError::DaxMisaligned`] as [`unmap`](Self::unmap).
+    pub fn protect(&self, address: u64, len_bytes: u64, prot: Prot) -> Result<Unmapped, MapError> {
+        let (from, to) = self.page_range(address, len_bytes)?;
+        let mut ended = Ended::default();
+        {
+            let mut state = self.lock();
+            if !state.areas.covers(from, to) {
+                return Err(MapError::NotMapped { address });
+            }
+            check_split(&state, from, to)?;
+            let parts: Vec<Vma> =
+                state.areas.overlapping(from, to).map(|vma| vma.part(from, to)).collect();
+            if parts.iter().any(|vma| !vma.backing.most_prot().contains(prot)) {
+                return Err(MapError::NotPermitted { wanted: prot });
+            }
+            self.weaken(&mut state, from, to, prot, &mut ended);
+            state.areas.remove(from, to);
+            for part in parts {
+                state.areas.insert(Vma { prot, ..part });
+            }
+            self.fill_for_cpu(&mut state, from, to);
+        }
+        Ok(self.finish(&ended))
+    }
+
+    /// Moves, grows or shrinks what is mapped from `address` on, which must lie in one area. What is
+    /// moved is faulted in anew. Returns the new address.
+    ///
+    /// # Errors
+    /// As `mremap(2)`: [`MapError::NotMapped`], [`MapError::NoRoom`], [`MapError::Taken`];
+    /// [`MapError::DaxMisaligned`] when a split or the result would not be aligned.
+    pub fn remap(
+        &self,
+        address: u64,
+        old_bytes: u64,
+        new_bytes: u64,
+        place: Placed,
+    ) -> Result<u64, MapError> {
+        let (from, to) = self.page_range(address, old_bytes)?;
+        let nr_pages = whole_pages(new_bytes)?;
+        let mut ended = Ended::default();
+        let page = {
+            let mut state = self.lock();
+            let Some(vma) = state.areas.find(from).filter(|vma| to <= vma.end()).cloned() else {
+                return Err(MapError::NotMapped { address });
+            };
+            check_split(&state, from, to)?;
+            let part = vma.part(from, to);
+            let request = MapRequest {
+                backing: part.backing.clone(),
+                file_page: part.file_page,
+                len_bytes: new_bytes,
+                place,
+                prot: part.prot,
+                sharing: Sharing::Shared,
+            };
+            check_request(&request, nr_pages)?;
+            if place == Placed::Anywhere && nr_pages <= to - from {
+                let cut = from + nr_pages;
+                check_split(&state, cut, to)?;
+                self.clear(&mut state, cut, to, &mut ended);
+                state.areas.remove(cut, to);
+                from
+            } else {
+                self.move_area(&mut state, &part, &request, nr_pages, &mut ended)?
+            }
+        };
+        let _told = self.finish(&ended);
+        Ok(page * PAGE_BYTES)
+    }
+
+    fn move_area(
+        &self,
+        state: &mut MmState,
+        part: &Vma,
+        request: &MapRequest,
+        nr_pages: u64,
+        ended: &mut Ended,
+    ) -> Result<u64, MapError> {
+        let grown_end = part.page + nr_pages;
+        let can_grow = request.place == Placed::Anywhere
+            && grown_end <= self.pages().1
+            && state.areas.overlapping(part.end(), grown_end).next().is_none();
+        let page =
+            if can_grow { part.page } else { self.find_place(state, request, nr_pages)? };
+        if !can_grow && page < part.end() && part.page < page + nr_pages {
+            return Err(MapError::Taken { address: page * PAGE_BYTES });
+        }
+        if !can_grow {
+            self.clear(state, part.page, part.end(), ended);
+            self.clear(state, page, page + nr_pages, ended);
+        }
+        state.areas.remove(part.page, part.end());
+        state.areas.remove(page, page + nr_pages);
+        state.areas.insert(Vma { page, nr_pages, ..part.clone() });
+        self.fill_for_cpu(state, page, page + nr_pages);
+        Ok(page)
+    }
+
+    /// Where the request's pages go.
+    fn find_place(
+        &self,
+        state: &mut MmState,
+        request: &MapRequest,
+        nr_pages: u64,
+    ) -> Result<u64, MapError> {
+        let no_room = MapError::NoRoom { len_bytes: request.len_bytes };
+        let (low, high) = self.pages();
+        let align = match request.backing.kind() {
+            VmaKind::DeviceDax { align } => align,
+            _ => Level::largest_fitting(0, nr_pages).unwrap_or(Level::Pte),
+        };
+        let address = match request.place {
+            Placed::Anywhere => {
+                let find = |state: &mut MmState, level: Level| {
+                    state.areas.find_gap(low, high, nr_pages, level.nr_pages())
+                };
+                return find(state, align)
+                    .or_else(|| match request.backing.kind() {
+                        VmaKind::DeviceDax { .. } => None,
+                        _ => find(state, Level::Pte),
+                    })
+                    .ok_or(no_room);
+            }
+            Placed::At(address) | Placed::Over(address) => address,
+        };
+        if !address.is_multiple_of(PAGE_BYTES) {
+            return Err(MapError::Misaligned { value: address });
+        }
+        let page = address / PAGE_BYTES;
+        if let VmaKind::DeviceDax { align } = request.backing.kind()
+            && !page.is_multiple_of(align.nr_pages())
+        {
+            return Err(MapError::DaxMisaligned { align, address });
+        }
+        if page < low || page.checked_add(nr_pages).is_none_or(|end| end > high) {
+            return Err(no_room);
+        }
+        let end = page + nr_pages;
+        match request.place {
+            Placed::Over(_) => check_split(state, page, end)?,
+            _ if state.areas.overlapping(page, end).next().is_some() => {
+                return Err(MapError::Taken { address });
+            }
+            _ => {}
+        }
+        Ok(page)
+    }
+
+    /// Removes the leaves of a range whose areas are about to go or change.
+    fn clear(&self, state: &mut MmState, from: u64, to: u64, ended: &mut Ended) {
+        let mut cursor = self.table.cursor(&mut state.writer);
+        cursor.clear(from, to, None, |page, nr_pages| ended.push(page, nr_pages));
+        if let Some(cpu) = &self.cpu {
+            cpu.unmap(from * PAGE_BYTES, (to - from) * PAGE_BYTES, Vacancy::Unmapped);
+        }
+    }
+
+    /// Takes from leaves what `prot` no longer allows. What it newly allows comes with faults.
+    fn weaken(&self, state: &mut MmState, from: u64, to: u64, prot: Prot, ended: &mut Ended) {
+        let mut cursor = self.table.cursor(&mut state.writer);
+        if prot == Prot::NONE || self.cpu.is_some() {
+            // A process address space is filled anew under the new permissions.
+            cursor.clear(from, to, None, |page, nr_pages| ended.push(page, nr_pages));
+        } else if !prot.contains(Prot::WRITE) {
+            let without = |flags: LeafFlags| flags.without(LeafFlags::WRITE);
+            if cursor.change_flags(from, to, without).is_err() {
+                cursor.clear(from, to, None, |page, nr_pages| ended.push(page, nr_pages));
+            } else {
+                ended.push(from, to - from);
+            }
+        }
+        if let Some(cpu) = &self.cpu {
+            cpu.unmap(from * PAGE_BYTES, (to - from) * PAGE_BYTES, Vacancy::Reserved);
+        }
+    }
+
+    /// Fills what the processor may touch, in a process address space. A page that cannot be filled
+    /// now is an error at its first touch, as a page fault would be.
+    fn fill_for_cpu(&self, state: &mut MmState, from: u64, to: u64) {
+        if self.cpu.is_some() {
+            let mut at = from;
+            while at < to
+                && let Err((failed, _)) = self.fill_all(state, at, to)
+            {
+                at = failed + 1;
+            }
+        }
+    }
+
+    fn page_range(&self, address: u64, len_bytes: u64) -> Result<(u64, u64), MapError> {
+        if !address.is_multiple_of(PAGE_BYTES) {
+            return Err(MapError::Misaligned { value: address });
+        }
+        let nr_pages = whole_pages(len_bytes)?;
+        let page = address / PAGE_BYTES;
+        let (low, high) = self.pages();
+        match page.checked_add(nr_pages) {
+            Some(end) if page >= low && end <= high => Ok((page, end)),
+            _ => Err(MapError::Misaligned { value: address }),
+        }
+    }
+}
+
+/// A length in pages, rounded up as `mmap` does.
+fn whole_pages(len_bytes: u64) -> Result<u64, MapError> {
+    match len_bytes.div_ceil(PAGE_BYTES) {
+        0 => Err(MapError::Misaligned { value: len_bytes }),
+        nr_pages => Ok(nr_pages),
+    }
+}
+
+/// What does not depend on the address (Linux 7.1: drivers/dax/device.c, check_vma).
+fn check_request(request: &MapRequest, nr_pages: u64) -> Result<(), MapError> {
+    let backing = &request.backing;
+    if !backing.is_alive() {
+        return Err(MapError::Dead);
+    }
+    let kind = backing.kind();
+    match (request.sharing, kind) {
+        (Sharing::Private, VmaKind::DeviceDax { .. }) => return Err(MapError::PrivateDax),
+        (Sharing::Private, _) => return Err(MapError::PrivateFile),
+        (Sharing::Shared, _) => {}
+    }
+    if let VmaKind::DeviceDax { align } = kind {
+        for pages in [nr_pages, request.file_page] {
+            if !pages.is_multiple_of(align.nr_pages()) {
+                return Err(MapError::DaxMisaligned { align, address: pages * PAGE_BYTES });
+            }
+        }
+    }
+    if !backing.most_prot().contains(request.prot) {
+        return Err(MapError::NotPermitted { wanted: request.prot });
+    }
+    Ok(())
+}
+
+fn check_split(state: &MmState, from: u64, to: u64) -> Result<(), MapError> {
+    if state.areas.may_split(from, to) {
+        return Ok(());
+    }
+    let align = [from, to].into_iter().find_map(|page| match state.areas.find(page)?.kind() {
+        VmaKind::DeviceDax { align } if !page.is_multiple_of(align.nr_pages()) => Some(align),
+        _ => None,
+    });
+    let align = align.unwrap_or(Level::Pte);
+    Err(MapError::DaxMisaligned { align, address: from * PAGE_BYTES })
+}

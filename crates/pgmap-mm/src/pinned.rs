@@ -1,0 +1,224 @@
+//! What `get_user_pages` gives back: runs of frames, held.
+
+use crate::error::PinError;
+use crate::ledger::Agent;
+use crate::level::{Level, PAGE_BYTES};
+use crate::longterm::LongtermPin;
+use crate::mm::Mm;
+use crate::pfn::{Pfn, PfnRange};
+use crate::pin::{ClientSide, Pin};
+
+/// A long-term hold that the owner granted and may ask back. Dropping it ends the hold.
+pub trait Lease: Send + Sync + core::fmt::Debug {
+    /// Whether the owner wants the frames back.
+    fn is_wanted_back(&self) -> bool;
+}
+
+/// What keeps a segment's frames from being reused.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Hold<'a, S: ClientSide> {
+    /// A slot in this thread's lane.
+    Short(Pin<'a, S>),
+    /// A count per folio.
+    Long(LongtermPin<'a, S>),
+    /// A range in the owner's lease table.
+    Leased(Box<dyn Lease>),
+}
+
+/// Addresses that are backed by consecutive frames, which are held.
+#[derive(Debug)]
+#[must_use = "dropping a segment gives the frames up"]
+pub struct PinnedSegment<'a, S: ClientSide> {
+    pub(crate) address: u64,
+    pub(crate) run: PfnRange,
+    pub(crate) level: Level,
+    pub(crate) hold: Hold<'a, S>,
+}
+
+impl<S: ClientSide> PinnedSegment<'_, S> {
+    /// First address, a multiple of the page size.
+    #[inline]
+    #[must_use]
+    pub const fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// The frames.
+    #[inline]
+    #[must_use]
+    pub const fn run(&self) -> PfnRange {
+        self.run
+    }
+
+    /// Length in bytes.
+    #[inline]
+    #[must_use]
+    pub const fn len_bytes(&self) -> u64 {
+        self.run.len_bytes()
+    }
+
+    /// The size of the leaf that maps the first page.
+    #[inline]
+    #[must_use]
+    pub const fn level(&self) -> Level {
+        self.level
+    }
+
+    /// What holds the frames.
+    #[must_use]
+    pub const fn hold(&self) -> &Hold<'_, S> {
+        &self.hold
+    }
+
+    /// Whether somebody wants the frames back.
+    #[must_use]
+    pub fn is_wanted_back(&self) -> bool {
+        match &self.hold {
+            Hold::Short(pin) => pin.is_wanted_back(),
+            Hold::Long(pin) => pin.is_wanted_back(),
+            Hold::Leased(lease) => lease.is_wanted_back(),
+        }
+    }
+
+    /// Writes down what the pin is for, for whoever asks who holds the frames.
+    pub fn set_tag(&self, tag: u64) {
+        if let Hold::Short(pin) = &self.hold {
+            pin.set_tag(tag);
+        }
+    }
+
+    /// Says from now on that a device (or no device any more) may write to the frames. Only a
+    /// short-term hold can change; the return value tells whether it did.
+    pub fn set_agent(&self, agent: Agent) -> bool {
+        match &self.hold {
+            Hold::Short(pin) => {
+                pin.set_agent(agent);
+                true
+            }
+            Hold::Long(_) | Hold::Leased(_) => false,
+        }
+    }
+}
+
+/// Whether the holder wrote to the pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dirty {
+    /// It did, or may have.
+    Yes,
+    /// It did not.
+    No,
+}
+
+/// Pages that were asked for by address, from the first one on, as far as they could be had.
+///
+/// Dropping it unpins. Where the pin was for writing and nobody said otherwise with
+/// [`unpin`](Self::unpin), the pages then count as written.
+#[derive(Debug)]
+#[must_use = "dropping a pinned range gives the frames up"]
+pub struct PinnedRange<'a, S: ClientSide> {
+    mm: &'a Mm,
+    /// The usual range is one segment, which needs no allocation.
+    first: Option<PinnedSegment<'a, S>>,
+    rest: Vec<PinnedSegment<'a, S>>,
+    nr_pages: u64,
+    may_be_dirty: bool,
+}
+
+impl<'a, S: ClientSide> PinnedRange<'a, S> {
+    #[inline]
+    pub(crate) const fn empty(mm: &'a Mm, is_for_writing: bool) -> Self {
+        Self { mm, first: None, rest: Vec::new(), nr_pages: 0, may_be_dirty: is_for_writing }
+    }
+
+    #[inline]
+    pub(crate) fn push(&mut self, segment: PinnedSegment<'a, S>) {
+        self.nr_pages += segment.run.nr_pages();
+        if self.first.is_none() {
+            self.first = Some(segment);
+        } else {
+            self.rest.push(segment);
+        }
+    }
+
+    /// Pages held, which may be fewer than were asked for.
+    #[inline]
+    #[must_use]
+    pub const fn nr_pages(&self) -> u64 {
+        self.nr_pages
+    }
+
+    /// Whether no page is held.
+    #[inline]
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.nr_pages == 0
+    }
+
+    /// Bytes held.
+    #[must_use]
+    pub const fn len_bytes(&self) -> u64 {
+        self.nr_pages * PAGE_BYTES
+    }
+
+    /// Contiguous stretches in order of address, each with its own hold.
+    pub fn segments(&self) -> impl Iterator<Item = &PinnedSegment<'a, S>> {
+        self.first.iter().chain(&self.rest)
+    }
+
+    /// Every page: address and frame.
+    pub fn pages(&self) -> impl Iterator<Item = (u64, Pfn)> {
+        self.segments().flat_map(|segment| {
+            let (address, first) = (segment.address, segment.run.start());
+            (0..segment.run.nr_pages()).filter_map(move |at| {
+                Some((address + at * PAGE_BYTES, Pfn::new(first + at)?))
+            })
+        })
+    }
+
+    /// Gives the pages up and says whether they were written.
+    pub fn unpin(mut self, dirty: Dirty) {
+        self.may_be_dirty = dirty == Dirty::Yes;
+    }
+
+    /// Gives each segment to the caller, who holds it from now on. What was pinned for writing
+    /// counts as written.
+    #[must_use]
+    pub fn into_segments(mut self) -> Vec<PinnedSegment<'a, S>> {
+        self.mark();
+        self.may_be_dirty = false;
+        let mut segments = Vec::with_capacity(1 + self.rest.len());
+        segments.extend(self.first.take());
+        segments.append(&mut self.rest);
+        segments
+    }
+
+    fn mark(&self) {
+        if self.may_be_dirty && self.mm.dirty().is_on() {
+            for segment in self.segments() {
+                self.mm.dirty().mark(segment.address / PAGE_BYTES, segment.run.nr_pages());
+            }
+        }
+    }
+}
+
+impl<S: ClientSide> Drop for PinnedRange<'_, S> {
+    #[inline]
+    fn drop(&mut self) {
+        // Before the holds go: whoever takes the bits after a drain finds them set.
+        if self.may_be_dirty {
+            self.mark();
+        }
+    }
+}
+
+/// What may go wrong with a hold that is no fault of the address.
+pub(crate) const fn is_for_the_caller(error: &PinError) -> bool {
+    matches!(
+        error,
+        PinError::LaneFull { .. }
+            | PinError::NoLane { .. }
+            | PinError::CountFull { .. }
+            | PinError::Detached
+    )
+}

@@ -1,0 +1,336 @@
+//! Taking a part out of a file: truncate and hole punching, with a deadline.
+//!
+//! A folio of which only a part goes is split first, so that a pin of the part that stays is never in
+//! the way (Linux waits for the whole entry: fs/dax.c, dax_busy_page; semantics scenario 53).
+
+use pgmap_mm::descriptor::FolioState;
+use pgmap_mm::extent::Extent;
+use pgmap_mm::index::ExtentList;
+use pgmap_mm::level::PAGE_BYTES;
+use pgmap_mm::pfn::{Pfn, PfnRange};
+use pgmap_mm::stamp::Stamp;
+use pgmap_os::clock;
+
+use crate::name::FileName;
+use crate::owner::catalog::Change;
+use crate::owner::core::{Core, FileRecord, Outcome, Ticket};
+use crate::owner::drains::{PendingDrain, Purpose};
+use crate::owner::files::file_idle;
+use crate::refusal::Refusal;
+use crate::wire::Reply;
+
+/// A cut that waits for holders.
+#[derive(Debug)]
+pub(crate) struct Cut {
+    pub ticket: Ticket,
+    pub name: FileName,
+    pub deadline_ms: u64,
+    /// The file as it was, to go back to.
+    pub before: FileRecord,
+}
+
+/// A file's extents after a cut, and the frames that go.
+struct Pieces {
+    extents: Vec<Extent>,
+    off: Vec<PfnRange>,
+}
+
+impl Core {
+    /// Shortens a file.
+    pub(crate) fn truncate(&mut self, name: FileName, len_bytes: u64, wait_ms: u64) -> Outcome {
+        let checked = self.idle_file(&name).and_then(|file| {
+            if len_bytes == 0 || len_bytes > file.len_bytes {
+                return Err(Refusal::BadLength {
+                    name: name.to_string(),
+                    len_bytes,
+                    why: format!(
+                        "a truncate shortens, to at least 1 byte; it has {}",
+                        file.len_bytes
+                    ),
+                });
+            }
+            Ok(file.clone())
+        });
+        let result = checked.and_then(|before| {
+            let after_pages = before.extents.iter().map(|extent| extent.run.nr_pages()).sum();
+            let pages = len_bytes.div_ceil(PAGE_BYTES)..after_pages;
+            self.cut_file(name, before, pages, len_bytes, wait_ms)
+        });
+        result.unwrap_or_else(|refusal| Outcome::Answer(Reply::Refused(refusal)))
+    }
+
+    /// Takes whole pages out of the middle of a file, which then read as zero.
+    pub(crate) fn punch(
+        &mut self,
+        name: FileName,
+        offset: u64,
+        len_bytes: u64,
+        wait_ms: u64,
+    ) -> Outcome {
+        let checked = self.idle_file(&name).and_then(|file| {
+            let end = offset.checked_add(len_bytes).filter(|&end| end <= file.len_bytes);
+            let is_whole_pages = offset % PAGE_BYTES == 0
+                && (len_bytes % PAGE_BYTES == 0 || end == Some(file.len_bytes));
+            match end {
+                Some(end) if is_whole_pages && len_bytes > 0 => {
+                    Ok((file.clone(), offset / PAGE_BYTES..end.div_ceil(PAGE_BYTES)))
+                }
+                _ => Err(Refusal::BadLength {
+                    name: name.to_string(),
+                    len_bytes,
+                    why: format!(
+                        "a hole at {offset} must be whole 4096-byte pages inside the file's {} bytes",
+                        file.len_bytes
+                    ),
+                }),
+            }
+        });
+        let result = checked.and_then(|(before, pages)| {
+            let len_bytes = before.len_bytes;
+            self.cut_file(name, before, pages, len_bytes, wait_ms)
+        });
+        result.unwrap_or_else(|refusal| Outcome::Answer(Reply::Refused(refusal)))
+    }
+
+    fn idle_file(&self, name: &FileName) -> Result<&FileRecord, Refusal> {
+        let file =
+            self.files.get(name).ok_or_else(|| Refusal::NotFound { name: name.to_string() })?;
+        file_idle(name, file)?;
+        Ok(file)
+    }
+
+    fn cut_file(
+        &mut self,
+        name: FileName,
+        before: FileRecord,
+        pages: std::ops::Range<u64>,
+        len_bytes: u64,
+        wait_ms: u64,
+    ) -> Result<Outcome, Refusal> {
+        let is_tail = len_bytes < before.len_bytes;
+        // A hole adds two extents at most; rewriting an entry takes its further slots anew before it
+        // gives the old ones back.
+        self.index.check_room(self.index.slots_for(before.extents.len() + 2) - 1)?;
+        let fresh = self.take_stamp()?;
+        if let Err(refusal) = self.split_edges(&before.extents, &pages) {
+            self.adopt_shape(&name, before)?;
+            return Err(refusal);
+        }
+        let pieces = self.cut_extents(&before.extents, pages, fresh, is_tail);
+        let after = FileRecord { len_bytes, extents: pieces.extents, ..before.clone() };
+        if pieces.off.is_empty() {
+            self.record(&[Change::Put(&name, after.stored())])?;
+            self.write_entry(&name, &after)?;
+            self.files.insert(name, after);
+            return Ok(Outcome::Answer(Reply::Done));
+        }
+        self.write_entry(&name, &after)?;
+        let drain = self.start_drain(pieces.off.into_iter().collect());
+        self.ask_holders(&drain, Some(wait_ms));
+        let ticket = self.new_ticket();
+        let doing = if is_tail { "truncated" } else { "punched" };
+        self.files.insert(name.clone(), FileRecord { doing: Some(doing), ..after });
+        let started_ms = clock::monotonic_ms();
+        let deadline_ms = started_ms.saturating_add(wait_ms);
+        let purpose = Purpose::Cut(Cut { ticket, name, deadline_ms, before });
+        self.drains.push(PendingDrain { drain, started_ms, purpose });
+        self.look_again();
+        let answered = self.answers.iter().position(|&(answered, _)| answered == ticket);
+        Ok(match answered {
+            Some(place) => Outcome::Answer(self.answers.swap_remove(place).1),
+            None => Outcome::Later(ticket),
+        })
+    }
+
+    /// Makes a file's books say where its life words lie after folios were split.
+    fn adopt_shape(&mut self, name: &FileName, mut file: FileRecord) -> Result<(), Refusal> {
+        for extent in file.extents.iter_mut().filter(|extent| !extent.is_hole()) {
+            if let Some(piece) = self.folios.piece(extent.run) {
+                *extent = piece;
+            }
+        }
+        self.write_entry(name, &file)?;
+        self.files.insert(name.clone(), file);
+        Ok(())
+    }
+
+    pub(crate) fn write_entry(
+        &mut self,
+        name: &FileName,
+        file: &FileRecord,
+    ) -> Result<(), Refusal> {
+        let list: ExtentList = file.extents.iter().copied().collect();
+        Ok(self.index.update(file.entry, name.as_bytes(), file.id, file.len_bytes, &list)?)
+    }
+
+    /// Divides extents around `pages`, splitting the folios at its ends, and changes the life word of
+    /// each extent that loses a part. What goes becomes a hole, or the end of the file.
+    fn cut_extents(
+        &mut self,
+        extents: &[Extent],
+        pages: std::ops::Range<u64>,
+        fresh: Stamp,
+        is_tail: bool,
+    ) -> Pieces {
+        let mut pieces = Pieces { extents: Vec::new(), off: Vec::new() };
+        let mut at = 0;
+        for extent in extents {
+            let nr_pages = extent.run.nr_pages();
+            let from = pages.start.clamp(at, at + nr_pages) - at;
+            let to = pages.end.clamp(at, at + nr_pages) - at;
+            at += nr_pages;
+            if from == to {
+                pieces.extents.push(*extent);
+                continue;
+            }
+            let hole = (!is_tail).then_some(to - from);
+            self.cut_extent(extent, from..to, fresh, &mut pieces, hole);
+        }
+        pieces.extents = joined_holes(pieces.extents);
+        pieces
+    }
+
+    fn cut_extent(
+        &mut self,
+        extent: &Extent,
+        pages: std::ops::Range<u64>,
+        fresh: Stamp,
+        pieces: &mut Pieces,
+        hole: Option<u64>,
+    ) {
+        let (from, to) = (pages.start, pages.end);
+        if extent.is_hole() {
+            pieces.extents.extend(Extent::hole(from));
+            pieces.extents.extend(hole.and_then(Extent::hole));
+            pieces.extents.extend(Extent::hole(extent.run.nr_pages() - to));
+            return;
+        }
+        let run = extent.run;
+        if let Some(before) = run.sub_run(0, from) {
+            let head = self.folios.vmemmap().load(extent.head_level, extent.first());
+            if head == Some(extent.life) {
+                pieces
+                    .extents
+                    .push(self.folios.change_life(&Extent { run: before, ..*extent }, fresh));
+            } else {
+                // The head folio itself was split: the life word is another's now.
+                pieces.extents.extend(self.folios.piece(before));
+            }
+        }
+        pieces.off.extend(run.sub_run(from, to - from));
+        pieces.extents.extend(hole.and_then(Extent::hole));
+        if let Some(after) = run.sub_run(to, run.nr_pages() - to) {
+            pieces.extents.extend(self.folios.piece(after));
+        }
+    }
+
+    /// Splits folios until one starts at `pfn`.
+    fn split_at(&mut self, pfn: Pfn) -> Result<(), Refusal> {
+        while let Some((level, _)) = self.folios.vmemmap().folio_of(pfn)
+            && !pfn.is_aligned(level)
+            && let Some(below) = level.below()
+        {
+            let split = self.folios.split(pfn, below);
+            split.map_err(|error| Refusal::Invalid { why: error.to_string() })?;
+        }
+        Ok(())
+    }
+
+    /// Splits the folios at both ends of `pages` of a file.
+    fn split_edges(
+        &mut self,
+        extents: &[Extent],
+        pages: &std::ops::Range<u64>,
+    ) -> Result<(), Refusal> {
+        let mut at = 0;
+        for extent in extents {
+            let run = extent.run;
+            for edge in [pages.start, pages.end] {
+                if !extent.is_hole()
+                    && edge > at
+                    && let Some(pfn) = Pfn::new(run.start() + (edge - at))
+                    && run.contains(pfn)
+                {
+                    self.split_at(pfn)?;
+                }
+            }
+            at += run.nr_pages();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn finish_cut(&mut self, pending: &PendingDrain, cut: &Cut) {
+        let recorded = match self.files.get(&cut.name) {
+            Some(file) => self.record(&[Change::Put(&cut.name, file.stored())]),
+            None => Ok(()),
+        };
+        if let Err(refusal) = recorded {
+            self.restore(pending, cut);
+            self.answers.push((cut.ticket, Reply::Refused(refusal)));
+            return;
+        }
+        if let Some(file) = self.files.get_mut(&cut.name) {
+            file.doing = None;
+        }
+        for run in pending.drain.runs().iter() {
+            self.free_run(run);
+        }
+        self.answers.push((cut.ticket, Reply::Done));
+    }
+
+    pub(crate) fn give_up_cut(&mut self, pending: &PendingDrain, cut: &Cut) {
+        let waited_ms = clock::monotonic_ms() - pending.started_ms;
+        let mut holders: Vec<_> = pending
+            .drain
+            .held()
+            .iter()
+            .filter_map(|held| self.holder(held, Some(waited_ms)))
+            .collect();
+        holders.truncate(crate::owner::report::MAX_HOLDERS);
+        self.restore(pending, cut);
+        let refusal = Refusal::Held { name: cut.name.to_string(), holders, waited_ms };
+        self.answers.push((cut.ticket, Reply::Refused(refusal)));
+    }
+
+    /// Puts a file back to what it was before a cut. Where no head folio was split, exactly: pins and
+    /// references of before go on. Where one was, they look the file up again.
+    fn restore(&mut self, pending: &PendingDrain, cut: &Cut) {
+        for run in pending.drain.runs().iter() {
+            self.folios.change(run, |word| word.in_state(FolioState::Live));
+        }
+        let mut before = FileRecord { doing: None, ..cut.before.clone() };
+        for extent in before.extents.iter_mut().filter(|extent| !extent.is_hole()) {
+            let head = self.folios.vmemmap().load(extent.head_level, extent.first());
+            if head.is_some_and(|head| head.state() == FolioState::Split) {
+                if let Some(piece) = self.folios.piece(extent.run) {
+                    *extent = piece;
+                }
+            } else {
+                self.folios.restore_life(extent);
+            }
+        }
+        if let Err(refusal) = self.write_entry(&cut.name, &before) {
+            // Only when other files took the room meanwhile: the file keeps its shorter entry until
+            // it is cut or renamed again.
+            tracing::warn!(file = %cut.name, %refusal, "the index has no room to restore a file");
+        }
+        self.files.insert(cut.name.clone(), before);
+    }
+}
+
+/// Neighbouring holes as one.
+fn joined_holes(extents: Vec<Extent>) -> Vec<Extent> {
+    let mut joined: Vec<Extent> = Vec::with_capacity(extents.len());
+    for extent in extents {
+        if let Some(last) = joined.last_mut()
+            && last.is_hole()
+            && extent.is_hole()
+            && let Some(both) = Extent::hole(last.run.nr_pages() + extent.run.nr_pages())
+        {
+            *last = both;
+            continue;
+        }
+        joined.push(extent);
+    }
+    joined
+}

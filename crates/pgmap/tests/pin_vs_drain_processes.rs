@@ -1,0 +1,384 @@
+//! Pin against drain between two processes on two processors, over real shared memory.
+//!
+//! One process pins, looks at a canary in the data while it holds, and lets go, without pause. The
+//! other marks a folio Dying, runs the heavy barrier and scans; a folio that the scan finds idle is
+//! reused at once: its canary changes and it is published under a new stamp. A pin that its check
+//! let through while the scan saw nothing sees the canary change under it: a violation.
+//!
+//! The same test then takes the heavy barrier away. Violations must appear, or the first half, which
+//! had none, proved nothing.
+
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
+
+mod support;
+
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use pgmap::mm::barrier::{BarrierMode, HeavyBarrier};
+use pgmap::mm::descriptor::{Descriptor, FolioFlags, FolioState};
+use pgmap::mm::drain::{ClientId, Drain, scan};
+use pgmap::mm::extent::Extent;
+use pgmap::mm::ledger::{Agent, LedgerLayout, LedgerReader};
+use pgmap::mm::level::Level;
+use pgmap::mm::pfn::PfnRange;
+use pgmap::mm::pin::{ClientSide, Lane, Pinner};
+use pgmap::mm::runs::SortedRuns;
+use pgmap::mm::stamp::Stamp;
+use pgmap::mm::vmemmap::{Vmemmap, VmemmapLayout};
+use pgmap::mm::words::{ReadCounts, ReadWords, WriteCounts, WriteWords};
+use pgmap::os::{
+    Connection, Listener, Membarrier, MemoryFile, PageSize, ReadMapping, WriteMapping, process,
+};
+use support::Second;
+
+/// Drains of the first half, unless its time is up before.
+const NR_DRAINS: u64 = 300_000;
+const MOST_TIME: Duration = Duration::from_secs(8);
+/// Fewer than this prove too little, however slow the machine.
+const LEAST_DRAINS: u64 = 20_000;
+/// Violations after which the control has shown its point.
+const ENOUGH_VIOLATIONS: u64 = 100;
+const NR_FOLIOS: u64 = 1;
+/// Descriptors and canaries of two folios never share a cache line.
+const STRIDE: u64 = 16;
+/// How often a pinner looks at the canary while it holds.
+const NR_LOOKS: usize = 48;
+
+// Words of the control page, in the same file as the canaries.
+const PAUSE: usize = 512;
+const PAUSED: usize = 520;
+const VIOLATIONS: usize = 528;
+const PINS: usize = 536;
+const DATA_BYTES: u64 = 2 * 4096;
+
+struct Shared(WriteMapping);
+
+impl ReadWords for Shared {
+    fn nr_words(&self) -> usize {
+        self.0.words().len()
+    }
+
+    #[inline]
+    fn load(&self, index: usize, order: Ordering) -> u64 {
+        self.0.words()[index].load(order)
+    }
+}
+
+impl WriteWords for Shared {
+    #[inline]
+    fn store(&self, index: usize, value: u64, order: Ordering) {
+        self.0.words()[index].store(value, order);
+    }
+
+    fn fetch_or(&self, index: usize, bits: u64, order: Ordering) -> u64 {
+        self.0.words()[index].fetch_or(bits, order)
+    }
+
+    fn discard(&self, range: std::ops::Range<usize>) {
+        for word in &self.0.words()[range] {
+            word.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+struct NoCounts;
+
+impl ReadCounts for NoCounts {
+    fn load(&self, _: usize, _: Ordering) -> u32 {
+        0
+    }
+}
+
+impl WriteCounts for NoCounts {
+    fn fetch_add(&self, _: usize, _: u32, _: Ordering) -> u32 {
+        0
+    }
+
+    fn fetch_sub(&self, _: usize, _: u32, _: Ordering) -> u32 {
+        0
+    }
+}
+
+struct ReadOnly(ReadMapping);
+
+impl ReadWords for ReadOnly {
+    fn nr_words(&self) -> usize {
+        (self.0.len_bytes() / 8) as usize
+    }
+
+    #[inline]
+    fn load(&self, index: usize, order: Ordering) -> u64 {
+        self.0.load_u64(index, order)
+    }
+}
+
+struct Side {
+    ledger: Shared,
+    vmemmap: Vmemmap<ReadOnly>,
+}
+
+impl ClientSide for Side {
+    type Ledger = Shared;
+    type Counts = NoCounts;
+    type Descriptors = ReadOnly;
+
+    fn ledger(&self) -> &Shared {
+        &self.ledger
+    }
+
+    fn counts(&self) -> &NoCounts {
+        &NoCounts
+    }
+
+    fn vmemmap(&self) -> &Vmemmap<ReadOnly> {
+        &self.vmemmap
+    }
+
+    fn barrier_mode(&self) -> BarrierMode {
+        BarrierMode::Asymmetric
+    }
+
+    // The drainer looks without pause.
+    fn ring_doorbell(&self) {}
+
+    fn is_detached(&self) -> bool {
+        false
+    }
+
+    fn identity(&self) -> u64 {
+        1
+    }
+}
+
+fn layouts() -> (VmemmapLayout, LedgerLayout) {
+    let vmemmap = VmemmapLayout::for_pages(1).unwrap();
+    (vmemmap, LedgerLayout::with_lanes(&vmemmap, 1, 64))
+}
+
+fn folio(number: u64) -> PfnRange {
+    PfnRange::new(number * STRIDE, 1).unwrap()
+}
+
+fn canary(number: u64) -> usize {
+    (number * STRIDE) as usize
+}
+
+fn live(stamp: u64) -> Descriptor {
+    Descriptor::new(FolioState::Live, FolioFlags::WRITABLE, Stamp::new(stamp).unwrap())
+}
+
+#[test]
+fn child_entry() {
+    if let Some((cpu, place)) = support::role() {
+        process::pin_to_cpu(cpu.parse().unwrap()).unwrap();
+        let _ = Membarrier::register();
+        pin_without_pause(&place);
+    }
+}
+
+/// The pinner: never returns; the parent kills it.
+fn pin_without_pause(place: &std::path::Path) -> ! {
+    let drainer = Connection::connect(place).unwrap();
+    let received = drainer.recv(&mut [0; 8]).unwrap();
+    let [vmemmap, ledger, data] =
+        <[_; 3]>::try_from(received.fds).unwrap().map(|fd| MemoryFile::from_fd(fd).unwrap());
+    let (layout, ledger_layout) = layouts();
+    let vmemmap = ReadMapping::map(&vmemmap, 0, vmemmap.len_bytes()).unwrap();
+    let ledger = Shared(WriteMapping::map(&ledger, 0, ledger.len_bytes()).unwrap());
+    let data = WriteMapping::map(&data, 0, DATA_BYTES).unwrap();
+    let side = Side { ledger, vmemmap: Vmemmap::new(layout, ReadOnly(vmemmap)).unwrap() };
+    let pinner = Pinner::new(side, ledger_layout).unwrap();
+    let lane = pinner.lane().unwrap();
+    drainer.send(b"ready", &[]).unwrap();
+    let words = data.words();
+    for number in (0..NR_FOLIOS).cycle() {
+        pin_once(&lane, words, number);
+        if words[PAUSE].load(Ordering::Relaxed) != 0 {
+            words[PAUSED].store(1, Ordering::SeqCst);
+            while words[PAUSE].load(Ordering::SeqCst) != 0 {
+                std::hint::spin_loop();
+            }
+            words[PAUSED].store(0, Ordering::SeqCst);
+        }
+    }
+    unreachable!("an endless cycle");
+}
+
+fn pin_once(lane: &Lane<'_, Side>, words: &[std::sync::atomic::AtomicU64], number: u64) {
+    let run = folio(number);
+    let life = words[canary(number) + 1].load(Ordering::Acquire);
+    let life = Descriptor::from_bits(life);
+    let Some(extent) = Extent::new(run, Level::Pte, life) else { return };
+    let Ok(pin) = lane.pin(&extent, run, Agent::Cpu) else { return };
+    let stamp = pin.life().expected().stamp().unwrap().number();
+    let was_changed = (0..NR_LOOKS).any(|_| words[canary(number)].load(Ordering::Acquire) != stamp);
+    drop(pin);
+    // One writer each: this process.
+    let count = |word: usize| {
+        words[word].store(words[word].load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    };
+    count(PINS);
+    if was_changed {
+        count(VIOLATIONS);
+    }
+}
+
+/// The heavy barrier as it ships, or none at all.
+enum Heavy {
+    Membarrier(Membarrier),
+    Broken,
+}
+
+impl HeavyBarrier for Heavy {
+    fn heavy(&self) {
+        if let Self::Membarrier(membarrier) = self {
+            std::sync::atomic::fence(Ordering::SeqCst);
+            membarrier.global_expedited().unwrap();
+            std::sync::atomic::fence(Ordering::SeqCst);
+        }
+    }
+}
+
+struct Drainer {
+    vmemmap: Vmemmap<Shared>,
+    ledger: LedgerReader<ReadOnly, NoCounts>,
+    data: WriteMapping,
+    stamp: u64,
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    drains: u64,
+    found_held: u64,
+    pins: u64,
+    violations: u64,
+}
+
+impl Drainer {
+    /// Gives folio `number` its next life: canary, descriptor, and where pinners learn of it.
+    fn publish(&mut self, number: u64) {
+        self.stamp += 1;
+        let (words, life) = (self.data.words(), live(self.stamp));
+        words[canary(number)].store(self.stamp, Ordering::Release);
+        self.vmemmap.set(Level::Pte, folio(number).first(), life);
+        words[canary(number) + 1].store(life.bits(), Ordering::Release);
+    }
+
+    /// Takes folio `number` out of use, waits for its holders and reuses it.
+    fn drain(&mut self, number: u64, barrier: &Heavy) -> bool {
+        let run = folio(number);
+        let runs = SortedRuns::new(vec![run]);
+        let dying = live(self.stamp).in_state(FolioState::Dying);
+        // A look beforehand, as `who` takes one: it fetches the slot's cache line, so that the scan
+        // below is quick and the pinner's next store slow. Races become likely, not different. The
+        // number of looks moves the drain against the pinner's rounds.
+        for _ in 0..=self.stamp % 7 {
+            std::hint::black_box(scan(&runs, [(ClientId(1), &self.ledger)]));
+        }
+        self.vmemmap.set(Level::Pte, run.first(), dying);
+        let mut drain = Drain::start(runs, barrier, [(ClientId(1), &self.ledger)]);
+        let found_held = !drain.is_idle();
+        std::hint::black_box(&drain);
+        let until = Instant::now() + support::BOUND;
+        while !drain.is_idle() {
+            assert!(Instant::now() < until, "a holder never lets go");
+            drain.look_again(|_| Some(&self.ledger));
+        }
+        // Reused by somebody else: from here on an old pin would show him a stranger's bytes.
+        self.data.words()[canary(number)].store(u64::MAX, Ordering::Release);
+        self.publish(number);
+        found_held
+    }
+
+    /// The pinner's figures, while it stands still.
+    fn figures(&self) -> (u64, u64) {
+        let words = self.data.words();
+        let wait_for = |wanted| {
+            support::wait_until("the pinner pauses", || {
+                (words[PAUSED].load(Ordering::SeqCst) == wanted).then_some(())
+            });
+        };
+        words[PAUSE].store(1, Ordering::SeqCst);
+        wait_for(1);
+        let figures = [PINS, VIOLATIONS].map(|word| words[word].load(Ordering::Relaxed));
+        words[PAUSE].store(0, Ordering::SeqCst);
+        wait_for(0);
+        (figures[0], figures[1])
+    }
+
+    fn run(&mut self, barrier: &Heavy, is_enough: impl Fn(&Tally, u64) -> bool) -> Tally {
+        let (pins_before, violations_before) = self.figures();
+        let started = Instant::now();
+        let mut tally = Tally::default();
+        for number in (0..NR_FOLIOS).cycle() {
+            tally.found_held += u64::from(self.drain(number, barrier));
+            tally.drains += 1;
+            let violations = self.data.words()[VIOLATIONS].load(Ordering::Relaxed);
+            if is_enough(&tally, violations - violations_before)
+                || (tally.drains % 64 == 0 && started.elapsed() > MOST_TIME)
+            {
+                break;
+            }
+        }
+        let (pins, violations) = self.figures();
+        Tally { pins: pins - pins_before, violations: violations - violations_before, ..tally }
+    }
+}
+
+#[test]
+fn no_pin_is_missed_by_a_drain_and_without_the_barrier_some_are() {
+    let name = "no_pin_is_missed_by_a_drain_and_without_the_barrier_some_are";
+    let cpus = process::allowed_cpus();
+    let membarrier = Membarrier::register();
+    let [drainer_cpu, pinner_cpu, ..] = cpus[..] else {
+        return println!("SKIPPED {name}: one processor only");
+    };
+    if !membarrier.is_global_available() {
+        return println!("SKIPPED {name}: membarrier is refused here");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path().join("s");
+    let (layout, ledger_layout) = layouts();
+    let file = |len: u64| MemoryFile::anonymous("pin-vs-drain", len, PageSize::Base).unwrap();
+    let vmemmap = file(layout.nr_words() as u64 * 8);
+    let ledger = file(ledger_layout.nr_words() as u64 * 8);
+    let data = file(DATA_BYTES);
+    let map = |file: &MemoryFile| WriteMapping::map(file, 0, file.len_bytes()).unwrap();
+    let reader = ReadMapping::map(&ledger, 0, ledger.len_bytes()).unwrap();
+    let mut drainer = Drainer {
+        vmemmap: Vmemmap::new(layout, Shared(map(&vmemmap))).unwrap(),
+        ledger: LedgerReader::new(ledger_layout, ReadOnly(reader), NoCounts).unwrap(),
+        data: map(&data),
+        stamp: 0,
+    };
+    (0..NR_FOLIOS).for_each(|number| drainer.publish(number));
+
+    let listener = Listener::bind(&place, 0o600).unwrap();
+    let _pinner = Second::start(&pinner_cpu.to_string(), &place);
+    let connection = support::wait_until("the pinner connects", || listener.accept().unwrap());
+    connection.send(b"memory", &[vmemmap.as_fd(), ledger.as_fd(), data.as_fd()]).unwrap();
+    let ready = support::wait_until("the pinner is ready", || connection.recv(&mut [0; 8]).ok());
+    assert_eq!(ready.len, 5);
+
+    let figures = std::thread::scope(|scope| {
+        let both = scope.spawn(|| {
+            process::pin_to_cpu(drainer_cpu).unwrap();
+            let shipped = Heavy::Membarrier(membarrier);
+            let right = drainer.run(&shipped, |tally, _| tally.drains >= NR_DRAINS);
+            let wrong = drainer.run(&Heavy::Broken, |_, seen| seen >= ENOUGH_VIOLATIONS);
+            (right, wrong)
+        });
+        both.join().unwrap()
+    });
+    let (right, wrong) = figures;
+    println!("with the heavy barrier: {right:?}");
+    println!("negative control, without it: {wrong:?}");
+    assert_eq!(right.violations, 0, "a pin was let through that the scan did not see");
+    assert!(right.drains >= LEAST_DRAINS && right.found_held > 0, "too little was tried");
+    assert!(
+        wrong.violations > 0,
+        "without the heavy barrier nothing went wrong either: this test proved nothing"
+    );
+}

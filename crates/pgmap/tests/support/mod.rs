@@ -1,0 +1,223 @@
+//! What tests with several processes share: the second process, and blocks that prove what they are.
+//!
+//! A test starts this very program again with [`ROLE`] set; the test called `child_entry` then plays
+//! that role instead of returning. Parent and child talk in lines: a command on the child's standard
+//! input, an answer that starts with `@` on its standard output. A child whose input ends leaves.
+
+#![allow(dead_code, reason = "each test program uses its part")]
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
+#![allow(clippy::expect_used, reason = "as above")]
+
+pub mod block;
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use pgmap::{Client, Error, FolioSize, Owner, Pool, PoolInfo, PoolOptions};
+
+/// The variable that tells a process its role.
+pub const ROLE: &str = "PGMAP_TEST_ROLE";
+/// The variable with the place to meet at.
+pub const PLACE: &str = "PGMAP_TEST_PLACE";
+/// Longest wait for anything; reaching it is a failure.
+pub const BOUND: Duration = Duration::from_secs(60);
+
+/// Another process of this test.
+pub struct Second {
+    pub process: Child,
+    pub input: Option<ChildStdin>,
+    answers: Receiver<String>,
+}
+
+impl Second {
+    /// Starts a process in `role`.
+    pub fn start(role: &str, place: &Path) -> Self {
+        Self::start_by(&[], role, place)
+    }
+
+    /// Starts a process in `role` by way of `wrapper`, for instance `unshare`.
+    pub fn start_by(wrapper: &[&str], role: &str, place: &Path) -> Self {
+        let mut process = command(wrapper, role, place).spawn().unwrap();
+        let input = process.stdin.take();
+        let output = process.stdout.take().unwrap();
+        let (sender, answers) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                // libtest may have begun the line.
+                if let Some(at) = line.find('@')
+                    && sender.send(line[at + 1..].to_owned()).is_err()
+                {
+                    return;
+                }
+            }
+        });
+        Self { process, input, answers }
+    }
+
+    /// Sends a command.
+    pub fn tell(&mut self, command: &str) {
+        let input = self.input.as_mut().expect("the child's input is open");
+        writeln!(input, "{command}").unwrap();
+        input.flush().unwrap();
+    }
+
+    /// The next answer.
+    pub fn answer(&mut self) -> String {
+        self.answers.recv_timeout(BOUND).expect("the child answers in time")
+    }
+
+    /// Sends a command and returns its answer.
+    pub fn ask(&mut self, command: &str) -> String {
+        self.tell(command);
+        self.answer()
+    }
+
+    /// Sends a command whose answer must be `ok`.
+    pub fn must(&mut self, command: &str) {
+        assert_eq!(self.ask(command), "ok", "the child did not {command}");
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.process.id().try_into().unwrap()
+    }
+
+    /// SIGKILL; returns when the process is gone.
+    pub fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+
+    /// Ends the child's input and waits for its end.
+    pub fn end(mut self) -> ExitStatus {
+        drop(self.input.take());
+        wait_until("the child ends", || self.process.try_wait().unwrap())
+    }
+}
+
+impl Drop for Second {
+    fn drop(&mut self) {
+        // Already dead is as good.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A command that starts this program in `role`.
+pub fn command(wrapper: &[&str], role: &str, place: &Path) -> Command {
+    let program = std::env::current_exe().unwrap();
+    let mut command = match wrapper {
+        [] => Command::new(&program),
+        [first, rest @ ..] => {
+            let mut command = Command::new(first);
+            command.args(rest).arg(&program);
+            command
+        }
+    };
+    command.args(["--exact", "child_entry", "--nocapture", "--test-threads=1"]);
+    command.env(ROLE, role).env(PLACE, place).stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
+}
+
+/// The output of a child, for tests that read it themselves.
+pub fn take_output(process: &mut Child) -> ChildStdout {
+    process.stdout.take().unwrap()
+}
+
+/// The role this process was started in, and the place; none in the first process.
+pub fn role() -> Option<(String, std::path::PathBuf)> {
+    let role = std::env::var(ROLE).ok()?;
+    // A first process that is itself killed must not leave this one behind.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).unwrap();
+    Some((role, std::env::var_os(PLACE).unwrap().into()))
+}
+
+/// Says something to the parent.
+pub fn say(answer: impl std::fmt::Display) {
+    // One write, so that a kill in between cannot leave half a line.
+    let line = format!("@{answer}\n");
+    let mut out = std::io::stdout().lock();
+    // A parent that is gone ends this process by the end of its input.
+    let _ = out.write_all(line.as_bytes());
+    let _ = out.flush();
+}
+
+/// The commands from the parent until it closes the pipe.
+pub fn commands() -> impl Iterator<Item = String> {
+    std::io::stdin().lines().map_while(Result::ok)
+}
+
+/// Looks again and again, with pauses, until `found` says so, and fails after [`BOUND`].
+pub fn wait_until<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + BOUND;
+    loop {
+        if let Some(value) = found() {
+            return value;
+        }
+        assert!(Instant::now() < until, "waited {BOUND:?} in vain: {what}");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// Waits until the pool's figures are as `wanted` says.
+pub fn wait_for_info(owner: &Owner, what: &str, wanted: impl Fn(&PoolInfo) -> bool) -> PoolInfo {
+    let until = Instant::now() + BOUND;
+    loop {
+        let info = owner.info();
+        if wanted(&info) {
+            return info;
+        }
+        assert!(Instant::now() < until, "waited {BOUND:?} in vain: {what}: {info:?}");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
+/// An owner of an anonymous pool that listens.
+pub fn serving_owner(size_bytes: u64) -> (Owner, tempfile::TempDir, std::path::PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("s");
+    let owner = Owner::start(Pool::create(&PoolOptions::anonymous(size_bytes)).unwrap()).unwrap();
+    owner.serve(&socket).unwrap();
+    (owner, directory, socket)
+}
+
+/// Creates, fills and commits a file.
+pub fn put(client: &Client, name: impl AsRef<[u8]>, bytes: &[u8]) -> Result<(), Error> {
+    let mut writer = client.create(name, bytes.len() as u64, FolioSize::BestFit)?;
+    writer.write_all_at(0, bytes)?;
+    writer.commit()
+}
+
+/// Nothing is leaked: what is not free is in a committed file.
+pub fn assert_accounted(info: &PoolInfo) {
+    assert_eq!(info.free_bytes + info.live_bytes, info.size_bytes, "{info:?}");
+    assert_eq!((info.reserved_bytes, info.draining_bytes), (0, 0), "{info:?}");
+}
+
+/// The seed of this run: from the environment to repeat one, else from the clock; printed.
+pub fn seed() -> u64 {
+    let seed = std::env::var("PGMAP_TEST_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = seed.unwrap_or_else(pgmap::os::clock::monotonic_ns);
+    println!("seed {seed}; repeat with PGMAP_TEST_SEED={seed}");
+    seed
+}
+
+/// A small generator of numbers (splitmix64): good enough to choose steps.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `limit`.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+}
