@@ -72,12 +72,15 @@ use crate::ledger::Agent;
 use crate::level::{Level, PAGE_BYTES};
 use crate::mm::{FillError, Mm, MmState};
 use crate::page_table::entry::LeafFlags;
+use crate::page_table::span::Reach;
+use crate::page_table::walk::{Epoch, Found};
 use crate::pfn::{MAX_RUN_PAGES, PfnRange};
 use crate::pin::{ClientSide, Lane};
 use crate::pinned::{Hold, Lease, is_for_the_caller};
 pub use crate::pinned::{Dirty, PinnedRange, PinnedSegment};
 use crate::prot::Access;
 use crate::vma::{BackingError, VmaKind};
+use crate::vmemmap::LifeWord;
 
 /// How often the fast path starts again when the page table moves under it.
 const MAX_FAST_TRIES: usize = 4;
@@ -328,6 +331,26 @@ enum Attempt<'a, S: ClientSide> {
     Refused(PinError),
 }
 
+/// What the page table says of a stretch of pages.
+#[derive(Clone, Copy)]
+struct Look<'a> {
+    epoch: Epoch,
+    found: Found<'a>,
+    head_level: Level,
+    life: LifeWord,
+    run: PfnRange,
+    /// The reach of the leaf's span, where the run goes beyond the leaf.
+    reach: Option<Reach>,
+}
+
+impl Look<'_> {
+    #[inline]
+    const fn segment<S: ClientSide>(self, page: u64, hold: Hold<'_, S>) -> PinnedSegment<'_, S> {
+        let address = page * PAGE_BYTES;
+        PinnedSegment { address, run: self.run, level: self.found.level, hold }
+    }
+}
+
 /// An address space and a lane, together able to hold pages by address.
 #[derive(Clone, Copy)]
 pub struct Gup<'c, 'a, S: ClientSide> {
@@ -459,8 +482,27 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         }
     }
 
+    /// Tries to hold the first stretch from `page` on, and again a few times if the page table moves.
     #[inline]
     fn try_segment(
+        &self,
+        page: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<PinnedSegment<'a, S>> {
+        if !flags.contains(GupFlags::LONGTERM)
+            && let Some(look) = self.look(page, nr_pages, flags)
+            && let Ok(pin) = self.lane.pin_under(look.life, look.run, flags.agent())
+            && self.is_as_seen(&look)
+        {
+            return Some(look.segment(page, Hold::Short(pin)));
+        }
+        self.try_again(page, nr_pages, flags)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn try_again(
         &self,
         page: u64,
         nr_pages: u64,
@@ -477,16 +519,41 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
     }
 
     /// Tries to hold the first stretch from `page` on by what the page table says.
-    #[inline]
     fn attempt(&self, page: u64, nr_pages: u64, flags: GupFlags) -> Attempt<'a, S> {
+        let epoch = self.mm.table.epoch();
+        let Some(look) = self.look(page, nr_pages, flags) else {
+            // A table page that was reused meanwhile may lack what the walk looked for.
+            return if self.mm.table.epoch() == epoch { Attempt::Stop } else { Attempt::Moved };
+        };
+        let held = if flags.contains(GupFlags::LONGTERM) {
+            let pinner = self.lane.pinner();
+            let level = look.head_level;
+            pinner.pin_longterm_under(look.life, look.run, level, flags.agent()).map(Hold::Long)
+        } else {
+            self.lane.pin_under(look.life, look.run, flags.agent()).map(Hold::Short)
+        };
+        match held {
+            Ok(hold) if self.is_as_seen(&look) => Attempt::Held(look.segment(page, hold)),
+            Ok(_) => Attempt::Moved,
+            // A span that was reused meanwhile gives words that fit nothing.
+            Err(_) if !self.is_as_seen(&look) => Attempt::Moved,
+            Err(error) => Attempt::Refused(error),
+        }
+    }
+
+    /// What the page table says of the first stretch from `page` on. None where there is no leaf
+    /// that allows the access.
+    #[inline]
+    fn look(&self, page: u64, nr_pages: u64, flags: GupFlags) -> Option<Look<'a>> {
         let table = &self.mm.table;
         let epoch = table.epoch();
-        let Some(found) = table.walk(page) else {
-            return if table.epoch() == epoch { Attempt::Stop } else { Attempt::Moved };
-        };
+        let found = table.walk(page)?;
         if !flags.allow(found.leaf.flags()) {
-            return Attempt::Stop;
+            return None;
         }
+        let words = table.hold(found.leaf)?;
+        let vmemmap = self.lane.pinner().side().vmemmap();
+        let life = vmemmap.life_word(words.head_level(), words.first()?, words.life())?;
         let in_leaf = found.pages_from(page);
         let mut run_pages = nr_pages.min(in_leaf);
         let mut reach = None;
@@ -495,46 +562,17 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
             run_pages = nr_pages.min(in_leaf.max(ahead.from(page))).min(MAX_RUN_PAGES);
             reach = Some(ahead);
         }
-        let Some(run) = PfnRange::new(found.frame_of(page), run_pages) else {
-            return Attempt::Stop;
-        };
-        let hold = match self.hold(found.leaf, run, flags) {
-            Ok(hold) => hold,
-            // A span that was reused meanwhile gives words that fit nothing.
-            Err(_) if table.epoch() != epoch || !found.is_unchanged() => return Attempt::Moved,
-            Err(error) => return Attempt::Refused(error),
-        };
-        let moved = !found.is_unchanged()
-            || table.epoch() != epoch
-            || reach.is_some_and(|ahead| table.reach(found.leaf) != ahead);
-        if moved {
-            return Attempt::Moved;
-        }
-        let address = page * PAGE_BYTES;
-        Attempt::Held(PinnedSegment { address, run, level: found.level, hold })
+        let run = PfnRange::new(found.frame_of(page), run_pages)?;
+        Some(Look { epoch, found, head_level: words.head_level(), life, run, reach })
     }
 
-    /// Holds frames under the life word that the leaf's span names.
+    /// Whether the page table still says what it said at the look.
     #[inline]
-    fn hold(
-        &self,
-        leaf: crate::page_table::entry::Leaf,
-        run: PfnRange,
-        flags: GupFlags,
-    ) -> Result<Hold<'a, S>, PinError> {
-        let pinner = self.lane.pinner();
-        let outside = PinError::Outside { run };
-        let words = self.mm.table.hold(leaf).ok_or(outside)?;
-        let vmemmap = pinner.side().vmemmap();
-        let life = words
-            .first()
-            .and_then(|first| vmemmap.life_word(words.head_level(), first, words.life()))
-            .ok_or(outside)?;
-        if flags.contains(GupFlags::LONGTERM) {
-            let pin = pinner.pin_longterm_under(life, run, words.head_level(), flags.agent())?;
-            return Ok(Hold::Long(pin));
-        }
-        Ok(Hold::Short(self.lane.pin_under(life, run, flags.agent())?))
+    fn is_as_seen(&self, look: &Look<'_>) -> bool {
+        let table = &self.mm.table;
+        look.found.is_unchanged()
+            && look.reach.is_none_or(|reach| table.reach(look.found.leaf) == reach)
+            && table.epoch() == look.epoch
     }
 
     #[cold]

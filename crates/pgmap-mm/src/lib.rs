@@ -11,9 +11,9 @@ pub mod descriptor;
 pub mod error;
 pub mod extent;
 pub mod level;
+pub mod memory_type;
 pub mod pfn;
 pub mod prot;
-pub mod split;
 pub mod stamp;
 // atomics
 pub mod barrier;
@@ -29,6 +29,14 @@ pub mod longterm;
 pub mod pin;
 pub mod runs;
 pub mod vmemmap;
+// shape and policy
+pub mod admission;
+pub mod altmap;
+pub mod holder;
+pub mod lease;
+pub mod memory_failure;
+pub mod pagemap;
+pub mod split;
 // translation
 pub mod mm;
 pub(crate) mod page_table;

@@ -169,6 +169,12 @@ pub enum Refusal {
         /// Its number.
         id: u64,
     },
+    /// Memory under the file failed.
+    #[error("memory of \"{name}\" failed while it was written; create it again")]
+    Poisoned {
+        /// The file.
+        name: String,
+    },
     /// A message or batch beyond the wire's bounds.
     #[error("{what}: {value} is over the limit of {limit}")]
     TooMuch {
@@ -209,6 +215,7 @@ impl Refusal {
             Self::NoMemory { .. } => errno::ENOMEM,
             Self::Held { .. } | Self::InUse { .. } => errno::EBUSY,
             Self::TooMuch { .. } => 7,
+            Self::Poisoned { .. } => errno::EHWPOISON,
             Self::Internal { .. } => 5,
             Self::Stopping => 108,
         }

@@ -141,6 +141,8 @@ pub struct PoolInfo {
     pub reserved_bytes: u64,
     /// Frames that wait for their last holder.
     pub draining_bytes: u64,
+    /// Frames whose memory failed.
+    pub poisoned_bytes: u64,
     /// Frames a dead client's device may still write to, wherever they are.
     pub orphaned_bytes: u64,
     /// The longest free run.
@@ -201,6 +203,19 @@ pub enum Request {
     Stat(FileName),
     /// Describe files from the first name after this one.
     List(Option<FileName>),
+    /// The memory of this frame failed.
+    MemoryFailure(u64),
+    /// Replace the memory of a failed page of a file and fill it with these 4096 bytes.
+    ClearPoison {
+        /// The file.
+        name: FileName,
+        /// The page's first byte in it.
+        offset: u64,
+        /// Its new contents.
+        bytes: Vec<u8>,
+    },
+    /// Replace the memory of failed frames that no file has, and free them.
+    RepairFree,
     /// Describe the pool.
     PoolStat,
     /// Who holds a file, or anything.
@@ -223,6 +238,13 @@ pub enum Event {
         nr_pages: u64,
         /// Until when, in milliseconds from now; none when there is no hurry.
         deadline_ms: Option<u64>,
+    },
+    /// Memory that this client holds failed. Other pages of the file are well.
+    MemoryFailure {
+        /// The file it belonged to.
+        file: Option<String>,
+        /// The frame.
+        pfn: u64,
     },
 }
 

@@ -34,17 +34,24 @@ use pgmap::os::{
 use support::Second;
 
 /// Drains of the first half, unless its time is up before.
-const NR_DRAINS: u64 = 300_000;
-const MOST_TIME: Duration = Duration::from_secs(8);
+const NR_DRAINS: u64 = 500_000;
+const MOST_TIME: Duration = Duration::from_secs(6);
 /// Fewer than this prove too little, however slow the machine.
 const LEAST_DRAINS: u64 = 20_000;
 /// Violations after which the control has shown its point.
-const ENOUGH_VIOLATIONS: u64 = 100;
+const ENOUGH_VIOLATIONS: u64 = 1_000;
 const NR_FOLIOS: u64 = 1;
 /// Descriptors and canaries of two folios never share a cache line.
 const STRIDE: u64 = 16;
-/// How often a pinner looks at the canary while it holds.
-const NR_LOOKS: usize = 48;
+/// How often a pinner looks at the canary while it holds, and how often once it knows that the folio
+/// is dying: long enough for a drainer that missed it to reuse the folio.
+const NR_LOOKS: usize = 512;
+const NR_LONG_LOOKS: usize = 4096;
+/// Turns of an empty loop between two pins, and between two drains, at most: the slot must rest empty
+/// for a while, and the two processes must meet at every phase.
+const LONGEST_IDLE: u64 = 1024;
+/// Looks of the drainer before a drain.
+const MOST_LOOKS_BEFORE: usize = 64;
 
 // Words of the control page, in the same file as the canaries.
 const PAUSE: usize = 512;
@@ -154,7 +161,7 @@ impl ClientSide for Side {
 
 fn layouts() -> (VmemmapLayout, LedgerLayout) {
     let vmemmap = VmemmapLayout::for_pages(1).unwrap();
-    (vmemmap, LedgerLayout::with_lanes(&vmemmap, 1, 64))
+    (vmemmap, LedgerLayout::with_lanes(&vmemmap, 1, 2))
 }
 
 fn folio(number: u64) -> PfnRange {
@@ -193,7 +200,9 @@ fn pin_without_pause(place: &std::path::Path) -> ! {
     let lane = pinner.lane().unwrap();
     drainer.send(b"ready", &[]).unwrap();
     let words = data.words();
+    let mut random = support::Random(1);
     for number in (0..NR_FOLIOS).cycle() {
+        idle(random.below(LONGEST_IDLE));
         pin_once(&lane, words, number);
         if words[PAUSE].load(Ordering::Relaxed) != 0 {
             words[PAUSED].store(1, Ordering::SeqCst);
@@ -204,6 +213,12 @@ fn pin_without_pause(place: &std::path::Path) -> ! {
         }
     }
     unreachable!("an endless cycle");
+}
+
+fn idle(turns: u64) {
+    for turn in 0..turns {
+        std::hint::black_box(turn);
+    }
 }
 
 fn pin_once(lane: &Lane<'_, Side>, words: &[std::sync::atomic::AtomicU64], number: u64) {
@@ -246,9 +261,11 @@ struct Drainer {
     ledger: LedgerReader<ReadOnly, NoCounts>,
     data: WriteMapping,
     stamp: u64,
+    random: support::Random,
 }
 
 #[derive(Debug, Default)]
+#[allow(dead_code, reason = "printed")]
 struct Tally {
     drains: u64,
     found_held: u64,
@@ -271,11 +288,13 @@ impl Drainer {
         let run = folio(number);
         let runs = SortedRuns::new(vec![run]);
         let dying = live(self.stamp).in_state(FolioState::Dying);
-        // A look beforehand, as `who` takes one: it fetches the slot's cache line, so that the scan
-        // below is quick and the pinner's next store slow. Races become likely, not different. The
-        // number of looks moves the drain against the pinner's rounds.
-        for _ in 0..=self.stamp % 7 {
-            std::hint::black_box(scan(&runs, [(ClientId(1), &self.ledger)]));
+        idle(self.random.below(LONGEST_IDLE));
+        // Looks beforehand, as `who` does, until the slot is empty: that fetches its cache line, so that
+        // the scan below is quick and the pinner's next store slow. Races become likely, no more.
+        for _ in 0..MOST_LOOKS_BEFORE {
+            if scan(&runs, [(ClientId(1), &self.ledger)]).is_empty() {
+                break;
+            }
         }
         self.vmemmap.set(Level::Pte, run.first(), dying);
         let mut drain = Drain::start(runs, barrier, [(ClientId(1), &self.ledger)]);
@@ -352,6 +371,7 @@ fn no_pin_is_missed_by_a_drain_and_without_the_barrier_some_are() {
         ledger: LedgerReader::new(ledger_layout, ReadOnly(reader), NoCounts).unwrap(),
         data: map(&data),
         stamp: 0,
+        random: support::Random(support::seed()),
     };
     (0..NR_FOLIOS).for_each(|number| drainer.publish(number));
 

@@ -415,6 +415,38 @@ impl Client {
         }
     }
 
+    /// Says that the memory of frame `pfn` failed: its holders are told, pins of it taken later fail
+    /// with `EHWPOISON`, everything around it lives on.
+    ///
+    /// # Errors
+    /// [`Refusal::Invalid`] when there is no such frame or it has failed already.
+    pub fn memory_failure(&self, pfn: u64) -> Result<(), Error> {
+        self.done(Request::MemoryFailure(pfn))
+    }
+
+    /// Replaces the memory of a failed page of a file and fills it with `bytes`, 4096 of them.
+    ///
+    /// # Errors
+    /// [`Refusal::Invalid`] when the page at `offset` has not failed, [`Refusal::Held`] while somebody
+    /// still holds it.
+    pub fn clear_poison(
+        &self,
+        name: impl AsRef<[u8]>,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<(), Error> {
+        let name = FileName::new(name)?;
+        self.done(Request::ClearPoison { name, offset, bytes: bytes.into() })
+    }
+
+    /// Replaces the memory of failed frames that no file has, and frees them.
+    ///
+    /// # Errors
+    /// [`Error::OwnerGone`].
+    pub fn repair_free(&self) -> Result<(), Error> {
+        self.done(Request::RepairFree)
+    }
+
     /// Describes every file, in the order of their names. Files that come and go meanwhile may or
     /// may not be among them.
     ///

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pgmap_mm::frames::Frames;
 use pgmap_mm::pfn::{MAX_RUN_PAGES, PfnRange};
-use pgmap_os::MemoryFile;
+use pgmap_os::{MemoryFile, WriteMapping};
 
 use crate::refusal::Refusal;
 
@@ -56,6 +56,14 @@ impl Backing {
             .map_err(|error| Refusal::Internal { why: error.to_string() })?;
         self.missing.give(run);
         Ok(())
+    }
+
+    /// Writes `bytes` to the start of `run`.
+    pub(crate) fn fill(&self, run: PfnRange, bytes: &[u8]) -> Result<(), Refusal> {
+        let failed = |why: String| Refusal::Internal { why };
+        let mapping = WriteMapping::map(&self.data, run.byte_range().start, run.len_bytes())
+            .map_err(|error| failed(error.to_string()))?;
+        mapping.copy_in(0, bytes).map_err(|error| failed(error.to_string()))
     }
 
     /// Bytes of memory behind the data now.

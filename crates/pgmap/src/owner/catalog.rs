@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::name::FileName;
 
 const FILES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("files");
+const POISONED: TableDefinition<'_, u64, ()> = TableDefinition::new("poisoned");
 const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
 const FORMAT: u64 = 1;
 
@@ -55,6 +56,10 @@ pub enum Change<'a> {
     Delete(&'a FileName),
     /// Stamps below this may be in use.
     StampLimit(u64),
+    /// The memory of this frame failed.
+    Poisoned(u64),
+    /// The memory of this frame was replaced.
+    Healthy(u64),
 }
 
 /// An open catalog.
@@ -81,6 +86,7 @@ impl Catalog {
                 numbers.insert(name, value).map_err(|e| failed(&e))?;
             }
             transaction.open_table(FILES).map_err(|e| failed(&e))?;
+            transaction.open_table(POISONED).map_err(|e| failed(&e))?;
         }
         transaction.commit().map_err(|e| failed(&e))
     }
@@ -139,6 +145,18 @@ impl Catalog {
         Ok(files)
     }
 
+    /// Frames whose memory failed.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn poisoned(&self) -> Result<Vec<u64>, Error> {
+        let failed = failure(&self.path);
+        let transaction = self.database.begin_read().map_err(|e| failed(&e))?;
+        let table = transaction.open_table(POISONED).map_err(|e| failed(&e))?;
+        let frames = table.iter().map_err(|e| failed(&e))?;
+        frames.map(|frame| Ok(frame.map_err(|e| failed(&e))?.0.value())).collect()
+    }
+
     /// Puts `changes` on record, all or none.
     ///
     /// # Errors
@@ -149,6 +167,7 @@ impl Catalog {
         {
             let mut files = transaction.open_table(FILES).map_err(|e| failed(&e))?;
             let mut numbers = transaction.open_table(NUMBERS).map_err(|e| failed(&e))?;
+            let mut poisoned = transaction.open_table(POISONED).map_err(|e| failed(&e))?;
             for change in changes {
                 match change {
                     Change::Put(name, file) => {
@@ -160,6 +179,12 @@ impl Catalog {
                     }
                     Change::StampLimit(limit) => {
                         numbers.insert("stamp_limit", limit).map_err(|e| failed(&e))?;
+                    }
+                    Change::Poisoned(pfn) => {
+                        poisoned.insert(pfn, ()).map_err(|e| failed(&e))?;
+                    }
+                    Change::Healthy(pfn) => {
+                        poisoned.remove(pfn).map_err(|e| failed(&e))?;
                     }
                 }
             }

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use pgmap_mm::drain::ClientId;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::folio::Folios;
+use pgmap_mm::frames::Frames;
 use pgmap_mm::index::{EntryId, FileId, IndexWriter};
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::pfn::{Pfn, PfnRange};
@@ -116,6 +117,8 @@ pub struct Core {
     pub(crate) drains: Vec<PendingDrain>,
     /// Frames that dead clients' devices may still write to.
     pub(crate) orphans: Vec<Orphan>,
+    /// Frames whose memory failed.
+    pub(crate) poisoned: Frames,
     pub(crate) answers: Vec<(Ticket, Reply)>,
     pub(crate) events: Vec<(ClientId, Event)>,
     next_ticket: u64,
@@ -166,6 +169,7 @@ impl Core {
             clients: BTreeMap::new(),
             drains: Vec::new(),
             orphans: Vec::new(),
+            poisoned: Frames::new(),
             answers: Vec::new(),
             events: Vec::new(),
             next_ticket: 0,
@@ -196,6 +200,11 @@ impl Core {
             Request::Locate(id) => answer(self.locate(id)),
             Request::Stat(name) => answer(self.stat(&name)),
             Request::List(after) => Outcome::Answer(self.list(after.as_ref())),
+            Request::MemoryFailure(pfn) => answer(self.memory_failure(pfn)),
+            Request::ClearPoison { name, offset, bytes } => {
+                answer(self.clear_poison(&name, offset, &bytes))
+            }
+            Request::RepairFree => answer(self.repair_free()),
             Request::PoolStat => Outcome::Answer(Reply::PoolStat(self.pool_info())),
             Request::Who(name) => answer(self.who(name.as_ref())),
             Request::Leave => {

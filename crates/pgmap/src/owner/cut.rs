@@ -296,7 +296,7 @@ impl Core {
     /// references of before go on. Where one was, they look the file up again.
     fn restore(&mut self, pending: &PendingDrain, cut: &Cut) {
         for run in pending.drain.runs().iter() {
-            self.folios.change(run, |word| word.in_state(FolioState::Live));
+            self.folios.change_healthy(run, |word| word.in_state(FolioState::Live));
         }
         let mut before = FileRecord { doing: None, ..cut.before.clone() };
         for extent in before.extents.iter_mut().filter(|extent| !extent.is_hole()) {

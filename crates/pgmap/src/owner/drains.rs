@@ -72,7 +72,7 @@ impl Core {
 
     pub(crate) fn start_drain(&mut self, runs: SortedRuns) -> Drain {
         for run in runs.iter() {
-            self.folios.change(run, |word| word.in_state(FolioState::Dying));
+            self.folios.change_healthy(run, |word| word.in_state(FolioState::Dying));
         }
         let ledgers = self.clients.iter().map(|(&id, client)| (id, &client.ledger));
         Drain::start(runs, &self.barrier, ledgers)
@@ -120,7 +120,7 @@ impl Core {
             if let Err(refusal) = self.backing.detach(*part) {
                 // The frames cannot be told apart from the device's any more: keep them out of use.
                 tracing::warn!(run = %run, %refusal, "frames are quarantined");
-                self.folios.change(run, |word| word.in_state(FolioState::Quarantined));
+                self.folios.change_healthy(run, |word| word.in_state(FolioState::Quarantined));
                 return;
             }
         }
@@ -128,7 +128,8 @@ impl Core {
             self.index.bump_detach_epoch();
             self.forget_orphans(run);
         }
-        self.folios.free(run);
+        // What failed stays out of use; it is in the books of failed frames already.
+        drop(self.folios.free_healthy(run));
     }
 
     /// The dead clients' devices have no way into `run` any more.

@@ -157,6 +157,9 @@ impl Core {
             .filter(|draft| draft.client == client)
             .filter(|_| !ready.iter().any(|&(_, other)| other == id))
             .ok_or(Refusal::NoDraft { id: id.0 })?;
+        if Self::is_damaged(&draft.extents) {
+            return Err(Refusal::Poisoned { name: draft.name.to_string() });
+        }
         self.check_name_free(&draft.name, draft.replace)?;
         let is_named_twice = ready
             .iter()

@@ -30,9 +30,14 @@ impl Core {
             None => Vec::new(),
         };
         self.find_ledgers()?;
+        let failed = match &self.pool.catalog {
+            Some(catalog) => catalog.poisoned()?,
+            None => Vec::new(),
+        };
         for (name, stored) in files {
             self.recover_file(name, &stored)?;
         }
+        self.recover_poison(&failed);
         self.index.finish_reopening();
         self.drain_strays();
         Ok(())
@@ -83,7 +88,10 @@ impl Core {
             return false;
         }
         // A truncate or unlink that was cut short left Dying words, or PARTIAL in the life word.
-        self.folios.change(extent.run, |word| {
+        if extent.life.state() == FolioState::Poisoned {
+            return true;
+        }
+        self.folios.change_healthy(extent.run, |word| {
             word.in_state(FolioState::Live).with_flags(Self::live_flags())
         });
         self.folios.restore_life(extent);
@@ -124,7 +132,10 @@ impl Core {
                 let Some(pfn) = Pfn::new(at) else { break };
                 let Some((level, word)) = self.folios.vmemmap().folio_of(pfn) else { break };
                 let folio = PfnRange::folio(pfn, level);
-                if !matches!(word.state(), FolioState::Free | FolioState::Offline) {
+                if !matches!(
+                    word.state(),
+                    FolioState::Free | FolioState::Offline | FolioState::Poisoned
+                ) {
                     strays.push(folio);
                 }
                 at = folio.end();

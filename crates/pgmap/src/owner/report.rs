@@ -58,6 +58,7 @@ impl Core {
             live_bytes: bytes(self.files.values().map(FileRecord::allocated_pages).sum()),
             reserved_bytes: drafts.map(|extent| extent.run.len_bytes()).sum(),
             draining_bytes: bytes(self.draining_pages()),
+            poisoned_bytes: bytes(self.poisoned.free_pages()),
             orphaned_bytes: self.orphans.iter().map(|orphan| orphan.run.len_bytes()).sum(),
             longest_free_bytes: bytes(self.folios.frames().longest_run_pages()),
             backed_bytes: self.backing.resident_bytes(),

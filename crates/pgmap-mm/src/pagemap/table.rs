@@ -1,0 +1,204 @@
+//! The owner's pagemaps: who may have which bytes, and which frames they get.
+
+use std::collections::BTreeMap;
+
+use super::{
+    DeviceRange, Lifecycle, Pagemap, PagemapError, PagemapSpec, PlacedRange, SPACE_PAGES,
+    SUBSECTION_BYTES, Teardown, TeardownError,
+};
+use crate::altmap::Altmap;
+use crate::level::{Level, PAGE_BYTES};
+use crate::pfn::Pfn;
+
+/// Which of the owner's pagemaps. Never given twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PagemapId(pub u64);
+
+/// Whoever makes a range usable: maps it, writes descriptors, tells devices.
+pub trait RangeHost {
+    /// Makes the range usable.
+    ///
+    /// # Errors
+    /// A Linux error number. The range is as before then.
+    fn bring_up(&mut self, range: &PlacedRange, altmap: Option<&Altmap>) -> Result<(), i32>;
+
+    /// Takes back what [`bring_up`](Self::bring_up) did.
+    fn tear_down(&mut self, range: &PlacedRange);
+}
+
+/// A host that has nothing to do.
+impl RangeHost for () {
+    fn bring_up(&mut self, _: &PlacedRange, _: Option<&Altmap>) -> Result<(), i32> {
+        Ok(())
+    }
+
+    fn tear_down(&mut self, _: &PlacedRange) {}
+}
+
+/// All pagemaps of one owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PagemapTable {
+    maps: BTreeMap<PagemapId, Pagemap>,
+    last_id: u64,
+    system_ram: Vec<DeviceRange>,
+    reach_bytes: u64,
+    nr_pages: u64,
+}
+
+impl PagemapTable {
+    /// No pagemap yet, in a pfn space of `nr_pages` frames. `system_ram` is what no pagemap may have,
+    /// `reach_bytes` the end of what can be addressed.
+    #[must_use]
+    pub fn new(nr_pages: u64, system_ram: Vec<DeviceRange>, reach_bytes: u64) -> Self {
+        let nr_pages = nr_pages.min(SPACE_PAGES);
+        Self { maps: BTreeMap::new(), last_id: 0, system_ram, reach_bytes, nr_pages }
+    }
+
+    /// Makes a pagemap, range by range. When one fails, those before it are taken down again, last
+    /// one first, and the table is as it was.
+    ///
+    /// # Errors
+    /// The first rule that the spec or one of its ranges breaks, in the kernel's order.
+    pub fn add(
+        &mut self,
+        spec: &PagemapSpec,
+        host: &mut impl RangeHost,
+    ) -> Result<PagemapId, PagemapError> {
+        let largest = spec.check()?;
+        let mut ranges: Vec<PlacedRange> = Vec::with_capacity(spec.ranges.len());
+        for &device in &spec.ranges {
+            if let Err(error) = self.add_range(spec, device, &mut ranges, host) {
+                for range in ranges.iter().rev() {
+                    host.tear_down(range);
+                }
+                return Err(error);
+            }
+        }
+        self.last_id += 1;
+        let id = PagemapId(self.last_id);
+        let pagemap = Pagemap {
+            id,
+            memory_type: spec.memory_type,
+            ranges,
+            owner: spec.owner,
+            largest,
+            ops: spec.ops,
+            altmap: spec.altmap,
+            lifecycle: Lifecycle::Live,
+            has_teardown: false,
+        };
+        self.maps.insert(id, pagemap);
+        Ok(id)
+    }
+
+    fn add_range(
+        &self,
+        spec: &PagemapSpec,
+        range: DeviceRange,
+        done: &mut Vec<PlacedRange>,
+        host: &mut impl RangeHost,
+    ) -> Result<(), PagemapError> {
+        if spec.altmap.is_some() && !done.is_empty() {
+            return Err(PagemapError::AltmapWithRanges { nr_ranges: spec.ranges.len() });
+        }
+        self.check_range(range, done)?;
+        let nr_pages = range.len_bytes / PAGE_BYTES;
+        if let Some(altmap) = &spec.altmap
+            && altmap.nr_pages() != nr_pages
+        {
+            return Err(PagemapError::AltmapMismatch { nr_pages: altmap.nr_pages() });
+        }
+        let first = self.gap(nr_pages, done).ok_or(PagemapError::NoRoom { nr_pages })?;
+        let placed = PlacedRange { device: range, first };
+        host.bring_up(&placed, spec.altmap.as_ref())
+            .map_err(|errno| PagemapError::Host { range, errno })?;
+        done.push(placed);
+        Ok(())
+    }
+
+    fn check_range(&self, range: DeviceRange, done: &[PlacedRange]) -> Result<(), PagemapError> {
+        if done.iter().any(|earlier| earlier.device.overlaps(range)) {
+            return Err(PagemapError::Taken { range, by: PagemapId(self.last_id + 1) });
+        }
+        for pagemap in self.maps.values() {
+            if pagemap.device_ranges().any(|taken| taken.overlaps(range)) {
+                return Err(PagemapError::Taken { range, by: pagemap.id });
+            }
+        }
+        if self.system_ram.iter().any(|ram| ram.overlaps(range)) {
+            return Err(PagemapError::SystemRam { range });
+        }
+        let end = range.start_bytes.checked_add(range.len_bytes);
+        if end.is_none_or(|end| end > self.reach_bytes) {
+            return Err(PagemapError::OutOfReach { range });
+        }
+        let is_aligned = range.start_bytes.is_multiple_of(SUBSECTION_BYTES)
+            && range.len_bytes.is_multiple_of(SUBSECTION_BYTES);
+        if !is_aligned || range.len_bytes == 0 {
+            return Err(PagemapError::Misaligned { range });
+        }
+        Ok(())
+    }
+
+    /// The lowest 1 GiB boundary from which `nr_pages` frames are nobody's.
+    fn gap(&self, nr_pages: u64, done: &[PlacedRange]) -> Option<u64> {
+        let mut spans: Vec<_> = self.maps.values().flat_map(Pagemap::pfn_spans).collect();
+        spans.extend(done.iter().map(|range| range.first..range.end()));
+        spans.sort_unstable_by_key(|span| span.start);
+        let mut first = 0;
+        for span in spans {
+            if first + nr_pages <= span.start {
+                break;
+            }
+            first = span.end.next_multiple_of(Level::Pud.nr_pages());
+        }
+        (first + nr_pages <= self.nr_pages).then_some(first)
+    }
+
+    /// The live pagemap that has `pfn`; none once it is dying (Linux 7.1: mm/memremap.c,
+    /// `get_dev_pagemap`).
+    #[must_use]
+    pub fn get(&self, pfn: Pfn) -> Option<&Pagemap> {
+        self.covering(pfn).filter(|pagemap| pagemap.lifecycle == Lifecycle::Live)
+    }
+
+    /// The pagemap that has `pfn`, dying or not.
+    #[must_use]
+    pub fn covering(&self, pfn: Pfn) -> Option<&Pagemap> {
+        self.maps.values().find(|pagemap| pagemap.ranges.iter().any(|range| range.contains(pfn)))
+    }
+
+    /// The pagemap with this id.
+    #[must_use]
+    pub fn by_id(&self, id: PagemapId) -> Option<&Pagemap> {
+        self.maps.get(&id)
+    }
+
+    /// All pagemaps, oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = &Pagemap> + '_ {
+        self.maps.values()
+    }
+
+    /// Begins to take a pagemap down. From now on nothing new starts on it.
+    ///
+    /// # Errors
+    /// [`TeardownError::Absent`] when there is none, [`TeardownError::Begun`] when it is being taken
+    /// down already.
+    pub fn begin_teardown(&mut self, id: PagemapId) -> Result<Teardown, TeardownError> {
+        let pagemap = self.maps.get_mut(&id).ok_or(TeardownError::Absent { id })?;
+        if pagemap.has_teardown {
+            return Err(TeardownError::Begun { id });
+        }
+        pagemap.has_teardown = true;
+        Ok(Teardown::new(id))
+    }
+
+    /// Moves a pagemap on in its life; a drained one leaves the table, and its frames may be another's.
+    pub(super) fn advance(&mut self, id: PagemapId, to: Lifecycle) {
+        if to == Lifecycle::Drained {
+            self.maps.remove(&id);
+        } else if let Some(pagemap) = self.maps.get_mut(&id) {
+            pagemap.lifecycle = to;
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! A small pool on the heap for tests that run on one thread: descriptors of 1 GiB, clients with
+//! ledgers of a chosen size, a doorbell that counts.
+// Two tests share this file and each uses its own part.
+#![allow(dead_code)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use pgmap_mm::barrier::BarrierMode;
+use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
+use pgmap_mm::ledger::{Hold, LedgerLayout, LedgerReader};
+use pgmap_mm::level::Level;
+use pgmap_mm::pfn::PfnRange;
+use pgmap_mm::pin::{ClientSide, Pinner};
+use pgmap_mm::stamp::Stamp;
+use pgmap_mm::vmemmap::{Vmemmap, VmemmapLayout};
+use pgmap_mm::words::{HeapCounts, HeapWords};
+
+/// What a client of this world brings.
+#[derive(Debug)]
+pub struct Side {
+    ledger: Arc<HeapWords>,
+    counts: Arc<HeapCounts>,
+    vmemmap: Vmemmap<Arc<HeapWords>>,
+    is_detached: Arc<AtomicBool>,
+    nr_bells: Arc<AtomicU64>,
+    identity: u64,
+}
+
+impl ClientSide for Side {
+    type Ledger = Arc<HeapWords>;
+    type Counts = Arc<HeapCounts>;
+    type Descriptors = Arc<HeapWords>;
+
+    fn ledger(&self) -> &Self::Ledger {
+        &self.ledger
+    }
+
+    fn counts(&self) -> &Self::Counts {
+        &self.counts
+    }
+
+    fn vmemmap(&self) -> &Vmemmap<Self::Descriptors> {
+        &self.vmemmap
+    }
+
+    fn barrier_mode(&self) -> BarrierMode {
+        BarrierMode::Fenced
+    }
+
+    fn ring_doorbell(&self) {
+        self.nr_bells.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn is_detached(&self) -> bool {
+        self.is_detached.load(Ordering::Relaxed)
+    }
+
+    fn identity(&self) -> u64 {
+        self.identity
+    }
+}
+
+/// A ledger as the owner reads it.
+pub type Reader = LedgerReader<Arc<HeapWords>, Arc<HeapCounts>>;
+
+/// A client, the owner's view of its ledger, and what a test may do to it.
+#[derive(Debug)]
+pub struct Client {
+    pub pinner: Pinner<Side>,
+    pub reader: Reader,
+    pub is_detached: Arc<AtomicBool>,
+    nr_bells: Arc<AtomicU64>,
+}
+
+impl Client {
+    /// How often the client has rung.
+    pub fn nr_bells(&self) -> u64 {
+        self.nr_bells.load(Ordering::Relaxed)
+    }
+
+    /// What the owner finds in the ledger.
+    pub fn holds(&self) -> Vec<Hold> {
+        self.reader.all_holds()
+    }
+}
+
+/// Descriptors of 1 GiB on the heap.
+#[derive(Debug)]
+pub struct World {
+    pub layout: VmemmapLayout,
+    descriptors: Arc<HeapWords>,
+}
+
+impl World {
+    /// All frames Free.
+    pub fn new() -> Self {
+        let layout = VmemmapLayout::for_pages(Level::Pud.nr_pages()).unwrap();
+        Self { layout, descriptors: Arc::new(HeapWords::new(layout.nr_words())) }
+    }
+
+    /// The owner's descriptors.
+    pub fn vmemmap(&self) -> Vmemmap<Arc<HeapWords>> {
+        Vmemmap::new(self.layout, Arc::clone(&self.descriptors)).unwrap()
+    }
+
+    /// A new client whose ledger has `nr_lanes` lanes of `lane_slots` slots.
+    pub fn client(&self, identity: u64, nr_lanes: usize, lane_slots: usize) -> Client {
+        let layout = LedgerLayout::with_lanes(&self.layout, nr_lanes, lane_slots);
+        let ledger = Arc::new(HeapWords::new(layout.nr_words()));
+        let counts = Arc::new(HeapCounts::new(layout.nr_counts()));
+        let (is_detached, nr_bells) = Default::default();
+        let side = Side {
+            ledger: Arc::clone(&ledger),
+            counts: Arc::clone(&counts),
+            vmemmap: self.vmemmap(),
+            is_detached: Arc::clone(&is_detached),
+            nr_bells: Arc::clone(&nr_bells),
+            identity,
+        };
+        Client {
+            pinner: Pinner::new(side, layout).unwrap(),
+            reader: LedgerReader::new(layout, ledger, counts).unwrap(),
+            is_detached,
+            nr_bells,
+        }
+    }
+}
+
+/// The run of `nr_pages` frames from `first`.
+pub fn run(first: u64, nr_pages: u64) -> PfnRange {
+    PfnRange::new(first, nr_pages).unwrap()
+}
+
+/// The stamp with this number.
+pub fn stamp(number: u64) -> Stamp {
+    Stamp::new(number).unwrap()
+}
+
+/// A Live word that allows long-term pins.
+pub fn live(number: u64) -> Descriptor {
+    let flags = FolioFlags::WRITABLE.with(FolioFlags::LONGTERM_OK);
+    Descriptor::new(FolioState::Live, flags, stamp(number))
+}
