@@ -65,7 +65,7 @@ fn main() {
     // F: inline radix walk + fetch_add + recheck + fetch_sub
     let top: Vec<Box<[AtomicU64]>> = (0..64).map(|_| (0..512).map(|i| AtomicU64::new(1 << 63 | i)).collect()).collect();
     let counts: Vec<AtomicU64> = (0..nleaf).map(|_| AtomicU64::new(0)).collect();
-    let n = 4_000_000;
+    let n: u64 = std::env::var("N").map_or(4_000_000, |n| n.parse().unwrap());
     let addr = |x: &mut u64| (next(x) & (nleaf - 1)) << 21;
     let mut x = 88172645463325252u64;
     let f = time("F", 1.0, n, |n| for _ in 0..n {
@@ -99,21 +99,21 @@ fn main() {
         let side = Side { l: HeapWords::new(ll.nr_words()), c: HeapCounts::new(ll.nr_counts()), v: Vmemmap::new(layout, v.clone()).unwrap(), det: AtomicU64::new(0) };
         let pinner = Pinner::new(side, ll).unwrap();
         let lane = pinner.lane().unwrap();
-        let mm = Mm::for_device(0, 65 * GIB).unwrap();
+        let mm = Mm::for_device(&layout, 0, 65 * GIB).unwrap();
         let file = Arc::new(File { per, life, n: nr + 512 });
         mm.map(&MapRequest::new(file.clone(), 64 * GIB).at(2 << 20)).unwrap();
         let t = Instant::now();
         mm.populate(2<<20, 64 * GIB).unwrap();
         println!("populate {:?} {:?}", t.elapsed(), mm.usage());
-        let gup = Gup::new(&mm, &lane);
+        let gup = Gup::new(&mm, &lane).unwrap();
         let e = file.extent_at(512).unwrap().extent;
         time("lane.pin known extent", f, n, |n| for _ in 0..n { black_box(lane.pin(&e, PfnRange::new(512 + (next(&mut x) & 511), 1).unwrap_or(e.run), Agent::Cpu).unwrap().run()); });
         time("translate", f, n, |n| for _ in 0..n { black_box(mm.translate((2<<20) + addr(&mut x)).unwrap().pfn); });
-        time("short pin fast_segment", f, n, |n| for _ in 0..n { black_box(gup.fast_segment((2<<20) + addr(&mut x), 1, GupFlags::WRITE).unwrap().run()); });
+        time("fast_leaf", f, n, |n| for _ in 0..n { black_box(gup.fast_leaf((2<<20) + addr(&mut x), 1, GupFlags::WRITE).unwrap().run()); });
         time("short pin fast range", f, n, |n| for _ in 0..n { black_box(gup.fast((2<<20) + addr(&mut x), 1, GupFlags::WRITE).unwrap().nr_pages()); });
         time("short pin pin()", f, n, |n| for _ in 0..n { black_box(gup.pin((2<<20) + addr(&mut x), 1, GupFlags::WRITE).unwrap().nr_pages()); });
-        time("long pin folio", f, n, |n| for _ in 0..n { black_box(gup.fast_segment((2<<20) + addr(&mut x), 512, GupFlags::WRITE.with(GupFlags::LONGTERM)).unwrap().run()); });
-        time("hot short pin", f, n, |n| for _ in 0..n { black_box(gup.fast_segment((2<<20) + next(&mut x) % (2<<20), 1, GupFlags::WRITE).unwrap().run()); });
+        time("long pin folio", f, n, |n| for _ in 0..n { black_box(gup.fast_leaf_long((2<<20) + addr(&mut x), 512, GupFlags::WRITE).unwrap().run()); });
+        time("hot fast_leaf", f, n, |n| for _ in 0..n { black_box(gup.fast_leaf((2<<20) + next(&mut x) % (2<<20), 1, GupFlags::WRITE).unwrap().run()); });
         time("1 GiB pin", f, 100_000, |n| for _ in 0..n { black_box(gup.pin((next(&mut x) % 63) * GIB + (2<<20), 262144, GupFlags::WRITE).unwrap().nr_pages()); });
         let s = ReadSection::open(&mm, &lane).unwrap();
         time("section translate", f, n, |n| for _ in 0..n { black_box(s.translate((2<<20) + addr(&mut x)).unwrap().run()); });

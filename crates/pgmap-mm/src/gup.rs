@@ -69,6 +69,7 @@ use crate::extent::Extent;
 use crate::descriptor::{FolioFlags, FolioState};
 use crate::fault::FaultError;
 use crate::ledger::Agent;
+use crate::longterm::LongtermPin;
 use crate::level::{Level, PAGE_BYTES};
 use crate::mm::{FillError, Mm, MmState};
 use crate::page_table::entry::LeafFlags;
@@ -77,7 +78,7 @@ use crate::page_table::walk::{Epoch, Found};
 use crate::pfn::{MAX_RUN_PAGES, PfnRange};
 use crate::pin::{ClientSide, Lane};
 use crate::pinned::{Hold, Lease, is_for_the_caller};
-pub use crate::pinned::{Dirty, PinnedRange, PinnedSegment};
+pub use crate::pinned::{Dirty, LongSegment, PinnedRange, PinnedSegment, ShortSegment};
 use crate::prot::Access;
 use crate::vma::{BackingError, VmaKind};
 use crate::vmemmap::LifeWord;
@@ -87,6 +88,7 @@ const MAX_FAST_TRIES: usize = 4;
 /// How often the slow path repairs one page whose extent changes again and again.
 const MAX_REPAIRS: usize = 8;
 
+const PAGE_MASK: u64 = !(PAGE_BYTES - 1);
 const EREMOTEIO: i32 = 121;
 
 /// How pages are to be held.
@@ -331,24 +333,14 @@ enum Attempt<'a, S: ClientSide> {
     Refused(PinError),
 }
 
-/// What the page table says of a stretch of pages.
+/// What the page table says of a page.
 #[derive(Clone, Copy)]
 struct Look<'a> {
     epoch: Epoch,
     found: Found<'a>,
-    head_level: Level,
     life: LifeWord,
-    run: PfnRange,
     /// The reach of the leaf's span, where the run goes beyond the leaf.
     reach: Option<Reach>,
-}
-
-impl Look<'_> {
-    #[inline]
-    const fn segment<S: ClientSide>(self, page: u64, hold: Hold<'_, S>) -> PinnedSegment<'_, S> {
-        let address = page * PAGE_BYTES;
-        PinnedSegment { address, run: self.run, level: self.found.level, hold }
-    }
 }
 
 /// An address space and a lane, together able to hold pages by address.
@@ -366,11 +358,12 @@ impl<S: ClientSide> fmt::Debug for Gup<'_, '_, S> {
 }
 
 impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
-    /// Holds pages of `mm` in `lane`. Long-term holds that the life word does not allow are refused.
+    /// Holds pages of `mm` in `lane`; none when they are of pools of different shape. Long-term holds
+    /// that the life word does not allow are refused.
     #[inline]
     #[must_use]
-    pub const fn new(mm: &'a Mm, lane: &'c Lane<'a, S>) -> Self {
-        Self { mm, lane, policy: None }
+    pub fn new(mm: &'a Mm, lane: &'c Lane<'a, S>) -> Option<Self> {
+        is_same_pool(mm, lane).then_some(Self { mm, lane, policy: None })
     }
 
     /// The same, asking `policy` about long-term holds that the life word does not allow.
@@ -431,21 +424,114 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         self.continue_slow(range, address, nr_pages, flags)
     }
 
-    /// Holds the first contiguous stretch of at most `nr_pages` pages from `address` on, without
-    /// taking a lock: the part of [`fast`](Self::fast) that does the work, for who needs no more.
-    /// None where that cannot be done, or the flags exclude each other.
-    #[inline]
+    /// Holds `nr_pages` pages from `address` on that lie in one leaf, for a short time, without
+    /// taking a lock: the least work that pins anything. None where that cannot be done at once, or
+    /// `flags` has LONGTERM; then call [`pin`](Self::pin).
+    #[inline(always)]
     #[must_use]
-    pub fn fast_segment(
+    pub fn fast_leaf(
         &self,
         address: u64,
         nr_pages: u64,
         flags: GupFlags,
-    ) -> Option<PinnedSegment<'a, S>> {
+    ) -> Option<ShortSegment<'a, S>> {
+        let page = address / PAGE_BYTES;
+        if nr_pages != 0
+            && !flags.contains(GupFlags::LONGTERM)
+            && let Some(look) = self.look(page, flags)
+            && nr_pages <= look.found.pages_from(page)
+            && let Some(run) = PfnRange::new(look.found.frame_of(page), nr_pages)
+            && let Ok(pin) = self.lane.pin_pinnable(look.life, run, flags.agent())
+            && self.is_as_seen(&look)
+        {
+            let level = look.found.level;
+            return Some(ShortSegment { address: address & PAGE_MASK, level, pin });
+        }
+        None
+    }
+
+    /// As [`fast_leaf`](Self::fast_leaf), for long: none where the life word does not allow it
+    /// without being asked, or `flags` has GET or P2PDMA.
+    #[inline(always)]
+    #[must_use]
+    pub fn fast_leaf_long(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<LongSegment<'a, S>> {
+        let page = address / PAGE_BYTES;
+        let flags = flags.with(GupFlags::LONGTERM);
+        if nr_pages != 0
+            && flags.is_valid()
+            && let Some(look) = self.look(page, flags)
+            && nr_pages <= look.found.pages_from(page)
+            && let Some(run) = PfnRange::new(look.found.frame_of(page), nr_pages)
+            && let Ok(pin) = self.pin_long(&look, run, flags)
+            && self.is_as_seen(&look)
+        {
+            let level = look.found.level;
+            return Some(LongSegment { address: address & PAGE_MASK, level, pin });
+        }
+        None
+    }
+
+    /// Holds the first contiguous stretch of at most `nr_pages` pages from `address` on, across
+    /// leaves, for a short time, without taking a lock. None where that cannot be done, or `flags`
+    /// has LONGTERM.
+    #[must_use]
+    pub fn fast_run(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<ShortSegment<'a, S>> {
+        if nr_pages == 0 || flags.contains(GupFlags::LONGTERM) {
+            return None;
+        }
+        let page = address / PAGE_BYTES;
+        for _ in 0..MAX_FAST_TRIES {
+            let epoch = self.mm.table.epoch();
+            let Some((look, run)) = self.look_far(page, nr_pages, flags) else {
+                // A table page that was reused meanwhile may lack what the walk looked for.
+                if self.mm.table.epoch() == epoch { return None } else { continue }
+            };
+            let held = self.lane.pin_pinnable(look.life, run, flags.agent());
+            if !self.is_as_seen(&look) || !self.is_reach_as_seen(&look) {
+                continue;
+            }
+            let (address, level) = (address & PAGE_MASK, look.found.level);
+            return held.ok().map(|pin| ShortSegment { address, level, pin });
+        }
+        None
+    }
+
+    /// As [`fast_run`](Self::fast_run), for long.
+    #[must_use]
+    pub fn fast_run_long(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<LongSegment<'a, S>> {
         if nr_pages == 0 || !flags.is_valid() {
             return None;
         }
-        self.try_segment(address / PAGE_BYTES, nr_pages, flags)
+        let page = address / PAGE_BYTES;
+        for _ in 0..MAX_FAST_TRIES {
+            let epoch = self.mm.table.epoch();
+            let Some((look, run)) = self.look_far(page, nr_pages, flags) else {
+                // As in `fast_run`.
+                if self.mm.table.epoch() == epoch { return None } else { continue }
+            };
+            let held = self.pin_long(&look, run, flags);
+            if !self.is_as_seen(&look) || !self.is_reach_as_seen(&look) {
+                continue;
+            }
+            let (address, level) = (address & PAGE_MASK, look.found.level);
+            return held.ok().map(|pin| LongSegment { address, level, pin });
+        }
+        None
     }
 
     #[inline]
@@ -454,7 +540,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
             return Err(GupError::BadFlags { flags });
         }
         let len_bytes = nr_pages.checked_mul(PAGE_BYTES);
-        let Some(end) = len_bytes.and_then(|len| (address & !(PAGE_BYTES - 1)).checked_add(len))
+        let Some(end) = len_bytes.and_then(|len| (address & PAGE_MASK).checked_add(len))
         else {
             return Err(GupError::Overflow { address });
         };
@@ -482,7 +568,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         }
     }
 
-    /// Tries to hold the first stretch from `page` on, and again a few times if the page table moves.
+    /// Holds the first stretch from `page` on; again a few times if the page table moves.
     #[inline]
     fn try_segment(
         &self,
@@ -490,89 +576,83 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         nr_pages: u64,
         flags: GupFlags,
     ) -> Option<PinnedSegment<'a, S>> {
-        if !flags.contains(GupFlags::LONGTERM)
-            && let Some(look) = self.look(page, nr_pages, flags)
-            && let Ok(pin) = self.lane.pin_under(look.life, look.run, flags.agent())
-            && self.is_as_seen(&look)
-        {
-            return Some(look.segment(page, Hold::Short(pin)));
-        }
-        self.try_again(page, nr_pages, flags)
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn try_again(
-        &self,
-        page: u64,
-        nr_pages: u64,
-        flags: GupFlags,
-    ) -> Option<PinnedSegment<'a, S>> {
-        for _ in 0..MAX_FAST_TRIES {
-            match self.attempt(page, nr_pages, flags) {
-                Attempt::Held(segment) => return Some(segment),
-                Attempt::Moved => {}
-                Attempt::Stop | Attempt::Refused(_) => return None,
-            }
-        }
-        None
-    }
-
-    /// Tries to hold the first stretch from `page` on by what the page table says.
-    fn attempt(&self, page: u64, nr_pages: u64, flags: GupFlags) -> Attempt<'a, S> {
-        let epoch = self.mm.table.epoch();
-        let Some(look) = self.look(page, nr_pages, flags) else {
-            // A table page that was reused meanwhile may lack what the walk looked for.
-            return if self.mm.table.epoch() == epoch { Attempt::Stop } else { Attempt::Moved };
-        };
-        let held = if flags.contains(GupFlags::LONGTERM) {
-            let pinner = self.lane.pinner();
-            let level = look.head_level;
-            pinner.pin_longterm_under(look.life, look.run, level, flags.agent()).map(Hold::Long)
+        let address = page * PAGE_BYTES;
+        if flags.contains(GupFlags::LONGTERM) {
+            self.fast_run_long(address, nr_pages, flags).map(PinnedSegment::from)
         } else {
-            self.lane.pin_under(look.life, look.run, flags.agent()).map(Hold::Short)
+            self.fast_run(address, nr_pages, flags).map(PinnedSegment::from)
+        }
+    }
+
+    /// Tries once to hold the first stretch from `page` on by what the page table says.
+    fn attempt(&self, page: u64, nr_pages: u64, flags: GupFlags) -> Attempt<'a, S> {
+        let Some((look, run)) = self.look_far(page, nr_pages, flags) else { return Attempt::Stop };
+        let held = if flags.contains(GupFlags::LONGTERM) {
+            self.pin_long(&look, run, flags).map(Hold::Long)
+        } else {
+            self.lane.pin_pinnable(look.life, run, flags.agent()).map(Hold::Short)
         };
+        if !self.is_as_seen(&look) || !self.is_reach_as_seen(&look) {
+            return Attempt::Moved;
+        }
+        let (address, level) = (page * PAGE_BYTES, look.found.level);
         match held {
-            Ok(hold) if self.is_as_seen(&look) => Attempt::Held(look.segment(page, hold)),
-            Ok(_) => Attempt::Moved,
-            // A span that was reused meanwhile gives words that fit nothing.
-            Err(_) if !self.is_as_seen(&look) => Attempt::Moved,
+            Ok(hold) => Attempt::Held(PinnedSegment { address, run, level, hold }),
             Err(error) => Attempt::Refused(error),
         }
     }
 
-    /// What the page table says of the first stretch from `page` on. None where there is no leaf
-    /// that allows the access.
-    #[inline]
-    fn look(&self, page: u64, nr_pages: u64, flags: GupFlags) -> Option<Look<'a>> {
+    /// What the page table says of `page`. None where there is no leaf that allows the access.
+    #[inline(always)]
+    fn look(&self, page: u64, flags: GupFlags) -> Option<Look<'a>> {
         let table = &self.mm.table;
         let epoch = table.epoch();
         let found = table.walk(page)?;
         if !flags.allow(found.leaf.flags()) {
             return None;
         }
-        let words = table.hold(found.leaf)?;
-        let vmemmap = self.lane.pinner().side().vmemmap();
-        let life = vmemmap.life_word(words.head_level(), words.first()?, words.life())?;
-        let in_leaf = found.pages_from(page);
+        Some(Look { epoch, found, life: table.life(found.leaf)?, reach: None })
+    }
+
+    /// As [`look`](Self::look), with the frames from `page` on as far as they are wanted and go on
+    /// evenly, across leaves.
+    fn look_far(
+        &self,
+        page: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<(Look<'a>, PfnRange)> {
+        let mut look = self.look(page, flags)?;
+        let in_leaf = look.found.pages_from(page);
         let mut run_pages = nr_pages.min(in_leaf);
-        let mut reach = None;
         if nr_pages > in_leaf {
-            let ahead = table.reach(found.leaf);
-            run_pages = nr_pages.min(in_leaf.max(ahead.from(page))).min(MAX_RUN_PAGES);
-            reach = Some(ahead);
+            let reach = self.mm.table.reach(look.found.leaf);
+            run_pages = nr_pages.min(in_leaf.max(reach.from(page))).min(MAX_RUN_PAGES);
+            look.reach = Some(reach);
         }
-        let run = PfnRange::new(found.frame_of(page), run_pages)?;
-        Some(Look { epoch, found, head_level: words.head_level(), life, run, reach })
+        Some((look, PfnRange::new(look.found.frame_of(page), run_pages)?))
     }
 
     /// Whether the page table still says what it said at the look.
-    #[inline]
+    #[inline(always)]
     fn is_as_seen(&self, look: &Look<'_>) -> bool {
-        let table = &self.mm.table;
-        look.found.is_unchanged()
-            && look.reach.is_none_or(|reach| table.reach(look.found.leaf) == reach)
-            && table.epoch() == look.epoch
+        look.found.is_unchanged() && self.mm.table.epoch() == look.epoch
+    }
+
+    fn is_reach_as_seen(&self, look: &Look<'_>) -> bool {
+        look.reach.is_none_or(|reach| self.mm.table.reach(look.found.leaf) == reach)
+    }
+
+    #[inline(always)]
+    fn pin_long(
+        &self,
+        look: &Look<'_>,
+        run: PfnRange,
+        flags: GupFlags,
+    ) -> Result<LongtermPin<'a, S>, PinError> {
+        // Counted by whole leaves where the run is whole leaves.
+        let level = look.found.level;
+        self.lane.pinner().pin_longterm_under(look.life, run, level, flags.agent())
     }
 
     #[cold]
@@ -631,11 +711,24 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
                     // What ended was of frames that are no more: nobody may rely on it.
                     let _stale = self.mm.drop_leaf(&mut state, page);
                 }
-                // Another extent's words under the same entry, or an absent one: look again.
-                Attempt::Moved | Attempt::Stop => {}
+                // The leaf says that its frames cannot be pinned now.
+                Attempt::Stop => {
+                    self.unpinnable(page, flags)?;
+                    let _stale = self.mm.drop_leaf(&mut state, page);
+                }
+                // Only the holder of the lock moves the page table.
+                Attempt::Moved => {}
             }
         }
         Err(GupError::Unstable { address })
+    }
+
+    /// An error when the leaf that maps the page is of frames that can never be pinned, or failed.
+    fn unpinnable(&self, page: u64, flags: GupFlags) -> Result<(), GupError> {
+        let life = self.mm.table.walk(page).and_then(|found| self.mm.table.life(found.leaf));
+        let Some(life) = life else { return Ok(()) };
+        let refused = PinError::NotPinnable { word: life.expected() };
+        poison_of(&refused, page * PAGE_BYTES, flags)
     }
 
     /// Faults the page in unless a leaf allows the access already.
@@ -647,11 +740,11 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
     ) -> Result<(), GupError> {
         let address = page * PAGE_BYTES;
         if flags.contains(GupFlags::NOFAULT) {
-            let leaf = self.mm.table.walk(page);
-            return match leaf {
-                Some(found) if flags.allow(found.leaf.flags()) => Ok(()),
-                _ => Err(GupError::NotPresent { address }),
-            };
+            let has_leaf = self.mm.table.walk(page).is_some_and(|found| {
+                !flags.contains(GupFlags::WRITE)
+                    || found.leaf.flags().contains(LeafFlags::WRITE)
+            });
+            return if has_leaf { Ok(()) } else { Err(GupError::NotPresent { address }) };
         }
         match self.mm.fault_locked(state, address, flags.access()) {
             Ok(_) => Ok(()),
@@ -680,8 +773,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
             .mm
             .table
             .walk(page)
-            .and_then(|found| self.mm.table.hold(found.leaf))
-            .and_then(|words| words.extent())
+            .and_then(|found| self.mm.table.extent(found.leaf))
             .filter(|extent| extent.run.covers(segment.run))
         else {
             return Ok(None);
@@ -691,6 +783,11 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         segment.hold = Hold::Leased(policy.lease(&ask).map_err(refused)?);
         Ok(Some(segment))
     }
+}
+
+/// Whether life words lie where the address space expects them.
+fn is_same_pool<S: ClientSide>(mm: &Mm, lane: &Lane<'_, S>) -> bool {
+    mm.table.vmemmap() == lane.pinner().side().vmemmap().layout()
 }
 
 /// Whether the area allows the hold at all, in the kernel's order (Linux 7.1: mm/gup.c,
@@ -784,9 +881,12 @@ impl<'a, S: ClientSide> ReadSection<'a, S> {
     /// than 4 TiB, which one section cannot cover.
     pub fn open(mm: &'a Mm, lane: &Lane<'a, S>) -> Result<Self, PinError> {
         let pinner = lane.pinner();
-        let nr_pages = pinner.side().vmemmap().layout().nr_pages();
+        let nr_pages = mm.table.vmemmap().nr_pages();
         let mut windows = Vec::new();
         let mut first = 0;
+        if !is_same_pool(mm, lane) {
+            return Err(PinError::Detached);
+        }
         while let Some(run) = PfnRange::new(first, (nr_pages - first).min(MAX_RUN_PAGES)) {
             if windows.len() == MAX_WINDOWS {
                 return Err(PinError::Outside { run });
@@ -806,12 +906,10 @@ impl<'a, S: ClientSide> ReadSection<'a, S> {
         let table = &self.mm.table;
         let epoch = table.epoch();
         let found = table.walk(page)?;
-        let words = table.hold(found.leaf)?;
-        let vmemmap = self.pinner.side().vmemmap();
-        let life = vmemmap.life_word(words.head_level(), words.first()?, words.life())?;
+        let life = table.life(found.leaf)?;
         // The windows were published, and a light barrier passed, before this load of the life
         // word: a drain that changes it later finds the windows.
-        let is_held = words.life().is_pinnable() && vmemmap.life_now(life) == words.life();
+        let is_held = self.pinner.side().vmemmap().life_now(life) == life.expected();
         if !is_held || !found.is_unchanged() || table.epoch() != epoch {
             return None;
         }

@@ -295,12 +295,23 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         run: PfnRange,
         agent: Agent,
     ) -> Result<Pin<'p, S>, PinError> {
+        if !life.expected.is_pinnable() {
+            return Err(PinError::NotPinnable { word: life.expected });
+        }
+        self.pin_pinnable(life, run, agent)
+    }
+
+    /// As [`pin_under`](Self::pin_under), where the caller knows that the word allows pins.
+    #[inline(always)]
+    pub(crate) fn pin_pinnable(
+        &self,
+        life: LifeWord,
+        run: PfnRange,
+        agent: Agent,
+    ) -> Result<Pin<'p, S>, PinError> {
         let pinner = self.pinner;
         if pinner.side.is_detached() {
             return Err(PinError::Detached);
-        }
-        if !life.expected.is_pinnable() {
-            return Err(PinError::NotPinnable { word: life.expected });
         }
         let slot = self.free_slot()?;
         // Release, and not Relaxed only for tools that cannot see the barrier; the pair that counts

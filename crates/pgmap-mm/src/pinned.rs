@@ -26,6 +26,100 @@ pub enum Hold<'a, S: ClientSide> {
     Leased(Box<dyn Lease>),
 }
 
+/// Addresses that are backed by consecutive frames, held for a short time.
+#[derive(Debug)]
+#[must_use = "dropping a segment gives the frames up"]
+pub struct ShortSegment<'a, S: ClientSide> {
+    pub(crate) address: u64,
+    pub(crate) level: Level,
+    pub(crate) pin: Pin<'a, S>,
+}
+
+impl<'a, S: ClientSide> ShortSegment<'a, S> {
+    /// First address, a multiple of the page size.
+    #[inline]
+    #[must_use]
+    pub const fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// The size of the leaf that maps the first page.
+    #[inline]
+    #[must_use]
+    pub const fn level(&self) -> Level {
+        self.level
+    }
+
+    /// The frames.
+    #[inline]
+    #[must_use]
+    pub const fn run(&self) -> PfnRange {
+        self.pin.run()
+    }
+
+    /// The hold.
+    #[inline]
+    #[must_use]
+    pub const fn pin(&self) -> &Pin<'a, S> {
+        &self.pin
+    }
+}
+
+/// Addresses that are backed by consecutive frames, held for long.
+#[derive(Debug)]
+#[must_use = "dropping a segment gives the frames up"]
+pub struct LongSegment<'a, S: ClientSide> {
+    pub(crate) address: u64,
+    pub(crate) level: Level,
+    pub(crate) pin: LongtermPin<'a, S>,
+}
+
+impl<'a, S: ClientSide> LongSegment<'a, S> {
+    /// First address, a multiple of the page size.
+    #[inline]
+    #[must_use]
+    pub const fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// The size of the leaf that maps the first page.
+    #[inline]
+    #[must_use]
+    pub const fn level(&self) -> Level {
+        self.level
+    }
+
+    /// The frames.
+    #[inline]
+    #[must_use]
+    pub const fn run(&self) -> PfnRange {
+        self.pin.run()
+    }
+
+    /// The hold.
+    #[inline]
+    #[must_use]
+    pub const fn pin(&self) -> &LongtermPin<'a, S> {
+        &self.pin
+    }
+}
+
+impl<'a, S: ClientSide> From<ShortSegment<'a, S>> for PinnedSegment<'a, S> {
+    #[inline]
+    fn from(segment: ShortSegment<'a, S>) -> Self {
+        let ShortSegment { address, level, pin } = segment;
+        Self { address, run: pin.run(), level, hold: Hold::Short(pin) }
+    }
+}
+
+impl<'a, S: ClientSide> From<LongSegment<'a, S>> for PinnedSegment<'a, S> {
+    #[inline]
+    fn from(segment: LongSegment<'a, S>) -> Self {
+        let LongSegment { address, level, pin } = segment;
+        Self { address, run: pin.run(), level, hold: Hold::Long(pin) }
+    }
+}
+
 /// Addresses that are backed by consecutive frames, which are held.
 #[derive(Debug)]
 #[must_use = "dropping a segment gives the frames up"]

@@ -441,8 +441,8 @@ impl<W: WriteWords> Folios<W> {
     ///
     /// # Errors
     /// [`ReshapeError::OutsideExtent`] when they do not touch or are too long together,
-    /// [`ReshapeError::Changed`] when one is not what it is now, [`ReshapeError::Mixed`] when they
-    /// differ in state or flags.
+    /// [`ReshapeError::Changed`] when one is not what it is now, [`ReshapeError::WrongState`] when they
+    /// are neither Live nor Reserved, [`ReshapeError::Mixed`] when they differ in state or flags.
     pub fn join(
         &mut self,
         first: &Extent,
@@ -457,6 +457,10 @@ impl<W: WriteWords> Folios<W> {
         }
         self.check_life(first)?;
         self.check_life(second)?;
+        if !matches!(first.life.state(), FolioState::Live | FolioState::Reserved) {
+            let folio = PfnRange::folio(first.first(), first.head_level);
+            return Err(ReshapeError::WrongState { folio, word: first.life });
+        }
         let (one, other) = (without_partial(first.life), without_partial(second.life));
         if one.state() != other.state() || one.flags() != other.flags() {
             return Err(ReshapeError::Mixed { folio: second.run, word: second.life });
@@ -491,6 +495,9 @@ impl<W: WriteWords> Folios<W> {
     }
 
     fn check_life(&self, extent: &Extent) -> Result<(), ReshapeError> {
+        if extent.is_hole() {
+            return Err(ReshapeError::Changed { extent: extent.run, now: extent.life });
+        }
         let now = self.vmemmap().load(extent.head_level, extent.first());
         let now = now.ok_or(ReshapeError::Outside { pfn: extent.first() })?;
         if now == extent.life {

@@ -40,14 +40,20 @@ pub use client::{Client, Replace};
 pub use error::Error;
 pub use name::FileName;
 pub use owner::Owner;
+pub use owner::handle::HolderRegistration;
 pub use pgmap_mm as mm;
 pub use pgmap_mm::error::PinError;
+pub use pgmap_mm::holder::{DrainReason, Holder as PoolHolder, HolderAnswer, HolderId, Requester};
 pub use pgmap_mm::ledger::Agent;
+pub use pgmap_mm::memory_type::MemoryType;
+pub use pgmap_mm::prot::Access;
 pub use pgmap_os as os;
 pub use pgmap_os::PageSize;
 pub use pool::{Pool, PoolOptions, Populate};
 pub use refusal::{HoldKind, Holder, Refusal};
-pub use wire::{CreateSpec, Event, FileInfo, FolioSize, PoolInfo};
+pub use wire::{
+    CreateSpec, Event, FileInfo, FileRules, FolioSize, LongtermRule, OnDeadline, PoolInfo,
+};
 
 /// The README's example is a test.
 #[cfg(doctest)]

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use pgmap_mm::index::IndexLayout;
 use pgmap_mm::ledger::LedgerLayout;
 use pgmap_mm::level::{Level, PAGE_BYTES};
+use pgmap_mm::memory_type::MemoryType;
 use pgmap_mm::vmemmap::VmemmapLayout;
 use pgmap_os::{Access, MemoryFile, OsError, PageSize, file_lock};
 
@@ -43,6 +44,7 @@ pub struct PoolOptions {
     page_size: PageSize,
     populate: Populate,
     max_files: Option<u64>,
+    memory_type: MemoryType,
 }
 
 impl PoolOptions {
@@ -55,6 +57,7 @@ impl PoolOptions {
             page_size: PageSize::Base,
             populate: Populate::OnDemand,
             max_files: None,
+            memory_type: MemoryType::Generic,
         }
     }
 
@@ -85,6 +88,14 @@ impl PoolOptions {
         self
     }
 
+    /// Says what kind of memory the pool is, which decides about long-term pins: `Generic` (device-dax)
+    /// allows them, `FsDax` only as leases of files that are leasable.
+    #[must_use]
+    pub const fn memory_type(mut self, memory_type: MemoryType) -> Self {
+        self.memory_type = memory_type;
+        self
+    }
+
     fn checked(&self) -> Result<StoredPool, Error> {
         let bad = |why: String| Error::BadPool { pool: self.name(), why };
         if self.size_bytes < MIN_POOL_BYTES || self.size_bytes > MAX_POOL_BYTES {
@@ -103,7 +114,7 @@ impl PoolOptions {
         if max_files == 0 || max_files > MAX_FILES {
             return Err(bad(format!("room for {max_files} files; use 1 to {MAX_FILES}")));
         }
-        Ok(StoredPool { size_bytes, max_files })
+        Ok(StoredPool { size_bytes, max_files, memory_type: self.memory_type })
     }
 
     fn name(&self) -> String {
@@ -261,6 +272,12 @@ impl Pool {
 
     pub(crate) const fn nr_pages(&self) -> u64 {
         self.stored.size_bytes / PAGE_BYTES
+    }
+
+    /// What kind of memory it is.
+    #[must_use]
+    pub const fn memory_type(&self) -> MemoryType {
+        self.stored.memory_type
     }
 
     pub(crate) const fn max_files(&self) -> u64 {

@@ -11,6 +11,8 @@ pub enum HoldKind {
     Short,
     /// Long-term pins.
     Longterm,
+    /// A long-term pin that the owner granted and may ask back.
+    Lease,
     /// A writer that has not committed.
     Writer,
 }
@@ -22,6 +24,7 @@ impl HoldKind {
         match self {
             Self::Short => "short",
             Self::Longterm => "long-term",
+            Self::Lease => "lease",
             Self::Writer => "writer",
         }
     }
@@ -175,6 +178,14 @@ pub enum Refusal {
         /// The file.
         name: String,
     },
+    /// Policy says no to a long-term pin.
+    #[error("{why}")]
+    Denied {
+        /// What was asked and why not.
+        why: String,
+        /// The Linux error number that says the same.
+        errno: i32,
+    },
     /// A message or batch beyond the wire's bounds.
     #[error("{what}: {value} is over the limit of {limit}")]
     TooMuch {
@@ -215,6 +226,7 @@ impl Refusal {
             Self::NoMemory { .. } => errno::ENOMEM,
             Self::Held { .. } | Self::InUse { .. } => errno::EBUSY,
             Self::TooMuch { .. } => 7,
+            Self::Denied { errno, .. } => *errno,
             Self::Poisoned { .. } => errno::EHWPOISON,
             Self::Internal { .. } => 5,
             Self::Stopping => 108,

@@ -8,6 +8,7 @@
 //! What arrives is an allegation (I9): decoding checks shape and names, [`Extent::from_words`]
 //! checks extents, and the owner checks every number against its own books.
 
+use pgmap_mm::admission::RangeFlags;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::folio::Sizing;
 use pgmap_mm::level::Level;
@@ -82,6 +83,88 @@ impl FolioSize {
     }
 }
 
+/// What may be done with a file for long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
+#[non_exhaustive]
+pub enum LongtermRule {
+    /// What the pool's memory type says: device-dax allows, fsdax refuses.
+    #[default]
+    AsType,
+    /// No long-term pins.
+    Forbid,
+    /// None that a device writes through.
+    ForbidDevice,
+    /// As leases, which the owner may ask back.
+    Leasable,
+}
+
+/// A file's rules, fixed when it is created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
+pub struct FileRules {
+    /// Long-term pins.
+    pub longterm: LongtermRule,
+    /// Mapped, never pinned (`VM_PFNMAP`).
+    pub is_raw: bool,
+    /// Not to be pinned for writing.
+    pub is_read_only: bool,
+}
+
+impl FileRules {
+    pub(crate) const fn range_flags(self) -> RangeFlags {
+        let mut flags = match self.longterm {
+            LongtermRule::AsType => RangeFlags::NONE,
+            LongtermRule::Forbid => RangeFlags::FORBID_LONGTERM,
+            LongtermRule::ForbidDevice => RangeFlags::FORBID_DEVICE,
+            LongtermRule::Leasable => RangeFlags::LEASABLE,
+        };
+        if self.is_raw {
+            flags = flags.with(RangeFlags::RAW);
+        }
+        if self.is_read_only {
+            flags = flags.with(RangeFlags::READ_ONLY);
+        }
+        flags
+    }
+}
+
+/// A long-term pin that needs the owner's consent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseSpec {
+    /// The file's number.
+    pub file: u64,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub len_bytes: u64,
+    /// Whether a device will use it.
+    pub is_device: bool,
+    /// Whether it will be written through.
+    pub is_write: bool,
+}
+
+/// One lease: consent to hold these frames. The client then holds them in its ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseGrant {
+    /// Its number.
+    pub lease: u64,
+    /// The extent that the frames lie in.
+    pub extent: [u64; 3],
+    /// First frame.
+    pub first_pfn: u64,
+    /// Frames, in 4 KiB pages.
+    pub nr_pages: u64,
+}
+
+/// What becomes of a cut whose deadline passes while somebody holds its frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
+pub enum OnDeadline {
+    /// It fails and the file is as before.
+    #[default]
+    Fail,
+    /// The file is cut; the held frames are kept out of use until they are let go.
+    Quarantine,
+}
+
 /// A file to be created.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CreateSpec {
@@ -93,6 +176,16 @@ pub struct CreateSpec {
     pub folio_size: FolioSize,
     /// Whether it takes the place of a file with the same name.
     pub replace: bool,
+    /// What may be done with it.
+    pub rules: FileRules,
+}
+
+impl CreateSpec {
+    /// A new file without special rules.
+    #[must_use]
+    pub fn new(name: FileName, len_bytes: u64, folio_size: FolioSize) -> Self {
+        Self { name, len_bytes, folio_size, replace: false, rules: FileRules::default() }
+    }
 }
 
 /// A file that was created and not committed.
@@ -141,6 +234,8 @@ pub struct PoolInfo {
     pub reserved_bytes: u64,
     /// Frames that wait for their last holder.
     pub draining_bytes: u64,
+    /// Frames kept out of use after a deadline, or because a device cannot be kept out.
+    pub quarantined_bytes: u64,
     /// Frames whose memory failed.
     pub poisoned_bytes: u64,
     /// Frames a dead client's device may still write to, wherever they are.
@@ -185,6 +280,8 @@ pub enum Request {
         len_bytes: u64,
         /// How long to wait.
         deadline_ms: u64,
+        /// And then.
+        on_deadline: OnDeadline,
     },
     /// Take whole pages out of a file, waiting for their holders. They read as zero then.
     Punch {
@@ -196,7 +293,13 @@ pub enum Request {
         len_bytes: u64,
         /// How long to wait.
         deadline_ms: u64,
+        /// And then.
+        on_deadline: OnDeadline,
     },
+    /// Pin for long with the owner's consent.
+    Lease(LeaseSpec),
+    /// Give leases back.
+    ReleaseLeases(Vec<u64>),
     /// Where a file is, by its number.
     Locate(u64),
     /// Describe files by name.
@@ -239,6 +342,17 @@ pub enum Event {
         /// Until when, in milliseconds from now; none when there is no hurry.
         deadline_ms: Option<u64>,
     },
+    /// A lease of this client is asked back.
+    LeaseRecalled {
+        /// Which.
+        lease: u64,
+        /// First frame.
+        first_pfn: u64,
+        /// Frames, in 4 KiB pages.
+        nr_pages: u64,
+        /// Until when, in milliseconds from now; none when there is no hurry.
+        deadline_ms: Option<u64>,
+    },
     /// Memory that this client holds failed. Other pages of the file are well.
     MemoryFailure {
         /// The file it belonged to.
@@ -260,6 +374,15 @@ pub enum Reply {
     Created(Vec<Result<Draft, Refusal>>),
     /// To Commit.
     Committed(Vec<Result<Committed, Refusal>>),
+    /// To Truncate and Punch whose deadline passed: the file is cut, these hold what was cut off.
+    Quarantined(Vec<Holder>),
+    /// To Lease; the time is from now.
+    Leased {
+        /// One per extent.
+        grants: Vec<LeaseGrant>,
+        /// When it ends, in milliseconds from now.
+        until_ms: Option<u64>,
+    },
     /// To Abort, Rename, Truncate and Leave.
     Done,
     /// To Unlink.

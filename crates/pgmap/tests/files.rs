@@ -124,6 +124,7 @@ fn batches_answer_for_each_item() {
         len_bytes: 4096,
         folio_size: FolioSize::Pages4K,
         replace: false,
+        rules: pgmap::FileRules::default(),
     };
     let writers = client.create_batch((0..64).map(spec).collect()).unwrap();
     let writers: Vec<_> = writers.into_iter().map(Result::unwrap).collect();

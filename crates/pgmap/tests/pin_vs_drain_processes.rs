@@ -40,7 +40,7 @@ const MOST_TIME: Duration = Duration::from_secs(6);
 const LEAST_DRAINS: u64 = 20_000;
 /// Violations after which the control has shown its point.
 const ENOUGH_VIOLATIONS: u64 = 1_000;
-const NR_FOLIOS: u64 = 1;
+const NR_FOLIOS: u64 = 2;
 /// Descriptors and canaries of two folios never share a cache line.
 const STRIDE: u64 = 16;
 /// How often a pinner looks at the canary while it holds, and how often once it knows that the folio
@@ -228,7 +228,9 @@ fn pin_once(lane: &Lane<'_, Side>, words: &[std::sync::atomic::AtomicU64], numbe
     let Some(extent) = Extent::new(run, Level::Pte, life) else { return };
     let Ok(pin) = lane.pin(&extent, run, Agent::Cpu) else { return };
     let stamp = pin.life().expected().stamp().unwrap().number();
-    let was_changed = (0..NR_LOOKS).any(|_| words[canary(number)].load(Ordering::Acquire) != stamp);
+    let is_changed = |_| words[canary(number)].load(Ordering::Acquire) != stamp;
+    let was_changed = (0..NR_LOOKS).any(is_changed)
+        || (pin.is_wanted_back() && (0..NR_LONG_LOOKS).any(is_changed));
     drop(pin);
     // One writer each: this process.
     let count = |word: usize| {

@@ -24,6 +24,11 @@ pub enum FillError {
         /// The size it demands.
         align: Level,
     },
+    /// The frames are not of the pool that the address space maps.
+    Foreign {
+        /// The frames.
+        run: PfnRange,
+    },
     /// The page table can hold no more.
     TableFull,
     /// The processor's mapping was refused, with this Linux error number.
@@ -38,7 +43,7 @@ impl FillError {
         match self {
             Self::Backing(BackingError::NoMemory) | Self::TableFull => errno::ENOMEM,
             Self::Backing(BackingError::Busy) => errno::EAGAIN,
-            Self::Backing(_) | Self::Misfit { .. } => errno::EFAULT,
+            Self::Backing(_) | Self::Misfit { .. } | Self::Foreign { .. } => errno::EFAULT,
             Self::Cpu(number) => *number,
         }
     }
@@ -53,6 +58,7 @@ impl fmt::Display for FillError {
             Self::Backing(BackingError::NoMemory) => f.write_str("no memory to fill the page"),
             Self::Backing(BackingError::Busy) => f.write_str("the owner cannot be asked now"),
             Self::Misfit { align } => write!(f, "no leaf of {align} fits here, and none else may"),
+            Self::Foreign { run } => write!(f, "frames {run} are of another pool"),
             Self::TableFull => f.write_str("the page table can hold no more"),
             Self::Cpu(number) => write!(f, "the processor's mapping failed with errno {number}"),
         }
@@ -76,6 +82,10 @@ fn leaf_flags(vma: &Vma, extent: &Extent) -> LeafFlags {
         VmaKind::PeerToPeer => LeafFlags::PEER,
         _ => LeafFlags::NONE,
     };
+    // A life word that allows no pins never will: whoever changes it changes it for good.
+    if !extent.life.is_pinnable() {
+        flags = flags.with(LeafFlags::RAW);
+    }
     if vma.prot.contains(Prot::WRITE) && extent.life.flags().contains(FolioFlags::WRITABLE) {
         flags = flags.with(LeafFlags::WRITE);
     }
@@ -206,6 +216,9 @@ impl Mm {
         prot: Prot,
         place: &Placement,
     ) -> Result<(), FillError> {
+        if !self.table.vmemmap().covers(place.extent.run) {
+            return Err(FillError::Foreign { run: place.extent.run });
+        }
         if let Some(cpu) = &self.cpu {
             let first = place.extent.run.start() + place.skip;
             let run = PfnRange::new(first, place.nr_pages).ok_or(FillError::TableFull)?;

@@ -62,6 +62,7 @@ use crate::page_table::{PageTable, TableWriter};
 use crate::pfn::{Pfn, PfnRange};
 use crate::prot::Prot;
 use crate::vma::{Vma, VmaKind, VmaSet};
+use crate::vmemmap::VmemmapLayout;
 
 /// Addresses have at most 48 bits.
 pub const ADDRESS_BITS: u32 = 48;
@@ -143,20 +144,31 @@ pub struct Mm {
 
 impl Mm {
     /// A device's address space: `len_bytes` bytes from `address` on, both multiples of the page
-    /// size; none when that is empty, misaligned or has more than [`ADDRESS_BITS`] bits.
+    /// size, for memory of the pool whose descriptors lie as `pool` says; none when that is empty,
+    /// misaligned or has more than [`ADDRESS_BITS`] bits.
     #[must_use]
-    pub fn for_device(address: u64, len_bytes: u64) -> Option<Self> {
-        Self::new(address, len_bytes, None)
+    pub fn for_device(pool: &VmemmapLayout, address: u64, len_bytes: u64) -> Option<Self> {
+        Self::new(pool, address, len_bytes, None)
     }
 
     /// As [`for_device`](Self::for_device), where the processor sees the same pages at the same
     /// addresses.
     #[must_use]
-    pub fn for_process(address: u64, len_bytes: u64, cpu: Arc<dyn CpuMapping>) -> Option<Self> {
-        Self::new(address, len_bytes, Some(cpu))
+    pub fn for_process(
+        pool: &VmemmapLayout,
+        address: u64,
+        len_bytes: u64,
+        cpu: Arc<dyn CpuMapping>,
+    ) -> Option<Self> {
+        Self::new(pool, address, len_bytes, Some(cpu))
     }
 
-    fn new(address: u64, len_bytes: u64, cpu: Option<Arc<dyn CpuMapping>>) -> Option<Self> {
+    fn new(
+        pool: &VmemmapLayout,
+        address: u64,
+        len_bytes: u64,
+        cpu: Option<Arc<dyn CpuMapping>>,
+    ) -> Option<Self> {
         let end = address.checked_add(len_bytes)?;
         let is_aligned = (address | len_bytes).is_multiple_of(PAGE_BYTES);
         if len_bytes == 0 || !is_aligned || end > 1 << ADDRESS_BITS {
@@ -165,7 +177,7 @@ impl Mm {
         let first_gib = address / GIB_BYTES;
         let nr_gib = end.div_ceil(GIB_BYTES) - first_gib;
         Some(Self {
-            table: PageTable::new(first_gib, nr_gib),
+            table: PageTable::new(first_gib, nr_gib, *pool),
             state: Mutex::default(),
             cpu,
             dirty: DirtyTracker::new(first_gib, nr_gib),

@@ -68,6 +68,7 @@ use self::reverse::ReverseMap;
 use self::span::{SpanPool, Spans};
 use crate::level::Level;
 use crate::sync::{AtomicU64, Ordering};
+use crate::vmemmap::VmemmapLayout;
 
 /// The part of a page table that readers use.
 #[derive(Debug)]
@@ -98,14 +99,15 @@ pub(crate) struct TableUsage {
 }
 
 impl PageTable {
-    /// An empty table for `nr_gib` GiB of addresses from `first_gib` on.
-    pub(crate) fn new(first_gib: u64, nr_gib: u64) -> Self {
+    /// An empty table for `nr_gib` GiB of addresses from `first_gib` on, for frames of the pool
+    /// whose descriptors lie as `vmemmap` says.
+    pub(crate) fn new(first_gib: u64, nr_gib: u64, vmemmap: VmemmapLayout) -> Self {
         Self {
             epoch: AtomicU64::new(0),
             first_gib,
             top: (0..nr_gib).map(|_| AtomicU64::new(0)).collect(),
             nodes: Nodes::for_gib(nr_gib),
-            spans: Spans::new(),
+            spans: Spans::new(vmemmap),
         }
     }
 
@@ -114,6 +116,12 @@ impl PageTable {
     fn top_entry(&self, page: u64) -> Option<&AtomicU64> {
         let gib = (page >> Level::Pud.shift()).wrapping_sub(self.first_gib);
         self.top.get(usize::try_from(gib).ok()?)
+    }
+
+    /// The shape of the pool whose frames the table maps.
+    #[inline]
+    pub(crate) const fn vmemmap(&self) -> &VmemmapLayout {
+        self.spans.vmemmap()
     }
 
     /// First page number covered, and the one after the last.

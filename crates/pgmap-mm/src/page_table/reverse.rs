@@ -115,6 +115,7 @@ mod tests {
     use super::*;
     use crate::descriptor::Descriptor;
     use crate::extent::Extent;
+    use crate::vmemmap::VmemmapLayout;
     use proptest::prelude::*;
 
     fn run_strategy() -> impl Strategy<Value = PfnRange> {
@@ -130,7 +131,7 @@ mod tests {
             removed in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
             asked in run_strategy(),
         ) {
-            let (spans, mut pool) = (Spans::new(), SpanPool::default());
+            let (spans, mut pool) = (Spans::new(VmemmapLayout::for_pages(1 << 36).unwrap()), SpanPool::default());
             let mut map = ReverseMap::default();
             let mut live = Vec::new();
             for run in runs {

@@ -15,12 +15,12 @@
 //!
 //! # Who may touch what
 //!
-//! Readers load the three words of a span. The holder of the address space's lock has the
+//! Readers load the four words of a span. The holder of the address space's lock has the
 //! [`SpanPool`] and alone stores them.
 //!
 //! # Orderings
 //!
-//! `life` and `place` are stored with Release before the first leaf that names the span, and not
+//! `life`, `index` and `place` are stored with Release before the first leaf that names the span, and not
 //! again until the span was retired and the epoch has moved. `reach` covers pages only while all
 //! their leaves are in place: the writer stores leaves, then extends `reach`; it cuts `reach`, then
 //! takes leaves away.
@@ -43,8 +43,9 @@ use super::entry::{LeafFlags, SPAN_BITS, SpanId};
 use crate::descriptor::Descriptor;
 use crate::extent::Extent;
 use crate::level::Level;
-use crate::pfn::{MAX_RUN_PAGES, Pfn, PfnRange, RUN_BITS};
+use crate::pfn::{MAX_RUN_PAGES, PfnRange, RUN_BITS};
 use crate::sync::{AtomicU64, Ordering};
+use crate::vmemmap::{LifeWord, VmemmapLayout};
 
 /// Spans in the first chunk; each further chunk has twice as many.
 const FIRST_CHUNK_BITS: u32 = if cfg!(loom) { 2 } else { 6 };
@@ -61,60 +62,41 @@ const REACH_SET: u64 = 1 << 63;
 /// The two words that every pin needs side by side, so that they share a cache line.
 #[derive(Debug)]
 struct Held {
+    /// What the extent's life word must be.
     life: AtomicU64,
+    /// Which word of the descriptors it is.
+    index: AtomicU64,
+}
+
+/// What only long runs and slow paths need.
+#[derive(Debug)]
+struct Rest {
+    /// The extent: first frame, level of its first folio, length.
     place: AtomicU64,
+    reach: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Chunk {
     held: Box<[Held]>,
-    reach: Box<[AtomicU64]>,
+    rest: Box<[Rest]>,
 }
 
-/// What the span of a leaf says about the leaf's extent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Hold {
-    life: u64,
-    place: u64,
-}
-
-impl Hold {
-    /// What the extent's life word must be.
-    #[inline]
-    pub(crate) const fn life(self) -> Descriptor {
-        Descriptor::from_bits(self.life)
-    }
-
-    /// Level of the extent's first folio. Three never was stored and reads as the largest.
-    #[inline]
-    pub(crate) const fn head_level(self) -> Level {
-        match (self.place >> LEVEL_SHIFT) & 3 {
-            0 => Level::Pte,
-            1 => Level::Pmd,
-            _ => Level::Pud,
-        }
-    }
-
-    /// The extent's first frame.
-    #[inline]
-    pub(crate) const fn first(self) -> Option<Pfn> {
-        Pfn::new(self.place >> FIRST_SHIFT)
-    }
-
-    /// The extent, if the words make one.
-    pub(crate) fn extent(self) -> Option<Extent> {
-        let run = PfnRange::new(self.place >> FIRST_SHIFT, (self.place & RUN_MASK) + 1)?;
-        Extent::new(run, self.head_level(), self.life())
-    }
-
-    fn of(extent: &Extent) -> Self {
+impl Chunk {
+    fn new(nr_spans: usize) -> Self {
+        let zero = || AtomicU64::new(0);
         Self {
-            life: extent.life.bits(),
-            place: (extent.run.start() << FIRST_SHIFT)
-                | (u64::from(extent.head_level.number()) << LEVEL_SHIFT)
-                | (extent.run.nr_pages() - 1),
+            held: (0..nr_spans).map(|_| Held { life: zero(), index: zero() }).collect(),
+            rest: (0..nr_spans).map(|_| Rest { place: zero(), reach: zero() }).collect(),
         }
     }
+}
+
+/// The word that says where an extent lies.
+fn place_word(extent: &Extent) -> u64 {
+    (extent.run.start() << FIRST_SHIFT)
+        | (u64::from(extent.head_level.number()) << LEVEL_SHIFT)
+        | (extent.run.nr_pages() - 1)
 }
 
 /// The pages that a span covers without a gap.
@@ -159,11 +141,17 @@ impl Reach {
 #[derive(Debug)]
 pub(super) struct Spans {
     chunks: [OnceLock<Chunk>; NR_CHUNKS],
+    /// Where the pool's life words lie.
+    vmemmap: VmemmapLayout,
 }
 
 impl Spans {
-    pub(super) fn new() -> Self {
-        Self { chunks: std::array::from_fn(|_| OnceLock::new()) }
+    pub(super) fn new(vmemmap: VmemmapLayout) -> Self {
+        Self { chunks: std::array::from_fn(|_| OnceLock::new()), vmemmap }
+    }
+
+    pub(super) const fn vmemmap(&self) -> &VmemmapLayout {
+        &self.vmemmap
     }
 
     /// Chunk and place in it.
@@ -174,50 +162,59 @@ impl Spans {
         ((chunk - FIRST_CHUNK_BITS) as usize, (number - (1 << chunk)) as usize)
     }
 
-    /// The span's extent; none when there never was such a span.
     #[inline]
-    pub(super) fn hold(&self, span: SpanId) -> Option<Hold> {
+    fn rest(&self, span: SpanId) -> Option<&Rest> {
+        let (chunk, at) = Self::locate(span);
+        self.chunks.get(chunk)?.get()?.rest.get(at)
+    }
+
+    /// Where the life word of the span's extent lies and what it must be; none when there never was
+    /// such a span.
+    #[inline(always)]
+    pub(super) fn life(&self, span: SpanId) -> Option<LifeWord> {
         let (chunk, at) = Self::locate(span);
         let held = self.chunks.get(chunk)?.get()?.held.get(at)?;
-        Some(Hold {
-            // Acquire: pairs with Release in `describe`; data: the epoch, which the reader loads
-            // once more after these.
-            life: held.life.load(Ordering::Acquire),
-            place: held.place.load(Ordering::Acquire),
-        })
+        // Acquire, both: pairs with Release in `describe`; data: the epoch, which the reader loads
+        // once more after these.
+        let expected = Descriptor::from_bits(held.life.load(Ordering::Acquire));
+        let index = held.index.load(Ordering::Acquire) as usize;
+        Some(LifeWord { index, expected })
+    }
+
+    /// The span's extent; none when there never was such a span, or it was just reused.
+    pub(super) fn extent(&self, span: SpanId) -> Option<Extent> {
+        let expected = self.life(span)?.expected;
+        // Acquire: pairs with Release in `describe`; data: the epoch.
+        let place = self.rest(span)?.place.load(Ordering::Acquire);
+        let run = PfnRange::new(place >> FIRST_SHIFT, (place & RUN_MASK) + 1)?;
+        let level = Level::from_number(((place >> LEVEL_SHIFT) & 3) as u8)?;
+        Extent::new(run, level, expected)
     }
 
     /// The pages that the span covers.
     #[inline]
     pub(super) fn reach(&self, span: SpanId) -> Reach {
-        let (chunk, at) = Self::locate(span);
-        let word = self.chunks.get(chunk).and_then(OnceLock::get).and_then(|c| c.reach.get(at));
         // Acquire: pairs with Release in `set_reach`; data: the leaves covered, and the epoch.
-        word.map_or(Reach::NONE, |word| Reach(word.load(Ordering::Acquire)))
+        self.rest(span).map_or(Reach::NONE, |rest| Reach(rest.reach.load(Ordering::Acquire)))
     }
 
     fn describe(&self, span: SpanId, extent: &Extent) -> Option<()> {
+        let index = self.vmemmap.index(extent.head_level, extent.first())?;
         let (chunk, at) = Self::locate(span);
-        let chunk = self.chunks.get(chunk)?.get_or_init(|| Chunk {
-            held: (0..1 << (FIRST_CHUNK_BITS + chunk as u32))
-                .map(|_| Held { life: AtomicU64::new(0), place: AtomicU64::new(0) })
-                .collect(),
-            reach: (0..1 << (FIRST_CHUNK_BITS + chunk as u32)).map(|_| AtomicU64::new(0)).collect(),
-        });
+        let nr_spans = 1 << (FIRST_CHUNK_BITS as usize + chunk);
+        let chunk = self.chunks.get(chunk)?.get_or_init(|| Chunk::new(nr_spans));
         let held = chunk.held.get(at)?;
-        let words = Hold::of(extent);
-        // Release: pairs with Acquire in `hold`; data: the epoch that moved before.
-        held.life.store(words.life, Ordering::Release);
-        held.place.store(words.place, Ordering::Release);
+        // Release, all: pairs with Acquire in `life` and `extent`; data: the epoch that moved before.
+        held.life.store(extent.life.bits(), Ordering::Release);
+        held.index.store(index as u64, Ordering::Release);
+        chunk.rest.get(at)?.place.store(place_word(extent), Ordering::Release);
         Some(())
     }
 
     fn set_reach(&self, span: SpanId, reach: Reach) {
-        let (chunk, at) = Self::locate(span);
-        let word = self.chunks.get(chunk).and_then(OnceLock::get).and_then(|c| c.reach.get(at));
-        if let Some(word) = word {
+        if let Some(rest) = self.rest(span) {
             // Release: pairs with Acquire in `reach`; data: the leaves covered, and the epoch.
-            word.store(reach.0, Ordering::Release);
+            rest.reach.store(reach.0, Ordering::Release);
         }
     }
 }
@@ -360,6 +357,10 @@ mod tests {
     use crate::descriptor::{FolioFlags, FolioState};
     use crate::stamp::Stamp;
 
+    fn layout() -> VmemmapLayout {
+        VmemmapLayout::for_pages(1 << 36).unwrap()
+    }
+
     fn extent(first: u64, nr_pages: u64) -> Extent {
         let life =
             Descriptor::new(FolioState::Live, FolioFlags::WRITABLE, Stamp::new(7).unwrap());
@@ -368,10 +369,10 @@ mod tests {
 
     #[test]
     fn a_span_says_its_extent_up_to_the_longest_and_last() {
-        let (spans, mut pool) = (Spans::new(), SpanPool::default());
+        let (spans, mut pool) = (Spans::new(layout()), SpanPool::default());
         for extent in [extent(0, MAX_RUN_PAGES), extent((1 << 36) - 1, 1), extent(77, 1000)] {
             let span = pool.take(&spans, &extent, LeafFlags::NONE, 0).unwrap();
-            assert_eq!(spans.hold(span).unwrap().extent(), Some(extent));
+            assert_eq!(spans.extent(span), Some(extent));
         }
     }
 
@@ -390,7 +391,7 @@ mod tests {
 
     #[test]
     fn a_cut_keeps_the_larger_rest() {
-        let (spans, mut pool) = (Spans::new(), SpanPool::default());
+        let (spans, mut pool) = (Spans::new(layout()), SpanPool::default());
         let span = pool.take(&spans, &extent(0, 100), LeafFlags::NONE, 50).unwrap();
         pool.cover(&spans, span, 50, 100);
         assert_eq!(pool.cut(&spans, span, 200, 300), None);
@@ -404,11 +405,11 @@ mod tests {
 
     #[test]
     fn a_retired_span_waits_for_the_epoch() {
-        let (spans, mut pool) = (Spans::new(), SpanPool::default());
+        let (spans, mut pool) = (Spans::new(layout()), SpanPool::default());
         let span = pool.take(&spans, &extent(0, 1), LeafFlags::NONE, 0).unwrap();
         pool.retire(&spans, span);
         assert_ne!(pool.take(&spans, &extent(1, 1), LeafFlags::NONE, 0), Some(span));
-        assert_eq!(spans.hold(span).unwrap().extent(), Some(extent(0, 1)), "a late reader's view");
+        assert_eq!(spans.extent(span), Some(extent(0, 1)), "a late reader's view");
         pool.epoch_moved();
         assert_eq!(pool.take(&spans, &extent(2, 1), LeafFlags::NONE, 0), Some(span));
     }

@@ -26,10 +26,12 @@
 //! See [`page_table`](super).
 
 use super::entry::{Entry, Leaf};
-use super::span::{Hold, Reach};
+use super::span::Reach;
 use super::{PageTable, index_in_table};
+use crate::extent::Extent;
 use crate::level::Level;
 use crate::sync::{AtomicU64, Ordering};
+use crate::vmemmap::LifeWord;
 
 /// Which life of table pages and spans a reader is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +75,7 @@ impl PageTable {
     }
 
     /// The leaf that maps `page`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn walk(&self, page: u64) -> Option<Found<'_>> {
         let entry = self.top_entry(page)?;
         // Acquire, here and below: pairs with Release in the cursor's stores; data: the table page
@@ -96,10 +98,15 @@ impl PageTable {
         }
     }
 
-    /// What the leaf's span says of the extent.
-    #[inline]
-    pub(crate) fn hold(&self, leaf: Leaf) -> Option<Hold> {
-        self.spans.hold(leaf.span())
+    /// The life word that frames of the leaf are pinned under.
+    #[inline(always)]
+    pub(crate) fn life(&self, leaf: Leaf) -> Option<LifeWord> {
+        self.spans.life(leaf.span())
+    }
+
+    /// The extent that the leaf is of.
+    pub(crate) fn extent(&self, leaf: Leaf) -> Option<Extent> {
+        self.spans.extent(leaf.span())
     }
 
     /// How far the leaf's span covers.

@@ -3,6 +3,7 @@
 //! A failing history is printed as the shortest list of steps that still fails. The seed is fixed and
 //! printed; `PROPTEST_RNG_SEED` and `PROPTEST_CASES` choose another and more.
 #![cfg(not(loom))]
+#![allow(clippy::unwrap_used, reason = "a fixture that is not there fails the test")]
 
 #[path = "../heap_world/mod.rs"]
 mod heap_world;

@@ -263,8 +263,9 @@ impl<'p> History<'p> {
         let flags = FolioFlags::WRITABLE.with(longterm);
         let live = self.folios.publish(extents, flags);
         for extent in &live {
-            let word = extent.life;
-            self.set_words(extent.run, |_| word);
+            let publish = |word: Descriptor| word.in_state(FolioState::Live).with_flags(flags);
+            self.set_words(extent.run, publish);
+            prop_assert_eq!(extent.life, self.word(extent));
         }
         self.told.extend(&live);
         self.files[file].extents = live;

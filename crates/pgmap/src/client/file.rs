@@ -1,13 +1,17 @@
 //! An open file.
 
+use pgmap_mm::descriptor::FolioFlags;
 use pgmap_mm::error::PinError;
+use pgmap_mm::extent::Extent;
 use pgmap_mm::index::FileEntry;
 use pgmap_mm::ledger::Agent;
+use pgmap_mm::prot::Access;
 
 use crate::client::pinned::{FilePin, Term};
 use crate::client::{Client, MAX_ATTEMPTS};
 use crate::error::Error;
 use crate::refusal::Refusal;
+use crate::wire::LeaseSpec;
 
 /// A committed file. Opening one takes no hold: pins do.
 ///
@@ -75,6 +79,48 @@ impl<'c> File<'c> {
     /// As [`pin`](Self::pin), and [`PinError::NeedsConsent`].
     pub fn pin_longterm(&self, offset: u64, len_bytes: u64) -> Result<FilePin<'c>, Error> {
         self.take(Some((offset, len_bytes)), Agent::Cpu, Term::Longterm)
+    }
+
+    /// Pins for long, asking the owner where the file's rules or the pool's holder want to be asked.
+    /// What is granted may be a lease: [`Event::LeaseRecalled`](crate::Event::LeaseRecalled) then asks
+    /// for it back, and [`Client::next_event`] says so.
+    ///
+    /// # Errors
+    /// [`Refusal::Denied`]: `EOPNOTSUPP` when the type or the file's rules forbid it, `EACCES` when
+    /// the holder does; else as [`pin`](Self::pin).
+    pub fn lease(
+        &self,
+        offset: u64,
+        len_bytes: u64,
+        agent: Agent,
+        access: Access,
+    ) -> Result<FilePin<'c>, Error> {
+        match self.take(Some((offset, len_bytes)), agent, Term::Longterm) {
+            Ok(pin) if access == Access::Read || self.is_writable() => return Ok(pin),
+            Ok(_) | Err(Error::Pin(PinError::NeedsConsent { .. })) => {}
+            Err(error) => return Err(error),
+        }
+        let spec = LeaseSpec {
+            file: self.entry.id.0,
+            offset,
+            len_bytes,
+            is_device: agent == Agent::Device,
+            is_write: access == Access::Write,
+        };
+        for _ in 0..MAX_ATTEMPTS {
+            let grants = self.client.ask_lease(spec.clone())?;
+            match FilePin::take_leased(self.client, offset, len_bytes, &grants, agent) {
+                Err(Error::Pin(PinError::Changed { .. })) => {}
+                result => return result,
+            }
+        }
+        Err(Refusal::Stale { id: self.entry.id.0 }.into())
+    }
+
+    /// Whether every folio of it may be pinned for writing.
+    fn is_writable(&self) -> bool {
+        let is_writable = |extent: &Extent| extent.life.flags().contains(FolioFlags::WRITABLE);
+        self.entry.extents.iter().all(is_writable)
     }
 
     fn take(

@@ -32,7 +32,8 @@ use crate::owner::handle::{Handed, Shared};
 use crate::pool::LedgerFile;
 use crate::refusal::{Holder, Refusal};
 use crate::wire::{
-    CreateSpec, Event, FileInfo, FolioSize, MAX_BATCH, MAX_LIST, PoolInfo, Reply, Request,
+    CreateSpec, Event, FileInfo, FolioSize, LeaseGrant, LeaseSpec, MAX_BATCH, MAX_LIST, OnDeadline,
+    PoolInfo, Reply, Request,
 };
 
 /// Attempts of an open or get while the owner changes the file under it.
@@ -210,7 +211,7 @@ impl Client {
         folio_size: FolioSize,
     ) -> Result<FileWriter<'_>, Error> {
         let name = FileName::new(name)?;
-        let spec = CreateSpec { name, len_bytes, folio_size, replace: false };
+        let spec = CreateSpec::new(name, len_bytes, folio_size);
         one(self.create_batch(vec![spec])?)?
     }
 
@@ -375,8 +376,32 @@ impl Client {
         len_bytes: u64,
         deadline_ms: u64,
     ) -> Result<(), Error> {
+        let on_deadline = OnDeadline::Fail;
+        self.truncate_or(name, len_bytes, deadline_ms, on_deadline).map(drop)
+    }
+
+    /// As [`truncate`](Self::truncate), and says what is to become of it when the deadline passes.
+    /// Returns who still holds what was cut off: nobody, unless it was quarantined.
+    ///
+    /// # Errors
+    /// As [`truncate`](Self::truncate).
+    pub fn truncate_or(
+        &self,
+        name: impl AsRef<[u8]>,
+        len_bytes: u64,
+        deadline_ms: u64,
+        on_deadline: OnDeadline,
+    ) -> Result<Vec<Holder>, Error> {
         let name = FileName::new(name)?;
-        self.done(Request::Truncate { name, len_bytes, deadline_ms })
+        self.cut(Request::Truncate { name, len_bytes, deadline_ms, on_deadline })
+    }
+
+    fn cut(&self, request: Request) -> Result<Vec<Holder>, Error> {
+        match self.call(request)? {
+            Reply::Done => Ok(Vec::new()),
+            Reply::Quarantined(holders) => Ok(holders),
+            reply => Err(unexpected(&reply)),
+        }
     }
 
     /// Takes whole pages out of the middle of a file, waiting up to `deadline_ms` milliseconds for
@@ -393,8 +418,26 @@ impl Client {
         len_bytes: u64,
         deadline_ms: u64,
     ) -> Result<(), Error> {
+        let on_deadline = OnDeadline::Fail;
+        self.punch_or(name, offset..offset.saturating_add(len_bytes), deadline_ms, on_deadline)
+            .map(drop)
+    }
+
+    /// As [`punch`](Self::punch) of a byte range, and says what is to become of it when the deadline
+    /// passes. Returns who still holds what was cut out: nobody, unless it was quarantined.
+    ///
+    /// # Errors
+    /// As [`punch`](Self::punch).
+    pub fn punch_or(
+        &self,
+        name: impl AsRef<[u8]>,
+        bytes: std::ops::Range<u64>,
+        deadline_ms: u64,
+        on_deadline: OnDeadline,
+    ) -> Result<Vec<Holder>, Error> {
         let name = FileName::new(name)?;
-        self.done(Request::Punch { name, offset, len_bytes, deadline_ms })
+        let (offset, len_bytes) = (bytes.start, bytes.end.saturating_sub(bytes.start));
+        self.cut(Request::Punch { name, offset, len_bytes, deadline_ms, on_deadline })
     }
 
     fn done(&self, request: Request) -> Result<(), Error> {
@@ -502,6 +545,20 @@ impl Client {
         match self.call(Request::Commit(ids))? {
             Reply::Committed(results) if results.len() == nr => Ok(results),
             reply => Err(unexpected(&reply)),
+        }
+    }
+
+    pub(crate) fn ask_lease(&self, spec: LeaseSpec) -> Result<Vec<LeaseGrant>, Error> {
+        match self.call(Request::Lease(spec))? {
+            Reply::Leased { grants, .. } => Ok(grants),
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    pub(crate) fn release_leases(&self, leases: Vec<u64>) {
+        if let Err(error) = self.done(Request::ReleaseLeases(leases)) {
+            // The slots are empty, and those are the hold.
+            tracing::debug!(%error, "leases could not be given back");
         }
     }
 

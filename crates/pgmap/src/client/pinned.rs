@@ -14,12 +14,15 @@ use pgmap_mm::pin::Pin;
 use crate::client::side::ProcessSide;
 use crate::client::{Client, lanes};
 use crate::error::Error;
+use crate::wire::LeaseGrant;
 
 /// What keeps the frames: one pin per extent.
 #[derive(Debug)]
 enum Hold<'c> {
     Short(Pin<'c, ProcessSide>),
     Longterm(LongtermPin<'c, ProcessSide>),
+    /// With the owner's consent, under this lease.
+    Leased(Pin<'c, ProcessSide>, u64),
     /// Nothing to keep: so many pages that read as zero.
     Hole(u64),
 }
@@ -28,7 +31,7 @@ impl Hold<'_> {
     /// The frames held; none of a hole.
     fn run(&self) -> Option<PfnRange> {
         match self {
-            Self::Short(pin) => Some(pin.run()),
+            Self::Short(pin) | Self::Leased(pin, _) => Some(pin.run()),
             Self::Longterm(pin) => Some(pin.run()),
             Self::Hole(_) => None,
         }
@@ -37,13 +40,15 @@ impl Hold<'_> {
     fn nr_pages(&self) -> u64 {
         match self {
             Self::Hole(nr_pages) => *nr_pages,
-            Self::Short(_) | Self::Longterm(_) => self.run().map_or(0, PfnRange::nr_pages),
+            Self::Short(_) | Self::Longterm(_) | Self::Leased(..) => {
+                self.run().map_or(0, PfnRange::nr_pages)
+            }
         }
     }
 
     fn is_wanted_back(&self) -> bool {
         match self {
-            Self::Short(pin) => pin.is_wanted_back(),
+            Self::Short(pin) | Self::Leased(pin, _) => pin.is_wanted_back(),
             Self::Longterm(pin) => pin.is_wanted_back(),
             Self::Hole(_) => false,
         }
@@ -141,6 +146,44 @@ impl<'c> FilePin<'c> {
         Ok(Self { client, skip_bytes: offset % PAGE_BYTES, len_bytes, first, more })
     }
 
+    /// Takes the holds that leases allow. The slots are published before the owner can think of
+    /// taking the frames, or fail their check.
+    pub(crate) fn take_leased(
+        client: &'c Client,
+        offset: u64,
+        len_bytes: u64,
+        grants: &[LeaseGrant],
+        agent: Agent,
+    ) -> Result<Self, Error> {
+        let ids: Vec<u64> = grants.iter().map(|grant| grant.lease).collect();
+        let mut holds = Vec::with_capacity(grants.len());
+        for grant in grants {
+            let hold = leased(client, grant, agent);
+            match hold {
+                Ok(pin) => holds.push(Hold::Leased(pin, grant.lease)),
+                Err(error) => {
+                    drop(holds);
+                    client.release_leases(ids);
+                    return Err(error);
+                }
+            }
+        }
+        let mut holds = holds.into_iter();
+        let Some(first) = holds.next() else {
+            return Err(Error::Protocol { what: "a lease of nothing".into() });
+        };
+        let skip_bytes = offset % PAGE_BYTES;
+        Ok(Self { client, skip_bytes, len_bytes, first, more: holds.collect() })
+    }
+
+    /// The leases behind the pin, as recalls name them.
+    pub fn leases(&self) -> impl Iterator<Item = u64> + '_ {
+        std::iter::once(&self.first).chain(&self.more).filter_map(|hold| match hold {
+            Hold::Leased(_, lease) => Some(*lease),
+            Hold::Short(_) | Hold::Longterm(_) | Hold::Hole(_) => None,
+        })
+    }
+
     /// Bytes pinned.
     #[must_use]
     pub const fn len_bytes(&self) -> u64 {
@@ -227,6 +270,33 @@ impl<'c> FilePin<'c> {
             }
         }
     }
+}
+
+impl Drop for FilePin<'_> {
+    fn drop(&mut self) {
+        let leases: Vec<u64> = self.leases().collect();
+        if leases.is_empty() {
+            return;
+        }
+        // The slots first: the owner looks at them when it hears of the leases.
+        self.first = Hold::Hole(0);
+        self.more.clear();
+        self.client.release_leases(leases);
+    }
+}
+
+fn leased<'c>(
+    client: &'c Client,
+    grant: &LeaseGrant,
+    agent: Agent,
+) -> Result<Pin<'c, ProcessSide>, Error> {
+    let odd = || Error::Protocol { what: format!("a lease of {grant:x?}") };
+    let extent = Extent::from_words(grant.extent).ok_or_else(odd)?;
+    let run = PfnRange::new(grant.first_pfn, grant.nr_pages).ok_or_else(odd)?;
+    if run.byte_range().end > client.inner.data.len_bytes() {
+        return Err(odd());
+    }
+    Ok(lanes::with_lane(&client.inner, |lane| lane.pin(&extent, run, agent))?)
 }
 
 #[inline]

@@ -90,7 +90,7 @@ impl<'c> FileWriter<'c> {
             return Err(Error::OutOfRange { start: offset, end, len_bytes: self.len_bytes });
         };
         self.check_attached()?;
-        if offset > self.written_to {
+        if offset > self.written_to && !self.is_raw {
             self.zero(self.written_to, offset)?;
         }
         self.each_part(offset, end, |pool_offset, part| {

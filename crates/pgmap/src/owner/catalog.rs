@@ -7,11 +7,13 @@
 use std::path::{Path, PathBuf};
 
 use pgmap_mm::extent::Extent;
+use pgmap_mm::memory_type::MemoryType;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::name::FileName;
+use crate::wire::FileRules;
 
 const FILES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("files");
 const POISONED: TableDefinition<'_, u64, ()> = TableDefinition::new("poisoned");
@@ -25,6 +27,8 @@ pub struct StoredPool {
     pub size_bytes: u64,
     /// Files the index has room for.
     pub max_files: u64,
+    /// What kind of memory it is.
+    pub memory_type: MemoryType,
 }
 
 /// One committed file.
@@ -36,6 +40,8 @@ pub struct StoredFile {
     pub len_bytes: u64,
     /// Its folio sizes, as `FolioSize` says.
     pub largest_level: u8,
+    /// What may be done with it.
+    pub rules: FileRules,
     /// Its frames under their life words.
     pub extents: Vec<[u64; 3]>,
 }
@@ -80,9 +86,12 @@ impl Catalog {
         let transaction = database.begin_write().map_err(|e| failed(&e))?;
         {
             let mut numbers = transaction.open_table(NUMBERS).map_err(|e| failed(&e))?;
-            for (name, value) in
-                [("format", FORMAT), ("size_bytes", pool.size_bytes), ("max_files", pool.max_files)]
-            {
+            for (name, value) in [
+                ("format", FORMAT),
+                ("size_bytes", pool.size_bytes),
+                ("max_files", pool.max_files),
+                ("memory_type", u64::from(pool.memory_type.number())),
+            ] {
                 numbers.insert(name, value).map_err(|e| failed(&e))?;
             }
             transaction.open_table(FILES).map_err(|e| failed(&e))?;
@@ -106,8 +115,13 @@ impl Catalog {
         if format != FORMAT {
             return Err(failed(&format!("format {format}; this version reads {FORMAT}")));
         }
-        let pool =
-            StoredPool { size_bytes: number("size_bytes")?, max_files: number("max_files")? };
+        let memory_type = number("memory_type")?;
+        let memory_type = u8::try_from(memory_type).ok().and_then(MemoryType::from_number);
+        let pool = StoredPool {
+            size_bytes: number("size_bytes")?,
+            max_files: number("max_files")?,
+            memory_type: memory_type.ok_or_else(|| failed(&"its memory type is none"))?,
+        };
         Ok((catalog, pool))
     }
 

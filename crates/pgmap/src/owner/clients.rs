@@ -144,6 +144,7 @@ impl Core {
         self.drafts = others;
         let drafts: BTreeMap<_, _> = drafts;
         self.retire_drafts(drafts.into_values().collect());
+        self.reap_leases(id);
         self.look_again();
     }
 

@@ -20,8 +20,11 @@ use pgmap_mm::drain::ClientId;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::folio::Folios;
 use pgmap_mm::frames::Frames;
+use pgmap_mm::holder::{HolderSlot, Question, Questions};
 use pgmap_mm::index::{EntryId, FileId, IndexWriter};
+use pgmap_mm::lease::LeaseTable;
 use pgmap_mm::level::{Level, PAGE_BYTES};
+use pgmap_mm::memory_type::MemoryType;
 use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::stamp::{Stamp, StampSource};
 use pgmap_mm::vmemmap::Vmemmap;
@@ -33,10 +36,13 @@ use crate::name::FileName;
 use crate::owner::backing::Backing;
 use crate::owner::catalog::{Change, StoredFile};
 use crate::owner::clients::ClientRecord;
+use crate::owner::cut::Patience;
 use crate::owner::drains::PendingDrain;
+use crate::owner::holders::HolderLine;
+use crate::owner::leases::PendingLease;
 use crate::pool::Pool;
 use crate::refusal::Refusal;
-use crate::wire::{Event, FolioSize, Reply, Request};
+use crate::wire::{Event, FileRules, FolioSize, Reply, Request};
 
 /// Names a request whose answer comes later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,6 +63,7 @@ pub(crate) struct FileRecord {
     pub id: FileId,
     pub len_bytes: u64,
     pub largest: Level,
+    pub rules: FileRules,
     pub extents: Vec<Extent>,
     pub entry: EntryId,
     /// What is being done to it that has not ended.
@@ -69,6 +76,7 @@ impl FileRecord {
             id: self.id.0,
             len_bytes: self.len_bytes,
             largest_level: self.largest.number(),
+            rules: self.rules,
             extents: crate::wire::extents_to_words(&self.extents),
         }
     }
@@ -91,6 +99,7 @@ pub(crate) struct DraftRecord {
     pub len_bytes: u64,
     pub largest: Level,
     pub replace: bool,
+    pub rules: FileRules,
     pub extents: Vec<Extent>,
 }
 
@@ -119,6 +128,16 @@ pub struct Core {
     pub(crate) orphans: Vec<Orphan>,
     /// Frames whose memory failed.
     pub(crate) poisoned: Frames,
+    /// Frames that are out of use for good, because a device cannot be kept out of them.
+    pub(crate) quarantined: Frames,
+    pub(crate) memory_type: MemoryType,
+    pub(crate) leases: LeaseTable,
+    pub(crate) questions: Questions,
+    pub(crate) pending_leases: Vec<PendingLease>,
+    pub(crate) consultations: Vec<Question>,
+    pub(crate) holder_slot: HolderSlot,
+    pub(crate) holder_line: Option<HolderLine>,
+    pub(crate) holder_patience_ms: u64,
     pub(crate) answers: Vec<(Ticket, Reply)>,
     pub(crate) events: Vec<(ClientId, Event)>,
     next_ticket: u64,
@@ -170,6 +189,15 @@ impl Core {
             drains: Vec::new(),
             orphans: Vec::new(),
             poisoned: Frames::new(),
+            quarantined: Frames::new(),
+            memory_type: pool.memory_type(),
+            leases: LeaseTable::new(),
+            questions: Questions::new(),
+            pending_leases: Vec::new(),
+            consultations: Vec::new(),
+            holder_slot: HolderSlot::new(),
+            holder_line: None,
+            holder_patience_ms: 0,
             answers: Vec::new(),
             events: Vec::new(),
             next_ticket: 0,
@@ -191,12 +219,15 @@ impl Core {
             Request::Abort(ids) => answer(self.abort(client, &ids)),
             Request::Unlink(names) => answer(self.unlink(&names)),
             Request::Rename { from, to, replace } => answer(self.rename(&from, to, replace)),
-            Request::Truncate { name, len_bytes, deadline_ms } => {
-                self.truncate(name, len_bytes, deadline_ms)
+            Request::Truncate { name, len_bytes, deadline_ms, on_deadline } => {
+                self.truncate(name, len_bytes, Patience { wait_ms: deadline_ms, on_deadline })
             }
-            Request::Punch { name, offset, len_bytes, deadline_ms } => {
-                self.punch(name, offset, len_bytes, deadline_ms)
+            Request::Punch { name, offset, len_bytes, deadline_ms, on_deadline } => {
+                let patience = Patience { wait_ms: deadline_ms, on_deadline };
+                self.punch(name, offset, len_bytes, patience)
             }
+            Request::Lease(spec) => self.lease(client, spec),
+            Request::ReleaseLeases(ids) => Outcome::Answer(self.release_leases(client, &ids)),
             Request::Locate(id) => answer(self.locate(id)),
             Request::Stat(name) => answer(self.stat(&name)),
             Request::List(after) => Outcome::Answer(self.list(after.as_ref())),
@@ -227,7 +258,7 @@ impl Core {
     /// Whether answers or events wait to be handed out.
     #[must_use]
     pub fn has_messages(&self) -> bool {
-        !self.answers.is_empty() || !self.events.is_empty()
+        !self.answers.is_empty() || !self.events.is_empty() || !self.consultations.is_empty()
     }
 
     pub(crate) fn new_ticket(&mut self) -> Ticket {

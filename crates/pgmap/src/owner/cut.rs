@@ -16,8 +16,8 @@ use crate::owner::catalog::Change;
 use crate::owner::core::{Core, FileRecord, Outcome, Ticket};
 use crate::owner::drains::{PendingDrain, Purpose};
 use crate::owner::files::file_idle;
-use crate::refusal::Refusal;
-use crate::wire::Reply;
+use crate::refusal::{Holder, Refusal};
+use crate::wire::{OnDeadline, Reply};
 
 /// A cut that waits for holders.
 #[derive(Debug)]
@@ -25,8 +25,17 @@ pub(crate) struct Cut {
     pub ticket: Ticket,
     pub name: FileName,
     pub deadline_ms: u64,
+    /// What happens then.
+    pub on_deadline: OnDeadline,
     /// The file as it was, to go back to.
     pub before: FileRecord,
+}
+
+/// How long a cut waits for holders, and what happens then.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    pub wait_ms: u64,
+    pub on_deadline: OnDeadline,
 }
 
 /// A file's extents after a cut, and the frames that go.
@@ -37,7 +46,12 @@ struct Pieces {
 
 impl Core {
     /// Shortens a file.
-    pub(crate) fn truncate(&mut self, name: FileName, len_bytes: u64, wait_ms: u64) -> Outcome {
+    pub(crate) fn truncate(
+        &mut self,
+        name: FileName,
+        len_bytes: u64,
+        patience: Patience,
+    ) -> Outcome {
         let checked = self.idle_file(&name).and_then(|file| {
             if len_bytes == 0 || len_bytes > file.len_bytes {
                 return Err(Refusal::BadLength {
@@ -54,7 +68,7 @@ impl Core {
         let result = checked.and_then(|before| {
             let after_pages = before.extents.iter().map(|extent| extent.run.nr_pages()).sum();
             let pages = len_bytes.div_ceil(PAGE_BYTES)..after_pages;
-            self.cut_file(name, before, pages, len_bytes, wait_ms)
+            self.cut_file(name, before, pages, len_bytes, patience)
         });
         result.unwrap_or_else(|refusal| Outcome::Answer(Reply::Refused(refusal)))
     }
@@ -65,7 +79,7 @@ impl Core {
         name: FileName,
         offset: u64,
         len_bytes: u64,
-        wait_ms: u64,
+        patience: Patience,
     ) -> Outcome {
         let checked = self.idle_file(&name).and_then(|file| {
             let end = offset.checked_add(len_bytes).filter(|&end| end <= file.len_bytes);
@@ -87,7 +101,7 @@ impl Core {
         });
         let result = checked.and_then(|(before, pages)| {
             let len_bytes = before.len_bytes;
-            self.cut_file(name, before, pages, len_bytes, wait_ms)
+            self.cut_file(name, before, pages, len_bytes, patience)
         });
         result.unwrap_or_else(|refusal| Outcome::Answer(Reply::Refused(refusal)))
     }
@@ -105,8 +119,9 @@ impl Core {
         before: FileRecord,
         pages: std::ops::Range<u64>,
         len_bytes: u64,
-        wait_ms: u64,
+        patience: Patience,
     ) -> Result<Outcome, Refusal> {
+        let Patience { wait_ms, on_deadline } = patience;
         let is_tail = len_bytes < before.len_bytes;
         // A hole adds two extents at most; rewriting an entry takes its further slots anew before it
         // gives the old ones back.
@@ -126,13 +141,13 @@ impl Core {
         }
         self.write_entry(&name, &after)?;
         let drain = self.start_drain(pieces.off.into_iter().collect());
-        self.ask_holders(&drain, Some(wait_ms));
+        self.ask_holders(&drain, Some(wait_ms), on_deadline);
         let ticket = self.new_ticket();
         let doing = if is_tail { "truncated" } else { "punched" };
         self.files.insert(name.clone(), FileRecord { doing: Some(doing), ..after });
         let started_ms = clock::monotonic_ms();
         let deadline_ms = started_ms.saturating_add(wait_ms);
-        let purpose = Purpose::Cut(Cut { ticket, name, deadline_ms, before });
+        let purpose = Purpose::Cut(Cut { ticket, name, deadline_ms, on_deadline, before });
         self.drains.push(PendingDrain { drain, started_ms, purpose });
         self.look_again();
         let answered = self.answers.iter().position(|&(answered, _)| answered == ticket);
@@ -287,9 +302,38 @@ impl Core {
             .filter_map(|held| self.holder(held, Some(waited_ms)))
             .collect();
         holders.truncate(crate::owner::report::MAX_HOLDERS);
+        if cut.on_deadline == OnDeadline::Quarantine {
+            return self.quarantine_cut(pending, cut, holders);
+        }
+        for run in pending.drain.runs().iter() {
+            self.leases.call_off(run);
+        }
         self.restore(pending, cut);
         let refusal = Refusal::Held { name: cut.name.to_string(), holders, waited_ms };
         self.answers.push((cut.ticket, Reply::Refused(refusal)));
+    }
+
+    /// Ends a cut although somebody holds what was cut off: that stays out of use until it is let go.
+    fn quarantine_cut(&mut self, pending: &PendingDrain, cut: &Cut, holders: Vec<Holder>) {
+        let recorded = match self.files.get(&cut.name) {
+            Some(file) => self.record(&[Change::Put(&cut.name, file.stored())]),
+            None => Ok(()),
+        };
+        if let Err(refusal) = recorded {
+            self.restore(pending, cut);
+            self.answers.push((cut.ticket, Reply::Refused(refusal)));
+            return;
+        }
+        if let Some(file) = self.files.get_mut(&cut.name) {
+            file.doing = None;
+        }
+        for run in pending.drain.runs().iter() {
+            self.folios.change_healthy(run, |word| word.in_state(FolioState::Quarantined));
+        }
+        let purpose = Purpose::FreeQuarantined;
+        let (drain, started_ms) = (pending.drain.clone(), pending.started_ms);
+        self.continue_free(PendingDrain { drain, started_ms, purpose });
+        self.answers.push((cut.ticket, Reply::Quarantined(holders)));
     }
 
     /// Puts a file back to what it was before a cut. Where no head folio was split, exactly: pins and

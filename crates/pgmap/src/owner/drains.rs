@@ -2,13 +2,16 @@
 
 use pgmap_mm::descriptor::FolioState;
 use pgmap_mm::drain::Drain;
+use pgmap_mm::holder::DrainReason;
+use pgmap_mm::lease::PastDeadline;
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::runs::SortedRuns;
 use pgmap_os::clock;
 
 use crate::owner::core::{Core, DraftRecord, FileRecord, Orphan};
 use crate::owner::cut::Cut;
-use crate::wire::Event;
+use crate::owner::holders::Call;
+use crate::wire::{Event, OnDeadline};
 
 /// Frames that wait for their holders.
 #[derive(Debug)]
@@ -23,6 +26,8 @@ pub(crate) struct PendingDrain {
 pub(crate) enum Purpose {
     /// They are freed.
     Free,
+    /// They are freed; a deadline passed before.
+    FreeQuarantined,
     /// A truncate or hole punching ends.
     Cut(Cut),
 }
@@ -63,7 +68,7 @@ impl Core {
             }
             if !waiting.is_empty() {
                 drain = drain.part(waiting);
-                self.ask_holders(&drain, None);
+                self.ask_holders(&drain, None, OnDeadline::Fail);
                 let started_ms = clock::monotonic_ms();
                 self.drains.push(PendingDrain { drain, started_ms, purpose: Purpose::Free });
             }
@@ -79,7 +84,26 @@ impl Core {
     }
 
     /// Tells each client that is in the way that its frames are wanted back (T14).
-    pub(crate) fn ask_holders(&mut self, drain: &Drain, deadline_ms: Option<u64>) {
+    pub(crate) fn ask_holders(
+        &mut self,
+        drain: &Drain,
+        deadline_ms: Option<u64>,
+        on_deadline: OnDeadline,
+    ) {
+        if drain.is_idle() {
+            return;
+        }
+        let past_deadline = match on_deadline {
+            OnDeadline::Fail => PastDeadline::FailTruncate,
+            OnDeadline::Quarantine => PastDeadline::Quarantine,
+        };
+        self.recall_leases(drain, deadline_ms, past_deadline);
+        let reason =
+            if deadline_ms.is_some() { DrainReason::Truncate } else { DrainReason::Unlink };
+        let until_ms = deadline_ms.map_or(u64::MAX, |wait| clock::monotonic_ms() + wait);
+        for run in drain.runs().iter() {
+            self.tell_holder(Call::Drain(run, reason, until_ms));
+        }
         for held in drain.held() {
             for run in drain.runs().iter().filter_map(|run| run.intersection(held.hold.run)) {
                 let event = Event::WantedBack {
@@ -121,6 +145,7 @@ impl Core {
                 // The frames cannot be told apart from the device's any more: keep them out of use.
                 tracing::warn!(run = %run, %refusal, "frames are quarantined");
                 self.folios.change_healthy(run, |word| word.in_state(FolioState::Quarantined));
+                self.quarantined.give(run);
                 return;
             }
         }
@@ -152,12 +177,13 @@ impl Core {
 
     /// Looks at every waiting drain again: after the doorbell, a death, or a while.
     pub fn look_again(&mut self) {
+        self.expire_leases();
         for mut pending in std::mem::take(&mut self.drains) {
             let clients = &self.clients;
             pending.drain.look_again(|id| clients.get(&id).map(|client| &client.ledger));
             let is_idle = pending.drain.is_idle();
             match &pending.purpose {
-                Purpose::Free => self.continue_free(pending),
+                Purpose::Free | Purpose::FreeQuarantined => self.continue_free(pending),
                 Purpose::Cut(cut) if is_idle => self.finish_cut(&pending, cut),
                 Purpose::Cut(cut) if cut.deadline_ms <= clock::monotonic_ms() => {
                     self.give_up_cut(&pending, cut);
@@ -167,7 +193,7 @@ impl Core {
         }
     }
 
-    fn continue_free(&mut self, mut pending: PendingDrain) {
+    pub(crate) fn continue_free(&mut self, mut pending: PendingDrain) {
         let held: Vec<PfnRange> = pending.drain.held().iter().map(|held| held.hold.run).collect();
         let (idle, waiting) = self.split_by_holds(pending.drain.runs(), &held);
         for run in idle {
@@ -179,19 +205,28 @@ impl Core {
         }
     }
 
+    /// Frames that are out of use after a deadline, or for good.
+    pub(crate) fn quarantined_pages(&self) -> u64 {
+        let after_deadline = self.drains.iter().filter_map(|pending| match pending.purpose {
+            Purpose::FreeQuarantined => Some(pending.nr_pages()),
+            Purpose::Free | Purpose::Cut(_) => None,
+        });
+        after_deadline.sum::<u64>() + self.quarantined.free_pages()
+    }
+
     /// When the next waiting truncate's time is up, in milliseconds of the monotonic clock.
     #[must_use]
     pub fn next_deadline_ms(&self) -> Option<u64> {
         let deadlines = self.drains.iter().filter_map(|pending| match &pending.purpose {
             Purpose::Cut(cut) => Some(cut.deadline_ms),
-            Purpose::Free => None,
+            Purpose::Free | Purpose::FreeQuarantined => None,
         });
-        deadlines.min()
+        deadlines.chain(self.questions.next_deadline_ms()).chain(self.leases.next_due_ms()).min()
     }
 
     /// Whether any drain waits: then the owner polls slowly besides listening for the doorbell.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        !self.drains.is_empty()
+        !self.drains.is_empty() || self.questions.next_deadline_ms().is_some()
     }
 }

@@ -1,5 +1,6 @@
 //! Files: create, commit, abort, unlink, rename.
 
+use pgmap_mm::admission::{HolderStance, publish_flags};
 use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
 use pgmap_mm::drain::ClientId;
 use pgmap_mm::extent::Extent;
@@ -13,11 +14,9 @@ use crate::owner::catalog::Change;
 use crate::owner::core::{Core, DraftRecord, FileRecord, bytes};
 use crate::refusal::Refusal;
 use crate::wire::{
-    self, Committed, CreateSpec, Draft, MAX_BATCH, MAX_REPLY_EXTENTS, Reply, extents_to_words,
+    self, Committed, CreateSpec, Draft, FileRules, MAX_BATCH, MAX_REPLY_EXTENTS, Reply,
+    extents_to_words,
 };
-
-/// What a file of a memory pool allows: long-term pins and writing, as device-dax does.
-const FILE_FLAGS: FolioFlags = FolioFlags::LONGTERM_OK.with(FolioFlags::WRITABLE);
 
 fn checked_batch(nr_items: usize) -> Result<(), Refusal> {
     if nr_items > MAX_BATCH {
@@ -98,6 +97,7 @@ impl Core {
                 len_bytes: spec.len_bytes,
                 largest: Self::largest_level(spec.folio_size),
                 replace: spec.replace,
+                rules: spec.rules,
                 extents,
             },
         );
@@ -179,14 +179,15 @@ impl Core {
         let mut changes = Vec::with_capacity(ready.len());
         for (_, id) in ready {
             let Some(draft) = self.drafts.get(id) else { continue };
-            let live = draft
-                .extents
-                .iter()
-                .map(|extent| Extent { life: live_word(extent.life), ..*extent });
+            let live = draft.extents.iter().map(|extent| Extent {
+                life: live_word(extent.life, self.flags_for(draft.rules)),
+                ..*extent
+            });
             let record = FileRecord {
                 id: *id,
                 len_bytes: draft.len_bytes,
                 largest: draft.largest,
+                rules: draft.rules,
                 extents: live.collect(),
                 entry: EntryId::from_number(0),
                 doing: None,
@@ -202,7 +203,7 @@ impl Core {
         draft: DraftRecord,
         replaced: &mut Vec<FileRecord>,
     ) -> Result<Committed, Refusal> {
-        let extents = self.folios.publish(&draft.extents, FILE_FLAGS);
+        let extents = self.folios.publish(&draft.extents, self.flags_for(draft.rules));
         let list: ExtentList = extents.iter().copied().collect();
         let entry = self.index.insert(draft.name.as_bytes(), id, draft.len_bytes, &list)?;
         let life = extents.iter().map(|extent| extent.life.bits()).collect();
@@ -210,6 +211,7 @@ impl Core {
             id,
             len_bytes: draft.len_bytes,
             largest: draft.largest,
+            rules: draft.rules,
             extents,
             entry,
             doing: None,
@@ -303,15 +305,45 @@ impl Core {
         Ok(Reply::Located { entry: file.entry.number(), name: name.clone() })
     }
 
-    /// A file's largest level, as the catalog keeps it.
-    pub(crate) fn live_flags() -> FolioFlags {
-        FILE_FLAGS
+    /// The flags under which a file's folios are published: the policy, where the fast path sees it.
+    pub(crate) fn flags_for(&self, rules: FileRules) -> FolioFlags {
+        let stance = match self.holder_id() {
+            Some(_) => HolderStance::NotAsked,
+            None => HolderStance::Absent,
+        };
+        publish_flags(self.memory_type, rules.range_flags(), stance)
+    }
+
+    /// Writes every file's policy anew, after a holder came or went.
+    pub(crate) fn republish(&mut self) {
+        let names: Vec<FileName> = self.files.keys().cloned().collect();
+        for name in names {
+            let Some(mut file) = self.files.get(&name).cloned() else { continue };
+            let flags = self.flags_for(file.rules);
+            for extent in file.extents.iter_mut().filter(|e| e.life.state() == FolioState::Live) {
+                let kept = extent.life.flags().contains(FolioFlags::PARTIAL);
+                let partial = if kept { FolioFlags::PARTIAL } else { FolioFlags::NONE };
+                self.folios.change_healthy(extent.run, |word| match word.state() {
+                    FolioState::Live => word.with_flags(flags),
+                    _ => word,
+                });
+                extent.life = extent.life.with_flags(flags.with(partial));
+                self.folios.restore_life(extent);
+            }
+            let written = self
+                .record(&[Change::Put(&name, file.stored())])
+                .and_then(|()| self.write_entry(&name, &file));
+            if let Err(refusal) = written {
+                tracing::warn!(file = %name, %refusal, "a file keeps its old entry");
+            }
+            self.files.insert(name, file);
+        }
     }
 }
 
 /// What a draft's life word becomes when it is published.
-fn live_word(reserved: Descriptor) -> Descriptor {
-    reserved.in_state(FolioState::Live).with_flags(FILE_FLAGS)
+fn live_word(reserved: Descriptor, flags: FolioFlags) -> Descriptor {
+    reserved.in_state(FolioState::Live).with_flags(flags)
 }
 
 /// Refuses while another operation on the file has not ended.

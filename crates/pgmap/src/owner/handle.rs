@@ -9,12 +9,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use pgmap_mm::drain::ClientId;
+use pgmap_mm::holder::{Holder, HolderId};
 use pgmap_os::{Access, Doorbell, Listener};
 
 use crate::client::Client;
 use crate::error::Error;
 use crate::owner::clients::{Attachment, Identity};
 use crate::owner::core::{Core, Outcome, Ticket};
+use crate::owner::holders::HolderLine;
 use crate::owner::service::Service;
 use crate::pool::Pool;
 use crate::refusal::Refusal;
@@ -109,6 +111,7 @@ impl Shared {
         let outcome = state.core.handle(client, request);
         let reply = match outcome {
             Outcome::Answer(reply) => {
+                state.core.consult_holder();
                 if state.core.is_draining() || state.core.has_messages() {
                     self.wake();
                 }
@@ -116,6 +119,7 @@ impl Shared {
             }
             Outcome::Later(ticket) => {
                 state.waiting.insert(ticket);
+                state.core.consult_holder();
                 self.wake();
                 loop {
                     if let Some(reply) = state.answered.remove(&ticket) {
@@ -223,6 +227,33 @@ impl Owner {
         Client::embedded(handed, Arc::clone(&self.shared))
     }
 
+    /// Registers `holder` as the pool's one holder: it is asked before long-term pins and told of
+    /// failure and drains, on a thread of its own. A question that it has not answered after
+    /// `patience` is answered no. Ends when the registration is dropped.
+    ///
+    /// # Errors
+    /// [`Refusal::Denied`] with `EBUSY` when the pool has a holder; [`Error::Os`] when no thread can
+    /// be started.
+    pub fn set_holder(
+        &self,
+        id: HolderId,
+        holder: Arc<dyn Holder>,
+        patience: Duration,
+    ) -> Result<HolderRegistration, Error> {
+        let shared = Arc::downgrade(&self.shared);
+        let answered = move |question, answer| {
+            if let Some(shared) = shared.upgrade() {
+                shared.lock().core.holder_answered(question, answer);
+                shared.wake();
+            }
+        };
+        let line = HolderLine::open(holder, answered)
+            .map_err(|error| pgmap_os::OsError::new("start", "the holder's thread", error))?;
+        let patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        self.shared.lock().core.set_holder(id, line, patience_ms).map_err(Refusal::from)?;
+        Ok(HolderRegistration { shared: Arc::clone(&self.shared), id })
+    }
+
     /// The pool at a glance.
     #[must_use]
     pub fn info(&self) -> PoolInfo {
@@ -233,6 +264,23 @@ impl Owner {
     #[must_use]
     pub fn pool(&self) -> &Pool {
         &self.shared.pool
+    }
+}
+
+/// Keeps a holder registered.
+#[derive(Debug)]
+#[must_use = "dropping the registration ends it"]
+pub struct HolderRegistration {
+    shared: Arc<Shared>,
+    id: HolderId,
+}
+
+impl Drop for HolderRegistration {
+    fn drop(&mut self) {
+        if let Err(error) = self.shared.lock().core.unset_holder(self.id) {
+            tracing::debug!(%error, "a holder had gone already");
+        }
+        self.shared.wake();
     }
 }
 

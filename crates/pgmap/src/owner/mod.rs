@@ -8,6 +8,8 @@ pub(crate) mod cut;
 pub(crate) mod drains;
 pub(crate) mod files;
 pub mod handle;
+pub(crate) mod holders;
+pub(crate) mod leases;
 pub(crate) mod poison;
 pub(crate) mod recovery;
 pub(crate) mod report;

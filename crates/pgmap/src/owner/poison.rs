@@ -5,12 +5,13 @@
 //! `EHWPOISON`. The frame comes back when its memory was replaced and its bytes were written anew.
 
 use pgmap_mm::barrier::HeavyBarrier;
-use pgmap_mm::descriptor::{Descriptor, FolioState};
+use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
 use pgmap_mm::drain::scan;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::index::FileId;
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::memory_failure::Isolated;
+use pgmap_mm::pagemap::FailureFlags;
 use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::runs::SortedRuns;
 
@@ -18,6 +19,7 @@ use crate::name::FileName;
 use crate::owner::catalog::Change;
 use crate::owner::core::{Core, FileRecord};
 use crate::owner::files::file_idle;
+use crate::owner::holders::Call;
 use crate::refusal::Refusal;
 use crate::wire::{Event, Reply};
 
@@ -52,6 +54,7 @@ impl Core {
         self.record(&[Change::Poisoned(pfn.number())])?;
         let file = self.adopt_pieces(&place, &isolated)?;
         self.tell_of_failure(isolated.frame, file);
+        self.tell_holder(Call::Failure(isolated.frame, FailureFlags::NONE));
         Ok(Reply::Done)
     }
 
@@ -139,7 +142,7 @@ impl Core {
         self.index.bump_detach_epoch();
         self.backing.fill(run, bytes)?;
         let fresh = self.take_stamp()?;
-        let live = Descriptor::new(FolioState::Live, Self::live_flags(), fresh);
+        let live = Descriptor::new(FolioState::Live, self.flags_for(file.rules), fresh);
         let cleared = self
             .folios
             .clear_poison(run, live)
@@ -199,7 +202,7 @@ impl Core {
             } else if self.folios.frames().is_free(run)
                 && let Some(stamp) = self.stamps.take()
             {
-                let word = Descriptor::new(FolioState::Poisoned, Self::live_flags(), stamp);
+                let word = Descriptor::new(FolioState::Poisoned, FolioFlags::NONE, stamp);
                 self.folios.reclaim(run, Level::Pte, word);
             }
         }

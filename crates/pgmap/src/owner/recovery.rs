@@ -7,7 +7,7 @@
 
 use std::os::fd::OwnedFd;
 
-use pgmap_mm::descriptor::FolioState;
+use pgmap_mm::descriptor::{FolioFlags, FolioState};
 use pgmap_mm::drain::ClientId;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::index::{ExtentList, FileId};
@@ -67,8 +67,15 @@ impl Core {
             .insert(name.as_bytes(), id, stored.len_bytes, &list)
             .map_err(crate::refusal::Refusal::from)?;
         self.names.insert(id, name.clone());
-        let record =
-            FileRecord { id, len_bytes: stored.len_bytes, largest, extents, entry, doing: None };
+        let record = FileRecord {
+            id,
+            len_bytes: stored.len_bytes,
+            largest,
+            rules: stored.rules,
+            extents,
+            entry,
+            doing: None,
+        };
         self.files.insert(name, record);
         Ok(())
     }
@@ -91,9 +98,9 @@ impl Core {
         if extent.life.state() == FolioState::Poisoned {
             return true;
         }
-        self.folios.change_healthy(extent.run, |word| {
-            word.in_state(FolioState::Live).with_flags(Self::live_flags())
-        });
+        let flags = extent.life.flags().without(FolioFlags::PARTIAL);
+        self.folios
+            .change_healthy(extent.run, |word| word.in_state(FolioState::Live).with_flags(flags));
         self.folios.restore_life(extent);
         true
     }

@@ -58,6 +58,7 @@ impl Core {
             live_bytes: bytes(self.files.values().map(FileRecord::allocated_pages).sum()),
             reserved_bytes: drafts.map(|extent| extent.run.len_bytes()).sum(),
             draining_bytes: bytes(self.draining_pages()),
+            quarantined_bytes: bytes(self.quarantined_pages()),
             poisoned_bytes: bytes(self.poisoned.free_pages()),
             orphaned_bytes: self.orphans.iter().map(|orphan| orphan.run.len_bytes()).sum(),
             longest_free_bytes: bytes(self.folios.frames().longest_run_pages()),
@@ -97,6 +98,7 @@ impl Core {
             .any(|d| d.client == held.client && d.extents.iter().any(|e| e.run.overlaps(run)));
         let kind = match held.hold.place {
             HoldPlace::Slot(_) if is_draft => HoldKind::Writer,
+            HoldPlace::Slot(_) if self.is_leased(held.client, run) => HoldKind::Lease,
             HoldPlace::Slot(_) => HoldKind::Short,
             HoldPlace::Count(_) => HoldKind::Longterm,
         };

@@ -83,7 +83,11 @@ impl Service {
                 self.on_event(event);
             }
             self.find_dead_adrift();
-            self.shared.lock().core.look_again();
+            {
+                let mut state = self.shared.lock();
+                state.core.look_again();
+                state.core.consult_holder();
+            }
             self.hand_out_answers();
         }
     }

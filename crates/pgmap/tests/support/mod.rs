@@ -9,6 +9,7 @@
 #![allow(clippy::expect_used, reason = "as above")]
 
 pub mod block;
+pub mod client_role;
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -84,6 +85,12 @@ impl Second {
         self.process.id().try_into().unwrap()
     }
 
+    /// Stops the process, or lets it go on.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(self.pid()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
     /// SIGKILL; returns when the process is gone.
     pub fn kill(&mut self) {
         self.process.kill().unwrap();
@@ -131,6 +138,12 @@ pub fn role() -> Option<(String, std::path::PathBuf)> {
     let role = std::env::var(ROLE).ok()?;
     // A first process that is itself killed must not leave this one behind.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).unwrap();
+    // A panic in any thread is the end of the process, so that no test can overlook it.
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::exit(101);
+    }));
     Some((role, std::env::var_os(PLACE).unwrap().into()))
 }
 

@@ -1,0 +1,135 @@
+//! The pool's holder, as the embedding program registers one: asked before long-term pins, told of
+//! failure and of drains.
+//!
+//! It is called on a worker thread of its own. One that blocks, panics or answers late hurts nobody
+//! but itself: questions it does not answer in time are answered no.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+
+use pgmap_mm::holder::{
+    DrainReason, Holder, HolderAnswer, HolderError, HolderId, Question, QuestionId, consult,
+    tell_failure,
+};
+use pgmap_mm::pagemap::FailureFlags;
+use pgmap_mm::pfn::PfnRange;
+
+use crate::owner::core::Core;
+use crate::refusal::Refusal;
+
+/// Calls that wait for a holder. More are dropped: a question then ends by its deadline.
+const MAX_CALLS: usize = 4096;
+
+/// Something to call the holder for.
+#[derive(Debug)]
+pub(crate) enum Call {
+    Ask(Question),
+    Failure(PfnRange, FailureFlags),
+    Drain(PfnRange, DrainReason, u64),
+}
+
+/// The way to the holder's worker.
+#[derive(Debug)]
+pub(crate) struct HolderLine {
+    calls: SyncSender<Call>,
+}
+
+impl HolderLine {
+    /// Starts a worker for `holder`, which gives answers to `answered`.
+    pub(crate) fn open(
+        holder: Arc<dyn Holder>,
+        answered: impl Fn(QuestionId, Option<HolderAnswer>) + Send + 'static,
+    ) -> Result<Self, std::io::Error> {
+        let (calls, taken) = sync_channel(MAX_CALLS);
+        // Not joined: a holder that blocks for ever must not keep the owner from stopping.
+        std::thread::Builder::new()
+            .name("pgmap-holder".into())
+            .spawn(move || work(&*holder, &taken, &answered))?;
+        Ok(Self { calls })
+    }
+
+    pub(crate) fn call(&self, call: Call) {
+        match self.calls.try_send(call) {
+            Ok(()) => {}
+            Err(TrySendError::Full(call)) => tracing::warn!(?call, "the holder is too slow"),
+            Err(TrySendError::Disconnected(call)) => tracing::warn!(?call, "the holder has gone"),
+        }
+    }
+}
+
+fn work(
+    holder: &dyn Holder,
+    calls: &Receiver<Call>,
+    answered: &impl Fn(QuestionId, Option<HolderAnswer>),
+) {
+    while let Ok(call) = calls.recv() {
+        let returned = match call {
+            Call::Ask(question) => {
+                let answer = consult(holder, question.run, &question.who);
+                answered(question.id, answer);
+                answer.is_some()
+            }
+            Call::Failure(run, flags) => tell_failure(holder, run, flags),
+            Call::Drain(run, reason, deadline_ms) => {
+                let told = std::panic::AssertUnwindSafe(|| {
+                    holder.drain_requested(run, reason, deadline_ms);
+                });
+                std::panic::catch_unwind(told).is_ok()
+            }
+        };
+        if !returned {
+            tracing::error!("the holder panicked");
+        }
+    }
+}
+
+impl From<HolderError> for Refusal {
+    fn from(error: HolderError) -> Self {
+        Self::Denied { why: error.to_string(), errno: error.errno() }
+    }
+}
+
+impl Core {
+    /// Makes `id` the pool's holder, reached by `line`.
+    pub(crate) fn set_holder(
+        &mut self,
+        id: HolderId,
+        line: HolderLine,
+        patience_ms: u64,
+    ) -> Result<(), HolderError> {
+        self.holder_slot.register(id)?;
+        self.holder_line = Some(line);
+        self.holder_patience_ms = patience_ms;
+        self.republish();
+        Ok(())
+    }
+
+    /// Lets the holder go. What it was asked and has not answered is answered no.
+    pub(crate) fn unset_holder(&mut self, id: HolderId) -> Result<(), HolderError> {
+        self.holder_slot.unregister(id)?;
+        self.holder_line = None;
+        for verdict in self.questions.holder_gone(id) {
+            self.hear(&verdict);
+        }
+        self.republish();
+        Ok(())
+    }
+
+    pub(crate) fn holder_id(&self) -> Option<HolderId> {
+        self.holder_slot.holder()
+    }
+
+    /// Tells the holder of something, if there is one.
+    pub(crate) fn tell_holder(&self, call: Call) {
+        if let Some(line) = &self.holder_line {
+            line.call(call);
+        }
+    }
+
+    /// Takes questions to the holder.
+    pub(crate) fn consult_holder(&mut self) {
+        for question in self.take_consultations() {
+            self.tell_holder(Call::Ask(question));
+        }
+    }
+}
