@@ -185,7 +185,10 @@ impl fmt::Display for Denied {
                 write!(f, "are {memory_type} memory: long-term pin refused")
             }
             DenyReason::MustMigrate(memory_type) => {
-                write!(f, "are {memory_type} memory and must be moved before they are pinned for long")
+                write!(
+                    f,
+                    "are {memory_type} memory and must be moved before they are pinned for long"
+                )
             }
             DenyReason::Flag => f.write_str("are of a file or mapping that forbids long-term pins"),
             DenyReason::Holder => f.write_str("may not be pinned for long: their holder denies it"),
@@ -264,8 +267,8 @@ pub fn publish_flags(
     if range.contains(RangeFlags::RAW) {
         return flags.with(FolioFlags::RAW);
     }
-    let is_forbidden = range.contains(RangeFlags::FORBID_LONGTERM)
-        || range.contains(RangeFlags::FORBID_DEVICE);
+    let is_forbidden =
+        range.contains(RangeFlags::FORBID_LONGTERM) || range.contains(RangeFlags::FORBID_DEVICE);
     let needs_nobody = memory_type == MemoryType::Generic
         && !is_forbidden
         && matches!(holder, HolderStance::Absent);

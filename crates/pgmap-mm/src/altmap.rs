@@ -47,8 +47,9 @@ impl Altmap {
         }
         let catalog_pages = catalog_bytes.div_ceil(PAGE_BYTES);
         let fixed_pages = reserve_pages.checked_add(catalog_pages)?;
-        let is_enough =
-            |head: u64| head >= fixed_pages.saturating_add(descriptor_pages(nr_pages, head, smallest));
+        let is_enough = |head: u64| {
+            head >= fixed_pages.saturating_add(descriptor_pages(nr_pages, head, smallest))
+        };
         // A longer head leaves fewer frames to describe, so the least that is enough is found by
         // halving.
         let (mut too_short, mut enough) = (0, nr_pages);
@@ -195,7 +196,9 @@ mod tests {
         assert_eq!(altmap.array_start(Level::Pmd), Some(3 + 2));
         assert_eq!(altmap.array_start(Level::Pte), None);
         assert_eq!(altmap.catalog(), (3 + 2 + 1024, 1));
-        assert!(!altmap.is_usable(altmap.head_pages() - 1) && altmap.is_usable(altmap.head_pages()));
+        assert!(
+            !altmap.is_usable(altmap.head_pages() - 1) && altmap.is_usable(altmap.head_pages())
+        );
         let aligned = altmap.ending_at(Level::Pmd).unwrap();
         assert!(aligned.head_pages().is_multiple_of(512) && aligned.usable_pages() < TIB);
     }

@@ -411,7 +411,11 @@ impl Questions {
         self.waiting.values().map(|question| question.deadline_ms).min()
     }
 
-    fn deny_all(&mut self, source: AnswerSource, which: impl Fn(&Question) -> bool) -> Vec<Verdict> {
+    fn deny_all(
+        &mut self,
+        source: AnswerSource,
+        which: impl Fn(&Question) -> bool,
+    ) -> Vec<Verdict> {
         let mut verdicts = Vec::new();
         self.waiting.retain(|_, question| {
             let is_over = which(question);

@@ -182,9 +182,13 @@ impl LeaseError {
 impl fmt::Display for LeaseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Full { nr_leases } => write!(f, "there are {nr_leases} leases, and no more may be"),
+            Self::Full { nr_leases } => {
+                write!(f, "there are {nr_leases} leases, and no more may be")
+            }
             Self::NotYours { id } => write!(f, "lease {} is over or another client's", id.0),
-            Self::Over { until_ms } => write!(f, "a lease until {until_ms} ms would be over already"),
+            Self::Over { until_ms } => {
+                write!(f, "a lease until {until_ms} ms would be over already")
+            }
             Self::Wanted { run } => {
                 write!(f, "frames {run} are being recalled from another lease: try again later")
             }
@@ -249,7 +253,9 @@ impl LeaseTable {
                 LeaseState::Recalled(earlier) if recall.deadline_ms < earlier.deadline_ms => {
                     recall.deadline_ms
                 }
-                LeaseState::Recalled(_) | LeaseState::Quarantined | LeaseState::Orphaned => continue,
+                LeaseState::Recalled(_) | LeaseState::Quarantined | LeaseState::Orphaned => {
+                    continue;
+                }
             };
             lease.state = LeaseState::Recalled(Recall { deadline_ms, ..recall });
             tells.push(Tell { id: lease.id, client: lease.client, run: lease.run, deadline_ms });

@@ -44,4 +44,3 @@ pub mod vma;
 // access
 pub mod fault;
 pub mod gup;
-pub mod pinned;

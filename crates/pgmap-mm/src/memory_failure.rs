@@ -42,6 +42,7 @@ use crate::error::errno;
 use crate::extent::Extent;
 use crate::folio::Folios;
 use crate::level::Level;
+use crate::pagemap::{OpsPresent, PagemapOps};
 use crate::pfn::{Pfn, PfnRange};
 use crate::runs::SortedRuns;
 use crate::split::ReshapeError;
@@ -213,6 +214,21 @@ impl<W: WriteWords> Folios<W> {
         failed
     }
 
+    /// As [`free_healthy`](Self::free_healthy), after telling the driver of each folio that it is free:
+    /// once in each life, because a freed folio is not there to be told of again.
+    #[must_use]
+    pub fn free_through(&mut self, run: PfnRange, ops: &dyn PagemapOps) -> Vec<PfnRange> {
+        if ops.present().contains(OpsPresent::FOLIO_FREE) {
+            let in_use = |state| !matches!(state, FolioState::Free | FolioState::Poisoned);
+            for (first, level, word) in self.vmemmap().folios(run) {
+                if in_use(word.state()) {
+                    ops.folio_free(PfnRange::folio(first, level));
+                }
+            }
+        }
+        self.free_healthy(run)
+    }
+
     /// What of `run` is Poisoned, as runs in order.
     #[must_use]
     pub fn poisoned(&self, run: PfnRange) -> Vec<PfnRange> {
@@ -253,7 +269,11 @@ impl<W: WriteWords> Folios<W> {
     /// # Errors
     /// [`FailureError::NotPoisoned`] when a frame is not, [`FailureError::WrongState`] for another
     /// state.
-    pub fn clear_poison(&mut self, run: PfnRange, word: Descriptor) -> Result<Extent, FailureError> {
+    pub fn clear_poison(
+        &mut self,
+        run: PfnRange,
+        word: Descriptor,
+    ) -> Result<Extent, FailureError> {
         if !matches!(word.state(), FolioState::Live | FolioState::Reserved) {
             return Err(FailureError::WrongState { state: word.state() });
         }

@@ -323,7 +323,8 @@ impl<W: WriteWords> Folios<W> {
             return Err(ReshapeError::HeldBelow { folio });
         }
         self.check_life(extent)?;
-        let (from, word) = self.vmemmap().folio_of(folio.first()).ok_or(ReshapeError::Outside { pfn })?;
+        let (from, word) =
+            self.vmemmap().folio_of(folio.first()).ok_or(ReshapeError::Outside { pfn })?;
         let Some(below) = to.below().filter(|_| from < to) else {
             return Err(ReshapeError::WrongLevel { folio, asked: to });
         };
@@ -335,7 +336,10 @@ impl<W: WriteWords> Folios<W> {
             let is_alike = now.state() == word.state()
                 && without_partial(now).flags() == without_partial(word).flags();
             if !is_alike {
-                return Err(ReshapeError::Mixed { folio: PfnRange::folio(child, below), word: now });
+                return Err(ReshapeError::Mixed {
+                    folio: PfnRange::folio(child, below),
+                    word: now,
+                });
             }
         }
         let head = Descriptor::new(word.state(), without_partial(word).flags(), fresh);
@@ -374,9 +378,9 @@ impl<W: WriteWords> Folios<W> {
     /// its tables back. Says whether the folio is whole now.
     pub fn merge_free(&mut self, pfn: Pfn, to: Level) -> bool {
         self.merge_if_free(to, pfn.folio(to));
-        self.vmemmap().folio_of(pfn).is_some_and(|(level, word)| {
-            level >= to && word == Descriptor::FREE
-        })
+        self.vmemmap()
+            .folio_of(pfn)
+            .is_some_and(|(level, word)| level >= to && word == Descriptor::FREE)
     }
 
     /// Makes `hole` an extent of its own and what is left of `extent` before and after it too,
@@ -397,9 +401,8 @@ impl<W: WriteWords> Folios<W> {
             return Err(ReshapeError::OutsideExtent { run: hole, extent: extent.run });
         }
         self.check_life(extent)?;
-        let edges = [hole.start(), hole.end()].map(|edge| {
-            Pfn::new(edge).filter(|&edge| extent.run.contains(edge))
-        });
+        let edges = [hole.start(), hole.end()]
+            .map(|edge| Pfn::new(edge).filter(|&edge| extent.run.contains(edge)));
         for edge in edges.into_iter().flatten() {
             self.check_edge(edge)?;
         }
@@ -414,7 +417,8 @@ impl<W: WriteWords> Folios<W> {
             Some(_) => self.piece(hole),
             None => Extent::new(hole, head.head_level, head.life),
         };
-        let hole = hole.ok_or(ReshapeError::OutsideExtent { run: extent.run, extent: extent.run })?;
+        let hole =
+            hole.ok_or(ReshapeError::OutsideExtent { run: extent.run, extent: extent.run })?;
         Ok(CutOut { before, hole, after: after.and_then(|run| self.piece(run)) })
     }
 

@@ -4,6 +4,7 @@
 //! that ships, on [`FewWords`]: words of which only those that both sides touch are loom's atomics, so
 //! that writing a table of 512 is one step and not 512.
 #![cfg(loom)]
+#![allow(clippy::unwrap_used)] // a helper's panic fails the test it helps
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -18,8 +19,8 @@ use pgmap_mm::drain::{ClientId, Drain};
 use pgmap_mm::error::PinError;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::folio::{Folios, Sizing};
-use pgmap_mm::ledger::{Agent, LedgerLayout, LedgerReader};
 use pgmap_mm::lease::{LeaseTable, PastDeadline, Recall};
+use pgmap_mm::ledger::{Agent, LedgerLayout, LedgerReader};
 use pgmap_mm::level::Level;
 use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::pin::{ClientSide, Pinner};
@@ -222,9 +223,10 @@ impl World {
     fn new() -> Self {
         let layout = VmemmapLayout::for_pages(1).unwrap();
         // The words at which an extent of this file may have its life word.
-        let places = [(Level::Pmd, 0), (Level::Pmd, 512), (Level::Pte, 0), (Level::Pte, 7), (Level::Pte, 8)];
-        let shared = places
-            .map(|(level, pfn)| layout.index(level, Pfn::new(pfn).unwrap()).unwrap());
+        let places =
+            [(Level::Pmd, 0), (Level::Pmd, 512), (Level::Pte, 0), (Level::Pte, 7), (Level::Pte, 8)];
+        let shared =
+            places.map(|(level, pfn)| layout.index(level, Pfn::new(pfn).unwrap()).unwrap());
         let words = FewWords::new(layout.nr_words(), shared);
         let mut folios = Folios::new(Vmemmap::new(layout, Arc::clone(&words)).unwrap());
         folios.bring_online(Pfn::new(0).unwrap(), 1024);

@@ -45,6 +45,7 @@ pub struct PoolOptions {
     populate: Populate,
     max_files: Option<u64>,
     memory_type: MemoryType,
+    capacity_bytes: u64,
 }
 
 impl PoolOptions {
@@ -58,6 +59,7 @@ impl PoolOptions {
             populate: Populate::OnDemand,
             max_files: None,
             memory_type: MemoryType::Generic,
+            capacity_bytes: 0,
         }
     }
 
@@ -88,6 +90,14 @@ impl PoolOptions {
         self
     }
 
+    /// Leaves room for pagemaps that are added later: `capacity_bytes` for the pool and all of them,
+    /// each on a 1 GiB boundary. Room costs nothing until it is used.
+    #[must_use]
+    pub const fn capacity(mut self, capacity_bytes: u64) -> Self {
+        self.capacity_bytes = capacity_bytes;
+        self
+    }
+
     /// Says what kind of memory the pool is, which decides about long-term pins: `Generic` (device-dax)
     /// allows them, `FsDax` only as leases of files that are leasable.
     #[must_use]
@@ -114,7 +124,12 @@ impl PoolOptions {
         if max_files == 0 || max_files > MAX_FILES {
             return Err(bad(format!("room for {max_files} files; use 1 to {MAX_FILES}")));
         }
-        Ok(StoredPool { size_bytes, max_files, memory_type: self.memory_type })
+        let capacity_bytes = self.capacity_bytes.max(size_bytes);
+        if capacity_bytes > MAX_POOL_BYTES {
+            return Err(bad(format!("a capacity of {capacity_bytes}; at most {MAX_POOL_BYTES}")));
+        }
+        let capacity_bytes = capacity_bytes.next_multiple_of(unit);
+        Ok(StoredPool { size_bytes, capacity_bytes, max_files, memory_type: self.memory_type })
     }
 
     fn name(&self) -> String {
@@ -152,7 +167,8 @@ impl Pool {
     pub fn create(options: &PoolOptions) -> Result<Self, Error> {
         let stored = options.checked()?;
         let Some(directory) = &options.directory else {
-            let data = MemoryFile::anonymous("pgmap-data", stored.size_bytes, options.page_size)?;
+            let len = stored.capacity_bytes;
+            let data = MemoryFile::anonymous("pgmap-data", len, options.page_size)?;
             let pool = Self::assemble(None, stored, data, |name, len| {
                 MemoryFile::anonymous(name, len, PageSize::Base)
             })?;
@@ -172,7 +188,7 @@ impl Pool {
         }
         let data = MemoryFile::create_named(&path(DATA), 0)?;
         data.check_capacity(stored.size_bytes)?;
-        data.set_len(stored.size_bytes)?;
+        data.set_len(stored.capacity_bytes)?;
         let mut pool =
             Self::assemble(Some(directory.clone()), stored.clone(), data, |name, len| {
                 MemoryFile::create_named(&path(name), len)
@@ -203,10 +219,10 @@ impl Pool {
         let lock = lock_directory(directory)?;
         let (catalog, stored) = Catalog::open(&path(CATALOG))?;
         let data = MemoryFile::open_named(&path(DATA), Access::ReadWrite)?;
-        if data.len_bytes() != stored.size_bytes {
+        if data.len_bytes() != stored.capacity_bytes {
             return Err(Error::BadPool {
                 pool: pool_name(Some(directory)),
-                why: format!("{} bytes of data, not {}", data.len_bytes(), stored.size_bytes),
+                why: format!("{} bytes of data, not {}", data.len_bytes(), stored.capacity_bytes),
             });
         }
         let mut pool = Self::assemble(Some(directory.into()), stored, data, |name, len| {
@@ -233,7 +249,7 @@ impl Pool {
             why: format!("no layout for {} bytes", stored.size_bytes),
         };
         let vmemmap_layout =
-            VmemmapLayout::for_pages(stored.size_bytes / PAGE_BYTES).ok_or_else(bad)?;
+            VmemmapLayout::for_pages(stored.capacity_bytes / PAGE_BYTES).ok_or_else(bad)?;
         let index_layout = IndexLayout::for_files(stored.max_files as usize);
         let vmemmap = make(VMEMMAP, vmemmap_layout.nr_words() as u64 * 8)?;
         let index = make(INDEX, index_layout.nr_words() as u64 * 8)?;
@@ -268,6 +284,12 @@ impl Pool {
     #[must_use]
     pub fn directory(&self) -> Option<&Path> {
         self.directory.as_deref()
+    }
+
+    /// Bytes of the data file: the pool and room for more pagemaps.
+    #[must_use]
+    pub const fn capacity_bytes(&self) -> u64 {
+        self.stored.capacity_bytes
     }
 
     pub(crate) const fn nr_pages(&self) -> u64 {

@@ -9,15 +9,13 @@ mod support;
 
 use std::path::Path;
 
-use pgmap::{
-    Client, CreateSpec, Error, FileName, FilePin, FileWriter, FolioSize, PinError, Replace,
-};
+use pgmap::{Client, Error, File, FilePin, FileWriter, FolioSize, Owner, PinError, Replace};
 use support::{Second, block};
 
 const POOL_BYTES: u64 = 32 << 20;
 
 /// Forks. The child runs `child` and leaves with its answer as exit status.
-fn forked(child: impl FnOnce() -> i32) -> i32 {
+fn forked(mut child: impl FnMut() -> i32) -> i32 {
     // SAFETY: this process has one thread that runs (the test harness's first waits for this one),
     // so the child finds every lock free; it leaves without running the parent's exit handlers.
     let pid = unsafe { libc::fork() };
@@ -51,35 +49,163 @@ fn child_entry() {
     std::process::exit(0);
 }
 
+struct Inherited<'c> {
+    pin: FilePin<'c>,
+    longterm: FilePin<'c>,
+    writer: FileWriter<'c>,
+    file: File<'c>,
+    client: Client,
+}
+
 /// Forks in the middle of everything, lets the child try everything, and goes on.
 fn fork_and_check(client: &Client) {
-    let pin = client.get("a").unwrap();
-    let longterm = client.open("a").unwrap().pin_longterm(0, 4096).unwrap();
     let mut writer = client.create("draft", 10_000, FolioSize::BestFit).unwrap();
     writer.write_all_at(0, &block::make(5, 10_000)).unwrap();
-    let spare = client.create("spare", 4096, FolioSize::BestFit).unwrap();
     let file = client.open("a").unwrap();
-    // What the child drops is its copy of each; the parent's own are still in use afterwards.
-    let inherited = Inherited {
-        pin: std::mem::ManuallyDrop::new(pin),
-        longterm: std::mem::ManuallyDrop::new(longterm),
-        writer: std::mem::ManuallyDrop::new(writer),
-        spare: std::mem::ManuallyDrop::new(spare),
-    };
-    let mut inherited = inherited;
-    let clone = std::mem::ManuallyDrop::new(client.clone());
+    let mut inherited = Some(Inherited {
+        pin: client.get("a").unwrap(),
+        longterm: file.pin_longterm(0, 4096).unwrap(),
+        writer,
+        file,
+        client: client.clone(),
+    });
     let child = forked(|| {
-        let wrong = nr_of_first_wrong(client, &file, &mut inherited);
-        drop(std::mem::ManuallyDrop::into_inner(inherited));
-        drop(std::mem::ManuallyDrop::into_inner(clone));
+        let wrong = first_wrong(inherited.as_mut().unwrap());
+        // Dropped in the child; the parent has its own.
+        drop(inherited.take());
         wrong
     });
-    let status = wait_for(child);
-    support::say(format!("child {status}"));
-    for command in support::commands() {
-        match command.as_str() {
-            "stat" => support::say(client.stat("kept").map_or(0, |info| info.len_bytes)),
-            other => panic!("no such command: {other}"),
-        }
+    assert_eq!(wait_for(child), 0, "what the child was told; see first_wrong");
+    support::say("forked");
+    let mut commands = support::commands();
+    assert_eq!(commands.next().as_deref(), Some("go on"));
+    let Inherited { pin, longterm, writer, .. } = inherited.take().unwrap();
+    assert_eq!(block::check(&pin.to_vec().unwrap()), Ok(1));
+    assert!(pin.is_wanted_back());
+    drop((pin, longterm));
+    writer.commit().unwrap();
+    assert_eq!(block::check(&client.get("draft").unwrap().to_vec().unwrap()), Ok(5));
+    support::say("done");
+    assert_eq!(commands.next(), None);
+}
+
+/// The number of the first call that did not say "detached"; 0 when all did.
+fn first_wrong(inherited: &mut Inherited<'_>) -> i32 {
+    fn is_detached<T>(result: Result<T, Error>) -> bool {
+        matches!(result, Err(Error::Detached | Error::Pin(PinError::Detached)))
     }
+    let Inherited { pin, writer, file, client, .. } = inherited;
+    let answers = [
+        is_detached(client.get("a")),
+        is_detached(client.open("a")),
+        is_detached(client.create("x", 1, FolioSize::BestFit)),
+        is_detached(client.create_batch(Vec::new())),
+        is_detached(client.commit_batch(Vec::new()).map(|_| ()).and_then(|()| client.list())),
+        is_detached(client.unlink("a")),
+        is_detached(client.rename("a", "b", Replace::Yes)),
+        is_detached(client.truncate("a", 1, 0)),
+        is_detached(client.stat("a")),
+        is_detached(client.list()),
+        is_detached(client.pool_stat()),
+        is_detached(client.who(None)),
+        is_detached(file.pin_all()),
+        is_detached(file.pin(0, 1)),
+        is_detached(file.pin_for_device(0, 1)),
+        is_detached(file.pin_longterm(0, 1)),
+        is_detached(writer.write_all_at(0, b"x")),
+        // Nothing keeps the frames for the child once the parent lets go.
+        is_detached(pin.to_vec()),
+        is_detached(pin.read_at(0, &mut [0])),
+    ];
+    answers.iter().position(|&is_right| !is_right).map_or(0, |place| place as i32 + 1)
+}
+
+/// Pins, forks a child that keeps every descriptor open, and stays.
+fn fork_and_stay(client: &Client) {
+    let _pin = client.get("a").unwrap();
+    let mut writer = client.create("draft", 1 << 20, FolioSize::BestFit).unwrap();
+    writer.write_all_at(0, &[1; 100]).unwrap();
+    let child = forked(|| {
+        loop {
+            // SAFETY: waits for a signal; touches nothing.
+            unsafe { libc::pause() };
+        }
+    });
+    support::say(child);
+    assert_eq!(support::commands().count(), 0);
+}
+
+#[test]
+fn a_forked_child_is_told_that_it_is_detached_and_takes_nothing_from_its_parent() {
+    let (owner, _directory, socket) = support::serving_owner(POOL_BYTES);
+    let client = owner.client().unwrap();
+    support::put(&client, "a", &block::make(1, 3 << 20)).unwrap();
+    let mut parent = Second::start("fork-and-check", &socket);
+    assert_eq!(parent.answer(), "forked");
+    // The child has come and gone; the parent's holds and drafts are all there.
+    let info = owner.info();
+    assert_eq!((info.nr_clients, info.reserved_bytes), (2, 12_288), "{info:?}");
+    client.unlink("a").unwrap();
+    assert_eq!(owner.info().draining_bytes, 3 << 20);
+    assert_eq!(parent.ask("go on"), "done");
+    support::wait_for_info(&owner, "the parent let go", |info| info.draining_bytes == 0);
+    assert!(parent.end().success());
+    let info = support::wait_for_info(&owner, "the parent left", |info| info.nr_clients == 1);
+    support::assert_accounted(&info);
+}
+
+#[test]
+fn t6_a_child_with_its_parents_descriptors_does_not_keep_a_dead_parents_holds() {
+    let (owner, _directory, socket) = support::serving_owner(POOL_BYTES);
+    let client = owner.client().unwrap();
+    support::put(&client, "a", &block::make(1, 3 << 20)).unwrap();
+    let mut parent = Second::start("fork-and-stay", &socket);
+    let child: i32 = parent.answer().parse().unwrap();
+    client.unlink("a").unwrap();
+    let info = owner.info();
+    assert_eq!((info.draining_bytes, info.reserved_bytes), (3 << 20, 1 << 20), "{info:?}");
+    parent.kill();
+    let info = support::wait_for_info(&owner, "the parent is reaped", |info| info.nr_clients == 1);
+    support::assert_accounted(&info);
+    assert_eq!(info.free_bytes, POOL_BYTES);
+    assert!(Path::new(&format!("/proc/{child}")).exists(), "the child was there all the time");
+    let child = rustix::process::Pid::from_raw(child).unwrap();
+    rustix::process::kill_process(child, rustix::process::Signal::KILL).unwrap();
+}
+
+#[test]
+fn a_forked_child_may_drop_the_owner_that_it_inherited() {
+    // In a process of its own: the child must find no lock taken.
+    if support::role().is_some() {
+        return;
+    }
+    let (owner, _directory, _socket) = support::serving_owner(POOL_BYTES);
+    let client = owner.client().unwrap();
+    let mut inherited = Some(owner);
+    let child = forked(|| {
+        drop(inherited.take());
+        7
+    });
+    assert_eq!(wait_within_bound(child), Some(7), "the child hangs in a drop of the owner");
+    support::put(&client, "a", b"the parent's owner goes on").unwrap();
+    let owner: Owner = inherited.take().unwrap();
+    assert_eq!(owner.info().nr_files, 1);
+}
+
+/// As [`wait_for`], and none when it takes longer than a hang may.
+fn wait_within_bound(pid: i32) -> Option<i32> {
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    let mut status = 0;
+    while std::time::Instant::now() < until {
+        // SAFETY: asks for our own child; the status lives on this stack.
+        let waited = unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) };
+        if waited == pid {
+            return libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    // SAFETY: ends our own child, which was not reaped.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+    wait_for(pid);
+    None
 }

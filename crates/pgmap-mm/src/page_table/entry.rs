@@ -10,7 +10,7 @@
 
 use crate::pfn::{PFN_BITS, Pfn};
 
-/// Bits of a span number: one address space has at most 2^24 spans.
+/// Bits of a span number.
 pub(super) const SPAN_BITS: u32 = 24;
 
 const LEAF: u64 = 1 << 63;

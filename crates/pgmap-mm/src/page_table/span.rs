@@ -47,9 +47,11 @@ use crate::pfn::{MAX_RUN_PAGES, PfnRange, RUN_BITS};
 use crate::sync::{AtomicU64, Ordering};
 use crate::vmemmap::{LifeWord, VmemmapLayout};
 
-/// Spans in the first chunk; each further chunk has twice as many.
+/// A span's number is the number of its chunk and its place there, so that it is found by a shift.
+const PLACE_BITS: u32 = 19;
+const NR_CHUNKS: usize = 1 << (SPAN_BITS - PLACE_BITS);
+/// Spans in the first chunk; each further chunk has twice as many, as far as places go.
 const FIRST_CHUNK_BITS: u32 = if cfg!(loom) { 2 } else { 6 };
-const NR_CHUNKS: usize = (SPAN_BITS - FIRST_CHUNK_BITS) as usize;
 /// Retired spans that are collected before the epoch moves and they may be used again.
 pub(super) const RETIRED_SPANS: usize = if cfg!(loom) { 1 } else { 1024 };
 
@@ -90,6 +92,12 @@ impl Chunk {
             rest: (0..nr_spans).map(|_| Rest { place: zero(), reach: zero() }).collect(),
         }
     }
+}
+
+/// Spans of a chunk.
+const fn chunk_spans(chunk: usize) -> usize {
+    let bits = FIRST_CHUNK_BITS as usize + chunk;
+    1 << if bits < PLACE_BITS as usize { bits } else { PLACE_BITS as usize }
 }
 
 /// The word that says where an extent lies.
@@ -155,11 +163,9 @@ impl Spans {
     }
 
     /// Chunk and place in it.
-    #[inline]
+    #[inline(always)]
     const fn locate(span: SpanId) -> (usize, usize) {
-        let number = span.0 + (1 << FIRST_CHUNK_BITS);
-        let chunk = 31 - number.leading_zeros();
-        ((chunk - FIRST_CHUNK_BITS) as usize, (number - (1 << chunk)) as usize)
+        ((span.0 >> PLACE_BITS) as usize, (span.0 & ((1 << PLACE_BITS) - 1)) as usize)
     }
 
     #[inline]
@@ -201,7 +207,7 @@ impl Spans {
     fn describe(&self, span: SpanId, extent: &Extent) -> Option<()> {
         let index = self.vmemmap.index(extent.head_level, extent.first())?;
         let (chunk, at) = Self::locate(span);
-        let nr_spans = 1 << (FIRST_CHUNK_BITS as usize + chunk);
+        let nr_spans = chunk_spans(chunk);
         let chunk = self.chunks.get(chunk)?.get_or_init(|| Chunk::new(nr_spans));
         let held = chunk.held.get(at)?;
         // Release, all: pairs with Acquire in `life` and `extent`; data: the epoch that moved before.
@@ -243,13 +249,16 @@ pub(super) struct Links {
 /// Which spans are in use, and what they say. Belongs to the holder of the address space's lock.
 #[derive(Debug, Default)]
 pub(super) struct SpanPool {
-    states: Vec<Option<SpanState>>,
+    /// By chunk and place; the last chunk grows.
+    states: Vec<Vec<Option<SpanState>>>,
     unused: Vec<SpanId>,
     retired: Vec<SpanId>,
+    nr_in_use: usize,
 }
 
 impl SpanPool {
-    /// A new span of `extent` that covers nothing yet; none when all 2^24 are in use.
+    /// A new span of `extent` that covers nothing yet; none when all are in use, or the extent is
+    /// not of the pool.
     pub(super) fn take(
         &mut self,
         spans: &Spans,
@@ -259,18 +268,13 @@ impl SpanPool {
     ) -> Option<SpanId> {
         let span = match self.unused.pop() {
             Some(span) => span,
-            None => {
-                let span = SpanId(u32::try_from(self.states.len()).ok()?);
-                // The last chunk would end one past the highest number a leaf can name.
-                if span.0 >= (1 << SPAN_BITS) - (1 << FIRST_CHUNK_BITS) {
-                    return None;
-                }
-                self.states.push(None);
-                span
-            }
+            None => self.grow()?,
         };
-        spans.describe(span, extent)?;
-        self.states[span.0 as usize] = Some(SpanState {
+        if spans.describe(span, extent).is_none() {
+            self.unused.push(span);
+            return None;
+        }
+        *self.state_mut(span)? = Some(SpanState {
             extent: *extent,
             flags,
             page_less_pfn,
@@ -278,15 +282,41 @@ impl SpanPool {
             nr_pages: 0,
             links: Links::default(),
         });
+        self.nr_in_use += 1;
         Some(span)
     }
 
+    /// A span that never was in use; none when there is none.
+    fn grow(&mut self) -> Option<SpanId> {
+        let is_full = self
+            .states
+            .last()
+            .is_none_or(|last| last.len() == chunk_spans(self.states.len() - 1));
+        if is_full {
+            if self.states.len() == NR_CHUNKS {
+                return None;
+            }
+            self.states.push(Vec::new());
+        }
+        let chunk = self.states.len() - 1;
+        let last = self.states.last_mut()?;
+        let span = SpanId(((chunk << PLACE_BITS) | last.len()) as u32);
+        last.push(None);
+        Some(span)
+    }
+
+    fn state_mut(&mut self, span: SpanId) -> Option<&mut Option<SpanState>> {
+        let (chunk, at) = Spans::locate(span);
+        self.states.get_mut(chunk)?.get_mut(at)
+    }
+
     pub(super) fn get(&self, span: SpanId) -> Option<&SpanState> {
-        self.states.get(span.0 as usize)?.as_ref()
+        let (chunk, at) = Spans::locate(span);
+        self.states.get(chunk)?.get(at)?.as_ref()
     }
 
     pub(super) fn get_mut(&mut self, span: SpanId) -> Option<&mut SpanState> {
-        self.states.get_mut(span.0 as usize)?.as_mut()
+        self.state_mut(span)?.as_mut()
     }
 
     /// Sets what the span covers, for the writer and for readers.
@@ -329,9 +359,10 @@ impl SpanPool {
     /// Notes that no leaf names the span any more.
     pub(super) fn retire(&mut self, spans: &Spans, span: SpanId) {
         self.cover(spans, span, 0, 0);
-        if let Some(state) = self.states.get_mut(span.0 as usize) {
+        if let Some(state) = self.state_mut(span) {
             *state = None;
             self.retired.push(span);
+            self.nr_in_use -= 1;
         }
     }
 
@@ -346,8 +377,8 @@ impl SpanPool {
     }
 
     /// Spans in use.
-    pub(super) fn nr_in_use(&self) -> usize {
-        self.states.len() - self.unused.len() - self.retired.len()
+    pub(super) const fn nr_in_use(&self) -> usize {
+        self.nr_in_use
     }
 }
 
@@ -377,16 +408,18 @@ mod tests {
     }
 
     #[test]
-    fn chunks_follow_each_other_without_gap_or_overlap() {
-        let mut expected = (0, 0);
-        for number in 0..100_000 {
-            assert_eq!(Spans::locate(SpanId(number)), expected);
-            expected.1 += 1;
-            if expected.1 == 1 << (FIRST_CHUNK_BITS as usize + expected.0) {
-                expected = (expected.0 + 1, 0);
-            }
+    fn every_span_has_a_place_of_its_own() {
+        let (spans, mut pool) = (Spans::new(layout()), SpanPool::default());
+        for number in 0..1000 {
+            let span = pool.take(&spans, &extent(number, 1), LeafFlags::NONE, 0).unwrap();
+            assert!(span.0 < 1 << SPAN_BITS);
+            pool.get_mut(span).unwrap().nr_pages = number;
         }
-        assert!(Spans::locate(SpanId((1 << SPAN_BITS) - 65)).0 < NR_CHUNKS);
+        assert_eq!(pool.nr_in_use(), 1000);
+        let mut numbers: Vec<u64> =
+            pool.states.iter().flatten().flatten().map(|state| state.nr_pages).collect();
+        numbers.sort_unstable();
+        assert!(numbers.into_iter().eq(0..1000));
     }
 
     #[test]

@@ -25,6 +25,8 @@ const FORMAT: u64 = 1;
 pub struct StoredPool {
     /// Bytes of data.
     pub size_bytes: u64,
+    /// Bytes of the data file, which leaves room for more pagemaps.
+    pub capacity_bytes: u64,
     /// Files the index has room for.
     pub max_files: u64,
     /// What kind of memory it is.
@@ -89,6 +91,7 @@ impl Catalog {
             for (name, value) in [
                 ("format", FORMAT),
                 ("size_bytes", pool.size_bytes),
+                ("capacity_bytes", pool.capacity_bytes),
                 ("max_files", pool.max_files),
                 ("memory_type", u64::from(pool.memory_type.number())),
             ] {
@@ -119,6 +122,7 @@ impl Catalog {
         let memory_type = u8::try_from(memory_type).ok().and_then(MemoryType::from_number);
         let pool = StoredPool {
             size_bytes: number("size_bytes")?,
+            capacity_bytes: number("capacity_bytes")?,
             max_files: number("max_files")?,
             memory_type: memory_type.ok_or_else(|| failed(&"its memory type is none"))?,
         };

@@ -106,7 +106,7 @@ impl Core {
             version: crate::wire::VERSION,
             client: id.0,
             nr_pages: self.pool.vmemmap_layout.nr_pages(),
-            data_bytes: self.pool.size_bytes(),
+            data_bytes: self.pool.capacity_bytes(),
             max_files: self.pool.max_files(),
             is_asymmetric: self.barrier.is_asymmetric() && is_registered,
         }

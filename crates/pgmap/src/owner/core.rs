@@ -25,6 +25,7 @@ use pgmap_mm::index::{EntryId, FileId, IndexWriter};
 use pgmap_mm::lease::LeaseTable;
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::memory_type::MemoryType;
+use pgmap_mm::pagemap::{DeviceRange, OpsPresent, PagemapSpec, PagemapTable, SUBSECTION_BYTES};
 use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::stamp::{Stamp, StampSource};
 use pgmap_mm::vmemmap::Vmemmap;
@@ -40,6 +41,7 @@ use crate::owner::cut::Patience;
 use crate::owner::drains::PendingDrain;
 use crate::owner::holders::HolderLine;
 use crate::owner::leases::PendingLease;
+use crate::owner::pagemaps::{DEVICE, Devices};
 use crate::pool::Pool;
 use crate::refusal::Refusal;
 use crate::wire::{Event, FileRules, FolioSize, Reply, Request};
@@ -131,6 +133,8 @@ pub struct Core {
     /// Frames that are out of use for good, because a device cannot be kept out of them.
     pub(crate) quarantined: Frames,
     pub(crate) memory_type: MemoryType,
+    pub(crate) pagemaps: PagemapTable,
+    pub(crate) devices: Devices,
     pub(crate) leases: LeaseTable,
     pub(crate) questions: Questions,
     pub(crate) pending_leases: Vec<PendingLease>,
@@ -177,7 +181,7 @@ impl Core {
         }
         let first_stamp = pool.catalog.as_ref().map_or(Ok(1), |catalog| catalog.stamp_limit())?;
         let mut core = Self {
-            backing: Backing::new(Arc::clone(&pool.data), pool.nr_pages()),
+            backing: Backing::new(Arc::clone(&pool.data), pool.vmemmap_layout.nr_pages()),
             barrier: OwnerBarrier::register(),
             folios,
             index,
@@ -191,6 +195,8 @@ impl Core {
             poisoned: Frames::new(),
             quarantined: Frames::new(),
             memory_type: pool.memory_type(),
+            pagemaps: own_pagemap(&pool)?,
+            devices: Devices::new(),
             leases: LeaseTable::new(),
             questions: Questions::new(),
             pending_leases: Vec::new(),
@@ -285,6 +291,14 @@ impl Core {
         }
     }
 
+    /// Puts a file's record into the catalog. A pagemap's file has none: it ends with its owner.
+    pub(crate) fn record_file(&self, name: &FileName, file: &FileRecord) -> Result<(), Refusal> {
+        if file.doing == Some(DEVICE) {
+            return Ok(());
+        }
+        self.record(&[Change::Put(name, file.stored())])
+    }
+
     pub(crate) fn draining_pages(&self) -> u64 {
         self.drains.iter().map(PendingDrain::nr_pages).sum()
     }
@@ -301,6 +315,23 @@ impl Core {
             FolioSize::BestFit | FolioSize::Pages1G => Level::Pud,
         }
     }
+}
+
+/// The table of pagemaps with the pool's own in it, at frame 0. Whatever is added lies beyond.
+fn own_pagemap(pool: &Pool) -> Result<PagemapTable, Error> {
+    let nr_pages = pool.vmemmap_layout.nr_pages();
+    let mut table = PagemapTable::new(nr_pages, Vec::new(), u64::MAX);
+    let len_bytes = pool.size_bytes().next_multiple_of(SUBSECTION_BYTES);
+    let spec = PagemapSpec {
+        memory_type: pool.memory_type(),
+        ranges: vec![DeviceRange { start_bytes: 0, len_bytes }],
+        owner: Some(0),
+        largest_level: Level::Pud.number(),
+        ops: OpsPresent::FOLIO_FREE,
+        altmap: None,
+    };
+    table.add(&spec, &mut ()).map_err(Refusal::from)?;
+    Ok(table)
 }
 
 /// The whole of a pool as bytes.

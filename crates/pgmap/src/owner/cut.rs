@@ -247,6 +247,7 @@ impl Core {
         {
             let split = self.folios.split(pfn, below);
             split.map_err(|error| Refusal::Invalid { why: error.to_string() })?;
+            self.tell_driver_of_split(PfnRange::folio(pfn, level), pfn, below);
         }
         Ok(())
     }

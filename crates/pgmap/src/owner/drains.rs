@@ -11,6 +11,7 @@ use pgmap_os::clock;
 use crate::owner::core::{Core, DraftRecord, FileRecord, Orphan};
 use crate::owner::cut::Cut;
 use crate::owner::holders::Call;
+use crate::owner::pagemaps::Unplug;
 use crate::wire::{Event, OnDeadline};
 
 /// Frames that wait for their holders.
@@ -28,6 +29,8 @@ pub(crate) enum Purpose {
     Free,
     /// They are freed; a deadline passed before.
     FreeQuarantined,
+    /// A pagemap goes.
+    Unplug(Unplug),
     /// A truncate or hole punching ends.
     Cut(Cut),
 }
@@ -188,7 +191,11 @@ impl Core {
                 Purpose::Cut(cut) if cut.deadline_ms <= clock::monotonic_ms() => {
                     self.give_up_cut(&pending, cut);
                 }
-                Purpose::Cut(_) => self.drains.push(pending),
+                Purpose::Unplug(unplug) if is_idle => self.finish_unplug(unplug),
+                Purpose::Unplug(unplug) if unplug.deadline_ms <= clock::monotonic_ms() => {
+                    self.give_up_unplug(&pending, unplug);
+                }
+                Purpose::Cut(_) | Purpose::Unplug(_) => self.drains.push(pending),
             }
         }
     }
@@ -209,7 +216,7 @@ impl Core {
     pub(crate) fn quarantined_pages(&self) -> u64 {
         let after_deadline = self.drains.iter().filter_map(|pending| match pending.purpose {
             Purpose::FreeQuarantined => Some(pending.nr_pages()),
-            Purpose::Free | Purpose::Cut(_) => None,
+            Purpose::Free | Purpose::Cut(_) | Purpose::Unplug(_) => None,
         });
         after_deadline.sum::<u64>() + self.quarantined.free_pages()
     }
@@ -219,6 +226,7 @@ impl Core {
     pub fn next_deadline_ms(&self) -> Option<u64> {
         let deadlines = self.drains.iter().filter_map(|pending| match &pending.purpose {
             Purpose::Cut(cut) => Some(cut.deadline_ms),
+            Purpose::Unplug(unplug) => Some(unplug.deadline_ms),
             Purpose::Free | Purpose::FreeQuarantined => None,
         });
         deadlines.chain(self.questions.next_deadline_ms()).chain(self.leases.next_due_ms()).min()

@@ -7,6 +7,7 @@ use pgmap_mm::extent::Extent;
 use pgmap_mm::folio::Folios;
 use pgmap_mm::frames::FramesShort;
 use pgmap_mm::index::{EntryId, ExtentList, FileId, IndexFull};
+use pgmap_mm::memory_type::MemoryType;
 
 use crate::memory::Writable;
 use crate::name::FileName;
@@ -307,11 +308,16 @@ impl Core {
 
     /// The flags under which a file's folios are published: the policy, where the fast path sees it.
     pub(crate) fn flags_for(&self, rules: FileRules) -> FolioFlags {
+        self.flags_of_type(self.memory_type, rules)
+    }
+
+    /// As [`flags_for`](Self::flags_for), for memory of a given type.
+    pub(crate) fn flags_of_type(&self, memory_type: MemoryType, rules: FileRules) -> FolioFlags {
         let stance = match self.holder_id() {
             Some(_) => HolderStance::NotAsked,
             None => HolderStance::Absent,
         };
-        publish_flags(self.memory_type, rules.range_flags(), stance)
+        publish_flags(memory_type, rules.range_flags(), stance)
     }
 
     /// Writes every file's policy anew, after a holder came or went.
@@ -319,7 +325,9 @@ impl Core {
         let names: Vec<FileName> = self.files.keys().cloned().collect();
         for name in names {
             let Some(mut file) = self.files.get(&name).cloned() else { continue };
-            let flags = self.flags_for(file.rules);
+            let memory_type =
+                file.extents.first().map_or(self.memory_type, |e| self.type_of(e.first()));
+            let flags = self.flags_of_type(memory_type, file.rules);
             for extent in file.extents.iter_mut().filter(|e| e.life.state() == FolioState::Live) {
                 let kept = extent.life.flags().contains(FolioFlags::PARTIAL);
                 let partial = if kept { FolioFlags::PARTIAL } else { FolioFlags::NONE };
@@ -330,9 +338,8 @@ impl Core {
                 extent.life = extent.life.with_flags(flags.with(partial));
                 self.folios.restore_life(extent);
             }
-            let written = self
-                .record(&[Change::Put(&name, file.stored())])
-                .and_then(|()| self.write_entry(&name, &file));
+            let written =
+                self.record_file(&name, &file).and_then(|()| self.write_entry(&name, &file));
             if let Err(refusal) = written {
                 tracing::warn!(file = %name, %refusal, "a file keeps its old entry");
             }

@@ -10,10 +10,13 @@ use std::time::{Duration, Instant};
 
 use pgmap_mm::drain::ClientId;
 use pgmap_mm::holder::{Holder, HolderId};
+use pgmap_mm::memory_type::MemoryType;
+use pgmap_mm::pagemap::{PagemapId, PagemapOps, PagemapSpec};
 use pgmap_os::{Access, Doorbell, Listener};
 
 use crate::client::Client;
 use crate::error::Error;
+use crate::name::FileName;
 use crate::owner::clients::{Attachment, Identity};
 use crate::owner::core::{Core, Outcome, Ticket};
 use crate::owner::holders::HolderLine;
@@ -104,11 +107,16 @@ impl Shared {
 
     /// Does what a client in this process asks.
     pub(crate) fn call(&self, client: ClientId, request: Request) -> Result<Reply, Error> {
-        let mut state = self.lock();
         if matches!(request, Request::Leave) {
-            state.told.remove(&client);
+            self.lock().told.remove(&client);
         }
-        let outcome = state.core.handle(client, request);
+        self.await_outcome(|core| core.handle(client, request))
+    }
+
+    /// Has the core do something, and waits for its answer when that comes later.
+    fn await_outcome(&self, act: impl FnOnce(&mut Core) -> Outcome) -> Result<Reply, Error> {
+        let mut state = self.lock();
+        let outcome = act(&mut state.core);
         let reply = match outcome {
             Outcome::Answer(reply) => {
                 state.core.consult_holder();
@@ -252,6 +260,41 @@ impl Owner {
         let patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
         self.shared.lock().core.set_holder(id, line, patience_ms).map_err(Refusal::from)?;
         Ok(HolderRegistration { shared: Arc::clone(&self.shared), id })
+    }
+
+    /// Brings another pagemap up, inside the capacity that the pool was made with, and shows it as
+    /// the file `name` over its whole range. Its memory is taken now.
+    ///
+    /// # Errors
+    /// [`Refusal::Denied`] with the kernel's error number for the first rule that `spec` breaks
+    /// (Linux 7.1: mm/memremap.c, `memremap_pages`); [`Refusal::Exists`], [`Refusal::NoMemory`].
+    pub fn add_pagemap(
+        &self,
+        name: impl AsRef<[u8]>,
+        spec: &PagemapSpec,
+        ops: Option<Arc<dyn PagemapOps>>,
+    ) -> Result<PagemapId, Error> {
+        let name = FileName::new(name)?;
+        Ok(self.shared.lock().core.add_pagemap(&name, spec, ops)?)
+    }
+
+    /// Takes a pagemap down: nobody new gets in, the holder and every holder of a frame are told, and
+    /// when the last has let go the memory goes. Waits up to `deadline` for that.
+    ///
+    /// # Errors
+    /// [`Refusal::Held`] names who still holds frames. The pagemap stays closed then, its memory is
+    /// nobody else's, and this can be called again.
+    pub fn remove_pagemap(&self, id: PagemapId, deadline: Duration) -> Result<(), Error> {
+        let wait_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        self.shared.await_outcome(|core| core.remove_pagemap(id, wait_ms)).map(drop)
+    }
+
+    /// The type of the pagemap around a frame; none where there is none or it is dying.
+    #[must_use]
+    pub fn pagemap_at(&self, pfn: u64) -> Option<(PagemapId, MemoryType)> {
+        let state = self.shared.lock();
+        let map = state.core.pagemaps.get(pgmap_mm::pfn::Pfn::new(pfn)?)?;
+        Some((map.id(), map.memory_type()))
     }
 
     /// The pool at a glance.

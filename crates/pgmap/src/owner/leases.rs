@@ -18,6 +18,7 @@ use pgmap_os::clock;
 
 use crate::owner::core::{Core, Outcome, Ticket};
 use crate::owner::files::file_idle;
+use crate::owner::pagemaps::DEVICE;
 use crate::refusal::Refusal;
 use crate::wire::{Event, LeaseGrant, LeaseSpec, Reply};
 
@@ -80,7 +81,9 @@ impl Core {
         let stale = Refusal::Stale { id: spec.file };
         let name = self.names.get(&FileId(spec.file)).ok_or_else(|| stale.clone())?;
         let file = self.files.get(name).ok_or(stale)?;
-        file_idle(name, file)?;
+        if file.doing != Some(DEVICE) {
+            file_idle(name, file)?;
+        }
         let bad = |why: &str| Refusal::BadLength {
             name: name.to_string(),
             len_bytes: spec.len_bytes,
@@ -125,7 +128,7 @@ impl Core {
         let who = requester(client, spec);
         let request = admission::Request { run, who };
         let ground = Ground {
-            memory_type: self.memory_type,
+            memory_type: self.type_of(run.first()),
             folio: extent.life.flags(),
             range: rules.range_flags(),
             holder,

@@ -10,6 +10,7 @@ pub(crate) mod files;
 pub mod handle;
 pub(crate) mod holders;
 pub(crate) mod leases;
+pub(crate) mod pagemaps;
 pub(crate) mod poison;
 pub(crate) mod recovery;
 pub(crate) mod report;

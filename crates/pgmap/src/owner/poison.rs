@@ -33,9 +33,14 @@ enum Place {
 impl Core {
     /// Takes the frame `pfn` out of use and tells its holders.
     pub(crate) fn memory_failure(&mut self, pfn: u64) -> Result<Reply, Refusal> {
-        let pfn = Pfn::new(pfn).filter(|pfn| pfn.number() < self.nr_pages()).ok_or_else(|| {
-            Refusal::Invalid { why: format!("frame {pfn:#x} is not in the pool") }
-        })?;
+        let pfn = Pfn::new(pfn)
+            .filter(|pfn| self.pagemaps.get(*pfn).is_some_and(|map| map.pfn_valid(*pfn)))
+            .ok_or_else(|| Refusal::Invalid {
+                why: format!("frame {pfn:#x} is not in the pool"),
+            })?;
+        if self.driver_handles_failure(pfn) {
+            return Ok(Reply::Done);
+        }
         let fresh = self.take_stamp()?;
         let place = self.place_of(pfn);
         let extent = match &place {
@@ -85,7 +90,7 @@ impl Core {
             Place::File(name, at) => {
                 let Some(mut file) = self.files.get(name).cloned() else { return Ok(None) };
                 file.extents.splice(*at..=*at, isolated.pieces.iter().copied());
-                self.record(&[Change::Put(name, file.stored())])?;
+                self.record_file(name, &file)?;
                 self.write_entry(name, &file)?;
                 self.files.insert(name.clone(), file);
                 Ok(Some(name.to_string()))

@@ -9,6 +9,7 @@ use pgmap_os::clock;
 
 use crate::name::FileName;
 use crate::owner::core::{Core, FileRecord, bytes};
+use crate::owner::pagemaps::DEVICE;
 use crate::refusal::{HoldKind, Holder, Refusal};
 use crate::wire::{FileInfo, MAX_LIST, PoolInfo, Reply};
 
@@ -55,7 +56,7 @@ impl Core {
         PoolInfo {
             size_bytes: self.pool.size_bytes(),
             free_bytes: bytes(self.folios.frames().free_pages()),
-            live_bytes: bytes(self.files.values().map(FileRecord::allocated_pages).sum()),
+            live_bytes: bytes(self.live_pages()),
             reserved_bytes: drafts.map(|extent| extent.run.len_bytes()).sum(),
             draining_bytes: bytes(self.draining_pages()),
             quarantined_bytes: bytes(self.quarantined_pages()),
@@ -69,10 +70,16 @@ impl Core {
         }
     }
 
+    /// Frames of committed files, without those of further pagemaps.
+    fn live_pages(&self) -> u64 {
+        let files = self.files.values().filter(|file| file.doing != Some(DEVICE));
+        files.map(FileRecord::allocated_pages).sum()
+    }
+
     /// Who holds a file, or anything.
     pub(crate) fn who(&self, name: Option<&FileName>) -> Result<Reply, Refusal> {
         let runs = match name {
-            None => SortedRuns::covering(self.nr_pages()),
+            None => SortedRuns::covering(self.pool.vmemmap_layout.nr_pages()),
             Some(name) => self
                 .files
                 .get(name)

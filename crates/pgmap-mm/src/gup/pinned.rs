@@ -59,7 +59,6 @@ impl<'a, S: ClientSide> ShortSegment<'a, S> {
 
     /// The hold.
     #[inline]
-    #[must_use]
     pub const fn pin(&self) -> &Pin<'a, S> {
         &self.pin
     }
@@ -98,7 +97,6 @@ impl<'a, S: ClientSide> LongSegment<'a, S> {
 
     /// The hold.
     #[inline]
-    #[must_use]
     pub const fn pin(&self) -> &LongtermPin<'a, S> {
         &self.pin
     }

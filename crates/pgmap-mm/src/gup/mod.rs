@@ -62,24 +62,31 @@
 //! calls only. EAGAIN is new: the kernel would sleep or retry without bound. FORCE is not offered:
 //! there are no private mappings to force.
 
+mod error;
+mod flags;
+mod pinned;
+mod policy;
+mod section;
+
 use core::fmt;
 
-use crate::error::{PinError, errno};
-use crate::extent::Extent;
+pub use self::error::GupError;
+pub use self::flags::GupFlags;
+use self::pinned::is_for_the_caller;
+pub use self::pinned::{Dirty, Hold, Lease, LongSegment, PinnedRange, PinnedSegment, ShortSegment};
+pub use self::policy::{LongtermAsk, LongtermPolicy, LongtermRefusal};
+pub use self::section::{Borrowed, ReadSection};
 use crate::descriptor::{FolioFlags, FolioState};
+use crate::error::PinError;
 use crate::fault::FaultError;
-use crate::ledger::Agent;
+use crate::level::PAGE_BYTES;
 use crate::longterm::LongtermPin;
-use crate::level::{Level, PAGE_BYTES};
 use crate::mm::{FillError, Mm, MmState};
 use crate::page_table::entry::LeafFlags;
 use crate::page_table::span::Reach;
 use crate::page_table::walk::{Epoch, Found};
 use crate::pfn::{MAX_RUN_PAGES, PfnRange};
 use crate::pin::{ClientSide, Lane};
-use crate::pinned::{Hold, Lease, is_for_the_caller};
-pub use crate::pinned::{Dirty, LongSegment, PinnedRange, PinnedSegment, ShortSegment};
-use crate::prot::Access;
 use crate::vma::{BackingError, VmaKind};
 use crate::vmemmap::LifeWord;
 
@@ -89,238 +96,6 @@ const MAX_FAST_TRIES: usize = 4;
 const MAX_REPAIRS: usize = 8;
 
 const PAGE_MASK: u64 = !(PAGE_BYTES - 1);
-const EREMOTEIO: i32 = 121;
-
-/// How pages are to be held.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct GupFlags(u16);
-
-impl GupFlags {
-    /// For reading, for a short time, by the processor.
-    pub const NONE: Self = Self(0);
-    /// The pages will be written.
-    pub const WRITE: Self = Self(1);
-    /// The hold may last.
-    pub const LONGTERM: Self = Self(1 << 1);
-    /// A borrow for this moment, not a pin: cannot be LONGTERM.
-    pub const GET: Self = Self(1 << 2);
-    /// No lock, whatever happens.
-    pub const FAST_ONLY: Self = Self(1 << 3);
-    /// Only pages that have a leaf.
-    pub const NOFAULT: Self = Self(1 << 4);
-    /// A device may use the pages after this process died.
-    pub const DEVICE: Self = Self(1 << 5);
-    /// Another device's memory will do. Cannot be LONGTERM, so that the device can be taken away.
-    pub const P2PDMA: Self = Self(1 << 6);
-    /// Tell failed memory from a bad address.
-    pub const HWPOISON: Self = Self(1 << 7);
-
-    const MASK: u16 = 0xff;
-
-    /// The flags in these bits; none when one is unknown.
-    #[must_use]
-    pub const fn from_bits(bits: u16) -> Option<Self> {
-        if bits & !Self::MASK == 0 { Some(Self(bits)) } else { None }
-    }
-
-    /// Both sets of flags.
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// Whether all flags of `other` are set.
-    #[inline]
-    #[must_use]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Whether no two flags exclude each other (Linux 7.1: mm/gup.c, is_valid_gup_args).
-    #[inline]
-    #[must_use]
-    pub const fn is_valid(self) -> bool {
-        // All pairs hold LONGTERM, which is rare.
-        !self.contains(Self::LONGTERM) || (self.0 & (Self::GET.0 | Self::P2PDMA.0)) == 0
-    }
-
-    /// What the leaf must allow.
-    #[inline]
-    const fn access(self) -> Access {
-        if self.contains(Self::WRITE) { Access::Write } else { Access::Read }
-    }
-
-    #[inline]
-    const fn agent(self) -> Agent {
-        if self.contains(Self::DEVICE) { Agent::Device } else { Agent::Cpu }
-    }
-
-    /// Whether the fast path may hold what such a leaf maps.
-    #[inline]
-    const fn allow(self, leaf: LeafFlags) -> bool {
-        (!self.contains(Self::WRITE) || leaf.contains(LeafFlags::WRITE))
-            && !leaf.contains(LeafFlags::RAW)
-            && (!leaf.contains(LeafFlags::PEER) || self.contains(Self::P2PDMA))
-    }
-}
-
-impl fmt::Debug for GupFlags {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names =
-            ["WRITE", "LONGTERM", "GET", "FAST_ONLY", "NOFAULT", "DEVICE", "P2PDMA", "HWPOISON"];
-        let set = names.iter().enumerate().filter(|(bit, _)| self.0 & 1 << bit != 0);
-        let names: Vec<&str> = set.map(|(_, name)| *name).collect();
-        f.write_str(if names.is_empty() { "NONE" } else { "" })?;
-        f.write_str(&names.join("|"))
-    }
-}
-
-/// A request to hold pages for long that the life word does not answer.
-#[derive(Clone, Copy, Debug)]
-pub struct LongtermAsk<'q> {
-    /// The extent.
-    pub extent: &'q Extent,
-    /// The frames.
-    pub run: PfnRange,
-    /// The area's kind.
-    pub kind: VmaKind,
-    /// What for.
-    pub access: Access,
-    /// By whom.
-    pub agent: Agent,
-}
-
-/// Why pages may not be held for long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum LongtermRefusal {
-    /// This type of memory does not allow it.
-    Unsupported,
-    /// The holder of the memory said no.
-    Denied,
-    /// The owner cannot be asked now.
-    Busy,
-}
-
-/// Decides on long-term holds that the life word does not allow. The layer above asks the owner;
-/// this layer owns the trait. Called without the address space's lock, while the frames are held
-/// for the moment.
-pub trait LongtermPolicy: Send + Sync {
-    /// A lease of the frames.
-    ///
-    /// # Errors
-    /// Why there is none.
-    fn lease(&self, ask: &LongtermAsk<'_>) -> Result<Box<dyn Lease>, LongtermRefusal>;
-}
-
-/// Why not even the first page could be held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum GupError {
-    /// The flags exclude each other.
-    BadFlags {
-        /// The flags.
-        flags: GupFlags,
-    },
-    /// Address and length run over the end of numbers.
-    Overflow {
-        /// The address.
-        address: u64,
-    },
-    /// The range runs over the end of the address space.
-    Outside {
-        /// The address.
-        address: u64,
-    },
-    /// A page could not be faulted in, or may not be accessed so.
-    Fault(FaultError),
-    /// The page has no leaf, and none was to be made.
-    NotPresent {
-        /// The address.
-        address: u64,
-    },
-    /// The area can be mapped but never pinned (`VM_PFNMAP`).
-    Raw {
-        /// The address.
-        address: u64,
-    },
-    /// The page belongs to another device, and `P2PDMA` was not given.
-    Peer {
-        /// The address.
-        address: u64,
-    },
-    /// The page's memory failed.
-    Poisoned {
-        /// The address.
-        address: u64,
-        /// Whether the caller asked to be told, with `HWPOISON`.
-        is_told: bool,
-    },
-    /// The page may not be held for long.
-    Longterm {
-        /// The address.
-        address: u64,
-        /// Why.
-        refusal: LongtermRefusal,
-    },
-    /// The frames behind the page changed each time they were to be held. Try again.
-    Unstable {
-        /// The address.
-        address: u64,
-    },
-    /// This client can take no more holds.
-    Hold(PinError),
-}
-
-impl GupError {
-    /// The Linux error number that says the same.
-    #[must_use]
-    pub const fn errno(&self) -> i32 {
-        match self {
-            Self::BadFlags { .. } => errno::EINVAL,
-            Self::Overflow { .. } => errno::EOVERFLOW,
-            Self::Outside { .. } | Self::NotPresent { .. } | Self::Raw { .. } => errno::EFAULT,
-            Self::Fault(error) => error.errno(),
-            Self::Peer { .. } => EREMOTEIO,
-            Self::Poisoned { is_told: true, .. } => errno::EHWPOISON,
-            Self::Poisoned { is_told: false, .. } => errno::EFAULT,
-            Self::Longterm { refusal: LongtermRefusal::Unsupported, .. } => errno::EOPNOTSUPP,
-            Self::Longterm { refusal: LongtermRefusal::Denied, .. } => errno::EACCES,
-            Self::Longterm { refusal: LongtermRefusal::Busy, .. } | Self::Unstable { .. } => {
-                errno::EAGAIN
-            }
-            Self::Hold(error) => error.errno(),
-        }
-    }
-}
-
-impl fmt::Display for GupError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::BadFlags { flags } => write!(f, "the flags {flags:?} exclude each other"),
-            Self::Overflow { address } => write!(f, "the range from {address:#x} on wraps"),
-            Self::Outside { address } => {
-                write!(f, "the range from {address:#x} on leaves the address space")
-            }
-            Self::Fault(error) => error.fmt(f),
-            Self::NotPresent { address } => write!(f, "no page is present at {address:#x}"),
-            Self::Raw { address } => write!(f, "what is mapped at {address:#x} cannot be pinned"),
-            Self::Peer { address } => {
-                write!(f, "{address:#x} is another device's memory; ask with P2PDMA")
-            }
-            Self::Poisoned { address, .. } => write!(f, "the memory behind {address:#x} failed"),
-            Self::Longterm { address, refusal } => {
-                write!(f, "{address:#x} may not be held for long: {refusal:?}")
-            }
-            Self::Unstable { address } => {
-                write!(f, "the frames behind {address:#x} keep changing; try again")
-            }
-            Self::Hold(error) => error.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for GupError {}
 
 /// What one attempt at the front of a range came to.
 enum Attempt<'a, S: ClientSide> {
@@ -767,7 +542,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         let address = page * PAGE_BYTES;
         let refused = |refusal| GupError::Longterm { address, refusal };
         let policy = self.policy.ok_or(refused(LongtermRefusal::Unsupported))?;
-        let short = GupFlags(flags.0 & !GupFlags::LONGTERM.0);
+        let short = flags.without(GupFlags::LONGTERM);
         let Some(mut segment) = self.try_segment(page, nr_pages, short) else { return Ok(None) };
         let Some(extent) = self
             .mm
@@ -827,99 +602,3 @@ fn poison_of(error: &PinError, address: u64, flags: GupFlags) -> Result<(), GupE
     Ok(())
 }
 
-/// Frames per window of a read section, at most.
-const MAX_WINDOWS: usize = 16;
-
-/// While it is open, whatever [`translate`](Self::translate) returns is not reused: a borrow of many
-/// pages for the price of one hold, for a reader that touches many addresses once.
-///
-/// A drain that starts meanwhile waits for the section's end, so keep sections short.
-#[derive(Debug)]
-pub struct ReadSection<'a, S: ClientSide> {
-    mm: &'a Mm,
-    pinner: &'a crate::pin::Pinner<S>,
-    _windows: Vec<crate::pin::Window<'a, S>>,
-}
-
-/// What a section's translation found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Borrowed<'s> {
-    run: PfnRange,
-    level: Level,
-    is_writable: bool,
-    section: core::marker::PhantomData<&'s ()>,
-}
-
-impl Borrowed<'_> {
-    /// The frame of the address, and those that follow it in the same leaf.
-    #[inline]
-    #[must_use]
-    pub const fn run(&self) -> PfnRange {
-        self.run
-    }
-
-    /// The size of the leaf.
-    #[inline]
-    #[must_use]
-    pub const fn level(&self) -> Level {
-        self.level
-    }
-
-    /// Whether the leaf allows writes.
-    #[inline]
-    #[must_use]
-    pub const fn is_writable(&self) -> bool {
-        self.is_writable
-    }
-}
-
-impl<'a, S: ClientSide> ReadSection<'a, S> {
-    /// Opens a section over every frame of the pool.
-    ///
-    /// # Errors
-    /// [`PinError::LaneFull`], [`PinError::Detached`], and [`PinError::Outside`] for a pool of more
-    /// than 4 TiB, which one section cannot cover.
-    pub fn open(mm: &'a Mm, lane: &Lane<'a, S>) -> Result<Self, PinError> {
-        let pinner = lane.pinner();
-        let nr_pages = mm.table.vmemmap().nr_pages();
-        let mut windows = Vec::new();
-        let mut first = 0;
-        if !is_same_pool(mm, lane) {
-            return Err(PinError::Detached);
-        }
-        while let Some(run) = PfnRange::new(first, (nr_pages - first).min(MAX_RUN_PAGES)) {
-            if windows.len() == MAX_WINDOWS {
-                return Err(PinError::Outside { run });
-            }
-            windows.push(lane.pin_window(run, Agent::Cpu)?);
-            first = run.end();
-        }
-        Ok(Self { mm, pinner, _windows: windows })
-    }
-
-    /// Where the address translates to; stays so until the section is dropped. None where
-    /// [`Gup::pin`] is needed to fault the page in or to repair its leaf.
-    #[inline]
-    #[must_use]
-    pub fn translate(&self, address: u64) -> Option<Borrowed<'_>> {
-        let page = address / PAGE_BYTES;
-        let table = &self.mm.table;
-        let epoch = table.epoch();
-        let found = table.walk(page)?;
-        let life = table.life(found.leaf)?;
-        // The windows were published, and a light barrier passed, before this load of the life
-        // word: a drain that changes it later finds the windows.
-        let is_held = self.pinner.side().vmemmap().life_now(life) == life.expected();
-        if !is_held || !found.is_unchanged() || table.epoch() != epoch {
-            return None;
-        }
-        let run = PfnRange::new(found.frame_of(page), found.pages_from(page))?;
-        let flags = found.leaf.flags();
-        (!flags.contains(LeafFlags::RAW)).then_some(Borrowed {
-            run,
-            level: found.level,
-            is_writable: flags.contains(LeafFlags::WRITE),
-            section: core::marker::PhantomData,
-        })
-    }
-}

@@ -1,0 +1,135 @@
+//! Read sections: translating many addresses for the price of one hold.
+//!
+//! # States
+//!
+//! ```text
+//!   closed ── windows over all frames published, light barrier ──▶ open ── dropped, owner rung ──▶ closed
+//! ```
+//!
+//! # Who may touch what
+//!
+//! The thread that owns the lane opens and translates. Any thread may drop it.
+//!
+//! # Orderings
+//!
+//! `windows (Release); light barrier; life word (Acquire)` against a drain's `life word; heavy
+//! barrier; scan`: the pair of [`pin`](crate::pin), with one store for many loads.
+//!
+//! # Lost races
+//!
+//! *Translate against drain.* If the translation loads the life word first, the drain's scan comes
+//! after the windows were published and waits for the section. If the change is first, the
+//! translation sees it and returns nothing.
+//!
+//! # Differs from Linux
+//!
+//! The nearest is `gup_fast` with interrupts off and no reference taken, which the kernel never
+//! hands out.
+
+use core::marker::PhantomData;
+
+use super::is_same_pool;
+use crate::error::PinError;
+use crate::ledger::Agent;
+use crate::level::{Level, PAGE_BYTES};
+use crate::mm::Mm;
+use crate::page_table::entry::LeafFlags;
+use crate::pfn::{MAX_RUN_PAGES, PfnRange};
+use crate::pin::{ClientSide, Lane, Pinner, Window};
+
+/// Windows of a read section, at most; each covers up to 256 GiB of frames.
+const MAX_WINDOWS: usize = 16;
+
+/// While it is open, whatever [`translate`](Self::translate) returns is not reused: a borrow of many
+/// pages for the price of one hold, for a reader that touches many addresses once.
+///
+/// A drain that starts meanwhile waits for the section's end, so keep sections short.
+#[derive(Debug)]
+pub struct ReadSection<'a, S: ClientSide> {
+    mm: &'a Mm,
+    pinner: &'a Pinner<S>,
+    _windows: Vec<Window<'a, S>>,
+}
+
+/// What a section's translation found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Borrowed<'s> {
+    run: PfnRange,
+    level: Level,
+    is_writable: bool,
+    section: PhantomData<&'s ()>,
+}
+
+impl Borrowed<'_> {
+    /// The frame of the address, and those that follow it in the same leaf.
+    #[inline]
+    #[must_use]
+    pub const fn run(&self) -> PfnRange {
+        self.run
+    }
+
+    /// The size of the leaf.
+    #[inline]
+    #[must_use]
+    pub const fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Whether the leaf allows writes.
+    #[inline]
+    #[must_use]
+    pub const fn is_writable(&self) -> bool {
+        self.is_writable
+    }
+}
+
+impl<'a, S: ClientSide> ReadSection<'a, S> {
+    /// Opens a section over every frame of the pool.
+    ///
+    /// # Errors
+    /// [`PinError::LaneFull`], [`PinError::Detached`], and [`PinError::Outside`] for a pool of more
+    /// than 4 TiB, which one section cannot cover.
+    pub fn open(mm: &'a Mm, lane: &Lane<'a, S>) -> Result<Self, PinError> {
+        let pinner = lane.pinner();
+        let nr_pages = mm.table.vmemmap().nr_pages();
+        let mut windows = Vec::new();
+        let mut first = 0;
+        if !is_same_pool(mm, lane) {
+            return Err(PinError::Detached);
+        }
+        while let Some(run) = PfnRange::new(first, (nr_pages - first).min(MAX_RUN_PAGES)) {
+            if windows.len() == MAX_WINDOWS {
+                return Err(PinError::Outside { run });
+            }
+            windows.push(lane.pin_window(run, Agent::Cpu)?);
+            first = run.end();
+        }
+        Ok(Self { mm, pinner, _windows: windows })
+    }
+
+    /// Where the address translates to; stays so until the section is dropped. None where
+    /// [`Gup::pin`] is needed to fault the page in or to repair its leaf.
+    #[inline]
+    #[must_use]
+    pub fn translate(&self, address: u64) -> Option<Borrowed<'_>> {
+        let page = address / PAGE_BYTES;
+        let table = &self.mm.table;
+        let epoch = table.epoch();
+        let found = table.walk(page)?;
+        let life = table.life(found.leaf)?;
+        // The windows were published, and a light barrier passed, before this load of the life
+        // word: a drain that changes it later finds the windows.
+        let is_held = self.pinner.side().vmemmap().life_now(life) == life.expected();
+        if !is_held || !found.is_unchanged() || table.epoch() != epoch {
+            return None;
+        }
+        let run = PfnRange::new(found.frame_of(page), found.pages_from(page))?;
+        let flags = found.leaf.flags();
+        (!flags.contains(LeafFlags::RAW)).then_some(Borrowed {
+            run,
+            level: found.level,
+            is_writable: flags.contains(LeafFlags::WRITE),
+            section: PhantomData,
+        })
+    }
+}

@@ -1,0 +1,250 @@
+//! Several pagemaps in one owner: device ranges brought up beside the pool's own, each shown as one
+//! file over the whole range, and taken down again without ever leaving a holder with nothing.
+//!
+//! A pagemap's bytes lie in the pool's data file at its frames' offsets, inside the capacity that the
+//! pool was made with. It ends with its owner: a restarted one adds it anew.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use pgmap_mm::descriptor::{Descriptor, FolioState};
+use pgmap_mm::extent::Extent;
+use pgmap_mm::holder::DrainReason;
+use pgmap_mm::index::{ExtentList, FileId};
+use pgmap_mm::level::Level;
+use pgmap_mm::pagemap::{
+    FailureFlags, PagemapError, PagemapId, PagemapOps, PagemapSpec, Step, Teardown, TeardownError,
+};
+use pgmap_mm::pfn::{Pfn, PfnRange};
+use pgmap_mm::runs::SortedRuns;
+use pgmap_os::clock;
+
+use crate::name::FileName;
+use crate::owner::core::{Core, FileRecord, Outcome, Ticket};
+use crate::owner::drains::{PendingDrain, Purpose};
+use crate::owner::holders::Call;
+use crate::refusal::Refusal;
+use crate::wire::{FileRules, OnDeadline, Reply};
+
+/// What the owner keeps of a pagemap beside the table's line.
+pub(crate) struct Device {
+    pub name: FileName,
+    pub runs: SortedRuns,
+    ops: Option<Arc<dyn PagemapOps>>,
+    teardown: Option<Teardown>,
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Device").field("name", &self.name).field("runs", &self.runs).finish()
+    }
+}
+
+/// The pagemaps' devices.
+pub(crate) type Devices = BTreeMap<PagemapId, Device>;
+
+/// A teardown that waits for holders.
+#[derive(Debug)]
+pub(crate) struct Unplug {
+    pub ticket: Ticket,
+    pub id: PagemapId,
+    pub deadline_ms: u64,
+}
+
+impl From<PagemapError> for Refusal {
+    fn from(error: PagemapError) -> Self {
+        Self::Denied { why: error.to_string(), errno: error.errno() }
+    }
+}
+
+impl From<TeardownError> for Refusal {
+    fn from(error: TeardownError) -> Self {
+        Self::Denied { why: error.to_string(), errno: error.errno() }
+    }
+}
+
+impl Core {
+    /// Brings a pagemap up and shows it as the file `name`.
+    pub(crate) fn add_pagemap(
+        &mut self,
+        name: &FileName,
+        spec: &PagemapSpec,
+        ops: Option<Arc<dyn PagemapOps>>,
+    ) -> Result<PagemapId, Refusal> {
+        if self.files.contains_key(name) {
+            return Err(Refusal::Exists { name: name.to_string() });
+        }
+        let stamp = self.take_stamp()?;
+        let present = ops.as_ref().map_or(spec.ops, |ops| ops.present());
+        let spec = PagemapSpec { ops: present, ..spec.clone() };
+        let id = self.pagemaps.add(&spec, &mut ())?;
+        let added = self.pagemaps.by_id(id).map(|map| {
+            (map.usable_runs().collect::<SortedRuns>(), map.largest(), map.memory_type())
+        });
+        let Some((runs, largest, memory_type)) = added else {
+            return Err(Refusal::Internal { why: "a pagemap vanished as it was made".into() });
+        };
+        let parts: Vec<PfnRange> = runs.iter().collect();
+        if let Err(refusal) = self.backing.ensure(parts.iter().copied()) {
+            self.drop_pagemap(id);
+            return Err(refusal);
+        }
+        let flags = self.flags_of_type(memory_type, FileRules::default());
+        let word = Descriptor::new(FolioState::Live, flags, stamp);
+        for run in &parts {
+            self.bring_up(*run, largest, word);
+        }
+        let extents: Vec<Extent> = parts.iter().filter_map(|run| self.folios.piece(*run)).collect();
+        let list: ExtentList = extents.iter().copied().collect();
+        let len_bytes = runs.nr_pages() * pgmap_mm::level::PAGE_BYTES;
+        let file_id = FileId(stamp.number());
+        let entry = self.index.insert(name.as_bytes(), file_id, len_bytes, &list)?;
+        self.names.insert(file_id, name.clone());
+        let rules = FileRules::default();
+        let doing = Some(DEVICE);
+        let file = FileRecord { id: file_id, len_bytes, largest, rules, extents, entry, doing };
+        self.files.insert(name.clone(), file);
+        self.devices.insert(id, Device { name: name.clone(), runs, ops, teardown: None });
+        Ok(id)
+    }
+
+    /// Makes the frames of `run` Live, without their ever being free for files.
+    fn bring_up(&mut self, run: PfnRange, largest: Level, word: Descriptor) {
+        self.folios.bring_online(run.first(), run.nr_pages());
+        self.folios.reclaim(run, largest, word);
+    }
+
+    /// Takes a pagemap that was not brought up out of the table again.
+    fn drop_pagemap(&mut self, id: PagemapId) {
+        let Ok(mut teardown) = self.pagemaps.begin_teardown(id) else { return };
+        for step in [Step::Kill, Step::Tell, Step::Unmap] {
+            let _ = teardown.done(step, &mut self.pagemaps);
+        }
+        let _ = teardown.drained(0);
+        let _ = teardown.done(Step::Free, &mut self.pagemaps);
+    }
+
+    /// Takes a pagemap down: kill, tell, unmap, drain, free (I8). Waits up to `wait_ms` for holders;
+    /// past that it is still dying, its frames are nobody else's, and it can be asked again.
+    pub(crate) fn remove_pagemap(&mut self, id: PagemapId, wait_ms: u64) -> Outcome {
+        match self.begin_unplug(id, wait_ms) {
+            Ok(ticket) => match self.answers.iter().position(|&(other, _)| other == ticket) {
+                Some(place) => Outcome::Answer(self.answers.swap_remove(place).1),
+                None => Outcome::Later(ticket),
+            },
+            Err(refusal) => Outcome::Answer(Reply::Refused(refusal)),
+        }
+    }
+
+    fn begin_unplug(&mut self, id: PagemapId, wait_ms: u64) -> Result<Ticket, Refusal> {
+        let absent = || Refusal::from(TeardownError::Absent { id });
+        let device = self.devices.get_mut(&id).ok_or_else(absent)?;
+        if device.teardown.is_none() {
+            let mut teardown = self.pagemaps.begin_teardown(id)?;
+            let name = device.name.clone();
+            let runs = device.runs.clone();
+            teardown.done(Step::Kill, &mut self.pagemaps)?;
+            if let Some(file) = self.files.remove(&name) {
+                self.index.remove(file.entry, name.as_bytes());
+                self.names.remove(&file.id);
+            }
+            for run in runs.iter() {
+                self.tell_holder(Call::Failure(run, FailureFlags::MEM_PRE_REMOVE));
+                self.tell_holder(Call::Drain(run, DrainReason::Unplug, wait_ms));
+            }
+            teardown.done(Step::Tell, &mut self.pagemaps)?;
+            teardown.done(Step::Unmap, &mut self.pagemaps)?;
+            if let Some(device) = self.devices.get_mut(&id) {
+                device.teardown = Some(teardown);
+            }
+        } else if self.is_unplugging(id) {
+            return Err(TeardownError::Begun { id }.into());
+        }
+        let runs = self.devices.get(&id).map(|device| device.runs.clone()).ok_or_else(absent)?;
+        let drain = self.start_drain(runs);
+        self.ask_holders(&drain, Some(wait_ms), OnDeadline::Fail);
+        let ticket = self.new_ticket();
+        let started_ms = clock::monotonic_ms();
+        let deadline_ms = started_ms.saturating_add(wait_ms);
+        let purpose = Purpose::Unplug(Unplug { ticket, id, deadline_ms });
+        self.drains.push(PendingDrain { drain, started_ms, purpose });
+        self.look_again();
+        Ok(ticket)
+    }
+
+    fn is_unplugging(&self, id: PagemapId) -> bool {
+        self.drains
+            .iter()
+            .any(|pending| matches!(&pending.purpose, Purpose::Unplug(unplug) if unplug.id == id))
+    }
+
+    /// Nobody holds the pagemap's frames: the driver is told, and they go.
+    pub(crate) fn finish_unplug(&mut self, unplug: &Unplug) {
+        let Some(mut device) = self.devices.remove(&unplug.id) else { return };
+        for run in device.runs.iter() {
+            self.free_device_folios(run, device.ops.as_deref());
+            if let Err(refusal) = self.backing.detach(run) {
+                tracing::warn!(%run, %refusal, "memory of a removed pagemap stays taken");
+            }
+            self.folios.change(run, |_| Descriptor::OFFLINE);
+        }
+        if let Some(teardown) = &mut device.teardown {
+            let stepped =
+                teardown.drained(0).and_then(|_| teardown.done(Step::Free, &mut self.pagemaps));
+            if let Err(error) = stepped {
+                tracing::error!(%error, "a pagemap was freed out of turn");
+            }
+        }
+        self.answers.push((unplug.ticket, Reply::Done));
+    }
+
+    fn free_device_folios(&self, run: PfnRange, ops: Option<&dyn PagemapOps>) {
+        let Some(ops) = ops else { return };
+        for (first, level, _) in self.folios.vmemmap().folios(run) {
+            ops.folio_free(PfnRange::folio(first, level));
+        }
+    }
+
+    pub(crate) fn give_up_unplug(&mut self, pending: &PendingDrain, unplug: &Unplug) {
+        let waited_ms = clock::monotonic_ms() - pending.started_ms;
+        let holders = pending
+            .drain
+            .held()
+            .iter()
+            .filter_map(|held| self.holder(held, Some(waited_ms)))
+            .take(crate::owner::report::MAX_HOLDERS)
+            .collect();
+        let name = self.devices.get(&unplug.id).map(|device| device.name.to_string());
+        let name = name.unwrap_or_default();
+        self.answers
+            .push((unplug.ticket, Reply::Refused(Refusal::Held { name, holders, waited_ms })));
+    }
+
+    /// Asks the driver of the pagemap around `pfn` to deal with a failure of its memory. Says whether
+    /// it did; if not, the generic way follows.
+    pub(crate) fn driver_handles_failure(&self, pfn: Pfn) -> bool {
+        let Some(frame) = PfnRange::new(pfn.number(), 1) else { return false };
+        self.devices
+            .values()
+            .filter(|device| device.runs.overlaps(frame))
+            .filter_map(|device| device.ops.as_ref())
+            .any(|ops| ops.memory_failure(frame, FailureFlags::NONE).is_ok())
+    }
+
+    /// Tells the driver of the pagemap around `pfn` that a folio was split.
+    pub(crate) fn tell_driver_of_split(&self, folio: PfnRange, at: Pfn, to: Level) {
+        for device in self.devices.values().filter(|device| device.runs.overlaps(folio)) {
+            if let Some(ops) = &device.ops {
+                ops.folio_split(folio, at, to);
+            }
+        }
+    }
+
+    /// The type of the memory around `pfn`.
+    pub(crate) fn type_of(&self, pfn: Pfn) -> pgmap_mm::memory_type::MemoryType {
+        self.pagemaps.covering(pfn).map_or(self.memory_type, |map| map.memory_type())
+    }
+}
+
+/// What a pagemap's file says when somebody wants to cut, rename or unlink it.
+pub(crate) const DEVICE: &str = "used as a whole device; remove its pagemap instead";
