@@ -267,16 +267,14 @@ impl<W: WriteWords> Folios<W> {
     }
 
     /// Changes an extent's life word so that no pin under the old one succeeds any more, without
-    /// taking the head folio out of use: sets PARTIAL, or a fresh stamp where it is set already.
-    /// Returns the extent under its new word.
+    /// taking the head folio out of use: sets PARTIAL and a fresh stamp. Returns the extent under its
+    /// new word.
     #[must_use]
     pub fn change_life(&mut self, extent: &Extent, fresh: Stamp) -> Extent {
-        let flags = extent.life.flags();
-        let life = if flags.contains(FolioFlags::PARTIAL) {
-            Descriptor::new(extent.life.state(), flags.without(FolioFlags::PARTIAL), fresh)
-        } else {
-            extent.life.with_flags(flags.with(FolioFlags::PARTIAL))
-        };
+        let flags = extent.life.flags().with(FolioFlags::PARTIAL);
+        // Never PARTIAL under the old stamp: a truncate that is given up restores the old word, and
+        // the next one would give out the very word under which somebody was told of the first.
+        let life = Descriptor::new(extent.life.state(), flags, fresh);
         self.vmemmap.set(extent.head_level, extent.first(), life);
         Extent { life, ..*extent }
     }

@@ -429,7 +429,7 @@ impl Questions {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -472,7 +472,7 @@ mod tests {
     #[test]
     fn only_an_answer_in_time_counts() {
         let mut questions = Questions::new();
-        let mut ask = |q: &mut Questions| q.ask(id(1), run(), who(), 0, 100).unwrap().id;
+        let ask = |q: &mut Questions| q.ask(id(1), run(), who(), 0, 100).unwrap().id;
         for (answer, now_ms, expected, source) in [
             (Some(HolderAnswer::Allow), 100, HolderAnswer::Allow, AnswerSource::Given),
             (Some(HolderAnswer::Allow), 101, HolderAnswer::Deny, AnswerSource::Late),

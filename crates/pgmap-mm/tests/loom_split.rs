@@ -4,7 +4,7 @@
 //! that ships, on [`FewWords`]: words of which only those that both sides touch are loom's atomics, so
 //! that writing a table of 512 is one step and not 512.
 #![cfg(loom)]
-#![allow(clippy::unwrap_used)] // a helper's panic fails the test it helps
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
 use std::collections::BTreeSet;
 use std::ops::Range;

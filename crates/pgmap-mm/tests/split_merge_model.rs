@@ -6,7 +6,7 @@
 //! to anybody can be pinned unless all its frames still belong to the same file*.
 
 #![cfg(not(loom))]
-#![allow(clippy::unwrap_used)] // a helper's panic fails the test it helps
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
 use std::collections::BTreeMap;
 
@@ -34,6 +34,13 @@ enum Op {
         file: usize,
     },
     Punch {
+        file: usize,
+        extent: usize,
+        at: u64,
+        nr_pages: u64,
+    },
+    /// A punch that its caller gave up: the file keeps all frames, as up to three extents.
+    Cut {
         file: usize,
         extent: usize,
         at: u64,

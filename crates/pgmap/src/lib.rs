@@ -52,7 +52,7 @@ pub use pgmap_os::PageSize;
 pub use pool::{Pool, PoolOptions, Populate};
 pub use refusal::{HoldKind, Holder, Refusal};
 pub use wire::{
-    CreateSpec, Event, FileInfo, FileRules, FolioSize, LongtermRule, OnDeadline, PoolInfo,
+    CreateSpec, Event, FileInfo, FileRules, FolioSize, LongtermRule, OnDeadline, PoolInfo, Shape,
 };
 
 /// The README's example is a test.

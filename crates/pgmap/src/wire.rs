@@ -155,6 +155,21 @@ pub struct LeaseGrant {
     pub nr_pages: u64,
 }
 
+/// What a folio becomes; levels 0, 1 and 2 are 4 KiB, 2 MiB and 1 GiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Shape {
+    /// Smaller.
+    Split {
+        /// The level around the byte.
+        to: u8,
+    },
+    /// Larger.
+    Merge {
+        /// The level around the byte.
+        to: u8,
+    },
+}
+
 /// What becomes of a cut whose deadline passes while somebody holds its frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
 pub enum OnDeadline {
@@ -316,6 +331,15 @@ pub enum Request {
         offset: u64,
         /// Its new contents.
         bytes: Vec<u8>,
+    },
+    /// Split or merge the folios of a file.
+    Reshape {
+        /// The file.
+        name: FileName,
+        /// A byte in the folio.
+        offset: u64,
+        /// What it becomes.
+        shape: Shape,
     },
     /// Replace the memory of failed frames that no file has, and free them.
     RepairFree,

@@ -225,21 +225,9 @@ fn t12_a_reference_from_before_a_reuse_is_refused() {
 
 /// Cuts a process's connection to its owner, from outside.
 fn cut_connection(second: &Second) {
-    let pid = rustix::process::Pid::from_raw(second.pid()).unwrap();
-    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
-    let mut nr_sockets = 0;
-    for entry in std::fs::read_dir(format!("/proc/{}/fd", second.pid())).unwrap().flatten() {
-        let is_socket = std::fs::read_link(entry.path())
-            .is_ok_and(|to| to.to_string_lossy().starts_with("socket:"));
-        if is_socket {
-            let number = entry.file_name().to_str().unwrap().parse().unwrap();
-            let flags = rustix::process::PidfdGetfdFlags::empty();
-            let socket = rustix::process::pidfd_getfd(&pidfd, number, flags).unwrap();
-            rustix::net::shutdown(&socket, rustix::net::Shutdown::Both).unwrap();
-            nr_sockets += 1;
-        }
-    }
-    assert_eq!(nr_sockets, 1, "a client has one socket");
+    let sockets = support::sockets_of(second.pid());
+    assert_eq!(sockets.len(), 1, "a client has one socket");
+    rustix::net::shutdown(&sockets[0], rustix::net::Shutdown::Both).unwrap();
 }
 
 #[test]

@@ -273,3 +273,30 @@ fn a_hole_beside_a_pinned_page_of_the_same_folio_does_not_wait() {
     client.unlink("a").unwrap();
     assert_eq!(owner.info().free_bytes, 16 << 20);
 }
+
+#[test]
+fn folios_split_and_merge_under_live_pins() {
+    let owner = owner(16 << 20);
+    let client = owner.client().unwrap();
+    let bytes = pattern(4 << 20);
+    let mut writer = client.create("a", 4 << 20, FolioSize::Pages2M).unwrap();
+    writer.write_all_at(0, &bytes).unwrap();
+    writer.commit().unwrap();
+    let file = client.open("a").unwrap();
+    let pin = file.pin_all().unwrap();
+    let shape = |shape| client.reshape("a", 2 << 20, shape);
+    shape(pgmap::Shape::Split { to: 0 }).unwrap();
+    assert_eq!(client.stat("a").unwrap().nr_folios, [512, 1, 0]);
+    assert_eq!(client.get("a").unwrap().to_vec().unwrap(), bytes);
+    let small = file.pin_longterm(3 << 20, 4096).unwrap();
+    assert_eq!(shape(pgmap::Shape::Merge { to: 1 }).unwrap_err().errno(), 16, "held below");
+    drop(small);
+    shape(pgmap::Shape::Merge { to: 1 }).unwrap();
+    assert_eq!(client.stat("a").unwrap().nr_folios, [0, 2, 0]);
+    assert_eq!(file.pin_all().unwrap().to_vec().unwrap(), bytes);
+    assert_eq!(pin.to_vec().unwrap(), bytes);
+    client.unlink("a").unwrap();
+    drop(pin);
+    let client = owner.client().unwrap();
+    client.create("all", 16 << 20, FolioSize::Pages2M).unwrap();
+}

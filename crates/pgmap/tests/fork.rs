@@ -16,8 +16,9 @@ const POOL_BYTES: u64 = 32 << 20;
 
 /// Forks. The child runs `child` and leaves with its answer as exit status.
 fn forked(mut child: impl FnMut() -> i32) -> i32 {
-    // SAFETY: this process has one thread that runs (the test harness's first waits for this one),
-    // so the child finds every lock free; it leaves without running the parent's exit handlers.
+    // SAFETY: in the processes that fork, no other thread is inside the allocator or holds a lock of
+    // the library at that moment (the harness's first thread waits for this one, an owner's thread
+    // for its events); the child leaves without running the parent's exit handlers.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
     if pid > 0 {
@@ -39,6 +40,10 @@ fn wait_for(pid: i32) -> i32 {
 #[test]
 fn child_entry() {
     let Some((role, place)) = support::role() else { return };
+    if role == "fork-under-owner" {
+        fork_under_owner();
+        std::process::exit(0);
+    }
     let client = Client::connect(&place).unwrap();
     match role.as_str() {
         "fork-and-check" => fork_and_check(&client),
@@ -175,21 +180,30 @@ fn t6_a_child_with_its_parents_descriptors_does_not_keep_a_dead_parents_holds() 
 
 #[test]
 fn a_forked_child_may_drop_the_owner_that_it_inherited() {
-    // In a process of its own: the child must find no lock taken.
-    if support::role().is_some() {
-        return;
-    }
-    let (owner, _directory, _socket) = support::serving_owner(POOL_BYTES);
+    let mut parent = Second::start("fork-under-owner", Path::new("/"));
+    assert_eq!(parent.answer(), "done");
+    assert!(parent.end().success());
+}
+
+/// Forks with an owner in this process: the copy in the child has no thread to join, and must not
+/// touch the pool.
+fn fork_under_owner() {
+    let (owner, directory, socket) = support::serving_owner(POOL_BYTES);
     let client = owner.client().unwrap();
     let mut inherited = Some(owner);
     let child = forked(|| {
-        drop(inherited.take());
-        7
+        let owner = inherited.take().unwrap();
+        let is_told = matches!(owner.client(), Err(Error::Detached))
+            && matches!(owner.serve(directory.path().join("t")), Err(Error::Detached));
+        drop(owner);
+        if is_told { 7 } else { 8 }
     });
-    assert_eq!(wait_within_bound(child), Some(7), "the child hangs in a drop of the owner");
+    assert_eq!(wait_within_bound(child), Some(7), "told that it is detached, and no hang");
     support::put(&client, "a", b"the parent's owner goes on").unwrap();
     let owner: Owner = inherited.take().unwrap();
     assert_eq!(owner.info().nr_files, 1);
+    assert!(Client::connect(&socket).is_ok());
+    support::say("done");
 }
 
 /// As [`wait_for`], and none when it takes longer than a hang may.

@@ -152,15 +152,17 @@ impl Remote {
         resume: impl Fn(Doorbell),
         ledger: &OwnedFd,
     ) -> Result<Reply, Error> {
-        let generation = self.lock().generation;
-        match self.call(request.clone()) {
-            Err(Error::OwnerGone { .. }) => {}
-            result => return result,
+        let until = Instant::now() + RESTART_WAIT;
+        loop {
+            let generation = self.lock().generation;
+            match self.call(request.clone()) {
+                Err(Error::OwnerGone { .. }) if Instant::now() < until => {}
+                result => return result,
+            }
+            if let Some(doorbell) = self.reconnect(client, generation, ledger)? {
+                resume(doorbell);
+            }
         }
-        if let Some(doorbell) = self.reconnect(client, generation, ledger)? {
-            resume(doorbell);
-        }
-        self.call(request)
     }
 
     fn call(&self, request: Request) -> Result<Reply, Error> {
@@ -171,29 +173,40 @@ impl Remote {
         let number = state.next_number;
         state.next_number += 1;
         let message = wire::encode(&Numbered { number, body: request })?;
-        let connection = Arc::clone(&state.connection);
+        let (connection, generation) = (Arc::clone(&state.connection), state.generation);
         drop(state);
         if let Err(error) = connection.send(&message, &[]) {
-            return Err(self.fail(error.to_string()));
+            return Err(self.fail(generation, error.to_string()));
         }
-        match self.wait_for(number, &connection)? {
+        match self.wait_for(number, &connection, generation)? {
             Reply::Refused(refusal) => Err(refusal.into()),
             reply => Ok(reply),
         }
     }
 
-    fn fail(&self, why: String) -> Error {
+    /// The connection of `generation` is lost; another thread may have made the next one already.
+    fn fail(&self, generation: u64, why: String) -> Error {
         let mut state = self.lock();
-        state.failed = Some(why.clone());
+        if state.generation == generation {
+            state.failed = Some(why.clone());
+        }
         self.arrived.notify_all();
         Error::OwnerGone { why }
     }
 
-    fn wait_for(&self, number: u64, connection: &Arc<Connection>) -> Result<Reply, Error> {
+    fn wait_for(
+        &self,
+        number: u64,
+        connection: &Arc<Connection>,
+        generation: u64,
+    ) -> Result<Reply, Error> {
         let mut state = self.lock();
         loop {
             if let Some(reply) = state.replies.remove(&number) {
                 return Ok(reply);
+            }
+            if state.generation != generation {
+                return Err(Error::OwnerGone { why: "it was restarted during a call".into() });
             }
             if let Some(why) = &state.failed {
                 return Err(Error::OwnerGone { why: why.clone() });
@@ -207,7 +220,9 @@ impl Remote {
             let received = receive(connection);
             state = self.lock();
             state.is_reading = false;
-            state.take(received);
+            if state.generation == generation {
+                state.take(received);
+            }
             self.arrived.notify_all();
         }
     }
@@ -230,7 +245,7 @@ impl Remote {
                 continue;
             }
             state.is_reading = true;
-            let connection = Arc::clone(&state.connection);
+            let (connection, generation) = (Arc::clone(&state.connection), state.generation);
             drop(state);
             // Whoever calls the owner meanwhile waits for this reader: so look away often.
             let received = match wait_readable(&connection, left.min(EVENT_POLL)) {
@@ -240,7 +255,9 @@ impl Remote {
             };
             state = self.lock();
             state.is_reading = false;
-            if let Some(received) = received {
+            if let Some(received) = received
+                && state.generation == generation
+            {
                 state.take(received);
             }
             self.arrived.notify_all();

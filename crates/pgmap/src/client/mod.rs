@@ -33,7 +33,7 @@ use crate::pool::LedgerFile;
 use crate::refusal::{Holder, Refusal};
 use crate::wire::{
     CreateSpec, Event, FileInfo, FolioSize, LeaseGrant, LeaseSpec, MAX_BATCH, MAX_LIST, OnDeadline,
-    PoolInfo, Reply, Request,
+    PoolInfo, Reply, Request, Shape,
 };
 
 /// Attempts of an open or get while the owner changes the file under it.
@@ -480,6 +480,15 @@ impl Client {
     ) -> Result<(), Error> {
         let name = FileName::new(name)?;
         self.done(Request::ClearPoison { name, offset, bytes: bytes.into() })
+    }
+
+    /// Splits the folio around a byte of a file, or merges the folios around it. Pins stand.
+    ///
+    /// # Errors
+    /// [`Refusal::Denied`] when the folios there cannot take that shape; it says why.
+    pub fn reshape(&self, name: impl AsRef<[u8]>, offset: u64, shape: Shape) -> Result<(), Error> {
+        let name = FileName::new(name)?;
+        self.done(Request::Reshape { name, offset, shape })
     }
 
     /// Replaces the memory of failed frames that no file has, and frees them.

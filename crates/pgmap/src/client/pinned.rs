@@ -9,7 +9,7 @@ use pgmap_mm::ledger::Agent;
 use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::longterm::LongtermPin;
 use pgmap_mm::pfn::PfnRange;
-use pgmap_mm::pin::Pin;
+use pgmap_mm::pin::{ClientSide, Pin};
 
 use crate::client::side::ProcessSide;
 use crate::client::{Client, lanes};
@@ -223,8 +223,12 @@ impl<'c> FilePin<'c> {
     /// Copies bytes from `offset` on into `target`.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] when the pin is shorter; nothing is copied then.
+    /// [`Error::OutOfRange`] when the pin is shorter; nothing is copied then. [`Error::Detached`] in
+    /// a forked child, for which nothing keeps the frames once its parent lets go.
     pub fn read_at(&self, offset: u64, target: &mut [u8]) -> Result<(), Error> {
+        if self.client.inner.pinner.side().is_detached() {
+            return Err(Error::Detached);
+        }
         let end = offset.checked_add(target.len() as u64).filter(|&end| end <= self.len_bytes);
         let Some(end) = end else {
             let end = offset.saturating_add(target.len() as u64);

@@ -51,6 +51,12 @@ impl Backing {
     /// # Errors
     /// When the backing cannot do that; the frames must not be used again.
     pub(crate) fn detach(&mut self, run: PfnRange) -> Result<(), Refusal> {
+        let (bytes, page) = (run.byte_range(), self.data.page_size().len_bytes());
+        if !bytes.start.is_multiple_of(page) || !bytes.end.is_multiple_of(page) {
+            // The system would only zero a part of a page, and leave the page to the device.
+            let why = format!("{run} is not whole pages of {page} bytes, which can be detached");
+            return Err(Refusal::Internal { why });
+        }
         self.data
             .punch(run.byte_range())
             .map_err(|error| Refusal::Internal { why: error.to_string() })?;

@@ -8,8 +8,11 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use pgmap_mm::barrier::BarrierMode;
+use pgmap_mm::descriptor::Descriptor;
 use pgmap_mm::drain::ClientId;
 use pgmap_mm::ledger::{Agent, LedgerReader};
+use pgmap_mm::pfn::PfnRange;
+use pgmap_mm::runs::SortedRuns;
 use pgmap_os::{MemoryFile, ReadMapping, file_lock, process};
 
 use crate::error::Error;
@@ -130,12 +133,9 @@ impl Core {
     /// gone, except that frames a device of it may still write to are noted as orphaned.
     pub fn reap(&mut self, id: ClientId) {
         let Some(client) = self.clients.remove(&id) else { return };
-        let holds = client.ledger.all_holds();
-        let device_holds = holds.iter().filter(|hold| hold.agent == Agent::Device);
-        let orphans: Vec<Orphan> =
-            device_holds.map(|hold| Orphan { client: id, run: hold.run }).collect();
-        let has_orphans = !orphans.is_empty();
-        self.orphans.extend(orphans);
+        let orphaned = self.device_holds(&client.ledger);
+        let has_orphans = !orphaned.is_empty();
+        self.orphans.extend(orphaned.into_iter().map(|run| Orphan { client: id, run }));
         if !has_orphans {
             self.remove_ledger(id);
         }
@@ -146,6 +146,24 @@ impl Core {
         self.retire_drafts(drafts.into_values().collect());
         self.reap_leases(id);
         self.look_again();
+    }
+
+    /// The frames that a device may still write to because of `ledger`, each once.
+    fn device_holds(&self, ledger: &Ledger) -> Vec<PfnRange> {
+        let holds = ledger.all_holds().into_iter().filter(|hold| hold.agent == Agent::Device);
+        // A ledger may say anything, also of frames that the pool does not have (I9).
+        let inside = holds.filter_map(|hold| {
+            let nr_pages = self.nr_pages().min(hold.run.end()).checked_sub(hold.run.start())?;
+            PfnRange::new(hold.run.start(), nr_pages)
+        });
+        let runs: SortedRuns = inside.collect();
+        // A hold of free frames is one that its check was about to undo: nobody was let in by it.
+        // While an owner recovers every frame is free, and the descriptors alone tell.
+        let is_free = |run: &PfnRange| {
+            self.folios.frames().is_free(*run)
+                && self.folios.vmemmap().folios(*run).all(|(.., word)| word == Descriptor::FREE)
+        };
+        runs.iter().filter(|run| !is_free(run)).collect()
     }
 
     /// Removes a dead client's ledger from the pool's directory. As long as its devices may write,

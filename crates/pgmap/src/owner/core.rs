@@ -241,6 +241,7 @@ impl Core {
             Request::ClearPoison { name, offset, bytes } => {
                 answer(self.clear_poison(&name, offset, &bytes))
             }
+            Request::Reshape { name, offset, shape } => answer(self.reshape(&name, offset, shape)),
             Request::RepairFree => answer(self.repair_free()),
             Request::PoolStat => Outcome::Answer(Reply::PoolStat(self.pool_info())),
             Request::Who(name) => answer(self.who(name.as_ref())),

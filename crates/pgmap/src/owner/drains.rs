@@ -103,7 +103,8 @@ impl Core {
         self.recall_leases(drain, deadline_ms, past_deadline);
         let reason =
             if deadline_ms.is_some() { DrainReason::Truncate } else { DrainReason::Unlink };
-        let until_ms = deadline_ms.map_or(u64::MAX, |wait| clock::monotonic_ms() + wait);
+        let until_ms =
+            deadline_ms.map_or(u64::MAX, |wait| clock::monotonic_ms().saturating_add(wait));
         for run in drain.runs().iter() {
             self.tell_holder(Call::Drain(run, reason, until_ms));
         }

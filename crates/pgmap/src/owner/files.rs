@@ -73,8 +73,15 @@ impl Core {
             .filter(|&pages| pages <= self.nr_pages())
             .ok_or_else(|| bad_length(format!("the pool has {}", bytes(self.nr_pages()))))?;
         let stamp = self.take_stamp()?;
-        let extents =
-            self.folios.reserve(pages, sizing, stamp).map_err(|short| self.no_space(short))?;
+        let extents = match self.folios.reserve(pages, sizing, stamp) {
+            // What is missing may have been let go a moment ago.
+            Err(_) if self.is_draining() => {
+                self.look_again();
+                self.folios.reserve(pages, sizing, stamp)
+            }
+            result => result,
+        }
+        .map_err(|short| self.no_space(short))?;
         let give_back = |core: &mut Self| extents.iter().for_each(|e| core.folios.free(e.run));
         if extents.len() > most_extents {
             give_back(self);

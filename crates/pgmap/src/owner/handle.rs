@@ -12,7 +12,7 @@ use pgmap_mm::drain::ClientId;
 use pgmap_mm::holder::{Holder, HolderId};
 use pgmap_mm::memory_type::MemoryType;
 use pgmap_mm::pagemap::{PagemapId, PagemapOps, PagemapSpec};
-use pgmap_os::{Access, Doorbell, Listener};
+use pgmap_os::{Access, Doorbell, ForkGuard, Listener};
 
 use crate::client::Client;
 use crate::error::Error;
@@ -167,6 +167,7 @@ pub(crate) struct Handed {
 pub struct Owner {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    guard: ForkGuard,
 }
 
 impl Owner {
@@ -193,12 +194,13 @@ impl Owner {
             wake: Doorbell::new()?,
             stopping: AtomicBool::new(false),
         });
+        let guard = ForkGuard::new()?;
         let service = Service::new(Arc::clone(&shared))?;
         let thread = std::thread::Builder::new()
             .name("pgmap-owner".into())
             .spawn(move || service.run())
             .map_err(|error| pgmap_os::OsError::new("start", "the owner's thread", error))?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { shared, thread: Some(thread), guard })
     }
 
     /// Listens at `path` for clients of other processes, until the owner is dropped.
@@ -206,6 +208,7 @@ impl Owner {
     /// # Errors
     /// [`Error::Os`] when somebody listens there already, or the path cannot be used.
     pub fn serve(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+        self.check_attached()?;
         let listener = Listener::bind(path.as_ref(), 0o600)?;
         self.shared.lock().new_listener = Some(listener);
         self.shared.wake();
@@ -217,11 +220,26 @@ impl Owner {
     /// # Errors
     /// [`Error::Os`] when its ledger cannot be made.
     pub fn client(&self) -> Result<Client, Error> {
+        self.check_attached()?;
         let is_registered = pgmap_os::Membarrier::register().is_global_available();
         let mut state = self.shared.lock();
         let (id, attachment) = state.core.attach(Identity::own(), is_registered)?;
         state.told.insert(id, VecDeque::new());
         drop(state);
+        let client = self.embed(attachment);
+        if client.is_err() {
+            // Nobody else would ever say that it is gone.
+            self.shared.lock().core.reap(id);
+        }
+        client
+    }
+
+    /// A forked child has a copy of the books and must not write into the pool by them.
+    fn check_attached(&self) -> Result<(), Error> {
+        if self.guard.is_child() { Err(Error::Detached) } else { Ok(()) }
+    }
+
+    fn embed(&self, attachment: Attachment) -> Result<Client, Error> {
         let Attachment { welcome, ledger } = attachment;
         let pool = &self.shared.pool;
         let handed = Handed {
@@ -329,6 +347,11 @@ impl Drop for HolderRegistration {
 
 impl Drop for Owner {
     fn drop(&mut self) {
+        if self.guard.is_child() {
+            // The thread, and the pool, are the parent's.
+            std::mem::forget(self.thread.take());
+            return;
+        }
         // Release: pairs with Acquire in `is_stopping`.
         self.shared.stopping.store(true, Ordering::Release);
         self.shared.wake();
@@ -337,6 +360,9 @@ impl Drop for Owner {
         {
             tracing::error!("the owner's thread panicked");
         }
+        // Under the lock: whoever looked before the store above is waiting by now.
+        let state = self.shared.lock();
         self.shared.answered.notify_all();
+        drop(state);
     }
 }

@@ -14,6 +14,7 @@ pub(crate) mod pagemaps;
 pub(crate) mod poison;
 pub(crate) mod recovery;
 pub(crate) mod report;
+pub(crate) mod reshape;
 pub(crate) mod service;
 pub(crate) mod session;
 

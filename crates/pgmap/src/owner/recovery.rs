@@ -174,6 +174,11 @@ impl Core {
         if (ours.dev(), ours.ino()) != (theirs.dev(), theirs.ino()) {
             return None;
         }
+        // The lock belongs to the description that the client was handed: this asks for a lock that
+        // only it has already. Another who opened the same file is refused, and so is nobody's heir.
+        if !matches!(file_lock::try_lock_exclusive(shown), Ok(true)) {
+            return None;
+        }
         client.identity = identity;
         Some(id)
     }

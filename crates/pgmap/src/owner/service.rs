@@ -199,7 +199,14 @@ impl Service {
         if let Some(client) = client
             && link.pidfd.is_none()
         {
-            self.adrift.retain(|&(adrift, _)| adrift != client);
+            self.adrift.retain(|(adrift, watch)| {
+                let is_another = *adrift != client;
+                if !is_another && let Some((_, pidfd)) = watch {
+                    // It may be watched again under another token.
+                    drop(self.poller.remove(pidfd));
+                }
+                is_another
+            });
             if let Some(pidfd) = pidfd {
                 self.watch_process(number, pidfd);
             }
@@ -275,10 +282,15 @@ impl Service {
     /// Ends a connection. The client is reaped if it is dead, and watched until it is if not.
     fn close(&mut self, number: u64, why: &str) {
         let Some(link) = self.links.remove(&number) else { return };
-        let Some(client) = link.session.client() else { return };
+        self.forget(&link.connection);
+        let Some(client) = link.session.client() else {
+            link.pidfd.iter().for_each(|pidfd| self.forget(pidfd));
+            return;
+        };
         let mut state = self.shared.lock();
         let who = state.core.describe_client(client);
         if state.core.is_dead(client) {
+            link.pidfd.iter().for_each(|pidfd| self.forget(pidfd));
             tracing::info!(client = %who, why, "client reaped");
             state.core.reap(client);
         } else {
@@ -289,14 +301,28 @@ impl Service {
         }
     }
 
+    /// Stops watching a descriptor that is about to be closed: a forked child may have a copy of it,
+    /// and the poller would go on to report it for as long as that is open.
+    fn forget(&self, fd: impl AsFd) {
+        if let Err(error) = self.poller.remove(fd) {
+            tracing::debug!(%error, "a descriptor was not watched");
+        }
+    }
+
     fn find_dead_adrift(&mut self) {
         if self.adrift.is_empty() {
             return;
         }
         let mut state = self.shared.lock();
-        self.adrift.retain(|(client, _)| {
+        let poller = &self.poller;
+        self.adrift.retain(|(client, watch)| {
             let is_dead = state.core.is_dead(*client);
             if is_dead {
+                if let Some((_, pidfd)) = watch
+                    && let Err(error) = poller.remove(pidfd)
+                {
+                    tracing::debug!(%error, "a process was not watched");
+                }
                 tracing::info!(client = %state.core.describe_client(*client), "client reaped");
                 state.core.reap(*client);
             }
@@ -322,6 +348,9 @@ impl Service {
         for (client, event) in state.core.take_events() {
             let link = self.links.iter().find(|(_, link)| link.session.client() == Some(client));
             match link {
+                // Whoever reads nothing while it calls nothing must not lose its connection for it,
+                // as it would for answers: it is told no more, and can still ask its pins.
+                Some((_, link)) if !link.unsent.is_empty() => {}
                 Some((&number, _)) => {
                     remote.push((number, answer(EVENT_NUMBER, Reply::Event(event))));
                 }

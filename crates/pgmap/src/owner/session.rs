@@ -138,14 +138,43 @@ impl Session {
             *self = Self::Gone;
         }
         match core.handle(client, request.body) {
-            Outcome::Answer(reply) => answer(request.number, reply),
+            Outcome::Answer(reply) => {
+                give_back_untellable(core, client, request.number, &reply);
+                answer(request.number, reply)
+            }
             Outcome::Later(ticket) => Reaction::Await(ticket, request.number),
         }
     }
 }
 
-/// Encodes a reply; one that does not fit becomes a refusal that says so.
-pub(crate) fn answer(number: u64, reply: Reply) -> Reaction {
+/// Gives up drafts that the client will never hear of, because the answer that names them is too
+/// long for a message: its refusals may repeat long names.
+fn give_back_untellable(core: &mut Core, client: ClientId, number: u64, reply: &Reply) {
+    let Reply::Created(drafts) = reply else { return };
+    if wire::encode(&Numbered { number, body: reply }).is_err() {
+        let ids = drafts.iter().flatten().map(|draft| draft.id).collect();
+        drop(core.handle(client, Request::Abort(ids)));
+    }
+}
+
+/// Takes some of the holders out of a reply that names too many for one message.
+fn shorten(reply: &mut Reply) -> bool {
+    let holders = match reply {
+        Reply::Who(holders, is_cut) => {
+            *is_cut = true;
+            holders
+        }
+        Reply::Refused(Refusal::Held { holders, .. }) => holders,
+        _ => return false,
+    };
+    let half = holders.len() / 2;
+    holders.truncate(half);
+    half > 0
+}
+
+/// Encodes a reply; one that does not fit names fewer holders, or becomes a refusal that says so.
+pub(crate) fn answer(number: u64, mut reply: Reply) -> Reaction {
+    while wire::encode(&Numbered { number, body: &reply }).is_err() && shorten(&mut reply) {}
     let encoded = wire::encode(&Numbered { number, body: reply })
         .or_else(|error| wire::encode(&Numbered { number, body: Reply::Refused(error.into()) }));
     match encoded {

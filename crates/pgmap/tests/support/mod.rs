@@ -128,6 +128,22 @@ pub fn command(wrapper: &[&str], role: &str, place: &Path) -> Command {
     command
 }
 
+/// Copies of all sockets of process `pid`.
+pub fn sockets_of(pid: i32) -> Vec<std::os::fd::OwnedFd> {
+    use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+    let pidfd = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    let sockets = entries.filter(|entry| {
+        std::fs::read_link(entry.path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"))
+    });
+    sockets
+        .map(|entry| {
+            let number = entry.file_name().to_str().unwrap().parse().unwrap();
+            pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()).unwrap()
+        })
+        .collect()
+}
+
 /// The output of a child, for tests that read it themselves.
 pub fn take_output(process: &mut Child) -> ChildStdout {
     process.stdout.take().unwrap()
