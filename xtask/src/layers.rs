@@ -11,9 +11,15 @@ pub const MM_LAYERS: &[(&str, &[&str])] = &[
         "values",
         &["level", "pfn", "prot", "memory_type", "stamp", "descriptor", "extent", "runs", "error"],
     ),
-    ("metadata", &["vmemmap", "ledger", "index", "frames", "folio", "pagemap"]),
+    (
+        "metadata",
+        &["vmemmap", "ledger", "index", "frames", "folio", "split", "altmap", "pagemap"],
+    ),
     ("translation", &["page_table", "vma", "mm"]),
-    ("access", &["fault", "gup", "pin", "longterm", "drain", "holder"]),
+    (
+        "access",
+        &["drain", "pin", "longterm", "fault", "gup", "pinned", "holder", "admission", "lease"],
+    ),
     ("trouble", &["memory_failure", "inspect"]),
 ];
 

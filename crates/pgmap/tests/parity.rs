@@ -44,9 +44,11 @@ fn main() -> ExitCode {
 /// The rows of the page's tables: a scenario's number and the tests in its last cell.
 fn rows(page: &str) -> impl Iterator<Item = (u32, Vec<String>)> + '_ {
     page.lines().filter_map(|line| {
-        let mut cells = line.strip_prefix('|')?.trim_end().strip_suffix('|')?.split(" | ");
-        let number = cells.next()?.trim().parse().ok()?;
-        let names = cells.next_back()?.split('`').skip(1).step_by(2).map(str::to_owned);
+        let row = line.strip_prefix('|')?.trim_end().strip_suffix('|')?;
+        let (number, _) = row.split_once('|')?;
+        let (_, tests) = row.rsplit_once('|')?;
+        let number = number.trim().parse().ok()?;
+        let names = tests.split('`').skip(1).step_by(2).map(str::to_owned);
         Some((number, names.collect()))
     })
 }

@@ -1,0 +1,58 @@
+//! Scenarios of the kernel's rules that need the whole library; docs/parity.md says what Linux does.
+
+use std::time::{Duration, Instant};
+
+use pgmap::{Client, CreateSpec, FileName, FileRules, FolioSize, Owner, Pool, PoolOptions};
+
+fn owner(size_bytes: u64) -> Owner {
+    Owner::start(Pool::create(&PoolOptions::anonymous(size_bytes)).unwrap()).unwrap()
+}
+
+fn put(client: &Client, name: &str, bytes: &[u8], replace: bool) {
+    let name = FileName::new(name).unwrap();
+    let len_bytes = bytes.len() as u64;
+    let (folio_size, rules) = (FolioSize::BestFit, FileRules::default());
+    let spec = CreateSpec { name, len_bytes, folio_size, replace, rules };
+    let mut writer = client.create_batch(vec![spec]).unwrap().pop().unwrap().unwrap();
+    writer.write_all_at(0, bytes).unwrap();
+    writer.commit().unwrap();
+}
+
+#[test]
+fn scenario_23_a_hole_reads_as_zero_and_takes_no_hold() {
+    let owner = owner(1 << 20);
+    let client = owner.client().unwrap();
+    put(&client, "a", &[3; 3 * 4096], false);
+    client.punch("a", 4096, 4096, 0).unwrap();
+    let file = client.open("a").unwrap();
+    let pin = file.pin(4096, 4096).unwrap();
+    assert_eq!(pin.to_vec().unwrap(), [0; 4096]);
+    assert_eq!(pin.segments().count(), 0);
+    assert_eq!(client.who(None).unwrap().0, []);
+    assert_eq!(file.pin_all().unwrap().segments().count(), 2);
+}
+
+#[test]
+fn scenario_55_new_contents_do_not_wait_for_pins_of_the_old() {
+    let owner = owner(1 << 20);
+    let client = owner.client().unwrap();
+    put(&client, "a", &[1; 8192], false);
+    let old = client.get("a").unwrap();
+    put(&client, "a", &[2; 8192], true);
+    assert_eq!(client.get("a").unwrap().to_vec().unwrap(), [2; 8192]);
+    assert_eq!(old.to_vec().unwrap(), [1; 8192], "and the pin keeps what it pinned");
+    drop(old);
+}
+
+#[test]
+fn scenario_56_an_owner_stops_under_pins_at_once_and_they_stay_readable() {
+    let owner = owner(1 << 20);
+    let client = owner.client().unwrap();
+    put(&client, "a", &[5; 8192], false);
+    let pin = client.get("a").unwrap();
+    let started = Instant::now();
+    drop(owner);
+    assert!(started.elapsed() < Duration::from_secs(5), "it waits for nobody");
+    assert_eq!(pin.to_vec().unwrap(), [5; 8192]);
+    assert_eq!(client.get("a").unwrap().to_vec().unwrap(), [5; 8192], "new pins too");
+}
