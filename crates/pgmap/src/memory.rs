@@ -42,9 +42,9 @@ impl ReadCounts for ReadableCounts {
 #[derive(Debug)]
 pub struct Writable {
     mapping: WriteMapping,
-    /// The file behind the mapping, which starts at its first byte; given where whole pages are
-    /// to be given back.
-    file: Option<Arc<MemoryFile>>,
+    /// The file behind the mapping and where in it that starts; given where whole pages are to be
+    /// given back.
+    file: Option<(Arc<MemoryFile>, u64)>,
 }
 
 impl Writable {
@@ -54,10 +54,10 @@ impl Writable {
         Self { mapping, file: None }
     }
 
-    /// Words of `mapping`, which begins where `file` does. Discarding gives whole pages back.
+    /// Words of `mapping`, which begins at `offset` of `file`. Discarding gives whole pages back.
     #[must_use]
-    pub const fn over_file(mapping: WriteMapping, file: Arc<MemoryFile>) -> Self {
-        Self { mapping, file: Some(file) }
+    pub const fn over_file(mapping: WriteMapping, file: Arc<MemoryFile>, offset: u64) -> Self {
+        Self { mapping, file: Some((file, offset)) }
     }
 }
 
@@ -86,8 +86,8 @@ impl WriteWords for Writable {
         let bytes = range.start as u64 * WORD_BYTES..range.end as u64 * WORD_BYTES;
         let is_whole_pages = bytes.start % PAGE_BYTES == 0 && bytes.end % PAGE_BYTES == 0;
         if is_whole_pages
-            && let Some(file) = &self.file
-            && file.punch(bytes).is_ok()
+            && let Some((file, offset)) = &self.file
+            && file.punch(offset + bytes.start..offset + bytes.end).is_ok()
         {
             return;
         }

@@ -17,6 +17,7 @@ use pgmap_os::{Access, MemoryFile, OsError, PageSize, file_lock};
 
 use crate::error::Error;
 use crate::owner::catalog::{Catalog, StoredPool};
+use crate::owner::device_head::{CatalogRegion, DeviceHead, read_superblock, write_superblock};
 
 /// Smallest pool: one 4 KiB frame.
 pub const MIN_POOL_BYTES: u64 = PAGE_BYTES;
@@ -46,6 +47,7 @@ pub struct PoolOptions {
     max_files: Option<u64>,
     memory_type: MemoryType,
     capacity_bytes: u64,
+    has_metadata_on_device: bool,
 }
 
 impl PoolOptions {
@@ -60,6 +62,7 @@ impl PoolOptions {
             max_files: None,
             memory_type: MemoryType::Generic,
             capacity_bytes: 0,
+            has_metadata_on_device: false,
         }
     }
 
@@ -98,6 +101,14 @@ impl PoolOptions {
         self
     }
 
+    /// Keeps descriptors and catalog at the head of the data that they describe (altmap), for a device
+    /// that brings more memory than there is to describe it. Pools in a directory only.
+    #[must_use]
+    pub const fn metadata_on_device(mut self) -> Self {
+        self.has_metadata_on_device = true;
+        self
+    }
+
     /// Says what kind of memory the pool is, which decides about long-term pins: `Generic` (device-dax)
     /// allows them, `FsDax` only as leases of files that are leasable.
     #[must_use]
@@ -129,7 +140,18 @@ impl PoolOptions {
             return Err(bad(format!("a capacity of {capacity_bytes}; at most {MAX_POOL_BYTES}")));
         }
         let capacity_bytes = capacity_bytes.next_multiple_of(unit);
-        Ok(StoredPool { size_bytes, capacity_bytes, max_files, memory_type: self.memory_type })
+        let has_metadata_on_device = self.has_metadata_on_device;
+        if has_metadata_on_device && self.directory.is_none() {
+            return Err(bad("metadata on the device needs a pool in a directory".into()));
+        }
+        let memory_type = self.memory_type;
+        Ok(StoredPool {
+            size_bytes,
+            capacity_bytes,
+            max_files,
+            memory_type,
+            has_metadata_on_device,
+        })
     }
 
     fn name(&self) -> String {
@@ -153,6 +175,8 @@ pub struct Pool {
     pub(crate) vmemmap: Arc<MemoryFile>,
     pub(crate) index: Arc<MemoryFile>,
     pub(crate) catalog: Option<Catalog>,
+    /// Where descriptors and catalog lie, if on the device.
+    pub(crate) head: Option<DeviceHead>,
     /// Held, by its lock, for as long as the pool has an owner.
     _lock: Option<File>,
 }
@@ -176,7 +200,7 @@ impl Pool {
         };
         let lock = lock_directory(directory)?;
         let path = |name: &str| directory.join(name);
-        if path(CATALOG).exists() {
+        if path(CATALOG).exists() || on_device(&path(DATA)).is_some() {
             return Err(Error::BadPool {
                 pool: pool_name(Some(directory)),
                 why: "there is a pool already; open it, or remove the directory".into(),
@@ -195,6 +219,13 @@ impl Pool {
             })?;
         fs::create_dir_all(path(LEDGERS)).map_err(|e| os_error("create", &path(LEDGERS), e))?;
         pool = pool.populated(options.populate)?;
+        if let Some(head) = &pool.head {
+            let region = CatalogRegion::open(&pool.data, head)?;
+            pool.catalog = Some(Catalog::on_device(region, Some(&stored))?);
+            write_superblock(&pool.data, &stored)?;
+            pool._lock = Some(lock);
+            return Ok(pool);
+        }
         Catalog::create(&path(CATALOG_NEW), &stored)?;
         fs::rename(path(CATALOG_NEW), path(CATALOG))
             .map_err(|e| os_error("rename", &path(CATALOG), e))?;
@@ -210,14 +241,21 @@ impl Pool {
     pub fn open(directory: impl AsRef<Path>) -> Result<Self, Error> {
         let directory = directory.as_ref();
         let path = |name: &str| directory.join(name);
-        if !path(CATALOG).exists() {
+        let on_device = on_device(&path(DATA));
+        if !path(CATALOG).exists() && on_device.is_none() {
             return Err(Error::BadPool {
                 pool: pool_name(Some(directory)),
                 why: "there is no pool; create one".into(),
             });
         }
         let lock = lock_directory(directory)?;
-        let (catalog, stored) = Catalog::open(&path(CATALOG))?;
+        let (catalog, stored) = match on_device {
+            Some(stored) => (None, stored),
+            None => {
+                let (catalog, stored) = Catalog::open(&path(CATALOG))?;
+                (Some(catalog), stored)
+            }
+        };
         let data = MemoryFile::open_named(&path(DATA), Access::ReadWrite)?;
         if data.len_bytes() != stored.capacity_bytes {
             return Err(Error::BadPool {
@@ -233,7 +271,12 @@ impl Pool {
             Ok(file)
         })?;
         pool.is_new = false;
-        pool.catalog = Some(catalog);
+        pool.catalog = match (catalog, &pool.head) {
+            (None, Some(head)) => {
+                Some(Catalog::on_device(CatalogRegion::open(&pool.data, head)?, None)?)
+            }
+            (catalog, _) => catalog,
+        };
         pool._lock = Some(lock);
         Ok(pool)
     }
@@ -251,7 +294,15 @@ impl Pool {
         let vmemmap_layout =
             VmemmapLayout::for_pages(stored.capacity_bytes / PAGE_BYTES).ok_or_else(bad)?;
         let index_layout = IndexLayout::for_files(stored.max_files as usize);
-        let vmemmap = make(VMEMMAP, vmemmap_layout.nr_words() as u64 * 8)?;
+        let head = stored
+            .has_metadata_on_device
+            .then(|| DeviceHead::of(&stored, &vmemmap_layout).ok_or_else(bad))
+            .transpose()?;
+        let data = Arc::new(data);
+        let vmemmap = match head {
+            Some(_) => Arc::clone(&data),
+            None => Arc::new(make(VMEMMAP, vmemmap_layout.nr_words() as u64 * 8)?),
+        };
         let index = make(INDEX, index_layout.nr_words() as u64 * 8)?;
         Ok(Self {
             directory,
@@ -259,10 +310,11 @@ impl Pool {
             is_new: true,
             vmemmap_layout,
             index_layout,
-            data: Arc::new(data),
-            vmemmap: Arc::new(vmemmap),
+            data,
+            vmemmap,
             index: Arc::new(index),
             catalog: None,
+            head,
             _lock: None,
         })
     }
@@ -343,7 +395,8 @@ impl Pool {
 
     /// Memory of descriptors and index now.
     pub(crate) fn metadata_bytes(&self) -> u64 {
-        self.vmemmap.resident_bytes() + self.index.resident_bytes()
+        let vmemmap = if self.head.is_some() { 0 } else { self.vmemmap.resident_bytes() };
+        vmemmap + self.index.resident_bytes()
     }
 
     /// The largest level whose folios the data's mapping can hold whole.
@@ -366,6 +419,12 @@ impl LedgerFile {
         let counts_bytes = (layout.nr_counts() as u64 * 4).next_multiple_of(PAGE_BYTES);
         Self { words_bytes, counts_bytes, len_bytes: words_bytes + counts_bytes }
     }
+}
+
+/// What the superblock of a data file says, if there is one.
+fn on_device(data: &Path) -> Option<StoredPool> {
+    let data = MemoryFile::open_named(data, Access::ReadOnly).ok()?;
+    read_superblock(&data).ok().flatten()
 }
 
 const DATA: &str = "data";

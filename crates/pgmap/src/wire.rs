@@ -51,6 +51,8 @@ pub struct Welcome {
     pub nr_pages: u64,
     /// Bytes of the data file.
     pub data_bytes: u64,
+    /// Where in their file the descriptors start.
+    pub vmemmap_start: u64,
     /// What the index was made for.
     pub max_files: u64,
     /// Whether a compiler fence is light barrier enough.

@@ -300,3 +300,35 @@ fn folios_split_and_merge_under_live_pins() {
     let client = owner.client().unwrap();
     client.create("all", 16 << 20, FolioSize::Pages2M).unwrap();
 }
+
+#[test]
+fn descriptors_and_catalog_on_the_device_are_found_again() {
+    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = directory.path().join("pool");
+    let options = PoolOptions::in_directory(&path, 256 << 20).metadata_on_device();
+    let bytes = pattern(3 << 20);
+    let usable = {
+        let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
+        let usable = owner.info().free_bytes;
+        let head = (256 << 20) - usable;
+        assert!(head > 0 && head < 64 << 20, "the head takes {head} bytes");
+        let client = owner.client().unwrap();
+        put(&client, "kept", &bytes).unwrap();
+        put(&client, "gone", &bytes).unwrap();
+        client.unlink("gone").unwrap();
+        let all = owner.info().free_bytes;
+        let rest = client.create("rest", all, FolioSize::Pages4K).unwrap();
+        assert_eq!(client.get("kept").unwrap().to_vec().unwrap(), bytes);
+        drop(rest);
+        usable
+    };
+    assert!(!path.join("vmemmap").exists() && !path.join("catalog").exists());
+    assert!(Pool::create(&options).is_err(), "there is a pool");
+    let owner = Owner::start(Pool::open(&path).unwrap()).unwrap();
+    let client = owner.client().unwrap();
+    assert_eq!(client.get("kept").unwrap().to_vec().unwrap(), bytes);
+    assert_eq!(client.list().unwrap().len(), 1);
+    assert_eq!(owner.info().free_bytes, usable - (3 << 20));
+    let small = PoolOptions::in_directory(directory.path().join("small"), 4 << 20);
+    assert!(Pool::create(&small.metadata_on_device()).is_err(), "no frame is left");
+}

@@ -21,7 +21,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRu
 const POOL_PAGES: u64 = 500;
 const PAGE_BYTES: u64 = 4096;
 const NR_NAMES: u8 = 6;
-const NR_HISTORIES: u32 = 3000;
+const NR_HISTORIES: u32 = 6000;
 /// The same histories each time; change it to see others.
 const SEED: [u8; 32] = *b"pgmap: files and pins, a model..";
 

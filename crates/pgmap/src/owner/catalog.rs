@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::name::FileName;
+use crate::owner::device_head::CatalogRegion;
 use crate::wire::FileRules;
 
 const FILES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("files");
@@ -31,6 +32,8 @@ pub struct StoredPool {
     pub max_files: u64,
     /// What kind of memory it is.
     pub memory_type: MemoryType,
+    /// Whether descriptors and catalog lie at the head of the data.
+    pub has_metadata_on_device: bool,
 }
 
 /// One committed file.
@@ -83,8 +86,27 @@ impl Catalog {
     /// # Errors
     /// [`Error::Catalog`].
     pub fn create(path: &Path, pool: &StoredPool) -> Result<(), Error> {
+        let database = Database::create(path).map_err(|e| failure(path)(&e))?;
+        Self::fill(path, &database, pool)
+    }
+
+    /// Makes or opens a catalog in the head of a pool's data.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub(crate) fn on_device(region: CatalogRegion, pool: Option<&StoredPool>) -> Result<Self, Error> {
+        let path = PathBuf::from("(on the device)");
+        let database = Database::builder()
+            .create_with_backend(region)
+            .map_err(|e| failure(&path)(&e))?;
+        if let Some(pool) = pool {
+            Self::fill(&path, &database, pool)?;
+        }
+        Ok(Self { path, database })
+    }
+
+    fn fill(path: &Path, database: &Database, pool: &StoredPool) -> Result<(), Error> {
         let failed = failure(path);
-        let database = Database::create(path).map_err(|e| failed(&e))?;
         let transaction = database.begin_write().map_err(|e| failed(&e))?;
         {
             let mut numbers = transaction.open_table(NUMBERS).map_err(|e| failed(&e))?;
@@ -125,6 +147,7 @@ impl Catalog {
             capacity_bytes: number("capacity_bytes")?,
             max_files: number("max_files")?,
             memory_type: memory_type.ok_or_else(|| failed(&"its memory type is none"))?,
+            has_metadata_on_device: false,
         };
         Ok((catalog, pool))
     }

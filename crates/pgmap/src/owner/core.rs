@@ -16,6 +16,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use pgmap_mm::descriptor::Descriptor;
 use pgmap_mm::drain::ClientId;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::folio::Folios;
@@ -156,14 +157,16 @@ impl Core {
     pub fn open(pool: Arc<Pool>) -> Result<Self, Error> {
         let bad =
             |why: &str| Error::BadPool { pool: format!("{:?}", pool.directory()), why: why.into() };
-        let map = |file: &Arc<pgmap_os::MemoryFile>| -> Result<Writable, Error> {
-            let mapping = WriteMapping::map(file, 0, file.len_bytes())?;
+        let map = |file: &Arc<pgmap_os::MemoryFile>, start: u64, nr_words: usize| {
+            let mapping = WriteMapping::map(file, start, nr_words as u64 * 8)?;
             mapping.advise_dont_fork()?;
-            Ok(Writable::over_file(mapping, Arc::clone(file)))
+            Ok::<_, Error>(Writable::over_file(mapping, Arc::clone(file), start))
         };
-        let vmemmap = Vmemmap::new(pool.vmemmap_layout, map(&pool.vmemmap)?)
+        let vmemmap_start = pool.head.map_or(0, |head| head.vmemmap_start);
+        let vmemmap_words = map(&pool.vmemmap, vmemmap_start, pool.vmemmap_layout.nr_words())?;
+        let vmemmap = Vmemmap::new(pool.vmemmap_layout, vmemmap_words)
             .ok_or_else(|| bad("its descriptor file is too short"))?;
-        let index_words = map(&pool.index)?;
+        let index_words = map(&pool.index, 0, pool.index_layout.nr_words())?;
         let index = if pool.is_new {
             IndexWriter::new(pool.index_layout, index_words, random_seed())
         } else {
@@ -173,6 +176,11 @@ impl Core {
         let mut folios = Folios::new(vmemmap);
         if let Some(first) = Pfn::new(0) {
             folios.bring_online(first, pool.nr_pages());
+        }
+        if let Some(head) = pool.head
+            && let Some(run) = PfnRange::new(0, head.head_bytes / PAGE_BYTES)
+        {
+            folios.reclaim(run, Level::Pud, Descriptor::OFFLINE);
         }
         if pool.directory().is_none() {
             // The descriptors are not sealed against writing: that would forbid punching them too.

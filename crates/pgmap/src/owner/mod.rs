@@ -5,6 +5,7 @@ pub mod catalog;
 pub mod clients;
 pub mod core;
 pub(crate) mod cut;
+pub(crate) mod device_head;
 pub(crate) mod drains;
 pub(crate) mod files;
 pub mod handle;
