@@ -6,7 +6,7 @@ use crate::error::errno;
 use crate::level::{Level, PAGE_BYTES};
 use crate::mm::{FillError, Mm, MmState};
 use crate::page_table::entry::LeafFlags;
-use crate::prot::Access;
+use crate::prot::{Access, Prot};
 use crate::vma::BackingError;
 
 /// Why a fault could not be resolved.
@@ -143,13 +143,20 @@ impl Mm {
     /// Fills every page of the range, as `MAP_POPULATE` does, with the largest leaves that fit.
     ///
     /// # Errors
-    /// At the first page that cannot be filled; those before it are.
+    /// At once where something is not mapped or allows no access, as `MADV_POPULATE_READ`; else at the
+    /// first page that cannot be filled, and those before it are.
     pub fn populate(&self, address: u64, len_bytes: u64) -> Result<(), FaultError> {
         let page = address / PAGE_BYTES;
         let end = page.saturating_add(len_bytes.div_ceil(PAGE_BYTES));
         let mut state = self.lock();
         if !state.areas.covers(page, end) {
             return Err(FaultError::NoArea { address });
+        }
+        if let Some(vma) =
+            state.areas.overlapping(page, end).find(|vma| vma.prot == Prot::NONE)
+        {
+            let address = vma.page.max(page) * PAGE_BYTES;
+            return Err(FaultError::Denied { address, access: Access::Read });
         }
         self.fill_all(&mut state, page, end).map_err(|(page, error)| FaultError::Fill {
             address: page * PAGE_BYTES,

@@ -134,6 +134,11 @@ impl<W: WriteWords> Folios<W> {
         if let Some(run) = self.frames.take_run(nr_pages, largest) {
             return Ok(vec![run]);
         }
+        let short = FramesShort {
+            wanted_pages: nr_pages,
+            free_pages: self.frames.free_pages(),
+            longest_run_pages: self.frames.longest_run_pages(),
+        };
         let mut runs: Vec<PfnRange> = Vec::new();
         let mut missing = nr_pages;
         for level in [Level::Pud, Level::Pmd, Level::Pte] {
@@ -156,15 +161,11 @@ impl<W: WriteWords> Folios<W> {
                         missing -= taken.iter().map(|run| run.nr_pages()).sum::<u64>();
                         runs.extend(taken);
                     }
-                    Err(short) if level == Level::Pte => {
+                    Err(_) if level == Level::Pte => {
                         for run in runs {
                             self.frames.give(run);
                         }
-                        return Err(FramesShort {
-                            wanted_pages: nr_pages,
-                            free_pages: self.frames.free_pages(),
-                            ..short
-                        });
+                        return Err(short);
                     }
                     Err(_) => break,
                 }

@@ -475,13 +475,12 @@ impl<W: WriteWords> Folios<W> {
     }
 
     /// The extent of a catalog as the descriptors have it, for an owner whose predecessor was killed
-    /// between putting a new shape on record and making it; none when the frames are of another life.
+    /// between putting a new shape on record and making it, or the other way round; none when no
+    /// descriptor survived. The catalog says whose frames these are, so a word with any stamp is one of
+    /// this extent's lives; its state may be Dying or Tail, where the predecessor was in the middle.
     #[must_use]
     pub fn as_found(&self, extent: &Extent) -> Option<Extent> {
-        let found = self.piece(extent.run)?;
-        let is_same_life =
-            found.life.stamp().is_some() && found.life.stamp() == extent.life.stamp();
-        is_same_life.then_some(found)
+        self.piece(extent.run).filter(|found| found.life.stamp().is_some())
     }
 
     /// Discards what an owner killed in the middle of a split or a merge left below the whole folios

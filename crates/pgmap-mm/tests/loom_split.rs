@@ -337,11 +337,10 @@ fn loom_a_merge_and_a_pin_under_the_small_life_word_never_both_win() {
 }
 
 /// A frame fails while it is being pinned: either the client is found and told, or its pin fails.
-#[test]
-fn loom_a_failed_frame_is_pinned_by_nobody_who_is_not_told() {
-    explore(|| {
+fn a_frame_fails_while_it_is_pinned(pfn: u64) {
+    explore(move || {
         let mut world = World::new();
-        let (extent, pfn) = (world.extent, Pfn::new(7).unwrap());
+        let (extent, pfn) = (world.extent, Pfn::new(pfn).unwrap());
         let pinner = world.pinner.take().unwrap();
         let client = thread::spawn(move || {
             let lane = pinner.lane().unwrap();
@@ -359,6 +358,18 @@ fn loom_a_failed_frame_is_pinned_by_nobody_who_is_not_told() {
         assert_eq!(failed.life.state(), FolioState::Poisoned);
         assert!(!failed.life.is_pinnable());
     });
+}
+
+/// The life word of the extent moves, because its head folio is split.
+#[test]
+fn loom_a_failed_frame_of_the_head_is_pinned_by_nobody_who_is_not_told() {
+    a_frame_fails_while_it_is_pinned(7);
+}
+
+/// The life word of the extent stays where it is and changes.
+#[test]
+fn loom_a_failed_frame_past_the_head_is_pinned_by_nobody_who_is_not_told() {
+    a_frame_fails_while_it_is_pinned(600);
 }
 
 /// A client gives its lease back, after a last short pin, while the owner recalls it: the drain ends,

@@ -31,6 +31,10 @@ pub enum Error {
         /// The length.
         len_bytes: u64,
     },
+    /// The memory of the pool, or of the caller's buffer, did not answer while it was copied: cut
+    /// off, full, or broken. Offsets count from the start of the pool.
+    #[error("copy: {0}")]
+    Memory(pgmap_os::CopyError),
     /// The owner is gone; pins stay valid, structural calls do not work.
     #[error("the pool's owner is gone ({why}); pins taken before stay valid")]
     OwnerGone {
@@ -73,6 +77,7 @@ impl Error {
             Self::Pin(error) => error.errno(),
             Self::Os(error) => error.errno(),
             Self::Bind(error) => error.errno(),
+            Self::Memory(error) => error.errno(),
             Self::OutOfRange { .. } | Self::BadPool { .. } => 22,
             Self::OwnerGone { .. } => 108,
             Self::Protocol { .. } => 71,
@@ -101,8 +106,9 @@ impl From<Error> for Refusal {
     }
 }
 
-impl From<pgmap_os::OutOfBounds> for Error {
-    fn from(error: pgmap_os::OutOfBounds) -> Self {
+impl From<pgmap_os::CopyError> for Error {
+    fn from(error: pgmap_os::CopyError) -> Self {
+        let pgmap_os::CopyError::OutOfBounds(error) = error else { return Self::Memory(error) };
         Self::OutOfRange {
             start: error.offset,
             end: error.offset.saturating_add(error.len),

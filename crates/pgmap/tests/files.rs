@@ -332,3 +332,39 @@ fn descriptors_and_catalog_on_the_device_are_found_again() {
     let small = PoolOptions::in_directory(directory.path().join("small"), 4 << 20);
     assert!(Pool::create(&small.metadata_on_device()).is_err(), "no frame is left");
 }
+
+/// Story: a punch told readers of the piece behind the hole. When it was given up, the old extent was
+/// put together again and the piece's own life word left as it was. A later truncate changed only the
+/// whole extent's word, and a reader of the piece could pin frames that were another file's by then.
+#[test]
+fn a_piece_told_by_a_punch_that_was_given_up_is_not_believed_for_ever() {
+    let owner = owner(1 << 20);
+    let client = owner.client().unwrap();
+    let bytes = pattern(16 * 4096);
+    let mut writer = client.create("a", 16 * 4096, FolioSize::Pages4K).unwrap();
+    writer.write_all_at(0, &bytes).unwrap();
+    writer.commit().unwrap();
+    let pin = client.open("a").unwrap().pin(5 * 4096, 1).unwrap();
+    let during = std::thread::scope(|scope| {
+        let punch = scope.spawn(|| client.punch("a", 5 * 4096, 4096, 300));
+        let during = loop {
+            let file = client.open("a").unwrap();
+            if file.nr_extents() == 3 || punch.is_finished() {
+                break file;
+            }
+        };
+        assert_eq!(punch.join().unwrap().unwrap_err().errno(), 16);
+        during
+    });
+    assert_eq!(during.nr_extents(), 3, "the reader was told of the pieces");
+    assert_eq!(client.get("a").unwrap().to_vec().unwrap(), bytes, "nothing is lost");
+    drop(pin);
+    client.truncate("a", 8 * 4096, 1000).unwrap();
+    put(&client, "b", &vec![0xbb; owner.info().free_bytes as usize]).unwrap();
+    match during.pin(10 * 4096, 4096) {
+        Err(Error::OutOfRange { .. }) => {}
+        Ok(pin) => panic!("pinned {:?} of another file", &pin.to_vec().unwrap()[..4]),
+        Err(other) => panic!("{other}"),
+    }
+    assert_eq!(during.pin_all().unwrap().to_vec().unwrap(), bytes[..8 * 4096]);
+}

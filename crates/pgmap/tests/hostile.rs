@@ -130,7 +130,11 @@ fn is_cut_off(connection: &Connection) -> bool {
 }
 
 /// Sends bytes and descriptors past the library's own checks.
-fn send_raw(connection: &Connection, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> rustix::io::Result<()> {
+fn send_raw(
+    connection: &Connection,
+    bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+) -> rustix::io::Result<()> {
     let mut space = vec![std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(250))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() {
@@ -323,7 +327,8 @@ fn numbers_at_their_limits_are_refused_with_a_reason() {
     let raw = Raw::attach(&victim.socket);
     let name = || FileName::new("a").unwrap();
     for len_bytes in [0, POOL_BYTES + 1, u64::MAX - 4095, u64::MAX] {
-        for size in [FolioSize::BestFit, FolioSize::Pages4K, FolioSize::Pages2M, FolioSize::Pages1G] {
+        for size in [FolioSize::BestFit, FolioSize::Pages4K, FolioSize::Pages2M, FolioSize::Pages1G]
+        {
             let Reply::Created(drafts) =
                 raw.ask(Request::Create(vec![CreateSpec::new(name(), len_bytes, size)]))
             else {
@@ -350,16 +355,18 @@ fn numbers_at_their_limits_are_refused_with_a_reason() {
         let reply = raw.ask(truncate);
         assert!(matches!(reply, Reply::Refused(Refusal::BadLength { .. })), "{reply:?}");
     }
-    for (offset, len_bytes) in [(0, 0), (u64::MAX, 1), (1, u64::MAX), (u64::MAX, u64::MAX), (0, 2)] {
+    for (offset, len_bytes) in [(0, 0), (u64::MAX, 1), (1, u64::MAX), (u64::MAX, u64::MAX), (0, 2)]
+    {
         let on_deadline = OnDeadline::Fail;
-        let punch =
-            Request::Punch { name: name(), offset, len_bytes, deadline_ms: 0, on_deadline };
+        let punch = Request::Punch { name: name(), offset, len_bytes, deadline_ms: 0, on_deadline };
         let reply = raw.ask(punch);
         assert!(matches!(reply, Reply::Refused(_)), "{offset} {len_bytes}: {reply:?}");
     }
-    for request in
-        [Request::Commit(vec![1; 10_000]), Request::Abort(vec![1; 10_000]), Request::Locate(u64::MAX)]
-    {
+    for request in [
+        Request::Commit(vec![1; 10_000]),
+        Request::Abort(vec![1; 10_000]),
+        Request::Locate(u64::MAX),
+    ] {
         let reply = raw.ask(request);
         assert!(matches!(reply, Reply::Refused(_)), "{reply:?}");
     }
@@ -380,7 +387,8 @@ fn anothers_drafts_are_nobodys() {
     assert_eq!(victim.owner.info().reserved_bytes, 8192, "it is still there");
     let Reply::Committed(done) = theirs.ask(Request::Commit(vec![id])) else { panic!() };
     assert!(done[0].is_ok());
-    let Reply::Unlinked(_) = mine.ask(Request::Unlink(vec![FileName::new("theirs").unwrap()])) else {
+    let Reply::Unlinked(_) = mine.ask(Request::Unlink(vec![FileName::new("theirs").unwrap()]))
+    else {
         panic!()
     };
     drop((mine, theirs));

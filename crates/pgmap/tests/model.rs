@@ -28,19 +28,40 @@ const SEED: [u8; 32] = *b"pgmap: files and pins, a model..";
 #[derive(Clone, Debug)]
 enum Step {
     /// Create with so many bytes, write from there on so many, and keep the writer.
-    Create { name: u8, len: u64, written: (u64, u64), replace: bool },
+    Create {
+        name: u8,
+        len: u64,
+        written: (u64, u64),
+        replace: bool,
+    },
     Commit(u8),
     Abort(u8),
     Get(u8),
     Open(u8),
     /// Pin a part through an open handle; how: short, long-term, device.
-    Pin { file: u8, from: u64, len: u64, how: u8 },
+    Pin {
+        file: u8,
+        from: u64,
+        len: u64,
+        how: u8,
+    },
     Drop(u8),
     Unlink(u8),
     UnlinkBatch(u8, u8),
-    Rename { from: u8, to: u8, replace: bool },
-    Truncate { name: u8, len: u64 },
-    Punch { name: u8, from_page: u64, nr_pages: u64 },
+    Rename {
+        from: u8,
+        to: u8,
+        replace: bool,
+    },
+    Truncate {
+        name: u8,
+        len: u64,
+    },
+    Punch {
+        name: u8,
+        from_page: u64,
+        nr_pages: u64,
+    },
     Stat(u8),
 }
 

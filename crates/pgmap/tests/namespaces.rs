@@ -1,4 +1,4 @@
-//! T6 and T9: pid namespaces and mount namespaces. Needs root and `unshare`; skipped by name without.
+//! T6, T7 and T9: pid and mount namespaces, and a file system that is full. Needs root and `unshare`; skipped by name without.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
@@ -18,12 +18,36 @@ fn child_entry() {
     if role == "client" {
         support::client_role::run(&place);
     }
+    if role == "small file system" {
+        fill_a_small_file_system(&place);
+        std::process::exit(0);
+    }
     let owner = Owner::start(Pool::create(&PoolOptions::anonymous(POOL_BYTES)).unwrap()).unwrap();
     owner.serve(&place).unwrap();
     support::say("ok");
     assert_eq!(support::commands().count(), 0);
     drop(owner);
     std::process::exit(0);
+}
+
+/// In a mount namespace of its own, with a tmpfs of 8 MiB at `place`.
+fn fill_a_small_file_system(place: &Path) {
+    let create = |size_bytes| Pool::create(&PoolOptions::in_directory(place.join("p"), size_bytes));
+    let error = create(16 << 20).unwrap_err();
+    assert!(error.to_string().contains("missing"), "{error}");
+    let owner = Owner::start(create(5 << 20).unwrap()).unwrap();
+    let client = owner.client().unwrap();
+    // Others fill the file system after the pool was made.
+    std::fs::write(place.join("ballast"), vec![1; 4 << 20]).unwrap();
+    let error = client.create("a", 5 << 20, pgmap::FolioSize::BestFit).map(drop).unwrap_err();
+    assert!(matches!(error, Error::Refused(Refusal::NoMemory { .. })), "{error}");
+    assert_eq!(owner.info().free_bytes, 5 << 20, "nothing is lost by it");
+    support::put(&client, "small", &block::make(1, 100_000)).unwrap();
+    std::fs::remove_file(place.join("ballast")).unwrap();
+    support::put(&client, "a", &block::make(2, 4 << 20)).unwrap();
+    assert_eq!(block::check(&client.get("a").unwrap().to_vec().unwrap()), Ok(2));
+    assert_eq!(block::check(&client.get("small").unwrap().to_vec().unwrap()), Ok(1));
+    support::say("done");
 }
 
 /// Starts in a pid namespace of its own, where it is number 1.
@@ -135,4 +159,20 @@ fn t9_two_containers_share_a_pool_over_a_mounted_socket() {
     first.kill();
     let info = support::wait_for_info(&owner, "both are reaped", |info| info.nr_clients == 0);
     support::assert_accounted(&info);
+}
+
+#[test]
+fn t7_a_pool_larger_than_its_file_system_is_an_error_and_never_a_signal() {
+    if !may_unshare("t7_a_pool_larger_than_its_file_system_is_an_error_and_never_a_signal") {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let mount = format!(
+        "mount -t tmpfs -o size=8m none {} && exec \"$0\" \"$@\"",
+        directory.path().display()
+    );
+    let wrapper = ["unshare", "--mount", "sh", "-c", &mount];
+    let mut second = Second::start_by(&wrapper, "small file system", directory.path());
+    assert_eq!(second.answer(), "done");
+    assert!(second.end().success());
 }

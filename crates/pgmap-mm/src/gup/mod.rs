@@ -50,6 +50,10 @@
 //! *Pin against truncation.* The life word decides, as in [`pin`](crate::pin): a stale leaf fails
 //! its check and is repaired under the lock.
 //!
+//! *Undone pin against drain.* A pin on the word of a page table that moved may name frames of one
+//! extent and the life word of another. A drain of the frames that saw the slot would not be rung by
+//! the usual unpin, which looks at that life word; so such an undo rings always (loom found this).
+//!
 //! *Pin against unmap.* If the second look at the entry is first, the pages were mapped during the
 //! call and outlive the unmapping, as in the kernel. If the unmap is first, the look differs and the
 //! pin is undone exactly.
@@ -217,10 +221,12 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
             && nr_pages <= look.found.pages_from(page)
             && let Some(run) = PfnRange::new(look.found.frame_of(page), nr_pages)
             && let Ok(pin) = self.lane.pin_pinnable(look.life, run, flags.agent())
-            && self.is_as_seen(&look)
         {
-            let level = look.found.level;
-            return Some(ShortSegment { address: address & PAGE_MASK, level, pin });
+            if self.is_as_seen(&look) {
+                let level = look.found.level;
+                return Some(ShortSegment { address: address & PAGE_MASK, level, pin });
+            }
+            self.undo(pin);
         }
         None
     }
@@ -243,10 +249,12 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
             && nr_pages <= look.found.pages_from(page)
             && let Some(run) = PfnRange::new(look.found.frame_of(page), nr_pages)
             && let Ok(pin) = self.pin_long(&look, run, flags)
-            && self.is_as_seen(&look)
         {
-            let level = look.found.level;
-            return Some(LongSegment { address: address & PAGE_MASK, level, pin });
+            if self.is_as_seen(&look) {
+                let level = look.found.level;
+                return Some(LongSegment { address: address & PAGE_MASK, level, pin });
+            }
+            self.undo(pin);
         }
         None
     }
@@ -273,6 +281,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
             };
             let held = self.lane.pin_pinnable(look.life, run, flags.agent());
             if !self.is_as_seen(&look) || !self.is_reach_as_seen(&look) {
+                self.undo(held);
                 continue;
             }
             let (address, level) = (address & PAGE_MASK, look.found.level);
@@ -301,6 +310,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
             };
             let held = self.pin_long(&look, run, flags);
             if !self.is_as_seen(&look) || !self.is_reach_as_seen(&look) {
+                self.undo(held);
                 continue;
             }
             let (address, level) = (address & PAGE_MASK, look.found.level);
@@ -368,6 +378,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
             self.lane.pin_pinnable(look.life, run, flags.agent()).map(Hold::Short)
         };
         if !self.is_as_seen(&look) || !self.is_reach_as_seen(&look) {
+            self.undo(held);
             return Attempt::Moved;
         }
         let (address, level) = (page * PAGE_BYTES, look.found.level);
@@ -412,6 +423,16 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
     #[inline(always)]
     fn is_as_seen(&self, look: &Look<'_>) -> bool {
         look.found.is_unchanged() && self.mm.table.epoch() == look.epoch
+    }
+
+    /// Lets go of a hold that was published on the word of a page table that moved.
+    ///
+    /// Life word and frames may be of two extents, so the hold's own check on letting go may look at
+    /// the wrong life word, while a drain of the frames has seen the hold and waits: ring always.
+    #[cold]
+    fn undo<H>(&self, hold: H) {
+        drop(hold);
+        self.lane.pinner().side().ring_doorbell();
     }
 
     fn is_reach_as_seen(&self, look: &Look<'_>) -> bool {
@@ -468,15 +489,16 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         for _ in 0..MAX_REPAIRS {
             let mut state = self.mm.lock();
             let (kind, area_pages) = check_area(&state, page, flags)?;
-            self.bring_in(&mut state, page, flags)?;
-            match self.attempt(page, nr_pages.min(area_pages), flags) {
+            let nr_pages = nr_pages.min(area_pages);
+            self.bring_in(&mut state, page, nr_pages, flags)?;
+            match self.attempt(page, nr_pages, flags) {
                 Attempt::Held(segment) => return Ok(segment),
                 Attempt::Refused(error) if is_for_the_caller(&error) => {
                     return Err(GupError::Hold(error));
                 }
                 Attempt::Refused(PinError::NeedsConsent { .. }) => {
                     drop(state);
-                    match self.lease_segment(page, nr_pages.min(area_pages), flags, kind)? {
+                    match self.lease_segment(page, nr_pages, flags, kind)? {
                         Some(segment) => return Ok(segment),
                         None => continue,
                     }
@@ -506,11 +528,13 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         poison_of(&refused, page * PAGE_BYTES, flags)
     }
 
-    /// Faults the page in unless a leaf allows the access already.
+    /// Faults the page in unless a leaf allows the access already, and the pages after it that are
+    /// wanted too, so that one hold covers them.
     fn bring_in(
         &self,
         state: &mut MmState,
         page: u64,
+        nr_pages: u64,
         flags: GupFlags,
     ) -> Result<(), GupError> {
         let address = page * PAGE_BYTES;
@@ -522,7 +546,11 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
             return if has_leaf { Ok(()) } else { Err(GupError::NotPresent { address }) };
         }
         match self.mm.fault_locked(state, address, flags.access()) {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                // What cannot be filled is told when its turn comes.
+                let _later = self.mm.fill_all(state, page + 1, page + nr_pages);
+                Ok(())
+            }
             Err(FaultError::Fill { error: FillError::Backing(BackingError::Poisoned), .. }) => {
                 let is_told = flags.contains(GupFlags::HWPOISON);
                 Err(GupError::Poisoned { address, is_told })

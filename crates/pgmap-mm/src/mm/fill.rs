@@ -164,8 +164,8 @@ impl Mm {
         Ok(Filled { page: place.page, nr_pages: place.nr_pages, level })
     }
 
-    /// Fills every page from `from` up to `to` that has an area and no leaf, with the largest leaves
-    /// that fit. Stops at the first page that cannot be filled; returns that page and why.
+    /// Fills every page from `from` up to `to` that has an area, allows an access and has no leaf, with
+    /// the largest leaves that fit. Stops at the first page that cannot be filled; returns that page and why.
     pub(crate) fn fill_all(
         &self,
         state: &mut MmState,
@@ -174,7 +174,7 @@ impl Mm {
     ) -> Result<(), (u64, FillError)> {
         let MmState { areas, writer } = state;
         let mut cursor = self.table.cursor(writer);
-        for vma in areas.overlapping(from, to) {
+        for vma in areas.overlapping(from, to).filter(|vma| vma.prot != Prot::NONE) {
             let mut at = vma.page.max(from);
             while at < vma.end().min(to) {
                 if let Some(leaf) = cursor.leaf_at(at) {

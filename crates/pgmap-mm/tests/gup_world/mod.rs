@@ -206,6 +206,7 @@ impl World {
 
     /// An extent of `nr_pages` frames in folios of `level`.
     pub fn extent(&self, nr_pages: u64, level: Level, flags: FolioFlags) -> Extent {
+        let level = fitting(level, nr_pages);
         let first = self.take_frames(nr_pages, level.nr_pages());
         let run = PfnRange::new(first, nr_pages).unwrap();
         let extent = Extent::new(run, level, self.fresh_life(flags)).unwrap();
@@ -256,8 +257,9 @@ impl World {
                 let left = nr_pages - first;
                 let flags = extent.life.flags();
                 let run = extent.run.sub_run(0, left).unwrap();
-                // The kept part is described by its first folio, whatever its length.
-                let piece = Extent { run, head_level: extent.head_level, life: self.fresh_life(flags) };
+                self.set_life(&extent, extent.life.in_state(FolioState::Dying));
+                let level = fitting(extent.head_level, left);
+                let piece = Extent::new(run, level, self.fresh_life(flags)).unwrap();
                 self.set_life(&piece, piece.life);
                 gone.extend(extent.run.without(run).1);
                 kept.push(piece);
@@ -299,6 +301,11 @@ impl World {
     pub fn all_holds(&self) -> Vec<Hold> {
         self.reader.all_holds()
     }
+}
+
+/// The level of the first folio of an extent of this length.
+fn fitting(level: Level, nr_pages: u64) -> Level {
+    if nr_pages < level.nr_pages() { Level::Pte } else { level }
 }
 
 /// A mapping of the whole file at this address.

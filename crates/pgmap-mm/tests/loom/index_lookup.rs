@@ -165,6 +165,25 @@ fn loom_a_walk_led_astray_into_another_chain_starts_again() {
     });
 }
 
+/// A slot linked at the head of a chain leads on to the rest of it from the first moment.
+#[test]
+fn loom_an_insert_never_hides_the_names_behind_it() {
+    explore(|| {
+        let words = index_words(2, 2);
+        let (mut writer, reader) = index_in(2, &words);
+        insert(&mut writer, STAYS, 1);
+        let client = thread::spawn(move || {
+            let Lookup::Found(found) = reader.lookup(STAYS) else {
+                panic!("a name that exists was not found");
+            };
+            assert_whole(&found, &[1]);
+        });
+        insert(&mut writer, SAME_CHAIN, 2);
+        assert_eq!(nr_chains(&words), 1);
+        client.join().unwrap();
+    });
+}
+
 const STAYS: &[u8] = b"a";
 const SAME_CHAIN: &[u8] = b"b";
 const OTHER_CHAIN: &[u8] = b"c";

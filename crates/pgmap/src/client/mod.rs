@@ -109,7 +109,8 @@ impl Client {
         }
         let data = WriteMapping::map(&data_file, 0, welcome.data_bytes)?;
         let vmemmap = MemoryFile::from_fd(handed.vmemmap)?;
-        let vmemmap = ReadMapping::map(&vmemmap, welcome.vmemmap_start, layout.nr_words() as u64 * 8)?;
+        let vmemmap =
+            ReadMapping::map(&vmemmap, welcome.vmemmap_start, layout.nr_words() as u64 * 8)?;
         let index_layout = usize::try_from(welcome.max_files)
             .map(IndexLayout::for_files)
             .map_err(|_| odd("an index size that is none"))?;

@@ -121,7 +121,7 @@ impl<'c> FileWriter<'c> {
         &self,
         from: u64,
         to: u64,
-        part: impl Fn(u64, std::ops::Range<u64>) -> Result<(), pgmap_os::OutOfBounds>,
+        part: impl Fn(u64, std::ops::Range<u64>) -> Result<(), pgmap_os::CopyError>,
     ) -> Result<(), Error> {
         let mut at = 0;
         for extent in &self.extents {

@@ -94,11 +94,13 @@ impl Catalog {
     ///
     /// # Errors
     /// [`Error::Catalog`].
-    pub(crate) fn on_device(region: CatalogRegion, pool: Option<&StoredPool>) -> Result<Self, Error> {
+    pub(crate) fn on_device(
+        region: CatalogRegion,
+        pool: Option<&StoredPool>,
+    ) -> Result<Self, Error> {
         let path = PathBuf::from("(on the device)");
-        let database = Database::builder()
-            .create_with_backend(region)
-            .map_err(|e| failure(&path)(&e))?;
+        let database =
+            Database::builder().create_with_backend(region).map_err(|e| failure(&path)(&e))?;
         if let Some(pool) = pool {
             Self::fill(&path, &database, pool)?;
         }

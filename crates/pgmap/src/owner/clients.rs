@@ -162,7 +162,9 @@ impl Core {
         let in_use = runs.iter().flat_map(|run| {
             let folios = self.folios.vmemmap().folios(run);
             let in_use = folios.filter(|(.., word)| word.state() != FolioState::Free);
-            in_use.filter_map(move |(first, level, _)| PfnRange::folio(first, level).intersection(run))
+            in_use.filter_map(move |(first, level, _)| {
+                PfnRange::folio(first, level).intersection(run)
+            })
         });
         in_use.collect::<SortedRuns>().iter().collect()
     }

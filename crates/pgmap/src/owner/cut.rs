@@ -6,7 +6,7 @@
 use pgmap_mm::descriptor::FolioState;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::index::ExtentList;
-use pgmap_mm::level::PAGE_BYTES;
+use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::stamp::Stamp;
 use pgmap_os::clock;
@@ -27,7 +27,8 @@ pub(crate) struct Cut {
     pub deadline_ms: u64,
     /// What happens then.
     pub on_deadline: OnDeadline,
-    /// The file as it was, to go back to.
+    /// Which pages of the file go, and what was there before, to go back to.
+    pub pages: std::ops::Range<u64>,
     pub before: FileRecord,
 }
 
@@ -131,7 +132,7 @@ impl Core {
             self.adopt_shape(&name, before)?;
             return Err(refusal);
         }
-        let pieces = self.cut_extents(&before.extents, pages, fresh, is_tail);
+        let pieces = self.cut_extents(&before.extents, pages.clone(), fresh, is_tail);
         let after = FileRecord { len_bytes, extents: pieces.extents, ..before.clone() };
         if pieces.off.is_empty() {
             self.record(&[Change::Put(&name, after.stored())])?;
@@ -147,7 +148,7 @@ impl Core {
         self.files.insert(name.clone(), FileRecord { doing: Some(doing), ..after });
         let started_ms = clock::monotonic_ms();
         let deadline_ms = started_ms.saturating_add(wait_ms);
-        let purpose = Purpose::Cut(Cut { ticket, name, deadline_ms, on_deadline, before });
+        let purpose = Purpose::Cut(Cut { ticket, name, deadline_ms, on_deadline, pages, before });
         self.drains.push(PendingDrain { drain, started_ms, purpose });
         self.look_again();
         let answered = self.answers.iter().position(|&(answered, _)| answered == ticket);
@@ -337,30 +338,69 @@ impl Core {
         self.answers.push((cut.ticket, Reply::Quarantined(holders)));
     }
 
-    /// Puts a file back to what it was before a cut. Where no head folio was split, exactly: pins and
-    /// references of before go on. Where one was, they look the file up again.
+    /// Gives a file back what a cut was to take. Its extents stay in the pieces that readers were told
+    /// of meanwhile: a piece that was told ends only by a change of its own life word, and putting the
+    /// old extent together again would leave the later pieces' words as they are, to be believed by
+    /// an old reader when their frames are long somebody else's.
     fn restore(&mut self, pending: &PendingDrain, cut: &Cut) {
         for run in pending.drain.runs().iter() {
             self.folios.change_healthy(run, |word| word.in_state(FolioState::Live));
         }
-        let mut before = FileRecord { doing: None, ..cut.before.clone() };
-        for extent in before.extents.iter_mut().filter(|extent| !extent.is_hole()) {
-            let head = self.folios.vmemmap().load(extent.head_level, extent.first());
-            if head.is_some_and(|head| head.state() == FolioState::Split) {
-                if let Some(piece) = self.folios.piece(extent.run) {
-                    *extent = piece;
-                }
+        let Some(file) = self.files.get(&cut.name) else { return };
+        let mut extents = pages_of(&file.extents, 0..cut.pages.start);
+        for extent in pages_of(&cut.before.extents, cut.pages.clone()) {
+            if extent.is_hole() {
+                extents.push(extent);
             } else {
-                self.folios.restore_life(extent);
+                self.push_with_failures(extent.run, &mut extents);
             }
         }
-        if let Err(refusal) = self.write_entry(&cut.name, &before) {
-            // Only when other files took the room meanwhile: the file keeps its shorter entry until
-            // it is cut or renamed again.
-            tracing::warn!(file = %cut.name, %refusal, "the index has no room to restore a file");
+        extents.extend(pages_of(&file.extents, cut.pages.end..u64::MAX));
+        let len_bytes = cut.before.len_bytes;
+        let after =
+            FileRecord { len_bytes, extents: joined_holes(extents), doing: None, ..file.clone() };
+        let written =
+            self.record_file(&cut.name, &after).and_then(|()| self.write_entry(&cut.name, &after));
+        if let Err(refusal) = written {
+            // The frames are the file's all the same; readers are told when the entry is next written.
+            tracing::warn!(file = %cut.name, %refusal, "a file's entry could not be written");
         }
-        self.files.insert(cut.name.clone(), before);
+        self.files.insert(cut.name.clone(), after);
     }
+
+    /// The extents of `run` as its descriptors have them: failed frames are extents of their own.
+    fn push_with_failures(&self, run: PfnRange, extents: &mut Vec<Extent>) {
+        let mut rest = Some(run);
+        for failed in self.folios.poisoned(run) {
+            let Some(whole) = rest else { return };
+            let (before, after) = whole.without(failed);
+            extents.extend(before.and_then(|before| self.folios.piece(before)));
+            extents.extend(self.folios.piece(failed));
+            rest = after;
+        }
+        extents.extend(rest.and_then(|rest| self.folios.piece(rest)));
+    }
+}
+
+/// The part of a file's extents that is `pages`, which begin and end where folios do.
+fn pages_of(extents: &[Extent], pages: std::ops::Range<u64>) -> Vec<Extent> {
+    let mut part = Vec::new();
+    let mut at = 0;
+    for extent in extents {
+        let end = at + extent.run.nr_pages();
+        let (from, to) = (pages.start.max(at), pages.end.min(end));
+        if from < to {
+            let is_whole = from == at && to == end;
+            let run = extent.run.sub_run(from - at, to - from);
+            part.extend(run.and_then(|run| match extent.is_hole() {
+                true => Extent::hole(run.nr_pages()),
+                false if is_whole => Some(*extent),
+                false => Extent::new(run, Level::Pte, extent.life),
+            }));
+        }
+        at = end;
+    }
+    part
 }
 
 /// Neighbouring holes as one.

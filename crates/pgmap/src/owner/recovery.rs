@@ -7,7 +7,7 @@
 
 use std::os::fd::OwnedFd;
 
-use pgmap_mm::descriptor::{FolioFlags, FolioState};
+use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
 use pgmap_mm::drain::ClientId;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::index::{ExtentList, FileId};
@@ -21,6 +21,7 @@ use crate::name::FileName;
 use crate::owner::catalog::StoredFile;
 use crate::owner::clients::{ClientRecord, Identity};
 use crate::owner::core::{Core, FileRecord};
+use crate::refusal::Refusal;
 
 impl Core {
     /// Puts the books in order from the pool's files.
@@ -44,22 +45,29 @@ impl Core {
     }
 
     fn recover_file(&mut self, name: FileName, stored: &StoredFile) -> Result<(), Error> {
+        let pool = format!("{:?}", self.pool.directory());
         let bad = |why: &str| Error::BadPool {
-            pool: format!("{:?}", self.pool.directory()),
+            pool: pool.clone(),
             why: format!("file \"{name}\" {why}"),
         };
         let extents = stored.extents().ok_or_else(|| bad("has an extent that is none"))?;
         let largest = Level::from_number(stored.largest_level)
             .ok_or_else(|| bad("has a folio size that is none"))?;
-        for extent in extents.iter().filter(|extent| !extent.is_hole()) {
-            if !self.recover_extent(extent, largest) {
-                let bad = |why: &str| Error::BadPool {
-                    pool: format!("{:?}", self.pool.directory()),
-                    why: format!("file \"{name}\" {why}"),
-                };
-                return Err(bad("shares frames with another file or lies outside the pool"));
+        let mut recovered = Vec::with_capacity(extents.len());
+        for extent in &extents {
+            if extent.is_hole() {
+                recovered.push(*extent);
+                continue;
+            }
+            match self.recover_extent(extent, largest)? {
+                Some(pieces) => recovered.extend(pieces),
+                None => {
+                    return Err(bad("shares frames with another file or lies outside the pool"));
+                }
             }
         }
+        let is_changed = recovered != extents;
+        let extents = recovered;
         let list: ExtentList = extents.iter().copied().collect();
         let id = FileId(stored.id);
         let entry = self
@@ -76,33 +84,41 @@ impl Core {
             entry,
             doing: None,
         };
+        if is_changed {
+            self.record_file(&name, &record)?;
+        }
         self.files.insert(name, record);
         Ok(())
     }
 
-    /// Takes an extent's frames and makes its descriptors say Live. Descriptors that survived keep
-    /// their folio sizes.
-    fn recover_extent(&mut self, extent: &Extent, largest: Level) -> bool {
-        let survived = self
-            .folios
-            .vmemmap()
-            .load(extent.head_level, extent.first())
-            .is_some_and(|word| word.stamp() == extent.life.stamp() && word.stamp().is_some());
-        if !survived {
-            return self.folios.reclaim(extent.run, largest, extent.life);
-        }
+    /// Takes an extent's frames back and returns what readers are to be told of it. Descriptors that
+    /// survived keep their folio sizes. One whose head is not as the catalog says was being cut, split
+    /// or merged: readers may have been told of its pieces, so each of its folios gets a fresh stamp,
+    /// which ends all of them. None when a frame is another file's or outside the pool.
+    fn recover_extent(
+        &mut self,
+        extent: &Extent,
+        largest: Level,
+    ) -> Result<Option<Vec<Extent>>, Error> {
+        let Some(found) = self.folios.as_found(extent) else {
+            let largest = largest.min(extent.head_level);
+            let is_taken = self.folios.reclaim(extent.run, largest, extent.life);
+            return Ok(is_taken.then(|| vec![*extent]));
+        };
         if !self.folios.claim(extent.run) {
-            return false;
+            return Ok(None);
         }
-        // A truncate or unlink that was cut short left Dying words, or PARTIAL in the life word.
-        if extent.life.state() == FolioState::Poisoned {
-            return true;
+        self.folios.discard_stale_below(extent.run);
+        if found == *extent {
+            return Ok(Some(vec![*extent]));
         }
         let flags = extent.life.flags().without(FolioFlags::PARTIAL);
-        self.folios
-            .change_healthy(extent.run, |word| word.in_state(FolioState::Live).with_flags(flags));
-        self.folios.restore_life(extent);
-        true
+        let life = Descriptor::new(FolioState::Live, flags, self.take_stamp()?);
+        self.folios.change_healthy(extent.run, |_| life);
+        let fresh = self.take_stamp()?;
+        let Some(piece) = self.folios.piece(extent.run) else { return Ok(None) };
+        let pieces = self.folios.cut_around_poison(&piece, fresh).map_err(Refusal::from)?;
+        Ok(Some(pieces))
     }
 
     /// Opens the ledgers of live clients and removes the dead ones'.
@@ -154,6 +170,7 @@ impl Core {
         strays.extend(held.into_iter().filter(|run| self.folios.frames().is_free(*run)));
         let strays = SortedRuns::new(strays);
         for run in strays.iter() {
+            self.folios.discard_stale_below(run);
             self.folios.claim_any_of(run);
         }
         if !strays.is_empty() {

@@ -1,0 +1,156 @@
+//! The command line: every flag, and the help that is also the manual.
+
+use std::path::PathBuf;
+
+use clap::{CommandFactory, Parser, Subcommand, ValueHint};
+use pgmap::os::places;
+
+use crate::output::{Format, Output, Talk, Units};
+use crate::verbs;
+
+const ABOUT: &str = "One memory pool for all the processes of a machine";
+const LONG_ABOUT: &str = "\
+One memory pool for all the processes of a machine.
+
+A block cannot be reused while anything still reads it, and a killed process gives everything back \
+in milliseconds; there are no time-outs to tune. `pgmap demo` shows both in ten seconds and needs \
+nothing but itself.
+
+`pgmap serve` owns a pool. Every other verb is a client of the owner that listens at the socket: \
+files are put into the pool, found by name, and read without a call to the owner. Names are flat: \
+1 to 255 bytes, any but NUL.";
+
+const AFTER_LONG_HELP: &str = "\
+Sizes:
+  Bytes, or a number with K, M, G, T, P, E (powers of 1024; KiB, MiB … say the same), or 0x….
+  2GB is refused, for it means two things.
+
+Output:
+  Results go to stdout as a table, with --json as one object with a `schema` field (for example
+  \"pgmap.ls/1\") and raw integers. Fields are added, never renamed or removed, under one number.
+  A failure with --json also prints a \"pgmap.error/1\" object. Everything else goes to stderr.
+  NO_COLOR turns styling off; PGMAP_LOG sets what is logged, as in `PGMAP_LOG=pgmap=debug`.
+
+Exit codes:
+  0    it worked
+  1    error
+  2    the command line is wrong
+  3    somebody holds it, or is at work on it
+  4    it is quarantined
+  124  the deadline passed; the message names who holds it
+  130  interrupted
+
+Examples:
+  pgmap serve --size 4GiB &
+  pgmap put weights.bin weights
+  pgmap get weights - | sha256sum
+  pgmap ls -u
+  pgmap who weights
+  pgmap truncate weights 1M --deadline 500";
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "pgmap",
+    version,
+    about = ABOUT,
+    long_about = LONG_ABOUT,
+    after_long_help = AFTER_LONG_HELP,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+pub struct Arguments {
+    /// Socket of the pool's owner
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "PGMAP_SOCKET",
+        default_value_os_t = places::default_socket_path(),
+        hide_default_value = true,
+        value_hint = ValueHint::FilePath,
+        long_help = "Socket of the pool's owner. Default: $XDG_RUNTIME_DIR/pgmap/pgmap.sock, \
+                     or /dev/shm/pgmap-UID/pgmap/pgmap.sock where there is no such directory"
+    )]
+    pub socket: PathBuf,
+    /// Print results as JSON
+    #[arg(long = "json", global = true)]
+    is_json: bool,
+    /// Write sizes for people in tables: 1.5 GiB
+    #[arg(short = 'u', long = "human", global = true)]
+    is_human: bool,
+    /// Print results and errors only: no progress, notes or closing lines
+    #[arg(short = 'q', long = "quiet", global = true)]
+    pub is_quiet: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Own a pool and serve it until SIGTERM or SIGINT
+    Serve(verbs::serve::Serve),
+    /// Put a file, or what stdin brings, into the pool
+    Put(verbs::put::Put),
+    /// Write a file of the pool to a file, or to stdout
+    Get(verbs::get::Get),
+    /// List the files
+    Ls(verbs::ls::Ls),
+    /// Describe a file, or the pool
+    Stat(verbs::stat::Stat),
+    /// Take names away; memory is free when its last holder lets go
+    Rm(verbs::rm::Rm),
+    /// Give a file another name
+    Mv(verbs::mv::Mv),
+    /// Shorten a file, waiting for whoever holds what goes
+    Truncate(verbs::truncate::Truncate),
+    /// Show who holds a file, or anything
+    Who(verbs::who::Who),
+    /// Show leases that time out against pins, with real processes and real I/O
+    Demo(verbs::demo::Demo),
+    /// Print a completion script
+    Completions(verbs::completions::Completions),
+    /// Print a manual page
+    Man(verbs::man::Man),
+    /// A process of the demo
+    #[command(hide = true)]
+    DemoChild(crate::demo::child::DemoChild),
+}
+
+impl Arguments {
+    /// Where results go, and how they look.
+    pub fn output(&self) -> Output {
+        Output::new(
+            if self.is_json { Format::Json } else { Format::Table },
+            if self.is_human { Units::Human } else { Units::Bytes },
+            if self.is_quiet { Talk::Quiet } else { Talk::Usual },
+        )
+    }
+}
+
+/// The command line as clap knows it, for completions and manual pages.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_and_verb_has_help() {
+        for verb in command().get_subcommands().filter(|verb| !verb.is_hide_set()) {
+            assert!(verb.get_about().is_some(), "{}", verb.get_name());
+            for arg in verb.get_arguments() {
+                assert!(arg.get_help().is_some(), "{} {}", verb.get_name(), arg.get_id());
+            }
+        }
+    }
+}

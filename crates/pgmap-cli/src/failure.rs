@@ -1,0 +1,140 @@
+//! What a verb fails with: a message that names the thing and the way out, and an exit code.
+
+use std::fmt;
+use std::io;
+use std::process::ExitCode;
+
+use pgmap::{Error, Refusal};
+
+use crate::verbs::who::HolderRow;
+
+/// How the command ends. Scripts rely on the numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// It did not work.
+    Error = 1,
+    /// The command line is wrong.
+    Usage = 2,
+    /// Somebody holds what was wanted, or is at work on it.
+    Busy = 3,
+    /// What was wanted is quarantined.
+    Quarantined = 4,
+    /// The deadline passed.
+    Deadline = 124,
+    /// A signal ended it.
+    Interrupted = 130,
+}
+
+impl Exit {
+    /// The number.
+    pub const fn code(self) -> u8 {
+        self as u8
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit.code())
+    }
+}
+
+/// Why a verb failed.
+#[derive(Debug)]
+pub struct Failure {
+    /// How the command ends.
+    pub exit: Exit,
+    /// What to tell; nothing when all has been told.
+    pub message: String,
+    /// Who holds what was wanted.
+    pub holders: Vec<HolderRow>,
+}
+
+impl Failure {
+    /// An error with exit code 1.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self::with_exit(Exit::Error, message)
+    }
+
+    /// A command line that says two things at once.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::with_exit(Exit::Usage, message)
+    }
+
+    /// An error with any exit code.
+    pub fn with_exit(exit: Exit, message: impl Into<String>) -> Self {
+        Self { exit, message: message.into(), holders: Vec::new() }
+    }
+
+    /// A failure of reading or writing `subject`.
+    pub fn io(what: &str, subject: impl fmt::Display, error: &io::Error) -> Self {
+        Self::new(format!("{what} {subject}: {error}"))
+    }
+
+    /// Ended by a signal; what was begun is undone.
+    pub fn interrupted() -> Self {
+        Self::with_exit(Exit::Interrupted, "interrupted; nothing was left behind")
+    }
+
+    /// Nothing more to tell.
+    pub fn silent(exit: Exit) -> Self {
+        Self::with_exit(exit, "")
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        // The first holder is part of the message.
+        for holder in self.holders.iter().skip(1) {
+            write!(f, "\n  also held by {holder}")?;
+        }
+        Ok(())
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let exit = match &error {
+            Error::Refused(Refusal::Held { .. } | Refusal::InUse { .. }) | Error::Bind(_)
+                if is_busy(error.errno()) =>
+            {
+                Exit::Busy
+            }
+            _ => Exit::Error,
+        };
+        let holders = match error.refusal() {
+            Some(Refusal::Held { holders, .. }) => holders.iter().map(HolderRow::from).collect(),
+            _ => Vec::new(),
+        };
+        Self { exit, message: error.to_string(), holders }
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Error::from(refusal).into()
+    }
+}
+
+impl From<pgmap::os::OsError> for Failure {
+    fn from(error: pgmap::os::OsError) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
+fn is_busy(errno: i32) -> bool {
+    errno == libc::EBUSY || errno == libc::EADDRINUSE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_held_file_is_busy_and_a_missing_one_is_an_error() {
+        let held = Refusal::Held { name: "a".into(), holders: Vec::new(), waited_ms: 1 };
+        assert_eq!(Failure::from(held).exit, Exit::Busy);
+        let missing = Refusal::NotFound { name: "a".into() };
+        assert_eq!(Failure::from(missing).exit, Exit::Error);
+    }
+}

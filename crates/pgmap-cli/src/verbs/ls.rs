@@ -1,0 +1,110 @@
+//! `pgmap ls`: the files of a pool.
+
+use std::path::Path;
+
+use pgmap::FileInfo;
+use serde::Serialize;
+
+use crate::attach::attach;
+use crate::failure::Failure;
+use crate::output::{Output, Show, Units};
+use crate::table::{Side, Table};
+
+/// List the files
+///
+/// Sorted by name. FOLIOS counts those of 4 KiB, 2 MiB and 1 GiB.
+#[derive(Debug, clap::Args)]
+pub struct Ls {}
+
+/// A file as tables and JSON show it.
+#[derive(Debug, Serialize)]
+pub struct FileRow {
+    /// Its name; bytes that are no UTF-8 are escaped.
+    pub name: String,
+    /// Its number, never given to another file.
+    pub id: u64,
+    /// Its length.
+    pub len_bytes: u64,
+    /// Bytes of the frames it takes.
+    pub allocated_bytes: u64,
+    /// Its extents.
+    pub nr_extents: u64,
+    /// Its folios of 4 KiB.
+    pub nr_folios_4k: u64,
+    /// Its folios of 2 MiB.
+    pub nr_folios_2m: u64,
+    /// Its folios of 1 GiB.
+    pub nr_folios_1g: u64,
+}
+
+impl From<FileInfo> for FileRow {
+    fn from(info: FileInfo) -> Self {
+        let [nr_folios_4k, nr_folios_2m, nr_folios_1g] = info.nr_folios;
+        Self {
+            name: info.name.to_string(),
+            id: info.id,
+            len_bytes: info.len_bytes,
+            allocated_bytes: info.allocated_bytes,
+            nr_extents: info.nr_extents,
+            nr_folios_4k,
+            nr_folios_2m,
+            nr_folios_1g,
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Listing {
+    schema: &'static str,
+    files: Vec<FileRow>,
+    nr_files: u64,
+    len_bytes: u64,
+    allocated_bytes: u64,
+}
+
+impl Show for Listing {
+    fn table(&self, units: Units) -> Table {
+        let mut table = Table::new(&[
+            ("NAME", Side::Left),
+            ("SIZE", Side::Right),
+            ("ALLOCATED", Side::Right),
+            ("EXTENTS", Side::Right),
+            ("FOLIOS 4K/2M/1G", Side::Right),
+        ]);
+        for file in &self.files {
+            table.row(vec![
+                file.name.clone(),
+                units.bytes(file.len_bytes),
+                units.bytes(file.allocated_bytes),
+                file.nr_extents.to_string(),
+                format!("{}/{}/{}", file.nr_folios_4k, file.nr_folios_2m, file.nr_folios_1g),
+            ]);
+        }
+        let unit = if units == Units::Bytes { " bytes" } else { "" };
+        let files = if self.nr_files == 1 { "file" } else { "files" };
+        table.closing(format!(
+            "{} {files}, {}{unit} in {}{unit} of frames",
+            self.nr_files,
+            units.bytes(self.len_bytes),
+            units.bytes(self.allocated_bytes)
+        ));
+        table
+    }
+}
+
+impl Ls {
+    /// Lists them.
+    ///
+    /// # Errors
+    /// When the owner cannot be reached.
+    pub fn run(self, socket: &Path, output: &Output) -> Result<(), Failure> {
+        let files: Vec<FileRow> = attach(socket)?.list()?.into_iter().map(FileRow::from).collect();
+        output.show(&Listing {
+            schema: "pgmap.ls/1",
+            nr_files: files.len() as u64,
+            len_bytes: files.iter().map(|file| file.len_bytes).sum(),
+            allocated_bytes: files.iter().map(|file| file.allocated_bytes).sum(),
+            files,
+        })
+    }
+}

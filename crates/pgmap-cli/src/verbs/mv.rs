@@ -1,0 +1,48 @@
+//! `pgmap mv OLD NEW`: gives a file another name.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use pgmap::Replace;
+use serde::Serialize;
+
+use crate::attach::{attach, name_bytes};
+use crate::failure::Failure;
+use crate::output::Output;
+
+/// Give a file another name
+///
+/// Whoever has it open or pinned does not notice.
+#[derive(Debug, clap::Args)]
+pub struct Mv {
+    /// The name it has
+    old: OsString,
+    /// The name it gets
+    new: OsString,
+    /// Take the place of a file that has that name, in one step
+    #[arg(long = "replace")]
+    is_replacing: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Done {
+    schema: &'static str,
+    old: String,
+    new: String,
+}
+
+impl Mv {
+    /// Renames it.
+    ///
+    /// # Errors
+    /// When there is no such file, or the new name is taken.
+    pub fn run(self, socket: &Path, output: &Output) -> Result<(), Failure> {
+        let replace = if self.is_replacing { Replace::Yes } else { Replace::No };
+        attach(socket)?.rename(name_bytes(&self.old), name_bytes(&self.new), replace)?;
+        output.show_done(&Done {
+            schema: "pgmap.mv/1",
+            old: self.old.to_string_lossy().into_owned(),
+            new: self.new.to_string_lossy().into_owned(),
+        })
+    }
+}

@@ -1,0 +1,181 @@
+//! `pgmap serve`: owns a pool until it is told to stop.
+
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use pgmap::os::{file_lock, places};
+use pgmap::{Error, Owner, PageSize, Pool, PoolOptions, Populate};
+use serde::Serialize;
+
+use crate::failure::{Exit, Failure};
+use crate::output::{Output, Show, Units};
+use crate::sizes;
+use crate::stop::Stop;
+use crate::table::Table;
+
+const DEFAULT_BYTES: u64 = 1 << 30;
+/// The file in a pool's directory whose lock says that the pool has an owner.
+const OWNER_LOCK: &str = "owner.lock";
+
+/// Own a pool and serve it until SIGTERM or SIGINT
+///
+/// Makes a pool of 1 GiB under $XDG_RUNTIME_DIR (or /dev/shm), or opens the one that is there: files
+/// outlive the server. Prints one line when clients can attach. Logs go to stderr.
+///
+/// The memory of a pool is taken when it is first handed out, so that shortage is an error there and
+/// never a signal. A pool of huge pages lives in no directory and ends with the server.
+#[derive(Debug, clap::Args)]
+pub struct Serve {
+    /// Size of a new pool: 4GiB, 512M, 0x40000000 [default: 1GiB]
+    #[arg(long, value_name = "SIZE", value_parser = sizes::parse)]
+    size: Option<u64>,
+    /// Directory of the pool [default: $XDG_RUNTIME_DIR/pgmap/pool]
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    pool: Option<PathBuf>,
+    /// Take all the memory now
+    #[arg(long = "populate")]
+    is_populated: bool,
+    /// Use the system's huge pages; the pool then ends with the server
+    #[arg(long, value_name = "SIZE", conflicts_with = "pool")]
+    huge: Option<HugePages>,
+}
+
+/// Sizes of huge pages.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum HugePages {
+    /// 2 MiB
+    #[value(name = "2M", alias = "2MiB")]
+    Huge2M,
+    /// 1 GiB
+    #[value(name = "1G", alias = "1GiB")]
+    Huge1G,
+}
+
+#[derive(Debug, Serialize)]
+struct Serving {
+    schema: &'static str,
+    pool: Option<PathBuf>,
+    socket: PathBuf,
+    size_bytes: u64,
+    free_bytes: u64,
+    nr_files: u64,
+    pid: u32,
+}
+
+impl Show for Serving {
+    fn table(&self, _: Units) -> Table {
+        let mut table = Table::facts();
+        let size = sizes::human(self.size_bytes);
+        let place = self.pool.as_ref().map_or_else(
+            || "an anonymous pool".to_owned(),
+            |pool| format!("the pool in {}", pool.display()),
+        );
+        table.row(vec![format!(
+            "serving {place} ({size}, {} files) at {}",
+            self.nr_files,
+            self.socket.display()
+        )]);
+        table
+    }
+}
+
+impl Serve {
+    /// Serves until a signal comes.
+    ///
+    /// # Errors
+    /// When the pool has an owner, somebody listens at the socket, or there is no memory.
+    pub fn run(self, socket: &Path, output: &Output) -> Result<(), Failure> {
+        // Before anything is there that a signal would leave behind.
+        let mut stop = Stop::listen()?;
+        let pool = self.open()?;
+        make_parent(socket)?;
+        let owner = Owner::start(pool)?;
+        owner.serve(socket)?;
+        let info = owner.info();
+        output.show(&Serving {
+            schema: "pgmap.serve/1",
+            pool: owner.pool().directory().map(Path::to_owned),
+            socket: socket.to_owned(),
+            size_bytes: info.size_bytes,
+            free_bytes: info.free_bytes,
+            nr_files: info.nr_files,
+            pid: std::process::id(),
+        })?;
+        let signal = stop.wait();
+        tracing::info!(signal, "stopping");
+        drop(owner);
+        Ok(())
+    }
+
+    fn open(&self) -> Result<Pool, Failure> {
+        let populate = if self.is_populated { Populate::Upfront } else { Populate::OnDemand };
+        let size_bytes = self.size.unwrap_or(DEFAULT_BYTES);
+        if let Some(huge) = self.huge {
+            let page_size = match huge {
+                HugePages::Huge2M => PageSize::Huge2M,
+                HugePages::Huge1G => PageSize::Huge1G,
+            };
+            let options = PoolOptions::anonymous(size_bytes).huge_pages(page_size);
+            return Ok(Pool::create(&options.populate(populate))?);
+        }
+        let directory = self.pool.clone().unwrap_or_else(places::default_pool_dir);
+        make_parent(&directory)?;
+        let options = PoolOptions::in_directory(&directory, size_bytes).populate(populate);
+        if !directory.join("catalog").exists() {
+            return Pool::create(&options).map_err(|error| not_opened(&directory, error));
+        }
+        let pool = Pool::open(&directory).map_err(|error| not_opened(&directory, error))?;
+        match self.size {
+            Some(wanted) if wanted.next_multiple_of(4096) != pool.size_bytes() => {
+                Err(Failure::new(format!(
+                    "the pool in {} has {} bytes, not {wanted}: leave --size out, or choose \
+                     another --pool",
+                    directory.display(),
+                    pool.size_bytes()
+                )))
+            }
+            _ => Ok(pool),
+        }
+    }
+}
+
+/// A pool that could not be opened because it has an owner is busy.
+fn not_opened(directory: &Path, error: Error) -> Failure {
+    let lock = fs::File::open(directory.join(OWNER_LOCK));
+    let is_owned = lock.is_ok_and(|lock| file_lock::is_locked(&lock).unwrap_or(false));
+    match error {
+        error @ Error::BadPool { .. } if is_owned => {
+            Failure::with_exit(Exit::Busy, error.to_string())
+        }
+        error => error.into(),
+    }
+}
+
+/// Makes the directory that `path` will be in, for this user alone, and refuses one that somebody
+/// else could have prepared: /dev/shm is open to everybody.
+fn make_parent(path: &Path) -> Result<(), Failure> {
+    let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) else {
+        return Ok(());
+    };
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(parent)
+        .map_err(|error| Failure::io("create", parent.display(), &error))?;
+    let runtime = places::default_runtime_dir();
+    for directory in [parent, &runtime].into_iter().filter(|dir| parent.starts_with(dir)) {
+        let metadata = fs::metadata(directory)
+            .map_err(|error| Failure::io("inspect", directory.display(), &error))?;
+        let own = rustix::process::geteuid().as_raw();
+        if parent.starts_with(&runtime) && metadata.uid() != own {
+            return Err(Failure::new(format!(
+                "{} belongs to user {}, not {own}: choose --pool and --socket elsewhere",
+                directory.display(),
+                metadata.uid()
+            )));
+        }
+    }
+    Ok(())
+}

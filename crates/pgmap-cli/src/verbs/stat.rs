@@ -1,0 +1,99 @@
+//! `pgmap stat [NAME]`: a file or the pool at a glance.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use pgmap::PoolInfo;
+use serde::Serialize;
+
+use super::ls::FileRow;
+use crate::attach::{attach, name_bytes};
+use crate::failure::Failure;
+use crate::output::{Output, Show, Units};
+use crate::table::Table;
+
+/// Describe a file, or the pool
+///
+/// Of the pool, frames are free, live (of files), reserved (being written), draining (removed and
+/// still held), quarantined (kept out of use) or poisoned (their memory failed); orphaned ones (a dead
+/// process's device may still write to them) are among any of these.
+#[derive(Debug, clap::Args)]
+pub struct Stat {
+    /// Name in the pool; the pool itself when absent
+    name: Option<OsString>,
+}
+
+#[derive(Debug, Serialize)]
+struct FileStat {
+    schema: &'static str,
+    #[serde(flatten)]
+    file: FileRow,
+}
+
+impl Show for FileStat {
+    fn table(&self, units: Units) -> Table {
+        let file = &self.file;
+        let mut table = Table::facts();
+        table.fact("name", &file.name);
+        table.fact("id", file.id);
+        table.fact("size", units.bytes(file.len_bytes));
+        table.fact("allocated", units.bytes(file.allocated_bytes));
+        table.fact("extents", file.nr_extents);
+        table.fact("folios of 4 KiB", file.nr_folios_4k);
+        table.fact("folios of 2 MiB", file.nr_folios_2m);
+        table.fact("folios of 1 GiB", file.nr_folios_1g);
+        table
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct PoolStat {
+    schema: &'static str,
+    #[serde(flatten)]
+    pool: PoolInfo,
+}
+
+impl Show for PoolStat {
+    fn table(&self, units: Units) -> Table {
+        let pool = &self.pool;
+        let mut table = Table::facts();
+        for (what, bytes) in [
+            ("size", pool.size_bytes),
+            ("free", pool.free_bytes),
+            ("longest free run", pool.longest_free_bytes),
+            ("live", pool.live_bytes),
+            ("reserved", pool.reserved_bytes),
+            ("draining", pool.draining_bytes),
+            ("quarantined", pool.quarantined_bytes),
+            ("poisoned", pool.poisoned_bytes),
+            ("orphaned", pool.orphaned_bytes),
+            ("backed by memory", pool.backed_bytes),
+            ("metadata", pool.metadata_bytes),
+        ] {
+            table.fact(what, units.bytes(bytes));
+        }
+        table.fact("files", pool.nr_files);
+        table.fact("clients", pool.nr_clients);
+        table
+    }
+}
+
+impl Stat {
+    /// Describes it.
+    ///
+    /// # Errors
+    /// When there is no such file.
+    pub fn run(self, socket: &Path, output: &Output) -> Result<(), Failure> {
+        let client = attach(socket)?;
+        match &self.name {
+            Some(name) => {
+                let file = client.stat(name_bytes(name))?.into();
+                output.show(&FileStat { schema: "pgmap.stat/1", file })
+            }
+            None => {
+                let pool = client.pool_stat()?;
+                output.show(&PoolStat { schema: "pgmap.pool/1", pool })
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! `pgmap who [NAME]`: who holds what.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::Path;
+
+use pgmap::Holder;
+use serde::Serialize;
+
+use crate::attach::{attach, name_bytes};
+use crate::failure::Failure;
+use crate::output::{Output, Show, Units};
+use crate::table::{Side, Table};
+
+/// Bytes of a frame.
+const FRAME_BYTES: u64 = 4096;
+
+/// Show who holds a file, or anything
+///
+/// One line per process and run of frames. Asking takes no hold and stops nobody.
+#[derive(Debug, clap::Args)]
+pub struct Who {
+    /// Name in the pool; everything when absent
+    name: Option<OsString>,
+}
+
+/// A holder as tables, JSON and messages show it.
+#[derive(Clone, Debug, Serialize)]
+pub struct HolderRow {
+    /// Its process.
+    pub pid: i32,
+    /// The process's name when it attached.
+    pub command: String,
+    /// The process's user.
+    pub uid: u32,
+    /// The owner's number for the client.
+    pub client: u64,
+    /// `short`, `long-term` or `writer`.
+    pub kind: &'static str,
+    /// Whether a device may be writing through the hold.
+    pub is_device: bool,
+    /// First frame.
+    pub first_pfn: u64,
+    /// Frames.
+    pub nr_pages: u64,
+    /// Bytes of these frames.
+    pub len_bytes: u64,
+    /// Pins this stands for.
+    pub nr_pins: u32,
+    /// What the client says the pin is for; 0 for nothing.
+    pub tag: u64,
+    /// The file, where the frames belong to one.
+    pub file: Option<String>,
+    /// For how long a drain has been waiting for it.
+    pub seen_for_ms: Option<u64>,
+}
+
+impl From<&Holder> for HolderRow {
+    fn from(holder: &Holder) -> Self {
+        Self {
+            pid: holder.pid,
+            command: holder.command.clone(),
+            uid: holder.uid,
+            client: holder.client,
+            kind: holder.kind.name(),
+            is_device: holder.is_device,
+            first_pfn: holder.first_pfn,
+            nr_pages: holder.nr_pages,
+            len_bytes: holder.nr_pages.saturating_mul(FRAME_BYTES),
+            nr_pins: holder.nr_pins,
+            tag: holder.tag,
+            file: holder.file.clone(),
+            seen_for_ms: holder.seen_for_ms,
+        }
+    }
+}
+
+impl HolderRow {
+    fn frames(&self) -> String {
+        format!("{:#x}..{:#x}", self.first_pfn, self.first_pfn.saturating_add(self.nr_pages))
+    }
+}
+
+impl fmt::Display for HolderRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let device = if self.is_device { " device" } else { "" };
+        let Self { command, pid, kind, .. } = self;
+        write!(f, "{command} (pid {pid}): {kind}{device} pin of {}", self.frames())
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Holders {
+    schema: &'static str,
+    name: Option<String>,
+    holders: Vec<HolderRow>,
+    nr_holders: u64,
+    is_cut: bool,
+}
+
+impl Show for Holders {
+    fn table(&self, units: Units) -> Table {
+        let mut table = Table::new(&[
+            ("PID", Side::Right),
+            ("COMMAND", Side::Left),
+            ("UID", Side::Right),
+            ("KIND", Side::Left),
+            ("FRAMES", Side::Left),
+            ("SIZE", Side::Right),
+            ("PINS", Side::Right),
+            ("TAG", Side::Right),
+            ("WAITED FOR", Side::Right),
+            ("FILE", Side::Left),
+        ]);
+        for holder in &self.holders {
+            let device = if holder.is_device { "+device" } else { "" };
+            table.row(vec![
+                holder.pid.to_string(),
+                holder.command.clone(),
+                holder.uid.to_string(),
+                format!("{}{device}", holder.kind),
+                holder.frames(),
+                units.bytes(holder.len_bytes),
+                holder.nr_pins.to_string(),
+                holder.tag.to_string(),
+                holder.seen_for_ms.map_or_else(|| "-".into(), |ms| format!("{ms} ms")),
+                holder.file.clone().unwrap_or_else(|| "(removed)".into()),
+            ]);
+        }
+        let more = if self.is_cut { " and more that the answer has no room for" } else { "" };
+        let holds = if self.nr_holders == 1 { "hold" } else { "holds" };
+        table.closing(format!("{} {holds}{more}", self.nr_holders));
+        table
+    }
+}
+
+impl Who {
+    /// Shows them.
+    ///
+    /// # Errors
+    /// When there is no such file.
+    pub fn run(self, socket: &Path, output: &Output) -> Result<(), Failure> {
+        let (holders, is_cut) = attach(socket)?.who(self.name.as_deref().map(name_bytes))?;
+        output.show(&Holders {
+            schema: "pgmap.who/1",
+            name: self.name.map(|name| name.to_string_lossy().into_owned()),
+            nr_holders: holders.len() as u64,
+            holders: holders.iter().map(HolderRow::from).collect(),
+            is_cut,
+        })
+    }
+}

@@ -1,0 +1,160 @@
+//! A server in a directory of its own, and the command as its users run it.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "a failure of the stage fails the test")]
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits until `is_so`; fails when it never is.
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < end, "never: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The command, told nothing by the environment.
+pub fn pgmap() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pgmap"));
+    command.env_remove("PGMAP_SOCKET").env_remove("PGMAP_LOG").env_remove("XDG_RUNTIME_DIR");
+    command
+}
+
+/// A served pool.
+pub struct Server {
+    pub directory: TempDir,
+    pub child: Child,
+}
+
+impl Server {
+    /// Serves a new pool of 64 MiB.
+    pub fn start() -> Self {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let child = Self::serve_in(directory.path());
+        Self { directory, child }
+    }
+
+    fn serve_in(directory: &Path) -> Child {
+        let is_new = !directory.join("pool").exists();
+        let mut command = pgmap();
+        command.arg("serve").arg("--pool").arg(directory.join("pool"));
+        command.arg("--socket").arg(directory.join("socket"));
+        if is_new {
+            command.args(["--size", "64M"]);
+        }
+        let mut child =
+            command.arg("--json").stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let ready = std::io::BufReader::new(child.stdout.take().unwrap());
+        let ready: Value =
+            serde_json::Deserializer::from_reader(ready).into_iter().next().unwrap().unwrap();
+        assert_eq!(ready["schema"], "pgmap.serve/1");
+        child
+    }
+
+    /// Serves the same pool again, after the first server ended.
+    pub fn restart(&mut self) {
+        self.child.wait().unwrap();
+        self.child = Self::serve_in(self.directory.path());
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = pgmap();
+        command.args(arguments).env("PGMAP_SOCKET", self.path("socket"));
+        command
+    }
+
+    /// Runs a verb to its end.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// Runs a verb that must succeed, with `stdin`, and returns its stdout.
+    pub fn pipe(&self, arguments: &[&str], stdin: &[u8]) -> Vec<u8> {
+        let mut child = self
+            .command(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut pipe = child.stdin.take().unwrap();
+        pipe.write_all(stdin).unwrap();
+        drop(pipe);
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        output.stdout
+    }
+
+    /// Runs a verb that must succeed and returns its stdout.
+    pub fn good(&self, arguments: &[&str]) -> String {
+        text(&self.pipe(arguments, b""))
+    }
+
+    /// Runs a verb with `--json` that must succeed.
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&self.good(&[arguments, &["--json"]].concat())).unwrap()
+    }
+
+    /// Runs a verb that must fail with `code`, and returns its stderr.
+    pub fn fails(&self, arguments: &[&str], code: i32) -> String {
+        let output = self.run(arguments);
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
+        stderr
+    }
+
+    /// Writes a file beside the pool and returns its path.
+    pub fn file(&self, name: &str, bytes: &[u8]) -> String {
+        let path = self.path(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        send(&self.child, signal);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn send(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Bytes of which no two runs of a page are alike.
+pub fn noise(len: usize) -> Vec<u8> {
+    let mut state = 88_172_645_463_325_252_u64;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}

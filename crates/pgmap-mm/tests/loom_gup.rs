@@ -1,0 +1,207 @@
+//! Translating and pinning under loom, against everything that moves the page table or ends a life.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test -p pgmap-mm --release --test loom_gup`. The first thread changes
+//! the address space, because loom 0.7 tries the orders of a store best against loads that come
+//! later in its first execution; the others pin. Under loom a chunk of tables is one table and an
+//! epoch serves one retired table or span, so reuse happens at once.
+#![cfg(loom)]
+#![allow(clippy::unwrap_used, reason = "a fixture that is not there fails the test")]
+
+#[allow(dead_code, reason = "shared with the other models")]
+#[path = "loom/support.rs"]
+mod support;
+
+use std::sync::Arc;
+
+use loom::thread;
+use pgmap_mm::extent::Extent;
+use pgmap_mm::gup::{Gup, GupFlags, ReadSection};
+use pgmap_mm::level::{Level, PAGE_BYTES};
+use pgmap_mm::mm::{MapRequest, Mm};
+use pgmap_mm::pfn::PfnRange;
+use pgmap_mm::vma::{Backed, Backing, BackingError, VmaKind};
+use pgmap_mm::vmemmap::VmemmapLayout;
+use support::{Client, Frame, World, explore_up_to, extent, folio};
+
+const HUGE: u64 = Level::Pmd.nr_pages();
+const MIB2: u64 = Level::Pmd.size_bytes();
+const PREEMPTIONS: usize = 3;
+
+/// A file of one extent.
+#[derive(Debug)]
+struct File(Extent);
+
+impl Backing for File {
+    fn kind(&self) -> VmaKind {
+        VmaKind::Shared
+    }
+    fn nr_pages(&self) -> u64 {
+        self.0.run.nr_pages()
+    }
+    fn extent_at(&self, page: u64) -> Result<Backed, BackingError> {
+        Ok(Backed { extent: self.0, skip: page })
+    }
+}
+
+fn file(n: u64) -> Arc<dyn Backing> {
+    Arc::new(File(extent(n)))
+}
+
+struct Space {
+    world: World,
+    client: Client,
+    mm: Arc<Mm>,
+    frames: [Arc<Frame>; 2],
+}
+
+impl Space {
+    fn new() -> Self {
+        let world = World::new();
+        let client = world.client(1, 2, 2);
+        let layout = VmemmapLayout::for_pages(1).unwrap();
+        let mm = Arc::new(Mm::for_device(&layout, 0, 4 * MIB2).unwrap());
+        Self { world, client, mm, frames: [Frame::new(0), Frame::new(0)] }
+    }
+
+    /// Maps file `n` at this page, and fills it.
+    fn map(&self, n: u64, file_page: u64, page: u64, nr_pages: u64) {
+        let address = page * PAGE_BYTES;
+        let request = MapRequest::new(file(n), nr_pages * PAGE_BYTES).from_file_page(file_page);
+        self.mm.map(&request.over(address)).unwrap();
+        self.mm.populate(address, nr_pages * PAGE_BYTES).unwrap();
+    }
+
+    fn unmap(&self, page: u64, nr_pages: u64) {
+        let _ended = self.mm.unmap(page * PAGE_BYTES, nr_pages * PAGE_BYTES).unwrap();
+    }
+
+    /// Ends folio `n` as its owner does, and gives its frames to somebody else.
+    fn end_life(&self, n: u64) {
+        self.world.kill(n);
+        self.world.drain(&[n], &[&self.client.reader]);
+        self.frames[n as usize].reuse();
+    }
+
+    /// A thread that pins one page at `page` and uses what it got; it must be of one of `files`.
+    fn pin_once(&self, page: u64, files: &'static [u64]) -> thread::JoinHandle<()> {
+        let (mm, pinner) = (self.mm.clone(), self.client.pinner.clone());
+        let frames = self.frames.clone();
+        thread::spawn(move || {
+            let lane = pinner.lane().unwrap();
+            let gup = Gup::new(&mm, &lane).unwrap();
+            if let Some(held) = gup.fast_leaf(page * PAGE_BYTES, 1, GupFlags::WRITE) {
+                let n = file_of(held.run());
+                assert!(files.contains(&n), "page {page} was never of file {n}");
+                frames[n as usize].use_while_held();
+            }
+        })
+    }
+}
+
+fn file_of(run: PfnRange) -> u64 {
+    (0..2).find(|&n| folio(n).covers(run)).expect("frames of no folio")
+}
+
+#[test]
+fn loom_fast_walk_vs_unmap_and_truncate() {
+    explore_up_to(PREEMPTIONS, || {
+        let space = Space::new();
+        space.map(0, 0, 0, HUGE);
+        let pinning = space.pin_once(5, &[0]);
+        space.unmap(0, HUGE);
+        space.end_life(0);
+        pinning.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_fast_walk_vs_truncate_that_tells_nobody() {
+    explore_up_to(PREEMPTIONS, || {
+        let space = Space::new();
+        space.map(0, 0, 0, HUGE);
+        let pinning = space.pin_once(5, &[0]);
+        space.end_life(0);
+        pinning.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_fast_walk_vs_remap_of_the_same_address() {
+    explore_up_to(PREEMPTIONS, || {
+        let space = Space::new();
+        space.map(0, 0, 0, HUGE);
+        let pinning = space.pin_once(5, &[0, 1]);
+        space.map(1, 0, 0, HUGE);
+        space.end_life(0);
+        pinning.join().unwrap();
+    });
+}
+
+/// The span of the old mapping is reused for the new one elsewhere: a reader that mixes the two
+/// would hold folio 0 under the life word of folio 1.
+#[test]
+fn loom_fast_walk_vs_reuse_of_the_span() {
+    explore_up_to(PREEMPTIONS, || {
+        let space = Space::new();
+        space.map(0, 0, 0, HUGE);
+        let pinning = space.pin_once(5, &[0]);
+        space.unmap(0, HUGE);
+        space.map(1, 0, HUGE, HUGE);
+        space.end_life(0);
+        pinning.join().unwrap();
+    });
+}
+
+/// The table page of the old mapping is reused for the new one elsewhere: a reader that is on its
+/// way into it would find another address's leaf.
+#[test]
+fn loom_fast_walk_vs_reuse_of_the_table() {
+    explore_up_to(PREEMPTIONS, || {
+        let space = Space::new();
+        // Off colour, so that leaves are of 4 KiB.
+        space.map(0, 1, 0, 1);
+        space.map(0, 1, 2 * HUGE, 1);
+        let pinning = space.pin_once(0, &[0]);
+        space.unmap(0, 1);
+        space.map(1, 1, HUGE, 1);
+        pinning.join().unwrap();
+    });
+}
+
+/// The two halves of a stretch are never mapped at the same time, so no pin may cover both.
+#[test]
+fn loom_long_read_vs_a_stretch_that_moves() {
+    explore_up_to(PREEMPTIONS, || {
+        let space = Space::new();
+        space.map(0, 1, 0, 1);
+        let (mm, pinner) = (space.mm.clone(), space.client.pinner.clone());
+        let pinning = thread::spawn(move || {
+            let lane = pinner.lane().unwrap();
+            let gup = Gup::new(&mm, &lane).unwrap();
+            let held = gup.fast_run(0, 2, GupFlags::WRITE);
+            assert!(held.is_none_or(|held| held.run().nr_pages() == 1), "two halves at once");
+        });
+        space.unmap(0, 1);
+        space.map(0, 2, 1, 1);
+        pinning.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_read_section_vs_truncate() {
+    explore_up_to(PREEMPTIONS, || {
+        let space = Space::new();
+        space.map(0, 0, 0, HUGE);
+        let (mm, pinner) = (space.mm.clone(), space.client.pinner.clone());
+        let frames = space.frames.clone();
+        let reading = thread::spawn(move || {
+            let lane = pinner.lane().unwrap();
+            let section = ReadSection::open(&mm, &lane).unwrap();
+            if section.translate(0).is_some() {
+                frames[0].use_while_held();
+            }
+        });
+        space.end_life(0);
+        reading.join().unwrap();
+    });
+}
