@@ -1,5 +1,7 @@
 //! Files through the embedded owner: what a caller of the library may rely on.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
+
 use pgmap::{CreateSpec, Error, FileName, FolioSize, Owner, Pool, PoolOptions, Refusal, Replace};
 
 fn owner(size_bytes: u64) -> Owner {

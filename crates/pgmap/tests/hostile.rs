@@ -103,7 +103,7 @@ impl Raw {
 
     fn ask(&self, request: Request) -> Reply {
         self.send(request);
-        self.answer().expect("an answer")
+        self.answer().unwrap()
     }
 
     /// The next answer; none when the owner hung up.

@@ -1,5 +1,7 @@
 //! Long-term pins, leases and the pool's holder: who may, who is asked, who is told.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
+
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! Memory failure: the smallest folio goes, everything around it lives, everybody concerned is told.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
+
 use pgmap::{Client, Error, Event, FolioSize, Owner, Pool, PoolOptions};
 
 const EHWPOISON: i32 = 133;

@@ -1,5 +1,7 @@
 //! Several pagemaps in one owner: validation, device files, drivers, teardown.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! Scenarios of the kernel's rules that need the whole library; docs/parity.md says what Linux does.
 
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
+
 use std::time::{Duration, Instant};
 
 use pgmap::{Client, CreateSpec, FileName, FileRules, FolioSize, Owner, Pool, PoolOptions};
