@@ -10,54 +10,37 @@
 //! is not `rep movsb`: on AMD Zen that runs 1.4 to 6 times slower when one side is not aligned to
 //! its line, and what `malloc` returns for 2 MiB never is (`tests/copy_speed.rs` measures). Filling
 //! with zero is `rep stosb`, which does not mind. Elsewhere volatile words are copied.
+//!
+//! # Memory that does not answer
+//! A file may be cut shorter under a mapping, its file system may be full, memory may break: touching
+//! such a byte is SIGBUS, which kills. A copy comes back as an error instead ([`CopyError::Fault`]),
+//! by the handler that every mapping installs ([`crate::sigbus`]); it costs a copy that succeeds
+//! nothing. Part of the range may then have been copied, and which part is not said. This holds on
+//! x86-64; elsewhere a copy dies like every other access.
 
-// UNSAFETY: raw pointers and inline assembly are what a copy the compiler cannot see is made of.
+// UNSAFETY: raw pointers and assembly are what a copy the compiler cannot see is made of.
 #![allow(unsafe_code)]
 
 use crate::{ReadMapping, WriteMapping};
-use std::error::Error;
-use std::fmt;
+use std::ops::Range;
 
-/// A range that does not lie inside the mapping.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OutOfBounds {
-    /// Where the range starts, in bytes from the start of the mapping.
-    pub offset: u64,
-    /// How long it is.
-    pub len: u64,
-    /// How long the mapping is.
-    pub mapping_len: u64,
-}
-
-impl OutOfBounds {
-    /// Returns `EFAULT`: what the kernel says of an address outside.
-    pub fn errno(&self) -> i32 {
-        libc::EFAULT
-    }
-}
-
-impl fmt::Display for OutOfBounds {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { offset, len, mapping_len } = self;
-        write!(f, "{len} bytes at {offset} do not lie inside a mapping of {mapping_len} bytes")
-    }
-}
-
-impl Error for OutOfBounds {}
+mod error;
+pub use error::{CopyError, FaultCause, MemoryFault, OutOfBounds};
 
 impl ReadMapping {
     /// Copies the bytes from `offset` on into `target`.
     ///
     /// # Errors
-    /// [`OutOfBounds`]; nothing is then copied.
+    /// [`CopyError::OutOfBounds`]: nothing is then copied. [`CopyError::Fault`] where the file no
+    /// longer has the bytes or its memory is broken: `target` may then hold some of them.
     #[inline]
-    pub fn copy_out(&self, offset: u64, target: &mut [u8]) -> Result<(), OutOfBounds> {
-        check(offset, target.len() as u64, self.len_bytes())?;
+    pub fn copy_out(&self, offset: u64, target: &mut [u8]) -> Result<(), CopyError> {
+        let range = MappedRange::new(self.addresses(), offset, target.len() as u64)?;
         let source = self.as_ptr().wrapping_add(offset as usize);
         // SAFETY: the source range was checked against the mapping, which is readable until `self`
         // is dropped; the target is an exclusive slice of the same length.
-        unsafe { copy(source, target.as_mut_ptr(), target.len()) };
-        Ok(())
+        let copied = unsafe { copy(source, target.as_mut_ptr(), target.len()) };
+        copied.map_err(|fault| range.error(fault, target.as_ptr()))
     }
 }
 
@@ -65,51 +48,85 @@ impl WriteMapping {
     /// Copies the bytes from `offset` on into `target`.
     ///
     /// # Errors
-    /// [`OutOfBounds`]; nothing is then copied.
+    /// As [`ReadMapping::copy_out`].
     #[inline]
-    pub fn copy_out(&self, offset: u64, target: &mut [u8]) -> Result<(), OutOfBounds> {
-        check(offset, target.len() as u64, self.len_bytes())?;
+    pub fn copy_out(&self, offset: u64, target: &mut [u8]) -> Result<(), CopyError> {
+        let range = MappedRange::new(self.addresses(), offset, target.len() as u64)?;
         let source = self.as_ptr().wrapping_add(offset as usize);
         // SAFETY: as in `ReadMapping::copy_out`.
-        unsafe { copy(source, target.as_mut_ptr(), target.len()) };
-        Ok(())
+        let copied = unsafe { copy(source, target.as_mut_ptr(), target.len()) };
+        copied.map_err(|fault| range.error(fault, target.as_ptr()))
     }
 
     /// Copies `source` over the bytes from `offset` on.
     ///
     /// # Errors
-    /// [`OutOfBounds`]; nothing is then written.
+    /// [`CopyError::OutOfBounds`]: nothing is then written. [`CopyError::Fault`] where the file no
+    /// longer has the bytes, has no space for them, or its memory is broken: some of them may then
+    /// have been written.
     #[inline]
-    pub fn copy_in(&self, offset: u64, source: &[u8]) -> Result<(), OutOfBounds> {
-        check(offset, source.len() as u64, self.len_bytes())?;
+    pub fn copy_in(&self, offset: u64, source: &[u8]) -> Result<(), CopyError> {
+        let range = MappedRange::new(self.addresses(), offset, source.len() as u64)?;
         let target = self.as_ptr().wrapping_add(offset as usize);
         // SAFETY: the target range was checked against the mapping, which is writable until `self`
         // is dropped; no reference to plain bytes of a mapping exists; the source is a slice of the
         // same length.
-        unsafe { copy(source.as_ptr(), target, source.len()) };
-        Ok(())
+        let copied = unsafe { copy(source.as_ptr(), target, source.len()) };
+        copied.map_err(|fault| range.error(fault, source.as_ptr()))
     }
 
     /// Fills `len` bytes from `offset` on with zero.
     ///
     /// # Errors
-    /// [`OutOfBounds`]; nothing is then written.
+    /// As [`Self::copy_in`].
     #[inline]
-    pub fn fill_zero(&self, offset: u64, len: u64) -> Result<(), OutOfBounds> {
-        check(offset, len, self.len_bytes())?;
+    pub fn fill_zero(&self, offset: u64, len: u64) -> Result<(), CopyError> {
+        let range = MappedRange::new(self.addresses(), offset, len)?;
         let target = self.as_ptr().wrapping_add(offset as usize);
         // SAFETY: as in `copy_in`.
-        unsafe { zero(target, len as usize) };
-        Ok(())
+        let filled = unsafe { zero(target, len as usize) };
+        filled.map_err(|fault| range.error(fault, target))
     }
 }
 
-#[inline]
-fn check(offset: u64, len: u64, mapping_len: u64) -> Result<(), OutOfBounds> {
-    match offset.checked_add(len) {
-        Some(end) if end <= mapping_len => Ok(()),
-        _ => Err(OutOfBounds { offset, len, mapping_len }),
+/// A range that was found to lie inside its mapping.
+struct MappedRange {
+    mapping: Range<usize>,
+    offset: u64,
+    len: u64,
+}
+
+impl MappedRange {
+    #[inline]
+    fn new(mapping: Range<usize>, offset: u64, len: u64) -> Result<Self, OutOfBounds> {
+        let mapping_len = mapping.len() as u64;
+        match offset.checked_add(len) {
+            Some(end) if end <= mapping_len => Ok(Self { mapping, offset, len }),
+            _ => Err(OutOfBounds { offset, len, mapping_len }),
+        }
     }
+
+    /// Says which side of the copy did not answer, and where. `slice` is the caller's side.
+    #[cold]
+    fn error(self, fault: Fault, slice: *const u8) -> CopyError {
+        let Fault { address, cause } = fault;
+        // Broken memory is reported by the start of its page, which may lie before the range.
+        let last = self.len.saturating_sub(1);
+        if self.mapping.contains(&address) {
+            let offset = (address - self.mapping.start) as u64;
+            let offset = offset.clamp(self.offset, self.offset.saturating_add(last));
+            return CopyError::Fault(MemoryFault { offset, cause });
+        }
+        let offset = (address.saturating_sub(slice as usize) as u64).min(last);
+        CopyError::SliceFault(MemoryFault { offset, cause })
+    }
+}
+
+/// Memory that did not answer, by its address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Fault {
+    address: usize,
+    cause: FaultCause,
 }
 
 /// Copies `len` bytes that others may change meanwhile.
@@ -117,9 +134,9 @@ fn check(offset: u64, len: u64, mapping_len: u64) -> Result<(), OutOfBounds> {
 /// # Safety
 /// `source` must be readable and `target` writable for `len` bytes, the two must not overlap, and
 /// neither may lie under a reference that promises otherwise (a foreign `&mut` to either, a `&` to
-/// plain bytes of the target). Either side may be changed by others during the copy.
+/// plain bytes of the target). Either side may be changed by others during the copy, or not answer.
 #[inline]
-pub unsafe fn copy(source: *const u8, target: *mut u8, len: usize) {
+unsafe fn copy(source: *const u8, target: *mut u8, len: usize) -> Result<(), Fault> {
     // SAFETY: the caller's promises are those of the call.
     unsafe { machine::copy(source, target, len) }
 }
@@ -129,10 +146,12 @@ pub unsafe fn copy(source: *const u8, target: *mut u8, len: usize) {
 /// # Safety
 /// As [`copy`], of the target alone.
 #[inline]
-pub unsafe fn zero(target: *mut u8, len: usize) {
+unsafe fn zero(target: *mut u8, len: usize) -> Result<(), Fault> {
     // SAFETY: the caller's promises are those of the call.
     unsafe { machine::zero(target, len) }
 }
+
+pub(crate) use machine::end_copy;
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -173,7 +192,7 @@ mod tests {
         let mut bytes = [7; 2];
         for offset in [8191, 8192, u64::MAX] {
             let error = reader.copy_out(offset, &mut bytes).unwrap_err();
-            assert_eq!((error.offset, error.len, error.mapping_len), (offset, 2, 8192));
+            assert_eq!(error, OutOfBounds { offset, len: 2, mapping_len: 8192 }.into());
             assert_eq!(error.errno(), libc::EFAULT);
             assert!(writer.copy_out(offset, &mut bytes).is_err());
             assert!(writer.copy_in(offset, &bytes).is_err());
@@ -183,12 +202,10 @@ mod tests {
         assert!(writer.fill_zero(1, u64::MAX).is_err());
         writer.fill_zero(8192, 0).unwrap();
         writer.copy_in(8192, &[]).unwrap();
-        let error = OutOfBounds { offset: 9, len: 2, mapping_len: 10 };
-        assert_eq!(error.to_string(), "2 bytes at 9 do not lie inside a mapping of 10 bytes");
     }
 
-    type Copy = unsafe fn(*const u8, *mut u8, usize);
-    type Zero = unsafe fn(*mut u8, usize);
+    type Copy = unsafe fn(*const u8, *mut u8, usize) -> Result<(), Fault>;
+    type Zero = unsafe fn(*mut u8, usize) -> Result<(), Fault>;
 
     /// Every length up to a few blocks, at every alignment that matters, with guards around.
     fn exercise(copy: Copy, zero: Zero) {
@@ -203,14 +220,14 @@ mod tests {
                 // SAFETY: start + len is at most 964 of the target's 1088 bytes.
                 let place = unsafe { target.as_mut_ptr().add(start) };
                 // SAFETY: both ranges lie inside their own allocation, as computed above.
-                unsafe { copy(first, place, len) };
+                unsafe { copy(first, place, len) }.unwrap();
                 assert_eq!(target[start..start + len], source[from..from + len], "length {len}");
                 assert!(target[..start].iter().all(|&byte| byte == 0xEE), "length {len}");
                 assert!(target[start + len..].iter().all(|&byte| byte == 0xEE), "length {len}");
                 // SAFETY: start + len is at most 964 of the target's 1088 bytes.
                 let place = unsafe { target.as_mut_ptr().add(start) };
                 // SAFETY: as above.
-                unsafe { zero(place, len) };
+                unsafe { zero(place, len) }.unwrap();
                 assert!(target[start..start + len].iter().all(|&byte| byte == 0), "length {len}");
                 assert!(target[..start].iter().all(|&byte| byte == 0xEE), "length {len}");
                 assert!(target[start + len..].iter().all(|&byte| byte == 0xEE), "length {len}");

@@ -10,6 +10,7 @@
 //! | [`memory_file`] | a file whose contents are memory: memfd, tmpfs, hugetlbfs, or any regular file |
 //! | [`mapping`] | a shared window on a memory file, read-only or writable |
 //! | [`bytes`] | copies that stay defined while another process changes the bytes |
+//! | [`sigbus`] | memory that does not answer: copies return an error, failures are told |
 //! | [`membarrier`] | the heavy half of an asymmetric barrier |
 //! | [`file_lock`] | a lock that dies with the open file description |
 //! | [`doorbell`] | "something happened", across processes (eventfd) |
@@ -38,8 +39,9 @@ pub mod places;
 pub mod poll;
 pub mod process;
 pub mod seqpacket;
+pub mod sigbus;
 
-pub use bytes::OutOfBounds;
+pub use bytes::{CopyError, FaultCause, MemoryFault, OutOfBounds};
 pub use doorbell::Doorbell;
 pub use error::OsError;
 pub use fork_guard::ForkGuard;
@@ -48,3 +50,4 @@ pub use membarrier::Membarrier;
 pub use memory_file::{Access, MemoryFile, PageSize};
 pub use poll::{Interest, Poller, Ready};
 pub use seqpacket::{BindError, Blocking, Connection, Listener, Peer, Received, TransferError};
+pub use sigbus::{FailureKind, FailureWatch, MemoryFailure};

@@ -14,8 +14,8 @@
 //! address, at the same time, tears.
 //!
 //! A mapping keeps the file's memory alive; the `MemoryFile` may be dropped. If the file is cut
-//! shorter behind the mapping's back, touching the lost part kills the process (SIGBUS): see
-//! `MemoryFile::seal_size`.
+//! shorter behind the mapping's back, or its memory breaks, copies of the lost part are errors;
+//! touching it in the two other ways kills the process (SIGBUS): see `MemoryFile::seal_size`.
 
 // UNSAFETY: this file turns an address range into atomics; the kernel, not the compiler, owns it.
 #![allow(unsafe_code)]
@@ -24,6 +24,7 @@ use crate::{MemoryFile, OsError};
 use region::{HarmlessAdvice, Region};
 use rustix::io::Errno;
 use rustix::mm::ProtFlags;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 mod region;
@@ -52,7 +53,7 @@ pub enum Populated {
 
 impl ReadMapping {
     /// Maps `len` bytes of `file` from `offset` on. A mapping of 2 MiB or more starts at a multiple
-    /// of 2 MiB.
+    /// of 2 MiB. The first mapping of a process installs the handler of [`crate::sigbus`].
     ///
     /// # Errors
     /// `EINVAL` if `len` is 0, if `offset` is not a multiple of the file's page size, or beyond the
@@ -103,6 +104,15 @@ impl ReadMapping {
         self.region.base().as_ptr()
     }
 
+    /// Returns the addresses of the bytes that were asked for, for instance to
+    /// [`watch`](crate::sigbus::watch) them.
+    #[inline]
+    #[must_use]
+    pub fn addresses(&self) -> Range<usize> {
+        let start = self.as_ptr() as usize;
+        start..start + self.region.len()
+    }
+
     /// Returns the length that was asked for.
     #[inline]
     #[must_use]
@@ -147,6 +157,15 @@ impl WriteMapping {
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.region.base().as_ptr()
+    }
+
+    /// Returns the addresses of the bytes that were asked for, for instance to
+    /// [`watch`](crate::sigbus::watch) them.
+    #[inline]
+    #[must_use]
+    pub fn addresses(&self) -> Range<usize> {
+        let start = self.as_ptr() as usize;
+        start..start + self.region.len()
     }
 
     /// Returns the length that was asked for.

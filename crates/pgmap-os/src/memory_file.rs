@@ -5,10 +5,11 @@
 //! that two processes never disagree about a length.
 //!
 //! # SIGBUS
-//! A process that touches a mapped byte which the file cannot provide is killed. Three things do
-//! that: the file was cut shorter ([`MemoryFile::seal_size`] forbids it on a memfd), its file system
-//! is full ([`MemoryFile::check_capacity`] and [`MemoryFile::reserve`] say so beforehand), or huge
-//! pages ran out (booked when the file is created).
+//! A process that touches a mapped byte which the file cannot provide is killed, unless the touch is
+//! a copy of [`crate::bytes`], which then fails. Three things do that: the file was cut shorter
+//! ([`MemoryFile::seal_size`] forbids it on a memfd), its file system is full
+//! ([`MemoryFile::check_capacity`] and [`MemoryFile::reserve`] say so beforehand), or huge pages ran
+//! out (booked when the file is created).
 
 use crate::OsError;
 use rustix::fs::{CWD, FallocateFlags, FileType, MemfdFlags, Mode, OFlags, SealFlags, StatFs};

@@ -32,6 +32,7 @@ pub mod pool;
 pub mod refusal;
 pub mod wire;
 
+pub use client::failure::FailureReporter;
 pub use client::file::File;
 pub use client::pinned::{FilePin, Segment};
 pub use client::side::ProcessSide;

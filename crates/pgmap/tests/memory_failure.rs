@@ -119,3 +119,25 @@ fn poison_survives_a_restart_of_the_owner() {
     client.unlink("a").unwrap();
     assert_eq!(owner.info().free_bytes, 16 << 20);
 }
+
+/// The file behind a pool in a directory is cut short under its readers, as a failing device or a
+/// careless operator would do it: copies say so, and nobody is killed.
+#[test]
+fn copies_of_memory_that_went_away_are_errors_and_not_signals() {
+    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = directory.path().join("pool");
+    let pool = Pool::create(&PoolOptions::in_directory(&path, 16 << 20)).unwrap();
+    let owner = Owner::start(pool).unwrap();
+    let client = owner.client().unwrap();
+    put(&client, "a", &pattern(3 << 20));
+    let pin = client.get("a").unwrap();
+    let mut writer = client.create("b", 8192, FolioSize::BestFit).unwrap();
+    std::fs::File::options().write(true).open(path.join("data")).unwrap().set_len(4096).unwrap();
+    let mut bytes = vec![0; 8192];
+    let error = pin.read_at(1 << 20, &mut bytes).unwrap_err();
+    assert_eq!(error.errno(), 5, "{error}");
+    assert!(writer.write_all_at(0, &bytes).is_err());
+    pin.read_at(0, &mut bytes[..4096]).unwrap();
+    let reporter = client.watch_memory().unwrap();
+    assert_eq!(reporter.report().unwrap(), 0, "a short file is no failed memory");
+}

@@ -1,15 +1,19 @@
 //! The copy loops of every other machine: volatile words, then volatile bytes.
 //!
+//! They know no way out: memory that does not answer kills the process by SIGBUS.
+//!
 //! The compiler may neither invent, merge nor drop a volatile access, which is what keeps it from
 //! building on bytes that change.
 
 // UNSAFETY: volatile access to raw pointers is the point of this file.
 #![allow(unsafe_code)]
 
+use super::Fault;
+
 const WORD_BYTES: usize = size_of::<u64>();
 
 /// See [`super::copy`].
-pub(super) unsafe fn copy(source: *const u8, target: *mut u8, len: usize) {
+pub(super) unsafe fn copy(source: *const u8, target: *mut u8, len: usize) -> Result<(), Fault> {
     let mut done = 0;
     let is_aligned = |pointer: *const u8| (pointer as usize).is_multiple_of(WORD_BYTES);
     if is_aligned(source) && is_aligned(target) {
@@ -28,10 +32,11 @@ pub(super) unsafe fn copy(source: *const u8, target: *mut u8, len: usize) {
         unsafe { target.wrapping_add(done).write_volatile(byte) };
         done += 1;
     }
+    Ok(())
 }
 
 /// See [`super::zero`].
-pub(super) unsafe fn zero(target: *mut u8, len: usize) {
+pub(super) unsafe fn zero(target: *mut u8, len: usize) -> Result<(), Fault> {
     let mut done = 0;
     if (target as usize).is_multiple_of(WORD_BYTES) {
         while len - done >= WORD_BYTES {
@@ -45,4 +50,11 @@ pub(super) unsafe fn zero(target: *mut u8, len: usize) {
         unsafe { target.wrapping_add(done).write_volatile(0) };
         done += 1;
     }
+    Ok(())
+}
+
+/// Ends no copy: see the head of the file.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn end_copy(_context: &mut libc::ucontext_t, _address: usize, _code: i32) -> bool {
+    false
 }

@@ -1,171 +1,221 @@
-//! The copy loops of x86-64, in assembly.
+//! The copy loops of x86-64, in assembly, and the way out of them when memory does not answer.
+//!
+//! All loops stand between two labels and use no stack. So the SIGBUS handler can end a copy from
+//! any instruction of it: it writes the answer into the two registers that an answer is returned in
+//! and goes on at [`pgmap_os_copy_fixup`], which is a `ret` (after `vzeroupper` for the loop that
+//! dirties the upper halves of vector registers). The labels are symbols of the whole program:
+//! linking two copies of this crate is an error of the linker, not a surprise.
 
-// UNSAFETY: inline assembly on raw pointers is the point of this file.
+// UNSAFETY: assembly on raw pointers is the point of this file.
 #![allow(unsafe_code)]
 
-use std::arch::asm;
-use std::arch::is_x86_feature_detected;
+use super::{Fault, FaultCause};
+use crate::sigbus::BUS_MCEERR_AR;
+use std::arch::{global_asm, is_x86_feature_detected};
 
-/// What one turn of the block loops copies: two cache lines.
-const BLOCK_BYTES: usize = 128;
-const CHUNK_BYTES: usize = 16;
+/// What a loop returns in `rax` and `rdx`: all zero when it came to its end.
+#[repr(C)]
+struct Outcome {
+    /// Where memory did not answer.
+    address: usize,
+    /// The signal's `si_code`, never 0.
+    code: usize,
+}
+
+type CopyLoop = unsafe extern "C" fn(target: *mut u8, source: *const u8, len: usize) -> Outcome;
+
+unsafe extern "C" {
+    /// Copies in blocks of 128 bytes by 32-byte registers. First of the guarded instructions.
+    fn pgmap_os_copy_avx(target: *mut u8, source: *const u8, len: usize) -> Outcome;
+    /// The same by 16-byte registers. What lies before it needs `vzeroupper` on the way out.
+    fn pgmap_os_copy_sse(target: *mut u8, source: *const u8, len: usize) -> Outcome;
+    fn pgmap_os_zero(target: *mut u8, len: usize) -> Outcome;
+    /// Only an address: the way out of the loop of 32-byte registers, the end of what is guarded.
+    fn pgmap_os_copy_fixup_avx();
+    /// Only an address: the way out of everything else.
+    fn pgmap_os_copy_fixup();
+}
 
 /// See [`super::copy`].
-#[inline]
-pub(super) unsafe fn copy(source: *const u8, target: *mut u8, len: usize) {
-    let in_blocks = len - len % BLOCK_BYTES;
-    if in_blocks > 0 {
-        if is_x86_feature_detected!("avx") {
-            // SAFETY: a part of the caller's ranges, a multiple of the block and not 0; AVX is there.
-            unsafe { copy_blocks_avx(source, target, in_blocks) };
-        } else {
-            // SAFETY: as above, without need of AVX.
-            unsafe { copy_blocks_sse(source, target, in_blocks) };
-        }
-    }
-    // SAFETY: the caller's ranges; `in_blocks` is at most `len`.
-    unsafe { copy_rest(source, target, in_blocks, len) };
+pub(super) unsafe fn copy(source: *const u8, target: *mut u8, len: usize) -> Result<(), Fault> {
+    let copy_loop: CopyLoop =
+        if is_x86_feature_detected!("avx") { pgmap_os_copy_avx } else { pgmap_os_copy_sse };
+    // SAFETY: the caller's promises are those of the loop; AVX is there where it is used.
+    let outcome = unsafe { copy_loop(target, source, len) };
+    outcome.into_result()
 }
 
 /// What [`copy`] does on a machine without AVX.
 #[cfg(test)]
-pub(super) unsafe fn copy_without_avx(source: *const u8, target: *mut u8, len: usize) {
-    let in_blocks = len - len % BLOCK_BYTES;
-    if in_blocks > 0 {
-        // SAFETY: as in `copy`.
-        unsafe { copy_blocks_sse(source, target, in_blocks) };
-    }
-    // SAFETY: as in `copy`.
-    unsafe { copy_rest(source, target, in_blocks, len) };
+pub(super) unsafe fn copy_without_avx(
+    source: *const u8,
+    target: *mut u8,
+    len: usize,
+) -> Result<(), Fault> {
+    // SAFETY: the caller's promises are those of the loop.
+    let outcome = unsafe { pgmap_os_copy_sse(target, source, len) };
+    outcome.into_result()
 }
 
 /// See [`super::zero`].
-#[inline]
-pub(super) unsafe fn zero(target: *mut u8, len: usize) {
-    // SAFETY: `rep stosb` writes exactly the range that the caller vouches for; the direction flag
-    // is clear on entry to every asm block; the registers it changes are declared.
-    unsafe {
-        asm!(
-            "rep stosb",
-            inout("rcx") len => _,
-            inout("rdi") target => _,
-            in("al") 0u8,
-            options(nostack, preserves_flags),
-        );
+pub(super) unsafe fn zero(target: *mut u8, len: usize) -> Result<(), Fault> {
+    // SAFETY: the caller's promises are those of the loop.
+    let outcome = unsafe { pgmap_os_zero(target, len) };
+    outcome.into_result()
+}
+
+/// Makes an interrupted copy return that `address` did not answer, for the reason `code`. Returns
+/// false if it was no copy that was interrupted. Safe in a signal handler.
+pub(crate) fn end_copy(context: &mut libc::ucontext_t, address: usize, code: i32) -> bool {
+    let registers = &mut context.uc_mcontext.gregs;
+    let at = registers[libc::REG_RIP as usize] as usize;
+    let (start, end) =
+        (pgmap_os_copy_avx as *const () as usize, pgmap_os_copy_fixup_avx as *const () as usize);
+    if !(start..end).contains(&at) {
+        return false;
+    }
+    let is_avx = at < pgmap_os_copy_sse as *const () as usize;
+    let fixup = if is_avx { pgmap_os_copy_fixup_avx } else { pgmap_os_copy_fixup };
+    registers[libc::REG_RAX as usize] = address as i64;
+    registers[libc::REG_RDX as usize] = code.into();
+    registers[libc::REG_RIP as usize] = fixup as *const () as i64;
+    true
+}
+
+impl Outcome {
+    #[inline]
+    fn into_result(self) -> Result<(), Fault> {
+        if self.code == 0 {
+            return Ok(());
+        }
+        let is_poisoned = self.code == BUS_MCEERR_AR as usize;
+        let cause = if is_poisoned { FaultCause::Poisoned } else { FaultCause::Unbacked };
+        Err(Fault { address: self.address, cause })
     }
 }
 
-/// Copies the bytes from `done` to `len`, fewer than a block.
-#[inline]
-unsafe fn copy_rest(source: *const u8, target: *mut u8, mut done: usize, len: usize) {
-    if len < CHUNK_BYTES {
-        // SAFETY: the caller's whole ranges: `done` is 0 when not even a chunk was asked for.
-        return unsafe { copy_bytes(source, target, len) };
-    }
-    while len - done >= CHUNK_BYTES {
-        // SAFETY: done + CHUNK_BYTES <= len, so the chunk lies inside both of the caller's ranges.
-        unsafe { copy_chunk(source.wrapping_add(done), target.wrapping_add(done)) };
-        done += CHUNK_BYTES;
-    }
-    if done < len {
-        // The last chunk overlaps the one before: cheaper than single bytes, and copying a byte
-        // twice is as good as copying it later.
-        let last = len - CHUNK_BYTES;
-        // SAFETY: len >= CHUNK_BYTES, so the chunk lies inside both of the caller's ranges.
-        unsafe { copy_chunk(source.wrapping_add(last), target.wrapping_add(last)) };
-    }
-}
-
-/// Copies `len` bytes, a multiple of the block and not 0, on a machine with AVX.
-#[inline]
-unsafe fn copy_blocks_avx(source: *const u8, target: *mut u8, len: usize) {
-    // SAFETY: the loop reads and writes exactly the two ranges that the caller vouches for, and
-    // needs no alignment. `clobber_abi` declares every vector register that vzeroupper touches.
-    unsafe {
-        asm!(
-            "2:",
-            "vmovdqu ymm0, [rsi]",
-            "vmovdqu ymm1, [rsi + 32]",
-            "vmovdqu ymm2, [rsi + 64]",
-            "vmovdqu ymm3, [rsi + 96]",
-            "vmovdqu [rdi], ymm0",
-            "vmovdqu [rdi + 32], ymm1",
-            "vmovdqu [rdi + 64], ymm2",
-            "vmovdqu [rdi + 96], ymm3",
-            "add rsi, 128",
-            "add rdi, 128",
-            "sub rcx, 128",
-            "jnz 2b",
-            "vzeroupper",
-            inout("rsi") source => _,
-            inout("rdi") target => _,
-            inout("rcx") len => _,
-            clobber_abi("C"),
-            options(nostack),
-        );
-    }
-}
-
-/// Copies `len` bytes, a multiple of the block and not 0, on any machine.
-#[inline]
-unsafe fn copy_blocks_sse(source: *const u8, target: *mut u8, len: usize) {
-    // SAFETY: the loop reads and writes exactly the two ranges that the caller vouches for, half a
-    // block per turn, and needs no alignment; the registers it changes are declared.
-    unsafe {
-        asm!(
-            "2:",
-            "movdqu {a}, [{source}]",
-            "movdqu {b}, [{source} + 16]",
-            "movdqu {c}, [{source} + 32]",
-            "movdqu {d}, [{source} + 48]",
-            "movdqu [{target}], {a}",
-            "movdqu [{target} + 16], {b}",
-            "movdqu [{target} + 32], {c}",
-            "movdqu [{target} + 48], {d}",
-            "add {source}, 64",
-            "add {target}, 64",
-            "sub {left}, 64",
-            "jnz 2b",
-            source = inout(reg) source => _,
-            target = inout(reg) target => _,
-            left = inout(reg) len => _,
-            a = out(xmm_reg) _,
-            b = out(xmm_reg) _,
-            c = out(xmm_reg) _,
-            d = out(xmm_reg) _,
-            options(nostack),
-        );
-    }
-}
-
-/// Copies 16 bytes.
-#[inline]
-unsafe fn copy_chunk(source: *const u8, target: *mut u8) {
-    // SAFETY: reads and writes exactly the 16 bytes that the caller vouches for, at any alignment.
-    unsafe {
-        asm!(
-            "movdqu {chunk}, [{source}]",
-            "movdqu [{target}], {chunk}",
-            source = in(reg) source,
-            target = in(reg) target,
-            chunk = out(xmm_reg) _,
-            options(nostack, preserves_flags),
-        );
-    }
-}
-
-/// Copies a few bytes, or none.
-#[inline]
-unsafe fn copy_bytes(source: *const u8, target: *mut u8, len: usize) {
-    // SAFETY: `rep movsb` reads and writes exactly the ranges that the caller vouches for; the
-    // direction flag is clear on entry to every asm block; the changed registers are declared.
-    unsafe {
-        asm!(
-            "rep movsb",
-            inout("rcx") len => _,
-            inout("rsi") source => _,
-            inout("rdi") target => _,
-            options(nostack, preserves_flags),
-        );
-    }
-}
+// System V calling convention: target in rdi, source in rsi, length in rdx; all registers used here
+// are the caller's to save, the direction flag is clear, and no alignment is needed. Every access
+// lies inside the two ranges: a rest of 16 bytes or more ends with a chunk that overlaps the one
+// before, because copying a byte twice is as good as copying it later, and shorter copies are two
+// overlapping halves of 8 or 4 bytes, or single bytes. Lower addresses come first on either side, so
+// that the first page that does not answer is the one that is named.
+global_asm!(
+    ".pushsection .text.pgmap_os_copy, \"ax\", @progbits",
+    ".globl pgmap_os_copy_avx, pgmap_os_copy_sse, pgmap_os_zero",
+    ".globl pgmap_os_copy_fixup_avx, pgmap_os_copy_fixup",
+    ".hidden pgmap_os_copy_avx, pgmap_os_copy_sse, pgmap_os_zero",
+    ".hidden pgmap_os_copy_fixup_avx, pgmap_os_copy_fixup",
+    ".type pgmap_os_copy_avx, @function",
+    ".type pgmap_os_copy_sse, @function",
+    ".type pgmap_os_zero, @function",
+    ".p2align 6",
+    ".cfi_startproc",
+    "pgmap_os_copy_avx:",
+    "mov r8, rdx",
+    "mov rcx, rdx",
+    "and edx, 127",
+    "sub rcx, rdx",
+    "jz 3f",
+    ".p2align 5",
+    "2:",
+    "vmovdqu ymm0, [rsi]",
+    "vmovdqu ymm1, [rsi + 32]",
+    "vmovdqu ymm2, [rsi + 64]",
+    "vmovdqu ymm3, [rsi + 96]",
+    "vmovdqu [rdi], ymm0",
+    "vmovdqu [rdi + 32], ymm1",
+    "vmovdqu [rdi + 64], ymm2",
+    "vmovdqu [rdi + 96], ymm3",
+    "add rsi, 128",
+    "add rdi, 128",
+    "sub rcx, 128",
+    "jnz 2b",
+    "vzeroupper",
+    "jmp 3f",
+    ".p2align 5",
+    "pgmap_os_copy_sse:",
+    "mov r8, rdx",
+    "mov rcx, rdx",
+    "and edx, 63",
+    "sub rcx, rdx",
+    "jz 3f",
+    ".p2align 5",
+    "2:",
+    "movdqu xmm0, [rsi]",
+    "movdqu xmm1, [rsi + 16]",
+    "movdqu xmm2, [rsi + 32]",
+    "movdqu xmm3, [rsi + 48]",
+    "movdqu [rdi], xmm0",
+    "movdqu [rdi + 16], xmm1",
+    "movdqu [rdi + 32], xmm2",
+    "movdqu [rdi + 48], xmm3",
+    "add rsi, 64",
+    "add rdi, 64",
+    "sub rcx, 64",
+    "jnz 2b",
+    // The rest, in rdx: fewer bytes than a block; r8 is what was asked for.
+    "3:",
+    "cmp r8, 16",
+    "jb 6f",
+    "sub rdx, 16",
+    "jb 5f",
+    "4:",
+    "movdqu xmm0, [rsi]",
+    "movdqu [rdi], xmm0",
+    "add rsi, 16",
+    "add rdi, 16",
+    "sub rdx, 16",
+    "jae 4b",
+    "5:",
+    "add rdx, 16",
+    "jz 9f",
+    "movdqu xmm0, [rsi + rdx - 16]",
+    "movdqu [rdi + rdx - 16], xmm0",
+    "jmp 9f",
+    // A copy of fewer than 16 bytes.
+    "6:",
+    "test dl, 8",
+    "jz 7f",
+    "mov rax, [rsi]",
+    "mov rcx, [rsi + rdx - 8]",
+    "mov [rdi], rax",
+    "mov [rdi + rdx - 8], rcx",
+    "jmp 9f",
+    "7:",
+    "test dl, 4",
+    "jz 8f",
+    "mov eax, [rsi]",
+    "mov ecx, [rsi + rdx - 4]",
+    "mov [rdi], eax",
+    "mov [rdi + rdx - 4], ecx",
+    "jmp 9f",
+    "8:",
+    "test dl, dl",
+    "jz 9f",
+    // Three bytes or fewer: the first, the middle and the last, which may be one.
+    "mov ecx, edx",
+    "shr ecx",
+    "movzx eax, byte ptr [rsi]",
+    "movzx r8d, byte ptr [rsi + rcx]",
+    "movzx r9d, byte ptr [rsi + rdx - 1]",
+    "mov [rdi], al",
+    "mov [rdi + rcx], r8b",
+    "mov [rdi + rdx - 1], r9b",
+    "9:",
+    "xor eax, eax",
+    "xor edx, edx",
+    "ret",
+    "pgmap_os_zero:",
+    "mov rcx, rsi",
+    "xor eax, eax",
+    "rep stosb",
+    "xor edx, edx",
+    "ret",
+    "pgmap_os_copy_fixup_avx:",
+    "vzeroupper",
+    "pgmap_os_copy_fixup:",
+    "ret",
+    ".cfi_endproc",
+    ".popsection",
+);

@@ -56,12 +56,14 @@ impl Region {
         // File lengths fit in an i64, so from here on no sum of a length and a page overflows.
         if !fits {
             return Err(failed(Errno::INVAL)
-                .with_advice(format!("the file ends at {file_len}: touching more would kill")));
+                .with_advice(format!("the file ends at {file_len}: nothing lies behind that")));
         }
         let mapped_len = len.next_multiple_of(page) as usize;
         let alignment = alignment_for(mapped_len as u64, page) as usize;
         let base = reserve(mapped_len, alignment).map_err(failed)?;
         // Booked huge pages must stay booked; everything else is taken when it is touched.
+        // Copies rely on it, and here it costs them nothing.
+        crate::sigbus::install()?;
         let commitment = match file.page_size() {
             PageSize::Base => MapFlags::NORESERVE,
             _ => MapFlags::empty(),

@@ -1,5 +1,6 @@
 //! A client: a process attached to a pool.
 
+pub(crate) mod failure;
 pub(crate) mod file;
 pub(crate) mod lanes;
 pub(crate) mod link;

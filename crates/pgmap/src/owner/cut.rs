@@ -84,8 +84,8 @@ impl Core {
     ) -> Outcome {
         let checked = self.idle_file(&name).and_then(|file| {
             let end = offset.checked_add(len_bytes).filter(|&end| end <= file.len_bytes);
-            let is_whole_pages = offset % PAGE_BYTES == 0
-                && (len_bytes % PAGE_BYTES == 0 || end == Some(file.len_bytes));
+            let is_whole_pages = offset.is_multiple_of(PAGE_BYTES)
+                && (len_bytes.is_multiple_of(PAGE_BYTES) || end == Some(file.len_bytes));
             match end {
                 Some(end) if is_whole_pages && len_bytes > 0 => {
                     Ok((file.clone(), offset / PAGE_BYTES..end.div_ceil(PAGE_BYTES)))
