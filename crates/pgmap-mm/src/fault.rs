@@ -120,24 +120,18 @@ impl Mm {
         }
         let allows = |state: &mut MmState| {
             let found = self.table.cursor(&mut state.writer).leaf_at(page)?;
-            let is_enough =
-                access == Access::Read || found.leaf.flags().contains(LeafFlags::WRITE);
+            let is_enough = access == Access::Read || found.leaf.flags().contains(LeafFlags::WRITE);
             is_enough.then_some((found.page, found.level))
         };
         if let Some((first, level)) = allows(state) {
             return Ok(Faulted { address: first * PAGE_BYTES, level, was_present: true });
         }
-        let filled =
-            self.fill(state, page).map_err(|error| FaultError::Fill { address, error })?;
+        let filled = self.fill(state, page).map_err(|error| FaultError::Fill { address, error })?;
         if allows(state).is_none() {
             // The folio itself is read-only, whatever the area says.
             return Err(FaultError::Denied { address, access });
         }
-        Ok(Faulted {
-            address: filled.page * PAGE_BYTES,
-            level: filled.level,
-            was_present: false,
-        })
+        Ok(Faulted { address: filled.page * PAGE_BYTES, level: filled.level, was_present: false })
     }
 
     /// Fills every page of the range, as `MAP_POPULATE` does, with the largest leaves that fit.
@@ -152,15 +146,11 @@ impl Mm {
         if !state.areas.covers(page, end) {
             return Err(FaultError::NoArea { address });
         }
-        if let Some(vma) =
-            state.areas.overlapping(page, end).find(|vma| vma.prot == Prot::NONE)
-        {
+        if let Some(vma) = state.areas.overlapping(page, end).find(|vma| vma.prot == Prot::NONE) {
             let address = vma.page.max(page) * PAGE_BYTES;
             return Err(FaultError::Denied { address, access: Access::Read });
         }
-        self.fill_all(&mut state, page, end).map_err(|(page, error)| FaultError::Fill {
-            address: page * PAGE_BYTES,
-            error,
-        })
+        self.fill_all(&mut state, page, end)
+            .map_err(|(page, error)| FaultError::Fill { address: page * PAGE_BYTES, error })
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! # Layout
 //!
-//! Words: a header of one page (magic, version, lanes in use), one word per lane with the number of
+//! Words: a header of one page (magic, lanes in use, kind of light barrier), one word per lane with the number of
 //! its slots that were ever used, a bitmap of the count pages ever touched, the lanes' slots, the
 //! slots' tags. Counts: three arrays of `u32`, largest level first, in a region of their own. All
 //! of it is sparse: what was never written is not backed, and the owner never reads it, because on
@@ -45,6 +45,9 @@ const PAGE_WORDS: usize = 512;
 const COUNTS_PER_PAGE: usize = 1024;
 pub(crate) const MAGIC_WORD: usize = 0;
 pub(crate) const LANES_USED_WORD: usize = 1;
+pub(crate) const BARRIER_WORD: usize = 2;
+/// In the barrier word: this client's light barrier is a compiler fence.
+pub(crate) const IS_ASYMMETRIC: u64 = 1;
 const LANE_MARKS_START: usize = PAGE_WORDS;
 
 /// One half of a count word is for the processor's holds, the other for devices'.
@@ -237,6 +240,14 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
     #[must_use]
     pub fn new(layout: LedgerLayout, words: W, counts: C) -> Option<Self> {
         (words.nr_words() >= layout.nr_words()).then_some(Self { layout, words, counts })
+    }
+
+    /// Whether the client relies on a heavy barrier that interrupts its processors: an owner that cannot
+    /// make one must not drain under it.
+    #[must_use]
+    pub fn is_asymmetric(&self) -> bool {
+        // Acquire: pairs with Release in `Pinner::new`.
+        self.words.load(BARRIER_WORD, Ordering::Acquire) == IS_ASYMMETRIC
     }
 
     /// Calls `found` for every hold that overlaps one of `runs`.

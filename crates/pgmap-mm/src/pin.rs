@@ -49,7 +49,8 @@ use crate::descriptor::Descriptor;
 use crate::error::PinError;
 use crate::extent::Extent;
 use crate::ledger::{
-    Agent, LANES_USED_WORD, LEDGER_MAGIC, LedgerLayout, MAGIC_WORD, MAX_LANES, SLOT_STEP, SlotWord,
+    Agent, BARRIER_WORD, IS_ASYMMETRIC, LANES_USED_WORD, LEDGER_MAGIC, LedgerLayout, MAGIC_WORD,
+    MAX_LANES, SLOT_STEP, SlotWord,
 };
 use crate::pfn::PfnRange;
 use crate::sync::{AtomicU64, Ordering};
@@ -96,6 +97,12 @@ impl<S: ClientSide> Pinner<S> {
         if side.ledger().nr_words() < layout.nr_words() {
             return None;
         }
+        let is_asymmetric = match side.barrier_mode() {
+            BarrierMode::Asymmetric => IS_ASYMMETRIC,
+            BarrierMode::Fenced => 0,
+        };
+        // Release: before any slot; pairs with Acquire in `LedgerReader::is_asymmetric`.
+        side.ledger().store(BARRIER_WORD, is_asymmetric, Ordering::Release);
         // Release: whoever sees the magic sees a ledger in order; pairs with the owner's scan.
         side.ledger().store(MAGIC_WORD, LEDGER_MAGIC, Ordering::Release);
         Some(Self { side, layout, lanes_claimed: std::array::from_fn(|_| AtomicU64::new(0)) })

@@ -73,8 +73,13 @@ fn file_page() -> impl Strategy<Value = u64> {
 
 fn step() -> impl Strategy<Value = Step> {
     let map = (0..NR_FILES, file_page(), page(), length(), prot(), any::<bool>()).prop_map(
-        |(file, file_page, page, nr_pages, prot, over)| {
-            Step::Map { file, file_page, page, nr_pages, prot, over }
+        |(file, file_page, page, nr_pages, prot, over)| Step::Map {
+            file,
+            file_page,
+            page,
+            nr_pages,
+            prot,
+            over,
         },
     );
     let call = prop_oneof![Just(Call::Fast), Just(Call::Slow), Just(Call::Pin)];
@@ -298,8 +303,7 @@ impl Model<'_> {
             Step::Fault { page, access } => {
                 let found = self.mm.fault(page * PAGE, access);
                 let expected = self.fault_error(page, access);
-                let is_stale =
-                    self.pages.get(&page).is_some_and(|naive| self.is_stale[naive.file]);
+                let is_stale = self.pages.get(&page).is_some_and(|naive| self.is_stale[naive.file]);
                 // A fault cannot tell that a leaf is stale; only a pin can.
                 if !is_stale {
                     assert_eq!(found.err().map(|error| error.errno()), expected);

@@ -107,8 +107,7 @@ fn scenario_26_raw_areas_are_never_pinned() {
 fn scenario_27_longterm_on_fsdax_is_refused() {
     let world = World::new(1);
     let (mm, lane) = (world.mm(GIB), world.pinner.lane().unwrap());
-    let file =
-        world.file_with(VmaKind::FsDax, Level::Pmd, &[HUGE], FolioFlags::WRITABLE);
+    let file = world.file_with(VmaKind::FsDax, Level::Pmd, &[HUGE], FolioFlags::WRITABLE);
     mm.map(&whole(&file, 0)).unwrap();
     let gup = Gup::new(&mm, &lane).unwrap();
     assert_eq!(gup.pin(0, 1, LONGTERM).unwrap_err().errno(), errno::EOPNOTSUPP);
@@ -122,8 +121,7 @@ fn scenario_27_longterm_on_fsdax_is_refused() {
 fn scenario_27_better_a_lease_makes_longterm_on_fsdax_possible() {
     let world = World::new(1);
     let (mm, lane) = (world.mm(GIB), world.pinner.lane().unwrap());
-    let file =
-        world.file_with(VmaKind::FsDax, Level::Pmd, &[HUGE], FolioFlags::WRITABLE);
+    let file = world.file_with(VmaKind::FsDax, Level::Pmd, &[HUGE], FolioFlags::WRITABLE);
     mm.map(&whole(&file, 0)).unwrap();
     let granting = Policy::answering(None);
     let gup = Gup::new(&mm, &lane).unwrap().with_policy(&granting);
@@ -269,8 +267,7 @@ fn permissions_are_checked_as_check_vma_flags_does() {
         assert_eq!((errno_of(GupFlags::NONE), errno_of(WRITE)), (read, write), "{prot:?}");
         let _ended = mm.unmap(0, MIB2).unwrap();
     }
-    let sealed =
-        world.file_with(VmaKind::Shared, Level::Pmd, &[HUGE], FolioFlags::LONGTERM_OK);
+    let sealed = world.file_with(VmaKind::Shared, Level::Pmd, &[HUGE], FolioFlags::LONGTERM_OK);
     mm.map(&whole(&sealed, 0)).unwrap();
     assert_eq!(errno_of(GupFlags::NONE), None);
     assert_eq!(errno_of(WRITE), Some(errno::EFAULT), "the folio itself is read-only");

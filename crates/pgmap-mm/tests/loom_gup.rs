@@ -12,13 +12,16 @@
 mod support;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use loom::thread;
+use pgmap_mm::barrier::PortableBarrier;
+use pgmap_mm::drain::{ClientId, Drain};
 use pgmap_mm::extent::Extent;
 use pgmap_mm::gup::{Gup, GupFlags, ReadSection};
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::mm::{MapRequest, Mm};
-use pgmap_mm::pfn::PfnRange;
+use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::vma::{Backed, Backing, BackingError, VmaKind};
 use pgmap_mm::vmemmap::VmemmapLayout;
 use support::{Client, Frame, World, explore_up_to, extent, folio};
@@ -166,6 +169,48 @@ fn loom_fast_walk_vs_reuse_of_the_table() {
         space.map(1, 1, HUGE, 1);
         pinning.join().unwrap();
     });
+}
+
+/// Pages that were unmapped and that a scan after a heavy barrier finds nobody to hold are held by
+/// nobody, and by nobody later, though their life goes on: what a migration or a hot-unplug of guest
+/// memory asks for. One page of the stretch goes, the first or the last.
+fn unmap_then_scan(gone: u64) {
+    explore_up_to(PREEMPTIONS, move || {
+        let space = Space::new();
+        // Off colour, so that leaves are of 4 KiB.
+        space.map(0, 1, 0, 2);
+        let is_quiet = Arc::new(AtomicBool::new(false));
+        let (mm, pinner) = (space.mm.clone(), space.client.pinner.clone());
+        let quiet = Arc::clone(&is_quiet);
+        let pinning = thread::spawn(move || {
+            let lane = pinner.lane().unwrap();
+            let gup = Gup::new(&mm, &lane).unwrap();
+            let held = gup.fast_run(0, 2, GupFlags::WRITE);
+            let frame = folio(0).start() + 1 + gone;
+            if held.as_ref().is_some_and(|held| held.run().contains(Pfn::new(frame).unwrap())) {
+                assert!(!quiet.load(Ordering::SeqCst), "held after a scan found nobody");
+                thread::yield_now();
+                assert!(!quiet.load(Ordering::SeqCst), "a scan passed over the hold");
+            }
+        });
+        space.unmap(gone, 1);
+        let run = PfnRange::new(folio(0).start() + 1 + gone, 1).unwrap();
+        let ledgers = [(ClientId(0), &space.client.reader)];
+        if Drain::start([run].into_iter().collect(), &PortableBarrier, ledgers).is_idle() {
+            is_quiet.store(true, Ordering::SeqCst);
+        }
+        pinning.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_fast_walk_vs_unmap_of_its_page_and_scan() {
+    unmap_then_scan(0);
+}
+
+#[test]
+fn loom_long_read_vs_unmap_of_its_last_page_and_scan() {
+    unmap_then_scan(1);
 }
 
 /// The two halves of a stretch are never mapped at the same time, so no pin may cover both.

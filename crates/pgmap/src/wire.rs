@@ -40,7 +40,7 @@ pub struct Hello {
     pub resume: Option<u64>,
 }
 
-/// The owner's answer; with it come the descriptors of data, vmemmap, index, ledger, doorbell.
+/// The owner's answer; with it come the descriptors of data, vmemmap, index, doorbell and, unless it resumes, ledger.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Welcome {
     /// [`VERSION`] of the owner.

@@ -117,4 +117,3 @@ impl fmt::Display for GupError {
 }
 
 impl std::error::Error for GupError {}
-

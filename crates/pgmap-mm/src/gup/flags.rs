@@ -94,4 +94,3 @@ impl fmt::Debug for GupFlags {
         f.write_str(&names.join("|"))
     }
 }
-

@@ -325,8 +325,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
             return Err(GupError::BadFlags { flags });
         }
         let len_bytes = nr_pages.checked_mul(PAGE_BYTES);
-        let Some(end) = len_bytes.and_then(|len| (address & PAGE_MASK).checked_add(len))
-        else {
+        let Some(end) = len_bytes.and_then(|len| (address & PAGE_MASK).checked_add(len)) else {
             return Err(GupError::Overflow { address });
         };
         if end > self.mm.pages().1 * PAGE_BYTES && nr_pages != 0 {
@@ -402,12 +401,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
 
     /// As [`look`](Self::look), with the frames from `page` on as far as they are wanted and go on
     /// evenly, across leaves.
-    fn look_far(
-        &self,
-        page: u64,
-        nr_pages: u64,
-        flags: GupFlags,
-    ) -> Option<(Look<'a>, PfnRange)> {
+    fn look_far(&self, page: u64, nr_pages: u64, flags: GupFlags) -> Option<(Look<'a>, PfnRange)> {
         let mut look = self.look(page, flags)?;
         let in_leaf = look.found.pages_from(page);
         let mut run_pages = nr_pages.min(in_leaf);
@@ -540,8 +534,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         let address = page * PAGE_BYTES;
         if flags.contains(GupFlags::NOFAULT) {
             let has_leaf = self.mm.table.walk(page).is_some_and(|found| {
-                !flags.contains(GupFlags::WRITE)
-                    || found.leaf.flags().contains(LeafFlags::WRITE)
+                !flags.contains(GupFlags::WRITE) || found.leaf.flags().contains(LeafFlags::WRITE)
             });
             return if has_leaf { Ok(()) } else { Err(GupError::NotPresent { address }) };
         }
@@ -629,4 +622,3 @@ fn poison_of(error: &PinError, address: u64, flags: GupFlags) -> Result<(), GupE
     }
     Ok(())
 }
-

@@ -262,9 +262,8 @@ impl<'a, S: ClientSide> PinnedRange<'a, S> {
     pub fn pages(&self) -> impl Iterator<Item = (u64, Pfn)> {
         self.segments().flat_map(|segment| {
             let (address, first) = (segment.address, segment.run.start());
-            (0..segment.run.nr_pages()).filter_map(move |at| {
-                Some((address + at * PAGE_BYTES, Pfn::new(first + at)?))
-            })
+            (0..segment.run.nr_pages())
+                .filter_map(move |at| Some((address + at * PAGE_BYTES, Pfn::new(first + at)?)))
         })
     }
 

@@ -44,4 +44,3 @@ pub trait LongtermPolicy: Send + Sync {
     /// Why there is none.
     fn lease(&self, ask: &LongtermAsk<'_>) -> Result<Box<dyn Lease>, LongtermRefusal>;
 }
-

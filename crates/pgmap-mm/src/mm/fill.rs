@@ -204,18 +204,14 @@ impl Mm {
         } else {
             place.only_level = None;
         }
-        let free_end = cursor.absent_until(first.page + first.nr_pages, place.page + place.nr_pages);
+        let free_end =
+            cursor.absent_until(first.page + first.nr_pages, place.page + place.nr_pages);
         place.nr_pages = free_end - place.page;
         self.put(cursor, vma.prot, &place)?;
         Ok(place.page + place.nr_pages)
     }
 
-    fn put(
-        &self,
-        cursor: &mut Cursor<'_>,
-        prot: Prot,
-        place: &Placement,
-    ) -> Result<(), FillError> {
+    fn put(&self, cursor: &mut Cursor<'_>, prot: Prot, place: &Placement) -> Result<(), FillError> {
         if !self.table.vmemmap().covers(place.extent.run) {
             return Err(FillError::Foreign { run: place.extent.run });
         }

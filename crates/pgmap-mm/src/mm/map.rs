@@ -336,8 +336,7 @@ impl Mm {
         let can_grow = request.place == Placed::Anywhere
             && grown_end <= self.pages().1
             && state.areas.overlapping(part.end(), grown_end).next().is_none();
-        let page =
-            if can_grow { part.page } else { self.find_place(state, request, nr_pages)? };
+        let page = if can_grow { part.page } else { self.find_place(state, request, nr_pages)? };
         if !can_grow && page < part.end() && part.page < page + nr_pages {
             return Err(MapError::Taken { address: page * PAGE_BYTES });
         }

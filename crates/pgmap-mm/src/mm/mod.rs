@@ -50,11 +50,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::dirty::DirtyTracker;
 pub use self::fill::FillError;
-pub use self::invalidate::{
-    AckTicket, AckToken, EndedRange, InvalidateSubscriber, SubscriptionId,
-};
-pub use self::map::{MapError, MapRequest, Placed, Sharing, Unmapped};
+pub use self::invalidate::{AckTicket, AckToken, EndedRange, InvalidateSubscriber, SubscriptionId};
 use self::invalidate::{Ended, Subscribers};
+pub use self::map::{MapError, MapRequest, Placed, Sharing, Unmapped};
 use crate::extent::Extent;
 use crate::level::{Level, PAGE_BYTES};
 use crate::page_table::entry::LeafFlags;

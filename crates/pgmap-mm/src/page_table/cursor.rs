@@ -72,9 +72,8 @@ impl Placement {
     fn level_at(&self, at: u64) -> Option<Level> {
         let pfn = self.first_pfn() + (at - self.page);
         let left = self.end() - at;
-        let fits = |level: &Level| {
-            (at | pfn).is_multiple_of(level.nr_pages()) && left >= level.nr_pages()
-        };
+        let fits =
+            |level: &Level| (at | pfn).is_multiple_of(level.nr_pages()) && left >= level.nr_pages();
         match self.only_level {
             Some(level) => Some(level).filter(fits),
             None => Level::ALL.into_iter().rev().find(fits),

@@ -60,6 +60,8 @@ pub(crate) mod entry;
 mod node;
 mod reverse;
 pub(crate) mod span;
+#[cfg(all(test, not(loom)))]
+mod tests;
 pub(crate) mod walk;
 
 use self::cursor::Cursor;

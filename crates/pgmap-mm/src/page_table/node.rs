@@ -103,10 +103,11 @@ impl NodePool {
         let tables = chunk_tables(chunk);
         self.present.push((0..tables).map(|_| 0).collect());
         // Last first, so that they are handed out in rising order.
-        self.unused.extend((0..tables).rev().map(|table| NodeId {
-            chunk: chunk as u32,
-            word: (table * FANOUT) as u32,
-        }));
+        self.unused.extend(
+            (0..tables)
+                .rev()
+                .map(|table| NodeId { chunk: chunk as u32, word: (table * FANOUT) as u32 }),
+        );
         Some(())
     }
 

@@ -288,10 +288,8 @@ impl SpanPool {
 
     /// A span that never was in use; none when there is none.
     fn grow(&mut self) -> Option<SpanId> {
-        let is_full = self
-            .states
-            .last()
-            .is_none_or(|last| last.len() == chunk_spans(self.states.len() - 1));
+        let is_full =
+            self.states.last().is_none_or(|last| last.len() == chunk_spans(self.states.len() - 1));
         if is_full {
             if self.states.len() == NR_CHUNKS {
                 return None;
@@ -393,8 +391,7 @@ mod tests {
     }
 
     fn extent(first: u64, nr_pages: u64) -> Extent {
-        let life =
-            Descriptor::new(FolioState::Live, FolioFlags::WRITABLE, Stamp::new(7).unwrap());
+        let life = Descriptor::new(FolioState::Live, FolioFlags::WRITABLE, Stamp::new(7).unwrap());
         Extent::new(PfnRange::new(first, nr_pages).unwrap(), Level::Pte, life).unwrap()
     }
 

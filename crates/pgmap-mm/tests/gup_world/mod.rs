@@ -163,8 +163,7 @@ impl World {
         let ledger_layout = LedgerLayout::with_lanes(&layout, 4, 1024);
         let ledger = Arc::new(HeapWords::new(ledger_layout.nr_words()));
         let counts = Arc::new(HeapCounts::new(ledger_layout.nr_counts()));
-        let side =
-            Side { ledger: ledger.clone(), counts: counts.clone(), vmemmap: vmemmap() };
+        let side = Side { ledger: ledger.clone(), counts: counts.clone(), vmemmap: vmemmap() };
         Self {
             layout,
             vmemmap: vmemmap(),

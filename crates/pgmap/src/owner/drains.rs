@@ -183,10 +183,16 @@ impl Core {
     pub fn look_again(&mut self) {
         self.expire_leases();
         for mut pending in std::mem::take(&mut self.drains) {
+            let nr_held = pending.drain.held().len();
             let clients = &self.clients;
             pending.drain.look_again(|id| clients.get(&id).map(|client| &client.ledger));
             let is_idle = pending.drain.is_idle();
             match &pending.purpose {
+                Purpose::Free | Purpose::FreeQuarantined
+                    if pending.drain.held().len() == nr_held =>
+                {
+                    self.drains.push(pending);
+                }
                 Purpose::Free | Purpose::FreeQuarantined => self.continue_free(pending),
                 Purpose::Cut(cut) if is_idle => self.finish_cut(&pending, cut),
                 Purpose::Cut(cut) if cut.deadline_ms <= clock::monotonic_ms() => {

@@ -137,6 +137,15 @@ impl Core {
                 Identity { pid: 0, uid: 0, command: "(not connected)".into(), pidfd: None };
             let record = ClientRecord { identity, ledger, file };
             let is_alive = !matches!(file_lock::is_locked(&record.file), Ok(false));
+            if is_alive && record.ledger.is_asymmetric() && !self.barrier.is_asymmetric() {
+                return Err(Error::BadPool {
+                    pool: format!("{:?}", self.pool.directory()),
+                    why: format!(
+                        "client {number} lives and relies on membarrier, which is refused here; \
+                         start the owner where it is allowed, or end that client"
+                    ),
+                });
+            }
             self.clients.insert(ClientId(number), record);
             if !is_alive {
                 self.reap(ClientId(number));
