@@ -11,10 +11,7 @@ pub const MM_LAYERS: &[(&str, &[&str])] = &[
         "values",
         &["level", "pfn", "prot", "memory_type", "stamp", "descriptor", "extent", "runs", "error"],
     ),
-    (
-        "metadata",
-        &["vmemmap", "ledger", "index", "frames", "folio", "split", "altmap", "pagemap"],
-    ),
+    ("metadata", &["vmemmap", "ledger", "index", "frames", "folio", "split", "altmap", "pagemap"]),
     ("translation", &["page_table", "vma", "mm"]),
     (
         "access",
