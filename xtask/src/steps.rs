@@ -55,8 +55,24 @@ fn fmt(root: &Path) -> io::Result<Outcome> {
     stream(cargo(root).args(["fmt", "--all", "--check"]))
 }
 
+/// Twice: once what ships, and once with the tests, whose helpers may fail as their tests do.
 fn clippy(root: &Path) -> io::Result<Outcome> {
-    stream(cargo(root).args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+    let shipped = stream(cargo(root).args(["clippy", "--workspace", "--", "-D", "warnings"]))?;
+    if !matches!(shipped, Outcome::Passed) {
+        return Ok(shipped);
+    }
+    stream(cargo(root).args([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+        "-A",
+        "clippy::unwrap_used",
+        "-A",
+        "clippy::expect_used",
+    ]))
 }
 
 fn tidy_rules(root: &Path) -> io::Result<Outcome> {

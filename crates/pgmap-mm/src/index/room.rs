@@ -64,7 +64,7 @@ impl<W: WriteWords> IndexWriter<W> {
     /// Ends a [`reopen`](Self::reopen): what is not in the index now does not exist.
     pub fn finish_reopening(&self) {
         let structure = self.words.load(STRUCTURE, Ordering::Relaxed);
-        if structure % 2 != 0 {
+        if !structure.is_multiple_of(2) {
             // Release: the links are whole; pairs with the readers' Acquire.
             self.words.store(STRUCTURE, structure.wrapping_add(1), Ordering::Release);
         }
