@@ -128,9 +128,11 @@ fn past_the_deadline_held_frames_are_quarantined_and_never_reused() {
     assert_eq!(owner.info().free_bytes, (16 << 20) - 4096);
 }
 
+type Answer = dyn Fn(PfnRange, &Requester) -> HolderAnswer + Send + Sync;
+
 /// A holder that a test scripts.
 struct Scripted {
-    answer: Box<dyn Fn(PfnRange, &Requester) -> HolderAnswer + Send + Sync>,
+    answer: Box<Answer>,
     told: Sender<String>,
 }
 
@@ -184,7 +186,7 @@ fn a_holder_is_asked_per_range_and_told_of_failure_and_drain() {
     drop(allowed);
     drop(registration);
     put(&client, "after", 4096, FileRules::default());
-    client.open("after").unwrap().pin_longterm(0, 4096).unwrap();
+    drop(client.open("after").unwrap().pin_longterm(0, 4096).unwrap());
 }
 
 #[test]
@@ -209,5 +211,5 @@ fn a_holder_that_blocks_panics_or_is_late_is_taken_for_a_no() {
     assert_eq!(client.list().unwrap().len(), 2, "the owner goes on");
     drop(registration);
     drop(release);
-    file.pin_longterm(0, 1).unwrap();
+    drop(file.pin_longterm(0, 1).unwrap());
 }
