@@ -46,7 +46,8 @@ Examples:
   pgmap get weights - | sha256sum
   pgmap ls -u
   pgmap who weights
-  pgmap truncate weights 1M --deadline 500";
+  pgmap truncate weights 1M --deadline 500
+  pgmap repair weights 0x3000 --from weights.bin";
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -87,34 +88,26 @@ pub struct Arguments {
     pub verb: Verb,
 }
 
+// No doc comments on the variants: they would hide the help that each verb has in its file.
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Own a pool and serve it until SIGTERM or SIGINT
     Serve(verbs::serve::Serve),
-    /// Put a file, or what stdin brings, into the pool
     Put(verbs::put::Put),
-    /// Write a file of the pool to a file, or to stdout
     Get(verbs::get::Get),
-    /// List the files
     Ls(verbs::ls::Ls),
-    /// Describe a file, or the pool
     Stat(verbs::stat::Stat),
-    /// Take names away; memory is free when its last holder lets go
     Rm(verbs::rm::Rm),
-    /// Give a file another name
     Mv(verbs::mv::Mv),
-    /// Shorten a file, waiting for whoever holds what goes
     Truncate(verbs::truncate::Truncate),
-    /// Show who holds a file, or anything
+    Punch(verbs::punch::Punch),
     Who(verbs::who::Who),
-    /// Show leases that time out against pins, with real processes and real I/O
+    Poison(verbs::poison::Poison),
+    Repair(verbs::repair::Repair),
+    Debug(verbs::debug::Debug),
     Demo(verbs::demo::Demo),
-    /// Print a completion script
     Completions(verbs::completions::Completions),
-    /// Print a manual page
     Man(verbs::man::Man),
-    /// A process of the demo
     #[command(hide = true)]
     DemoChild(crate::demo::child::DemoChild),
 }
@@ -148,6 +141,7 @@ mod tests {
     fn every_flag_and_verb_has_help() {
         for verb in command().get_subcommands().filter(|verb| !verb.is_hide_set()) {
             assert!(verb.get_about().is_some(), "{}", verb.get_name());
+            assert!(verb.get_long_about().is_some(), "{} has no more to say", verb.get_name());
             for arg in verb.get_arguments() {
                 assert!(arg.get_help().is_some(), "{} {}", verb.get_name(), arg.get_id());
             }

@@ -8,6 +8,10 @@ use pgmap::{Error, Refusal};
 
 use crate::verbs::who::HolderRow;
 
+/// What to do about memory that failed.
+const POISON_HELP: &str = " (memory failed: `pgmap stat NAME` tells where, `pgmap repair NAME OFFSET \
+                           --from FILE` writes it anew, `pgmap rm NAME` gives it up)";
+
 /// How the command ends. Scripts rely on the numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -106,7 +110,11 @@ impl From<Error> for Failure {
             Some(Refusal::Held { holders, .. }) => holders.iter().map(HolderRow::from).collect(),
             _ => Vec::new(),
         };
-        Self { exit, message: error.to_string(), holders }
+        let mut message = error.to_string();
+        if error.errno() == libc::EHWPOISON {
+            message.push_str(POISON_HELP);
+        }
+        Self { exit, message, holders }
     }
 }
 

@@ -140,7 +140,10 @@ fn a_signal_stops_the_server_cleanly_and_its_files_are_found_again() {
 #[test]
 fn manual_pages_and_completions_are_made_for_every_verb_and_shell() {
     let help = text(&pgmap().arg("--help").output().unwrap().stdout);
-    for verb in ["serve", "put", "get", "ls", "stat", "rm", "mv", "truncate", "who", "demo"] {
+    for verb in [
+        "serve", "put", "get", "ls", "stat", "rm", "mv", "truncate", "punch", "who", "poison",
+        "repair", "debug", "demo",
+    ] {
         assert!(help.contains(verb), "{verb}");
         let page = pgmap().args(["man", verb]).output().unwrap();
         assert!(page.status.success());

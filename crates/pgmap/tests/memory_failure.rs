@@ -47,7 +47,7 @@ fn one_page_fails_and_the_rest_of_its_folio_lives() {
         let pin = file.pin(from as u64, (to - from) as u64).unwrap();
         assert_eq!(pin.to_vec().unwrap(), bytes[from..to]);
     }
-    assert_eq!(client.memory_failure(pfn).unwrap_err().errno(), 22, "it is known");
+    assert_eq!(client.memory_failure(pfn).unwrap_err().errno(), EHWPOISON, "it is known");
     assert_eq!(owner.info().poisoned_bytes, 4096);
 
     let fresh = [0xee; 4096];

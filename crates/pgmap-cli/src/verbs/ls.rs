@@ -2,17 +2,20 @@
 
 use std::path::Path;
 
-use pgmap::FileInfo;
+use pgmap::{Client, FileInfo};
 use serde::Serialize;
 
 use crate::attach::attach;
 use crate::failure::Failure;
 use crate::output::{Output, Show, Units};
 use crate::table::{Side, Table};
+use crate::verbs::condition::{Condition, State};
 
 /// List the files
 ///
-/// Sorted by name. FOLIOS counts those of 4 KiB, 2 MiB and 1 GiB.
+/// Sorted by name. FOLIOS counts those of 4 KiB, 2 MiB and 1 GiB. STATE is live, poisoned (memory under
+/// it failed; `pgmap stat NAME` says where) or raw (mapped, never pinned); for it each file is pinned for
+/// a moment, as a reader would.
 #[derive(Debug, clap::Args)]
 pub struct Ls {}
 
@@ -35,10 +38,13 @@ pub struct FileRow {
     pub nr_folios_2m: u64,
     /// Its folios of 1 GiB.
     pub nr_folios_1g: u64,
+    /// The condition of its memory.
+    pub state: State,
 }
 
-impl From<FileInfo> for FileRow {
-    fn from(info: FileInfo) -> Self {
+impl FileRow {
+    /// A row.
+    pub fn new(info: FileInfo, state: State) -> Self {
         let [nr_folios_4k, nr_folios_2m, nr_folios_1g] = info.nr_folios;
         Self {
             name: info.name.to_string(),
@@ -49,6 +55,7 @@ impl From<FileInfo> for FileRow {
             nr_folios_4k,
             nr_folios_2m,
             nr_folios_1g,
+            state,
         }
     }
 }
@@ -60,6 +67,10 @@ struct Listing {
     nr_files: u64,
     len_bytes: u64,
     allocated_bytes: u64,
+    nr_folios_4k: u64,
+    nr_folios_2m: u64,
+    nr_folios_1g: u64,
+    nr_poisoned: u64,
 }
 
 impl Show for Listing {
@@ -70,6 +81,7 @@ impl Show for Listing {
             ("ALLOCATED", Side::Right),
             ("EXTENTS", Side::Right),
             ("FOLIOS 4K/2M/1G", Side::Right),
+            ("STATE", Side::Left),
         ]);
         for file in &self.files {
             table.row(vec![
@@ -78,6 +90,7 @@ impl Show for Listing {
                 units.bytes(file.allocated_bytes),
                 file.nr_extents.to_string(),
                 format!("{}/{}/{}", file.nr_folios_4k, file.nr_folios_2m, file.nr_folios_1g),
+                file.state.name().into(),
             ]);
         }
         let unit = if units == Units::Bytes { " bytes" } else { "" };
@@ -98,13 +111,27 @@ impl Ls {
     /// # Errors
     /// When the owner cannot be reached.
     pub fn run(self, socket: &Path, output: &Output) -> Result<(), Failure> {
-        let files: Vec<FileRow> = attach(socket)?.list()?.into_iter().map(FileRow::from).collect();
+        let client = attach(socket)?;
+        let row = |info: FileInfo| {
+            let state = state(&client, &info);
+            FileRow::new(info, state)
+        };
+        let files: Vec<FileRow> = client.list()?.into_iter().map(row).collect();
+        let sum = |count: fn(&FileRow) -> u64| files.iter().map(count).sum();
         output.show(&Listing {
             schema: "pgmap.ls/1",
             nr_files: files.len() as u64,
-            len_bytes: files.iter().map(|file| file.len_bytes).sum(),
-            allocated_bytes: files.iter().map(|file| file.allocated_bytes).sum(),
+            len_bytes: sum(|file| file.len_bytes),
+            allocated_bytes: sum(|file| file.allocated_bytes),
+            nr_folios_4k: sum(|file| file.nr_folios_4k),
+            nr_folios_2m: sum(|file| file.nr_folios_2m),
+            nr_folios_1g: sum(|file| file.nr_folios_1g),
+            nr_poisoned: sum(|file| u64::from(file.state == State::Poisoned)),
             files,
         })
     }
+}
+
+fn state(client: &Client, info: &FileInfo) -> State {
+    Condition::of(client, info.name.as_bytes(), 1).state
 }

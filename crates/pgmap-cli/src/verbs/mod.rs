@@ -1,12 +1,18 @@
 //! What each verb does, one file each.
 
 pub mod completions;
+mod condition;
+pub mod debug;
 pub mod demo;
 pub mod get;
 pub mod ls;
 pub mod man;
 pub mod mv;
+mod patience;
+pub mod poison;
+pub mod punch;
 pub mod put;
+pub mod repair;
 pub mod rm;
 pub mod serve;
 pub mod stat;
@@ -36,7 +42,11 @@ pub fn run(verb: Verb, socket: &Path, output: &Output) -> Result<(), Failure> {
         Verb::Rm(rm) => rm.run(socket, output),
         Verb::Mv(mv) => mv.run(socket, output),
         Verb::Truncate(truncate) => truncate.run(socket, output),
+        Verb::Punch(punch) => punch.run(socket, output),
         Verb::Who(who) => who.run(socket, output),
+        Verb::Poison(poison) => poison.run(socket, output),
+        Verb::Repair(repair) => repair.run(socket, output),
+        Verb::Debug(debug) => debug.run(socket, output),
         Verb::Demo(demo) => demo.run(output),
         Verb::Completions(completions) => completions.run(),
         Verb::Man(man) => man.run(),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::ValueEnum;
-use pgmap::{Client, CreateSpec, FileName, FileWriter, FolioSize};
+use pgmap::{Client, CreateSpec, FileName, FileRules, FileWriter, FolioSize, LongtermRule};
 use serde::Serialize;
 
 use super::CHUNK_BYTES;
@@ -34,6 +34,15 @@ pub struct Put {
     /// Size of the folios that hold it
     #[arg(long, value_name = "SIZE", default_value = "auto")]
     folio: Folios,
+    /// What long-term pins of it are allowed
+    #[arg(long, value_name = "RULE", default_value = "as-type")]
+    longterm: Longterm,
+    /// Let it be mapped and never pinned; `pgmap get` cannot read it then
+    #[arg(long = "raw")]
+    is_raw: bool,
+    /// Let nobody pin it for writing
+    #[arg(long = "read-only")]
+    is_read_only: bool,
     /// Length of what stdin brings, to stream it
     #[arg(long, value_name = "SIZE", value_parser = sizes::parse)]
     size: Option<u64>,
@@ -66,6 +75,30 @@ impl From<Folios> for FolioSize {
     }
 }
 
+/// Rules for long-term pins.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Longterm {
+    /// What the pool's type says
+    AsType,
+    /// None
+    Forbid,
+    /// None that a device writes through
+    ForbidDevice,
+    /// As leases, which the owner may ask back
+    Leasable,
+}
+
+impl From<Longterm> for LongtermRule {
+    fn from(rule: Longterm) -> Self {
+        match rule {
+            Longterm::AsType => Self::AsType,
+            Longterm::Forbid => Self::Forbid,
+            Longterm::ForbidDevice => Self::ForbidDevice,
+            Longterm::Leasable => Self::Leasable,
+        }
+    }
+}
+
 #[derive(Debug, Serialize)]
 struct Done {
     schema: &'static str,
@@ -91,7 +124,11 @@ impl Put {
             len_bytes,
             folio_size: self.folio.into(),
             replace: self.is_replacing,
-            rules: pgmap::FileRules::default(),
+            rules: FileRules {
+                longterm: self.longterm.into(),
+                is_raw: self.is_raw,
+                is_read_only: self.is_read_only,
+            },
         };
         let created = client.create_batch(vec![spec])?.pop();
         let mut writer =

@@ -11,12 +11,14 @@ use crate::attach::{attach, name_bytes};
 use crate::failure::Failure;
 use crate::output::{Output, Show, Units};
 use crate::table::Table;
+use crate::verbs::condition::{Condition, MAX_FAILED, is_longterm_free};
 
 /// Describe a file, or the pool
 ///
 /// Of the pool, frames are free, live (of files), reserved (being written), draining (removed and
 /// still held), quarantined (kept out of use) or poisoned (their memory failed); orphaned ones (a dead
-/// process's device may still write to them) are among any of these.
+/// process's device may still write to them) are among any of these. Of a file, its folios by size, the
+/// state of its memory, and the pages that failed; for those two it is pinned for a moment.
 #[derive(Debug, clap::Args)]
 pub struct Stat {
     /// Name in the pool; the pool itself when absent
@@ -28,6 +30,10 @@ struct FileStat {
     schema: &'static str,
     #[serde(flatten)]
     file: FileRow,
+    /// Where its failed pages start.
+    poisoned_offsets: Vec<u64>,
+    /// Whether it may be pinned for long without asking.
+    is_longterm_free: Option<bool>,
 }
 
 impl Show for FileStat {
@@ -42,6 +48,16 @@ impl Show for FileStat {
         table.fact("folios of 4 KiB", file.nr_folios_4k);
         table.fact("folios of 2 MiB", file.nr_folios_2m);
         table.fact("folios of 1 GiB", file.nr_folios_1g);
+        table.fact("state", file.state.name());
+        for offset in &self.poisoned_offsets {
+            table.fact("failed page at", offset);
+        }
+        let longterm = match self.is_longterm_free {
+            Some(true) => "allowed",
+            Some(false) => "if the owner consents",
+            None => "-",
+        };
+        table.fact("long-term pins", longterm);
         table
     }
 }
@@ -87,8 +103,15 @@ impl Stat {
         let client = attach(socket)?;
         match &self.name {
             Some(name) => {
-                let file = client.stat(name_bytes(name))?.into();
-                output.show(&FileStat { schema: "pgmap.stat/1", file })
+                let name = name_bytes(name);
+                let info = client.stat(name)?;
+                let condition = Condition::of(&client, name, MAX_FAILED);
+                output.show(&FileStat {
+                    schema: "pgmap.stat/1",
+                    file: FileRow::new(info, condition.state),
+                    poisoned_offsets: condition.failed,
+                    is_longterm_free: is_longterm_free(&client, name),
+                })
             }
             None => {
                 let pool = client.pool_stat()?;

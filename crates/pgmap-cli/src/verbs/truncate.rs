@@ -4,14 +4,13 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::time::Instant;
 
-use pgmap::{Error, OnDeadline, Refusal};
 use serde::Serialize;
 
 use crate::attach::{attach, name_bytes};
-use crate::failure::{Exit, Failure};
+use crate::failure::Failure;
 use crate::output::Output;
 use crate::sizes;
-use crate::verbs::who::HolderRow;
+use crate::verbs::patience::{Patience, check_quarantine};
 
 /// Shorten a file, waiting for whoever holds what goes
 ///
@@ -26,12 +25,8 @@ pub struct Truncate {
     /// New length, at least 1 byte and at most the present one
     #[arg(value_parser = sizes::parse)]
     size: u64,
-    /// How long to wait for holders, in milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 1000)]
-    deadline: u64,
-    /// At the deadline, shorten it and quarantine what is still held
-    #[arg(long = "quarantine")]
-    is_quarantining: bool,
+    #[command(flatten)]
+    patience: Patience,
 }
 
 #[derive(Debug, Serialize)]
@@ -50,34 +45,17 @@ impl Truncate {
     pub fn run(self, socket: &Path, output: &Output) -> Result<(), Failure> {
         let client = attach(socket)?;
         let started = Instant::now();
-        let on_deadline =
-            if self.is_quarantining { OnDeadline::Quarantine } else { OnDeadline::Fail };
+        let (deadline_ms, on_deadline) = (self.patience.deadline_ms(), self.patience.on_deadline());
         let holders = client
-            .truncate_or(name_bytes(&self.name), self.size, self.deadline, on_deadline)
-            .map_err(|error| self.failure(error))?;
-        if let Some(first) = holders.first().map(HolderRow::from) {
-            let name = self.name.to_string_lossy();
-            let message = format!(
-                "\"{name}\" is cut to {} bytes; what went is quarantined until let go by {first}",
-                self.size
-            );
-            let holders = holders.iter().map(HolderRow::from).collect();
-            return Err(Failure { exit: Exit::Quarantined, message, holders });
-        }
+            .truncate_or(name_bytes(&self.name), self.size, deadline_ms, on_deadline)
+            .map_err(|error| self.patience.failure(error))?;
+        let name = self.name.to_string_lossy().into_owned();
+        check_quarantine(&format!("\"{name}\" is cut to {} bytes", self.size), &holders)?;
         output.show_done(&Done {
             schema: "pgmap.truncate/1",
-            name: self.name.to_string_lossy().into_owned(),
+            name,
             len_bytes: self.size,
             waited_ms: started.elapsed().as_millis() as u64,
         })
-    }
-
-    fn failure(&self, error: Error) -> Failure {
-        let is_held = matches!(error, Error::Refused(Refusal::Held { .. }));
-        let failure = Failure::from(error);
-        if is_held && self.deadline > 0 {
-            return Failure { exit: Exit::Deadline, ..failure };
-        }
-        failure
     }
 }

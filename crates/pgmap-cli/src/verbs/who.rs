@@ -17,7 +17,9 @@ const FRAME_BYTES: u64 = 4096;
 
 /// Show who holds a file, or anything
 ///
-/// One line per process and run of frames. Asking takes no hold and stops nobody.
+/// One line per process and run of frames. KIND is short, long-term (counted), lease (long-term, and
+/// the owner may ask it back) or writer (not committed yet); AGENT says whether a device may be writing
+/// through the hold. Asking takes no hold and stops nobody.
 #[derive(Debug, clap::Args)]
 pub struct Who {
     /// Name in the pool; everything when absent
@@ -35,10 +37,12 @@ pub struct HolderRow {
     pub uid: u32,
     /// The owner's number for the client.
     pub client: u64,
-    /// `short`, `long-term` or `writer`.
+    /// `short`, `long-term`, `lease` or `writer`.
     pub kind: &'static str,
     /// Whether a device may be writing through the hold.
     pub is_device: bool,
+    /// `device` or `cpu`, for the same.
+    pub agent: &'static str,
     /// First frame.
     pub first_pfn: u64,
     /// Frames.
@@ -51,7 +55,7 @@ pub struct HolderRow {
     pub tag: u64,
     /// The file, where the frames belong to one.
     pub file: Option<String>,
-    /// For how long a drain has been waiting for it.
+    /// For how long the owner has been seeing it; none when nothing waits for it.
     pub seen_for_ms: Option<u64>,
 }
 
@@ -64,6 +68,7 @@ impl From<&Holder> for HolderRow {
             client: holder.client,
             kind: holder.kind.name(),
             is_device: holder.is_device,
+            agent: if holder.is_device { "device" } else { "cpu" },
             first_pfn: holder.first_pfn,
             nr_pages: holder.nr_pages,
             len_bytes: holder.nr_pages.saturating_mul(FRAME_BYTES),
@@ -105,20 +110,21 @@ impl Show for Holders {
             ("COMMAND", Side::Left),
             ("UID", Side::Right),
             ("KIND", Side::Left),
+            ("AGENT", Side::Left),
             ("FRAMES", Side::Left),
             ("SIZE", Side::Right),
             ("PINS", Side::Right),
             ("TAG", Side::Right),
-            ("WAITED FOR", Side::Right),
+            ("SEEN FOR", Side::Right),
             ("FILE", Side::Left),
         ]);
         for holder in &self.holders {
-            let device = if holder.is_device { "+device" } else { "" };
             table.row(vec![
                 holder.pid.to_string(),
                 holder.command.clone(),
                 holder.uid.to_string(),
-                format!("{}{device}", holder.kind),
+                holder.kind.into(),
+                holder.agent.into(),
                 holder.frames(),
                 units.bytes(holder.len_bytes),
                 holder.nr_pins.to_string(),

@@ -10,7 +10,7 @@ use pgmap_mm::drain::scan;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::index::FileId;
 use pgmap_mm::level::{Level, PAGE_BYTES};
-use pgmap_mm::memory_failure::Isolated;
+use pgmap_mm::memory_failure::{FailureError, Isolated};
 use pgmap_mm::pagemap::FailureFlags;
 use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::runs::SortedRuns;
@@ -22,6 +22,12 @@ use crate::owner::files::file_idle;
 use crate::owner::holders::Call;
 use crate::refusal::Refusal;
 use crate::wire::{Event, Reply};
+
+impl From<FailureError> for Refusal {
+    fn from(error: FailureError) -> Self {
+        Self::Denied { why: error.to_string(), errno: error.errno() }
+    }
+}
 
 /// Whose frame failed.
 enum Place {
@@ -48,10 +54,7 @@ impl Core {
             Place::Draft(id, at) => self.drafts.get(id).map(|draft| draft.extents[*at]),
             Place::Nowhere => None,
         };
-        let isolated = self
-            .folios
-            .isolate(pfn, extent.as_ref(), fresh)
-            .map_err(|error| Refusal::Invalid { why: error.to_string() })?;
+        let isolated = self.folios.isolate(pfn, extent.as_ref(), fresh)?;
         self.poisoned.give(isolated.frame);
         if isolated.was == FolioState::Free {
             self.folios.claim_any_of(isolated.frame);
@@ -148,10 +151,7 @@ impl Core {
         self.backing.fill(run, bytes)?;
         let fresh = self.take_stamp()?;
         let live = Descriptor::new(FolioState::Live, self.flags_for(file.rules), fresh);
-        let cleared = self
-            .folios
-            .clear_poison(run, live)
-            .map_err(|error| Refusal::Invalid { why: error.to_string() })?;
+        let cleared = self.folios.clear_poison(run, live)?;
         self.poisoned.take_exactly(run);
         let (before, after) = file.extents[at].run.without(run);
         let around = |part: Option<PfnRange>| part.and_then(|part| self.folios.piece(part));

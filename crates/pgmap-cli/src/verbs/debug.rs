@@ -1,0 +1,109 @@
+//! `pgmap debug split|merge`: other folios under the same bytes, for the curious.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::{Subcommand, ValueEnum};
+use pgmap::Shape;
+use pgmap::mm::level::Level;
+use serde::Serialize;
+
+use crate::attach::{attach, name_bytes};
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::sizes;
+
+/// Split and merge folios, for the curious
+///
+/// Nothing needs this: what cuts files splits by itself. The bytes stay what they are, and pins stand.
+#[derive(Debug, clap::Args)]
+pub struct Debug {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Split the folio around a byte until the one that has the byte is of that size
+    Split(Target),
+    /// Merge the folios around a byte into one of that size
+    Merge(Target),
+}
+
+// No doc comment: clap would make it the help of both.
+#[derive(Debug, clap::Args)]
+struct Target {
+    /// Name in the pool
+    name: OsString,
+    /// A byte of the folio
+    #[arg(value_parser = sizes::parse)]
+    offset: u64,
+    /// Size of the folio afterwards
+    level: FolioLevel,
+}
+
+/// Sizes of folios.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum FolioLevel {
+    /// 4 KiB
+    #[value(name = "4K", alias = "4KiB")]
+    Of4K,
+    /// 2 MiB
+    #[value(name = "2M", alias = "2MiB")]
+    Of2M,
+    /// 1 GiB
+    #[value(name = "1G", alias = "1GiB")]
+    Of1G,
+}
+
+impl From<FolioLevel> for Level {
+    fn from(level: FolioLevel) -> Self {
+        match level {
+            FolioLevel::Of4K => Self::Pte,
+            FolioLevel::Of2M => Self::Pmd,
+            FolioLevel::Of1G => Self::Pud,
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Done {
+    schema: &'static str,
+    name: String,
+    offset: u64,
+    folio_bytes: u64,
+    nr_folios_4k: u64,
+    nr_folios_2m: u64,
+    nr_folios_1g: u64,
+}
+
+impl Debug {
+    /// Does it.
+    ///
+    /// # Errors
+    /// When the folios there cannot take that shape; the message says why.
+    pub fn run(self, socket: &Path, output: &Output) -> Result<(), Failure> {
+        let (schema, target) = match &self.what {
+            What::Split(target) => ("pgmap.debug.split/1", target),
+            What::Merge(target) => ("pgmap.debug.merge/1", target),
+        };
+        let level = Level::from(target.level);
+        let shape = match &self.what {
+            What::Split(_) => Shape::Split { to: level.number() },
+            What::Merge(_) => Shape::Merge { to: level.number() },
+        };
+        let client = attach(socket)?;
+        client.reshape(name_bytes(&target.name), target.offset, shape)?;
+        let [nr_folios_4k, nr_folios_2m, nr_folios_1g] =
+            client.stat(name_bytes(&target.name))?.nr_folios;
+        output.show_done(&Done {
+            schema,
+            name: target.name.to_string_lossy().into_owned(),
+            offset: target.offset,
+            folio_bytes: level.size_bytes(),
+            nr_folios_4k,
+            nr_folios_2m,
+            nr_folios_1g,
+        })
+    }
+}
