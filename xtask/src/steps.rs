@@ -44,6 +44,9 @@ pub const STEPS: &[Step] = &[
     Step { name: "bench", what: "each benchmark once, small", run: bench },
 ];
 
+/// The test binaries that hold loom's scenarios.
+const LOOM_TESTS: &[&str] = &["loom", "loom_gup", "loom_split"];
+
 /// How many preemptions loom explores unless the environment says otherwise. Two is where the
 /// published bugs of lock-free code are found, and the scenarios still end within minutes.
 const LOOM_MAX_PREEMPTIONS: &str = "2";
@@ -106,7 +109,9 @@ fn loom_tests(root: &Path) -> Command {
     let flags = env::var("RUSTFLAGS").unwrap_or_default();
     let mut command = cargo(root);
     command
-        .args(["test", "--package", "pgmap-mm", "--release", "--lib", "--tests", LOOM_FILTER])
+        .args(["test", "--package", "pgmap-mm", "--profile", "quick"])
+        .args(LOOM_TESTS.iter().flat_map(|test| ["--test", test]))
+        .arg(LOOM_FILTER)
         .env("RUSTFLAGS", format!("{flags} --cfg loom").trim_start())
         // Other flags mean other builds: a folder of its own keeps both caches warm.
         .env("CARGO_TARGET_DIR", target_dir(root).join("loom"));
@@ -126,7 +131,8 @@ fn bench(root: &Path) -> io::Result<Outcome> {
         println!("skipped: pgmap-bench has no main.rs");
         return Ok(Outcome::Skipped);
     }
-    stream(cargo(root).args(["run", "--release", "--package", "pgmap-bench", "--", "--small"]))
+    let small = ["run", "--profile", "quick", "--package", "pgmap-bench", "--", "--small"];
+    stream(cargo(root).args(small))
 }
 
 fn target_dir(root: &Path) -> PathBuf {

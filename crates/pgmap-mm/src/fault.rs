@@ -112,26 +112,28 @@ impl Mm {
         access: Access,
     ) -> Result<Faulted, FaultError> {
         let page = address / PAGE_BYTES;
-        let Some(vma) = state.areas.find(page) else {
+        let MmState { areas, writer } = state;
+        let Some(vma) = areas.find(page) else {
             return Err(FaultError::NoArea { address });
         };
         if !vma.prot.allows(access) {
             return Err(FaultError::Denied { address, access });
         }
-        let allows = |state: &mut MmState| {
-            let found = self.table.cursor(&mut state.writer).leaf_at(page)?;
-            let is_enough = access == Access::Read || found.leaf.flags().contains(LeafFlags::WRITE);
-            is_enough.then_some((found.page, found.level))
-        };
-        if let Some((first, level)) = allows(state) {
-            return Ok(Faulted { address: first * PAGE_BYTES, level, was_present: true });
+        let is_enough =
+            |flags: LeafFlags| access == Access::Read || flags.contains(LeafFlags::WRITE);
+        let present = self.table.cursor(writer).leaf_at(page);
+        if let Some(found) = present.filter(|found| is_enough(found.leaf.flags())) {
+            let address = found.page * PAGE_BYTES;
+            return Ok(Faulted { address, level: found.level, was_present: true });
         }
-        let filled = self.fill(state, page).map_err(|error| FaultError::Fill { address, error })?;
-        if allows(state).is_none() {
+        let filled =
+            self.fill(writer, vma, page).map_err(|error| FaultError::Fill { address, error })?;
+        if !is_enough(filled.flags) {
             // The folio itself is read-only, whatever the area says.
             return Err(FaultError::Denied { address, access });
         }
-        Ok(Faulted { address: filled.page * PAGE_BYTES, level: filled.level, was_present: false })
+        let address = filled.page * PAGE_BYTES;
+        Ok(Faulted { address, level: filled.level, was_present: false })
     }
 
     /// Fills every page of the range, as `MAP_POPULATE` does, with the largest leaves that fit.

@@ -36,7 +36,7 @@
 //! new file has a new stamp, and stamps are never given twice (I4).
 //!
 //! *Look-up against rename.* The new name is linked before the old one is unlinked, so one of them
-//! is always found; a reader may find both for a moment, never neither.
+//! is always found by a reader that asks for the old one first; it may find both for a moment.
 //!
 //! # Differs from Linux
 //!

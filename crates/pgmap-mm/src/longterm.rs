@@ -75,7 +75,7 @@ impl<S: ClientSide> Pinner<S> {
     /// # Errors
     /// [`PinError::NeedsConsent`] when the life word does not say so; [`PinError::CountFull`] when
     /// a count is at its bound; else as [`Lane::pin`](crate::pin::Lane::pin).
-    #[inline]
+    #[inline(always)]
     pub fn pin_longterm(
         &self,
         extent: &Extent,
@@ -97,7 +97,7 @@ impl<S: ClientSide> Pinner<S> {
     ///
     /// # Errors
     /// The same.
-    #[inline]
+    #[inline(always)]
     pub fn pin_longterm_under(
         &self,
         life: LifeWord,
@@ -130,7 +130,7 @@ impl<S: ClientSide> Pinner<S> {
         Err(PinError::Changed { run, now })
     }
 
-    #[inline]
+    #[inline(always)]
     fn add_counts(&self, run: PfnRange, level: Level, agent: Agent) -> Result<(), PinError> {
         let (ledger, counts) = (self.side().ledger(), self.side().counts());
         let first = run.start() >> level.shift();
@@ -158,7 +158,7 @@ impl<S: ClientSide> Pinner<S> {
         Ok(())
     }
 
-    #[inline]
+    #[inline(always)]
     fn take_counts(&self, run: PfnRange, level: Level, agent: Agent) {
         for folio in run.start() >> level.shift()..run.end() >> level.shift() {
             let index = self.layout().count(level, folio);
@@ -192,7 +192,7 @@ impl<S: ClientSide> LongtermPin<'_, S> {
 }
 
 impl<S: ClientSide> Drop for LongtermPin<'_, S> {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         let side = self.pinner.side();
         if side.is_detached() {
@@ -201,7 +201,7 @@ impl<S: ClientSide> Drop for LongtermPin<'_, S> {
         self.pinner.take_counts(self.run, self.level, self.agent);
         side.barrier_mode().light();
         if side.vmemmap().life_now(self.life) != self.life.expected {
-            side.ring_doorbell();
+            self.pinner.ring();
         }
     }
 }

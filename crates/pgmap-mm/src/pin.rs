@@ -146,7 +146,8 @@ impl<S: ClientSide> Pinner<S> {
             used = self.raise_lanes_used(lane as u64 + 1);
         }
         let high = ledger.load(self.layout.lane_mark(lane), Ordering::Relaxed) as usize;
-        Lane { pinner: self, lane, cursor: Cell::new(0), high: Cell::new(high) }
+        let base = self.layout.slot(lane, 0);
+        Lane { pinner: self, lane, base, cursor: Cell::new(0), high: Cell::new(high) }
     }
 
     /// Sets the number of lanes in use to at least `to`. Written as bits so that two threads cannot
@@ -167,14 +168,21 @@ impl<S: ClientSide> Pinner<S> {
     }
 
     /// Ends a hold: clears `slot` and rings if the life word changed meanwhile.
-    #[inline]
+    #[inline(always)]
     fn clear(&self, slot: usize, life: LifeWord) {
         // Release: pairs with Acquire in the drain's scan; data: what the holder did to the bytes.
         self.side.ledger().store(slot, 0, Ordering::Release);
         self.side.barrier_mode().light();
         if self.side.vmemmap().life_now(life) != life.expected {
-            self.side.ring_doorbell();
+            self.ring();
         }
+    }
+
+    /// Rings the doorbell. Out of line, so that ending a hold is small enough to be inlined.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn ring(&self) {
+        self.side.ring_doorbell();
     }
 }
 
@@ -183,6 +191,8 @@ impl<S: ClientSide> Pinner<S> {
 pub struct Lane<'p, S: ClientSide> {
     pinner: &'p Pinner<S>,
     lane: usize,
+    /// The word of the lane's first slot.
+    base: usize,
     /// Where the last pin went: free again if it was dropped since.
     cursor: Cell<usize>,
     /// Slots of this lane that were ever used.
@@ -201,6 +211,7 @@ impl<S: ClientSide> Drop for Lane<'_, S> {
 pub struct LaneParts {
     identity: u64,
     lane: usize,
+    base: usize,
     cursor: usize,
     high: usize,
 }
@@ -215,12 +226,13 @@ impl LaneParts {
 
 impl<'p, S: ClientSide> Lane<'p, S> {
     /// Puts the lane aside.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn into_parts(self) -> LaneParts {
         let parts = LaneParts {
             identity: self.pinner.side.identity(),
             lane: self.lane,
+            base: self.base,
             cursor: self.cursor.get(),
             high: self.high.get(),
         };
@@ -232,13 +244,13 @@ impl<'p, S: ClientSide> Lane<'p, S> {
     ///
     /// # Errors
     /// The parts, when they are not of a lane of `pinner`.
-    #[inline]
+    #[inline(always)]
     pub fn from_parts(pinner: &'p Pinner<S>, parts: LaneParts) -> Result<Self, LaneParts> {
         if parts.identity != pinner.side.identity() {
             return Err(parts);
         }
         let (cursor, high) = (Cell::new(parts.cursor), Cell::new(parts.high));
-        Ok(Self { pinner, lane: parts.lane, cursor, high })
+        Ok(Self { pinner, lane: parts.lane, base: parts.base, cursor, high })
     }
 
     /// The client whose lane this is.
@@ -274,7 +286,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
     /// [`PinError::Outside`] when `run` or the extent lies elsewhere, [`PinError::LaneFull`] when
     /// this thread holds [`LANE_SLOTS`](crate::ledger::LANE_SLOTS) pins in this lane,
     /// [`PinError::Detached`] in a forked child.
-    #[inline]
+    #[inline(always)]
     pub fn pin(
         &self,
         extent: &Extent,
@@ -295,7 +307,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
     ///
     /// # Errors
     /// As [`pin`](Self::pin).
-    #[inline]
+    #[inline(always)]
     pub fn pin_under(
         &self,
         life: LifeWord,
@@ -333,6 +345,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
     }
 
     #[cold]
+    #[inline(never)]
     fn undo(&self, slot: usize, run: PfnRange, now: Descriptor) -> PinError {
         // Release: pairs with the scan's Acquire. A scan may have seen the slot meanwhile and now
         // waits for it, perhaps for other frames of the run than the life word's, so ring always.
@@ -342,10 +355,10 @@ impl<'p, S: ClientSide> Lane<'p, S> {
     }
 
     /// A slot that is empty. The last one used comes first: most pins are dropped before the next.
-    #[inline]
+    #[inline(always)]
     fn free_slot(&self) -> Result<usize, PinError> {
         let cursor = self.cursor.get();
-        let index = self.pinner.layout.slot(self.lane, cursor);
+        let index = self.base + cursor;
         // Acquire: pairs with the Release of whichever thread cleared it.
         if cursor < self.high.get() && self.pinner.side.ledger().load(index, Ordering::Acquire) == 0
         {
@@ -355,12 +368,13 @@ impl<'p, S: ClientSide> Lane<'p, S> {
     }
 
     #[cold]
+    #[inline(never)]
     fn find_slot(&self) -> Result<usize, PinError> {
         let ledger = self.pinner.side.ledger();
         let (high, cursor) = (self.high.get(), self.cursor.get());
         for step in 1..=high {
             let slot = (cursor + step) % high;
-            let index = self.pinner.layout.slot(self.lane, slot);
+            let index = self.base + slot;
             // Acquire: pairs with the Release of whichever thread cleared it.
             if ledger.load(index, Ordering::Acquire) == 0 {
                 self.cursor.set(slot);
@@ -378,7 +392,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         ledger.store(self.pinner.layout.lane_mark(self.lane), raised as u64, Ordering::Release);
         self.high.set(raised);
         self.cursor.set(high);
-        Ok(self.pinner.layout.slot(self.lane, high))
+        Ok(self.base + high)
     }
 }
 
@@ -439,7 +453,7 @@ impl<S: ClientSide> Pin<'_, S> {
 }
 
 impl<S: ClientSide> Drop for Pin<'_, S> {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         // A forked child shares the parent's ledger and must not clear the parent's slots.
         if !self.pinner.side.is_detached() {

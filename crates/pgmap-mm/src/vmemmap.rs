@@ -147,6 +147,16 @@ impl<W: ReadWords> Vmemmap<W> {
         Some(LifeWord { index: self.layout.index(level, first)?, expected })
     }
 
+    /// The life word of the folio of `level` at `pfn` as it is now: for pinning by frame number.
+    #[inline]
+    #[must_use]
+    pub fn life_at(&self, level: Level, pfn: Pfn) -> Option<LifeWord> {
+        let index = self.layout.index(level, pfn)?;
+        // Acquire: pairs with Release in `set`; data: the folio's bytes.
+        let expected = Descriptor::from_bits(self.words.load(index, Ordering::Acquire));
+        Some(LifeWord { index, expected })
+    }
+
     /// What `life` is now.
     #[inline]
     #[must_use]

@@ -2,14 +2,18 @@
 //! remap, fault, populate, truncate, grow and pin, with the kernel's rules for partial results and
 //! errors computed page by page.
 #![cfg(not(loom))]
-#![allow(clippy::unwrap_used, reason = "a fixture that is not there fails the test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a fixture that is not there fails the test"
+)]
 
 mod gup_world;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use gup_world::{File, HUGE, MIB2, PAGE, World};
+use gup_world::{FakeCpu, File, HUGE, MIB2, PAGE, World};
 use pgmap_mm::error::errno;
 use pgmap_mm::gup::{Dirty, Gup, GupFlags};
 use pgmap_mm::level::Level;
@@ -115,6 +119,8 @@ struct Model<'w> {
     /// Whether leaves of the file may be stale, because it was truncated and nobody was told.
     is_stale: [bool; NR_FILES],
     mm: Mm,
+    /// What the processor sees, in a process's address space.
+    cpu: Option<Arc<FakeCpu>>,
     pages: BTreeMap<u64, Naive>,
 }
 
@@ -283,7 +289,8 @@ impl Model<'_> {
     fn truncate(&mut self, file: usize, nr_pages: u64, is_told: bool) {
         let gone = self.world.truncate(&self.files[file], nr_pages);
         for run in gone {
-            if is_told {
+            // Whoever shows frames to a processor must be told.
+            if is_told || self.cpu.is_some() {
                 let _ended = self.mm.invalidate(run);
             } else {
                 self.is_stale[file] = true;
@@ -324,6 +331,19 @@ impl Model<'_> {
         assert!(self.world.all_holds().is_empty(), "{step:?} left a hold behind");
     }
 
+    /// The processor must see exactly what the page table says.
+    fn check_cpu(&self) {
+        let Some(cpu) = &self.cpu else { return };
+        let seen = cpu.pages.lock().unwrap();
+        for page in 0..PAGES {
+            let translated = self.mm.translate(page * PAGE).map(|found| found.pfn.number());
+            assert_eq!(seen.get(&page).map(|(pfn, _)| *pfn), translated, "page {page:#x}");
+            if let Some((_, prot)) = seen.get(&page) {
+                assert_eq!(*prot, self.pages[&page].prot);
+            }
+        }
+    }
+
     /// Every translation must be of what is mapped there, with no more permissions.
     fn check_translations(&self) {
         for page in 0..PAGES {
@@ -341,7 +361,7 @@ impl Model<'_> {
     }
 }
 
-fn run(steps: &[Step]) {
+fn run(steps: &[Step], is_process: bool) {
     let world = World::new(1);
     let files = vec![
         world.file(VmaKind::Shared, Level::Pte, &[5, 600, 40]),
@@ -349,11 +369,17 @@ fn run(steps: &[Step]) {
         world.file(VmaKind::DeviceDax { align: Level::Pmd }, Level::Pmd, &[3 * HUGE]),
         world.file(VmaKind::Shared, Level::Pmd, &[3 * HUGE]),
     ];
-    let mm = world.mm(PAGES * PAGE);
-    let mut model =
-        Model { world: &world, files, is_stale: [false; NR_FILES], mm, pages: BTreeMap::new() };
+    let (mm, cpu) = if is_process {
+        let (mm, cpu) = world.process_mm(PAGES * PAGE);
+        (mm, Some(cpu))
+    } else {
+        (world.mm(PAGES * PAGE), None)
+    };
+    let pages = BTreeMap::new();
+    let mut model = Model { world: &world, files, is_stale: [false; NR_FILES], mm, cpu, pages };
     for step in steps {
         model.apply(step);
+        model.check_cpu();
     }
     model.check_translations();
     let areas = model.mm.areas();
@@ -378,8 +404,9 @@ proptest! {
 
     #[test]
     fn an_address_space_does_what_a_page_by_page_map_says(
-        steps in prop::collection::vec(step(), 1..40)
+        steps in prop::collection::vec(step(), 1..40),
+        is_process in any::<bool>(),
     ) {
-        run(&steps);
+        run(&steps, is_process);
     }
 }

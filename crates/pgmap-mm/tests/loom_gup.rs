@@ -5,7 +5,11 @@
 //! later in its first execution; the others pin. Under loom a chunk of tables is one table and an
 //! epoch serves one retired table or span, so reuse happens at once.
 #![cfg(loom)]
-#![allow(clippy::unwrap_used, reason = "a fixture that is not there fails the test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a fixture that is not there fails the test"
+)]
 
 #[allow(dead_code, reason = "shared with the other models")]
 #[path = "loom/support.rs"]

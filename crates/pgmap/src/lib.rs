@@ -30,6 +30,7 @@ pub mod name;
 pub mod owner;
 pub mod pool;
 pub mod refusal;
+pub mod space;
 pub mod wire;
 
 pub use client::failure::FailureReporter;

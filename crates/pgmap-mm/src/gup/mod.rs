@@ -81,7 +81,7 @@ pub use self::pinned::{Dirty, Hold, Lease, LongSegment, PinnedRange, PinnedSegme
 pub use self::policy::{LongtermAsk, LongtermPolicy, LongtermRefusal};
 pub use self::section::{Borrowed, ReadSection};
 use crate::descriptor::{FolioFlags, FolioState};
-use crate::error::PinError;
+use crate::error::{PinError, errno};
 use crate::fault::FaultError;
 use crate::level::PAGE_BYTES;
 use crate::longterm::LongtermPin;
@@ -155,8 +155,22 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
     ///
     /// # Errors
     /// Those of the arguments: see the [module](self).
-    #[inline]
+    #[inline(always)]
     pub fn fast(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Result<PinnedRange<'a, S>, GupError> {
+        if let Some(segment) = self.fast_leaf(address, nr_pages, flags) {
+            return Ok(PinnedRange::one(self.mm, segment.into(), flags.contains(GupFlags::WRITE)));
+        }
+        self.fast_far(address, nr_pages, flags)
+    }
+
+    /// [`fast`](Self::fast) where more than a glance is needed.
+    #[inline(never)]
+    fn fast_far(
         &self,
         address: u64,
         nr_pages: u64,
@@ -164,7 +178,14 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
     ) -> Result<PinnedRange<'a, S>, GupError> {
         self.check(address, nr_pages, flags)?;
         let mut range = PinnedRange::empty(self.mm, flags.contains(GupFlags::WRITE));
-        self.fast_into(&mut range, address, nr_pages, flags);
+        let page = address / PAGE_BYTES;
+        while range.nr_pages() < nr_pages {
+            let done = range.nr_pages();
+            match self.try_segment(page + done, nr_pages - done, flags) {
+                Some(segment) => range.push(segment),
+                None => break,
+            }
+        }
         Ok(range)
     }
 
@@ -172,14 +193,28 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
     ///
     /// # Errors
     /// See the [module](self). Only when not even the first page could be held.
-    #[inline]
+    #[inline(always)]
     pub fn pin(
         &self,
         address: u64,
         nr_pages: u64,
         flags: GupFlags,
     ) -> Result<PinnedRange<'a, S>, GupError> {
-        let range = self.fast(address, nr_pages, flags)?;
+        if let Some(segment) = self.fast_leaf(address, nr_pages, flags) {
+            return Ok(PinnedRange::one(self.mm, segment.into(), flags.contains(GupFlags::WRITE)));
+        }
+        self.pin_far(address, nr_pages, flags)
+    }
+
+    /// [`pin`](Self::pin) where more than a glance is needed.
+    #[inline(never)]
+    fn pin_far(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Result<PinnedRange<'a, S>, GupError> {
+        let range = self.fast_far(address, nr_pages, flags)?;
         if range.nr_pages() == nr_pages || flags.contains(GupFlags::FAST_ONLY) {
             return Ok(range);
         }
@@ -319,7 +354,6 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         None
     }
 
-    #[inline]
     fn check(&self, address: u64, nr_pages: u64, flags: GupFlags) -> Result<(), GupError> {
         if !flags.is_valid() {
             return Err(GupError::BadFlags { flags });
@@ -332,24 +366,6 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
             return Err(GupError::Outside { address });
         }
         Ok(())
-    }
-
-    #[inline]
-    fn fast_into(
-        &self,
-        range: &mut PinnedRange<'a, S>,
-        address: u64,
-        nr_pages: u64,
-        flags: GupFlags,
-    ) {
-        let page = address / PAGE_BYTES;
-        while range.nr_pages() < nr_pages {
-            let done = range.nr_pages();
-            match self.try_segment(page + done, nr_pages - done, flags) {
-                Some(segment) => range.push(segment),
-                None => return,
-            }
-        }
     }
 
     /// Holds the first stretch from `page` on; again a few times if the page table moves.
@@ -445,7 +461,6 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         self.lane.pinner().pin_longterm_under(look.life, run, level, flags.agent())
     }
 
-    #[cold]
     fn continue_slow(
         &self,
         mut range: PinnedRange<'a, S>,
@@ -484,7 +499,14 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
             let mut state = self.mm.lock();
             let (kind, area_pages) = check_area(&state, page, flags)?;
             let nr_pages = nr_pages.min(area_pages);
-            self.bring_in(&mut state, page, nr_pages, flags)?;
+            match self.bring_in(&mut state, page, nr_pages, flags) {
+                // The backing answered with an extent that has ended since.
+                Err(GupError::Fault(FaultError::Fill {
+                    error: FillError::Cpu(errno::ESTALE),
+                    ..
+                })) => continue,
+                brought_in => brought_in?,
+            }
             match self.attempt(page, nr_pages, flags) {
                 Attempt::Held(segment) => return Ok(segment),
                 Attempt::Refused(error) if is_for_the_caller(&error) => {

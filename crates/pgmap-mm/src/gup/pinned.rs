@@ -224,6 +224,16 @@ impl<'a, S: ClientSide> PinnedRange<'a, S> {
     }
 
     #[inline]
+    pub(crate) const fn one(
+        mm: &'a Mm,
+        segment: PinnedSegment<'a, S>,
+        is_for_writing: bool,
+    ) -> Self {
+        let nr_pages = segment.run.nr_pages();
+        let rest = Vec::new();
+        Self { mm, first: Some(segment), rest, nr_pages, may_be_dirty: is_for_writing }
+    }
+
     pub(crate) fn push(&mut self, segment: PinnedSegment<'a, S>) {
         self.nr_pages += segment.run.nr_pages();
         if self.first.is_none() {

@@ -88,17 +88,14 @@ impl<'a, S: ClientSide> ReadSection<'a, S> {
     ///
     /// # Errors
     /// [`PinError::LaneFull`], [`PinError::Detached`], and [`PinError::Outside`] for a pool of more
-    /// than 4 TiB, which one section cannot cover.
+    /// than 4 TiB, which one section cannot cover, and for an address space of another pool.
     pub fn open(mm: &'a Mm, lane: &Lane<'a, S>) -> Result<Self, PinError> {
         let pinner = lane.pinner();
         let nr_pages = mm.table.vmemmap().nr_pages();
         let mut windows = Vec::new();
         let mut first = 0;
-        if !is_same_pool(mm, lane) {
-            return Err(PinError::Detached);
-        }
         while let Some(run) = PfnRange::new(first, (nr_pages - first).min(MAX_RUN_PAGES)) {
-            if windows.len() == MAX_WINDOWS {
+            if windows.len() == MAX_WINDOWS || !is_same_pool(mm, lane) {
                 return Err(PinError::Outside { run });
             }
             windows.push(lane.pin_window(run, Agent::Cpu)?);
@@ -108,7 +105,7 @@ impl<'a, S: ClientSide> ReadSection<'a, S> {
     }
 
     /// Where the address translates to; stays so until the section is dropped. None where
-    /// [`Gup::pin`] is needed to fault the page in or to repair its leaf.
+    /// [`Gup::pin`](super::Gup::pin) is needed to fault the page in or to repair its leaf.
     #[inline]
     #[must_use]
     pub fn translate(&self, address: u64) -> Option<Borrowed<'_>> {

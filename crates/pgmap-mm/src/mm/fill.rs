@@ -7,6 +7,7 @@ use crate::descriptor::FolioFlags;
 use crate::error::errno;
 use crate::extent::Extent;
 use crate::level::{Level, PAGE_BYTES};
+use crate::page_table::TableWriter;
 use crate::page_table::cursor::{Cursor, Placement};
 use crate::page_table::entry::LeafFlags;
 use crate::pfn::PfnRange;
@@ -71,8 +72,8 @@ impl std::error::Error for FillError {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Filled {
     pub(crate) page: u64,
-    pub(crate) nr_pages: u64,
     pub(crate) level: Level,
+    pub(crate) flags: LeafFlags,
 }
 
 /// What the leaves of an area say when they map a given extent.
@@ -152,16 +153,18 @@ fn choose(cursor: &Cursor<'_>, vma: &Vma, page: u64) -> Result<Placement, FillEr
 }
 
 impl Mm {
-    /// Puts in the leaf for `page`, which lies in an area, over whatever is there.
-    pub(crate) fn fill(&self, state: &mut MmState, page: u64) -> Result<Filled, FillError> {
-        let Some(vma) = state.areas.find(page) else {
-            return Err(FillError::Backing(BackingError::BeyondEnd));
-        };
-        let mut cursor = self.table.cursor(&mut state.writer);
+    /// Puts in the leaf for `page`, which lies in `vma`, over whatever is there.
+    pub(crate) fn fill(
+        &self,
+        writer: &mut TableWriter,
+        vma: &Vma,
+        page: u64,
+    ) -> Result<Filled, FillError> {
+        let mut cursor = self.table.cursor(writer);
         let place = choose(&cursor, vma, page)?;
         self.put(&mut cursor, vma.prot, &place)?;
         let level = place.only_level.unwrap_or(Level::Pte);
-        Ok(Filled { page: place.page, nr_pages: place.nr_pages, level })
+        Ok(Filled { page: place.page, level, flags: place.flags })
     }
 
     /// Fills every page from `from` up to `to` that has an area, allows an access and has no leaf, with
@@ -175,14 +178,26 @@ impl Mm {
         let MmState { areas, writer } = state;
         let mut cursor = self.table.cursor(writer);
         for vma in areas.overlapping(from, to).filter(|vma| vma.prot != Prot::NONE) {
-            let mut at = vma.page.max(from);
-            while at < vma.end().min(to) {
-                if let Some(leaf) = cursor.leaf_at(at) {
-                    at = leaf.page + leaf.level.nr_pages();
-                    continue;
-                }
-                at = self.fill_stretch(&mut cursor, vma, at, to).map_err(|error| (at, error))?;
+            self.fill_area(&mut cursor, vma, from, to)?;
+        }
+        Ok(())
+    }
+
+    /// As [`fill_all`](Self::fill_all), for one area that allows an access.
+    pub(super) fn fill_area(
+        &self,
+        cursor: &mut Cursor<'_>,
+        vma: &Vma,
+        from: u64,
+        to: u64,
+    ) -> Result<(), (u64, FillError)> {
+        let mut at = vma.page.max(from);
+        while at < vma.end().min(to) {
+            if let Some(leaf) = cursor.leaf_at(at) {
+                at = leaf.page + leaf.level.nr_pages();
+                continue;
             }
+            at = self.fill_stretch(cursor, vma, at, to).map_err(|error| (at, error))?;
         }
         Ok(())
     }

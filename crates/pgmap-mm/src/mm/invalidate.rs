@@ -146,8 +146,8 @@ impl Subscribers {
     }
 
     /// Tells everybody, if there is anything to tell.
-    pub(super) fn tell(&self, ranges: &[EndedRange]) -> AckTicket {
-        if ranges.is_empty() {
+    pub(super) fn tell(&self, ended: &Ended) -> AckTicket {
+        if ended.nr_pages() == 0 {
             return AckTicket::default();
         }
         let list: Vec<_> = {
@@ -157,21 +157,24 @@ impl Subscribers {
         if list.is_empty() {
             return AckTicket::default();
         }
+        let ranges: Vec<EndedRange> = ended.ranges().collect();
         let acks = Arc::new(Acks {
             outstanding: AtomicU64::new(list.len() as u64),
             abandoned: AtomicU64::new(0),
         });
         for subscriber in list {
-            subscriber.ended(ranges, AckToken { acks: acks.clone(), is_answered: false });
+            subscriber.ended(&ranges, AckToken { acks: acks.clone(), is_answered: false });
         }
         AckTicket { acks: Some(acks) }
     }
 }
 
-/// Collects the ranges that one change of an address space ended, joining neighbours.
+/// Collects the ranges that one change of an address space ended, joining neighbours. The usual
+/// change ends one range, which needs no allocation.
 #[derive(Debug, Default)]
 pub(super) struct Ended {
-    ranges: Vec<EndedRange>,
+    earlier: Vec<EndedRange>,
+    last: Option<EndedRange>,
     nr_pages: u64,
 }
 
@@ -180,14 +183,14 @@ impl Ended {
         self.nr_pages += nr_pages;
         let address = page * PAGE_BYTES;
         let len_bytes = nr_pages * PAGE_BYTES;
-        match self.ranges.last_mut() {
+        match &mut self.last {
             Some(last) if last.address + last.len_bytes == address => last.len_bytes += len_bytes,
-            _ => self.ranges.push(EndedRange { address, len_bytes }),
+            last => self.earlier.extend(last.replace(EndedRange { address, len_bytes })),
         }
     }
 
-    pub(super) fn ranges(&self) -> &[EndedRange] {
-        &self.ranges
+    pub(super) fn ranges(&self) -> impl Iterator<Item = EndedRange> + '_ {
+        self.earlier.iter().copied().chain(self.last)
     }
 
     pub(super) const fn nr_pages(&self) -> u64 {
@@ -195,7 +198,7 @@ impl Ended {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -213,16 +216,17 @@ mod tests {
         let subscribers = Subscribers::default();
         let caches = [Arc::new(Cache::default()), Arc::new(Cache::default())];
         let ids = caches.clone().map(|cache| subscribers.add(cache));
-        let range = EndedRange { address: 0, len_bytes: PAGE_BYTES };
-        let ticket = subscribers.tell(&[range]);
+        let mut ended = Ended::default();
+        ended.push(0, 1);
+        let ticket = subscribers.tell(&ended);
         assert_eq!((ticket.is_done(), ticket.nr_outstanding()), (false, 2));
         caches[0].0.lock().unwrap().pop().unwrap().acknowledge();
         drop(caches[1].0.lock().unwrap().pop());
         assert_eq!((ticket.nr_outstanding(), ticket.nr_abandoned()), (1, 1));
         subscribers.remove(ids[1]);
-        let ticket = subscribers.tell(&[range]);
+        let ticket = subscribers.tell(&ended);
         caches[0].0.lock().unwrap().pop().unwrap().acknowledge();
         assert!(ticket.is_done());
-        assert!(subscribers.tell(&[]).is_done());
+        assert!(subscribers.tell(&Ended::default()).is_done());
     }
 }

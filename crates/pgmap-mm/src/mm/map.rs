@@ -123,6 +123,15 @@ pub enum Sharing {
     Private,
 }
 
+/// When pages are filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filling {
+    /// At the first fault or pin; in a process address space at once.
+    OnFault,
+    /// At once, as far as the file reaches (`MAP_POPULATE`).
+    AtOnce,
+}
+
 /// What to map.
 #[derive(Clone, Debug)]
 pub struct MapRequest {
@@ -138,6 +147,8 @@ pub struct MapRequest {
     pub prot: Prot,
     /// Who sees what is written.
     pub sharing: Sharing,
+    /// When pages are filled.
+    pub filling: Filling,
 }
 
 impl MapRequest {
@@ -151,6 +162,7 @@ impl MapRequest {
             place: Placed::Anywhere,
             prot: Prot::READ_WRITE,
             sharing: Sharing::Shared,
+            filling: Filling::OnFault,
         }
     }
 
@@ -176,6 +188,12 @@ impl MapRequest {
     #[must_use]
     pub fn with_prot(self, prot: Prot) -> Self {
         Self { prot, ..self }
+    }
+
+    /// Filled at once, as far as the file reaches.
+    #[must_use]
+    pub fn filled(self) -> Self {
+        Self { filling: Filling::AtOnce, ..self }
     }
 
     /// Seen by the writer alone.
@@ -220,12 +238,18 @@ impl Mm {
                 self.clear(&mut state, page, vma.end(), &mut ended);
                 if !state.areas.replace(&vma) {
                     state.areas.remove(page, vma.end());
-                    state.areas.insert(vma);
+                    state.areas.insert(vma.clone());
                 }
             } else {
-                state.areas.insert(vma);
+                state.areas.insert(vma.clone());
             }
             self.fill_for_cpu(&mut state, page, page + nr_pages);
+            let is_due = request.filling == Filling::AtOnce && self.cpu.is_none();
+            if is_due && vma.prot != Prot::NONE {
+                let mut cursor = self.table.cursor(&mut state.writer);
+                // What cannot be filled is told at its fault, as with MAP_POPULATE.
+                let _later = self.fill_area(&mut cursor, &vma, page, vma.end());
+            }
             page
         };
         let _told = self.finish(&ended);
@@ -243,7 +267,7 @@ impl Mm {
         {
             let mut state = self.lock();
             check_split(&state, from, to)?;
-            self.clear(&mut state, from, to, &mut ended);
+            self.clear_for_good(&mut state, from, to, &mut ended);
             state.areas.remove(from, to);
         }
         Ok(self.finish(&ended))
@@ -308,12 +332,13 @@ impl Mm {
                 place,
                 prot: part.prot,
                 sharing: Sharing::Shared,
+                filling: Filling::OnFault,
             };
             check_request(&request, nr_pages)?;
             if place == Placed::Anywhere && nr_pages <= to - from {
                 let cut = from + nr_pages;
                 check_split(&state, cut, to)?;
-                self.clear(&mut state, cut, to, &mut ended);
+                self.clear_for_good(&mut state, cut, to, &mut ended);
                 state.areas.remove(cut, to);
                 from
             } else {
@@ -341,7 +366,7 @@ impl Mm {
             return Err(MapError::Taken { address: page * PAGE_BYTES });
         }
         if !can_grow {
-            self.clear(state, part.page, part.end(), ended);
+            self.clear_for_good(state, part.page, part.end(), ended);
             self.clear(state, page, page + nr_pages, ended);
         }
         state.areas.remove(part.page, part.end());
@@ -405,6 +430,11 @@ impl Mm {
     fn clear(&self, state: &mut MmState, from: u64, to: u64, ended: &mut Ended) {
         let mut cursor = self.table.cursor(&mut state.writer);
         cursor.clear(from, to, None, |page, nr_pages| ended.push(page, nr_pages));
+    }
+
+    /// Removes the leaves of a range that no area will be mapped at.
+    fn clear_for_good(&self, state: &mut MmState, from: u64, to: u64, ended: &mut Ended) {
+        self.clear(state, from, to, ended);
         if let Some(cpu) = &self.cpu {
             cpu.unmap(from * PAGE_BYTES, (to - from) * PAGE_BYTES, Vacancy::Unmapped);
         }
@@ -412,33 +442,40 @@ impl Mm {
 
     /// Takes from leaves what `prot` no longer allows. What it newly allows comes with faults.
     fn weaken(&self, state: &mut MmState, from: u64, to: u64, prot: Prot, ended: &mut Ended) {
-        let mut cursor = self.table.cursor(&mut state.writer);
         if prot == Prot::NONE || self.cpu.is_some() {
             // A process address space is filled anew under the new permissions.
-            cursor.clear(from, to, None, |page, nr_pages| ended.push(page, nr_pages));
-        } else if !prot.contains(Prot::WRITE) {
-            let without = |flags: LeafFlags| flags.without(LeafFlags::WRITE);
-            if cursor.change_flags(from, to, without).is_err() {
-                cursor.clear(from, to, None, |page, nr_pages| ended.push(page, nr_pages));
-            } else {
-                ended.push(from, to - from);
-            }
+            return self.clear(state, from, to, ended);
         }
-        if let Some(cpu) = &self.cpu {
-            cpu.unmap(from * PAGE_BYTES, (to - from) * PAGE_BYTES, Vacancy::Reserved);
+        if prot.contains(Prot::WRITE) {
+            return;
+        }
+        let mut cursor = self.table.cursor(&mut state.writer);
+        let without = |flags: LeafFlags| flags.without(LeafFlags::WRITE);
+        match cursor.change_flags(from, to, without) {
+            Ok(()) => ended.push(from, to - from),
+            Err(_) => self.clear(state, from, to, ended),
         }
     }
 
-    /// Fills what the processor may touch, in a process address space. A page that cannot be filled
-    /// now is an error at its first touch, as a page fault would be.
+    /// In a process address space, fills what the processor may touch over what it saw there, so
+    /// that a page that stays is never away, and then takes away what could not be filled: a touch
+    /// of that is an error.
     fn fill_for_cpu(&self, state: &mut MmState, from: u64, to: u64) {
-        if self.cpu.is_some() {
-            let mut at = from;
-            while at < to
-                && let Err((failed, _)) = self.fill_all(state, at, to)
-            {
-                at = failed + 1;
+        let Some(cpu) = &self.cpu else { return };
+        let mut at = from;
+        while at < to
+            && let Err((failed, _)) = self.fill_all(state, at, to)
+        {
+            at = failed + 1;
+        }
+        let cursor = self.table.cursor(&mut state.writer);
+        let mut at = from;
+        while at < to {
+            let end = cursor.absent_until(at, to);
+            if end > at {
+                cpu.unmap(at * PAGE_BYTES, (end - at) * PAGE_BYTES, Vacancy::Reserved);
             }
+            at = cursor.leaf_at(end).map_or(end + 1, |leaf| leaf.page + leaf.level.nr_pages());
         }
     }
 

@@ -52,7 +52,7 @@ pub use self::dirty::DirtyTracker;
 pub use self::fill::FillError;
 pub use self::invalidate::{AckTicket, AckToken, EndedRange, InvalidateSubscriber, SubscriptionId};
 use self::invalidate::{Ended, Subscribers};
-pub use self::map::{MapError, MapRequest, Placed, Sharing, Unmapped};
+pub use self::map::{Filling, MapError, MapRequest, Placed, Sharing, Unmapped};
 use crate::extent::Extent;
 use crate::level::{Level, PAGE_BYTES};
 use crate::page_table::entry::LeafFlags;
@@ -75,18 +75,11 @@ pub trait CpuMapping: Send + Sync + fmt::Debug {
     /// lock orders that check against the invalidation that follows every change of a life word.
     ///
     /// # Errors
-    /// The Linux error number.
+    /// The Linux error number; `ESTALE` when the life word differs.
     fn map(&self, address: u64, extent: &Extent, run: PfnRange, prot: Prot) -> Result<(), i32>;
 
-    /// Changes what may be done to `len_bytes` bytes from `address` on.
-    ///
-    /// # Errors
-    /// The Linux error number.
-    fn protect(&self, address: u64, len_bytes: u64, prot: Prot) -> Result<(), i32>;
-
     /// Takes what is at `address` away, so that the next touch is an error and never another file's
-    /// data. `is_vacant` says that nothing will be there any more, not even a fault; else the
-    /// addresses stay reserved.
+    /// data. What cannot be taken away must at least never be reused: there is no error to return.
     fn unmap(&self, address: u64, len_bytes: u64, vacancy: Vacancy);
 }
 
@@ -293,7 +286,7 @@ impl Mm {
 
     /// Tells subscribers of what ended. The lock must not be held.
     fn finish(&self, ended: &Ended) -> Unmapped {
-        Unmapped { nr_pages: ended.nr_pages(), acks: self.subscribers.tell(ended.ranges()) }
+        Unmapped { nr_pages: ended.nr_pages(), acks: self.subscribers.tell(ended) }
     }
 }
 

@@ -60,7 +60,7 @@ pub(crate) mod entry;
 mod node;
 mod reverse;
 pub(crate) mod span;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests;
 pub(crate) mod walk;
 

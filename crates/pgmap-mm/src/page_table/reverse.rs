@@ -108,7 +108,7 @@ impl ReverseMap {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests {
     use super::super::entry::LeafFlags;
     use super::super::span::Spans;

@@ -380,7 +380,7 @@ impl SpanPool {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::descriptor::{FolioFlags, FolioState};

@@ -3,15 +3,17 @@
 // Each test uses its own part.
 #![allow(dead_code)]
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use pgmap_mm::barrier::{BarrierMode, PortableBarrier};
 use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
 use pgmap_mm::drain::{ClientId, Drain};
+use pgmap_mm::error::errno;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::ledger::{Hold, LedgerLayout, LedgerReader};
 use pgmap_mm::level::{Level, PAGE_BYTES};
-use pgmap_mm::mm::{MapRequest, Mm};
+use pgmap_mm::mm::{CpuMapping, MapRequest, Mm, Vacancy};
 use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::pin::{ClientSide, Pinner};
 use pgmap_mm::prot::Prot;
@@ -137,6 +139,34 @@ impl File {
     }
 }
 
+/// What a processor sees at each page: frame and permissions.
+#[derive(Debug)]
+pub struct FakeCpu {
+    vmemmap: Vmemmap<Arc<HeapWords>>,
+    pub pages: Mutex<BTreeMap<u64, (u64, Prot)>>,
+}
+
+impl CpuMapping for FakeCpu {
+    fn map(&self, address: u64, extent: &Extent, run: PfnRange, prot: Prot) -> Result<(), i32> {
+        assert!(extent.run.covers(run));
+        if self.vmemmap.load(extent.head_level, extent.first()) != Some(extent.life) {
+            return Err(errno::ESTALE);
+        }
+        let mut pages = self.pages.lock().unwrap();
+        for at in 0..run.nr_pages() {
+            pages.insert(address / PAGE + at, (run.start() + at, prot));
+        }
+        Ok(())
+    }
+
+    fn unmap(&self, address: u64, len_bytes: u64, _: Vacancy) {
+        let mut pages = self.pages.lock().unwrap();
+        let after = pages.split_off(&((address + len_bytes) / PAGE));
+        pages.split_off(&(address / PAGE));
+        pages.extend(after);
+    }
+}
+
 /// What folios of ordinary files say.
 pub const FLAGS: FolioFlags = FolioFlags::WRITABLE.with(FolioFlags::LONGTERM_OK);
 
@@ -144,6 +174,7 @@ pub const FLAGS: FolioFlags = FolioFlags::WRITABLE.with(FolioFlags::LONGTERM_OK)
 #[derive(Debug)]
 pub struct World {
     pub layout: VmemmapLayout,
+    words: Arc<HeapWords>,
     pub vmemmap: Vmemmap<Arc<HeapWords>>,
     pub pinner: Pinner<Side>,
     reader: LedgerReader<Arc<HeapWords>, Arc<HeapCounts>>,
@@ -167,12 +198,21 @@ impl World {
         Self {
             layout,
             vmemmap: vmemmap(),
+            words,
             pinner: Pinner::new(side, ledger_layout).unwrap(),
             reader: LedgerReader::new(ledger_layout, ledger, counts).unwrap(),
             next_stamp: Mutex::new(1),
             next_frame: Mutex::new(0),
             freed: Mutex::default(),
         }
+    }
+
+    /// A process's address space of this length from address 0 on, and what its processor sees.
+    pub fn process_mm(&self, len_bytes: u64) -> (Mm, Arc<FakeCpu>) {
+        let words = Arc::clone(&self.words);
+        let vmemmap = Vmemmap::new(self.layout, words).unwrap();
+        let cpu = Arc::new(FakeCpu { vmemmap, pages: Mutex::default() });
+        (Mm::for_process(&self.layout, 0, len_bytes, cpu.clone()).unwrap(), cpu)
     }
 
     /// A device's address space of this length from address 0 on.

@@ -369,7 +369,7 @@ impl World {
     /// A new client whose ledger has `nr_lanes` lanes of `lane_slots` slots.
     pub fn client(&self, identity: u64, nr_lanes: usize, lane_slots: usize) -> Client {
         let layout = LedgerLayout::with_lanes(&self.layout, nr_lanes, lane_slots);
-        let header = [0, 1, TOUCHED];
+        let header = [0, 1, 2, TOUCHED];
         let marks = (0..nr_lanes).map(|lane| FIRST_LANE_MARK + lane);
         let slots = (0..nr_lanes * lane_slots).map(|slot| FIRST_SLOT + slot);
         let words =

@@ -50,6 +50,7 @@ impl<'c> File<'c> {
     ///
     /// # Errors
     /// As [`pin`](Self::pin).
+    #[inline]
     pub fn pin_all(&self) -> Result<FilePin<'c>, Error> {
         self.take(None, Agent::Cpu, Term::Short)
     }
@@ -123,6 +124,7 @@ impl<'c> File<'c> {
         self.entry.extents.iter().all(is_writable)
     }
 
+    #[inline(always)]
     fn take(
         &self,
         range: Option<(u64, u64)>,
@@ -153,6 +155,7 @@ impl<'c> File<'c> {
         Err(Refusal::Stale { id: self.entry.id.0 }.into())
     }
 
+    #[inline(always)]
     fn take_from(
         &self,
         entry: &FileEntry,

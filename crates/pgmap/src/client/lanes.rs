@@ -4,7 +4,10 @@ use std::cell::{Cell, RefCell};
 use std::sync::{Arc, Weak};
 
 use pgmap_mm::error::PinError;
-use pgmap_mm::pin::{ClientSide, Lane, LaneParts, Pinner};
+use pgmap_mm::extent::Extent;
+use pgmap_mm::ledger::Agent;
+use pgmap_mm::pfn::PfnRange;
+use pgmap_mm::pin::{ClientSide, Lane, LaneParts, Pin};
 
 use crate::client::Inner;
 use crate::client::side::ProcessSide;
@@ -70,42 +73,68 @@ impl Lanes {
     }
 }
 
-/// Runs `pin` with this thread's lane of `client`; with further lanes when that one is full.
-#[inline]
-pub(super) fn with_lane<'c, T>(
+/// Pins `run` of `extent` in this thread's lane of `client`; in further lanes when that is full.
+///
+/// Inlined, and the rest of this file is not: copying a pin from one stack frame to the next costs
+/// more than taking it (pgmap-bench, `library pin`).
+#[inline(always)]
+pub(super) fn pin<'c>(
     client: &'c Arc<Inner>,
-    pin: impl Fn(&Lane<'c, ProcessSide>) -> Result<T, PinError>,
-) -> Result<T, PinError> {
-    let pinner: &'c Pinner<ProcessSide> = &client.pinner;
-    let result = match CURRENT.take().map(|parts| Lane::from_parts(pinner, parts)) {
-        Some(Ok(lane)) => {
-            let result = pin(&lane);
-            CURRENT.set(Some(lane.into_parts()));
-            result
+    extent: &Extent,
+    run: PfnRange,
+    agent: Agent,
+) -> Result<Pin<'c, ProcessSide>, PinError> {
+    let Some(parts) = CURRENT.take() else { return without_current(client, extent, run, agent) };
+    let lane = match Lane::from_parts(&client.pinner, parts) {
+        Ok(lane) => lane,
+        Err(parts) => {
+            put_aside(parts);
+            return without_current(client, extent, run, agent);
         }
-        Some(Err(others)) => {
-            OTHERS.with_borrow_mut(|lanes| lanes.put_back(others));
-            in_other_lane(client, &pin)
-        }
-        None => in_other_lane(client, &pin),
     };
+    let result = lane.pin(extent, run, agent);
+    CURRENT.set(Some(lane.into_parts()));
     match result {
-        Err(PinError::LaneFull { .. }) => in_further_lanes(client, &pin),
+        Err(PinError::LaneFull { .. }) => in_further_lanes(client, extent, run, agent),
+        result => result,
+    }
+}
+
+/// The current lane is another client's.
+#[cold]
+#[inline(never)]
+fn put_aside(parts: LaneParts) {
+    OTHERS.with_borrow_mut(|lanes| lanes.put_back(parts));
+}
+
+#[cold]
+#[inline(never)]
+fn without_current<'c>(
+    client: &'c Arc<Inner>,
+    extent: &Extent,
+    run: PfnRange,
+    agent: Agent,
+) -> Result<Pin<'c, ProcessSide>, PinError> {
+    match in_other_lane(client, extent, run, agent) {
+        Err(PinError::LaneFull { .. }) => in_further_lanes(client, extent, run, agent),
         result => result,
     }
 }
 
 #[cold]
-fn in_other_lane<'c, T>(
+#[inline(never)]
+fn in_other_lane<'c>(
     client: &'c Arc<Inner>,
-    pin: &impl Fn(&Lane<'c, ProcessSide>) -> Result<T, PinError>,
-) -> Result<T, PinError> {
+    extent: &Extent,
+    run: PfnRange,
+    agent: Agent,
+) -> Result<Pin<'c, ProcessSide>, PinError> {
     let known = OTHERS.with_borrow_mut(|lanes| lanes.take(client));
     let lane = match known.map(|parts| Lane::from_parts(&client.pinner, parts)) {
         Some(Ok(lane)) => lane,
         _ => new_lane(client)?,
     };
-    let result = pin(&lane);
+    let result = lane.pin(extent, run, agent);
     CURRENT.set(Some(lane.into_parts()));
     result
 }
@@ -124,17 +153,20 @@ fn new_lane(client: &Arc<Inner>) -> Result<Lane<'_, ProcessSide>, PinError> {
 
 /// The current lane is full: tries the thread's other lanes, then a new one.
 #[cold]
-fn in_further_lanes<'c, T>(
+#[inline(never)]
+fn in_further_lanes<'c>(
     client: &'c Arc<Inner>,
-    pin: &impl Fn(&Lane<'c, ProcessSide>) -> Result<T, PinError>,
-) -> Result<T, PinError> {
+    extent: &Extent,
+    run: PfnRange,
+    agent: Agent,
+) -> Result<Pin<'c, ProcessSide>, PinError> {
     let identity = client.pinner.side().identity();
     let nr_lanes = OTHERS.with_borrow(|lanes| lanes.nr_of(identity));
     let mut full = Vec::new();
     let mut result = Err(PinError::NoLane { nr_lanes });
     while full.len() <= nr_lanes && full.len() < MAX_LANES_PER_THREAD {
         full.extend(CURRENT.take());
-        result = in_other_lane(client, pin);
+        result = in_other_lane(client, extent, run, agent);
         if !matches!(result, Err(PinError::LaneFull { .. })) {
             break;
         }

@@ -103,14 +103,41 @@ pub(crate) enum Term {
 
 impl<'c> FilePin<'c> {
     /// Pins a whole file.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take_all(client: &'c Client, entry: &FileEntry) -> Result<Self, Error> {
         Self::take(client, entry, 0, entry.len_bytes, Agent::Cpu, Term::Short)
     }
 
     /// Pins `len_bytes` from `offset` on. The caller has checked the range.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take(
+        client: &'c Client,
+        entry: &FileEntry,
+        offset: u64,
+        len_bytes: u64,
+        agent: Agent,
+        term: Term,
+    ) -> Result<Self, Error> {
+        // Most files are one extent. Built in one place and by one path, the pin stays in registers;
+        // passed through the loop below it is copied several times.
+        let first_page = offset / PAGE_BYTES;
+        let end_page = (offset + len_bytes).div_ceil(PAGE_BYTES);
+        if let (1, Term::Short, Some(extent)) = (entry.extents.len(), term, entry.extents.first())
+            && !extent.is_hole()
+            && let Some(run) = extent.run.sub_run(first_page, end_page - first_page)
+            && run.byte_range().end <= client.inner.data.len_bytes()
+        {
+            let pin = lanes::pin(&client.inner, extent, run, agent)?;
+            let skip_bytes = offset % PAGE_BYTES;
+            let first = Hold::Short(pin);
+            return Ok(Self { client, skip_bytes, len_bytes, first, more: Vec::new() });
+        }
+        Self::take_parts(client, entry, offset, len_bytes, agent, term)
+    }
+
+    /// As [`take`](Self::take), extent by extent.
+    #[inline(never)]
+    fn take_parts(
         client: &'c Client,
         entry: &FileEntry,
         offset: u64,
@@ -277,7 +304,18 @@ impl<'c> FilePin<'c> {
 }
 
 impl Drop for FilePin<'_> {
+    #[inline]
     fn drop(&mut self) {
+        if matches!(self.first, Hold::Leased(..)) {
+            self.drop_leased();
+        }
+    }
+}
+
+impl FilePin<'_> {
+    /// Gives the leases back with the slots. Leased pins are leased in all their parts.
+    #[cold]
+    fn drop_leased(&mut self) {
         let leases: Vec<u64> = self.leases().collect();
         if leases.is_empty() {
             return;
@@ -300,7 +338,7 @@ fn leased<'c>(
     if run.byte_range().end > client.inner.data.len_bytes() {
         return Err(odd());
     }
-    Ok(lanes::with_lane(&client.inner, |lane| lane.pin(&extent, run, agent))?)
+    Ok(lanes::pin(&client.inner, &extent, run, agent)?)
 }
 
 #[inline]
@@ -318,9 +356,7 @@ fn pin<'c>(
         return Err(PinError::Outside { run });
     }
     match term {
-        Term::Short => {
-            lanes::with_lane(&client.inner, |lane| lane.pin(extent, run, agent)).map(Hold::Short)
-        }
+        Term::Short => lanes::pin(&client.inner, extent, run, agent).map(Hold::Short),
         Term::Longterm => client.inner.pinner.pin_longterm(extent, run, agent).map(Hold::Longterm),
     }
 }

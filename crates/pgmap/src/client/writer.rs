@@ -59,8 +59,7 @@ impl<'c> FileWriter<'c> {
             if extent.run.byte_range().end > client.inner.data.len_bytes() {
                 return Err(Error::Protocol { what: format!("frames {} outside", extent.run) });
             }
-            let hold =
-                lanes::with_lane(&client.inner, |lane| lane.pin(extent, extent.run, Agent::Cpu))?;
+            let hold = lanes::pin(&client.inner, extent, extent.run, Agent::Cpu)?;
             writer.holds.push(hold);
         }
         Ok(writer)

@@ -173,8 +173,10 @@ impl Core {
         Err(Refusal::Held { name: name.to_string(), holders, waited_ms: 0 })
     }
 
-    /// Replaces the memory of failed frames that no file has, and frees them.
+    /// Replaces the memory of failed frames that no file has and nobody holds, and frees them. A frame
+    /// that waits for its last holder is left to its drain.
     pub(crate) fn repair_free(&mut self) -> Result<Reply, Refusal> {
+        self.look_again();
         let failed: Vec<PfnRange> = self
             .poisoned
             .runs()
@@ -182,6 +184,7 @@ impl Core {
                 (start..start + length).filter_map(|at| PfnRange::new(at, 1))
             })
             .filter(|run| matches!(self.place_of(run.first()), Place::Nowhere))
+            .filter(|run| !self.is_awaited(*run))
             .collect();
         for run in failed {
             self.backing.detach(run)?;
@@ -191,6 +194,13 @@ impl Core {
             }
         }
         Ok(Reply::Done)
+    }
+
+    /// Whether a drain waits for `run`, or a client holds it.
+    fn is_awaited(&self, run: PfnRange) -> bool {
+        let ledgers = self.clients.iter().map(|(&id, client)| (id, &client.ledger));
+        self.drains.iter().any(|pending| pending.drain.runs().overlaps(run))
+            || !scan(&SortedRuns::new(vec![run]), ledgers).is_empty()
     }
 
     /// Keeps failed frames out of use after a restart.

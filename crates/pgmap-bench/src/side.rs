@@ -1,0 +1,157 @@
+//! A client's side of the page model, over the very mappings that the library's own clients use.
+//!
+//! The library opens its page model to nobody, rightly. So the rows that need 64 GiB of live
+//! descriptors without 64 GiB of memory bring a side of their own: the same mappings, the same fork
+//! guard, the same barrier mode. The rows named `File::pin` go through the library itself.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+use pgmap::mm::barrier::{BarrierMode, HeavyBarrier};
+use pgmap::mm::pin::ClientSide;
+use pgmap::mm::vmemmap::Vmemmap;
+use pgmap::mm::words::{ReadCounts, ReadWords, WriteCounts, WriteWords};
+use pgmap::os::{Doorbell, ForkGuard, Membarrier, ReadMapping, WriteMapping};
+
+/// Words that somebody else writes.
+#[derive(Debug)]
+pub struct Readable(pub ReadMapping);
+
+impl ReadWords for Readable {
+    fn nr_words(&self) -> usize {
+        (self.0.len_bytes() / 8) as usize
+    }
+
+    #[inline]
+    fn load(&self, index: usize, order: Ordering) -> u64 {
+        self.0.load_u64(index, order)
+    }
+}
+
+impl ReadCounts for Readable {
+    #[inline]
+    fn load(&self, index: usize, order: Ordering) -> u32 {
+        self.0.load_u32(index, order)
+    }
+}
+
+/// Words or counts that this process writes.
+#[derive(Debug)]
+pub struct Writable(pub WriteMapping);
+
+impl ReadWords for Writable {
+    fn nr_words(&self) -> usize {
+        self.0.words().len()
+    }
+
+    #[inline]
+    fn load(&self, index: usize, order: Ordering) -> u64 {
+        self.0.words()[index].load(order)
+    }
+}
+
+impl WriteWords for Writable {
+    #[inline]
+    fn store(&self, index: usize, value: u64, order: Ordering) {
+        self.0.words()[index].store(value, order);
+    }
+
+    fn fetch_or(&self, index: usize, bits: u64, order: Ordering) -> u64 {
+        self.0.words()[index].fetch_or(bits, order)
+    }
+
+    fn discard(&self, range: Range<usize>) {
+        for word in &self.0.words()[range] {
+            // Relaxed: zero equals no word that anybody was told of.
+            word.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+impl ReadCounts for Writable {
+    #[inline]
+    fn load(&self, index: usize, order: Ordering) -> u32 {
+        self.0.counts()[index].load(order)
+    }
+}
+
+impl WriteCounts for Writable {
+    #[inline]
+    fn fetch_add(&self, index: usize, by: u32, order: Ordering) -> u32 {
+        self.0.counts()[index].fetch_add(by, order)
+    }
+
+    #[inline]
+    fn fetch_sub(&self, index: usize, by: u32, order: Ordering) -> u32 {
+        self.0.counts()[index].fetch_sub(by, order)
+    }
+}
+
+/// What a client has mapped.
+#[derive(Debug)]
+pub struct Side {
+    pub ledger: Writable,
+    pub counts: Writable,
+    pub vmemmap: Vmemmap<Readable>,
+    pub mode: BarrierMode,
+    pub doorbell: Doorbell,
+    pub guard: ForkGuard,
+    pub identity: u64,
+}
+
+impl ClientSide for Side {
+    type Ledger = Writable;
+    type Counts = Writable;
+    type Descriptors = Readable;
+
+    #[inline]
+    fn ledger(&self) -> &Writable {
+        &self.ledger
+    }
+
+    #[inline]
+    fn counts(&self) -> &Writable {
+        &self.counts
+    }
+
+    #[inline]
+    fn vmemmap(&self) -> &Vmemmap<Readable> {
+        &self.vmemmap
+    }
+
+    #[inline]
+    fn barrier_mode(&self) -> BarrierMode {
+        self.mode
+    }
+
+    #[cold]
+    fn ring_doorbell(&self) {
+        // Nobody drains while pins are measured; a bell that cannot be rung changes no figure.
+        let _ = self.doorbell.ring();
+    }
+
+    #[inline]
+    fn is_detached(&self) -> bool {
+        self.guard.is_child()
+    }
+
+    #[inline]
+    fn identity(&self) -> u64 {
+        self.identity
+    }
+}
+
+/// The owner's heavy barrier, as the library's.
+#[derive(Debug)]
+pub struct Heavy(pub Membarrier);
+
+impl HeavyBarrier for Heavy {
+    fn heavy(&self) {
+        // SeqCst: pairs with the fence of a light barrier in fenced mode.
+        std::sync::atomic::fence(Ordering::SeqCst);
+        // A refusal was seen at registration; the fence alone is then what fenced clients need.
+        let _ = self.0.global_expedited();
+        // SeqCst: the scan's loads come after the barrier.
+        std::sync::atomic::fence(Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,116 @@
+//! A pfn space full of live folios, with its owner's side and clients, and no data behind it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use pgmap::mm::barrier::BarrierMode;
+use pgmap::mm::descriptor::FolioFlags;
+use pgmap::mm::drain::ClientId;
+use pgmap::mm::extent::Extent;
+use pgmap::mm::folio::{Folios, Sizing};
+use pgmap::mm::ledger::{LedgerLayout, LedgerReader};
+use pgmap::mm::level::{Level, PAGE_BYTES};
+use pgmap::mm::pfn::Pfn;
+use pgmap::mm::pin::Pinner;
+use pgmap::mm::stamp::Stamp;
+use pgmap::mm::vmemmap::{Vmemmap, VmemmapLayout};
+use pgmap::os::{
+    Access, Doorbell, ForkGuard, Membarrier, MemoryFile, PageSize, ReadMapping, WriteMapping,
+};
+
+use crate::failure::Failure;
+use crate::side::{Heavy, Readable, Side, Writable};
+
+/// What the library gives to files of a memory pool.
+const FLAGS: FolioFlags = FolioFlags::LONGTERM_OK.with(FolioFlags::WRITABLE);
+
+/// A client of a [`Space`], and how the space's owner reads its ledger.
+pub struct Member {
+    pub pinner: Pinner<Side>,
+    pub reader: LedgerReader<Readable, Readable>,
+    pub id: ClientId,
+}
+
+/// The owner's side.
+pub struct Space {
+    layout: VmemmapLayout,
+    vmemmap: MemoryFile,
+    pub folios: Folios<Writable>,
+    pub barrier: Heavy,
+    stamps: u64,
+}
+
+impl Space {
+    /// `len_bytes` of free frames.
+    pub fn new(len_bytes: u64) -> Result<Self, Failure> {
+        let layout = VmemmapLayout::for_pages(len_bytes / PAGE_BYTES)
+            .ok_or_else(|| Failure::new(format!("no pfn space of {len_bytes} bytes")))?;
+        let len = layout.nr_words() as u64 * 8;
+        let vmemmap = MemoryFile::anonymous("bench-vmemmap", len, PageSize::Base)?;
+        let words = Writable(WriteMapping::map(&vmemmap, 0, len)?);
+        let mut folios = Folios::new(Vmemmap::new(layout, words).ok_or_else(too_short)?);
+        let first = Pfn::new(0).ok_or_else(too_short)?;
+        folios.bring_online(first, len_bytes / PAGE_BYTES);
+        Ok(Self { layout, vmemmap, folios, barrier: Heavy(Membarrier::register()), stamps: 0 })
+    }
+
+    /// Makes a file's worth of live folios, without the file.
+    pub fn publish(&mut self, nr_pages: u64, sizing: Sizing) -> Result<Vec<Extent>, Failure> {
+        self.stamps += 1;
+        let stamp = Stamp::new(self.stamps).ok_or_else(|| Failure::new("no stamp is left"))?;
+        let reserved = self.folios.reserve(nr_pages, sizing, stamp).map_err(|short| {
+            Failure::new(format!("{} of {} frames are free", short.free_pages, short.wanted_pages))
+        })?;
+        Ok(self.folios.publish(&reserved, FLAGS))
+    }
+
+    /// Fills the space with extents of 1 GiB each, made of folios of `level`.
+    pub fn fill(&mut self, level: Level) -> Result<Vec<Extent>, Failure> {
+        let mut extents = Vec::new();
+        for _ in 0..self.layout.nr_pages() / Level::Pud.nr_pages() {
+            extents.extend(self.publish(Level::Pud.nr_pages(), Sizing::Fixed(level))?);
+        }
+        Ok(extents)
+    }
+
+    /// Memory behind the descriptors.
+    pub fn vmemmap_bytes(&self) -> u64 {
+        self.vmemmap.resident_bytes()
+    }
+
+    /// Attaches a client.
+    pub fn member(&self) -> Result<Member, Failure> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        // Relaxed: only uniqueness matters.
+        let identity = NEXT.fetch_add(1, Ordering::Relaxed);
+        let layout = LedgerLayout::new(&self.layout);
+        let words_bytes = (layout.nr_words() as u64 * 8).next_multiple_of(PAGE_BYTES);
+        let counts_bytes = (layout.nr_counts() as u64 * 4).next_multiple_of(PAGE_BYTES);
+        let file =
+            MemoryFile::anonymous("bench-ledger", words_bytes + counts_bytes, PageSize::Base)?;
+        let descriptors = self.vmemmap.reopen(Access::ReadOnly)?;
+        let descriptors = ReadMapping::map(&descriptors, 0, self.layout.nr_words() as u64 * 8)?;
+        let mode = if self.barrier.0.is_global_available() {
+            BarrierMode::Asymmetric
+        } else {
+            BarrierMode::Fenced
+        };
+        let side = Side {
+            ledger: Writable(WriteMapping::map(&file, 0, words_bytes)?),
+            counts: Writable(WriteMapping::map(&file, words_bytes, counts_bytes)?),
+            vmemmap: Vmemmap::new(self.layout, Readable(descriptors)).ok_or_else(too_short)?,
+            mode,
+            doorbell: Doorbell::new()?,
+            guard: ForkGuard::new()?,
+            identity,
+        };
+        let words = Readable(ReadMapping::map(&file, 0, words_bytes)?);
+        let counts = Readable(ReadMapping::map(&file, words_bytes, counts_bytes)?);
+        let reader = LedgerReader::new(layout, words, counts).ok_or_else(too_short)?;
+        let pinner = Pinner::new(side, layout).ok_or_else(too_short)?;
+        Ok(Member { pinner, reader, id: ClientId(identity) })
+    }
+}
+
+fn too_short() -> Failure {
+    Failure::new("a mapping is too short")
+}

@@ -1,0 +1,51 @@
+//! Why a transfer was not begun, or the ring not made.
+
+use pgmap::space::SpaceError;
+
+/// Why a transfer was not begun, or the ring not made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RingError {
+    /// The pages could not be held.
+    #[error(transparent)]
+    Space(#[from] SpaceError),
+    /// Fewer bytes could be held than were to be moved; nothing was begun.
+    #[error("only {held_bytes} of {wanted_bytes} bytes from {address:#x} on can be held")]
+    Short {
+        /// First address.
+        address: u64,
+        /// Bytes that could be held.
+        held_bytes: u64,
+        /// Bytes asked for.
+        wanted_bytes: u64,
+    },
+    /// The pages lie in more pieces than the ring has entries.
+    #[error("{nr_pieces} pieces in a ring of {nr_entries} entries; move less at a time")]
+    TooManyPieces {
+        /// Pieces.
+        nr_pieces: usize,
+        /// Entries.
+        nr_entries: u32,
+    },
+    /// The kernel refused.
+    #[error("io_uring, {doing}: {source}")]
+    Ring {
+        /// What was being done.
+        doing: &'static str,
+        /// What it said.
+        source: std::io::Error,
+    },
+}
+
+impl RingError {
+    /// The Linux error number that says the same.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        match self {
+            Self::Space(error) => error.errno(),
+            Self::Short { .. } => pgmap::mm::error::errno::EFAULT,
+            Self::TooManyPieces { .. } => pgmap::mm::error::errno::EINVAL,
+            Self::Ring { source, .. } => source.raw_os_error().unwrap_or(5),
+        }
+    }
+}

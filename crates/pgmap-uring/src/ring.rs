@@ -1,0 +1,348 @@
+//! The ring: registration, transfers, completions.
+
+// UNSAFETY: a transfer is an address given to the kernel, which reads or writes there later, by itself.
+#![allow(unsafe_code)]
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use io_uring::{IoUring, opcode, types};
+use pgmap::Client;
+use pgmap::mm::gup::{Dirty, GupFlags};
+use pgmap::mm::level::PAGE_BYTES;
+use pgmap::space::{AddressSpace, PinnedPages};
+
+use crate::error::RingError;
+
+/// The most the kernel takes as one fixed buffer (Linux 7.1: io_uring/rsrc.c).
+const BUFFER_BYTES: u64 = 1 << 30;
+/// The most that one entry moves: its length has 32 bits and the kernel cuts at 2 GiB less a page.
+const PIECE_BYTES: u64 = 1 << 30;
+
+/// Names a transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TransferId(u64);
+
+/// A transfer that the kernel is done with. Its pages are let go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completed {
+    /// Which.
+    pub id: TransferId,
+    /// Bytes moved, perhaps fewer than asked for: the file ended, or a piece failed.
+    pub moved_bytes: u64,
+    /// The Linux error number of the first piece that failed.
+    pub errno: Option<i32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Direction {
+    ToPool,
+    FromPool,
+}
+
+/// What the kernel may still touch.
+#[derive(Debug)]
+struct InFlight<'s> {
+    pinned: PinnedPages<'s>,
+    /// Kept open until the kernel has taken it.
+    _file: OwnedFd,
+    direction: Direction,
+    nr_pieces: usize,
+    moved_bytes: u64,
+    errno: Option<i32>,
+}
+
+/// A part of a transfer that lies in one fixed buffer.
+struct Piece {
+    pool_offset: u64,
+    len_bytes: u64,
+    range_offset: u64,
+}
+
+/// A ring with the pool as its fixed buffers. Dropping it waits for the transfers under way.
+pub struct PoolRing<'s> {
+    ring: IoUring,
+    client: Client,
+    nr_entries: u32,
+    /// [`Client::detach_epoch`] before the pool was registered.
+    epoch: u64,
+    next_id: u64,
+    nr_pieces: usize,
+    in_flight: HashMap<u64, InFlight<'s>>,
+    completed: VecDeque<Completed>,
+}
+
+impl std::fmt::Debug for PoolRing<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { nr_entries, epoch, nr_pieces, .. } = self;
+        f.debug_struct("PoolRing")
+            .field("nr_entries", nr_entries)
+            .field("epoch", epoch)
+            .field("nr_pieces", nr_pieces)
+            .finish_non_exhaustive()
+    }
+}
+
+fn refused(doing: &'static str) -> impl FnOnce(io::Error) -> RingError {
+    move |source| RingError::Ring { doing, source }
+}
+
+impl<'s> PoolRing<'s> {
+    /// A ring of `nr_entries` entries, with all of the client's pool registered. That takes the
+    /// memory behind the whole pool from the system, and counts against `RLIMIT_MEMLOCK`.
+    ///
+    /// # Errors
+    /// [`RingError::Ring`] when the kernel has no io_uring for this process, or no memory to lock.
+    pub fn new(client: &Client, nr_entries: u32) -> Result<Self, RingError> {
+        let ring = IoUring::new(nr_entries).map_err(refused("making the ring"))?;
+        let mut made = Self {
+            ring,
+            client: client.clone(),
+            nr_entries,
+            epoch: 0,
+            next_id: 0,
+            nr_pieces: 0,
+            in_flight: HashMap::new(),
+            completed: VecDeque::new(),
+        };
+        made.register()?;
+        Ok(made)
+    }
+
+    /// Reads `len_bytes` of `file` from `file_offset` on to the pages at `address`, which is a
+    /// multiple of 4096.
+    ///
+    /// # Errors
+    /// [`RingError::Space`] and [`RingError::Short`] when the pages cannot be held for writing, and
+    /// [`RingError::TooManyPieces`]: nothing was begun. After [`RingError::Ring`] the transfer may be
+    /// under way; its pages are held then until it is reaped.
+    pub fn read(
+        &mut self,
+        space: &'s AddressSpace,
+        address: u64,
+        len_bytes: u64,
+        file: impl AsFd,
+        file_offset: u64,
+    ) -> Result<TransferId, RingError> {
+        let flags = GupFlags::WRITE.with(GupFlags::DEVICE);
+        let pinned = hold(space, address, len_bytes, flags)?;
+        self.begin(pinned, Direction::ToPool, len_bytes, &file, file_offset)
+    }
+
+    /// Writes `len_bytes` from the pages at `address`, which is a multiple of 4096, to `file` from
+    /// `file_offset` on.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), but the pages need not be writable.
+    pub fn write(
+        &mut self,
+        space: &'s AddressSpace,
+        address: u64,
+        len_bytes: u64,
+        file: impl AsFd,
+        file_offset: u64,
+    ) -> Result<TransferId, RingError> {
+        let pinned = hold(space, address, len_bytes, GupFlags::DEVICE)?;
+        self.begin(pinned, Direction::FromPool, len_bytes, &file, file_offset)
+    }
+
+    /// The next transfer that the kernel is done with, waiting for it; none when none is under way.
+    ///
+    /// # Errors
+    /// [`RingError::Ring`].
+    pub fn wait(&mut self) -> Result<Option<Completed>, RingError> {
+        while self.completed.is_empty() && self.nr_pieces > 0 {
+            self.reap()?;
+        }
+        Ok(self.completed.pop_front())
+    }
+
+    /// Transfers under way.
+    #[must_use]
+    pub fn nr_in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    fn register(&mut self) -> Result<(), RingError> {
+        // Before the registration: what is detached during it shows as a difference.
+        self.epoch = self.client.detach_epoch();
+        let (base, len_bytes) = self.client.pool_address();
+        let len_bytes = len_bytes as u64;
+        let buffer = |start: u64| libc_iovec(base, start, BUFFER_BYTES.min(len_bytes - start));
+        let buffers: Vec<_> = (0..len_bytes).step_by(BUFFER_BYTES as usize).map(buffer).collect();
+        // SAFETY: the buffers are the client's mapping, which is writable and which `self.client`
+        // keeps for as long as the ring.
+        unsafe { self.ring.submitter().register_buffers(&buffers) }
+            .map_err(refused("registering the pool"))
+    }
+
+    /// Registers the pool anew if frames were detached since. The caller has pinned already: what it
+    /// pinned is detached no more.
+    fn renew(&mut self) -> Result<(), RingError> {
+        if self.client.detach_epoch() == self.epoch {
+            return Ok(());
+        }
+        while self.nr_pieces > 0 {
+            self.reap()?;
+        }
+        let unregistered = self.ring.submitter().unregister_buffers();
+        unregistered.map_err(refused("unregistering the pool"))?;
+        self.register()
+    }
+
+    fn begin(
+        &mut self,
+        pinned: PinnedPages<'s>,
+        direction: Direction,
+        len_bytes: u64,
+        file: &impl AsFd,
+        file_offset: u64,
+    ) -> Result<TransferId, RingError> {
+        let pieces = pieces_of(&pinned, len_bytes);
+        if pieces.len() > self.nr_entries as usize {
+            let (nr_pieces, nr_entries) = (pieces.len(), self.nr_entries);
+            return Err(RingError::TooManyPieces { nr_pieces, nr_entries });
+        }
+        let file = file.as_fd().try_clone_to_owned().map_err(refused("keeping the file open"))?;
+        self.renew()?;
+        while self.nr_pieces + pieces.len() > self.nr_entries as usize {
+            self.reap()?;
+        }
+        let id = self.next_id;
+        self.next_id += 1;
+        let fd = types::Fd(file.as_raw_fd());
+        // In the books first: from the push on the kernel may touch the pages.
+        let nr_pieces = pieces.len();
+        let transfer =
+            InFlight { pinned, _file: file, direction, nr_pieces, moved_bytes: 0, errno: None };
+        self.in_flight.insert(id, transfer);
+        self.nr_pieces += nr_pieces;
+        for piece in &pieces {
+            let entry = self.entry(piece, direction, fd, file_offset).user_data(id);
+            // SAFETY: the piece lies in the registered mapping; `in_flight` holds its frames and the
+            // open file until the completion, and is leaked rather than dropped before that.
+            let pushed = unsafe { self.ring.submission().push(&entry) };
+            // There is room: no more pieces are under way than there are entries.
+            debug_assert!(pushed.is_ok());
+            if pushed.is_err() {
+                self.finish_piece(id, -pgmap::mm::error::errno::EAGAIN);
+            }
+        }
+        match self.ring.submit() {
+            Ok(_) => Ok(TransferId(id)),
+            // What was not taken is with the next call.
+            Err(error) if is_passing(&error) => Ok(TransferId(id)),
+            Err(error) => Err(refused("submitting")(error)),
+        }
+    }
+
+    fn entry(
+        &self,
+        piece: &Piece,
+        direction: Direction,
+        fd: types::Fd,
+        file_offset: u64,
+    ) -> io_uring::squeue::Entry {
+        let pointer = self.client.pool_address().0.wrapping_add(piece.pool_offset as usize);
+        let buffer = (piece.pool_offset / BUFFER_BYTES) as u16;
+        let (len, offset) = (piece.len_bytes as u32, file_offset + piece.range_offset);
+        match direction {
+            Direction::ToPool => {
+                opcode::ReadFixed::new(fd, pointer, len, buffer).offset(offset).build()
+            }
+            Direction::FromPool => {
+                opcode::WriteFixed::new(fd, pointer, len, buffer).offset(offset).build()
+            }
+        }
+    }
+
+    /// Waits for at least one completion and takes all that are there.
+    fn reap(&mut self) -> Result<(), RingError> {
+        match self.ring.submit_and_wait(1) {
+            Ok(_) => {}
+            Err(error) if is_passing(&error) => {}
+            Err(error) => return Err(refused("waiting")(error)),
+        }
+        let done: Vec<_> =
+            self.ring.completion().map(|entry| (entry.user_data(), entry.result())).collect();
+        for (id, result) in done {
+            self.finish_piece(id, result);
+        }
+        Ok(())
+    }
+
+    fn finish_piece(&mut self, id: u64, result: i32) {
+        let Some(transfer) = self.in_flight.get_mut(&id) else { return };
+        self.nr_pieces -= 1;
+        transfer.nr_pieces -= 1;
+        match u64::try_from(result) {
+            Ok(moved_bytes) => transfer.moved_bytes += moved_bytes,
+            Err(_) => transfer.errno = transfer.errno.or(Some(-result)),
+        }
+        if transfer.nr_pieces == 0
+            && let Some(transfer) = self.in_flight.remove(&id)
+        {
+            let InFlight { pinned, direction, moved_bytes, errno, .. } = transfer;
+            let dirty = if direction == Direction::ToPool { Dirty::Yes } else { Dirty::No };
+            pinned.unpin(dirty);
+            self.completed.push_back(Completed { id: TransferId(id), moved_bytes, errno });
+        }
+    }
+}
+
+impl Drop for PoolRing<'_> {
+    fn drop(&mut self) {
+        while self.nr_pieces > 0 {
+            if self.reap().is_err() {
+                // The kernel may still touch the pages, so nobody else may ever have them.
+                std::mem::forget(std::mem::take(&mut self.in_flight));
+                std::mem::forget(self.client.clone());
+                return;
+            }
+        }
+    }
+}
+
+fn libc_iovec(base: *mut u8, start: u64, len_bytes: u64) -> libc::iovec {
+    libc::iovec { iov_base: base.wrapping_add(start as usize).cast(), iov_len: len_bytes as usize }
+}
+
+/// Interrupted, or too much under way just now.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
+}
+
+fn hold(
+    space: &AddressSpace,
+    address: u64,
+    len_bytes: u64,
+    flags: GupFlags,
+) -> Result<PinnedPages<'_>, RingError> {
+    let wanted_bytes = len_bytes + address % PAGE_BYTES;
+    let pinned = space.pin(address, wanted_bytes.div_ceil(PAGE_BYTES), flags)?;
+    let is_aligned = address.is_multiple_of(PAGE_BYTES);
+    let held_bytes = if is_aligned { pinned.len_bytes() } else { 0 };
+    if held_bytes < len_bytes || len_bytes == 0 {
+        return Err(RingError::Short { address, held_bytes, wanted_bytes: len_bytes });
+    }
+    Ok(pinned)
+}
+
+/// The transfer in pieces, each in one fixed buffer.
+fn pieces_of(pinned: &PinnedPages<'_>, len_bytes: u64) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    for segment in pinned.segments() {
+        let mut done = 0;
+        let start = segment.address - pinned.address();
+        let segment_bytes = segment.len_bytes.min(len_bytes.saturating_sub(start));
+        while done < segment_bytes {
+            let pool_offset = segment.pool_offset + done;
+            let in_buffer = BUFFER_BYTES - pool_offset % BUFFER_BYTES;
+            let len_bytes = (segment_bytes - done).min(in_buffer).min(PIECE_BYTES);
+            pieces.push(Piece { pool_offset, len_bytes, range_offset: start + done });
+            done += len_bytes;
+        }
+    }
+    pieces
+}

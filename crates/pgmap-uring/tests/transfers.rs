@@ -1,0 +1,129 @@
+//! Files through a ring: bytes, holds until completion, errors, and a pool that was detached.
+
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
+
+use std::io::{Read, Seek, Write};
+
+use pgmap::mm::mm::Placed;
+use pgmap::mm::prot::Prot;
+use pgmap::space::AddressSpace;
+use pgmap::{Client, FolioSize, Owner, Pool, PoolOptions};
+use pgmap_uring::{PoolRing, RingError};
+
+const MIB: u64 = 1 << 20;
+const BASE: u64 = 1 << 32;
+
+fn owner() -> Owner {
+    Owner::start(Pool::create(&PoolOptions::anonymous(16 * MIB)).unwrap()).unwrap()
+}
+
+fn space(client: &Client, name: &str, len_bytes: u64) -> AddressSpace {
+    client.create(name, len_bytes, FolioSize::Pages4K).unwrap().commit().unwrap();
+    let space = AddressSpace::for_device(client, BASE, 1 << 30).unwrap();
+    let file = client.open(name).unwrap();
+    space.map(&file, 0, len_bytes, Placed::At(BASE), Prot::READ_WRITE).unwrap();
+    space
+}
+
+/// A ring, or none where the kernel offers none to this process.
+fn ring<'s>(client: &Client) -> Option<PoolRing<'s>> {
+    match PoolRing::new(client, 8) {
+        Ok(ring) => Some(ring),
+        Err(error) if [1, 12, 38].contains(&error.errno()) => {
+            println!("not tested here: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn pattern(len: usize, seed: u64) -> Vec<u8> {
+    (0..len as u64).map(|at| ((at * 31) ^ (at >> 9) ^ seed) as u8).collect()
+}
+
+#[test]
+fn bytes_go_through_the_pool_and_come_out_the_same() {
+    let owner = owner();
+    let client = owner.client().unwrap();
+    let space = space(&client, "block", 4 * MIB);
+    let Some(mut ring) = ring(&client) else { return };
+    let bytes = pattern(3 * MIB as usize + 777, 5);
+    let (mut from, mut to) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    from.write_all(&bytes).unwrap();
+    let id = ring.read(&space, BASE, 4 * MIB, &from, 0).unwrap();
+    let done = ring.wait().unwrap().unwrap();
+    assert_eq!((done.id, done.moved_bytes, done.errno), (id, bytes.len() as u64, None));
+    let mut inside = vec![0; bytes.len()];
+    let pinned = space.pin(BASE, 1024, pgmap::mm::gup::GupFlags::NONE).unwrap();
+    pinned.read_at(0, &mut inside).unwrap();
+    assert!(inside == bytes);
+    drop(pinned);
+    for at in (0..bytes.len() as u64).step_by(256 << 10) {
+        let len_bytes = (bytes.len() as u64 - at).min(256 << 10);
+        ring.write(&space, BASE + at, len_bytes, &to, at).unwrap();
+    }
+    let mut moved_bytes = 0;
+    while let Some(done) = ring.wait().unwrap() {
+        assert_eq!(done.errno, None);
+        moved_bytes += done.moved_bytes;
+    }
+    assert_eq!((moved_bytes, ring.nr_in_flight()), (bytes.len() as u64, 0));
+    let mut copied = Vec::new();
+    to.rewind().unwrap();
+    to.read_to_end(&mut copied).unwrap();
+    assert!(copied == bytes);
+}
+
+#[test]
+fn a_truncation_waits_for_a_transfer_under_way() {
+    let owner = owner();
+    let (client, other) = (owner.client().unwrap(), owner.client().unwrap());
+    let space = space(&client, "block", MIB);
+    let Some(mut ring) = ring(&client) else { return };
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    ring.read(&space, BASE, MIB, &reader, u64::MAX).unwrap();
+    let error = other.truncate("block", 4096, 30).unwrap_err();
+    assert_eq!(error.errno(), 16, "{error}");
+    writer.write_all(b"late").unwrap();
+    assert_eq!(ring.wait().unwrap().unwrap().moved_bytes, 4);
+    other.truncate("block", 4096, 10_000).unwrap();
+    let error = ring.read(&space, BASE, MIB, &reader, 0).unwrap_err();
+    assert!(matches!(error, RingError::Short { held_bytes: 4096, .. }), "{error}");
+}
+
+#[test]
+fn what_is_registered_follows_the_pool_after_frames_were_detached() {
+    let owner = owner();
+    let client = owner.client().unwrap();
+    let space = space(&client, "block", MIB);
+    let Some(mut ring) = ring(&client) else { return };
+    let before = client.detach_epoch();
+    // A failed page gets other memory: the registered one is not the pool's any more.
+    let pinned = space.pin(BASE, 1, pgmap::mm::gup::GupFlags::NONE).unwrap();
+    let pfn = pinned.segments().next().unwrap().pool_offset / 4096;
+    drop(pinned);
+    client.memory_failure(pfn).unwrap();
+    client.clear_poison("block", 0, &[7; 4096]).unwrap();
+    assert_eq!(client.detach_epoch(), before + 1);
+    let mut file = tempfile::tempfile().unwrap();
+    ring.write(&space, BASE, 4096, &file, 0).unwrap();
+    assert_eq!(ring.wait().unwrap().unwrap().moved_bytes, 4096);
+    let mut bytes = Vec::new();
+    file.rewind().unwrap();
+    file.read_to_end(&mut bytes).unwrap();
+    assert!(bytes == [7; 4096], "not what the old memory held");
+}
+
+#[test]
+fn addresses_that_cannot_be_held_begin_nothing() {
+    let owner = owner();
+    let client = owner.client().unwrap();
+    let space = space(&client, "block", MIB);
+    let Some(mut ring) = ring(&client) else { return };
+    let file = tempfile::tempfile().unwrap();
+    let errno = |result: Result<_, RingError>| result.map(drop).map_err(|e| e.errno()).err();
+    assert_eq!(errno(ring.read(&space, BASE + 2 * MIB, 4096, &file, 0)), Some(14));
+    assert_eq!(errno(ring.read(&space, BASE, 0, &file, 0)), Some(14));
+    assert_eq!(errno(ring.read(&space, BASE + 8, 16, &file, 0)), Some(14));
+    assert_eq!((ring.nr_in_flight(), ring.wait().unwrap()), (0, None));
+}

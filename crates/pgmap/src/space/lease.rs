@@ -1,0 +1,90 @@
+//! Long-term holds that the owner is asked for.
+
+use std::sync::{Arc, Weak};
+
+use pgmap_mm::error::PinError;
+use pgmap_mm::error::errno::{EACCES, EAGAIN, EOPNOTSUPP};
+use pgmap_mm::gup::{GupError, GupFlags, LongtermRefusal};
+use pgmap_mm::ledger::Agent;
+use pgmap_mm::level::{Level, PAGE_BYTES};
+use pgmap_mm::vma::Vma;
+
+use super::backing::FileBacking;
+use super::pinned::{Held, LeasedPages, PinnedPages};
+use super::{AddressSpace, SpaceError};
+use crate::client::pinned::FilePin;
+use crate::error::Error;
+use crate::refusal::Refusal;
+use crate::wire::LeaseSpec;
+
+/// How often the owner is asked anew because the frames changed before they were held.
+const MAX_ASKS: usize = 8;
+
+impl AddressSpace {
+    /// Holds the pages from `address` on that lie in its area, by the owner's leave.
+    #[cold]
+    pub(super) fn lease(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Result<PinnedPages<'_>, SpaceError> {
+        let page = address / PAGE_BYTES;
+        let address = page * PAGE_BYTES;
+        let agent = if flags.contains(GupFlags::DEVICE) { Agent::Device } else { Agent::Cpu };
+        for _ in 0..MAX_ASKS {
+            let area = self.mm.area_at(address).ok_or(GupError::NotPresent { address })?;
+            let file = self.file_of(&area).ok_or_else(|| refused(address, EOPNOTSUPP))?;
+            let offset = area.file_page_of(page) * PAGE_BYTES;
+            let in_area = nr_pages.min(area.end() - page) * PAGE_BYTES;
+            let in_file = file.len_bytes().saturating_sub(offset);
+            let len_bytes = in_area.min(in_file.next_multiple_of(PAGE_BYTES));
+            let spec = LeaseSpec {
+                file: file.id(),
+                offset,
+                len_bytes: in_area.min(in_file),
+                is_device: agent == Agent::Device,
+                is_write: flags.contains(GupFlags::WRITE),
+            };
+            let grants = self.client.ask_lease(spec).map_err(|error| told(address, error))?;
+            match FilePin::take_leased(&self.client, offset, len_bytes, &grants, agent) {
+                Ok(pin) => {
+                    let level = self.mm.translate(address).map_or(Level::Pte, |at| at.level);
+                    let may_be_dirty = flags.contains(GupFlags::WRITE);
+                    let mm = &self.mm;
+                    let leased = LeasedPages { mm, address, level, pin, may_be_dirty };
+                    return Ok(self.pinned(address, flags, Held::Leased(Box::new(leased))));
+                }
+                Err(Error::Pin(PinError::Changed { .. })) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(GupError::Unstable { address }.into())
+    }
+
+    /// The file behind an area.
+    fn file_of(&self, area: &Vma) -> Option<Arc<FileBacking>> {
+        let backing = Arc::as_ptr(&area.backing);
+        let files = self.files();
+        let mut known = files.values().filter_map(Weak::upgrade);
+        known.find(|file| std::ptr::addr_eq(Arc::as_ptr(file), backing))
+    }
+}
+
+fn refused(address: u64, errno: i32) -> SpaceError {
+    let refusal = match errno {
+        EOPNOTSUPP => LongtermRefusal::Unsupported,
+        EACCES => LongtermRefusal::Denied,
+        _ => LongtermRefusal::Busy,
+    };
+    GupError::Longterm { address, refusal }.into()
+}
+
+/// What the owner's answer means to whoever asked by address.
+fn told(address: u64, error: Error) -> SpaceError {
+    match error {
+        Error::Refused(Refusal::Denied { errno, .. }) => refused(address, errno),
+        Error::Refused(Refusal::InUse { .. } | Refusal::Stale { .. }) => refused(address, EAGAIN),
+        error => error.into(),
+    }
+}
