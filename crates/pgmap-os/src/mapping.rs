@@ -70,7 +70,9 @@ impl ReadMapping {
     #[must_use]
     pub fn load_u64(&self, index: usize, order: Ordering) -> u64 {
         let nr_words = self.region.len() / size_of::<u64>();
-        assert!(index < nr_words, "word {index} of a mapping of {nr_words} words");
+        if index >= nr_words {
+            out_of_bounds(index, nr_words);
+        }
         // SAFETY: the index was checked, so the word lies inside the mapping.
         let word = unsafe { self.region.base().cast::<AtomicU64>().add(index) };
         // SAFETY: mapped and readable until `self` is dropped, aligned (the base is page-aligned),
@@ -88,7 +90,9 @@ impl ReadMapping {
     #[must_use]
     pub fn load_u32(&self, index: usize, order: Ordering) -> u32 {
         let nr_counts = self.region.len() / size_of::<u32>();
-        assert!(index < nr_counts, "count {index} of a mapping of {nr_counts} counts");
+        if index >= nr_counts {
+            out_of_bounds(index, nr_counts);
+        }
         // SAFETY: the index was checked, so the count lies inside the mapping.
         let count = unsafe { self.region.base().cast::<AtomicU32>().add(index) };
         // SAFETY: as in `load_u64`.
@@ -228,6 +232,13 @@ impl WriteMapping {
         let (base, len) = (self.region.base(), self.region.len());
         OsError::new(what, format!("a mapping of {len} bytes at {base:?}"), errno)
     }
+}
+
+/// Out of line: the checks are on the path of every pin.
+#[cold]
+#[inline(never)]
+fn out_of_bounds(index: usize, len: usize) -> ! {
+    panic!("word or count {index} of a mapping that has {len}");
 }
 
 /// Makes a load of any order out of a relaxed one and fences.
