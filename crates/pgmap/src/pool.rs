@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use pgmap_mm::index::IndexLayout;
 use pgmap_mm::ledger::LedgerLayout;
-use pgmap_mm::level::{Level, PAGE_BYTES};
+use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::memory_type::MemoryType;
 use pgmap_mm::vmemmap::VmemmapLayout;
 use pgmap_os::{Access, MemoryFile, OsError, PageSize, file_lock};
@@ -397,12 +397,6 @@ impl Pool {
     pub(crate) fn metadata_bytes(&self) -> u64 {
         let vmemmap = if self.head.is_some() { 0 } else { self.vmemmap.resident_bytes() };
         vmemmap + self.index.resident_bytes()
-    }
-
-    /// The largest level whose folios the data's mapping can hold whole.
-    #[must_use]
-    pub const fn max_level(&self) -> Level {
-        Level::Pud
     }
 }
 

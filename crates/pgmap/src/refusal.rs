@@ -208,7 +208,7 @@ pub enum Refusal {
         /// What it can say.
         why: String,
     },
-    /// The request is about to wait; not an error a caller ever sees.
+    /// The owner stops while the request waits for holders.
     #[error("the owner is stopping")]
     Stopping,
 }

@@ -276,7 +276,9 @@ impl Core {
         Ok(())
     }
 
-    pub(crate) fn finish_cut(&mut self, pending: &PendingDrain, cut: &Cut) {
+    /// Puts a cut on record. Where that fails the file is given back what it lost, whoever asked is
+    /// told, and the answer is false.
+    fn settle(&mut self, pending: &PendingDrain, cut: &Cut) -> bool {
         let recorded = match self.files.get(&cut.name) {
             Some(file) => self.record(&[Change::Put(&cut.name, file.stored())]),
             None => Ok(()),
@@ -284,10 +286,17 @@ impl Core {
         if let Err(refusal) = recorded {
             self.restore(pending, cut);
             self.answers.push((cut.ticket, Reply::Refused(refusal)));
-            return;
+            return false;
         }
         if let Some(file) = self.files.get_mut(&cut.name) {
             file.doing = None;
+        }
+        true
+    }
+
+    pub(crate) fn finish_cut(&mut self, pending: &PendingDrain, cut: &Cut) {
+        if !self.settle(pending, cut) {
+            return;
         }
         for run in pending.drain.runs().iter() {
             self.free_run(run);
@@ -317,17 +326,8 @@ impl Core {
 
     /// Ends a cut although somebody holds what was cut off: that stays out of use until it is let go.
     fn quarantine_cut(&mut self, pending: &PendingDrain, cut: &Cut, holders: Vec<Holder>) {
-        let recorded = match self.files.get(&cut.name) {
-            Some(file) => self.record(&[Change::Put(&cut.name, file.stored())]),
-            None => Ok(()),
-        };
-        if let Err(refusal) = recorded {
-            self.restore(pending, cut);
-            self.answers.push((cut.ticket, Reply::Refused(refusal)));
+        if !self.settle(pending, cut) {
             return;
-        }
-        if let Some(file) = self.files.get_mut(&cut.name) {
-            file.doing = None;
         }
         for run in pending.drain.runs().iter() {
             self.folios.change_healthy(run, |word| word.in_state(FolioState::Quarantined));
