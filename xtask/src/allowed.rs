@@ -16,6 +16,7 @@ pub const UNSAFE_FILES: &[&str] = &[
     "crates/pgmap-os/src/seqpacket/peer.rs",
     "crates/pgmap-os/src/sigbus.rs",
     "crates/pgmap-os/src/sigbus/watch.rs",
+    "crates/pgmap-os/src/zeroed.rs",
     "crates/pgmap-os/tests/fork.rs",
     "crates/pgmap-os/tests/sigbus.rs",
     "crates/pgmap-os/tests/sigbus_handler.rs",

@@ -5,19 +5,41 @@
 //! guard, the same barrier mode. The rows named `File::pin` go through the library itself.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use pgmap::mm::barrier::{BarrierMode, HeavyBarrier};
 use pgmap::mm::pin::ClientSide;
 use pgmap::mm::vmemmap::Vmemmap;
-use pgmap::mm::words::{ReadCounts, ReadWords, WriteCounts, WriteWords};
-use pgmap::os::{Doorbell, ForkGuard, Membarrier, ReadMapping, WriteMapping};
+use pgmap::mm::words::{ReadCounts, ReadWord, ReadWords, WriteCounts, WriteWords};
+use pgmap::os::{Doorbell, ForkGuard, Membarrier, ReadMapping, ReadOnlyWord, WriteMapping};
+
+/// What the fork guard of a side reads whose light barrier is a compiler fence, and of any other.
+pub const ASYMMETRIC_MARK: u32 = 1;
+pub const FENCED_MARK: u32 = 2;
 
 /// Words that somebody else writes.
 #[derive(Debug)]
 pub struct Readable(pub ReadMapping);
 
+/// A word that somebody else writes.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadableWord<'m>(ReadOnlyWord<'m>);
+
+impl ReadWord for ReadableWord<'_> {
+    #[inline(always)]
+    fn load(self, order: Ordering) -> u64 {
+        self.0.load(order)
+    }
+}
+
 impl ReadWords for Readable {
+    type Word<'w> = ReadableWord<'w>;
+
+    #[inline(always)]
+    fn word(&self, index: usize) -> ReadableWord<'_> {
+        ReadableWord(self.0.word(index))
+    }
+
     fn nr_words(&self) -> usize {
         (self.0.len_bytes() / 8) as usize
     }
@@ -40,6 +62,13 @@ impl ReadCounts for Readable {
 pub struct Writable(pub WriteMapping);
 
 impl ReadWords for Writable {
+    type Word<'w> = &'w AtomicU64;
+
+    #[inline(always)]
+    fn word(&self, index: usize) -> &AtomicU64 {
+        &self.0.words()[index]
+    }
+
     fn nr_words(&self) -> usize {
         self.0.words().len()
     }
@@ -51,6 +80,13 @@ impl ReadWords for Writable {
 }
 
 impl WriteWords for Writable {
+    type Slot<'w> = &'w AtomicU64;
+
+    #[inline(always)]
+    fn slot(&self, index: usize) -> &AtomicU64 {
+        &self.0.words()[index]
+    }
+
     #[inline]
     fn store(&self, index: usize, value: u64, order: Ordering) {
         self.0.words()[index].store(value, order);
@@ -133,6 +169,11 @@ impl ClientSide for Side {
     #[inline]
     fn is_detached(&self) -> bool {
         self.guard.is_child()
+    }
+
+    #[inline(always)]
+    fn is_asymmetric(&self) -> bool {
+        self.guard.mark() == ASYMMETRIC_MARK
     }
 
     #[inline]

@@ -1,5 +1,6 @@
 //! A pfn space full of live folios, with its owner's side and clients, and no data behind it.
 
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use pgmap::mm::barrier::BarrierMode;
@@ -18,7 +19,7 @@ use pgmap::os::{
 };
 
 use crate::failure::Failure;
-use crate::side::{Heavy, Readable, Side, Writable};
+use crate::side::{ASYMMETRIC_MARK, FENCED_MARK, Heavy, Readable, Side, Writable};
 
 /// What the library gives to files of a memory pool.
 const FLAGS: FolioFlags = FolioFlags::LONGTERM_OK.with(FolioFlags::WRITABLE);
@@ -89,18 +90,19 @@ impl Space {
             MemoryFile::anonymous("bench-ledger", words_bytes + counts_bytes, PageSize::Base)?;
         let descriptors = self.vmemmap.reopen(Access::ReadOnly)?;
         let descriptors = ReadMapping::map(&descriptors, 0, self.layout.nr_words() as u64 * 8)?;
-        let mode = if self.barrier.0.is_global_available() {
-            BarrierMode::Asymmetric
+        let (mode, mark) = if self.barrier.0.is_global_available() {
+            (BarrierMode::Asymmetric, ASYMMETRIC_MARK)
         } else {
-            BarrierMode::Fenced
+            (BarrierMode::Fenced, FENCED_MARK)
         };
+        let mark = NonZeroU32::new(mark).ok_or_else(too_short)?;
         let side = Side {
             ledger: Writable(WriteMapping::map(&file, 0, words_bytes)?),
             counts: Writable(WriteMapping::map(&file, words_bytes, counts_bytes)?),
             vmemmap: Vmemmap::new(self.layout, Readable(descriptors)).ok_or_else(too_short)?,
             mode,
             doorbell: Doorbell::new()?,
-            guard: ForkGuard::new()?,
+            guard: ForkGuard::with_mark(mark)?,
             identity,
         };
         let words = Readable(ReadMapping::map(&file, 0, words_bytes)?);

@@ -35,7 +35,7 @@ use crate::extent::Extent;
 use crate::ledger::{Agent, CPU_ONE, DEVICE_ONE, MAX_COUNT};
 use crate::level::Level;
 use crate::pfn::{Pfn, PfnRange};
-use crate::pin::{ClientSide, Pinner};
+use crate::pin::{ClientSide, Life, Pinner};
 use crate::sync::Ordering;
 use crate::vmemmap::LifeWord;
 use crate::words::{ReadWords, WriteCounts, WriteWords};
@@ -45,7 +45,7 @@ use crate::words::{ReadWords, WriteCounts, WriteWords};
 #[must_use = "dropping a pin gives the frames up"]
 pub struct LongtermPin<'p, S: ClientSide> {
     pinner: &'p Pinner<S>,
-    life: LifeWord,
+    life: Life<'p, S>,
     run: PfnRange,
     level: Level,
     agent: Agent,
@@ -69,8 +69,8 @@ impl<S: ClientSide> Pinner<S> {
     /// Pins `run`, which must lie inside `extent`, for long, if the extent's life word says that
     /// this needs nobody's consent.
     ///
-    /// The pin is counted once per folio of the extent's head level, or per 4 KiB frame where `run`
-    /// is not made of whole folios.
+    /// The pin is counted once per folio of the extent's head level, or of the largest level below of
+    /// which `run` is whole folios.
     ///
     /// # Errors
     /// [`PinError::NeedsConsent`] when the life word does not say so; [`PinError::CountFull`] when
@@ -105,13 +105,26 @@ impl<S: ClientSide> Pinner<S> {
         head_level: Level,
         agent: Agent,
     ) -> Result<LongtermPin<'_, S>, PinError> {
+        self.pin_longterm_found(Life::find(self, life), run, head_level, agent)
+    }
+
+    /// As [`pin_longterm_under`](Self::pin_longterm_under), under a word that was found.
+    #[inline(always)]
+    pub(crate) fn pin_longterm_found<'p>(
+        &'p self,
+        life: Life<'p, S>,
+        run: PfnRange,
+        head_level: Level,
+        agent: Agent,
+    ) -> Result<LongtermPin<'p, S>, PinError> {
         if self.side().is_detached() {
             return Err(PinError::Detached);
         }
-        if !life.expected.is_pinnable() {
-            return Err(PinError::NotPinnable { word: life.expected });
+        let expected = life.expected();
+        if !expected.is_pinnable() {
+            return Err(PinError::NotPinnable { word: expected });
         }
-        if !life.expected.flags().contains(FolioFlags::LONGTERM_OK) {
+        if !expected.flags().contains(FolioFlags::LONGTERM_OK) {
             return Err(PinError::NeedsConsent { run });
         }
         if run.end() > self.layout().nr_pages() {
@@ -120,8 +133,8 @@ impl<S: ClientSide> Pinner<S> {
         let level = counting_level(run, head_level);
         self.add_counts(run, level, agent)?;
         self.side().barrier_mode().light();
-        let now = self.side().vmemmap().life_now(life);
-        if now == life.expected {
+        let now = life.now();
+        if now == expected {
             return Ok(LongtermPin { pinner: self, life, run, level, agent });
         }
         self.take_counts(run, level, agent);
@@ -168,13 +181,13 @@ impl<S: ClientSide> Pinner<S> {
     }
 }
 
-/// The level at which a pin of `run` is counted: the extent's own where the run is whole folios.
-const fn counting_level(run: PfnRange, head_level: Level) -> Level {
-    if run.first().is_aligned(head_level) && run.nr_pages().is_multiple_of(head_level.nr_pages()) {
-        head_level
-    } else {
-        Level::Pte
-    }
+/// The level at which a pin of `run` is counted: the largest, up to the extent's own, of which the run
+/// is whole folios.
+fn counting_level(run: PfnRange, head_level: Level) -> Level {
+    let is_whole = |level: &Level| {
+        *level <= head_level && (run.start() | run.nr_pages()).is_multiple_of(level.nr_pages())
+    };
+    Level::ALL.into_iter().rev().find(is_whole).unwrap_or(Level::Pte)
 }
 
 impl<S: ClientSide> LongtermPin<'_, S> {
@@ -187,7 +200,7 @@ impl<S: ClientSide> LongtermPin<'_, S> {
     /// Whether the owner has changed the life word since: somebody wants the frames back.
     #[must_use]
     pub fn is_wanted_back(&self) -> bool {
-        self.pinner.side().vmemmap().life_now(self.life) != self.life.expected
+        !self.life.is_as_expected()
     }
 }
 
@@ -200,7 +213,7 @@ impl<S: ClientSide> Drop for LongtermPin<'_, S> {
         }
         self.pinner.take_counts(self.run, self.level, self.agent);
         side.barrier_mode().light();
-        if side.vmemmap().life_now(self.life) != self.life.expected {
+        if self.is_wanted_back() {
             self.pinner.ring();
         }
     }

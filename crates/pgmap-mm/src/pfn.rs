@@ -83,6 +83,14 @@ impl PfnRange {
         Some(Self { first, nr_pages })
     }
 
+    /// Some frames of a folio or leaf that lies in the pfn space: at least one, and no more than it
+    /// has.
+    #[inline(always)]
+    pub(crate) fn inside(first: u64, nr_pages: u64) -> Self {
+        debug_assert!(Self::new(first, nr_pages).is_some(), "{first:#x}+{nr_pages}");
+        Self { first, nr_pages }
+    }
+
     /// The one folio of `level` that contains `pfn`.
     #[must_use]
     pub const fn folio(pfn: Pfn, level: Level) -> Self {

@@ -42,7 +42,12 @@
 //! (Linux 7.1: mm/gup.c, gup_fast_pmd_leaf). Here the count is the set of slots, so pinning writes
 //! no shared line, and one slot covers a run of any length.
 
+mod known_span;
+
 use core::cell::Cell;
+
+use self::known_span::KnownParts;
+pub(crate) use self::known_span::KnownSpan;
 
 use crate::barrier::BarrierMode;
 use crate::descriptor::Descriptor;
@@ -55,7 +60,12 @@ use crate::ledger::{
 use crate::pfn::PfnRange;
 use crate::sync::{AtomicU64, Ordering};
 use crate::vmemmap::{LifeWord, Vmemmap};
-use crate::words::{ReadWords, WriteCounts, WriteWords};
+use crate::words::{ReadWord, ReadWords, WriteCounts, WriteWord, WriteWords};
+
+/// A slot of `S`'s ledger.
+pub(crate) type SlotOf<'p, S> = <<S as ClientSide>::Ledger as WriteWords>::Slot<'p>;
+/// A descriptor as `S` sees it.
+pub(crate) type LifeOf<'p, S> = <<S as ClientSide>::Descriptors as ReadWords>::Word<'p>;
 
 /// What a client brings: its ledger, the owner's descriptors, and three small services.
 pub trait ClientSide: Send + Sync {
@@ -78,6 +88,12 @@ pub trait ClientSide: Send + Sync {
     fn ring_doorbell(&self);
     /// Whether this process is a forked child of the client, which holds nothing.
     fn is_detached(&self) -> bool;
+    /// Whether this process is the client and its light barrier is a compiler fence: the usual case,
+    /// for which every pin asks. A client that can answer with a single load says so here.
+    #[inline]
+    fn is_asymmetric(&self) -> bool {
+        !self.is_detached() && self.barrier_mode() == BarrierMode::Asymmetric
+    }
     /// A number that no other client of this process has or had.
     fn identity(&self) -> u64;
 }
@@ -145,9 +161,23 @@ impl<S: ClientSide> Pinner<S> {
         while used <= lane as u64 {
             used = self.raise_lanes_used(lane as u64 + 1);
         }
-        let high = ledger.load(self.layout.lane_mark(lane), Ordering::Relaxed) as usize;
+        let mark = self.layout.lane_mark(lane);
+        let mut high = ledger.load(mark, Ordering::Relaxed) as usize;
+        if high == 0 {
+            high = SLOT_STEP.min(self.layout.lane_slots());
+            // Release: stored before the slots it covers, as in `find_slot`.
+            ledger.store(mark, high as u64, Ordering::Release);
+        }
         let base = self.layout.slot(lane, 0);
-        Lane { pinner: self, lane, base, cursor: Cell::new(0), high: Cell::new(high) }
+        Lane {
+            pinner: self,
+            lane,
+            base,
+            current: Cell::new(ledger.slot(base)),
+            cursor: Cell::new(0),
+            high: Cell::new(high),
+            known: KnownSpan::from_parts(self, KnownParts::default()),
+        }
     }
 
     /// Sets the number of lanes in use to at least `to`. Written as bits so that two threads cannot
@@ -167,15 +197,32 @@ impl<S: ClientSide> Pinner<S> {
         self.lanes_claimed[lane / 64].fetch_and(!(1 << (lane % 64)), Ordering::Release);
     }
 
-    /// Ends a hold: clears `slot` and rings if the life word changed meanwhile.
+    /// Stores `bits` in a slot of this client, and makes the light barrier. False, with nothing done, in
+    /// a forked child: it shares the parent's ledger and must not touch the parent's slots.
     #[inline(always)]
-    fn clear(&self, slot: usize, life: LifeWord) {
-        // Release: pairs with Acquire in the drain's scan; data: what the holder did to the bytes.
-        self.side.ledger().store(slot, 0, Ordering::Release);
-        self.side.barrier_mode().light();
-        if self.side.vmemmap().life_now(life) != life.expected {
-            self.ring();
+    fn fill(&self, slot: SlotOf<'_, S>, bits: u64) -> bool {
+        if !self.side.is_asymmetric() {
+            return self.fill_fenced(slot, bits);
         }
+        // Release: a full slot only for tools that cannot see the barrier, for the pair that counts is
+        // the light barrier with the drain's heavy one; an empty one pairs with Acquire in the drain's
+        // scan; data: what the holder did to the bytes.
+        slot.store(bits, Ordering::Release);
+        BarrierMode::Asymmetric.light();
+        true
+    }
+
+    /// [`fill`](Self::fill) where the light barrier is a fence, or there is none to make.
+    #[cold]
+    #[inline(never)]
+    fn fill_fenced(&self, slot: SlotOf<'_, S>, bits: u64) -> bool {
+        if self.side.is_detached() {
+            return false;
+        }
+        // Release: as in `fill`.
+        slot.store(bits, Ordering::Release);
+        self.side.barrier_mode().light();
+        true
     }
 
     /// Rings the doorbell. Out of line, so that ending a hold is small enough to be inlined.
@@ -194,9 +241,13 @@ pub struct Lane<'p, S: ClientSide> {
     /// The word of the lane's first slot.
     base: usize,
     /// Where the last pin went: free again if it was dropped since.
+    current: Cell<SlotOf<'p, S>>,
+    /// Which slot of the lane that is.
     cursor: Cell<usize>,
-    /// Slots of this lane that were ever used.
+    /// Slots of this lane that a scan looks at.
     high: Cell<usize>,
+    /// The span that a pin by address met last: the next one is often of the same.
+    known: KnownSpan<'p, S>,
 }
 
 impl<S: ClientSide> Drop for Lane<'_, S> {
@@ -214,6 +265,7 @@ pub struct LaneParts {
     base: usize,
     cursor: usize,
     high: usize,
+    known: KnownParts,
 }
 
 impl LaneParts {
@@ -235,6 +287,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
             base: self.base,
             cursor: self.cursor.get(),
             high: self.high.get(),
+            known: self.known.to_parts(),
         };
         std::mem::forget(self);
         parts
@@ -249,8 +302,11 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         if parts.identity != pinner.side.identity() {
             return Err(parts);
         }
-        let (cursor, high) = (Cell::new(parts.cursor), Cell::new(parts.high));
-        Ok(Self { pinner, lane: parts.lane, base: parts.base, cursor, high })
+        let LaneParts { lane, base, cursor, high, known, .. } = parts;
+        let current = Cell::new(pinner.side.ledger().slot(base + cursor));
+        let (cursor, high) = (Cell::new(cursor), Cell::new(high));
+        let known = KnownSpan::from_parts(pinner, known);
+        Ok(Self { pinner, lane, base, current, cursor, high, known })
     }
 
     /// The client whose lane this is.
@@ -273,7 +329,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         }
         let slot = self.free_slot()?;
         // Release, as in `pin_under`: the pair that counts is the light barrier with the heavy one.
-        pinner.side.ledger().store(slot, SlotWord::new(run, agent).bits(), Ordering::Release);
+        slot.store(SlotWord::new(run, agent).bits(), Ordering::Release);
         pinner.side.barrier_mode().light();
         Ok(Window { pinner, slot, run })
     }
@@ -328,57 +384,87 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         run: PfnRange,
         agent: Agent,
     ) -> Result<Pin<'p, S>, PinError> {
-        let pinner = self.pinner;
-        if pinner.side.is_detached() {
+        let slot = self.free_slot()?;
+        let life = self.find_life(life);
+        if !self.pinner.fill(slot, SlotWord::new(run, agent).bits()) {
             return Err(PinError::Detached);
         }
-        let slot = self.free_slot()?;
-        // Release, and not Relaxed only for tools that cannot see the barrier; the pair that counts
-        // is the light barrier below with the drain's heavy one.
-        pinner.side.ledger().store(slot, SlotWord::new(run, agent).bits(), Ordering::Release);
-        pinner.side.barrier_mode().light();
-        let now = pinner.side.vmemmap().life_now(life);
-        if now == life.expected {
-            return Ok(Pin { pinner, slot, life, run });
+        let now = life.now();
+        if now == life.at.expected {
+            return Ok(Pin::of(self.pinned(slot, life, run)));
         }
-        Err(self.undo(slot, run, now))
+        self.take_back(slot);
+        Err(PinError::Changed { run, now })
     }
 
+    /// As [`pin_pinnable`](Self::pin_pinnable), for a caller who has something else to look at after
+    /// the life word, and to whom every failure is the same. The caller makes it a [`Pin`] at once.
+    #[inline(always)]
+    pub(crate) fn pin_if(
+        &self,
+        life: Life<'p, S>,
+        run: PfnRange,
+        agent: Agent,
+        is_still_so: impl FnOnce() -> bool,
+    ) -> Option<RawPin<'p, S>> {
+        let slot = self.free_slot().ok()?;
+        if !self.pinner.fill(slot, SlotWord::new(run, agent).bits()) {
+            return None;
+        }
+        if life.is_as_expected() && is_still_so() {
+            return Some(self.pinned(slot, life, run));
+        }
+        self.take_back(slot);
+        None
+    }
+
+    /// Finds the life word that `life` speaks of.
+    #[inline(always)]
+    pub(crate) fn find_life(&self, life: LifeWord) -> Life<'p, S> {
+        Life::find(self.pinner, life)
+    }
+
+    /// What a walk of an address space kept here last.
+    #[inline(always)]
+    pub(crate) fn known_span(&self) -> &KnownSpan<'p, S> {
+        &self.known
+    }
+
+    #[inline(always)]
+    fn pinned(&self, slot: SlotOf<'p, S>, life: Life<'p, S>, run: PfnRange) -> RawPin<'p, S> {
+        let (pinner, at) = (self.pinner, self.base + self.cursor.get());
+        RawPin { pinner, slot, at, life, run }
+    }
+
+    /// Empties a slot whose hold did not come to be.
     #[cold]
     #[inline(never)]
-    fn undo(&self, slot: usize, run: PfnRange, now: Descriptor) -> PinError {
+    fn take_back(&self, slot: SlotOf<'p, S>) {
         // Release: pairs with the scan's Acquire. A scan may have seen the slot meanwhile and now
         // waits for it, perhaps for other frames of the run than the life word's, so ring always.
-        self.pinner.side.ledger().store(slot, 0, Ordering::Release);
+        slot.store(0, Ordering::Release);
         self.pinner.side.ring_doorbell();
-        PinError::Changed { run, now }
     }
 
     /// A slot that is empty. The last one used comes first: most pins are dropped before the next.
     #[inline(always)]
-    fn free_slot(&self) -> Result<usize, PinError> {
-        let cursor = self.cursor.get();
-        let index = self.base + cursor;
+    fn free_slot(&self) -> Result<SlotOf<'p, S>, PinError> {
+        let slot = self.current.get();
         // Acquire: pairs with the Release of whichever thread cleared it.
-        if cursor < self.high.get() && self.pinner.side.ledger().load(index, Ordering::Acquire) == 0
-        {
-            return Ok(index);
-        }
-        self.find_slot()
+        if slot.load(Ordering::Acquire) == 0 { Ok(slot) } else { self.find_slot() }
     }
 
     #[cold]
     #[inline(never)]
-    fn find_slot(&self) -> Result<usize, PinError> {
+    fn find_slot(&self) -> Result<SlotOf<'p, S>, PinError> {
         let ledger = self.pinner.side.ledger();
         let (high, cursor) = (self.high.get(), self.cursor.get());
         for step in 1..=high {
-            let slot = (cursor + step) % high;
-            let index = self.base + slot;
+            let number = (cursor + step) % high;
+            let slot = ledger.slot(self.base + number);
             // Acquire: pairs with the Release of whichever thread cleared it.
-            if ledger.load(index, Ordering::Acquire) == 0 {
-                self.cursor.set(slot);
-                return Ok(index);
+            if slot.load(Ordering::Acquire) == 0 {
+                return Ok(self.go_on_from(number, slot));
             }
         }
         let bound = self.pinner.layout.lane_slots();
@@ -391,19 +477,90 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         // it; pairs with the scan's Acquire.
         ledger.store(self.pinner.layout.lane_mark(self.lane), raised as u64, Ordering::Release);
         self.high.set(raised);
-        self.cursor.set(high);
-        Ok(self.base + high)
+        Ok(self.go_on_from(high, ledger.slot(self.base + high)))
+    }
+
+    /// Makes `slot`, the lane's slot `number`, the one that is tried first.
+    fn go_on_from(&self, number: usize, slot: SlotOf<'p, S>) -> SlotOf<'p, S> {
+        self.cursor.set(number);
+        self.current.set(slot);
+        slot
     }
 }
+
+/// A life word that was found, and what it must be.
+#[derive(Debug)]
+pub(crate) struct Life<'p, S: ClientSide + 'p> {
+    word: LifeOf<'p, S>,
+    at: LifeWord,
+}
+
+impl<S: ClientSide> Clone for Life<'_, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S: ClientSide> Copy for Life<'_, S> {}
+
+impl<'p, S: ClientSide + 'p> Life<'p, S> {
+    /// Finds the word that `life` speaks of.
+    #[inline(always)]
+    pub(crate) fn find(pinner: &'p Pinner<S>, life: LifeWord) -> Self {
+        Self { word: pinner.side.vmemmap().word(life), at: life }
+    }
+
+    /// What it must be.
+    #[inline(always)]
+    pub(crate) const fn expected(&self) -> Descriptor {
+        self.at.expected
+    }
+
+    /// What it is now.
+    #[inline(always)]
+    pub(crate) fn now(self) -> Descriptor {
+        // Acquire: pairs with Release in `Vmemmap::set`; data: the folio's bytes.
+        Descriptor::from_bits(self.word.load(Ordering::Acquire))
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_as_expected(self) -> bool {
+        self.now() == self.at.expected
+    }
+}
+
+/// What a pin is made of. Plain values, so that they can be handed over in registers.
+#[derive(Debug)]
+pub(crate) struct RawPin<'p, S: ClientSide> {
+    pinner: &'p Pinner<S>,
+    slot: SlotOf<'p, S>,
+    /// Which word of the ledger the slot is.
+    at: usize,
+    life: Life<'p, S>,
+    run: PfnRange,
+}
+
+impl<S: ClientSide> Clone for RawPin<'_, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S: ClientSide> Copy for RawPin<'_, S> {}
 
 /// A short-term pin: while it lives, the frames are not reused. May be dropped on any thread.
 #[derive(Debug)]
 #[must_use = "dropping a pin gives the frames up"]
 pub struct Pin<'p, S: ClientSide> {
-    pinner: &'p Pinner<S>,
-    slot: usize,
-    life: LifeWord,
-    run: PfnRange,
+    raw: RawPin<'p, S>,
+}
+
+impl<'p, S: ClientSide> Pin<'p, S> {
+    /// The pin of a hold that was published and found good, and that nobody else ends.
+    #[inline(always)]
+    pub(crate) const fn of(raw: RawPin<'p, S>) -> Self {
+        Self { raw }
+    }
 }
 
 impl<S: ClientSide> Pin<'_, S> {
@@ -411,53 +568,54 @@ impl<S: ClientSide> Pin<'_, S> {
     #[inline]
     #[must_use]
     pub const fn run(&self) -> PfnRange {
-        self.run
+        self.raw.run
     }
 
-    /// The life word under which the pin was taken.
+    /// What the life word was when the pin was taken.
     #[must_use]
-    pub const fn life(&self) -> LifeWord {
-        self.life
+    pub const fn expected_life(&self) -> Descriptor {
+        self.raw.life.at.expected
     }
 
     /// Writes down what the pin is for, for whoever asks who holds the frames.
     pub fn set_tag(&self, tag: u64) {
-        if !self.pinner.side.is_detached() {
-            let word = self.pinner.layout.tag_of(self.slot);
+        if !self.raw.pinner.side.is_detached() {
+            let word = self.raw.pinner.layout.tag_of(self.raw.at);
             // Relaxed: a note to a human reader.
-            self.pinner.side.ledger().store(word, tag, Ordering::Relaxed);
+            self.raw.pinner.side.ledger().store(word, tag, Ordering::Relaxed);
         }
     }
 
     /// Says from now on that a device (or no device any more) may write to the frames.
     pub fn set_agent(&self, agent: Agent) {
-        if !self.pinner.side.is_detached() {
-            let word = SlotWord::new(self.run, agent).bits();
+        if !self.raw.pinner.side.is_detached() {
             // Release: pairs with the scan's Acquire; the slot is never seen empty in between.
-            self.pinner.side.ledger().store(self.slot, word, Ordering::Release);
+            self.raw.slot.store(SlotWord::new(self.raw.run, agent).bits(), Ordering::Release);
         }
     }
 
     /// Takes note that the owner changed the life word to `life` on this holder's own request, so
     /// that dropping the pin does not ring for it.
     pub fn expect_life(&mut self, life: Descriptor) {
-        self.life.expected = life;
+        self.raw.life.at.expected = life;
     }
 
     /// Whether the owner has changed the life word since: somebody wants the frames back.
     #[inline]
     #[must_use]
     pub fn is_wanted_back(&self) -> bool {
-        self.pinner.side.vmemmap().life_now(self.life) != self.life.expected
+        !self.raw.life.is_as_expected()
     }
 }
 
 impl<S: ClientSide> Drop for Pin<'_, S> {
     #[inline(always)]
     fn drop(&mut self) {
-        // A forked child shares the parent's ledger and must not clear the parent's slots.
-        if !self.pinner.side.is_detached() {
-            self.pinner.clear(self.slot, self.life);
+        if !self.raw.pinner.fill(self.raw.slot, 0) {
+            return;
+        }
+        if self.is_wanted_back() {
+            self.raw.pinner.ring();
         }
     }
 }
@@ -467,7 +625,7 @@ impl<S: ClientSide> Drop for Pin<'_, S> {
 #[must_use = "dropping a window gives the frames up"]
 pub struct Window<'p, S: ClientSide> {
     pinner: &'p Pinner<S>,
-    slot: usize,
+    slot: SlotOf<'p, S>,
     run: PfnRange,
 }
 
@@ -484,7 +642,7 @@ impl<S: ClientSide> Drop for Window<'_, S> {
         let side = &self.pinner.side;
         if !side.is_detached() {
             // Release: pairs with the scan's Acquire; data: what the holder did to the bytes.
-            side.ledger().store(self.slot, 0, Ordering::Release);
+            self.slot.store(0, Ordering::Release);
             side.barrier_mode().light();
             // No life word says whether a drain waits for this window, so ring always.
             side.ring_doorbell();

@@ -9,6 +9,7 @@ pub use core::sync::atomic::{AtomicU32, AtomicU64, compiler_fence, fence};
 pub use loom::sync::atomic::{AtomicU32, AtomicU64, fence};
 
 pub use core::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
 
 /// Lets another thread get on before the next attempt of a bounded retry.
 pub fn pause() {
@@ -16,4 +17,12 @@ pub fn pause() {
     core::hint::spin_loop();
     #[cfg(loom)]
     loom::thread::yield_now();
+}
+
+/// A number that no other call in this process returns, never 0. For what happens rarely.
+pub(crate) fn unique_number() -> u64 {
+    static LAST: Mutex<u64> = Mutex::new(0);
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    *last += 1;
+    *last
 }

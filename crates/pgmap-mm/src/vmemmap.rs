@@ -157,6 +157,12 @@ impl<W: ReadWords> Vmemmap<W> {
         Some(LifeWord { index, expected })
     }
 
+    /// The word that `life` speaks of.
+    #[inline(always)]
+    pub(crate) fn word(&self, life: LifeWord) -> W::Word<'_> {
+        self.words.word(life.index)
+    }
+
     /// What `life` is now.
     #[inline]
     #[must_use]

@@ -6,15 +6,43 @@
 //!
 //! Read access and write access are two traits because they are two rights: a client maps the
 //! descriptors read-only, and a store there would be a fault, not an error.
+//!
+//! Whoever goes to the same word more than once asks for the word itself ([`ReadWord`],
+//! [`WriteWord`]): its index is checked once, and a pin checks and clears without a second look.
 
+use core::fmt;
 use core::ops::Range;
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
+/// One word that the caller may load, found already.
+pub trait ReadWord: Copy + Send + Sync + fmt::Debug {
+    /// Loads it.
+    fn load(self, order: Ordering) -> u64;
+}
+
+/// One word that the caller may also change.
+pub trait WriteWord: ReadWord {
+    /// Stores `value`.
+    fn store(self, value: u64, order: Ordering);
+}
+
 /// Words that the caller may load.
 pub trait ReadWords: Send + Sync {
+    /// One of the words. What has no better way says [`Indexed`].
+    type Word<'w>: ReadWord
+    where
+        Self: 'w;
+
     /// How many 8-byte words there are.
     fn nr_words(&self) -> usize;
+
+    /// Finds the word at `index`.
+    ///
+    /// # Panics
+    /// When `index` is not below [`nr_words`](Self::nr_words), as a slice does; at the latest when the
+    /// word is used.
+    fn word(&self, index: usize) -> Self::Word<'_>;
 
     /// Loads the word at `index`.
     ///
@@ -25,6 +53,17 @@ pub trait ReadWords: Send + Sync {
 
 /// Words that the caller may also change.
 pub trait WriteWords: ReadWords {
+    /// One of the words. What has no better way says [`Indexed`].
+    type Slot<'w>: WriteWord
+    where
+        Self: 'w;
+
+    /// Finds the word at `index`, to be stored to.
+    ///
+    /// # Panics
+    /// When `index` is out of range; at the latest when the word is used.
+    fn slot(&self, index: usize) -> Self::Slot<'_>;
+
     /// Stores `value` at `index`.
     ///
     /// # Panics
@@ -42,6 +81,60 @@ pub trait WriteWords: ReadWords {
     /// # Panics
     /// When `range` is out of range.
     fn discard(&self, range: Range<usize>);
+}
+
+/// A word as its words and its index, checked anew at every use.
+pub struct Indexed<'w, W> {
+    words: &'w W,
+    index: usize,
+}
+
+impl<'w, W> Indexed<'w, W> {
+    /// The word at `index` of `words`.
+    #[must_use]
+    pub const fn new(words: &'w W, index: usize) -> Self {
+        Self { words, index }
+    }
+}
+
+impl<W> Clone for Indexed<'_, W> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<W> Copy for Indexed<'_, W> {}
+
+impl<W> fmt::Debug for Indexed<'_, W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "word {}", self.index)
+    }
+}
+
+impl<W: ReadWords> ReadWord for Indexed<'_, W> {
+    fn load(self, order: Ordering) -> u64 {
+        self.words.load(self.index, order)
+    }
+}
+
+impl<W: WriteWords> WriteWord for Indexed<'_, W> {
+    fn store(self, value: u64, order: Ordering) {
+        self.words.store(self.index, value, order);
+    }
+}
+
+impl ReadWord for &AtomicU64 {
+    #[inline(always)]
+    fn load(self, order: Ordering) -> u64 {
+        AtomicU64::load(self, order)
+    }
+}
+
+impl WriteWord for &AtomicU64 {
+    #[inline(always)]
+    fn store(self, value: u64, order: Ordering) {
+        AtomicU64::store(self, value, order);
+    }
 }
 
 /// 32-bit counters that the caller may load.
@@ -83,8 +176,15 @@ impl HeapWords {
 }
 
 impl ReadWords for HeapWords {
+    type Word<'w> = &'w AtomicU64;
+
     fn nr_words(&self) -> usize {
         self.words.len()
+    }
+
+    #[inline]
+    fn word(&self, index: usize) -> &AtomicU64 {
+        &self.words[index]
     }
 
     #[inline]
@@ -94,6 +194,13 @@ impl ReadWords for HeapWords {
 }
 
 impl WriteWords for HeapWords {
+    type Slot<'w> = &'w AtomicU64;
+
+    #[inline]
+    fn slot(&self, index: usize) -> &AtomicU64 {
+        &self.words[index]
+    }
+
     #[inline]
     fn store(&self, index: usize, value: u64, order: Ordering) {
         self.words[index].store(value, order);
@@ -147,12 +254,18 @@ impl WriteCounts for HeapCounts {
 
 macro_rules! forward_to_shared {
     ($($pointer:ty),*) => {$(
-        impl<T: ReadWords + ?Sized> ReadWords for $pointer {
+        impl<T: ReadWords> ReadWords for $pointer {
+            type Word<'w> = T::Word<'w> where Self: 'w;
             fn nr_words(&self) -> usize { (**self).nr_words() }
+            #[inline]
+            fn word(&self, index: usize) -> T::Word<'_> { (**self).word(index) }
             #[inline]
             fn load(&self, index: usize, order: Ordering) -> u64 { (**self).load(index, order) }
         }
-        impl<T: WriteWords + ?Sized> WriteWords for $pointer {
+        impl<T: WriteWords> WriteWords for $pointer {
+            type Slot<'w> = T::Slot<'w> where Self: 'w;
+            #[inline]
+            fn slot(&self, index: usize) -> T::Slot<'_> { (**self).slot(index) }
             #[inline]
             fn store(&self, index: usize, value: u64, order: Ordering) {
                 (**self).store(index, value, order);
@@ -162,11 +275,11 @@ macro_rules! forward_to_shared {
             }
             fn discard(&self, range: Range<usize>) { (**self).discard(range); }
         }
-        impl<T: ReadCounts + ?Sized> ReadCounts for $pointer {
+        impl<T: ReadCounts> ReadCounts for $pointer {
             #[inline]
             fn load(&self, index: usize, order: Ordering) -> u32 { (**self).load(index, order) }
         }
-        impl<T: WriteCounts + ?Sized> WriteCounts for $pointer {
+        impl<T: WriteCounts> WriteCounts for $pointer {
             #[inline]
             fn fetch_add(&self, index: usize, by: u32, order: Ordering) -> u32 {
                 (**self).fetch_add(index, by, order)

@@ -535,8 +535,9 @@ fn subscribers_hear_of_every_translation_that_ends_and_of_no_other() {
 #[test]
 fn an_address_space_of_another_pool_is_refused() {
     let (world, other) = (World::new(1), World::new(2));
+    let foreign = other.mm(GIB);
     let lane = world.pinner.lane().unwrap();
-    assert!(Gup::new(&other.mm(GIB), &lane).is_none());
+    assert!(Gup::new(&foreign, &lane).is_none());
     let mm = world.mm(GIB);
     let foreign = other.file(VmaKind::Shared, Level::Pud, &[GIGANTIC, GIGANTIC]);
     mm.map(&MapRequest::new(foreign, PAGE).from_file_page(GIGANTIC).at(0)).unwrap();

@@ -159,6 +159,32 @@ fn loom_fast_walk_vs_reuse_of_the_span() {
     });
 }
 
+/// As above, for a thread that knows the span from a pin before.
+#[test]
+fn loom_known_span_vs_reuse_of_the_span() {
+    explore_up_to(PREEMPTIONS - 1, || {
+        let space = Space::new();
+        space.map(0, 0, 0, HUGE);
+        let (mm, pinner) = (space.mm.clone(), space.client.pinner.clone());
+        let frames = space.frames.clone();
+        let pinning = thread::spawn(move || {
+            let lane = pinner.lane().unwrap();
+            let gup = Gup::new(&mm, &lane).unwrap();
+            for _ in 0..2 {
+                if let Some(held) = gup.fast_leaf(5 * PAGE_BYTES, 1, GupFlags::WRITE) {
+                    let n = file_of(held.run());
+                    frames[n as usize].use_while_held();
+                }
+            }
+        });
+        space.unmap(0, HUGE);
+        // The same span for the same page, and another life word.
+        space.map(1, 0, 0, HUGE);
+        space.end_life(0);
+        pinning.join().unwrap();
+    });
+}
+
 /// The table page of the old mapping is reused for the new one elsewhere: a reader that is on its
 /// way into it would find another address's leaf.
 #[test]

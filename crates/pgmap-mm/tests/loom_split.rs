@@ -29,7 +29,7 @@ use pgmap_mm::split::NoSmallCounts;
 use pgmap_mm::stamp::Stamp;
 use pgmap_mm::sync::{AtomicU64, Ordering};
 use pgmap_mm::vmemmap::{Vmemmap, VmemmapLayout};
-use pgmap_mm::words::{ReadCounts, ReadWords, WriteCounts, WriteWords};
+use pgmap_mm::words::{Indexed, ReadCounts, ReadWords, WriteCounts, WriteWords};
 
 const PREEMPTIONS: usize = 3;
 
@@ -72,6 +72,12 @@ impl FewWords {
 }
 
 impl ReadWords for FewWords {
+    type Word<'w> = Indexed<'w, Self>;
+
+    fn word(&self, index: usize) -> Indexed<'_, Self> {
+        Indexed::new(self, index)
+    }
+
     fn nr_words(&self) -> usize {
         self.nr_words
     }
@@ -85,6 +91,12 @@ impl ReadWords for FewWords {
 }
 
 impl WriteWords for FewWords {
+    type Slot<'w> = Indexed<'w, Self>;
+
+    fn slot(&self, index: usize) -> Indexed<'_, Self> {
+        Indexed::new(self, index)
+    }
+
     fn store(&self, index: usize, value: u64, order: Ordering) {
         match self.shared(index) {
             Some(word) => word.store(value, order),

@@ -40,14 +40,16 @@ pub mod poll;
 pub mod process;
 pub mod seqpacket;
 pub mod sigbus;
+pub mod zeroed;
 
 pub use bytes::{CopyError, FaultCause, MemoryFault, OutOfBounds};
 pub use doorbell::Doorbell;
 pub use error::OsError;
 pub use fork_guard::ForkGuard;
-pub use mapping::{Populated, ReadMapping, WriteMapping};
+pub use mapping::{Populated, ReadMapping, ReadOnlyWord, WriteMapping};
 pub use membarrier::Membarrier;
 pub use memory_file::{Access, MemoryFile, PageSize};
 pub use poll::{Interest, Poller, Ready};
 pub use seqpacket::{BindError, Blocking, Connection, Listener, Peer, Received, TransferError};
 pub use sigbus::{FailureKind, FailureWatch, MemoryFailure};
+pub use zeroed::zeroed_words;

@@ -41,6 +41,24 @@ pub struct WriteMapping {
     region: Region,
 }
 
+/// A word of a [`ReadMapping`]: may be loaded, and nothing else.
+#[derive(Debug, Clone, Copy)]
+pub struct ReadOnlyWord<'m> {
+    word: &'m AtomicU64,
+}
+
+impl ReadOnlyWord<'_> {
+    /// Loads the word.
+    ///
+    /// # Panics
+    /// For an ordering that is none of a load.
+    #[inline(always)]
+    #[must_use]
+    pub fn load(self, order: Ordering) -> u64 {
+        load_with_fences(|| self.word.load(Ordering::Relaxed), order)
+    }
+}
+
 /// The answer of [`WriteMapping::populate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
@@ -69,6 +87,16 @@ impl ReadMapping {
     #[inline]
     #[must_use]
     pub fn load_u64(&self, index: usize, order: Ordering) -> u64 {
+        self.word(index).load(order)
+    }
+
+    /// Finds the 8-byte word number `index`, to be loaded more than once.
+    ///
+    /// # Panics
+    /// If the word is out of bounds, as a slice does.
+    #[inline(always)]
+    #[must_use]
+    pub fn word(&self, index: usize) -> ReadOnlyWord<'_> {
         let nr_words = self.region.len() / size_of::<u64>();
         if index >= nr_words {
             out_of_bounds(index, nr_words);
@@ -77,9 +105,8 @@ impl ReadMapping {
         let word = unsafe { self.region.base().cast::<AtomicU64>().add(index) };
         // SAFETY: mapped and readable until `self` is dropped, aligned (the base is page-aligned),
         // any bit pattern is a u64, and only loads of relaxed order are done through it, which the
-        // language allows on read-only memory.
-        let word = unsafe { word.as_ref() };
-        load_with_fences(|| word.load(Ordering::Relaxed), order)
+        // language allows on read-only memory: `ReadOnlyWord` hands out nothing else.
+        ReadOnlyWord { word: unsafe { word.as_ref() } }
     }
 
     /// Loads the 4-byte count number `index`.

@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use pgmap_mm::barrier::HeavyBarrier;
-use pgmap_mm::words::{ReadCounts, ReadWords, WriteCounts, WriteWords};
-use pgmap_os::{Membarrier, MemoryFile, ReadMapping, WriteMapping};
+use pgmap_mm::words::{ReadCounts, ReadWord, ReadWords, WriteCounts, WriteWords};
+use pgmap_os::{Membarrier, MemoryFile, ReadMapping, ReadOnlyWord, WriteMapping};
 
 /// Bytes of a word and of a page.
 const WORD_BYTES: u64 = 8;
@@ -16,9 +16,27 @@ const PAGE_BYTES: u64 = 4096;
 #[derive(Debug)]
 pub struct Readable(pub ReadMapping);
 
+/// A word somebody else writes.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadableWord<'m>(ReadOnlyWord<'m>);
+
+impl ReadWord for ReadableWord<'_> {
+    #[inline(always)]
+    fn load(self, order: Ordering) -> u64 {
+        self.0.load(order)
+    }
+}
+
 impl ReadWords for Readable {
+    type Word<'w> = ReadableWord<'w>;
+
     fn nr_words(&self) -> usize {
         (self.0.len_bytes() / WORD_BYTES) as usize
+    }
+
+    #[inline(always)]
+    fn word(&self, index: usize) -> ReadableWord<'_> {
+        ReadableWord(self.0.word(index))
     }
 
     #[inline]
@@ -62,8 +80,15 @@ impl Writable {
 }
 
 impl ReadWords for Writable {
+    type Word<'w> = &'w AtomicU64;
+
     fn nr_words(&self) -> usize {
         self.mapping.words().len()
+    }
+
+    #[inline(always)]
+    fn word(&self, index: usize) -> &AtomicU64 {
+        &self.mapping.words()[index]
     }
 
     #[inline]
@@ -73,6 +98,13 @@ impl ReadWords for Writable {
 }
 
 impl WriteWords for Writable {
+    type Slot<'w> = &'w AtomicU64;
+
+    #[inline(always)]
+    fn slot(&self, index: usize) -> &AtomicU64 {
+        &self.mapping.words()[index]
+    }
+
     #[inline]
     fn store(&self, index: usize, value: u64, order: Ordering) {
         self.mapping.words()[index].store(value, order);

@@ -409,12 +409,20 @@ impl<'c> Hands<'c> {
         }
         Ok(())
     }
+
+    /// What is pinned shows what it must.
+    fn check_pins(&self) -> Checked {
+        for (pin, _, bytes) in &self.pins {
+            prop_assert!(&pin.to_vec().unwrap() == bytes, "a pin shows other bytes");
+        }
+        Ok(())
+    }
 }
 
 /// Everything that can be seen is as the model has it.
-fn compare(owner: &Owner, model: &Model, all: &[&Hands<'_>]) -> Checked {
+fn compare(owner: &Owner, model: &Model, host: &Hands<'_>, guest: Option<&Hands<'_>>) -> Checked {
     compare_info(owner, model)?;
-    let client = all[0].client;
+    let client = host.client;
     let listed = check("list", client.list(), None)?.unwrap();
     let shown: Vec<_> = listed
         .iter()
@@ -426,9 +434,8 @@ fn compare(owner: &Owner, model: &Model, all: &[&Hands<'_>]) -> Checked {
         .map(|(name, file)| (name.clone(), file.len, file.frames().count() as u64))
         .collect();
     prop_assert_eq!(shown, expected);
-    for (pin, _, bytes) in all.iter().flat_map(|hands| &hands.pins) {
-        prop_assert!(&pin.to_vec().unwrap() == bytes, "a pin shows other bytes");
-    }
+    host.check_pins()?;
+    guest.map_or(Ok(()), Hands::check_pins)?;
     for (name, file) in model.files.iter().filter(|(_, file)| !file.rules.is_raw) {
         let opened = check("open", client.open(name), None)?.unwrap();
         let pages = file.range(0, file.len);
@@ -490,13 +497,13 @@ fn run_guest<'s>(
             Step::KillGuest => {
                 guest.die(model);
                 drop(client);
-                compare(owner, model, &[host])?;
+                compare(owner, model, host, None)?;
                 return Ok((End::Guest, left));
             }
             Step::GuestLeaves => {
                 guest.open(model);
                 drop(client);
-                compare(owner, model, &[host])?;
+                compare(owner, model, host, None)?;
                 return Ok((End::Guest, left));
             }
             Step::RestartOwner => {
@@ -504,7 +511,7 @@ fn run_guest<'s>(
                 return Ok((End::Owner, left));
             }
         }
-        compare(owner, model, &[host, &guest])?;
+        compare(owner, model, host, Some(&guest))?;
     }
     guest.open(model);
     Ok((End::Owner, &[]))
@@ -514,7 +521,7 @@ fn run_owner<'s>(owner: &Owner, model: &mut Model, steps: &'s [Step]) -> Checked
     let client = owner.client().unwrap();
     let mut host = Hands::of(&client);
     let mut left = steps;
-    compare(owner, model, &[&host])?;
+    compare(owner, model, &host, None)?;
     loop {
         let (end, rest) = run_guest(owner, model, &mut host, left)?;
         left = rest;
@@ -534,7 +541,7 @@ fn give_everything_back(owner: &Owner, client: &Client, model: &mut Model) -> Ch
     for name in std::mem::take(&mut model.files).into_keys() {
         check("unlink", client.unlink(&name), None)?;
     }
-    compare(owner, model, &[&Hands::of(client)])?;
+    compare(owner, model, &Hands::of(client), None)?;
     check("repair_free", client.repair_free(), None)?;
     let info = owner.info();
     prop_assert_eq!(info.free_bytes, POOL_PAGES * PAGE_BYTES, "{:?}", info);

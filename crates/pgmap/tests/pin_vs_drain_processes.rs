@@ -27,7 +27,7 @@ use pgmap::mm::pin::{ClientSide, Lane, Pinner};
 use pgmap::mm::runs::SortedRuns;
 use pgmap::mm::stamp::Stamp;
 use pgmap::mm::vmemmap::{Vmemmap, VmemmapLayout};
-use pgmap::mm::words::{ReadCounts, ReadWords, WriteCounts, WriteWords};
+use pgmap::mm::words::{Indexed, ReadCounts, ReadWords, WriteCounts, WriteWords};
 use pgmap::os::{
     Connection, Listener, Membarrier, MemoryFile, PageSize, ReadMapping, WriteMapping, process,
 };
@@ -63,6 +63,12 @@ const DATA_BYTES: u64 = 2 * 4096;
 struct Shared(WriteMapping);
 
 impl ReadWords for Shared {
+    type Word<'w> = Indexed<'w, Self>;
+
+    fn word(&self, index: usize) -> Indexed<'_, Self> {
+        Indexed::new(self, index)
+    }
+
     fn nr_words(&self) -> usize {
         self.0.words().len()
     }
@@ -74,6 +80,12 @@ impl ReadWords for Shared {
 }
 
 impl WriteWords for Shared {
+    type Slot<'w> = Indexed<'w, Self>;
+
+    fn slot(&self, index: usize) -> Indexed<'_, Self> {
+        Indexed::new(self, index)
+    }
+
     #[inline]
     fn store(&self, index: usize, value: u64, order: Ordering) {
         self.0.words()[index].store(value, order);
@@ -111,6 +123,12 @@ impl WriteCounts for NoCounts {
 struct ReadOnly(ReadMapping);
 
 impl ReadWords for ReadOnly {
+    type Word<'w> = Indexed<'w, Self>;
+
+    fn word(&self, index: usize) -> Indexed<'_, Self> {
+        Indexed::new(self, index)
+    }
+
     fn nr_words(&self) -> usize {
         (self.0.len_bytes() / 8) as usize
     }
@@ -227,7 +245,7 @@ fn pin_once(lane: &Lane<'_, Side>, words: &[std::sync::atomic::AtomicU64], numbe
     let life = Descriptor::from_bits(life);
     let Some(extent) = Extent::new(run, Level::Pte, life) else { return };
     let Ok(pin) = lane.pin(&extent, run, Agent::Cpu) else { return };
-    let stamp = pin.life().expected().stamp().unwrap().number();
+    let stamp = pin.expected_life().stamp().unwrap().number();
     let is_changed = |_| words[canary(number)].load(Ordering::Acquire) != stamp;
     let was_changed = (0..NR_LOOKS).any(is_changed)
         || (pin.is_wanted_back() && (0..NR_LONG_LOOKS).any(is_changed));

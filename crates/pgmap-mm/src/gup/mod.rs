@@ -68,6 +68,7 @@
 
 mod error;
 mod flags;
+mod leaf;
 mod pinned;
 mod policy;
 mod section;
@@ -236,62 +237,6 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
             return Ok(range);
         }
         self.continue_slow(range, address, nr_pages, flags)
-    }
-
-    /// Holds `nr_pages` pages from `address` on that lie in one leaf, for a short time, without
-    /// taking a lock: the least work that pins anything. None where that cannot be done at once, or
-    /// `flags` has LONGTERM; then call [`pin`](Self::pin).
-    #[inline(always)]
-    #[must_use]
-    pub fn fast_leaf(
-        &self,
-        address: u64,
-        nr_pages: u64,
-        flags: GupFlags,
-    ) -> Option<ShortSegment<'a, S>> {
-        let page = address / PAGE_BYTES;
-        if nr_pages != 0
-            && !flags.contains(GupFlags::LONGTERM)
-            && let Some(look) = self.look(page, flags)
-            && nr_pages <= look.found.pages_from(page)
-            && let Some(run) = PfnRange::new(look.found.frame_of(page), nr_pages)
-            && let Ok(pin) = self.lane.pin_pinnable(look.life, run, flags.agent())
-        {
-            if self.is_as_seen(&look) {
-                let level = look.found.level;
-                return Some(ShortSegment { address: address & PAGE_MASK, level, pin });
-            }
-            self.undo(pin);
-        }
-        None
-    }
-
-    /// As [`fast_leaf`](Self::fast_leaf), for long: none where the life word does not allow it
-    /// without being asked, or `flags` has GET or P2PDMA.
-    #[inline(always)]
-    #[must_use]
-    pub fn fast_leaf_long(
-        &self,
-        address: u64,
-        nr_pages: u64,
-        flags: GupFlags,
-    ) -> Option<LongSegment<'a, S>> {
-        let page = address / PAGE_BYTES;
-        let flags = flags.with(GupFlags::LONGTERM);
-        if nr_pages != 0
-            && flags.is_valid()
-            && let Some(look) = self.look(page, flags)
-            && nr_pages <= look.found.pages_from(page)
-            && let Some(run) = PfnRange::new(look.found.frame_of(page), nr_pages)
-            && let Ok(pin) = self.pin_long(&look, run, flags)
-        {
-            if self.is_as_seen(&look) {
-                let level = look.found.level;
-                return Some(LongSegment { address: address & PAGE_MASK, level, pin });
-            }
-            self.undo(pin);
-        }
-        None
     }
 
     /// Holds the first contiguous stretch of at most `nr_pages` pages from `address` on, across

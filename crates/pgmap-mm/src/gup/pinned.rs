@@ -128,7 +128,7 @@ pub struct PinnedSegment<'a, S: ClientSide> {
     pub(crate) hold: Hold<'a, S>,
 }
 
-impl<S: ClientSide> PinnedSegment<'_, S> {
+impl<'a, S: ClientSide> PinnedSegment<'a, S> {
     /// First address, a multiple of the page size.
     #[inline]
     #[must_use]
@@ -159,7 +159,7 @@ impl<S: ClientSide> PinnedSegment<'_, S> {
 
     /// What holds the frames.
     #[must_use]
-    pub const fn hold(&self) -> &Hold<'_, S> {
+    pub const fn hold(&self) -> &Hold<'a, S> {
         &self.hold
     }
 

@@ -34,8 +34,9 @@ use crate::ledger::Agent;
 use crate::level::{Level, PAGE_BYTES};
 use crate::mm::Mm;
 use crate::page_table::entry::LeafFlags;
+use crate::page_table::walk::Found;
 use crate::pfn::{MAX_RUN_PAGES, PfnRange};
-use crate::pin::{ClientSide, Lane, Pinner, Window};
+use crate::pin::{ClientSide, KnownSpan, Lane, Life, Pinner, Window};
 
 /// Windows of a read section, at most; each covers up to 256 GiB of frames.
 const MAX_WINDOWS: usize = 16;
@@ -48,6 +49,8 @@ const MAX_WINDOWS: usize = 16;
 pub struct ReadSection<'a, S: ClientSide> {
     mm: &'a Mm,
     pinner: &'a Pinner<S>,
+    /// The span that a translation met last.
+    known: KnownSpan<'a, S>,
     _windows: Vec<Window<'a, S>>,
 }
 
@@ -101,32 +104,45 @@ impl<'a, S: ClientSide> ReadSection<'a, S> {
             windows.push(lane.pin_window(run, Agent::Cpu)?);
             first = run.end();
         }
-        Ok(Self { mm, pinner, _windows: windows })
+        Ok(Self { mm, pinner, known: KnownSpan::nothing(pinner), _windows: windows })
     }
 
     /// Where the address translates to; stays so until the section is dropped. None where
     /// [`Gup::pin`](super::Gup::pin) is needed to fault the page in or to repair its leaf.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn translate(&self, address: u64) -> Option<Borrowed<'_>> {
         let page = address / PAGE_BYTES;
         let table = &self.mm.table;
+        let Some(found) = table.walk_huge(page) else { return self.translate_elsewhere(page) };
+        // The windows were published, and a light barrier passed, before the life word is loaded, here
+        // and below: a drain that changes it later finds the windows. The entry need not be read again,
+        // for what it said was mapped during this call.
+        let life = self.known.life_of(table, found.leaf)?;
+        if life.is_as_expected() { borrowed(page, &found) } else { None }
+    }
+
+    /// [`translate`](Self::translate) where no leaf of 2 MiB maps the page.
+    #[inline(never)]
+    fn translate_elsewhere(&self, page: u64) -> Option<Borrowed<'_>> {
+        let table = &self.mm.table;
         let epoch = table.epoch();
         let found = table.walk(page)?;
-        let life = table.life(found.leaf)?;
-        // The windows were published, and a light barrier passed, before this load of the life
-        // word: a drain that changes it later finds the windows.
-        let is_held = self.pinner.side().vmemmap().life_now(life) == life.expected();
-        if !is_held || !found.is_unchanged() || table.epoch() != epoch {
-            return None;
-        }
-        let run = PfnRange::new(found.frame_of(page), found.pages_from(page))?;
-        let flags = found.leaf.flags();
-        (!flags.contains(LeafFlags::RAW)).then_some(Borrowed {
-            run,
-            level: found.level,
-            is_writable: flags.contains(LeafFlags::WRITE),
-            section: PhantomData,
-        })
+        let life = Life::find(self.pinner, table.life(found.leaf)?);
+        // The epoch: so that entry and life word are of one extent.
+        let is_held = life.is_as_expected() && table.epoch() == epoch;
+        if is_held { borrowed(page, &found) } else { None }
     }
+}
+
+/// What the leaf says of the page and those after it; none where they can never be pinned.
+#[inline(always)]
+fn borrowed<'s>(page: u64, found: &Found<'_>) -> Option<Borrowed<'s>> {
+    let flags = found.leaf.flags();
+    (!flags.contains(LeafFlags::RAW)).then_some(Borrowed {
+        run: PfnRange::inside(found.frame_of(page), found.pages_from(page)),
+        level: found.level,
+        is_writable: flags.contains(LeafFlags::WRITE),
+        section: PhantomData,
+    })
 }

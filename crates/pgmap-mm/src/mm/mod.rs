@@ -57,6 +57,7 @@ use crate::extent::Extent;
 use crate::level::{Level, PAGE_BYTES};
 use crate::page_table::entry::LeafFlags;
 use crate::page_table::{PageTable, TableWriter};
+pub use crate::page_table::{TableMemory, heap_words};
 use crate::pfn::{Pfn, PfnRange};
 use crate::prot::Prot;
 use crate::vma::{Vma, VmaKind, VmaSet};
@@ -139,19 +140,32 @@ impl Mm {
     /// misaligned or has more than [`ADDRESS_BITS`] bits.
     #[must_use]
     pub fn for_device(pool: &VmemmapLayout, address: u64, len_bytes: u64) -> Option<Self> {
-        Self::new(pool, address, len_bytes, None)
+        Self::new(pool, address, len_bytes, None, heap_words)
     }
 
-    /// As [`for_device`](Self::for_device), where the processor sees the same pages at the same
+    /// As [`for_device`](Self::for_device), with tables in `memory`: a large address space is
+    /// best on memory that is taken when it is first written to.
+    #[must_use]
+    pub fn for_device_in(
+        memory: TableMemory,
+        pool: &VmemmapLayout,
+        address: u64,
+        len_bytes: u64,
+    ) -> Option<Self> {
+        Self::new(pool, address, len_bytes, None, memory)
+    }
+
+    /// As [`for_device_in`](Self::for_device_in), where the processor sees the same pages at the same
     /// addresses.
     #[must_use]
     pub fn for_process(
+        memory: TableMemory,
         pool: &VmemmapLayout,
         address: u64,
         len_bytes: u64,
         cpu: Arc<dyn CpuMapping>,
     ) -> Option<Self> {
-        Self::new(pool, address, len_bytes, Some(cpu))
+        Self::new(pool, address, len_bytes, Some(cpu), memory)
     }
 
     fn new(
@@ -159,6 +173,7 @@ impl Mm {
         address: u64,
         len_bytes: u64,
         cpu: Option<Arc<dyn CpuMapping>>,
+        memory: TableMemory,
     ) -> Option<Self> {
         let end = address.checked_add(len_bytes)?;
         let is_aligned = (address | len_bytes).is_multiple_of(PAGE_BYTES);
@@ -167,8 +182,9 @@ impl Mm {
         }
         let first_gib = address / GIB_BYTES;
         let nr_gib = end.div_ceil(GIB_BYTES) - first_gib;
+        let pages = (address / PAGE_BYTES, end / PAGE_BYTES);
         Some(Self {
-            table: PageTable::new(first_gib, nr_gib, *pool),
+            table: PageTable::new(pages, *pool, memory),
             state: Mutex::default(),
             cpu,
             dirty: DirtyTracker::new(first_gib, nr_gib),

@@ -319,13 +319,11 @@ impl<'t> Cursor<'t> {
     /// Replaces the entry, absent or a leaf, by a table that says the same.
     fn open(&mut self, stand: &Stand<'_>) -> Result<(), TableFull> {
         let below = stand.level.below().ok_or(TableFull)?;
-        self.writer.refill(self.table);
-        let node = self.writer.nodes.take(&self.table.nodes).ok_or(TableFull)?;
+        let node = self.take_table(stand.base, below)?;
         if let Entry::Leaf(leaf) = stand.entry {
             for index in 0..FANOUT {
-                if let Some(word) = self.table.nodes.entry(node, index as usize) {
-                    let part = leaf.advanced(index * below.nr_pages());
-                    store(Slot { word, node: Some(node) }, Entry::Leaf(part));
+                if let Some(slot) = self.slot_in(node, index as usize) {
+                    store(slot, Entry::Leaf(leaf.advanced(index * below.nr_pages())));
                 }
             }
         }
@@ -337,6 +335,16 @@ impl<'t> Cursor<'t> {
             self.count_present(stand.slot.node);
         }
         Ok(())
+    }
+
+    /// An empty table with entries of `level` for the block around `page`.
+    fn take_table(&mut self, page: u64, level: Level) -> Result<NodeId, TableFull> {
+        if level == Level::Pmd {
+            let gib = self.table.gib(page).ok_or(TableFull)?;
+            return Ok(self.writer.nodes.take_middle(gib));
+        }
+        self.writer.refill(self.table);
+        self.writer.nodes.take(&self.table.nodes).ok_or(TableFull)
     }
 
     /// Splits a leaf that `page` lies in the middle of. Where no table is left it stays whole.
@@ -374,6 +382,11 @@ impl<'t> Cursor<'t> {
         }
     }
 
+    /// Entry number `index` of a table.
+    fn slot_in(&self, node: NodeId, index: usize) -> Option<Slot<'t>> {
+        Some(Slot { word: self.table.entry(node, index)?, node: Some(node) })
+    }
+
     /// What stands at `page`; none outside the table.
     #[inline]
     fn stand(&self, page: u64) -> Option<Stand<'t>> {
@@ -386,8 +399,7 @@ impl<'t> Cursor<'t> {
                 let base = page & !(level.nr_pages() - 1);
                 return Some(Stand { slot, level, entry, base });
             };
-            let word = self.table.nodes.entry(node, index_in_table(page, below))?;
-            slot = Slot { word, node: Some(node) };
+            slot = self.slot_in(node, index_in_table(page, below))?;
             level = below;
         }
     }
@@ -400,8 +412,7 @@ impl<'t> Cursor<'t> {
         }
         // Relaxed: only the cursor stores entries.
         let Entry::Table(node) = Entry::read(top.word.load(Ordering::Relaxed)) else { return None };
-        let word = self.table.nodes.entry(node, index_in_table(page, Level::Pmd))?;
-        (level == Level::Pmd).then_some(Slot { word, node: Some(node) })
+        self.slot_in(node, index_in_table(page, Level::Pmd)).filter(|_| level == Level::Pmd)
     }
 
     /// Takes `from..to` out of the reach of every span that has a leaf there.

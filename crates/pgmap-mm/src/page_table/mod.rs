@@ -1,8 +1,9 @@
 //! The page table: from addresses to frames, read without a lock.
 //!
-//! A flat top array has one entry per GiB of addresses; below it lie tables of 512 entries that map
-//! 2 MiB each, and below those, tables that map 4 KiB each. A leaf may stand at each of the three
-//! levels, so a walk of a 2 MiB leaf is two dependent loads of table words. [`entry`] is one word,
+//! A flat top array has one entry per GiB of addresses; below it lies a middle table of 512 entries that
+//! map 2 MiB each, and below those, tables that map 4 KiB each. A leaf may stand at each of the three
+//! levels. All middle tables are one array by address, into which readers look first: a walk of a 2 MiB
+//! leaf loads one table word. [`entry`] is one word,
 //! [`node`] the table pages, [`span`] what a leaf says of its extent, [`reverse`] the way back from
 //! frames to addresses, [`walk`] the readers, [`cursor`] the writer.
 //!
@@ -26,7 +27,7 @@
 //! Writer: `fill table page or span; entry (Release)`. Reader: `entry (Acquire); table page or span`.
 //! Data: the words behind the entry.
 //!
-//! Writer of a second life: `entry = absent (Release); epoch + 1 (Release); table page or span of the
+//! Writer of a second life: `entry = absent (Release); next epoch (Release); table page or span of the
 //! next life (Release)`. Reader: `epoch (Acquire); walk, span (Acquire); pin; entry; epoch`. Data: the
 //! words of table pages and spans. Retired pages and spans are collected, so that one step of the
 //! epoch serves many.
@@ -38,10 +39,19 @@
 //! load differs and the reader lets go. Either way the frames are safe: the life word and not the
 //! entry decides whether they may be held.
 //!
+//! *Walk against a leaf of 1 GiB that is split.* The middle table is filled, then the top entry turns
+//! from leaf to table. A reader that looked into the middle table before finds the leaf at the top,
+//! or a table there, and then looks into the middle table once more.
+//!
 //! *Walk against reuse of a table page or span.* If the reader's first load of the epoch sees the
 //! step, it also sees the old entry gone, and finds only what the new life holds. If it does not,
 //! and it then loads a word of the new life, that word's Release makes the step visible to its
 //! second load of the epoch: it differs, and the reader lets go and starts again.
+//!
+//! *Leaf against what a reader remembers of its span.* A reader may keep what a span said in an epoch, and
+//! believe it for a leaf that it loads before it sees the same epoch: spans are reused in later epochs
+//! only, and the leaf of a later life is stored after the step. No two epochs of a process are the same
+//! number, whichever address space they are of, so it needs to remember no more than that.
 //!
 //! *Walk against unmap and map of another extent at the same address.* Frame and span number lie in
 //! one word; it differs on the second load, or the reader saw one of the two mappings whole. That
@@ -65,11 +75,13 @@ mod tests;
 pub(crate) mod walk;
 
 use self::cursor::Cursor;
+use self::entry::NodeId;
 use self::node::{NodePool, Nodes};
+pub use self::node::{TableMemory, heap_words};
 use self::reverse::ReverseMap;
 use self::span::{SpanPool, Spans};
-use crate::level::Level;
-use crate::sync::{AtomicU64, Ordering};
+use crate::level::{FANOUT, Level};
+use crate::sync::{self, AtomicU64, Ordering};
 use crate::vmemmap::VmemmapLayout;
 
 /// The part of a page table that readers use.
@@ -78,7 +90,13 @@ pub(crate) struct PageTable {
     epoch: AtomicU64,
     /// First GiB of addresses that the table covers.
     first_gib: u64,
+    /// First block of 2 MiB of that.
+    first_block: u64,
+    /// The middle tables, by block of addresses.
+    huge: Box<[AtomicU64]>,
     top: Box<[AtomicU64]>,
+    /// First page number covered, and the one after the last.
+    pages: (u64, u64),
     nodes: Nodes,
     spans: Spans,
 }
@@ -101,16 +119,30 @@ pub(crate) struct TableUsage {
 }
 
 impl PageTable {
-    /// An empty table for `nr_gib` GiB of addresses from `first_gib` on, for frames of the pool
-    /// whose descriptors lie as `vmemmap` says.
-    pub(crate) fn new(first_gib: u64, nr_gib: u64, vmemmap: VmemmapLayout) -> Self {
+    /// An empty table for the pages from `pages.0` up to `pages.1`, for frames of the pool whose
+    /// descriptors lie as `vmemmap` says.
+    pub(crate) fn new(pages: (u64, u64), vmemmap: VmemmapLayout, memory: TableMemory) -> Self {
+        let first_gib = pages.0 >> Level::Pud.shift();
+        let nr_gib = pages.1.div_ceil(Level::Pud.nr_pages()) - first_gib;
+        let first_block = first_gib * FANOUT;
+        let nr_blocks = pages.1.div_ceil(Level::Pmd.nr_pages()) - first_block;
         Self {
-            epoch: AtomicU64::new(0),
+            epoch: AtomicU64::new(sync::unique_number()),
             first_gib,
+            first_block,
+            huge: memory(nr_blocks as usize),
             top: (0..nr_gib).map(|_| AtomicU64::new(0)).collect(),
+            pages,
             nodes: Nodes::for_gib(nr_gib),
             spans: Spans::new(vmemmap),
         }
+    }
+
+    /// Number in the table of the GiB of addresses that this page number lies in; none outside the
+    /// table.
+    fn gib(&self, page: u64) -> Option<u32> {
+        let gib = (page >> Level::Pud.shift()).wrapping_sub(self.first_gib);
+        u32::try_from(gib).ok().filter(|&gib| (gib as usize) < self.top.len())
     }
 
     /// The top entry for this page number; none outside the table.
@@ -120,6 +152,22 @@ impl PageTable {
         self.top.get(usize::try_from(gib).ok()?)
     }
 
+    /// The entry of 2 MiB for this page number; none outside the table.
+    #[inline(always)]
+    fn huge_entry(&self, page: u64) -> Option<&AtomicU64> {
+        let block = (page >> Level::Pmd.shift()).wrapping_sub(self.first_block);
+        self.huge.get(usize::try_from(block).ok()?)
+    }
+
+    /// The entry with this number in a table page; none where no table page can be.
+    #[inline]
+    fn entry(&self, node: NodeId, index: usize) -> Option<&AtomicU64> {
+        match node {
+            NodeId::Middle { gib } => self.huge.get(gib as usize * FANOUT as usize + index),
+            NodeId::Last { chunk, word } => self.nodes.entry(chunk, word, index),
+        }
+    }
+
     /// The shape of the pool whose frames the table maps.
     #[inline]
     pub(crate) const fn vmemmap(&self) -> &VmemmapLayout {
@@ -127,9 +175,8 @@ impl PageTable {
     }
 
     /// First page number covered, and the one after the last.
-    pub(crate) fn pages(&self) -> (u64, u64) {
-        let end_gib = self.first_gib + self.top.len() as u64;
-        (self.first_gib << Level::Pud.shift(), end_gib << Level::Pud.shift())
+    pub(crate) const fn pages(&self) -> (u64, u64) {
+        self.pages
     }
 
     /// The writer's view of the table.
@@ -142,10 +189,8 @@ impl TableWriter {
     /// Moves the epoch if something waits for it and is needed.
     fn refill(&mut self, table: &PageTable) {
         if self.nodes.wants_epoch() || self.spans.wants_epoch() {
-            // Relaxed: only the holder of the lock, us, stores it.
-            let epoch = table.epoch.load(Ordering::Relaxed);
             // Release: pairs with Acquire in `epoch`; data: the entries cleared before.
-            table.epoch.store(epoch + 1, Ordering::Release);
+            table.epoch.store(sync::unique_number(), Ordering::Release);
             self.nodes.epoch_moved();
             self.spans.epoch_moved();
         }
@@ -159,5 +204,5 @@ impl TableWriter {
 /// Index in its table of the entry of `level` for this page number.
 #[inline]
 const fn index_in_table(page: u64, level: Level) -> usize {
-    ((page >> level.shift()) % crate::level::FANOUT) as usize
+    ((page >> level.shift()) % FANOUT) as usize
 }

@@ -1,9 +1,14 @@
-//! Table pages: 512 words each, in chunks that never move.
+//! Table pages: 512 words each, that never move.
+//!
+//! The middle tables, of 2 MiB entries, lie in one array by address: a reader goes there without asking
+//! what the top entry says, and the array's memory is taken as it is written to ([`TableMemory`]).
+//! Tables of 4 KiB entries come from an arena.
 //!
 //! # States
 //!
 //! ```text
-//!   unused ── take ──▶ linked ── emptied, unlinked: retire ──▶ retired ── epoch moves ──▶ unused
+//!   middle: unused ── take ──▶ linked ── emptied, unlinked: retire ──▶ unused
+//!   last:   unused ── take ──▶ linked ── emptied, unlinked: retire ──▶ retired ── epoch moves ──▶ unused
 //! ```
 //!
 //! # Who may touch what
@@ -19,7 +24,8 @@
 //!
 //! # Lost races
 //!
-//! *Walk against recycling*: see [`page_table`](super).
+//! *Walk against recycling*: see [`page_table`](super). A middle table is never recycled: its next
+//! life is for the same addresses, where the walk would read the same word anyway.
 //!
 //! # Differs from Linux
 //!
@@ -44,7 +50,17 @@ const fn chunk_tables(chunk: usize) -> u64 {
     if doubled < MAX_CHUNK_TABLES { doubled } else { MAX_CHUNK_TABLES }
 }
 
-/// The memory of all table pages of one address space.
+/// Gives that many words that read as zero. A process has memory that is taken when it is first
+/// written to; [`heap_words`] takes it at once.
+pub type TableMemory = fn(usize) -> Box<[AtomicU64]>;
+
+/// Words on the heap, all of them taken now.
+#[must_use]
+pub fn heap_words(nr_words: usize) -> Box<[AtomicU64]> {
+    (0..nr_words).map(|_| AtomicU64::new(0)).collect()
+}
+
+/// The memory of all tables of 4 KiB entries of one address space.
 #[derive(Debug)]
 pub(super) struct Nodes {
     chunks: Box<[OnceLock<Box<[AtomicU64]>>]>,
@@ -53,7 +69,7 @@ pub(super) struct Nodes {
 impl Nodes {
     /// Room for every table that `nr_gib` GiB of addresses can need.
     pub(super) fn for_gib(nr_gib: u64) -> Self {
-        let most = nr_gib * (FANOUT + 1) + RETIRED_TABLES as u64 + 1;
+        let most = nr_gib * FANOUT + RETIRED_TABLES as u64 + 1;
         let (mut nr_chunks, mut tables) = (0, 0);
         while tables < most {
             tables += chunk_tables(nr_chunks);
@@ -62,11 +78,11 @@ impl Nodes {
         Self { chunks: (0..nr_chunks).map(|_| OnceLock::new()).collect() }
     }
 
-    /// The entry with this number in a table page; none where no table page can be.
+    /// The entry with this number in the table that starts at `word` of `chunk`; none where no table
+    /// can be.
     #[inline]
-    pub(super) fn entry(&self, node: NodeId, index: usize) -> Option<&AtomicU64> {
-        let chunk = self.chunks.get(node.chunk as usize)?.get()?;
-        chunk.get(node.word as usize + index)
+    pub(super) fn entry(&self, chunk: u32, word: u32, index: usize) -> Option<&AtomicU64> {
+        self.chunks.get(chunk as usize)?.get()?.get(word as usize + index)
     }
 
     fn add_chunk(&self, chunk: usize) -> Option<()> {
@@ -79,7 +95,9 @@ impl Nodes {
 /// Which table pages are in use, and how full. Belongs to the holder of the address space's lock.
 #[derive(Debug, Default)]
 pub(super) struct NodePool {
-    /// Present entries of each table page, by chunk.
+    /// Present entries of each GiB's middle table.
+    in_middle: Vec<u16>,
+    /// Present entries of each other table, by chunk.
     present: Vec<Box<[u16]>>,
     unused: Vec<NodeId>,
     retired: Vec<NodeId>,
@@ -87,7 +105,17 @@ pub(super) struct NodePool {
 }
 
 impl NodePool {
-    /// An empty table page that nothing is linked to; none when the address space is at its bound.
+    /// The middle table of GiB number `gib`, empty and linked to nothing.
+    pub(super) fn take_middle(&mut self, gib: u32) -> NodeId {
+        if self.in_middle.len() <= gib as usize {
+            self.in_middle.resize(gib as usize + 1, 0);
+        }
+        self.nr_linked += 1;
+        NodeId::Middle { gib }
+    }
+
+    /// An empty table of 4 KiB entries that nothing is linked to; none when the address space is at
+    /// its bound.
     pub(super) fn take(&mut self, nodes: &Nodes) -> Option<NodeId> {
         if self.unused.is_empty() {
             self.grow(nodes)?;
@@ -106,7 +134,7 @@ impl NodePool {
         self.unused.extend(
             (0..tables)
                 .rev()
-                .map(|table| NodeId { chunk: chunk as u32, word: (table * FANOUT) as u32 }),
+                .map(|table| NodeId::Last { chunk: chunk as u32, word: (table * FANOUT) as u32 }),
         );
         Some(())
     }
@@ -114,7 +142,9 @@ impl NodePool {
     /// Notes that `node`, whose entries are all absent, is no longer linked.
     pub(super) fn retire(&mut self, node: NodeId) {
         self.nr_linked -= 1;
-        self.retired.push(node);
+        if matches!(node, NodeId::Last { .. }) {
+            self.retired.push(node);
+        }
     }
 
     /// Whether enough tables are retired, and are needed, to be worth moving the epoch.
@@ -128,8 +158,12 @@ impl NodePool {
     }
 
     pub(super) fn present(&mut self, node: NodeId) -> Option<&mut u16> {
-        let table = node.word as usize / FANOUT as usize;
-        self.present.get_mut(node.chunk as usize)?.get_mut(table)
+        match node {
+            NodeId::Middle { gib } => self.in_middle.get_mut(gib as usize),
+            NodeId::Last { chunk, word } => {
+                self.present.get_mut(chunk as usize)?.get_mut(word as usize / FANOUT as usize)
+            }
+        }
     }
 
     /// Tables in use.
@@ -159,7 +193,7 @@ mod tests {
     fn the_arena_has_room_for_every_table_and_no_more_than_a_chunk_over() {
         let nodes = Nodes::for_gib(1);
         let mut pool = NodePool::default();
-        let most = 513;
+        let most = 512;
         let taken = (0..2 * most).map_while(|_| pool.take(&nodes)).count();
         assert!(taken >= most && taken <= 3 * most);
     }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::cursor::{Cursor, Placement};
 use super::entry::LeafFlags;
-use super::{PageTable, TableWriter};
+use super::{PageTable, TableWriter, heap_words};
 use crate::descriptor::{Descriptor, FolioFlags, FolioState};
 use crate::extent::Extent;
 use crate::level::{FANOUT, Level};
@@ -120,7 +120,7 @@ proptest! {
     fn a_page_table_says_what_a_page_by_page_map_says(
         steps in prop::collection::vec(step(), 1..30)
     ) {
-        let table = PageTable::new(0, 1, VmemmapLayout::for_pages(1 << 18).unwrap());
+        let table = PageTable::new((0, 1 << 18), VmemmapLayout::for_pages(1 << 18).unwrap(), heap_words);
         let mut writer = TableWriter::default();
         let mut naive = Naive::new();
         for step in &steps {
@@ -135,7 +135,8 @@ proptest! {
 
 #[test]
 fn leaves_that_come_in_any_order_end_up_in_one_span() {
-    let table = PageTable::new(0, 1, VmemmapLayout::for_pages(1 << 18).unwrap());
+    let table =
+        PageTable::new((0, 1 << 18), VmemmapLayout::for_pages(1 << 18).unwrap(), heap_words);
     let mut writer = TableWriter::default();
     let map = |writer: &mut TableWriter, page: u64| {
         let (extent, flags) = (extent(0), LeafFlags::NONE);

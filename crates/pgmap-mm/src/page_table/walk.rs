@@ -6,6 +6,9 @@
 //!   epoch ──▶ walk ──▶ leaf ──▶ span ──▶ (the caller pins) ──▶ entry and epoch as before ──▶ held
 //!               │                                                 │ not
 //!               └──▶ absent                                       └──▶ let go, start again
+//!
+//!   walk: middle table ── leaf ──▶ found          middle table ── table ──▶ last table
+//!              └── absent ──▶ top ── leaf ──▶ found; table ──▶ middle table once more
 //! ```
 //!
 //! # Who may touch what
@@ -25,7 +28,7 @@
 //!
 //! See [`page_table`](super).
 
-use super::entry::{Entry, Leaf};
+use super::entry::{Entry, Leaf, NodeId};
 use super::span::Reach;
 use super::{PageTable, index_in_table};
 use crate::extent::Extent;
@@ -36,6 +39,11 @@ use crate::vmemmap::LifeWord;
 /// Which life of table pages and spans a reader is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Epoch(u64);
+
+impl Epoch {
+    /// No epoch of any page table.
+    pub(crate) const NEVER: Self = Self(0);
+}
 
 /// A leaf and where it was read.
 #[derive(Clone, Copy, Debug)]
@@ -68,30 +76,51 @@ impl Found<'_> {
 
 impl PageTable {
     /// The epoch now.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn epoch(&self) -> Epoch {
         // Acquire: pairs with Release in `refill`; data: entries that were cleared before the step.
         Epoch(self.epoch.load(Ordering::Acquire))
     }
 
-    /// The leaf that maps `page`.
+    /// The leaf of 2 MiB that maps `page`: what most addresses are mapped by, and so in few
+    /// instructions. Where there is none, [`walk`](Self::walk) may find another leaf.
     #[inline(always)]
-    pub(crate) fn walk(&self, page: u64) -> Option<Found<'_>> {
-        let entry = self.top_entry(page)?;
+    pub(crate) fn walk_huge(&self, page: u64) -> Option<Found<'_>> {
+        let entry = self.huge_entry(page)?;
         // Acquire, here and below: pairs with Release in the cursor's stores; data: the table page
         // or the span that the word leads to.
-        let node = match Entry::read(entry.load(Ordering::Acquire)) {
-            Entry::Table(node) => node,
-            Entry::Leaf(leaf) => return Some(Found { leaf, level: Level::Pud, entry }),
-            Entry::Absent => return None,
-        };
-        let entry = self.nodes.entry(node, index_in_table(page, Level::Pmd))?;
-        let node = match Entry::read(entry.load(Ordering::Acquire)) {
-            Entry::Leaf(leaf) => return Some(Found { leaf, level: Level::Pmd, entry }),
-            Entry::Table(node) => node,
-            Entry::Absent => return None,
-        };
-        let entry = self.nodes.entry(node, index_in_table(page, Level::Pte))?;
+        let leaf = Leaf::read(entry.load(Ordering::Acquire))?;
+        Some(Found { leaf, level: Level::Pmd, entry })
+    }
+
+    /// The leaf that maps `page`.
+    #[inline(never)]
+    pub(crate) fn walk(&self, page: u64) -> Option<Found<'_>> {
+        if let Some(found) = self.walk_middle(page) {
+            return found;
+        }
+        let entry = self.top_entry(page)?;
+        match Entry::read(entry.load(Ordering::Acquire)) {
+            Entry::Leaf(leaf) => Some(Found { leaf, level: Level::Pud, entry }),
+            // Linked since: it was filled before.
+            Entry::Table(_) => self.walk_middle(page).flatten(),
+            Entry::Absent => None,
+        }
+    }
+
+    /// What the middle table leads to; none where it has no entry for the page.
+    fn walk_middle(&self, page: u64) -> Option<Option<Found<'_>>> {
+        let entry = self.huge_entry(page)?;
+        match Entry::read(entry.load(Ordering::Acquire)) {
+            Entry::Leaf(leaf) => Some(Some(Found { leaf, level: Level::Pmd, entry })),
+            Entry::Table(node) => Some(self.walk_last(node, page)),
+            Entry::Absent => None,
+        }
+    }
+
+    #[inline]
+    fn walk_last(&self, node: NodeId, page: u64) -> Option<Found<'_>> {
+        let entry = self.entry(node, index_in_table(page, Level::Pte))?;
         match Entry::read(entry.load(Ordering::Acquire)) {
             Entry::Leaf(leaf) => Some(Found { leaf, level: Level::Pte, entry }),
             Entry::Table(_) | Entry::Absent => None,

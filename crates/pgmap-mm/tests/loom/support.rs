@@ -20,7 +20,7 @@ use pgmap_mm::runs::SortedRuns;
 use pgmap_mm::stamp::Stamp;
 use pgmap_mm::sync::{AtomicU32, AtomicU64, Ordering};
 use pgmap_mm::vmemmap::{Vmemmap, VmemmapLayout};
-use pgmap_mm::words::{ReadCounts, ReadWords, WriteCounts, WriteWords};
+use pgmap_mm::words::{Indexed, ReadCounts, ReadWords, WriteCounts, WriteWords};
 
 /// Thread switches against a thread's will that are explored, unless `LOOM_MAX_PREEMPTIONS` says.
 const PREEMPTIONS: usize = 6;
@@ -106,6 +106,12 @@ impl SparseWords {
 }
 
 impl ReadWords for SparseWords {
+    type Word<'w> = Indexed<'w, Self>;
+
+    fn word(&self, index: usize) -> Indexed<'_, Self> {
+        Indexed::new(self, index)
+    }
+
     fn nr_words(&self) -> usize {
         self.nr_words
     }
@@ -117,6 +123,12 @@ impl ReadWords for SparseWords {
 }
 
 impl WriteWords for SparseWords {
+    type Slot<'w> = Indexed<'w, Self>;
+
+    fn slot(&self, index: usize) -> Indexed<'_, Self> {
+        Indexed::new(self, index)
+    }
+
     fn store(&self, index: usize, value: u64, order: Ordering) {
         // A Relaxed store of what is there already is left out: who reads the older store reads the
         // same value and is ordered after less, so more behaviours are tried, in fewer executions.

@@ -19,7 +19,7 @@ use pgmap_mm::ledger::LedgerLayout;
 use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::pin::{ClientSide, Pinner};
 use pgmap_mm::vmemmap::{Vmemmap, VmemmapLayout};
-use pgmap_os::{ForkGuard, Membarrier, MemoryFile, ReadMapping, WriteMapping};
+use pgmap_os::{Membarrier, MemoryFile, ReadMapping, WriteMapping};
 
 use crate::client::file::File;
 use crate::client::link::{Link, Remote};
@@ -131,7 +131,7 @@ impl Client {
                 .ok_or_else(|| odd("descriptors that are too short"))?,
             mode: welcome.barrier_mode(),
             doorbell: Mutex::new(handed.doorbell),
-            guard: ForkGuard::new()?,
+            guard: side::guard_for(welcome.barrier_mode())?,
             identity: new_identity(),
         };
         let pinner =

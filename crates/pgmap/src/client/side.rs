@@ -1,12 +1,13 @@
 //! What a client brings to the page model: its ledger, the owner's descriptors, the doorbell.
 
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use pgmap_mm::barrier::BarrierMode;
 use pgmap_mm::pin::ClientSide;
 use pgmap_mm::vmemmap::Vmemmap;
-use pgmap_os::{Doorbell, ForkGuard};
+use pgmap_os::{Doorbell, ForkGuard, OsError};
 
 use crate::memory::{Readable, Writable, WritableCounts};
 
@@ -21,6 +22,17 @@ pub struct ProcessSide {
     pub(super) doorbell: Mutex<Doorbell>,
     pub(super) guard: ForkGuard,
     pub(super) identity: u64,
+}
+
+/// What the fork guard reads where pins need a compiler fence only.
+const ASYMMETRIC_MARK: u32 = 1;
+
+/// A fork guard that also says how the client orders its stores before its loads.
+pub(super) fn guard_for(mode: BarrierMode) -> Result<ForkGuard, OsError> {
+    ForkGuard::with_mark(match mode {
+        BarrierMode::Asymmetric => NonZeroU32::MIN,
+        BarrierMode::Fenced => NonZeroU32::MAX,
+    })
 }
 
 /// A number no other client of this process has or had.
@@ -67,6 +79,11 @@ impl ClientSide for ProcessSide {
     #[inline]
     fn is_detached(&self) -> bool {
         self.guard.is_child()
+    }
+
+    #[inline(always)]
+    fn is_asymmetric(&self) -> bool {
+        self.guard.mark() == ASYMMETRIC_MARK
     }
 
     #[inline]

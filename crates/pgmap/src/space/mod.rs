@@ -48,6 +48,7 @@ use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::pin::ClientSide;
 use pgmap_mm::prot::Prot;
 use pgmap_mm::vma::Backing;
+use pgmap_os::zeroed_words;
 
 use self::backing::FileBacking;
 pub use self::error::SpaceError;
@@ -79,7 +80,7 @@ impl AddressSpace {
     /// who is asked once how large the pool is, is gone.
     pub fn for_device(client: &Client, address: u64, len_bytes: u64) -> Result<Self, SpaceError> {
         let layout = client.inner.pinner.side().vmemmap().layout();
-        let mm = Mm::for_device(layout, address, len_bytes)
+        let mm = Mm::for_device_in(zeroed_words, layout, address, len_bytes)
             .ok_or(SpaceError::BadSpace { address, len_bytes })?;
         let files_end = client.pool_stat()?.size_bytes.div_ceil(PAGE_BYTES);
         Ok(Self { client: client.clone(), mm, files: Mutex::default(), files_end })

@@ -1,0 +1,138 @@
+//! Holding pages of one leaf: the least work that pins anything by address.
+//!
+//! Most addresses are mapped by leaves of 2 MiB of an extent that the thread pinned in before. For
+//! those everything is inlined and nothing but the entry, the slot and the life word is touched; all
+//! else goes through a call.
+
+use super::{Gup, GupFlags, LongSegment, Look, PAGE_MASK, ShortSegment};
+use crate::level::{Level, PAGE_BYTES};
+use crate::page_table::walk::Found;
+use crate::pfn::PfnRange;
+use crate::pin::{ClientSide, Pin, RawPin};
+
+impl<'a, S: ClientSide> Gup<'_, 'a, S> {
+    /// Holds `nr_pages` pages from `address` on that lie in one leaf, for a short time, without
+    /// taking a lock: the least work that pins anything. None where that cannot be done at once, or
+    /// `flags` has LONGTERM; then call [`pin`](Self::pin).
+    #[inline(always)]
+    #[must_use]
+    pub fn fast_leaf(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<ShortSegment<'a, S>> {
+        if flags.contains(GupFlags::LONGTERM) {
+            return None;
+        }
+        let (level, raw) = match self.hold_huge(address, nr_pages, flags) {
+            Some(raw) => (Level::Pmd, raw),
+            None => self.hold_elsewhere(address, nr_pages, flags)?,
+        };
+        Some(ShortSegment { address: address & PAGE_MASK, level, pin: Pin::of(raw) })
+    }
+
+    /// Holds pages of one leaf of 2 MiB.
+    #[inline(always)]
+    fn hold_huge(&self, address: u64, nr_pages: u64, flags: GupFlags) -> Option<RawPin<'a, S>> {
+        let found = self.mm.table.walk_huge(address / PAGE_BYTES)?;
+        let run = run_in_leaf(&found, address, nr_pages, flags)?;
+        let life = self.lane.known_span().life_of(&self.mm.table, found.leaf)?;
+        self.lane.pin_if(life, run, flags.agent(), || found.is_unchanged())
+    }
+
+    /// Holds pages of one leaf under the life word of its extent.
+    #[inline(never)]
+    fn hold_elsewhere(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<(Level, RawPin<'a, S>)> {
+        let (look, run) = self.look_in_leaf(address, nr_pages, flags)?;
+        let life = self.lane.find_life(look.life);
+        let raw = self.lane.pin_if(life, run, flags.agent(), || self.is_as_seen(&look))?;
+        Some((look.found.level, raw))
+    }
+
+    /// As [`fast_leaf`](Self::fast_leaf), for long: none where the life word does not allow it
+    /// without being asked, or `flags` has GET or P2PDMA.
+    #[inline(always)]
+    #[must_use]
+    pub fn fast_leaf_long(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<LongSegment<'a, S>> {
+        let flags = flags.with(GupFlags::LONGTERM);
+        if !flags.is_valid() {
+            return None;
+        }
+        match self.hold_huge_long(address, nr_pages, flags) {
+            Some(held) => Some(held),
+            None => self.hold_elsewhere_long(address, nr_pages, flags),
+        }
+    }
+
+    #[inline(always)]
+    fn hold_huge_long(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<LongSegment<'a, S>> {
+        let found = self.mm.table.walk_huge(address / PAGE_BYTES)?;
+        let run = run_in_leaf(&found, address, nr_pages, flags)?;
+        let life = self.lane.known_span().life_of(&self.mm.table, found.leaf)?;
+        let pinner = self.lane.pinner();
+        let pin = pinner.pin_longterm_found(life, run, Level::Pmd, flags.agent()).ok()?;
+        if !found.is_unchanged() {
+            self.undo(pin);
+            return None;
+        }
+        Some(LongSegment { address: address & PAGE_MASK, level: Level::Pmd, pin })
+    }
+
+    #[inline(never)]
+    fn hold_elsewhere_long(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<LongSegment<'a, S>> {
+        let (look, run) = self.look_in_leaf(address, nr_pages, flags)?;
+        let pin = self.pin_long(&look, run, flags).ok()?;
+        if !self.is_as_seen(&look) {
+            self.undo(pin);
+            return None;
+        }
+        Some(LongSegment { address: address & PAGE_MASK, level: look.found.level, pin })
+    }
+
+    /// What the page table says of `nr_pages` pages from `address` on, if one leaf maps them all and
+    /// allows it.
+    fn look_in_leaf(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<(Look<'a>, PfnRange)> {
+        let look = self.look(address / PAGE_BYTES, flags)?;
+        Some((look, run_in_leaf(&look.found, address, nr_pages, flags)?))
+    }
+}
+
+/// The frames of `nr_pages` pages from `address` on, if the leaf maps them all and allows it.
+#[inline(always)]
+fn run_in_leaf(
+    found: &Found<'_>,
+    address: u64,
+    nr_pages: u64,
+    flags: GupFlags,
+) -> Option<PfnRange> {
+    let page = address / PAGE_BYTES;
+    let is_held = nr_pages != 0 && nr_pages <= found.pages_from(page);
+    (is_held && flags.allow(found.leaf.flags()))
+        .then(|| PfnRange::inside(found.frame_of(page), nr_pages))
+}
