@@ -37,6 +37,19 @@ pub enum Populate {
     Upfront,
 }
 
+/// What committed files are to outlive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Durability {
+    /// Processes: an anonymous pool ends with its last user, one in a directory outlives its owner.
+    #[default]
+    Processes,
+    /// A power failure too, as `MAP_SYNC` promises (Linux 7.1: include/linux/dax.h,
+    /// `daxdev_mapping_supported`). No pool
+    /// keeps that promise yet, so asking for it is an error and not a flag that is dropped.
+    PowerFailure,
+}
+
 /// What a pool is to be.
 #[derive(Clone, Debug)]
 pub struct PoolOptions {
@@ -48,6 +61,7 @@ pub struct PoolOptions {
     memory_type: MemoryType,
     capacity_bytes: u64,
     has_metadata_on_device: bool,
+    durability: Durability,
 }
 
 impl PoolOptions {
@@ -63,6 +77,7 @@ impl PoolOptions {
             memory_type: MemoryType::Generic,
             capacity_bytes: 0,
             has_metadata_on_device: false,
+            durability: Durability::Processes,
         }
     }
 
@@ -117,8 +132,18 @@ impl PoolOptions {
         self
     }
 
+    /// Says what committed files must outlive.
+    #[must_use]
+    pub const fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
     fn checked(&self) -> Result<StoredPool, Error> {
         let bad = |why: String| Error::BadPool { pool: self.name(), why };
+        if self.durability == Durability::PowerFailure {
+            return Err(Error::NotDurable { pool: self.name() });
+        }
         if self.size_bytes < MIN_POOL_BYTES || self.size_bytes > MAX_POOL_BYTES {
             return Err(bad(format!(
                 "a size of {} bytes; use {MIN_POOL_BYTES} to {MAX_POOL_BYTES}",
@@ -185,7 +210,7 @@ impl Pool {
     /// Makes a pool.
     ///
     /// # Errors
-    /// [`Error::BadPool`] for a size out of bounds or a directory that holds a pool;
+    /// [`Error::NotDurable`] when files are to outlive a power failure; [`Error::BadPool`] for a size out of bounds or a directory that holds a pool;
     /// [`Error::Os`] when the system has not the memory or the huge pages, which says how many are
     /// missing.
     pub fn create(options: &PoolOptions) -> Result<Self, Error> {

@@ -48,7 +48,7 @@ impl Core {
         let pool = format!("{:?}", self.pool.directory());
         let bad = |why: &str| Error::BadPool {
             pool: pool.clone(),
-            why: format!("file \"{name}\" {why}"),
+            why: format!("the catalog's file \"{name}\" {why}"),
         };
         let extents = stored.extents().ok_or_else(|| bad("has an extent that is none"))?;
         let largest = Level::from_number(stored.largest_level)
@@ -61,9 +61,7 @@ impl Core {
             }
             match self.recover_extent(extent, largest)? {
                 Some(pieces) => recovered.extend(pieces),
-                None => {
-                    return Err(bad("shares frames with another file or lies outside the pool"));
-                }
+                None => return Err(bad(&self.why_not_free(extent.run))),
             }
         }
         let is_changed = recovered != extents;
@@ -89,6 +87,16 @@ impl Core {
         }
         self.files.insert(name, record);
         Ok(())
+    }
+
+    /// Why the frames that a file claims are not to be had: a frame belongs to one file.
+    fn why_not_free(&self, run: PfnRange) -> String {
+        let has_some =
+            |file: &FileRecord| file.runs().any(|theirs| theirs.intersection(run).is_some());
+        match self.files.iter().find(|(_, file)| has_some(file)) {
+            Some((other, _)) => format!("claims frames {run}, and \"{other}\" has some of them"),
+            None => format!("claims frames {run} twice, or from outside the pool"),
+        }
     }
 
     /// Takes an extent's frames back and returns what readers are to be told of it. Descriptors that
