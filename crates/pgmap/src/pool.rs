@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use pgmap_mm::index::IndexLayout;
 use pgmap_mm::ledger::LedgerLayout;
-use pgmap_mm::level::PAGE_BYTES;
+use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::memory_type::MemoryType;
 use pgmap_mm::vmemmap::VmemmapLayout;
 use pgmap_os::{Access, MemoryFile, OsError, PageSize, file_lock};
@@ -61,6 +61,7 @@ pub struct PoolOptions {
     memory_type: MemoryType,
     capacity_bytes: u64,
     has_metadata_on_device: bool,
+    smallest: Level,
     durability: Durability,
 }
 
@@ -77,6 +78,7 @@ impl PoolOptions {
             memory_type: MemoryType::Generic,
             capacity_bytes: 0,
             has_metadata_on_device: false,
+            smallest: Level::Pte,
             durability: Durability::Processes,
         }
     }
@@ -121,6 +123,15 @@ impl PoolOptions {
     #[must_use]
     pub const fn metadata_on_device(mut self) -> Self {
         self.has_metadata_on_device = true;
+        self
+    }
+
+    /// Makes the head of the device only as large as folios of `smallest` level and larger need. Files
+    /// then consist of such folios, none is split below, and a failure of memory costs one. Goes with
+    /// [`metadata_on_device`](Self::metadata_on_device); elsewhere what is not used costs nothing anyhow.
+    #[must_use]
+    pub const fn smallest_folio(mut self, smallest: Level) -> Self {
+        self.smallest = smallest;
         self
     }
 
@@ -169,6 +180,16 @@ impl PoolOptions {
         if has_metadata_on_device && self.directory.is_none() {
             return Err(bad("metadata on the device needs a pool in a directory".into()));
         }
+        let smallest = self.smallest;
+        if smallest != Level::Pte {
+            if !has_metadata_on_device {
+                return Err(bad("a smallest folio goes with metadata on the device".into()));
+            }
+            let unit = smallest.size_bytes();
+            if !size_bytes.is_multiple_of(unit) || !capacity_bytes.is_multiple_of(unit) {
+                return Err(bad(format!("a size of {size_bytes} is not whole {smallest} folios")));
+            }
+        }
         let memory_type = self.memory_type;
         Ok(StoredPool {
             size_bytes,
@@ -176,6 +197,7 @@ impl PoolOptions {
             max_files,
             memory_type,
             has_metadata_on_device,
+            smallest,
         })
     }
 
@@ -316,8 +338,9 @@ impl Pool {
             pool: pool_name(directory.as_deref()),
             why: format!("no layout for {} bytes", stored.size_bytes),
         };
+        let nr_pages = stored.capacity_bytes / PAGE_BYTES;
         let vmemmap_layout =
-            VmemmapLayout::for_pages(stored.capacity_bytes / PAGE_BYTES).ok_or_else(bad)?;
+            VmemmapLayout::for_folios(nr_pages, stored.smallest).ok_or_else(bad)?;
         let index_layout = IndexLayout::for_files(stored.max_files as usize);
         let head = stored
             .has_metadata_on_device
@@ -361,6 +384,11 @@ impl Pool {
     #[must_use]
     pub fn directory(&self) -> Option<&Path> {
         self.directory.as_deref()
+    }
+
+    /// As messages call it.
+    pub(crate) fn name(&self) -> String {
+        pool_name(self.directory())
     }
 
     /// Bytes of the data file: the pool and room for more pagemaps.

@@ -111,6 +111,7 @@ impl Core {
             nr_pages: self.pool.vmemmap_layout.nr_pages(),
             data_bytes: self.pool.capacity_bytes(),
             vmemmap_start: self.pool.head.map_or(0, |head| head.vmemmap_start),
+            smallest_level: self.folios.smallest().number(),
             max_files: self.pool.max_files(),
             is_asymmetric: self.barrier.is_asymmetric() && is_registered,
         }

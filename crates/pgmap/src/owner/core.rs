@@ -155,8 +155,7 @@ impl Core {
     /// [`Error::Os`] when the pool cannot be mapped, [`Error::Catalog`] or [`Error::BadPool`] when
     /// its catalog is damaged.
     pub fn open(pool: Arc<Pool>) -> Result<Self, Error> {
-        let bad =
-            |why: &str| Error::BadPool { pool: format!("{:?}", pool.directory()), why: why.into() };
+        let bad = |why: &str| Error::BadPool { pool: pool.name(), why: why.into() };
         let map = |file: &Arc<pgmap_os::MemoryFile>, start: u64, nr_words: usize| {
             let mapping = WriteMapping::map(file, start, nr_words as u64 * 8)?;
             mapping.advise_dont_fork()?;

@@ -4,12 +4,11 @@ use pgmap_mm::admission::{HolderStance, publish_flags};
 use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
 use pgmap_mm::drain::ClientId;
 use pgmap_mm::extent::Extent;
-use pgmap_mm::folio::Folios;
+use pgmap_mm::folio::Sizing;
 use pgmap_mm::frames::FramesShort;
 use pgmap_mm::index::{EntryId, ExtentList, FileId, IndexFull};
 use pgmap_mm::memory_type::MemoryType;
 
-use crate::memory::Writable;
 use crate::name::FileName;
 use crate::owner::catalog::Change;
 use crate::owner::core::{Core, DraftRecord, FileRecord, bytes};
@@ -69,7 +68,14 @@ impl Core {
             return Err(bad_length("a file has at least one byte".into()));
         }
         let sizing = spec.folio_size.sizing();
-        let pages = Folios::<Writable>::pages_for(spec.len_bytes, sizing)
+        let smallest = self.folios.smallest();
+        if matches!(sizing, Sizing::Fixed(level) if level < smallest) {
+            let why = format!("the pool describes folios of {smallest} and larger; ask for those");
+            return Err(Refusal::Invalid { why });
+        }
+        let pages = self
+            .folios
+            .pages_for(spec.len_bytes, sizing)
             .filter(|&pages| pages <= self.nr_pages())
             .ok_or_else(|| bad_length(format!("the pool has {}", bytes(self.nr_pages()))))?;
         let stamp = self.take_stamp()?;
