@@ -152,14 +152,16 @@ impl fmt::Display for ReshapeError {
                 write!(f, "folio {folio} is {word:?} and keeps its shape")
             }
             Self::WrongLevel { folio, asked } => {
-                write!(f, "folio {folio} of {} frames cannot become {asked}", folio.nr_pages())
+                let level = Level::largest_fitting(folio.start(), folio.nr_pages());
+                let now = level.unwrap_or(Level::Pte);
+                write!(f, "folio {folio} is of {now} now and cannot be made {asked} this way")
             }
             Self::BelowSmallest { run, smallest } => write!(
                 f,
                 "frames {run} cannot be split off: the pool describes folios of {smallest} and larger"
             ),
             Self::OutsideExtent { run, extent } => {
-                write!(f, "frames {run} lie outside the extent {extent}")
+                write!(f, "frames {run} are not all of one extent: that is {extent}")
             }
             Self::Mixed { folio, word } => {
                 write!(f, "folio {folio} is {word:?}, unlike those it was to be merged with")
