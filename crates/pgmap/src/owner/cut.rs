@@ -305,7 +305,7 @@ impl Core {
             return;
         }
         for run in pending.drain.runs().iter() {
-            self.free_run(run);
+            self.backlog.push(run);
         }
         self.answers.push((cut.ticket, Reply::Done));
     }

@@ -8,6 +8,7 @@ use pgmap_mm::folio::Sizing;
 use pgmap_mm::frames::FramesShort;
 use pgmap_mm::index::{EntryId, ExtentList, FileId, IndexFull};
 use pgmap_mm::memory_type::MemoryType;
+use pgmap_mm::stamp::Stamp;
 
 use crate::name::FileName;
 use crate::owner::catalog::Change;
@@ -83,7 +84,7 @@ impl Core {
             // What is missing may have been let go a moment ago.
             Err(_) if self.is_draining() => {
                 self.look_again();
-                self.folios.reserve(pages, sizing, stamp)
+                self.reserve_from_backlog(pages, sizing, stamp)
             }
             result => result,
         }
@@ -116,6 +117,21 @@ impl Core {
             },
         );
         Ok(draft)
+    }
+
+    /// Frees what is idle until there is enough, or nothing is left to free.
+    fn reserve_from_backlog(
+        &mut self,
+        nr_pages: u64,
+        sizing: Sizing,
+        stamp: Stamp,
+    ) -> Result<Vec<Extent>, FramesShort> {
+        loop {
+            match self.folios.reserve(nr_pages, sizing, stamp) {
+                Err(_) if self.has_backlog() => self.reclaim_some(),
+                result => return result,
+            }
+        }
     }
 
     fn no_space(&self, short: FramesShort) -> Refusal {

@@ -54,6 +54,9 @@ impl Core {
             Place::Draft(id, at) => self.drafts.get(id).map(|draft| draft.extents[*at]),
             Place::Nowhere => None,
         };
+        if matches!(place, Place::Nowhere) {
+            self.end_life_of_nobodys(pfn);
+        }
         let isolated = self.folios.isolate(pfn, extent.as_ref(), fresh)?;
         self.poisoned.give(isolated.frame);
         if isolated.was == FolioState::Free {
@@ -64,6 +67,16 @@ impl Core {
         self.tell_of_failure(isolated.frame, file);
         self.tell_holder(Call::Failure(isolated.frame, FailureFlags::NONE));
         Ok(Reply::Done)
+    }
+
+    /// Marks the folio around `pfn` Dying when it waits to be freed under the word that it had in its
+    /// file: there is no extent to cut it out of any more.
+    fn end_life_of_nobodys(&mut self, pfn: Pfn) {
+        let Some((level, word)) = self.folios.vmemmap().folio_of(pfn) else { return };
+        if matches!(word.state(), FolioState::Live | FolioState::Reserved) {
+            self.folios
+                .change(PfnRange::folio(pfn, level), |word| word.in_state(FolioState::Dying));
+        }
     }
 
     fn place_of(&self, pfn: Pfn) -> Place {
@@ -210,6 +223,7 @@ impl Core {
     fn is_awaited(&self, run: PfnRange) -> bool {
         let ledgers = self.clients.iter().map(|(&id, client)| (id, &client.ledger));
         self.drains.iter().any(|pending| pending.drain.runs().overlaps(run))
+            || self.backlog.overlaps(run)
             || !scan(&SortedRuns::new(vec![run]), ledgers).is_empty()
     }
 

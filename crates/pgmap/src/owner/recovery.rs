@@ -204,6 +204,9 @@ impl Core {
         }
         if !strays.is_empty() {
             tracing::info!(pages = strays.nr_pages(), "draining what an earlier owner left");
+            for run in strays.iter() {
+                self.folios.change_healthy(run, |word| word.in_state(FolioState::Dying));
+            }
             self.take_out(vec![strays]);
         }
     }

@@ -94,6 +94,9 @@ impl Service {
 
     fn timeout(&self) -> Option<Duration> {
         let state = self.shared.lock();
+        if state.core.has_backlog() {
+            return Some(Duration::ZERO);
+        }
         let is_watched = |(_, watch): &(ClientId, Option<_>)| watch.is_some();
         if !state.core.is_draining() && self.adrift.iter().all(is_watched) {
             return None;
