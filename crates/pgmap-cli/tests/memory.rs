@@ -77,6 +77,7 @@ fn a_poisoned_page_is_named_refused_and_repaired_from_a_copy() {
     assert_eq!(server.json(&["stat"])["poisoned_bytes"], 4096);
     for arguments in [&["get", "a"][..], &["poison", "a", "12288"]] {
         let stderr = server.fails(arguments, 1);
+        assert!(stderr.contains("memory there failed"), "{stderr}");
         assert!(stderr.contains("pgmap repair NAME OFFSET"), "{stderr}");
     }
     let pfn = done["pfn"].to_string();
@@ -135,13 +136,17 @@ fn folios_are_split_and_merged_under_the_same_bytes() {
     assert_eq!(split["folio_bytes"], 4096);
     assert_eq!(folios(&split), [512, 1, 0]);
     assert_eq!(folios(&server.json(&["stat", "a"])), [512, 1, 0]);
+    assert_eq!(folios(&server.json(&["stat"])), [512, 1, 0], "the pool, by level");
+    assert!(server.good(&["stat"]).contains("folios of 2 MiB"));
     let listing = server.json(&["ls"]);
     assert_eq!((folios(&listing), folios(&listing["files"][0])), ([512, 1, 0], [512, 1, 0]));
     assert!(server.good(&["ls"]).contains("512/1/0"));
     let merged = server.json(&["debug", "merge", "a", "3M", "2M"]);
     assert_eq!(merged["schema"], "pgmap.debug.merge/1");
     assert_eq!(folios(&merged), [0, 2, 0]);
-    server.fails(&["debug", "merge", "a", "0", "1G"], 1);
+    assert!(server.fails(&["debug", "merge", "a", "0", "1G"], 1).contains("one extent"));
+    assert!(server.fails(&["debug", "merge", "a", "0", "2M"], 1).contains("is of 2M now"));
+    assert!(server.fails(&["debug", "split", "a", "64M", "4K"], 1).contains("no memory at"));
     server.fails(&["debug", "split", "nope", "0", "4K"], 1);
     assert!(server.pipe(&["get", "a"], b"") == noise(4 << 20));
 }
@@ -220,6 +225,7 @@ fn half_a_command_line_is_2_and_each_verb_has_a_help_of_its_own() {
     ] {
         server.fails(arguments, 2);
     }
+    assert!(server.fails(&["poison"], 2).contains("pgmap poison [OPTIONS] --pfn N"));
     for (arguments, words) in [
         (&["-h"][..], "One memory pool"),
         (&["punch", "--help"], "Take pages out of a file"),

@@ -96,7 +96,13 @@ impl fmt::Display for PinError {
             Self::Changed { run, now } => {
                 write!(f, "frames {run} are no longer what they were: now {now:?}; open them anew")
             }
-            Self::NotPinnable { word } => write!(f, "a {word:?} folio cannot be pinned"),
+            Self::NotPinnable { word } => match word.state() {
+                FolioState::Poisoned => f.write_str("memory there failed and cannot be pinned"),
+                _ if word.flags().contains(FolioFlags::RAW) => {
+                    f.write_str("raw memory is mapped and never pinned")
+                }
+                _ => write!(f, "a {word:?} folio cannot be pinned"),
+            },
             Self::Outside { run } => write!(f, "frames {run} lie outside the extent or the pool"),
             Self::LaneFull { nr_slots } => {
                 write!(f, "this thread holds {nr_slots} pins in one lane; drop some or take a lane")

@@ -89,18 +89,26 @@ impl<W: WriteWords> Folios<W> {
         }
     }
 
-    /// Frames an allocation of `len_bytes` takes; none when that overflows.
+    /// The smallest folio that can be described.
     #[must_use]
-    pub fn pages_for(len_bytes: u64, sizing: Sizing) -> Option<u64> {
+    pub const fn smallest(&self) -> Level {
+        self.vmemmap.layout().smallest()
+    }
+
+    /// Frames an allocation of `len_bytes` takes; none when that overflows, or its folios are too small
+    /// to be described.
+    #[must_use]
+    pub fn pages_for(&self, len_bytes: u64, sizing: Sizing) -> Option<u64> {
         let unit = match sizing {
-            Sizing::Fixed(level) => level,
-            Sizing::BestFit => Level::Pte,
+            Sizing::Fixed(level) => Some(level).filter(|&level| level >= self.smallest())?,
+            Sizing::BestFit => self.smallest(),
         };
         let bytes = len_bytes.checked_next_multiple_of(unit.size_bytes())?;
         Some(bytes / Level::Pte.size_bytes())
     }
 
-    /// Hands out `nr_pages` frames as Reserved folios under `stamp`.
+    /// Hands out `nr_pages` frames, as [`pages_for`](Self::pages_for) says, as Reserved folios under
+    /// `stamp`.
     ///
     /// # Errors
     /// [`FramesShort`] when there are not so many, or only in too many pieces. Nothing is taken.
@@ -122,7 +130,7 @@ impl<W: WriteWords> Folios<W> {
         let mut extents = Vec::with_capacity(runs.len());
         for run in runs {
             self.describe(run, most, word);
-            let head = Level::largest_fitting(run.start(), run.nr_pages()).unwrap_or(Level::Pte);
+            let head = Level::largest_fitting(run.start(), run.nr_pages()).unwrap_or(most);
             extents.extend(Extent::new(run, head.min(most), word));
         }
         Ok(extents)
@@ -130,7 +138,8 @@ impl<W: WriteWords> Folios<W> {
 
     /// One run if there is one that starts where the largest folio can; else level by level.
     fn take_best_fit(&mut self, nr_pages: u64) -> Result<Vec<PfnRange>, FramesShort> {
-        let largest = Level::largest_fitting(0, nr_pages).unwrap_or(Level::Pte);
+        let smallest = self.smallest();
+        let largest = Level::largest_fitting(0, nr_pages).unwrap_or(smallest);
         if let Some(run) = self.frames.take_run(nr_pages, largest) {
             return Ok(vec![run]);
         }
@@ -141,14 +150,14 @@ impl<W: WriteWords> Folios<W> {
         };
         let mut runs: Vec<PfnRange> = Vec::new();
         let mut missing = nr_pages;
-        for level in [Level::Pud, Level::Pmd, Level::Pte] {
+        for level in Level::ALL.into_iter().rev().filter(|&level| level >= smallest) {
             while missing >= level.nr_pages() {
                 let wanted = missing / level.nr_pages() * level.nr_pages();
                 let left = MAX_EXTENTS - runs.len();
                 let taken = self.frames.take(wanted, level, left).or_else(|short| {
                     // Fewer folios of this level, then the rest from the levels below.
                     match self.frames.take_run(level.nr_pages(), level) {
-                        Some(run) if level != Level::Pte && left > 0 => Ok(vec![run]),
+                        Some(run) if level != smallest && left > 0 => Ok(vec![run]),
                         Some(run) => {
                             self.frames.give(run);
                             Err(short)
@@ -161,7 +170,7 @@ impl<W: WriteWords> Folios<W> {
                         missing -= taken.iter().map(|run| run.nr_pages()).sum::<u64>();
                         runs.extend(taken);
                     }
-                    Err(_) if level == Level::Pte => {
+                    Err(_) if level == smallest => {
                         for run in runs {
                             self.frames.give(run);
                         }
@@ -225,7 +234,7 @@ impl<W: WriteWords> Folios<W> {
 
     /// Gives back the metadata below a folio whose own word no longer says Split.
     pub(crate) fn discard_tables_below(&mut self, level: Level, pfn: Pfn) {
-        let Some(below) = level.below() else { return };
+        let Some(below) = level.below().filter(|&below| below >= self.smallest()) else { return };
         if below != Level::Pte {
             for i in 0..FANOUT {
                 let Some(child) = Pfn::new(pfn.number() + i * below.nr_pages()) else { break };

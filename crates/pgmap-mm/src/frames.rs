@@ -71,6 +71,21 @@ impl Frames {
         (run.end() <= start + length).then_some((start, length))
     }
 
+    /// What of `run` is not free, in order.
+    #[must_use]
+    pub fn without_free(&self, run: PfnRange) -> Vec<PfnRange> {
+        let before = self.by_start.range(..run.start()).next_back();
+        let inside = self.by_start.range(run.start()..run.end());
+        let mut parts = Vec::new();
+        let mut at = run.start();
+        for (&start, &length) in before.into_iter().chain(inside) {
+            parts.extend(PfnRange::new(at, start.saturating_sub(at)));
+            at = at.max(start + length);
+        }
+        parts.extend(PfnRange::new(at, run.end().saturating_sub(at)));
+        parts
+    }
+
     /// Makes `run` free. Frames that are free already stay free; the return value is the number
     /// that were not.
     pub fn give(&mut self, run: PfnRange) -> u64 {
@@ -228,6 +243,20 @@ mod tests {
 
     fn run(first: u64, nr: u64) -> PfnRange {
         PfnRange::new(first, nr).unwrap()
+    }
+
+    #[test]
+    fn what_is_not_free_of_a_run_is_what_the_free_runs_leave() {
+        let run = |first, nr| PfnRange::new(first, nr).unwrap();
+        let mut frames = Frames::new();
+        assert_eq!(frames.without_free(run(5, 10)), [run(5, 10)]);
+        for free in [run(0, 6), run(8, 2), run(14, 9)] {
+            frames.give(free);
+        }
+        assert_eq!(frames.without_free(run(5, 10)), [run(6, 2), run(10, 4)]);
+        assert_eq!(frames.without_free(run(9, 3)), [run(10, 2)]);
+        assert_eq!(frames.without_free(run(15, 2)), []);
+        assert_eq!(frames.without_free(run(20, 10)), [run(23, 7)]);
     }
 
     #[test]

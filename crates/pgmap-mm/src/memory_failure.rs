@@ -8,7 +8,8 @@
 //!   Dying, Quarantined ── folio split ──┘        └────── memory replaced ──────▶ Free
 //! ```
 //!
-//! Poisoned is always a 4 KiB folio. It keeps its stamp, so whose it was can still be told.
+//! Poisoned is always a folio of the smallest level that is described: 4 KiB, unless the pagemap was
+//! made without room for such descriptors. It keeps its stamp, so whose it was can still be told.
 //!
 //! # Who may touch what
 //!
@@ -41,7 +42,6 @@ use crate::descriptor::{Descriptor, FolioFlags, FolioState};
 use crate::error::errno;
 use crate::extent::Extent;
 use crate::folio::Folios;
-use crate::level::Level;
 use crate::pagemap::{OpsPresent, PagemapOps};
 use crate::pfn::{Pfn, PfnRange};
 use crate::runs::SortedRuns;
@@ -129,7 +129,7 @@ impl From<ReshapeError> for FailureError {
 /// One frame that is out of use, and what that did to the extent around it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Isolated {
-    /// The frame.
+    /// The frame, or the smallest folio around it that can be described.
     pub frame: PfnRange,
     /// What it was in use for.
     pub was: FolioState,
@@ -154,7 +154,8 @@ impl<W: WriteWords> Folios<W> {
         fresh: Stamp,
     ) -> Result<Isolated, FailureError> {
         let (level, word) = self.vmemmap().folio_of(pfn).ok_or(FailureError::NoMemory { pfn })?;
-        let frame = PfnRange::folio(pfn, Level::Pte);
+        let smallest = self.smallest();
+        let frame = PfnRange::folio(pfn, smallest);
         let was = word.state();
         let pieces = match was {
             FolioState::Poisoned => return Err(FailureError::AlreadyPoisoned { pfn }),
@@ -163,14 +164,14 @@ impl<W: WriteWords> Folios<W> {
             }
             FolioState::Free => {
                 let word = Descriptor::new(FolioState::Poisoned, FolioFlags::NONE, fresh);
-                if !self.reclaim(frame, Level::Pte, word) {
+                if !self.reclaim(frame, smallest, word) {
                     return Err(FailureError::NeedsExtent { pfn, word });
                 }
                 Vec::new()
             }
             FolioState::Dying | FolioState::Quarantined => {
-                if level > Level::Pte {
-                    self.split(pfn, Level::Pte)?;
+                if level > smallest {
+                    self.split(pfn, smallest)?;
                 }
                 self.change(frame, poisoned);
                 Vec::new()
@@ -278,9 +279,10 @@ impl<W: WriteWords> Folios<W> {
             return Err(FailureError::WrongState { state: word.state() });
         }
         self.check_poisoned(run)?;
-        let cleared = Extent::new(run, Level::Pte, word)
-            .ok_or(FailureError::NoMemory { pfn: run.first() })?;
-        let head = PfnRange::folio(run.first(), Level::Pte);
+        let smallest = self.smallest();
+        let cleared =
+            Extent::new(run, smallest, word).ok_or(FailureError::NoMemory { pfn: run.first() })?;
+        let head = PfnRange::folio(run.first(), smallest);
         if let (_, Some(rest)) = run.without(head) {
             self.change(rest, |_| word);
         }

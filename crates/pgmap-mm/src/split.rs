@@ -89,6 +89,13 @@ pub enum ReshapeError {
         /// The level asked for.
         asked: Level,
     },
+    /// There is no room for descriptors of folios so small.
+    BelowSmallest {
+        /// The frames that were to become folios of their own, or where they were to begin.
+        run: PfnRange,
+        /// The smallest folio that can be described.
+        smallest: Level,
+    },
     /// The folio or the hole lies, in part at least, outside the extent.
     OutsideExtent {
         /// The frames.
@@ -129,7 +136,9 @@ impl ReshapeError {
                 errno::EHWPOISON
             }
             Self::WrongState { .. } | Self::Mixed { .. } | Self::HeldBelow { .. } => errno::EBUSY,
-            Self::WrongLevel { .. } | Self::OutsideExtent { .. } => errno::EINVAL,
+            Self::WrongLevel { .. } | Self::BelowSmallest { .. } | Self::OutsideExtent { .. } => {
+                errno::EINVAL
+            }
             Self::Changed { .. } => errno::ESTALE,
         }
     }
@@ -143,10 +152,16 @@ impl fmt::Display for ReshapeError {
                 write!(f, "folio {folio} is {word:?} and keeps its shape")
             }
             Self::WrongLevel { folio, asked } => {
-                write!(f, "folio {folio} of {} frames cannot become {asked}", folio.nr_pages())
+                let level = Level::largest_fitting(folio.start(), folio.nr_pages());
+                let now = level.unwrap_or(Level::Pte);
+                write!(f, "folio {folio} is of {now} now and cannot be made {asked} this way")
             }
+            Self::BelowSmallest { run, smallest } => write!(
+                f,
+                "frames {run} cannot be split off: the pool describes folios of {smallest} and larger"
+            ),
             Self::OutsideExtent { run, extent } => {
-                write!(f, "frames {run} lie outside the extent {extent}")
+                write!(f, "frames {run} are not all of one extent: that is {extent}")
             }
             Self::Mixed { folio, word } => {
                 write!(f, "folio {folio} is {word:?}, unlike those it was to be merged with")
@@ -251,6 +266,10 @@ impl<W: WriteWords> Folios<W> {
     pub fn plan_split(&self, pfn: Pfn, to: Level) -> Result<Reshaped, ReshapeError> {
         let (from, word) = self.vmemmap().folio_of(pfn).ok_or(ReshapeError::Outside { pfn })?;
         let folio = PfnRange::folio(pfn, from);
+        if to < self.smallest() {
+            let run = PfnRange::folio(pfn, to);
+            return Err(ReshapeError::BelowSmallest { run, smallest: self.smallest() });
+        }
         if !is_splittable(word.state()) {
             return Err(ReshapeError::WrongState { folio, word });
         }
@@ -267,7 +286,8 @@ impl<W: WriteWords> Folios<W> {
     ///
     /// # Errors
     /// [`ReshapeError::WrongLevel`] when the folio is not larger, [`ReshapeError::WrongState`] when it
-    /// is Poisoned or Offline, [`ReshapeError::Outside`] when there is none.
+    /// is Poisoned or Offline, [`ReshapeError::Outside`] when there is none,
+    /// [`ReshapeError::BelowSmallest`] when such a small folio cannot be described.
     pub fn split(&mut self, pfn: Pfn, to: Level) -> Result<Reshaped, ReshapeError> {
         let reshaped = self.plan_split(pfn, to)?;
         let mut parent = reshaped.from;
@@ -390,7 +410,7 @@ impl<W: WriteWords> Folios<W> {
     /// # Errors
     /// [`ReshapeError::OutsideExtent`] when `hole` is not inside, [`ReshapeError::Changed`] when
     /// `extent` is not what it is now, [`ReshapeError::WrongState`] when a folio at an edge cannot be
-    /// split.
+    /// split, [`ReshapeError::BelowSmallest`] when no folio can begin at an edge.
     pub fn cut_out(
         &mut self,
         extent: &Extent,
@@ -426,6 +446,10 @@ impl<W: WriteWords> Folios<W> {
     fn check_edge(&self, edge: Pfn) -> Result<(), ReshapeError> {
         let (level, word) =
             self.vmemmap().folio_of(edge).ok_or(ReshapeError::Outside { pfn: edge })?;
+        if !edge.is_aligned(self.smallest()) {
+            let run = PfnRange::folio(edge, Level::Pte);
+            return Err(ReshapeError::BelowSmallest { run, smallest: self.smallest() });
+        }
         if edge.is_aligned(level) || is_splittable(word.state()) {
             return Ok(());
         }

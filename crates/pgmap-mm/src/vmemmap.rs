@@ -32,6 +32,7 @@ pub struct VmemmapLayout {
     nr_pages: u64,
     start: [usize; 3],
     nr_words: usize,
+    smallest: Level,
 }
 
 impl VmemmapLayout {
@@ -39,11 +40,21 @@ impl VmemmapLayout {
     /// the pfn space or this machine's address range, or is empty.
     #[must_use]
     pub fn for_pages(nr_pages: u64) -> Option<Self> {
+        Self::for_folios(nr_pages, Level::Pte)
+    }
+
+    /// As [`for_pages`](Self::for_pages), with room for folios of `smallest` level and larger only. No
+    /// word of a lower level may be asked for then: there is none.
+    #[must_use]
+    pub fn for_folios(nr_pages: u64, smallest: Level) -> Option<Self> {
         let whole = nr_pages.checked_next_multiple_of(Level::Pud.nr_pages())?;
         if whole == 0 || whole > 1 << PFN_BITS {
             return None;
         }
         let words_of = |level: Level| -> Option<usize> {
+            if level < smallest {
+                return Some(0);
+            }
             let words = usize::try_from(whole >> level.shift()).ok()?;
             words.checked_next_multiple_of(PAGE_WORDS)
         };
@@ -51,7 +62,13 @@ impl VmemmapLayout {
         let pmd = words_of(Level::Pud)?;
         let pte = pmd + words_of(Level::Pmd)?;
         let nr_words = pte + words_of(Level::Pte)?;
-        Some(Self { nr_pages: whole, start: [pte, pmd, pud], nr_words })
+        Some(Self { nr_pages: whole, start: [pte, pmd, pud], nr_words, smallest })
+    }
+
+    /// The smallest folio that there is room to describe.
+    #[must_use]
+    pub const fn smallest(&self) -> Level {
+        self.smallest
     }
 
     /// Frames described, a multiple of 1 GiB.
@@ -88,7 +105,7 @@ impl VmemmapLayout {
 
     /// The words one level below the folio of `level` that contains `pfn`.
     fn table_below(&self, level: Level, pfn: Pfn) -> Option<Range<usize>> {
-        let below = level.below()?;
+        let below = level.below().filter(|&below| below >= self.smallest)?;
         let start = self.index(below, pfn.align_down(level))?;
         Some(start..start + FANOUT as usize)
     }
@@ -242,6 +259,21 @@ mod tests {
         assert_eq!(layout.index(Level::Pte, Pfn::new(layout.nr_pages()).unwrap()), None);
         assert!(VmemmapLayout::for_pages(0).is_none());
         assert!(VmemmapLayout::for_pages(u64::MAX).is_none());
+    }
+
+    #[test]
+    fn what_is_too_small_to_be_described_has_no_room() {
+        let nr_pages = 3 * Level::Pud.nr_pages();
+        let words = |smallest| VmemmapLayout::for_folios(nr_pages, smallest).unwrap().nr_words();
+        assert_eq!((words(Level::Pud), words(Level::Pmd)), (512, 512 + 3 * 512));
+        let layout = VmemmapLayout::for_folios(nr_pages, Level::Pmd).unwrap();
+        let all = VmemmapLayout::for_pages(nr_pages).unwrap();
+        for level in [Level::Pmd, Level::Pud] {
+            let pfn = Pfn::new(nr_pages - 1).unwrap();
+            assert_eq!(layout.index(level, pfn), all.index(level, pfn), "the same places");
+        }
+        let vmemmap = Vmemmap::new(layout, HeapWords::new(layout.nr_words())).unwrap();
+        vmemmap.discard_below(Level::Pmd, Pfn::new(0).unwrap());
     }
 
     #[test]

@@ -25,6 +25,7 @@ use pgmap_mm::pagemap::{
 use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::pin::{ClientSide, Lane, Pinner};
 use pgmap_mm::runs::SortedRuns;
+use pgmap_mm::split::ReshapeError;
 use pgmap_mm::stamp::Stamp;
 use pgmap_mm::vmemmap::{Vmemmap, VmemmapLayout};
 use pgmap_mm::words::{HeapCounts, HeapWords, ReadWords};
@@ -462,4 +463,39 @@ fn a_restarted_owner_cuts_its_extents_around_what_failed() {
     for piece in &pieces {
         assert_eq!(world.folios.vmemmap().load(piece.head_level, piece.first()), Some(piece.life));
     }
+}
+
+#[test]
+fn a_space_of_gibibyte_folios_has_no_smaller_ones() {
+    let gib = Level::Pud.nr_pages();
+    let layout = VmemmapLayout::for_folios(4 * gib, Level::Pud).unwrap();
+    assert_eq!(layout.nr_words(), 512, "one page");
+    let mut folios =
+        Folios::new(Vmemmap::new(layout, Arc::new(HeapWords::new(layout.nr_words()))).unwrap());
+    folios.bring_online(Pfn::new(0).unwrap(), 4 * gib);
+    let stamp = |number| Stamp::new(number).unwrap();
+    assert_eq!(folios.pages_for(1, Sizing::BestFit), Some(gib));
+    for small in [Level::Pte, Level::Pmd] {
+        assert_eq!(folios.pages_for(1, Sizing::Fixed(small)), None);
+    }
+    let reserved = folios.reserve(2 * gib, Sizing::BestFit, stamp(1)).unwrap();
+    let live = folios.publish(&reserved, FolioFlags::WRITABLE)[0];
+    for small in [Level::Pte, Level::Pmd] {
+        let refused = folios.split(live.first(), small).unwrap_err();
+        assert!(matches!(refused, ReshapeError::BelowSmallest { .. }), "{refused}");
+        assert_eq!(refused.errno(), errno::EINVAL);
+    }
+    let part = live.run.sub_run(512, gib).unwrap();
+    let refused = folios.cut_out(&live, part, stamp(2)).unwrap_err();
+    assert!(matches!(refused, ReshapeError::BelowSmallest { .. }), "{refused}");
+    assert_eq!(folios.piece(live.run), Some(live), "nothing was changed");
+
+    let isolated = folios.isolate(Pfn::new(gib + 77).unwrap(), Some(&live), stamp(3)).unwrap();
+    assert_eq!((isolated.frame.start(), isolated.frame.nr_pages()), (gib, gib));
+    folios.discard_stale_below(live.run);
+    assert_eq!(folios.free_healthy(live.run), [isolated.frame]);
+    folios.trim();
+    assert_eq!(folios.frames().free_pages(), 3 * gib);
+    folios.return_repaired(isolated.frame).unwrap();
+    assert_eq!(folios.frames().free_pages(), 4 * gib);
 }

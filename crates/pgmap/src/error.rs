@@ -55,6 +55,15 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
+    /// The pool was to outlive a power failure, which its memory does not.
+    #[error(
+        "pool {pool}: files that outlive a power failure were asked for, and its memory is not \
+         synchronous; copy out what must last"
+    )]
+    NotDurable {
+        /// Which.
+        pool: String,
+    },
     /// The catalog could not be read or written.
     #[error("catalog {path}: {why}")]
     Catalog {
@@ -81,6 +90,7 @@ impl Error {
             Self::OutOfRange { .. } | Self::BadPool { .. } => 22,
             Self::OwnerGone { .. } => 108,
             Self::Protocol { .. } => 71,
+            Self::NotDurable { .. } => pgmap_mm::error::errno::EOPNOTSUPP,
             Self::Catalog { .. } => 5,
             Self::Detached => 10,
         }

@@ -51,7 +51,7 @@ pub use pgmap_mm::memory_type::MemoryType;
 pub use pgmap_mm::prot::Access;
 pub use pgmap_os as os;
 pub use pgmap_os::PageSize;
-pub use pool::{Pool, PoolOptions, Populate};
+pub use pool::{Durability, Pool, PoolOptions, Populate};
 pub use refusal::{HoldKind, Holder, Refusal};
 pub use wire::{
     CreateSpec, Event, FileInfo, FileRules, FolioSize, LongtermRule, OnDeadline, PoolInfo, Shape,

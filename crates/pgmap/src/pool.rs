@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use pgmap_mm::index::IndexLayout;
 use pgmap_mm::ledger::LedgerLayout;
-use pgmap_mm::level::PAGE_BYTES;
+use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::memory_type::MemoryType;
 use pgmap_mm::vmemmap::VmemmapLayout;
 use pgmap_os::{Access, MemoryFile, OsError, PageSize, file_lock};
@@ -37,6 +37,19 @@ pub enum Populate {
     Upfront,
 }
 
+/// What committed files are to outlive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Durability {
+    /// Processes: an anonymous pool ends with its last user, one in a directory outlives its owner.
+    #[default]
+    Processes,
+    /// A power failure too, as `MAP_SYNC` promises (Linux 7.1: include/linux/dax.h,
+    /// `daxdev_mapping_supported`). No pool
+    /// keeps that promise yet, so asking for it is an error and not a flag that is dropped.
+    PowerFailure,
+}
+
 /// What a pool is to be.
 #[derive(Clone, Debug)]
 pub struct PoolOptions {
@@ -48,6 +61,8 @@ pub struct PoolOptions {
     memory_type: MemoryType,
     capacity_bytes: u64,
     has_metadata_on_device: bool,
+    smallest: Level,
+    durability: Durability,
 }
 
 impl PoolOptions {
@@ -63,6 +78,8 @@ impl PoolOptions {
             memory_type: MemoryType::Generic,
             capacity_bytes: 0,
             has_metadata_on_device: false,
+            smallest: Level::Pte,
+            durability: Durability::Processes,
         }
     }
 
@@ -109,6 +126,15 @@ impl PoolOptions {
         self
     }
 
+    /// Makes the head of the device only as large as folios of `smallest` level and larger need. Files
+    /// then consist of such folios, none is split below, and a failure of memory costs one. Goes with
+    /// [`metadata_on_device`](Self::metadata_on_device); elsewhere what is not used costs nothing anyhow.
+    #[must_use]
+    pub const fn smallest_folio(mut self, smallest: Level) -> Self {
+        self.smallest = smallest;
+        self
+    }
+
     /// Says what kind of memory the pool is, which decides about long-term pins: `Generic` (device-dax)
     /// allows them, `FsDax` only as leases of files that are leasable.
     #[must_use]
@@ -117,8 +143,18 @@ impl PoolOptions {
         self
     }
 
+    /// Says what committed files must outlive.
+    #[must_use]
+    pub const fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
     fn checked(&self) -> Result<StoredPool, Error> {
         let bad = |why: String| Error::BadPool { pool: self.name(), why };
+        if self.durability == Durability::PowerFailure {
+            return Err(Error::NotDurable { pool: self.name() });
+        }
         if self.size_bytes < MIN_POOL_BYTES || self.size_bytes > MAX_POOL_BYTES {
             return Err(bad(format!(
                 "a size of {} bytes; use {MIN_POOL_BYTES} to {MAX_POOL_BYTES}",
@@ -144,6 +180,16 @@ impl PoolOptions {
         if has_metadata_on_device && self.directory.is_none() {
             return Err(bad("metadata on the device needs a pool in a directory".into()));
         }
+        let smallest = self.smallest;
+        if smallest != Level::Pte {
+            if !has_metadata_on_device {
+                return Err(bad("a smallest folio goes with metadata on the device".into()));
+            }
+            let unit = smallest.size_bytes();
+            if !size_bytes.is_multiple_of(unit) || !capacity_bytes.is_multiple_of(unit) {
+                return Err(bad(format!("a size of {size_bytes} is not whole {smallest} folios")));
+            }
+        }
         let memory_type = self.memory_type;
         Ok(StoredPool {
             size_bytes,
@@ -151,6 +197,7 @@ impl PoolOptions {
             max_files,
             memory_type,
             has_metadata_on_device,
+            smallest,
         })
     }
 
@@ -185,7 +232,7 @@ impl Pool {
     /// Makes a pool.
     ///
     /// # Errors
-    /// [`Error::BadPool`] for a size out of bounds or a directory that holds a pool;
+    /// [`Error::NotDurable`] when files are to outlive a power failure; [`Error::BadPool`] for a size out of bounds or a directory that holds a pool;
     /// [`Error::Os`] when the system has not the memory or the huge pages, which says how many are
     /// missing.
     pub fn create(options: &PoolOptions) -> Result<Self, Error> {
@@ -291,8 +338,9 @@ impl Pool {
             pool: pool_name(directory.as_deref()),
             why: format!("no layout for {} bytes", stored.size_bytes),
         };
+        let nr_pages = stored.capacity_bytes / PAGE_BYTES;
         let vmemmap_layout =
-            VmemmapLayout::for_pages(stored.capacity_bytes / PAGE_BYTES).ok_or_else(bad)?;
+            VmemmapLayout::for_folios(nr_pages, stored.smallest).ok_or_else(bad)?;
         let index_layout = IndexLayout::for_files(stored.max_files as usize);
         let head = stored
             .has_metadata_on_device
@@ -336,6 +384,11 @@ impl Pool {
     #[must_use]
     pub fn directory(&self) -> Option<&Path> {
         self.directory.as_deref()
+    }
+
+    /// As messages call it.
+    pub(crate) fn name(&self) -> String {
+        pool_name(self.directory())
     }
 
     /// Bytes of the data file: the pool and room for more pagemaps.

@@ -19,7 +19,7 @@ use crate::name::FileName;
 use crate::refusal::{Holder, Refusal};
 
 /// Spoken by both sides; a difference is an error at once.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Longest message.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 /// Most items of one batch.
@@ -53,6 +53,8 @@ pub struct Welcome {
     pub data_bytes: u64,
     /// Where in their file the descriptors start.
     pub vmemmap_start: u64,
+    /// The smallest folio that is described, as `Level` numbers it.
+    pub smallest_level: u8,
     /// What the index was made for.
     pub max_files: u64,
     /// Whether a compiler fence is light barrier enough.

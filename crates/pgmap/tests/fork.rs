@@ -141,7 +141,7 @@ fn fork_and_stay(client: &Client) {
 }
 
 #[test]
-fn a_forked_child_is_told_that_it_is_detached_and_takes_nothing_from_its_parent() {
+fn scenario_33_a_forked_child_is_detached_and_its_parents_pins_stand() {
     let (owner, _directory, socket) = support::serving_owner(POOL_BYTES);
     let client = owner.client().unwrap();
     support::put(&client, "a", &block::make(1, 3 << 20)).unwrap();

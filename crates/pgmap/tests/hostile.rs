@@ -560,3 +560,24 @@ fn an_owner_that_sends_nonsense_is_an_error_for_its_client() {
         });
     }
 }
+
+#[test]
+fn silent_connections_are_ended_and_keep_no_client_out() {
+    let _alone = alone();
+    // More than an owner serves at a time, both ends of each in this process.
+    const NR_SILENT: usize = 1100;
+    let limits = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limits.maximum, ..limits };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
+    let (owner, _directory, socket) = support::serving_owner(POOL_BYTES);
+    // The queue in front of the owner is short; a full one is asked again.
+    let connect =
+        || support::wait_until("a place in the queue", || Connection::connect(&socket).ok());
+    let silent: Vec<Connection> = (0..NR_SILENT).map(|_| connect()).collect();
+    let client = support::wait_until("it is served", || Client::connect(&socket).ok());
+    support::put(&client, "a", &block::make(1, 10_000)).unwrap();
+    assert!(silent.iter().all(is_cut_off), "each had its time");
+    assert_eq!(block::check(&client.get("a").unwrap().to_vec().unwrap()), Ok(1));
+    assert_eq!(client.pool_stat().unwrap().nr_clients, 1, "who greeted stays");
+    drop(owner);
+}

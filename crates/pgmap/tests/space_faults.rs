@@ -75,7 +75,11 @@ fn fill(world: &World) {
         if !room {
             return;
         }
-        put(&world.other, &format!("fill{number}"), 1000 + number);
+        let name = format!("fill{number}");
+        // An earlier filling's files are still there.
+        if world.other.stat(&name).is_err() {
+            put(&world.other, &name, 1000 + number);
+        }
     }
 }
 

@@ -8,9 +8,11 @@ pub mod floor;
 pub mod get;
 pub mod hot;
 pub mod longterm;
+pub mod longterm_many;
 pub mod metadata;
 pub mod pin;
 pub mod put;
+pub mod reshape;
 
 use crate::failure::Failure;
 use crate::harness::{Scale, Scenario};
@@ -27,11 +29,13 @@ pub const SCENARIOS: &[Entry] = &[
     Entry { name: "hot folio", build: hot::scenario },
     Entry { name: "extent", build: extent::scenario },
     Entry { name: "long pin", build: longterm::scenario },
+    Entry { name: "16 GiB for long", build: longterm_many::scenario },
     Entry { name: "library pin", build: pin::library_scenario },
     Entry { name: "drain", build: drain::scenario },
     Entry { name: "get", build: get::scenario },
     Entry { name: "put", build: put::scenario },
     Entry { name: "churn", build: churn::scenario },
+    Entry { name: "reshape", build: reshape::scenario },
     Entry { name: "bring-up", build: bring_up::scenario },
 ];
 

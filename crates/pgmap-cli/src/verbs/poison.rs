@@ -18,6 +18,9 @@ use crate::sizes;
 /// the page is told, pins taken later fail, and the page stays out of use, over restarts too, until
 /// `pgmap repair`.
 #[derive(Debug, clap::Args)]
+#[command(
+    override_usage = "pgmap poison [OPTIONS] NAME OFFSET\n       pgmap poison [OPTIONS] --pfn N"
+)]
 pub struct Poison {
     /// Name in the pool
     #[arg(required_unless_present = "pfn", requires = "offset", conflicts_with = "pfn")]

@@ -17,7 +17,7 @@ use crate::verbs::condition::{Condition, MAX_FAILED, is_longterm_free};
 ///
 /// Of the pool, frames are free, live (of files), reserved (being written), draining (removed and
 /// still held), quarantined (kept out of use) or poisoned (their memory failed); orphaned ones (a dead
-/// process's device may still write to them) are among any of these. Of a file, its folios by size, the
+/// process's device may still write to them) are among any of these. Folios are those of its files. Of a file, its folios by size, the
 /// state of its memory, and the pages that failed; for those two it is pinned for a moment.
 #[derive(Debug, clap::Args)]
 pub struct Stat {
@@ -67,6 +67,10 @@ struct PoolStat {
     schema: &'static str,
     #[serde(flatten)]
     pool: PoolInfo,
+    /// Folios of committed files.
+    nr_folios_4k: u64,
+    nr_folios_2m: u64,
+    nr_folios_1g: u64,
 }
 
 impl Show for PoolStat {
@@ -89,6 +93,9 @@ impl Show for PoolStat {
             table.fact(what, units.bytes(bytes));
         }
         table.fact("files", pool.nr_files);
+        table.fact("folios of 4 KiB", self.nr_folios_4k);
+        table.fact("folios of 2 MiB", self.nr_folios_2m);
+        table.fact("folios of 1 GiB", self.nr_folios_1g);
         table.fact("clients", pool.nr_clients);
         table
     }
@@ -115,7 +122,15 @@ impl Stat {
             }
             None => {
                 let pool = client.pool_stat()?;
-                output.show(&PoolStat { schema: "pgmap.pool/1", pool })
+                let files = client.list()?;
+                let of_level = |level: usize| files.iter().map(|file| file.nr_folios[level]).sum();
+                output.show(&PoolStat {
+                    schema: "pgmap.pool/1",
+                    pool,
+                    nr_folios_4k: of_level(0),
+                    nr_folios_2m: of_level(1),
+                    nr_folios_1g: of_level(2),
+                })
             }
         }
     }

@@ -229,7 +229,7 @@ impl<'p> History<'p> {
     // Steps of the owner.
 
     fn reserve(&mut self, nr_pages: u64, sizing: Sizing) -> Checked {
-        let nr_pages = Folios::<Arc<HeapWords>>::pages_for(nr_pages * 4096, sizing).unwrap();
+        let nr_pages = self.folios.pages_for(nr_pages * 4096, sizing).unwrap();
         let stamp = stamp(self.next_stamp);
         self.next_stamp += 1;
         let Ok(extents) = self.folios.reserve(nr_pages, sizing, stamp) else {

@@ -16,7 +16,7 @@ use std::time::Duration;
 use pgmap_mm::drain::ClientId;
 use pgmap_mm::index::{FileEntry, IndexLayout, IndexReader, Lookup};
 use pgmap_mm::ledger::LedgerLayout;
-use pgmap_mm::level::PAGE_BYTES;
+use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::pin::{ClientSide, Pinner};
 use pgmap_mm::vmemmap::{Vmemmap, VmemmapLayout};
 use pgmap_os::{Membarrier, MemoryFile, ReadMapping, WriteMapping};
@@ -102,7 +102,8 @@ impl Client {
     fn assemble(handed: Handed, link: Link) -> Result<Self, Error> {
         let welcome = handed.welcome;
         let odd = |what: &str| Error::Protocol { what: what.into() };
-        let layout = VmemmapLayout::for_pages(welcome.nr_pages)
+        let layout = Level::from_number(welcome.smallest_level)
+            .and_then(|smallest| VmemmapLayout::for_folios(welcome.nr_pages, smallest))
             .ok_or_else(|| odd("a pool size that is none"))?;
         let data_file = MemoryFile::from_fd(handed.data)?;
         if welcome.data_bytes > layout.nr_pages() * PAGE_BYTES || welcome.data_bytes == 0 {

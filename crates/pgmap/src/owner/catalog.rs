@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use pgmap_mm::extent::Extent;
+use pgmap_mm::level::Level;
 use pgmap_mm::memory_type::MemoryType;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,8 @@ pub struct StoredPool {
     pub memory_type: MemoryType,
     /// Whether descriptors and catalog lie at the head of the data.
     pub has_metadata_on_device: bool,
+    /// The smallest folio that the head has room to describe; 4 KiB where it is not on the device.
+    pub smallest: Level,
 }
 
 /// One committed file.
@@ -150,6 +153,7 @@ impl Catalog {
             max_files: number("max_files")?,
             memory_type: memory_type.ok_or_else(|| failed(&"its memory type is none"))?,
             has_metadata_on_device: false,
+            smallest: Level::Pte,
         };
         Ok((catalog, pool))
     }

@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use pgmap_mm::barrier::BarrierMode;
-use pgmap_mm::descriptor::FolioState;
 use pgmap_mm::drain::ClientId;
 use pgmap_mm::ledger::{Agent, LedgerReader};
 use pgmap_mm::pfn::PfnRange;
@@ -111,6 +110,7 @@ impl Core {
             nr_pages: self.pool.vmemmap_layout.nr_pages(),
             data_bytes: self.pool.capacity_bytes(),
             vmemmap_start: self.pool.head.map_or(0, |head| head.vmemmap_start),
+            smallest_level: self.folios.smallest().number(),
             max_files: self.pool.max_files(),
             is_asymmetric: self.barrier.is_asymmetric() && is_registered,
         }
@@ -159,14 +159,7 @@ impl Core {
         });
         let runs: SortedRuns = inside.collect();
         // A hold of a free folio is one that its check was about to undo: nobody was let in by it.
-        let in_use = runs.iter().flat_map(|run| {
-            let folios = self.folios.vmemmap().folios(run);
-            let in_use = folios.filter(|(.., word)| word.state() != FolioState::Free);
-            in_use.filter_map(move |(first, level, _)| {
-                PfnRange::folio(first, level).intersection(run)
-            })
-        });
-        in_use.collect::<SortedRuns>().iter().collect()
+        runs.iter().flat_map(|run| self.folios.frames().without_free(run)).collect()
     }
 
     /// Removes a dead client's ledger from the pool's directory. As long as its devices may write,

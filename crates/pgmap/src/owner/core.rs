@@ -43,6 +43,7 @@ use crate::owner::drains::PendingDrain;
 use crate::owner::holders::HolderLine;
 use crate::owner::leases::PendingLease;
 use crate::owner::pagemaps::{DEVICE, Devices};
+use crate::owner::reclaim::Backlog;
 use crate::pool::Pool;
 use crate::refusal::Refusal;
 use crate::wire::{Event, FileRules, FolioSize, Reply, Request};
@@ -127,6 +128,7 @@ pub struct Core {
     pub(crate) drafts: BTreeMap<FileId, DraftRecord>,
     pub(crate) clients: BTreeMap<ClientId, ClientRecord>,
     pub(crate) drains: Vec<PendingDrain>,
+    pub(crate) backlog: Backlog,
     /// Frames that dead clients' devices may still write to.
     pub(crate) orphans: Vec<Orphan>,
     /// Frames whose memory failed.
@@ -155,8 +157,7 @@ impl Core {
     /// [`Error::Os`] when the pool cannot be mapped, [`Error::Catalog`] or [`Error::BadPool`] when
     /// its catalog is damaged.
     pub fn open(pool: Arc<Pool>) -> Result<Self, Error> {
-        let bad =
-            |why: &str| Error::BadPool { pool: format!("{:?}", pool.directory()), why: why.into() };
+        let bad = |why: &str| Error::BadPool { pool: pool.name(), why: why.into() };
         let map = |file: &Arc<pgmap_os::MemoryFile>, start: u64, nr_words: usize| {
             let mapping = WriteMapping::map(file, start, nr_words as u64 * 8)?;
             mapping.advise_dont_fork()?;
@@ -199,6 +200,7 @@ impl Core {
             drafts: BTreeMap::new(),
             clients: BTreeMap::new(),
             drains: Vec::new(),
+            backlog: Backlog::default(),
             orphans: Vec::new(),
             poisoned: Frames::new(),
             quarantined: Frames::new(),
@@ -309,7 +311,7 @@ impl Core {
     }
 
     pub(crate) fn draining_pages(&self) -> u64 {
-        self.drains.iter().map(PendingDrain::nr_pages).sum()
+        self.drains.iter().map(PendingDrain::nr_pages).sum::<u64>() + self.backlog.nr_pages()
     }
 
     /// The pool's size in frames.

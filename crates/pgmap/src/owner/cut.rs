@@ -68,13 +68,17 @@ impl Core {
         });
         let result = checked.and_then(|before| {
             let after_pages = before.extents.iter().map(|extent| extent.run.nr_pages()).sum();
-            let pages = len_bytes.div_ceil(PAGE_BYTES)..after_pages;
+            // What is left of the smallest folio that can be described stays.
+            let unit = self.folios.smallest().size_bytes();
+            let pages =
+                (len_bytes.div_ceil(unit) * (unit / PAGE_BYTES)).min(after_pages)..after_pages;
             self.cut_file(name, before, pages, len_bytes, patience)
         });
         result.unwrap_or_else(|refusal| Outcome::Answer(Reply::Refused(refusal)))
     }
 
-    /// Takes whole pages out of the middle of a file, which then read as zero.
+    /// Takes whole pages out of the middle of a file, which then read as zero. Where the pool describes
+    /// no folios of 4 KiB the hole is made of whole folios of the smallest size.
     pub(crate) fn punch(
         &mut self,
         name: FileName,
@@ -84,17 +88,19 @@ impl Core {
     ) -> Outcome {
         let checked = self.idle_file(&name).and_then(|file| {
             let end = offset.checked_add(len_bytes).filter(|&end| end <= file.len_bytes);
-            let is_whole_pages = offset.is_multiple_of(PAGE_BYTES)
-                && (len_bytes.is_multiple_of(PAGE_BYTES) || end == Some(file.len_bytes));
+            let unit = self.folios.smallest().size_bytes();
+            let is_whole_pages = offset.is_multiple_of(unit)
+                && (len_bytes.is_multiple_of(unit) || end == Some(file.len_bytes));
             match end {
                 Some(end) if is_whole_pages && len_bytes > 0 => {
-                    Ok((file.clone(), offset / PAGE_BYTES..end.div_ceil(PAGE_BYTES)))
+                    let end_page = end.div_ceil(unit) * (unit / PAGE_BYTES);
+                    Ok((file.clone(), offset / PAGE_BYTES..end_page))
                 }
                 _ => Err(Refusal::BadLength {
                     name: name.to_string(),
                     len_bytes,
                     why: format!(
-                        "a hole at {offset} must be whole 4096-byte pages inside the file's {} bytes",
+                        "a hole at {offset} must be whole {unit}-byte pages inside the file's {} bytes",
                         file.len_bytes
                     ),
                 }),
@@ -299,7 +305,7 @@ impl Core {
             return;
         }
         for run in pending.drain.runs().iter() {
-            self.free_run(run);
+            self.backlog.push(run);
         }
         self.answers.push((cut.ticket, Reply::Done));
     }

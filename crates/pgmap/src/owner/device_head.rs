@@ -1,7 +1,8 @@
 //! altmap: a pool's descriptors and catalog at the head of the data that they describe.
 //!
 //! The head is a superblock page, the catalog's region and the descriptor arrays, rounded up to
-//! 2 MiB; its frames are Offline. It is as sparse as the descriptors are: what no folio needs is not
+//! 2 MiB or to the pool's smallest folio; its frames are Offline. There are arrays for the folio sizes that the pool
+//! was made for and for no smaller one: see docs/adr/0027-the-head-fits-the-folios.md. It is as sparse as the descriptors are: what no folio needs is not
 //! backed, so storing the metadata on the device and paying 8 bytes a folio go together, which
 //! Linux cannot (Linux 7.1: include/linux/mm.h, `vmemmap_can_optimize`).
 
@@ -39,10 +40,10 @@ pub(crate) struct DeviceHead {
 impl DeviceHead {
     /// The head of a pool; none when it leaves no frame.
     pub(crate) fn of(pool: &StoredPool, layout: &VmemmapLayout) -> Option<Self> {
-        let unit = Level::Pmd.size_bytes();
+        let unit = Level::Pmd.max(pool.smallest).size_bytes();
         let share = (pool.size_bytes / CATALOG_SHARE).clamp(MIN_CATALOG_BYTES, MAX_CATALOG_BYTES);
         let catalog_bytes = share.next_multiple_of(PAGE_BYTES);
-        let vmemmap_start = (PAGE_BYTES + catalog_bytes).next_multiple_of(unit);
+        let vmemmap_start = (PAGE_BYTES + catalog_bytes).next_multiple_of(Level::Pmd.size_bytes());
         let vmemmap_bytes = layout.nr_words() as u64 * 8;
         let head_bytes = (vmemmap_start + vmemmap_bytes).next_multiple_of(unit);
         let head = Self { catalog_bytes, vmemmap_start, head_bytes };
@@ -76,7 +77,7 @@ pub(crate) fn write_superblock(data: &MemoryFile, pool: &StoredPool) -> Result<(
         pool.max_files,
         u64::from(pool.memory_type.number()),
         u64::from_le_bytes(used),
-        0,
+        u64::from(pool.smallest.number()),
     ];
     let bytes: Vec<u8> = fields.iter().flat_map(|field| field.to_le_bytes()).collect();
     file.write_all_at(&bytes, 0).map_err(|error| io_failed("write", error))
@@ -90,20 +91,22 @@ pub(crate) fn read_superblock(data: &MemoryFile) -> Result<Option<StoredPool>, E
     for (field, chunk) in fields.iter_mut().zip(bytes.chunks_exact(8)) {
         *field = chunk.try_into().map(u64::from_le_bytes).map_err(|_| damaged("it is cut off"))?;
     }
-    let [magic, version, size_bytes, capacity_bytes, max_files, memory_type, ..] = fields;
+    let [magic, version, size_bytes, capacity_bytes, max_files, memory_type, _, smallest] = fields;
     if magic != MAGIC {
         return Ok(None);
     }
     let memory_type = u8::try_from(memory_type).ok().and_then(MemoryType::from_number);
-    match memory_type {
-        Some(memory_type) if version == 1 => Ok(Some(StoredPool {
+    let smallest = u8::try_from(smallest).ok().and_then(Level::from_number);
+    match (memory_type, smallest) {
+        (Some(memory_type), Some(smallest)) if version == 1 => Ok(Some(StoredPool {
             size_bytes,
             capacity_bytes,
             max_files,
             memory_type,
             has_metadata_on_device: true,
+            smallest,
         })),
-        _ => Err(damaged(format!("version {version} or memory type is not known"))),
+        _ => Err(damaged(format!("version {version}, memory type or smallest folio is not known"))),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use pgmap_mm::descriptor::FolioState;
 use pgmap_mm::drain::Drain;
+use pgmap_mm::extent::Extent;
 use pgmap_mm::holder::DrainReason;
 use pgmap_mm::lease::PastDeadline;
 use pgmap_mm::pfn::PfnRange;
@@ -44,30 +45,41 @@ impl PendingDrain {
 impl Core {
     /// Takes the frames of files that have no name any more out of use.
     pub(crate) fn retire(&mut self, files: Vec<FileRecord>) {
+        self.end_lives(files.iter().flat_map(|file| &file.extents));
         let runs = files.iter().map(|file| file.runs().collect()).collect();
         self.take_out(runs);
     }
 
     /// Takes the frames of drafts out of use.
     pub(crate) fn retire_drafts(&mut self, drafts: Vec<DraftRecord>) {
+        self.end_lives(drafts.iter().flat_map(|draft| &draft.extents));
         let runs = drafts.iter().map(|d| d.extents.iter().map(|e| e.run).collect()).collect();
         self.take_out(runs);
     }
 
-    /// Marks frames Dying, scans once for the batch, frees what nobody holds and keeps the rest
-    /// waiting, file by file.
+    /// Changes the life word of each extent, under which all pins of it are taken. What the other
+    /// folios' words say matters to nobody any more.
+    fn end_lives<'e>(&mut self, extents: impl Iterator<Item = &'e Extent>) {
+        for extent in extents.filter(|extent| !extent.is_hole()) {
+            let head = PfnRange::folio(extent.first(), extent.head_level);
+            self.folios.change_healthy(head, |word| word.in_state(FolioState::Dying));
+        }
+    }
+
+    /// Scans once for the batch, whose life words are changed, frees what nobody holds and keeps the
+    /// rest waiting, file by file.
     pub(crate) fn take_out(&mut self, batch: Vec<SortedRuns>) {
         let all: SortedRuns = batch.iter().flat_map(SortedRuns::iter).collect();
         if all.is_empty() {
             return;
         }
-        let drain = self.start_drain(all);
+        let drain = self.scan_for(all);
         for runs in batch {
             let mut drain = drain.part(runs);
             let held: Vec<PfnRange> = drain.held().iter().map(|held| held.hold.run).collect();
             let (idle, waiting) = self.split_by_holds(drain.runs(), &held);
             for run in idle {
-                self.free_run(run);
+                self.backlog.push(run);
             }
             if !waiting.is_empty() {
                 drain = drain.part(waiting);
@@ -76,12 +88,18 @@ impl Core {
                 self.drains.push(PendingDrain { drain, started_ms, purpose: Purpose::Free });
             }
         }
+        self.reclaim_some();
     }
 
+    /// Marks all of `runs` Dying and scans for their holders.
     pub(crate) fn start_drain(&mut self, runs: SortedRuns) -> Drain {
         for run in runs.iter() {
             self.folios.change_healthy(run, |word| word.in_state(FolioState::Dying));
         }
+        self.scan_for(runs)
+    }
+
+    fn scan_for(&self, runs: SortedRuns) -> Drain {
         let ledgers = self.clients.iter().map(|(&id, client)| (id, &client.ledger));
         Drain::start(runs, &self.barrier, ledgers)
     }
@@ -124,24 +142,9 @@ impl Core {
         }
     }
 
-    /// The folios of `runs` that no run of `held` touches, and those that one does.
-    fn split_by_holds(&self, runs: &SortedRuns, held: &[PfnRange]) -> (Vec<PfnRange>, SortedRuns) {
-        if held.is_empty() {
-            return (runs.iter().collect(), SortedRuns::default());
-        }
-        let held = SortedRuns::new(held.to_vec());
-        let (mut idle, mut waiting) = (Vec::new(), Vec::new());
-        for run in runs.iter() {
-            for (first, level, _) in self.folios.vmemmap().folios(run) {
-                let folio = PfnRange::folio(first, level);
-                if held.overlaps(folio) { waiting.push(folio) } else { idle.push(folio) }
-            }
-        }
-        (SortedRuns::new(idle).iter().collect(), SortedRuns::new(waiting))
-    }
-
-    /// Frees frames that nobody holds, detaching them first from devices of the dead.
-    pub(crate) fn free_run(&mut self, run: PfnRange) {
+    /// Frees frames that nobody holds, a step's worth of them, detaching them first from devices of the
+    /// dead.
+    pub(crate) fn free_step(&mut self, run: PfnRange) {
         let orphaned: Vec<PfnRange> =
             self.orphans.iter().filter_map(|orphan| orphan.run.intersection(run)).collect();
         for part in &orphaned {
@@ -179,7 +182,8 @@ impl Core {
         }
     }
 
-    /// Looks at every waiting drain again: after the doorbell, a death, or a while.
+    /// Looks at every waiting drain again: after the doorbell, a death, or a while. Frees a step's worth
+    /// of what is idle.
     pub fn look_again(&mut self) {
         self.expire_leases();
         for mut pending in std::mem::take(&mut self.drains) {
@@ -205,13 +209,14 @@ impl Core {
                 Purpose::Cut(_) | Purpose::Unplug(_) => self.drains.push(pending),
             }
         }
+        self.reclaim_some();
     }
 
     pub(crate) fn continue_free(&mut self, mut pending: PendingDrain) {
         let held: Vec<PfnRange> = pending.drain.held().iter().map(|held| held.hold.run).collect();
         let (idle, waiting) = self.split_by_holds(pending.drain.runs(), &held);
         for run in idle {
-            self.free_run(run);
+            self.backlog.push(run);
         }
         if !waiting.is_empty() {
             pending.drain = pending.drain.part(waiting);
@@ -242,6 +247,6 @@ impl Core {
     /// Whether any drain waits: then the owner polls slowly besides listening for the doorbell.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        !self.drains.is_empty() || self.questions.next_deadline_ms().is_some()
+        !self.drains.is_empty() || self.has_backlog() || self.questions.next_deadline_ms().is_some()
     }
 }

@@ -4,12 +4,12 @@ use pgmap_mm::admission::{HolderStance, publish_flags};
 use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
 use pgmap_mm::drain::ClientId;
 use pgmap_mm::extent::Extent;
-use pgmap_mm::folio::Folios;
+use pgmap_mm::folio::Sizing;
 use pgmap_mm::frames::FramesShort;
 use pgmap_mm::index::{EntryId, ExtentList, FileId, IndexFull};
 use pgmap_mm::memory_type::MemoryType;
+use pgmap_mm::stamp::Stamp;
 
-use crate::memory::Writable;
 use crate::name::FileName;
 use crate::owner::catalog::Change;
 use crate::owner::core::{Core, DraftRecord, FileRecord, bytes};
@@ -69,7 +69,14 @@ impl Core {
             return Err(bad_length("a file has at least one byte".into()));
         }
         let sizing = spec.folio_size.sizing();
-        let pages = Folios::<Writable>::pages_for(spec.len_bytes, sizing)
+        let smallest = self.folios.smallest();
+        if matches!(sizing, Sizing::Fixed(level) if level < smallest) {
+            let why = format!("the pool describes folios of {smallest} and larger; ask for those");
+            return Err(Refusal::Invalid { why });
+        }
+        let pages = self
+            .folios
+            .pages_for(spec.len_bytes, sizing)
             .filter(|&pages| pages <= self.nr_pages())
             .ok_or_else(|| bad_length(format!("the pool has {}", bytes(self.nr_pages()))))?;
         let stamp = self.take_stamp()?;
@@ -77,7 +84,7 @@ impl Core {
             // What is missing may have been let go a moment ago.
             Err(_) if self.is_draining() => {
                 self.look_again();
-                self.folios.reserve(pages, sizing, stamp)
+                self.reserve_from_backlog(pages, sizing, stamp)
             }
             result => result,
         }
@@ -110,6 +117,21 @@ impl Core {
             },
         );
         Ok(draft)
+    }
+
+    /// Frees what is idle until there is enough, or nothing is left to free.
+    fn reserve_from_backlog(
+        &mut self,
+        nr_pages: u64,
+        sizing: Sizing,
+        stamp: Stamp,
+    ) -> Result<Vec<Extent>, FramesShort> {
+        loop {
+            match self.folios.reserve(nr_pages, sizing, stamp) {
+                Err(_) if self.has_backlog() => self.reclaim_some(),
+                result => return result,
+            }
+        }
     }
 
     fn no_space(&self, short: FramesShort) -> Refusal {

@@ -13,6 +13,7 @@ pub(crate) mod holders;
 pub(crate) mod leases;
 pub(crate) mod pagemaps;
 pub(crate) mod poison;
+pub(crate) mod reclaim;
 pub(crate) mod recovery;
 pub(crate) mod report;
 pub(crate) mod reshape;

@@ -74,6 +74,14 @@ impl Core {
         if self.files.contains_key(name) {
             return Err(Refusal::Exists { name: name.to_string() });
         }
+        let smallest = self.folios.smallest();
+        let is_described = |len_bytes: u64| len_bytes.is_multiple_of(smallest.size_bytes());
+        if spec.largest_level < smallest.number()
+            || !spec.ranges.iter().all(|range| is_described(range.len_bytes))
+        {
+            let why = format!("the pool describes whole folios of {smallest} and larger");
+            return Err(Refusal::Invalid { why });
+        }
         let stamp = self.take_stamp()?;
         let present = ops.as_ref().map_or(spec.ops, |ops| ops.present());
         let spec = PagemapSpec { ops: present, ..spec.clone() };

@@ -54,16 +54,29 @@ impl Core {
             Place::Draft(id, at) => self.drafts.get(id).map(|draft| draft.extents[*at]),
             Place::Nowhere => None,
         };
+        if matches!(place, Place::Nowhere) {
+            self.end_life_of_nobodys(pfn);
+        }
         let isolated = self.folios.isolate(pfn, extent.as_ref(), fresh)?;
         self.poisoned.give(isolated.frame);
         if isolated.was == FolioState::Free {
             self.folios.claim_any_of(isolated.frame);
         }
-        self.record(&[Change::Poisoned(pfn.number())])?;
+        self.record(&[Change::Poisoned(isolated.frame.start())])?;
         let file = self.adopt_pieces(&place, &isolated)?;
         self.tell_of_failure(isolated.frame, file);
         self.tell_holder(Call::Failure(isolated.frame, FailureFlags::NONE));
         Ok(Reply::Done)
+    }
+
+    /// Marks the folio around `pfn` Dying when it waits to be freed under the word that it had in its
+    /// file: there is no extent to cut it out of any more.
+    fn end_life_of_nobodys(&mut self, pfn: Pfn) {
+        let Some((level, word)) = self.folios.vmemmap().folio_of(pfn) else { return };
+        if matches!(word.state(), FolioState::Live | FolioState::Reserved) {
+            self.folios
+                .change(PfnRange::folio(pfn, level), |word| word.in_state(FolioState::Dying));
+        }
     }
 
     fn place_of(&self, pfn: Pfn) -> Place {
@@ -140,6 +153,14 @@ impl Core {
                 format!("poison is cleared by 4096 bytes at a multiple of 4096, not {offset}");
             return Err(Refusal::Invalid { why });
         }
+        let smallest = self.folios.smallest();
+        if smallest != Level::Pte {
+            let why = format!(
+                "\"{name}\" lost a whole folio of {smallest}, which no single page brings back: \
+                 remove the file, then repair what is free"
+            );
+            return Err(Refusal::Denied { why, errno: pgmap_mm::error::errno::EOPNOTSUPP });
+        }
         let mut file = file.clone();
         let (at, run) = poisoned_page(&file, offset / PAGE_BYTES).ok_or_else(|| {
             Refusal::Invalid { why: format!("\"{name}\" has no failed page at {offset}") }
@@ -177,11 +198,13 @@ impl Core {
     /// that waits for its last holder is left to its drain.
     pub(crate) fn repair_free(&mut self) -> Result<Reply, Refusal> {
         self.look_again();
+        let unit = self.folios.smallest().nr_pages();
         let failed: Vec<PfnRange> = self
             .poisoned
             .runs()
             .flat_map(|(start, length)| {
-                (start..start + length).filter_map(|at| PfnRange::new(at, 1))
+                let folios = (start..start + length).step_by(unit as usize);
+                folios.filter_map(|at| PfnRange::new(at, unit))
             })
             .filter(|run| matches!(self.place_of(run.first()), Place::Nowhere))
             .filter(|run| !self.is_awaited(*run))
@@ -200,16 +223,16 @@ impl Core {
     fn is_awaited(&self, run: PfnRange) -> bool {
         let ledgers = self.clients.iter().map(|(&id, client)| (id, &client.ledger));
         self.drains.iter().any(|pending| pending.drain.runs().overlaps(run))
+            || self.backlog.overlaps(run)
             || !scan(&SortedRuns::new(vec![run]), ledgers).is_empty()
     }
 
     /// Keeps failed frames out of use after a restart.
     pub(crate) fn recover_poison(&mut self, failed: &[u64]) {
+        let smallest = self.folios.smallest();
         for &number in failed {
-            let Some(run) = PfnRange::new(number, 1).filter(|run| run.end() <= self.nr_pages())
-            else {
-                continue;
-            };
+            let run = Pfn::new(number).map(|pfn| PfnRange::folio(pfn, smallest));
+            let Some(run) = run.filter(|run| run.end() <= self.nr_pages()) else { continue };
             self.poisoned.give(run);
             let known = self.folios.vmemmap().folio_of(run.first());
             if known.is_some_and(|(_, word)| word.state() == FolioState::Poisoned) {
@@ -218,7 +241,7 @@ impl Core {
                 && let Some(stamp) = self.stamps.take()
             {
                 let word = Descriptor::new(FolioState::Poisoned, FolioFlags::NONE, stamp);
-                self.folios.reclaim(run, Level::Pte, word);
+                self.folios.reclaim(run, smallest, word);
             }
         }
     }

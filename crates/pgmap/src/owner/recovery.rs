@@ -45,25 +45,30 @@ impl Core {
     }
 
     fn recover_file(&mut self, name: FileName, stored: &StoredFile) -> Result<(), Error> {
-        let pool = format!("{:?}", self.pool.directory());
+        let pool = self.pool.name();
         let bad = |why: &str| Error::BadPool {
             pool: pool.clone(),
-            why: format!("file \"{name}\" {why}"),
+            why: format!("the catalog's file \"{name}\" {why}"),
         };
         let extents = stored.extents().ok_or_else(|| bad("has an extent that is none"))?;
         let largest = Level::from_number(stored.largest_level)
             .ok_or_else(|| bad("has a folio size that is none"))?;
         let mut recovered = Vec::with_capacity(extents.len());
+        let unit = self.folios.smallest().nr_pages();
         for extent in &extents {
+            let is_described = extent.run.start().is_multiple_of(unit)
+                && extent.run.nr_pages().is_multiple_of(unit)
+                && (extent.is_hole() || extent.head_level >= self.folios.smallest());
+            if !is_described {
+                return Err(bad("has folios smaller than the pool describes"));
+            }
             if extent.is_hole() {
                 recovered.push(*extent);
                 continue;
             }
             match self.recover_extent(extent, largest)? {
                 Some(pieces) => recovered.extend(pieces),
-                None => {
-                    return Err(bad("shares frames with another file or lies outside the pool"));
-                }
+                None => return Err(bad(&self.why_not_free(extent.run))),
             }
         }
         let is_changed = recovered != extents;
@@ -91,6 +96,16 @@ impl Core {
         Ok(())
     }
 
+    /// Why the frames that a file claims are not to be had: a frame belongs to one file.
+    fn why_not_free(&self, run: PfnRange) -> String {
+        let has_some =
+            |file: &FileRecord| file.runs().any(|theirs| theirs.intersection(run).is_some());
+        match self.files.iter().find(|(_, file)| has_some(file)) {
+            Some((other, _)) => format!("claims frames {run}, and \"{other}\" has some of them"),
+            None => format!("claims frames {run} twice, or from outside the pool"),
+        }
+    }
+
     /// Takes an extent's frames back and returns what readers are to be told of it. Descriptors that
     /// survived keep their folio sizes. One whose head is not as the catalog says was being cut, split
     /// or merged: readers may have been told of its pieces, so each of its folios gets a fresh stamp,
@@ -101,7 +116,7 @@ impl Core {
         largest: Level,
     ) -> Result<Option<Vec<Extent>>, Error> {
         let Some(found) = self.folios.as_found(extent) else {
-            let largest = largest.min(extent.head_level);
+            let largest = largest.min(extent.head_level).max(self.folios.smallest());
             let is_taken = self.folios.reclaim(extent.run, largest, extent.life);
             return Ok(is_taken.then(|| vec![*extent]));
         };
@@ -139,7 +154,7 @@ impl Core {
             let is_alive = !matches!(file_lock::is_locked(&record.file), Ok(false));
             if is_alive && record.ledger.is_asymmetric() && !self.barrier.is_asymmetric() {
                 return Err(Error::BadPool {
-                    pool: format!("{:?}", self.pool.directory()),
+                    pool: self.pool.name(),
                     why: format!(
                         "client {number} lives and relies on membarrier, which is refused here; \
                          start the owner where it is allowed, or end that client"
@@ -175,7 +190,12 @@ impl Core {
         }
         // A live client may also hold frames whose descriptors were lost with the machine's memory.
         let held = self.clients.values().flat_map(|client| client.ledger.all_holds());
-        let held: Vec<PfnRange> = held.map(|hold| hold.run).collect();
+        let unit = self.folios.smallest().nr_pages();
+        let whole = |run: PfnRange| {
+            let start = run.start() - run.start() % unit;
+            PfnRange::new(start, run.end().next_multiple_of(unit) - start)
+        };
+        let held: Vec<PfnRange> = held.filter_map(|hold| whole(hold.run)).collect();
         strays.extend(held.into_iter().filter(|run| self.folios.frames().is_free(*run)));
         let strays = SortedRuns::new(strays);
         for run in strays.iter() {
@@ -184,6 +204,9 @@ impl Core {
         }
         if !strays.is_empty() {
             tracing::info!(pages = strays.nr_pages(), "draining what an earlier owner left");
+            for run in strays.iter() {
+                self.folios.change_healthy(run, |word| word.in_state(FolioState::Dying));
+            }
             self.take_out(vec![strays]);
         }
     }

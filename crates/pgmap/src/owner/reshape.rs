@@ -32,10 +32,8 @@ impl Core {
             self.files.get(name).ok_or_else(|| Refusal::NotFound { name: name.to_string() })?;
         file_idle(name, file)?;
         let mut file = file.clone();
-        let (at, pfn) = frame_at(&file, offset).ok_or_else(|| Refusal::BadLength {
-            name: name.to_string(),
-            len_bytes: offset,
-            why: "there is no frame at that offset".into(),
+        let (at, pfn) = frame_at(&file, offset).ok_or_else(|| Refusal::Invalid {
+            why: format!("\"{name}\" has no memory at {offset}: that is its end or a hole"),
         })?;
         let bad_level =
             |level| Refusal::Invalid { why: format!("folios have level 0, 1 or 2, not {level}") };

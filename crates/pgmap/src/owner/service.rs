@@ -24,6 +24,8 @@ use crate::wire::{EVENT_NUMBER, MAX_MESSAGE_BYTES, Reply};
 const SLOW_POLL: Duration = Duration::from_millis(20);
 /// Most connections at a time.
 const MAX_CONNECTIONS: usize = 1024;
+/// How long a connection may stay silent before its first message; a client greets as it connects.
+const GREETING_MS: u64 = 2_000;
 /// Most answers that wait for a client to read.
 const MAX_UNSENT: usize = 64;
 
@@ -49,6 +51,8 @@ pub(crate) struct Service {
     listener: Option<Listener>,
     links: HashMap<u64, Link>,
     next_link: u64,
+    /// Connections in the order in which they came, and when, until they greeted or had their time.
+    silent: VecDeque<(u64, u64)>,
     /// Clients without a connection that are not known to be dead, and what watches them.
     adrift: Vec<(ClientId, Option<(u64, OwnedFd)>)>,
     buffer: Vec<u8>,
@@ -66,6 +70,7 @@ impl Service {
             listener: None,
             links: HashMap::new(),
             next_link: 0,
+            silent: VecDeque::new(),
             adrift: adrift.into_iter().map(|client| (client, None)).collect(),
             buffer: vec![0; MAX_MESSAGE_BYTES],
         })
@@ -83,6 +88,7 @@ impl Service {
                 self.on_event(event);
             }
             self.find_dead_adrift();
+            self.end_silent();
             {
                 let mut state = self.shared.lock();
                 state.core.look_again();
@@ -94,15 +100,22 @@ impl Service {
 
     fn timeout(&self) -> Option<Duration> {
         let state = self.shared.lock();
+        if state.core.has_backlog() {
+            return Some(Duration::ZERO);
+        }
+        let greeting = self.silent.front().map(|&(_, since_ms)| {
+            let due_ms = since_ms + GREETING_MS;
+            Duration::from_millis(due_ms.saturating_sub(clock::monotonic_ms()))
+        });
         let is_watched = |(_, watch): &(ClientId, Option<_>)| watch.is_some();
         if !state.core.is_draining() && self.adrift.iter().all(is_watched) {
-            return None;
+            return greeting;
         }
         let deadline = state
             .core
             .next_deadline_ms()
             .map(|deadline| Duration::from_millis(deadline.saturating_sub(clock::monotonic_ms())));
-        Some(deadline.map_or(SLOW_POLL, |deadline| deadline.min(SLOW_POLL)))
+        Some([deadline, greeting].into_iter().flatten().fold(SLOW_POLL, Duration::min))
     }
 
     fn on_event(&mut self, event: &Ready) {
@@ -132,12 +145,15 @@ impl Service {
             Ok(None) => return,
             Err(error) => {
                 tracing::warn!(%error, "a connection cannot be taken");
+                if self.end_longest_silent() {
+                    return;
+                }
                 // The connection stays in the queue: do not spin on it.
                 std::thread::sleep(Duration::from_millis(5));
                 return;
             }
         };
-        if self.links.len() >= MAX_CONNECTIONS {
+        if self.links.len() >= MAX_CONNECTIONS && !self.end_longest_silent() {
             tracing::warn!(limit = MAX_CONNECTIONS, "too many connections; one is refused");
             return;
         }
@@ -159,7 +175,39 @@ impl Service {
             awaited: Vec::new(),
         };
         self.links.insert(number, link);
+        self.silent.push_back((number, clock::monotonic_ms()));
         Ok(())
+    }
+
+    fn is_silent(&self, number: u64) -> bool {
+        self.links.get(&number).is_some_and(|link| matches!(link.session, Session::Greeting))
+    }
+
+    /// Ends connections that had their time to greet, and forgets those that did.
+    fn end_silent(&mut self) {
+        let now_ms = clock::monotonic_ms();
+        while let Some(&(number, since_ms)) = self.silent.front() {
+            let is_silent = self.is_silent(number);
+            if is_silent && now_ms < since_ms + GREETING_MS {
+                return;
+            }
+            self.silent.pop_front();
+            if is_silent {
+                self.close(number, "it did not say who it is");
+            }
+        }
+    }
+
+    /// Ends the connection that has been silent for longest, to make room for another: whoever only
+    /// connects keeps no client out. False when there is none.
+    fn end_longest_silent(&mut self) -> bool {
+        while let Some((number, _)) = self.silent.pop_front() {
+            if self.is_silent(number) {
+                self.close(number, "others wait and it did not say who it is");
+                return true;
+            }
+        }
+        false
     }
 
     fn on_link_event(&mut self, number: u64, is_pidfd: bool, event: &Ready) {

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use pgmap_mm::error::PinError;
-use pgmap_mm::error::errno::{EACCES, EAGAIN, EOPNOTSUPP};
+use pgmap_mm::error::errno::{EACCES, EAGAIN, EBUSY, EOPNOTSUPP};
 use pgmap_mm::gup::{GupError, GupFlags, LongtermRefusal};
 use pgmap_mm::ledger::Agent;
 use pgmap_mm::level::{Level, PAGE_BYTES};
@@ -83,6 +83,9 @@ fn refused(address: u64, errno: i32) -> SpaceError {
 /// What the owner's answer means to whoever asked by address.
 fn told(address: u64, error: Error) -> SpaceError {
     match error {
+        // Memory that would have to move first: asking again does not help (Linux 7.1: mm/gup.c,
+        // `migrate_longterm_unpinnable_folios`).
+        error @ Error::Refused(Refusal::Denied { errno: EBUSY, .. }) => error.into(),
         Error::Refused(Refusal::Denied { errno, .. }) => refused(address, errno),
         Error::Refused(Refusal::InUse { .. } | Refusal::Stale { .. }) => refused(address, EAGAIN),
         error => error.into(),

@@ -34,28 +34,68 @@ pub enum Term {
 
 #[derive(Clone, Debug)]
 pub enum Action {
-    Create { name: u8, len: u64, size: FolioSize, rules: FileRules, replace: Replace },
+    Create {
+        name: u8,
+        len: u64,
+        size: FolioSize,
+        rules: FileRules,
+        replace: Replace,
+    },
     Commit(u8),
     Abort(u8),
-    Pin { name: u8, from: u64, len: u64, term: Term },
+    Pin {
+        name: u8,
+        from: u64,
+        len: u64,
+        term: Term,
+    },
     PinAll(u8),
     LetGo(u8),
-    Truncate { name: u8, len: u64, on_deadline: OnDeadline },
-    Punch { name: u8, from_page: u64, nr_pages: u64, on_deadline: OnDeadline },
-    Reshape { name: u8, offset: u64, shape: Shape },
+    Truncate {
+        name: u8,
+        len: u64,
+        on_deadline: OnDeadline,
+    },
+    Punch {
+        name: u8,
+        from_page: u64,
+        nr_pages: u64,
+        on_deadline: OnDeadline,
+    },
+    Reshape {
+        name: u8,
+        offset: u64,
+        shape: Shape,
+    },
     MemoryFailure(Place),
-    ClearPoison { name: u8, place: u8 },
+    ClearPoison {
+        name: u8,
+        place: u8,
+    },
     RepairFree,
-    Rename { from: u8, to: u8, replace: Replace },
+    Rename {
+        from: u8,
+        to: u8,
+        replace: Replace,
+    },
     Unlink(u8),
+    /// Of a file with a failed page: what failed is nobody's then, unless somebody still holds it.
+    UnlinkDamaged(u8),
 }
 
 /// Which frame fails.
 #[derive(Clone, Copy, Debug)]
 pub enum Place {
     Frame(u64),
-    PageOf { name: u8, page: u64 },
-    Pinned(u8),
+    PageOf {
+        name: u8,
+        page: u64,
+    },
+    /// One that the client holds.
+    Pinned {
+        pin: u8,
+        frame: u8,
+    },
 }
 
 pub fn rules() -> impl Strategy<Value = FileRules> {
@@ -97,7 +137,7 @@ pub fn action() -> impl Strategy<Value = Action> {
     let place = prop_oneof![
         1 => (0..POOL_PAGES + 8).prop_map(Place::Frame),
         3 => (name(), page()).prop_map(|(name, page)| Place::PageOf { name, page }),
-        3 => any::<u8>().prop_map(Place::Pinned),
+        3 => any::<(u8, u8)>().prop_map(|(pin, frame)| Place::Pinned { pin, frame }),
     ];
     prop_oneof![
         6 => (name(), len(), size, rules(), replace()).prop_map(
@@ -117,11 +157,42 @@ pub fn action() -> impl Strategy<Value = Action> {
             .prop_map(|(name, offset, shape)| Action::Reshape { name, offset, shape }),
         3 => place.prop_map(Action::MemoryFailure),
         2 => (name(), any::<u8>()).prop_map(|(name, place)| Action::ClearPoison { name, place }),
-        2 => Just(Action::RepairFree),
+        4 => Just(Action::RepairFree),
         2 => (name(), name(), replace())
             .prop_map(|(from, to, replace)| Action::Rename { from, to, replace }),
         2 => name().prop_map(Action::Unlink),
+        3 => any::<u8>().prop_map(Action::UnlinkDamaged),
     ]
+}
+
+/// Steps that chance alone brings together too rarely: a file is held, memory under the hold fails, the
+/// file goes, and what is free is repaired.
+fn failure_under_a_pin() -> impl Strategy<Value = Vec<Step>> {
+    let who = select(vec![Who::Host, Who::Guest]);
+    (who, 0..5u8, 1..60_000u64, any::<(u8, u8, u8)>()).prop_map(|(who, name, len, chance)| {
+        let (rules, replace) = (FileRules::default(), Replace::Yes);
+        let (pin, frame, damaged) = chance;
+        let size = FolioSize::BestFit;
+        [
+            Action::Create { name, len, size, rules, replace },
+            Action::Commit(damaged),
+            Action::PinAll(name),
+            Action::MemoryFailure(Place::Pinned { pin, frame }),
+            Action::UnlinkDamaged(damaged),
+            Action::RepairFree,
+        ]
+        .map(|action| Step::Act(who, action))
+        .into()
+    })
+}
+
+/// A history.
+pub fn history() -> impl Strategy<Value = Vec<Step>> {
+    let part = prop_oneof![
+        30 => step().prop_map(|step| vec![step]),
+        1 => failure_under_a_pin(),
+    ];
+    prop::collection::vec(part, 1..50).prop_map(|parts| parts.concat())
 }
 
 pub fn step() -> impl Strategy<Value = Step> {
