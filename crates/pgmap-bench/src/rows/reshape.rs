@@ -18,7 +18,7 @@ use pgmap::mm::pfn::Pfn;
 use pgmap::mm::split::NoSmallCounts;
 use pgmap::mm::stamp::Stamp;
 use pgmap::mm::vmemmap::{Vmemmap, VmemmapLayout};
-use pgmap::mm::words::{ReadWords, WriteWords};
+use pgmap::mm::words::{Indexed, ReadWords, WriteWords};
 use pgmap::os::{Membarrier, MemoryFile, PageSize, WriteMapping};
 use pgmap::{Client, FolioSize, Owner, Pool, PoolOptions, Shape};
 
@@ -49,6 +49,12 @@ impl Punching {
 }
 
 impl ReadWords for Punching {
+    type Word<'w> = Indexed<'w, Self>;
+
+    fn word(&self, index: usize) -> Indexed<'_, Self> {
+        Indexed::new(self, index)
+    }
+
     fn nr_words(&self) -> usize {
         self.words.nr_words()
     }
@@ -60,6 +66,12 @@ impl ReadWords for Punching {
 }
 
 impl WriteWords for Punching {
+    type Slot<'w> = Indexed<'w, Self>;
+
+    fn slot(&self, index: usize) -> Indexed<'_, Self> {
+        Indexed::new(self, index)
+    }
+
     #[inline]
     fn store(&self, index: usize, value: u64, order: Ordering) {
         self.words.store(index, value, order);
