@@ -26,5 +26,5 @@ pub const FOREIGN_NAMES: &[(&str, &[&str])] = &[
     ("crates/pgmap-mm/", &["pgmap_os", "pgmap::", "pgmap_cli", "pgmap_bench"]),
     ("crates/pgmap-os/", &["pgmap_mm", "pgmap::", "pgmap_cli", "pgmap_bench"]),
     ("crates/pgmap/", &["pgmap_cli", "pgmap_bench"]),
-    ("crates/pgmap-cli/", &["pgmap_bench"]),
+    ("crates/pgmap-bench/", &["pgmap_cli"]),
 ];

@@ -1,7 +1,9 @@
 //! What a row and a scenario are.
 
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, OnceLock};
 use std::time::{Duration, Instant};
+
+use serde::Serialize;
 
 use crate::failure::Failure;
 use crate::random::Random;
@@ -67,6 +69,49 @@ pub enum Target {
     Ratio(f64),
     /// At most so many nanoseconds.
     Nanoseconds(f64),
+    /// At most so many nanoseconds, and at most so many times its base.
+    Both(f64, f64),
+}
+
+impl Target {
+    /// The most that it allows in times of the base.
+    pub const fn ratio(self) -> Option<f64> {
+        match self {
+            Self::Ratio(most) | Self::Both(_, most) => Some(most),
+            Self::Nanoseconds(_) => None,
+        }
+    }
+}
+
+/// Whose path a row measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Whose {
+    /// The least that anybody must do: rows named `F` or `floor`.
+    Floor,
+    /// This project's: rows named `pgmap`.
+    Pgmap,
+    /// Somebody else's: all others.
+    Rival,
+}
+
+impl Whose {
+    /// What a row's name says.
+    pub fn of(name: &str) -> Self {
+        let starts = |start: &str| name.starts_with(start);
+        match name {
+            _ if starts("pgmap") => Self::Pgmap,
+            _ if starts("floor") || starts("F:") || starts("F, ") => Self::Floor,
+            _ => Self::Rival,
+        }
+    }
+}
+
+/// The CPUs that this process may use, as they were at the first call: before any thread was bound
+/// to one of them.
+pub fn cpus() -> &'static [usize] {
+    static CPUS: OnceLock<Vec<usize>> = OnceLock::new();
+    CPUS.get_or_init(pgmap::os::process::allowed_cpus)
 }
 
 /// One path, on so many threads, and what it is compared to.
@@ -125,9 +170,16 @@ pub struct Scenario {
     pub rows: Vec<Row>,
 }
 
+impl Scenario {
+    /// The same under this title.
+    pub fn titled(self, title: &str) -> Self {
+        Self { title: title.into(), ..self }
+    }
+}
+
 /// Runs `row` once with `nr_ops` operations per thread: nanoseconds per operation and thread.
 pub fn run_cell(row: &Row, nr_ops: u64, seed: u64) -> Result<(f64, Duration), Failure> {
-    let cpus = pgmap::os::process::online_cpus();
+    let cpus = cpus();
     let start_line = Barrier::new(row.nr_threads);
     let work = |thread: usize| -> Result<Duration, Failure> {
         let cpu = cpus.get(thread).or(cpus.first()).copied().unwrap_or(0);

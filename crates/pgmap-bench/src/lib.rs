@@ -7,25 +7,37 @@
 //!
 //! Read [`harness`] for what a row is, [`measure`] for how it is measured, and `rows/` for one path
 //! per file. Every row counts what it did, and a row that did less than it was asked fails.
+//!
+//! The rows of address spaces are also the [`run_suite`] of `pgmap bench`.
 
 mod arguments;
 mod children;
 mod failure;
 mod harness;
+mod load;
 mod machine;
+mod markdown;
 mod measure;
+mod plot;
 mod random;
 mod report;
 mod rivals;
 mod rows;
 mod side;
 mod space;
+mod suite;
 
 use std::process::ExitCode;
 
+pub use failure::Failure;
+pub use harness::{Scale, Whose};
+pub use load::Load;
+pub use machine::Machine;
+pub use measure::{Measured, Measurement, Spread, Step, Verdict, Watch};
+pub use report::{Figure, brief};
+pub use suite::{MeasuredGroup, Plan, SuiteReport, nr_cpus, run as run_suite, titles};
+
 use arguments::{Arguments, Command};
-use failure::Failure;
-use harness::Scale;
 
 /// Runs the command line `args`, without the program's name.
 #[must_use]
@@ -66,6 +78,14 @@ fn run_rows(arguments: &Arguments) -> Result<(), Failure> {
             continue;
         }
         let scenario = (entry.build)(scale).map_err(|failure| failure.during(entry.name))?;
+        if let Some(scenario) = measure::select(scenario, arguments.filter.as_deref()) {
+            report.add(measure::run(scenario, arguments, scale)?);
+        }
+    }
+    let mut stage = rows::by_address::Stage::new(scale, vec![1, 2]);
+    for group in rows::by_address::GROUPS.iter().filter(|_| named.is_none()) {
+        let scenario = (group.build)(&mut stage).map_err(|failure| failure.during(group.title))?;
+        let scenario = scenario.titled(&format!("{}: {}", group.key, group.title));
         if let Some(scenario) = measure::select(scenario, arguments.filter.as_deref()) {
             report.add(measure::run(scenario, arguments, scale)?);
         }

@@ -6,9 +6,13 @@ use std::fs;
 /// What a figure is worth nothing without.
 #[derive(Clone, Debug, Serialize)]
 pub struct Machine {
+    /// The processor's own name for itself.
     pub cpu: String,
+    /// CPUs that this process may use.
     pub nr_cpus: usize,
+    /// Linux's release.
     pub kernel: String,
+    /// `/proc/loadavg`.
     pub load: String,
 }
 
@@ -22,7 +26,7 @@ impl Machine {
             .map_or_else(|| std::env::consts::ARCH.into(), |(_, name)| name.trim().to_owned());
         Self {
             cpu,
-            nr_cpus: pgmap::os::process::allowed_cpus().len(),
+            nr_cpus: crate::harness::cpus().len(),
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             load: read("/proc/loadavg").trim().to_owned(),
         }

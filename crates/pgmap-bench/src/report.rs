@@ -10,9 +10,13 @@ use crate::measure::{Measured, Measurement, Verdict};
 /// A figure that is counted, not timed.
 #[derive(Clone, Debug, Serialize)]
 pub struct Figure {
+    /// What was counted.
     pub name: String,
+    /// How many.
     pub value: f64,
+    /// Of what.
     pub unit: &'static str,
+    /// What became of its target, where it has one.
     pub verdict: Option<Verdict>,
 }
 
@@ -153,10 +157,11 @@ fn print_measurement(measurement: &Measurement) {
 }
 
 /// A number with about three digits that count.
-fn brief(value: f64) -> String {
+pub fn brief(value: f64) -> String {
     match value {
         value if value >= 100.0 => format!("{value:.0}"),
         value if value >= 10.0 => format!("{value:.1}"),
-        value => format!("{value:.2}"),
+        value if value >= 0.1 || value == 0.0 => format!("{value:.2}"),
+        value => format!("{value:.4}"),
     }
 }

@@ -54,6 +54,11 @@ impl Space {
         Ok(Self { layout, vmemmap, folios, barrier: Heavy(Membarrier::register()), stamps: 0 })
     }
 
+    /// Where descriptors lie.
+    pub const fn layout(&self) -> &VmemmapLayout {
+        &self.layout
+    }
+
     /// Makes a file's worth of live folios, without the file.
     pub fn publish(&mut self, nr_pages: u64, sizing: Sizing) -> Result<Vec<Extent>, Failure> {
         self.stamps += 1;

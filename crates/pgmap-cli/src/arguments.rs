@@ -106,6 +106,7 @@ pub enum Verb {
     Repair(verbs::repair::Repair),
     Debug(verbs::debug::Debug),
     Demo(verbs::demo::Demo),
+    Bench(verbs::bench::Bench),
     Completions(verbs::completions::Completions),
     Man(verbs::man::Man),
     #[command(hide = true)]

@@ -15,11 +15,21 @@ use std::sync::Arc;
 
 use crate::failure::Failure;
 use crate::harness::{Done, Row, Scale, Worker};
+use crate::random::Random;
 use crate::rows::SPACE_BYTES;
 use crate::rows::floor::HOT_ADDRESS;
 
-/// A look-up that holds what it found until it returns: whether it found it.
-type HoldAt = Arc<dyn Fn(&mut Worker, Pick) -> u64 + Send + Sync>;
+/// Looks addresses up and holds what it found of each until the next: how often it found something.
+pub type HoldAt = Arc<dyn Fn(&mut Worker, Pick) -> u64 + Send + Sync>;
+
+/// Ends what is at a random place of the map and puts it back.
+pub type Change = Arc<dyn Fn(&mut Random) -> Result<(), Failure> + Send + Sync>;
+
+/// A map that is read and changed.
+pub struct Rival {
+    pub hold: HoldAt,
+    pub change: Change,
+}
 
 /// Which addresses are asked for.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +65,8 @@ pub fn each(worker: &mut Worker, pick: Pick, mut hold: impl FnMut(u64) -> bool) 
     held
 }
 
-fn row(name: &str, nr_threads: usize, pick: Pick, hold: &HoldAt) -> Row {
+/// A row that holds with `hold` on so many threads.
+pub fn row(name: &str, nr_threads: usize, pick: Pick, hold: &HoldAt) -> Row {
     let hold = Arc::clone(hold);
     let hot = if matches!(pick, Pick::Hot) { "hot folio, " } else { "" };
     Row::new(format!("{hot}{name}, {nr_threads}T"), move |mut worker| {
@@ -98,6 +109,11 @@ pub fn hot_rows(scale: Scale, nr_threads: usize) -> Result<Vec<Row>, Failure> {
 
 /// Rows for 1 GiB in one call.
 pub fn range_rows(scale: Scale) -> Result<Vec<Row>, Failure> {
-    let ns = [1, 16, many(scale)];
-    ns.into_iter().map(vm_memory::range_row).collect()
+    const LEN: u64 = 1 << 30;
+    let ns = [1, 16, many(scale)].into_iter();
+    let row = |n| {
+        let name = format!("vm-memory guard + get_slices, n={n}");
+        Ok(vm_memory::range_row(&name, &vm_memory::map(n)?, LEN, LEN))
+    };
+    ns.map(row).collect()
 }

@@ -1,6 +1,7 @@
 //! The scenarios, one file each.
 
 pub mod bring_up;
+pub mod by_address;
 pub mod churn;
 pub mod drain;
 pub mod extent;

@@ -1,5 +1,6 @@
 //! What each verb does, one file each.
 
+pub mod bench;
 pub mod completions;
 mod condition;
 pub mod debug;
@@ -48,6 +49,7 @@ pub fn run(verb: Verb, socket: &Path, output: &Output) -> Result<(), Failure> {
         Verb::Repair(repair) => repair.run(socket, output),
         Verb::Debug(debug) => debug.run(socket, output),
         Verb::Demo(demo) => demo.run(output),
+        Verb::Bench(bench) => bench.run(output),
         Verb::Completions(completions) => completions.run(),
         Verb::Man(man) => man.run(),
         Verb::DemoChild(child) => child.run(),
