@@ -42,8 +42,11 @@
 //! (Linux 7.1: mm/gup.c, gup_fast_pmd_leaf). Here the count is the set of slots, so pinning writes
 //! no shared line, and one slot covers a run of any length.
 
+mod parts;
+
 use core::cell::Cell;
 
+pub use self::parts::PinParts;
 use crate::barrier::BarrierMode;
 use crate::descriptor::Descriptor;
 use crate::error::PinError;
