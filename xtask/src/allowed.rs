@@ -29,6 +29,7 @@ pub const UNSAFE_FILES: &[&str] = &[
     "crates/pgmap/tests/device.rs",
     "crates/pgmap/tests/fork.rs",
     "crates/pgmap/tests/space_faults.rs",
+    "crates/pgmap/tests/space_process.rs",
 ];
 
 /// Files that may name a memory ordering. An entry that ends in a slash allows a whole folder.

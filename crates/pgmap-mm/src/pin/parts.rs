@@ -51,6 +51,12 @@ impl PinParts {
     pub const fn run(&self) -> PfnRange {
         self.run
     }
+
+    /// The life word under which the pin was taken.
+    #[must_use]
+    pub const fn life(&self) -> LifeWord {
+        self.life
+    }
 }
 
 impl<'p, S: ClientSide> Pin<'p, S> {

@@ -23,8 +23,8 @@ pub struct ProcessSide {
     pub(super) identity: u64,
 }
 
-/// A number no other client of this process has or had.
-pub(super) fn new_identity() -> u64 {
+/// A number no other client or address space of this process has or had.
+pub(crate) fn new_identity() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     // Relaxed: only uniqueness matters.
     NEXT.fetch_add(1, Ordering::Relaxed)
