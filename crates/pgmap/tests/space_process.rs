@@ -198,6 +198,19 @@ impl World {
         self.ask("map a").parse().unwrap()
     }
 
+    /// Stops the other process; returns when every thread of it stands.
+    fn stop(&self) {
+        self.mapper.signal(Signal::STOP);
+        let tasks = format!("/proc/{}/task", self.mapper.pid());
+        support::wait_until("every thread is stopped", || {
+            let mut tasks = std::fs::read_dir(&tasks).unwrap().flatten();
+            let stands = |stat: String| stat.rsplit_once(") ").unwrap().1.starts_with('T');
+            tasks
+                .all(|task| std::fs::read_to_string(task.path().join("stat")).is_ok_and(stands))
+                .then_some(())
+        });
+    }
+
     /// How many frames the other process holds for its processor.
     fn held_pages(&self) -> u64 {
         let (holders, _) = self.client.who(None).unwrap();
@@ -281,7 +294,7 @@ fn a_raw_touch_of_what_is_gone_is_a_segmentation_fault_without_a_handler() {
 fn a_stopped_process_is_named_at_the_deadline_and_nothing_is_reused() {
     let mut world = World::new();
     let at = world.map();
-    world.mapper.signal(Signal::STOP);
+    world.stop();
     let error = world.client.truncate("a", PAGE, 200).unwrap_err();
     let Some(Refusal::Held { holders, .. }) = error.refusal() else { panic!("{error}") };
     assert_eq!(holders.len(), 1, "{holders:?}");
@@ -300,7 +313,7 @@ fn a_stopped_process_is_named_at_the_deadline_and_nothing_is_reused() {
 fn a_killed_process_gives_its_mappings_back_at_once() {
     let mut world = World::new();
     world.map();
-    world.mapper.signal(Signal::STOP);
+    world.stop();
     world.client.unlink("a").unwrap();
     assert_eq!(world.owner.info().draining_bytes, NR_PAGES * PAGE);
     let started = Instant::now();
@@ -336,7 +349,9 @@ fn a_failed_page_is_gone_and_the_pages_around_it_stay() {
 fn a_hole_takes_the_middle_of_a_mapping_and_both_sides_stay() {
     let mut world = World::new();
     let at = world.map();
+    let started = Instant::now();
     world.client.punch("a", 6 * PAGE, 2 * PAGE, 10_000).unwrap();
+    println!("punch in the middle of another's mapping: {:?}", started.elapsed());
     fill(&world.owner, &world.client);
     for page in (0..6).chain(8..NR_PAGES) {
         assert_eq!(world.ask(format!("load {}", at + page * PAGE)), "1");

@@ -179,9 +179,17 @@ impl Client {
     /// What the keeper does.
     fn keep(&self, keeper: u64) {
         let (inner, events) = (&self.inner, &self.inner.events);
+        let mut was_silent = false;
         while events.is_kept_by(keeper) {
             let started = Instant::now();
-            match inner.link.next_event(inner.id, KEEPER_WAIT) {
+            let heard = inner.link.next_event(inner.id, KEEPER_WAIT);
+            let is_silent = matches!(heard, Ok(None)) && started.elapsed() < KEEPER_WAIT;
+            if is_silent && was_silent {
+                // An interruption ends one wait; an owner in this process that stops, every one.
+                events.pause(keeper, OWNER_PAUSE);
+            }
+            was_silent = is_silent;
+            match heard {
                 Ok(Some(event)) => {
                     let told = events.tell(event);
                     let mut desk = events.desk();
@@ -197,9 +205,7 @@ impl Client {
                         inner.link.interrupt(inner.id);
                     }
                 }
-                Ok(None) if started.elapsed() >= KEEPER_WAIT => {}
-                // Interrupted, or an owner in this process that stops says nothing any more.
-                Ok(None) => events.pause(keeper, OWNER_PAUSE),
+                Ok(None) => {}
                 Err(error) => self.await_successor(keeper, &error),
             }
         }
