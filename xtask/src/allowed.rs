@@ -30,6 +30,8 @@ pub const UNSAFE_FILES: &[&str] = &[
     "crates/pgmap/tests/fork.rs",
     "crates/pgmap/tests/space_faults.rs",
     "crates/pgmap/tests/space_process.rs",
+    "crates/pgmap/tests/space_process_stress.rs",
+    "crates/pgmap/tests/support/mapper_role.rs",
 ];
 
 /// Files that may name a memory ordering. An entry that ends in a slash allows a whole folder.

@@ -9,19 +9,19 @@ mod support;
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::ptr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use pgmap::mm::fault::FaultError;
-use pgmap::mm::gup::GupFlags;
-use pgmap::mm::mm::{AckToken, EndedRange, InvalidateSubscriber, Placed};
+use pgmap::mm::level::Level;
+use pgmap::mm::mm::Placed;
+use pgmap::mm::pagemap::{DeviceRange, OpsPresent, PagemapSpec};
 use pgmap::mm::prot::Prot;
 use pgmap::space::{AddressSpace, CPU_MAPPING_TAG, FaultAnswer, TouchFault};
-use pgmap::{Access, Client, Event, FolioSize, Owner, Pool, PoolOptions, Refusal};
+use pgmap::{Access, Client, FolioSize, MemoryType, Owner, Pool, PoolOptions, Refusal};
 use rustix::process::Signal;
-use support::{Second, block};
+use support::mapper_role::{load, map, store};
+use support::{Second, block, mapper_role};
 
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
@@ -33,16 +33,6 @@ const NR_PAGES: u64 = 16;
 const SPARE: u64 = 999;
 /// Generations from here on are what others put into freed frames.
 const FOREIGN: u64 = 1000;
-
-fn load(address: u64) -> u64 {
-    // SAFETY: an address of a process address space; whether anything is there is what is tested.
-    unsafe { ptr::with_exposed_provenance::<u64>(address as usize).read_volatile() }
-}
-
-fn store(address: u64, value: u64) {
-    // SAFETY: as in `load`.
-    unsafe { ptr::with_exposed_provenance_mut::<u64>(address as usize).write_volatile(value) };
-}
 
 fn put(client: &Client, name: &str, generation: u64, nr_pages: u64) {
     support::put(client, name, &block::make(generation, (nr_pages * PAGE) as usize)).unwrap();
@@ -59,11 +49,6 @@ fn fill(owner: &Owner, client: &Client) {
     }
 }
 
-fn map(space: &AddressSpace, name: &str, place: Placed, prot: Prot) -> u64 {
-    let file = space.client().open(name).unwrap();
-    space.map(&file, 0, file.len_bytes(), place, prot).unwrap()
-}
-
 fn local_owner() -> Owner {
     Owner::start(Pool::create(&PoolOptions::anonymous(64 * MIB)).unwrap()).unwrap()
 }
@@ -72,101 +57,9 @@ fn local_owner() -> Owner {
 fn child_entry() {
     let Some((role, place)) = support::role() else { return };
     match role.as_str() {
-        "mapper" => Mapper::run(&place),
+        "mapper" => mapper_role::run(&place),
         "forker" => fork_and_check(&place),
         other => panic!("no such role: {other}"),
-    }
-}
-
-/// A process with an address space that does as it is told.
-struct Mapper {
-    space: Arc<AddressSpace>,
-    /// Address and count of the faults that the handler was asked about.
-    faults: Arc<Mutex<Vec<u64>>>,
-    /// Every word that the watching thread saw, once.
-    seen: Arc<Mutex<Vec<u64>>>,
-}
-
-impl Mapper {
-    fn run(socket: &Path) {
-        let client = Client::connect(socket).unwrap();
-        let space = Arc::new(AddressSpace::for_process(&client, GIB).unwrap());
-        let mapper = Self { space, faults: Arc::default(), seen: Arc::default() };
-        support::say("ok");
-        for line in support::commands() {
-            let words: Vec<&str> = line.split(' ').collect();
-            support::say(mapper.obey(&words));
-        }
-        std::process::exit(0);
-    }
-
-    fn obey(&self, words: &[&str]) -> String {
-        let number = |at: usize| words[at].parse::<u64>().unwrap();
-        match words[0] {
-            "map" => map(&self.space, words[1], Placed::Anywhere, Prot::READ_WRITE).to_string(),
-            "load" => load(number(1)).to_string(),
-            "store" => {
-                store(number(1), number(2));
-                "ok".into()
-            }
-            "read" => {
-                let mut bytes = vec![0; number(2) as usize];
-                match self.space.read_at(number(1), &mut bytes) {
-                    Ok(()) => block::check(&bytes).map_or_else(|wrong| wrong, |g| g.to_string()),
-                    Err(error) => format!("err {} {error}", error.errno()),
-                }
-            }
-            "write" => match self.space.write_at(number(1), b"12345678") {
-                Ok(()) => "ok".into(),
-                Err(error) => format!("err {} {error}", error.errno()),
-            },
-            "handle" => {
-                self.handle();
-                "ok".into()
-            }
-            "watch" => {
-                self.watch(number(1));
-                "ok".into()
-            }
-            "faults" => format!("{:?}", self.faults.lock().unwrap()),
-            "seen" => format!("{:?}", self.seen.lock().unwrap()),
-            "event" => match self.space.client().next_event(WAIT).unwrap() {
-                Some(Event::WantedBack { .. }) => "wanted back".into(),
-                Some(Event::MemoryFailure { .. }) => "failure".into(),
-                other => format!("{other:?}"),
-            },
-            other => panic!("no such command: {other}"),
-        }
-    }
-
-    /// Maps the file "spare" wherever a touch finds nothing.
-    fn handle(&self) {
-        let (space, faults) = (Arc::downgrade(&self.space), Arc::clone(&self.faults));
-        self.space.on_touch_fault(move |fault: &TouchFault| {
-            faults.lock().unwrap().push(fault.address);
-            let Some(space) = space.upgrade() else { return FaultAnswer::Fail };
-            let page = fault.address - fault.address % PAGE;
-            let spare = space.client().open("spare").unwrap();
-            space.map(&spare, 0, PAGE, Placed::Over(page), Prot::READ_WRITE).unwrap();
-            FaultAnswer::Retry
-        });
-    }
-
-    /// Loads a word again and again, until the process ends.
-    fn watch(&self, address: u64) {
-        let seen = Arc::clone(&self.seen);
-        let first = load(address);
-        seen.lock().unwrap().push(first);
-        std::thread::spawn(move || {
-            let mut last = first;
-            loop {
-                let now = load(address);
-                if now != last {
-                    seen.lock().unwrap().push(now);
-                    last = now;
-                }
-            }
-        });
     }
 }
 
@@ -196,19 +89,6 @@ impl World {
     /// Maps "a" in the other process.
     fn map(&mut self) -> u64 {
         self.ask("map a").parse().unwrap()
-    }
-
-    /// Stops the other process; returns when every thread of it stands.
-    fn stop(&self) {
-        self.mapper.signal(Signal::STOP);
-        let tasks = format!("/proc/{}/task", self.mapper.pid());
-        support::wait_until("every thread is stopped", || {
-            let mut tasks = std::fs::read_dir(&tasks).unwrap().flatten();
-            let stands = |stat: String| stat.rsplit_once(") ").unwrap().1.starts_with('T');
-            tasks
-                .all(|task| std::fs::read_to_string(task.path().join("stat")).is_ok_and(stands))
-                .then_some(())
-        });
     }
 
     /// How many frames the other process holds for its processor.
@@ -294,7 +174,7 @@ fn a_raw_touch_of_what_is_gone_is_a_segmentation_fault_without_a_handler() {
 fn a_stopped_process_is_named_at_the_deadline_and_nothing_is_reused() {
     let mut world = World::new();
     let at = world.map();
-    world.stop();
+    world.mapper.stop();
     let error = world.client.truncate("a", PAGE, 200).unwrap_err();
     let Some(Refusal::Held { holders, .. }) = error.refusal() else { panic!("{error}") };
     assert_eq!(holders.len(), 1, "{holders:?}");
@@ -313,7 +193,7 @@ fn a_stopped_process_is_named_at_the_deadline_and_nothing_is_reused() {
 fn a_killed_process_gives_its_mappings_back_at_once() {
     let mut world = World::new();
     world.map();
-    world.stop();
+    world.mapper.stop();
     world.client.unlink("a").unwrap();
     assert_eq!(world.owner.info().draining_bytes, NR_PAGES * PAGE);
     let started = Instant::now();
@@ -483,53 +363,32 @@ fn a_pool_full_of_large_folios_is_mapped_by_few_holds_and_cut_anywhere() {
     assert_eq!(held, (5 * MIB + PAGE) / PAGE);
 }
 
-#[derive(Debug, Default)]
-struct Iotlb {
-    nr_told: AtomicUsize,
-    first: AtomicU64,
-}
-
-impl InvalidateSubscriber for Iotlb {
-    fn ended(&self, ranges: &[EndedRange], token: AckToken) {
-        self.first.store(ranges[0].address, Ordering::SeqCst);
-        self.nr_told.fetch_add(1, Ordering::SeqCst);
-        token.acknowledge();
-    }
-}
-
 #[test]
-fn every_space_of_a_client_is_told_of_every_event_and_the_program_too() {
-    let owner = local_owner();
-    let (client, other) = (owner.client().unwrap(), owner.client().unwrap());
+fn scenario_45_a_removed_device_is_gone_for_the_processor_too() {
+    let options = PoolOptions::anonymous(64 * MIB).capacity(4 * GIB);
+    let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
+    let client = owner.client().unwrap();
+    let spec = PagemapSpec {
+        memory_type: MemoryType::Generic,
+        ranges: vec![DeviceRange { start_bytes: GIB, len_bytes: 8 * MIB }],
+        owner: None,
+        largest_level: Level::Pmd.number(),
+        ops: OpsPresent::NONE,
+        altmap: None,
+    };
+    let id = owner.add_pagemap("dax0.0", &spec, None).unwrap();
+    let space = AddressSpace::for_process(&client, GIB).unwrap();
+    let faults = recorded(&space);
+    let at = map(&space, "dax0.0", Placed::Anywhere, Prot::READ_WRITE);
+    store(at + 3 * MIB, 7);
+    assert_eq!(load(at + 3 * MIB), 7);
+    owner.remove_pagemap(id, WAIT).unwrap();
+    assert_eq!(space.read_at(at, &mut [0]).unwrap_err().errno(), 14);
     put(&client, "a", 1, NR_PAGES);
-    let process = AddressSpace::for_process(&client, GIB).unwrap();
-    let second = AddressSpace::for_process(&client, GIB).unwrap();
-    let device = AddressSpace::for_device(&client, GIB, GIB).unwrap();
-    let iotlb = Arc::new(Iotlb::default());
-    device.on_invalidate(iotlb.clone());
-    map(&device, "a", Placed::At(GIB), Prot::READ);
-    device.populate(GIB, NR_PAGES * PAGE).unwrap();
-    let ats = [&process, &second].map(|space| map(space, "a", Placed::Anywhere, Prot::READ));
-    other.truncate("a", PAGE, 10_000).unwrap();
-    support::wait_until("the device's cache is told", || {
-        (iotlb.nr_told.load(Ordering::SeqCst) > 0).then_some(())
-    });
-    assert_eq!(iotlb.first.load(Ordering::SeqCst), GIB + PAGE);
-    assert!(device.mm().translate(GIB + PAGE).is_none());
-    for (space, at) in [&process, &second].into_iter().zip(ats) {
-        assert!(space.mm().translate(at + PAGE).is_none());
-        assert_eq!(load(at), 1);
-    }
-    let event = client.next_event(WAIT).unwrap();
-    assert!(matches!(event, Some(Event::WantedBack { .. })), "{event:?}");
-    // Without keepers, events wait for whoever asks, and reach every space all the same.
-    drop((process, second));
-    let pinned = device.pin(GIB, 1, GupFlags::NONE).unwrap();
-    other.unlink("a").unwrap();
-    while device.mm().translate(GIB).is_some() {
-        client.next_event(WAIT).unwrap().expect("the pin is asked back");
-    }
-    drop(pinned);
+    let _told = space.unmap(at, 8 * MIB).unwrap();
+    let other = || assert_eq!(map(&space, "a", Placed::At(at + 2 * MIB), Prot::READ), at + 2 * MIB);
+    let (fault, word) = touched_until(&faults, || load(at + 2 * MIB), other);
+    assert_eq!((fault.address, word), (at + 2 * MIB, 1));
 }
 
 #[test]

@@ -24,7 +24,7 @@
 //! another process, and waits for the holds to go.
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,8 @@ use crate::wire::Event;
 
 /// How long the keeper waits for events at a time; an interruption ends the wait.
 const KEEPER_WAIT: Duration = Duration::from_secs(60);
+/// How long after an event it looks whether others were missed.
+const BURST_PAUSE: Duration = Duration::from_millis(10);
 /// How long it waits before it looks for an owner's successor again.
 const OWNER_PAUSE: Duration = Duration::from_millis(20);
 
@@ -88,12 +90,38 @@ impl Events {
         desk.spaces.push(space);
     }
 
+    fn spaces(&self) -> Vec<Arc<SpaceInner>> {
+        self.desk().spaces.iter().filter_map(Weak::upgrade).collect()
+    }
+
     /// Tells every address space.
     fn tell(&self, event: Event) -> Told {
-        let spaces: Vec<_> = self.desk().spaces.iter().filter_map(Weak::upgrade).collect();
+        let spaces = self.spaces();
         let ended = spaces.iter().filter_map(|space| Some((space.id(), space.apply(&event)?)));
         let ended = ended.collect();
         Told { event, ended }
+    }
+
+    /// Has every address space look at what it holds: the life words say what events have not.
+    fn look_for_missed(&self) {
+        self.spaces().iter().for_each(|space| space.look_for_missed());
+    }
+
+    /// Tells every address space, and leaves the event for the program.
+    fn leave(&self, keeper: u64, event: Event, interrupt: impl FnOnce()) {
+        let told = self.tell(event);
+        let mut desk = self.desk();
+        if desk.told.len() >= MAX_EVENTS {
+            desk.told.pop_front();
+        }
+        desk.told.push_back(told);
+        let is_last = desk.keeper != keeper;
+        drop(desk);
+        self.changed.notify_all();
+        if is_last {
+            // The program waits at the link by now, and is to look here.
+            interrupt();
+        }
     }
 
     /// Whether the keeper of this number is to go on.
@@ -179,31 +207,29 @@ impl Client {
     /// What the keeper does.
     fn keep(&self, keeper: u64) {
         let (inner, events) = (&self.inner, &self.inner.events);
-        let mut was_silent = false;
+        let (mut was_silent, mut is_due, mut generation) = (false, false, inner.link.generation());
         while events.is_kept_by(keeper) {
+            let wait = if is_due { BURST_PAUSE } else { KEEPER_WAIT };
             let started = Instant::now();
-            let heard = inner.link.next_event(inner.id, KEEPER_WAIT);
-            let is_silent = matches!(heard, Ok(None)) && started.elapsed() < KEEPER_WAIT;
+            let heard = inner.link.next_event(inner.id, wait);
+            let is_silent = matches!(heard, Ok(None)) && started.elapsed() < wait;
             if is_silent && was_silent {
                 // An interruption ends one wait; an owner in this process that stops, every one.
                 events.pause(keeper, OWNER_PAUSE);
             }
             was_silent = is_silent;
+            let is_over = matches!(heard, Ok(None)) && is_due;
+            let generation_now = inner.link.generation();
+            if is_over || generation_now != generation {
+                // Of a burst an owner drops what finds the connection full; and one that restarts asks
+                // holders before they are all there to hear it.
+                events.look_for_missed();
+                (is_due, generation) = (false, generation_now);
+            }
             match heard {
                 Ok(Some(event)) => {
-                    let told = events.tell(event);
-                    let mut desk = events.desk();
-                    if desk.told.len() >= MAX_EVENTS {
-                        desk.told.pop_front();
-                    }
-                    desk.told.push_back(told);
-                    let is_last = desk.keeper != keeper;
-                    drop(desk);
-                    events.changed.notify_all();
-                    if is_last {
-                        // The program waits at the link by now, and is to look here.
-                        inner.link.interrupt(inner.id);
-                    }
+                    events.leave(keeper, event, || inner.link.interrupt(inner.id));
+                    is_due = true;
                 }
                 Ok(None) => {}
                 Err(error) => self.await_successor(keeper, &error),
@@ -211,12 +237,14 @@ impl Client {
         }
     }
 
-    /// The owner is gone; what is mapped stays mapped and held until its successor asks for it.
+    /// The owner is not to be heard. What is mapped stays mapped and held, until it or its successor
+    /// changes the life words, which needs no connection to be seen.
     fn await_successor(&self, keeper: u64, error: &Error) {
         let (inner, events) = (&self.inner, &self.inner.events);
         events.desk().lost = Some(error.to_string());
         events.changed.notify_all();
         while events.is_kept_by(keeper) && self.take_up().is_err() {
+            events.look_for_missed();
             events.pause(keeper, OWNER_PAUSE);
         }
         events.desk().lost = None;

@@ -109,6 +109,14 @@ impl Link {
         }
     }
 
+    /// How often the client took up with another owner. What the one before said in between is lost.
+    pub(super) fn generation(&self) -> u64 {
+        match self {
+            Self::Embedded(_) => 0,
+            Self::Remote(remote) => remote.lock().generation,
+        }
+    }
+
     /// Takes up with a restarted owner, if it is there by now, after the old one was lost.
     pub(super) fn take_up(
         &self,
@@ -339,6 +347,9 @@ impl Remote {
                     state.generation += 1;
                     state.failed = None;
                     state.replies.clear();
+                    drop(state);
+                    // Whoever waits for events is to see that some may have been missed.
+                    self.interrupt();
                     return Ok(Some(doorbell));
                 }
                 Err(error @ (Error::Refused(_) | Error::Protocol { .. })) => return Err(error),

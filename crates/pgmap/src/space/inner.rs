@@ -53,6 +53,15 @@ impl SpaceInner {
         Some(ended)
     }
 
+    /// Takes away what of the processor's mapping is wanted back: for when an event may have been missed.
+    pub(crate) fn look_for_missed(&self) {
+        let Some(cpu) = &self.cpu else { return };
+        for run in cpu.wanted_back() {
+            let _told = self.mm.invalidate(run);
+        }
+        self.restore();
+    }
+
     /// Maps for the processor again what was taken away together with something else.
     pub(super) fn restore(&self) {
         let Some(cpu) = &self.cpu else { return };
