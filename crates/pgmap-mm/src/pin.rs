@@ -43,12 +43,13 @@
 //! no shared line, and one slot covers a run of any length.
 
 mod known_span;
+mod parts;
 
 use core::cell::Cell;
 
 use self::known_span::KnownParts;
 pub(crate) use self::known_span::KnownSpan;
-
+pub use self::parts::PinParts;
 use crate::barrier::BarrierMode;
 use crate::descriptor::Descriptor;
 use crate::error::PinError;

@@ -11,6 +11,8 @@
 //! | [`mapping`] | a shared window on a memory file, read-only or writable |
 //! | [`bytes`] | copies that stay defined while another process changes the bytes |
 //! | [`sigbus`] | memory that does not answer: copies return an error, failures are told |
+//! | [`touch`] | touches of addresses that nobody has mapped: offered, and answered |
+//! | [`reservation`] | a range of addresses kept for one use, with pieces of files in it |
 //! | [`membarrier`] | the heavy half of an asymmetric barrier |
 //! | [`file_lock`] | a lock that dies with the open file description |
 //! | [`doorbell`] | "something happened", across processes (eventfd) |
@@ -38,8 +40,11 @@ pub mod memory_file;
 pub mod places;
 pub mod poll;
 pub mod process;
+pub mod reservation;
 pub mod seqpacket;
 pub mod sigbus;
+mod signal_chain;
+pub mod touch;
 pub mod zeroed;
 
 pub use bytes::{CopyError, FaultCause, MemoryFault, OutOfBounds};
@@ -50,6 +55,8 @@ pub use mapping::{Populated, ReadMapping, ReadOnlyWord, WriteMapping};
 pub use membarrier::Membarrier;
 pub use memory_file::{Access, MemoryFile, PageSize};
 pub use poll::{Interest, Poller, Ready};
+pub use reservation::Reservation;
 pub use seqpacket::{BindError, Blocking, Connection, Listener, Peer, Received, TransferError};
 pub use sigbus::{FailureKind, FailureWatch, MemoryFailure};
+pub use touch::{Touch, TouchAccess, TouchAnswer, TouchWatch};
 pub use zeroed::zeroed_words;

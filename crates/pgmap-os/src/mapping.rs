@@ -27,7 +27,7 @@ use rustix::mm::ProtFlags;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
-mod region;
+pub(crate) mod region;
 
 /// A window for reading. Unmapped on drop; may be used by many threads.
 #[derive(Debug)]

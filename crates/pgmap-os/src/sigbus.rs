@@ -20,23 +20,20 @@
 //!   pages.
 //!
 //! # What may be called in the handler
-//! Atomics on static memory, `write` to an eventfd, `sigaction` and `raise`: nothing that locks,
-//! allocates or panics. `errno` is saved.
+//! As `signal_chain` says, and `write` to an eventfd. `errno` is saved.
 
 // UNSAFETY: a signal handler is installed, and reads what the kernel points it to.
 #![allow(unsafe_code)]
 
 use crate::OsError;
+use crate::signal_chain::{self, Chain, Origin};
 use rustix::process::{
     MachineCheckMemoryCorruptionKillPolicy as KillPolicy,
     set_machine_check_memory_corruption_kill_policy as set_kill_policy,
 };
 use std::ffi::{c_int, c_void};
 use std::io;
-use std::mem::MaybeUninit;
-use std::ptr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 mod watch;
 pub use watch::{FailureKind, FailureWatch, MAX_PENDING, MAX_WATCHES, MemoryFailure, watch};
@@ -46,10 +43,7 @@ const BUS_ADRERR: c_int = 2;
 pub(crate) const BUS_MCEERR_AR: c_int = 4;
 const BUS_MCEERR_AO: c_int = 5;
 
-/// The handler that was there before, as `sa_sigaction` holds it. Written before ours is installed.
-static PREVIOUS: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
-/// Whether it takes three arguments (`SA_SIGINFO`).
-static PREVIOUS_TAKES_INFO: AtomicBool = AtomicBool::new(false);
+static CHAIN: Chain = Chain::new(libc::SIGBUS);
 
 /// The part of `siginfo_t` that SIGBUS fills (asm-generic/siginfo.h, 64-bit).
 #[repr(C)]
@@ -70,7 +64,7 @@ struct BusInfo {
 /// What `sigaction` says; none is known.
 pub fn install() -> Result<(), OsError> {
     static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
-    INSTALLED.get_or_init(install_now).map_err(|errno| {
+    INSTALLED.get_or_init(|| CHAIN.install(on_sigbus)).map_err(|errno| {
         let source = io::Error::from_raw_os_error(errno);
         OsError::new("install", "a handler of SIGBUS", source)
     })
@@ -92,63 +86,18 @@ pub fn ask_for_early_notice() -> Result<(), OsError> {
     })
 }
 
-fn install_now() -> Result<(), i32> {
-    // The previous handler is known before ours can run: asked for first, then replaced.
-    let before = change_action(None)?;
-    remember(&before);
-    let mut action = before;
-    let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = on_sigbus;
-    action.sa_sigaction = handler as *const () as usize;
-    // Whether SIGBUS is blocked meanwhile, and what else (sa_mask), stays as the previous handler
-    // wants it, because it runs inside of ours. With SA_ONSTACK an overflowing stack does not hide
-    // the overflow; with SA_RESTART a notice interrupts no system call.
-    action.sa_flags &= libc::SA_NODEFER;
-    action.sa_flags |= libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
-    // Another thread may have installed its own between the two calls.
-    remember(&change_action(Some(&action))?);
-    Ok(())
-}
-
-/// Installs `action`, if any, and returns what was there before.
-fn change_action(action: Option<&libc::sigaction>) -> Result<libc::sigaction, i32> {
-    let action = action.map_or(ptr::null(), ptr::from_ref);
-    let mut before = MaybeUninit::<libc::sigaction>::uninit();
-    // SAFETY: `action` is null or valid, `before` has room for the answer; a handler that is
-    // installed here is `on_sigbus`, which may interrupt any code.
-    let changed = unsafe { libc::sigaction(libc::SIGBUS, action, before.as_mut_ptr()) };
-    if changed != 0 {
-        return Err(io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO));
-    }
-    // SAFETY: the call succeeded, so the kernel has filled it in.
-    Ok(unsafe { before.assume_init() })
-}
-
-fn remember(before: &libc::sigaction) {
-    let takes_info = before.sa_flags & libc::SA_SIGINFO != 0;
-    // Relaxed: `sigaction`, a system call, lies between these stores and the first load; whoever
-    // replaces the handler in between is read with either flag only until the second `remember`.
-    PREVIOUS_TAKES_INFO.store(takes_info, Ordering::Relaxed);
-    PREVIOUS.store(before.sa_sigaction, Ordering::Relaxed);
-}
-
-extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    // A rustix that is built on libc (feature use-libc) sets errno when a bell is at its limit.
-    // SAFETY: no precondition.
-    let errno_place = unsafe { libc::__errno_location() };
-    // SAFETY: the calling thread's errno, valid as long as the thread.
-    let errno = unsafe { errno_place.read() };
+extern "C" fn on_sigbus(_signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the kernel passes a valid siginfo_t of 128 bytes, aligned, fully initialised, of which
     // BusInfo is the beginning.
     let bus = unsafe { info.cast::<BusInfo>().read() };
     // SAFETY: the kernel passes the interrupted thread's context, which nobody else uses while the
     // handler runs.
     let interrupted = unsafe { &mut *context.cast::<libc::ucontext_t>() };
-    let is_done = handle(&bus, interrupted);
-    // SAFETY: as for the read.
-    unsafe { errno_place.write(errno) };
-    // After all else, for the previous handler may never return.
+    let is_done = signal_chain::keeping_errno(|| handle(&bus, interrupted));
     if !is_done {
-        pass_on(&bus, signal, info, context);
+        // What was sent has code 0 or below.
+        let is_fault = bus.code > 0 && bus.code != BUS_MCEERR_AO;
+        CHAIN.pass_on(if is_fault { Origin::Fault } else { Origin::Sent }, info, context);
     }
 }
 
@@ -166,40 +115,6 @@ fn handle(bus: &BusInfo, interrupted: &mut libc::ucontext_t) -> bool {
     }
 }
 
-/// Does what would have been done without our handler.
-fn pass_on(bus: &BusInfo, signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    // A fault happens again on return; what was sent (code 0 and below) or is a mere notice does not.
-    let is_fault = bus.code > 0 && bus.code != BUS_MCEERR_AO;
-    // Relaxed: see `remember`.
-    match PREVIOUS.load(Ordering::Relaxed) {
-        // The kernel does not let a fault be ignored. It happens again on return, and kills.
-        libc::SIG_IGN | libc::SIG_DFL if is_fault => restore_default(),
-        libc::SIG_IGN => {}
-        libc::SIG_DFL => {
-            restore_default();
-            // SAFETY: no precondition. Kills now, or on return if the handler blocks SIGBUS.
-            unsafe { libc::raise(signal) };
-        }
-        // Relaxed: as above.
-        handler if PREVIOUS_TAKES_INFO.load(Ordering::Relaxed) => {
-            type Handler = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
-            // SAFETY: whoever installed it with SA_SIGINFO promised a function of this type.
-            let handler = unsafe { std::mem::transmute::<usize, Handler>(handler) };
-            handler(signal, info, context);
-        }
-        handler => {
-            // SAFETY: whoever installed it without SA_SIGINFO promised a function of this type.
-            let handler = unsafe { std::mem::transmute::<usize, extern "C" fn(c_int)>(handler) };
-            handler(signal);
-        }
-    }
-}
-
-fn restore_default() {
-    // SAFETY: SIG_DFL needs no function.
-    unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,11 +122,12 @@ mod tests {
     #[test]
     fn installing_twice_is_one_installation() {
         install().unwrap();
-        let first = change_action(None).unwrap();
+        let first = CHAIN.handlers();
         install().unwrap();
-        assert_eq!(change_action(None).unwrap().sa_sigaction, first.sa_sigaction);
-        let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = on_sigbus;
-        assert_ne!(PREVIOUS.load(Ordering::Relaxed), handler as *const () as usize);
+        assert_eq!(CHAIN.handlers(), first);
+        let handler: signal_chain::Handler = on_sigbus;
+        assert_eq!(first.0, handler as *const () as usize);
+        assert_ne!(first.1, first.0);
     }
 
     #[test]

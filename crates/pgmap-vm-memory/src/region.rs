@@ -24,7 +24,7 @@ pub struct GuestRegion<'s> {
 
 impl<'s> GuestRegion<'s> {
     /// The bytes at `pool_offset` of the pool, which the snapshot holds, at guest address `address`.
-    pub(crate) const fn new(
+    pub(crate) fn new(
         space: &'s AddressSpace,
         address: u64,
         len_bytes: u64,

@@ -202,3 +202,107 @@ fn put_in_place(world: &World) {
     support::wait_for_info(&world.owner, "room", |info| info.free_bytes >= NR_PAGES * PAGE);
     put(&world.other, "a", 9);
 }
+
+/// The same in the process's own addresses, where the pointer that is used after is the mapping.
+mod process {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use pgmap::space::FaultAnswer;
+
+    use super::*;
+    use crate::support::mapper_role::load;
+
+    /// What an answered touch finds.
+    const SPARE: u64 = 999;
+
+    /// A process address space with "a" mapped; a touch that finds nothing is counted, and gets a page
+    /// of the file "spare".
+    fn mapped(world: &World) -> (Arc<AddressSpace>, u64, Arc<AtomicU64>) {
+        put(&world.client, "spare", SPARE);
+        let space = Arc::new(AddressSpace::for_process(&world.client, 1 << 30).unwrap());
+        let at = map(&space, Placed::Anywhere).unwrap();
+        let (weak, nr_faults) = (Arc::downgrade(&space), Arc::new(AtomicU64::new(0)));
+        let counter = Arc::clone(&nr_faults);
+        space.on_touch_fault(move |fault| {
+            counter.fetch_add(1, Ordering::Relaxed);
+            let Some(space) = weak.upgrade() else { return FaultAnswer::Fail };
+            let spare = space.client().open("spare").unwrap();
+            let page = fault.address - fault.address % PAGE;
+            space.map(&spare, 0, PAGE, Placed::Over(page), Prot::READ).unwrap();
+            FaultAnswer::Retry
+        });
+        (space, at, nr_faults)
+    }
+
+    fn count(nr_faults: &AtomicU64) -> u64 {
+        nr_faults.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn fault_1_a_file_cut_under_its_mapping_is_an_error_and_no_wait() {
+        let world = world();
+        let (space, at, nr_faults) = mapped(&world);
+        world.other.truncate("a", PAGE, 10_000).unwrap();
+        fill(&world);
+        assert_eq!((load(at), count(&nr_faults)), (1, 0));
+        assert_eq!(space.write_at(at + PAGE, b"x").unwrap_err().errno(), 14);
+        assert_eq!((load(at + PAGE), count(&nr_faults)), (SPARE, 1));
+    }
+
+    #[test]
+    fn fault_2_and_4_a_pointer_into_a_region_that_was_replaced_or_removed() {
+        let world = world();
+        let (space, at, nr_faults) = mapped(&world);
+        let pinned = space.pin(at, NR_PAGES, GupFlags::DEVICE).unwrap();
+        put(&world.other, "b", 2);
+        let file = world.client.open("b").unwrap();
+        space.map(&file, 0, NR_PAGES * PAGE, Placed::Over(at), Prot::READ).unwrap();
+        assert_eq!((load(at), generation(&pinned)), (2, Ok(1)));
+        let _told = space.unmap(at, NR_PAGES * PAGE).unwrap();
+        world.other.unlink("a").unwrap();
+        fill(&world);
+        assert_eq!((load(at + PAGE), count(&nr_faults)), (SPARE, 1));
+        assert_eq!(generation(&pinned), Ok(1), "what is pinned is not what is mapped");
+    }
+
+    #[test]
+    fn fault_3_whoever_takes_memory_away_waits_for_the_mapping_and_the_pin() {
+        let world = world();
+        let (space, at, _) = mapped(&world);
+        let pinned = space.pin(at, NR_PAGES, GupFlags::NONE).unwrap();
+        std::thread::scope(|scope| {
+            let cut = scope.spawn(|| world.other.truncate("a", PAGE, 10_000));
+            let (event, _) = space.next_event(Duration::from_secs(10)).unwrap().unwrap();
+            assert!(matches!(event, Event::WantedBack { .. }), "{event:?}");
+            assert!(space.mm().translate(at + PAGE).is_none(), "applied before it was told");
+            assert!(!cut.is_finished(), "the pin stands");
+            drop(pinned);
+            cut.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn fault_5_pages_are_marked_dirty_after_their_area_went() {
+        let world = world();
+        let (space, at, _) = mapped(&world);
+        space.mm().dirty().start();
+        let pinned = space.pin(at, NR_PAGES, GupFlags::WRITE).unwrap();
+        let _told = space.unmap(at, NR_PAGES * PAGE).unwrap();
+        pinned.write_at(0, &[0; 8]).unwrap();
+        pinned.unpin(Dirty::Yes);
+        assert_eq!(space.mm().dirty().take(at / PAGE, NR_PAGES), [(at / PAGE, NR_PAGES)]);
+    }
+
+    #[test]
+    fn fault_6_and_7_a_mapping_is_gone_before_its_frames_are_anybody_elses() {
+        let world = world();
+        let (space, at, nr_faults) = mapped(&world);
+        world.other.unlink("a").unwrap();
+        support::wait_for_info(&world.owner, "the frames", |info| info.draining_bytes == 0);
+        fill(&world);
+        assert!(space.mm().translate(at).is_none(), "not even a hint is left");
+        assert_eq!(space.read_at(at, &mut [0; 8]).unwrap_err().errno(), 14);
+        assert_eq!((load(at + PAGE), count(&nr_faults)), (SPARE, 1));
+    }
+}

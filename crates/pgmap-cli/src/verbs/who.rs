@@ -128,7 +128,7 @@ impl Show for Holders {
                 holder.frames(),
                 units.bytes(holder.len_bytes),
                 holder.nr_pins.to_string(),
-                holder.tag.to_string(),
+                tag_text(holder.tag),
                 holder.seen_for_ms.map_or_else(|| "-".into(), |ms| format!("{ms} ms")),
                 holder.file.clone().unwrap_or_else(|| "(removed)".into()),
             ]);
@@ -138,6 +138,19 @@ impl Show for Holders {
         table.closing(format!("{} {holds}{more}", self.nr_holders));
         table
     }
+}
+
+/// A tag as people read it: those that spell a word, such as the one of processors' mappings, as that.
+fn tag_text(tag: u64) -> String {
+    let bytes = tag.to_le_bytes();
+    let len = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+    let (word, rest) = bytes.split_at(len);
+    let is_word = !word.is_empty()
+        && word.iter().all(u8::is_ascii_graphic)
+        && rest.iter().all(|&byte| byte == 0)
+        && word.iter().any(|byte| byte.is_ascii_alphabetic())
+        && word.len() > 2;
+    if is_word { String::from_utf8_lossy(word).into_owned() } else { tag.to_string() }
 }
 
 impl Who {
@@ -154,5 +167,18 @@ impl Who {
             holders: holders.iter().map(HolderRow::from).collect(),
             is_cut,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_that_spells_a_word_is_shown_as_the_word() {
+        assert_eq!(tag_text(pgmap::space::CPU_MAPPING_TAG), "cpu-map");
+        for tag in [0, 7, 65, 0x4141, u64::MAX, 0x4100_4141_4141] {
+            assert_eq!(tag_text(tag), tag.to_string());
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::{Mm, MmState};
+use super::{Mm, MmState, Vacancy};
 use crate::descriptor::FolioFlags;
 use crate::error::errno;
 use crate::extent::Extent;
@@ -236,6 +236,13 @@ impl Mm {
             let address = place.page * PAGE_BYTES;
             cpu.map(address, &place.extent, run, prot).map_err(FillError::Cpu)?;
         }
-        cursor.map(place).map_err(|_| FillError::TableFull)
+        cursor.map(place).map_err(|_| {
+            if let Some(cpu) = &self.cpu {
+                // Without a leaf no invalidation would find it.
+                let (address, len_bytes) = (place.page * PAGE_BYTES, place.nr_pages * PAGE_BYTES);
+                cpu.unmap(address, len_bytes, Vacancy::Reserved);
+            }
+            FillError::TableFull
+        })
     }
 }

@@ -4,9 +4,13 @@
 use std::sync::Arc;
 
 use loom::thread;
+use pgmap_mm::extent::Extent;
 use pgmap_mm::ledger::Agent;
+use pgmap_mm::level::Level;
+use pgmap_mm::pfn::PfnRange;
+use pgmap_mm::pin::Pin;
 
-use crate::support::{Client, Frame, World, explore, extent, leak};
+use crate::support::{Client, Frame, World, explore, explore_up_to, extent, folio, leak};
 
 #[test]
 fn loom_a_drain_that_found_a_hold_hears_it_end() {
@@ -28,6 +32,41 @@ fn loom_a_drain_that_found_a_hold_hears_it_end() {
         world.drain(&[0], &[&reader]);
         frame.reuse();
         holder.join().unwrap();
+    });
+}
+
+/// A pin of two folios is narrowed to the second while the first is drained: that drain ends although
+/// the pin is there still.
+#[test]
+fn loom_a_drain_hears_that_a_pin_was_narrowed() {
+    explore_up_to(3, || {
+        let world = World::new();
+        let Client { pinner, reader, .. } = world.client(1, 1, 1);
+        let frames = [Frame::new(0), Frame::new(0)];
+        let pinner = leak(pinner);
+        let both = PfnRange::new(0, folio(0).nr_pages() * 2).unwrap();
+        let extent = Extent::new(both, Level::Pmd, extent(0).life).unwrap();
+        let pin = pinner.lane().unwrap().pin(&extent, both, Agent::Cpu).unwrap();
+
+        let holder = {
+            let frames = frames.clone();
+            thread::spawn(move || {
+                frames[0].use_while_held();
+                let parts = pin.into_parts();
+                let mut pin = Pin::from_parts(pinner, parts).unwrap();
+                assert!(pin.narrow(folio(1), Agent::Cpu));
+                frames[1].use_while_held();
+                pin.into_parts()
+            })
+        };
+        world.kill(0);
+        world.drain(&[0], &[&reader]);
+        frames[0].reuse();
+        let parts = holder.join().unwrap();
+        assert_eq!(parts.run(), folio(1));
+        drop(Pin::from_parts(pinner, parts).unwrap());
+        world.drain(&[1], &[&reader]);
+        frames[1].reuse();
     });
 }
 

@@ -131,7 +131,7 @@ fn alignment_for(mapped_len: u64, page: u64) -> u64 {
 }
 
 /// Takes `len` bytes of address space, inaccessible, at a multiple of `alignment`.
-fn reserve(len: usize, alignment: usize) -> Result<NonNull<c_void>, Errno> {
+pub(crate) fn reserve(len: usize, alignment: usize) -> Result<NonNull<c_void>, Errno> {
     let base_page = PageSize::Base.len_bytes() as usize;
     let slack = alignment - base_page;
     let total = len.checked_add(slack).ok_or(Errno::NOMEM)?;

@@ -21,8 +21,9 @@ const NR_HANDED: usize = 5;
 /// How long structural calls wait for an owner that restarts.
 const RESTART_WAIT: Duration = Duration::from_secs(5);
 const RESTART_POLL: Duration = Duration::from_millis(20);
-/// How long a thread that waits for events keeps the connection to itself.
-const EVENT_POLL: Duration = Duration::from_millis(5);
+/// How long a thread that waits for events keeps the connection to itself. It hands replies to whoever
+/// waits for them, and an interruption ends the wait.
+const EVENT_POLL: Duration = Duration::from_secs(1);
 
 /// The way to the owner.
 #[derive(Debug)]
@@ -39,6 +40,8 @@ pub(super) struct Remote {
     path: PathBuf,
     state: Mutex<Calls>,
     arrived: Condvar,
+    /// Rung to end a wait for events.
+    interruption: Doorbell,
 }
 
 #[derive(Debug)]
@@ -48,6 +51,7 @@ struct Calls {
     generation: u64,
     next_number: u64,
     is_reading: bool,
+    is_interrupted: bool,
     replies: HashMap<u64, Reply>,
     events: VecDeque<Event>,
     failed: Option<String>,
@@ -68,12 +72,20 @@ impl Calls {
     }
 }
 
-fn wait_readable(connection: &Connection, timeout: Duration) -> Result<bool, Error> {
+/// Waits until there is something to read; not longer than until `interruption` rings.
+fn wait_readable(
+    connection: &Connection,
+    interruption: &Doorbell,
+    timeout: Duration,
+) -> Result<bool, Error> {
+    const CONNECTION: u64 = 0;
+    const INTERRUPTION: u64 = 1;
     let poller = Poller::new()?;
-    poller.add(connection.as_fd(), 0, Interest::Read)?;
+    poller.add(connection.as_fd(), CONNECTION, Interest::Read)?;
+    poller.add(interruption, INTERRUPTION, Interest::Read)?;
     let mut ready = Vec::new();
     poller.wait(Some(timeout), &mut ready)?;
-    Ok(!ready.is_empty())
+    Ok(ready.iter().any(|one| one.token == CONNECTION))
 }
 
 impl Link {
@@ -87,6 +99,42 @@ impl Link {
             Self::Embedded(shared) => Ok(shared.next_event(client, timeout)),
             Self::Remote(remote) => remote.next_event(timeout),
         }
+    }
+
+    /// Ends one wait for events early: the one that is under way, or the next.
+    pub(super) fn interrupt(&self, client: ClientId) {
+        match self {
+            Self::Embedded(shared) => shared.interrupt(client),
+            Self::Remote(remote) => remote.interrupt(),
+        }
+    }
+
+    /// How often the client took up with another owner. What the one before said in between is lost.
+    pub(super) fn generation(&self) -> u64 {
+        match self {
+            Self::Embedded(_) => 0,
+            Self::Remote(remote) => remote.lock().generation,
+        }
+    }
+
+    /// Takes up with a restarted owner, if it is there by now, after the old one was lost.
+    pub(super) fn take_up(
+        &self,
+        client: ClientId,
+        resume: impl Fn(Doorbell),
+        ledger: &OwnedFd,
+    ) -> Result<(), Error> {
+        let Self::Remote(remote) = self else { return Ok(()) };
+        let state = remote.lock();
+        if state.failed.is_none() {
+            return Ok(());
+        }
+        let generation = state.generation;
+        drop(state);
+        if let Some(doorbell) = remote.reconnect(client, generation, ledger, Duration::ZERO)? {
+            resume(doorbell);
+        }
+        Ok(())
     }
 
     /// Asks the owner. `resume` is called to take up with a restarted owner.
@@ -132,11 +180,13 @@ impl Remote {
             generation: 0,
             next_number: 1,
             is_reading: false,
+            is_interrupted: false,
             replies: HashMap::new(),
             events: VecDeque::new(),
             failed: None,
         };
-        let remote = Self { path: path.into(), state: Mutex::new(calls), arrived: Condvar::new() };
+        let (path, state, arrived) = (path.into(), Mutex::new(calls), Condvar::new());
+        let remote = Self { path, state, arrived, interruption: Doorbell::new()? };
         Ok((remote, Handed { welcome, data, vmemmap, index, doorbell, ledger }))
     }
 
@@ -159,7 +209,7 @@ impl Remote {
                 Err(Error::OwnerGone { .. }) if Instant::now() < until => {}
                 result => return result,
             }
-            if let Some(doorbell) = self.reconnect(client, generation, ledger)? {
+            if let Some(doorbell) = self.reconnect(client, generation, ledger, RESTART_WAIT)? {
                 resume(doorbell);
             }
         }
@@ -235,6 +285,10 @@ impl Remote {
             if let Some(event) = state.events.pop_front() {
                 return Ok(Some(event));
             }
+            if std::mem::take(&mut state.is_interrupted) {
+                self.interruption.clear()?;
+                return Ok(None);
+            }
             if let Some(why) = &state.failed {
                 return Err(Error::OwnerGone { why: why.clone() });
             }
@@ -247,8 +301,8 @@ impl Remote {
             state.is_reading = true;
             let (connection, generation) = (Arc::clone(&state.connection), state.generation);
             drop(state);
-            // Whoever calls the owner meanwhile waits for this reader: so look away often.
-            let received = match wait_readable(&connection, left.min(EVENT_POLL)) {
+            let left = left.min(EVENT_POLL);
+            let received = match wait_readable(&connection, &self.interruption, left) {
                 Ok(true) => Some(receive(&connection)),
                 Ok(false) => None,
                 Err(error) => Some(Err(error)),
@@ -264,14 +318,24 @@ impl Remote {
         }
     }
 
-    /// Takes up with a restarted owner; none when another thread has done so.
+    fn interrupt(&self) {
+        self.lock().is_interrupted = true;
+        self.arrived.notify_all();
+        if let Err(error) = self.interruption.ring() {
+            tracing::error!(%error, "a wait for events cannot be interrupted");
+        }
+    }
+
+    /// Takes up with a restarted owner, waiting up to `wait` for it; none when another thread has done
+    /// so.
     fn reconnect(
         &self,
         client: ClientId,
         lost: u64,
         ledger: &OwnedFd,
+        wait: Duration,
     ) -> Result<Option<Doorbell>, Error> {
-        let until = Instant::now() + RESTART_WAIT;
+        let until = Instant::now() + wait;
         loop {
             let mut state = self.lock();
             if state.generation != lost {
@@ -283,6 +347,9 @@ impl Remote {
                     state.generation += 1;
                     state.failed = None;
                     state.replies.clear();
+                    drop(state);
+                    // Whoever waits for events is to see that some may have been missed.
+                    self.interrupt();
                     return Ok(Some(doorbell));
                 }
                 Err(error @ (Error::Refused(_) | Error::Protocol { .. })) => return Err(error),

@@ -1,5 +1,6 @@
 //! A client: a process attached to a pool.
 
+pub(crate) mod events;
 pub(crate) mod failure;
 pub(crate) mod file;
 pub(crate) mod lanes;
@@ -21,6 +22,7 @@ use pgmap_mm::pin::{ClientSide, Pinner};
 use pgmap_mm::vmemmap::{Vmemmap, VmemmapLayout};
 use pgmap_os::{Membarrier, MemoryFile, ReadMapping, WriteMapping};
 
+use crate::client::events::Events;
 use crate::client::file::File;
 use crate::client::link::{Link, Remote};
 use crate::client::pinned::FilePin;
@@ -45,11 +47,21 @@ const MAX_ATTEMPTS: usize = 16;
 pub(crate) struct Inner {
     pub pinner: Pinner<ProcessSide>,
     pub data: WriteMapping,
+    /// The file that `data` is a window on.
+    pub data_file: MemoryFile,
+    pub events: Events,
     index: IndexReader<Readable>,
     link: Link,
     id: ClientId,
     /// Its lock says that this client lives.
     ledger: OwnedFd,
+}
+
+impl Inner {
+    fn resume(&self, doorbell: pgmap_os::Doorbell) {
+        let place = &self.pinner.side().doorbell;
+        *place.lock().unwrap_or_else(PoisonError::into_inner) = doorbell;
+    }
 }
 
 impl Drop for Inner {
@@ -142,6 +154,8 @@ impl Client {
         let inner = Inner {
             pinner,
             data,
+            data_file,
+            events: Events::default(),
             index,
             link,
             id: ClientId(welcome.client),
@@ -177,15 +191,13 @@ impl Client {
     }
 
     /// The next thing the owner says unasked, waiting up to `timeout` for it: frames that this
-    /// client holds are wanted back.
+    /// client holds are wanted back. Every [`AddressSpace`](crate::space::AddressSpace) of the client
+    /// has been told of it before.
     ///
     /// # Errors
     /// [`Error::OwnerGone`].
     pub fn next_event(&self, timeout: Duration) -> Result<Option<Event>, Error> {
-        if self.inner.pinner.side().is_detached() {
-            return Err(Error::Detached);
-        }
-        self.inner.link.next_event(self.inner.id, timeout)
+        Ok(self.next_told(timeout)?.map(|told| told.event))
     }
 
     fn call(&self, request: Request) -> Result<Reply, Error> {
@@ -193,12 +205,13 @@ impl Client {
         if inner.pinner.side().is_detached() {
             return Err(Error::Detached);
         }
-        let resume = |doorbell| {
-            let mut place =
-                inner.pinner.side().doorbell.lock().unwrap_or_else(PoisonError::into_inner);
-            *place = doorbell;
-        };
-        inner.link.call(inner.id, request, resume, &inner.ledger)
+        inner.link.call(inner.id, request, |doorbell| inner.resume(doorbell), &inner.ledger)
+    }
+
+    /// Takes up with a restarted owner, if it is there by now.
+    pub(crate) fn take_up(&self) -> Result<(), Error> {
+        let inner = &self.inner;
+        inner.link.take_up(inner.id, |doorbell| inner.resume(doorbell), &inner.ledger)
     }
 
     /// Reserves frames for a file of `len_bytes` that will be called `name`. Nobody else sees it

@@ -35,8 +35,8 @@ pub(super) fn guard_for(mode: BarrierMode) -> Result<ForkGuard, OsError> {
     })
 }
 
-/// A number no other client of this process has or had.
-pub(super) fn new_identity() -> u64 {
+/// A number no other client or address space of this process has or had.
+pub(crate) fn new_identity() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     // Relaxed: only uniqueness matters.
     NEXT.fetch_add(1, Ordering::Relaxed)

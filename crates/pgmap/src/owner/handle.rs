@@ -34,6 +34,8 @@ pub(crate) struct State {
     answered: HashMap<Ticket, Reply>,
     /// What clients of this process have not been told yet.
     told: HashMap<ClientId, VecDeque<Event>>,
+    /// Clients of this process whose wait for events ends early.
+    interrupted: HashSet<ClientId>,
 }
 
 /// Most events kept for a client that does not ask for them; the oldest go first.
@@ -96,6 +98,9 @@ impl Shared {
             if let Some(event) = state.told.get_mut(&client)?.pop_front() {
                 return Some(event);
             }
+            if state.interrupted.remove(&client) {
+                return None;
+            }
             let left = until.checked_duration_since(Instant::now())?;
             if self.is_stopping() {
                 return None;
@@ -105,10 +110,18 @@ impl Shared {
         }
     }
 
+    /// Ends one wait of the client for events early.
+    pub(crate) fn interrupt(&self, client: ClientId) {
+        self.lock().interrupted.insert(client);
+        self.answered.notify_all();
+    }
+
     /// Does what a client in this process asks.
     pub(crate) fn call(&self, client: ClientId, request: Request) -> Result<Reply, Error> {
         if matches!(request, Request::Leave) {
-            self.lock().told.remove(&client);
+            let mut state = self.lock();
+            state.told.remove(&client);
+            state.interrupted.remove(&client);
         }
         self.await_outcome(|core| core.handle(client, request))
     }
@@ -185,6 +198,7 @@ impl Owner {
             waiting: HashSet::new(),
             answered: HashMap::new(),
             told: HashMap::new(),
+            interrupted: HashSet::new(),
         };
         let shared = Arc::new(Shared {
             pool,

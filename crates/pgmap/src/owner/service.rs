@@ -393,15 +393,11 @@ impl Service {
                 None => has_local |= state.answer_local(ticket, reply),
             }
         }
+        let mut events = Vec::new();
         for (client, event) in state.core.take_events() {
             let link = self.links.iter().find(|(_, link)| link.session.client() == Some(client));
             match link {
-                // Whoever reads nothing while it calls nothing must not lose its connection for it,
-                // as it would for answers: it is told no more, and can still ask its pins.
-                Some((_, link)) if !link.unsent.is_empty() => {}
-                Some((&number, _)) => {
-                    remote.push((number, answer(EVENT_NUMBER, Reply::Event(event))));
-                }
+                Some((&number, _)) => events.push((number, event)),
                 None => has_local |= state.tell_local(client, event),
             }
         }
@@ -411,6 +407,13 @@ impl Service {
         }
         for (number, reaction) in remote {
             self.react(number, reaction);
+        }
+        for (number, event) in events {
+            // Whoever reads nothing while it calls nothing must not lose its connection for it, as it
+            // would for answers: it is told no more, and can still ask its pins.
+            if self.links.get(&number).is_some_and(|link| link.unsent.is_empty()) {
+                self.react(number, answer(EVENT_NUMBER, Reply::Event(event)));
+            }
         }
     }
 }

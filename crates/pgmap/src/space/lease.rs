@@ -33,7 +33,7 @@ impl AddressSpace {
         let address = page * PAGE_BYTES;
         let agent = if flags.contains(GupFlags::DEVICE) { Agent::Device } else { Agent::Cpu };
         for _ in 0..MAX_ASKS {
-            let area = self.mm.area_at(address).ok_or(GupError::NotPresent { address })?;
+            let area = self.inner.mm.area_at(address).ok_or(GupError::NotPresent { address })?;
             let file = self.file_of(&area).ok_or_else(|| refused(address, EOPNOTSUPP))?;
             let offset = area.file_page_of(page) * PAGE_BYTES;
             let in_area = nr_pages.min(area.end() - page) * PAGE_BYTES;
@@ -49,9 +49,9 @@ impl AddressSpace {
             let grants = self.client.ask_lease(spec).map_err(|error| told(address, error))?;
             match FilePin::take_leased(&self.client, offset, len_bytes, &grants, agent) {
                 Ok(pin) => {
-                    let level = self.mm.translate(address).map_or(Level::Pte, |at| at.level);
+                    let level = self.inner.mm.translate(address).map_or(Level::Pte, |at| at.level);
                     let may_be_dirty = flags.contains(GupFlags::WRITE);
-                    let mm = &self.mm;
+                    let mm = &self.inner.mm;
                     let leased = LeasedPages { mm, address, level, pin, may_be_dirty };
                     return Ok(self.pinned(address, flags, Held::Leased(Box::new(leased))));
                 }

@@ -29,32 +29,41 @@
 //! ```
 
 mod backing;
+mod copy;
+mod cpu;
 mod error;
+mod faults;
+pub(crate) mod inner;
 mod lane;
 mod lease;
 mod pinned;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use pgmap_mm::fault::FaultError;
 use pgmap_mm::gup::{Gup, GupError, GupFlags, LongtermRefusal, ReadSection};
-use pgmap_mm::level::PAGE_BYTES;
+use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::mm::{
     InvalidateSubscriber, MapError, MapRequest, Mm, Placed, SubscriptionId, Unmapped,
 };
-use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::pin::ClientSide;
 use pgmap_mm::prot::Prot;
 use pgmap_mm::vma::Backing;
-use pgmap_os::zeroed_words;
+use pgmap_os::{Reservation, zeroed_words};
 
 use self::backing::FileBacking;
+pub use self::cpu::CPU_MAPPING_TAG;
+use self::cpu::CpuView;
 pub use self::error::SpaceError;
+use self::faults::FaultService;
+pub use self::faults::{FaultAnswer, FaultHandler, TouchFault};
+use self::inner::SpaceInner;
 use self::pinned::Held;
 pub use self::pinned::{MemorySegment, PinnedPages};
 use crate::client::Client;
+use crate::client::events::Keeping;
 use crate::client::file::File;
 use crate::client::side::ProcessSide;
 use crate::error::Error;
@@ -63,8 +72,12 @@ use crate::wire::Event;
 /// An address space whose areas are files of one pool.
 #[derive(Debug)]
 pub struct AddressSpace {
+    /// Stops before all else is taken apart.
+    faults: Option<FaultService>,
     client: Client,
-    mm: Mm,
+    inner: Arc<SpaceInner>,
+    /// Set while events must be applied as they come.
+    keeping: OnceLock<Keeping>,
     /// The files that are mapped, by number, so that two areas of one file are one backing.
     files: Mutex<HashMap<u64, Weak<FileBacking>>>,
     /// The frame where files end and devices begin.
@@ -82,14 +95,132 @@ impl AddressSpace {
         let layout = client.inner.pinner.side().vmemmap().layout();
         let mm = Mm::for_device_in(zeroed_words, layout, address, len_bytes)
             .ok_or(SpaceError::BadSpace { address, len_bytes })?;
+        Self::new(client, mm, None)
+    }
+
+    /// The process's own addresses: `len_bytes` of them, a multiple of the page size, at a multiple of
+    /// 1 GiB. What is mapped in the space appears at the same addresses to every instruction of the
+    /// process.
+    ///
+    /// The frames are held while they are mapped (`pgmap who` shows the holds under the tag
+    /// [`CPU_MAPPING_TAG`]). When an owner wants them back, a thread of the client takes the mapping
+    /// away at once, whatever the program does; then copies by [`read_at`](Self::read_at) and
+    /// [`write_at`](Self::write_at) fail with the address, and raw touches go to the handler that
+    /// [`on_touch_fault`](Self::on_touch_fault) has set, or are SIGSEGV. A touch never reaches another
+    /// file's bytes. A forked child has neither the mappings nor the holds.
+    ///
+    /// Raw stores are not seen by [`Mm::dirty`]. What the kernel touches for a system call is `EFAULT`
+    /// where nothing is mapped yet. Files of [`RAW`](pgmap_mm::descriptor::FolioFlags::RAW) frames
+    /// cannot be held, and so not be mapped.
+    ///
+    /// ```
+    /// use pgmap::mm::mm::Placed;
+    /// use pgmap::mm::prot::Prot;
+    /// use pgmap::space::AddressSpace;
+    /// use pgmap::{FolioSize, Owner, Pool, PoolOptions};
+    ///
+    /// let owner = Owner::start(Pool::create(&PoolOptions::anonymous(64 << 20))?)?;
+    /// let client = owner.client()?;
+    /// let mut writer = client.create("ram", 4 << 20, FolioSize::Pages2M)?;
+    /// writer.write_all_at(4096, b"guest")?;
+    /// writer.commit()?;
+    ///
+    /// let space = AddressSpace::for_process(&client, 1 << 30)?;
+    /// let file = client.open("ram")?;
+    /// let at = space.map(&file, 0, 4 << 20, Placed::Anywhere, Prot::READ_WRITE)?;
+    /// let mut bytes = [0; 5];
+    /// space.read_at(at + 4096, &mut bytes)?;
+    /// assert_eq!(&bytes, b"guest");
+    ///
+    /// // Any process may cut the file. This one need not do anything.
+    /// owner.client()?.truncate("ram", 4096, 10_000)?;
+    /// let gone = space.read_at(at + 4096, &mut bytes).unwrap_err();
+    /// assert_eq!(gone.errno(), 14);
+    /// space.read_at(at, &mut bytes)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`SpaceError::BadSpace`] for a length that is none, [`SpaceError::File`] when addresses, a
+    /// thread or a handler of SIGSEGV cannot be had, or the owner is gone.
+    pub fn for_process(client: &Client, len_bytes: u64) -> Result<Self, SpaceError> {
+        let bad = SpaceError::BadSpace { address: 0, len_bytes };
+        let len = usize::try_from(len_bytes).map_err(|_| bad)?;
+        if len == 0 || !len_bytes.is_multiple_of(PAGE_BYTES) {
+            return Err(SpaceError::BadSpace { address: 0, len_bytes });
+        }
+        let reserved = Reservation::anywhere(len, Level::Pud.size_bytes() as usize);
+        Self::in_process(client, reserved.map_err(Error::from)?)
+    }
+
+    /// As [`for_process`](Self::for_process), from `address` on, where nothing of the process may be.
+    ///
+    /// # Errors
+    /// As [`for_process`](Self::for_process); `EEXIST` when something is there.
+    pub fn for_process_at(
+        client: &Client,
+        address: u64,
+        len_bytes: u64,
+    ) -> Result<Self, SpaceError> {
+        let is_good = len_bytes != 0 && (address | len_bytes).is_multiple_of(PAGE_BYTES);
+        let reserved = match (usize::try_from(address), usize::try_from(len_bytes)) {
+            (Ok(address), Ok(len)) if is_good => Reservation::at(address, len),
+            _ => return Err(SpaceError::BadSpace { address, len_bytes }),
+        };
+        Self::in_process(client, reserved.map_err(Error::from)?)
+    }
+
+    fn in_process(client: &Client, reserved: Reservation) -> Result<Self, SpaceError> {
+        let addresses = reserved.addresses();
+        let (address, len_bytes) = (addresses.start as u64, addresses.len() as u64);
+        let layout = client.inner.pinner.side().vmemmap().layout();
+        let cpu = Arc::new(CpuView::new(client, reserved));
+        let mm = Mm::for_process(zeroed_words, layout, address, len_bytes, cpu.clone())
+            .ok_or(SpaceError::BadSpace { address, len_bytes })?;
+        let mut space = Self::new(client, mm, Some(cpu))?;
+        space.keep()?;
+        let inner = Arc::clone(&space.inner);
+        space.faults = Some(FaultService::start(client, addresses, inner)?);
+        Ok(space)
+    }
+
+    fn new(client: &Client, mm: Mm, cpu: Option<Arc<CpuView>>) -> Result<Self, SpaceError> {
         let files_end = client.pool_stat()?.size_bytes.div_ceil(PAGE_BYTES);
-        Ok(Self { client: client.clone(), mm, files: Mutex::default(), files_end })
+        let inner = Arc::new(SpaceInner::new(mm, cpu));
+        client.inner.events.add(Arc::downgrade(&inner));
+        Ok(Self {
+            faults: None,
+            client: client.clone(),
+            inner,
+            keeping: OnceLock::new(),
+            files: Mutex::default(),
+            files_end,
+        })
+    }
+
+    /// Has events applied as they come, from now on.
+    fn keep(&self) -> Result<(), Error> {
+        if self.keeping.get().is_none() {
+            let keeping = self.client.keep_events()?;
+            // Another thread may have been first; then this wish ends here.
+            drop(self.keeping.set(keeping));
+        }
+        Ok(())
     }
 
     /// The address space itself: areas, translations, faults, what was written.
     #[must_use]
-    pub const fn mm(&self) -> &Mm {
-        &self.mm
+    pub fn mm(&self) -> &Mm {
+        &self.inner.mm
+    }
+
+    /// Has `handler` decide on raw touches that find nothing; only a process address space has such.
+    /// It takes the place of an earlier one.
+    pub fn on_touch_fault(
+        &self,
+        handler: impl Fn(&TouchFault) -> FaultAnswer + Send + Sync + 'static,
+    ) {
+        self.inner.set_handler(Some(Arc::new(handler)));
     }
 
     /// The client whose files are mapped.
@@ -140,7 +271,7 @@ impl AddressSpace {
                 .from_file_page(offset / PAGE_BYTES)
                 .with_prot(prot)
         };
-        Ok(self.mm.map(&request)?)
+        Ok(self.inner.mm.map(&request)?)
     }
 
     /// As [`Mm::unmap`]. Pins stand.
@@ -148,7 +279,9 @@ impl AddressSpace {
     /// # Errors
     /// As [`Mm::unmap`].
     pub fn unmap(&self, address: u64, len_bytes: u64) -> Result<Unmapped, MapError> {
-        self.mm.unmap(address, len_bytes)
+        let ended = self.inner.mm.unmap(address, len_bytes);
+        self.inner.restore();
+        ended
     }
 
     /// As [`Mm::protect`]. Pins stand.
@@ -156,7 +289,7 @@ impl AddressSpace {
     /// # Errors
     /// As [`Mm::protect`].
     pub fn protect(&self, address: u64, len_bytes: u64, prot: Prot) -> Result<Unmapped, MapError> {
-        self.mm.protect(address, len_bytes, prot)
+        self.inner.mm.protect(address, len_bytes, prot)
     }
 
     /// As [`Mm::remap`]. Pins stand.
@@ -170,7 +303,7 @@ impl AddressSpace {
         new_bytes: u64,
         place: Placed,
     ) -> Result<u64, MapError> {
-        self.mm.remap(address, old_bytes, new_bytes, place)
+        self.inner.mm.remap(address, old_bytes, new_bytes, place)
     }
 
     /// As [`Mm::populate`].
@@ -178,7 +311,7 @@ impl AddressSpace {
     /// # Errors
     /// As [`Mm::populate`].
     pub fn populate(&self, address: u64, len_bytes: u64) -> Result<(), FaultError> {
-        self.mm.populate(address, len_bytes)
+        self.inner.mm.populate(address, len_bytes)
     }
 
     /// Holds what lies at `nr_pages` pages from `address` on, as far as it can be had, as
@@ -195,7 +328,7 @@ impl AddressSpace {
     ) -> Result<PinnedPages<'_>, SpaceError> {
         let result = lane::with_lane(&self.client.inner, |lane| {
             // The layout of both is this client's.
-            let gup = Gup::new(&self.mm, lane).ok_or(GupError::Outside { address })?;
+            let gup = Gup::new(&self.inner.mm, lane).ok_or(GupError::Outside { address })?;
             gup.pin(address, nr_pages, flags)
         });
         match result {
@@ -219,39 +352,36 @@ impl AddressSpace {
     /// [`SpaceError::Gup`] as [`ReadSection::open`].
     pub fn read_section(&self) -> Result<ReadSection<'_, ProcessSide>, SpaceError> {
         let opened = lane::with_lane(&self.client.inner, |lane| {
-            ReadSection::open(&self.mm, lane).map_err(GupError::Hold)
+            ReadSection::open(&self.inner.mm, lane).map_err(GupError::Hold)
         });
         Ok(opened?)
     }
 
     /// Tells `subscriber` from now on of translations that end, as [`Mm::on_invalidate`]: by this
-    /// process's own changes, by [`apply`](Self::apply) and by [`refresh`](Self::refresh).
+    /// process's own changes, by events, which a thread of the client takes as they come from now
+    /// on, and by [`refresh`](Self::refresh). A subscriber must not drop address spaces.
     pub fn on_invalidate(&self, subscriber: Arc<dyn InvalidateSubscriber>) -> SubscriptionId {
-        self.mm.on_invalidate(subscriber)
+        if let Err(error) = self.keep() {
+            tracing::error!(%error, "events are applied only when the program asks for them");
+        }
+        self.inner.mm.on_invalidate(subscriber)
     }
 
     /// Tells the subscriber no more.
     pub fn unsubscribe(&self, id: SubscriptionId) {
-        self.mm.unsubscribe(id);
+        self.inner.mm.unsubscribe(id);
     }
 
     /// Ends the translations that an event of the client is about: frames wanted back, failed, or
-    /// leased and recalled. None for an event about anything else.
+    /// leased and recalled. None for an event about anything else. Every address space of a client is
+    /// told of each event before the program is, so this is for events from elsewhere.
     ///
     /// Not to be called by a holder of the pool while the owner asks it.
     pub fn apply(&self, event: &Event) -> Option<Unmapped> {
-        let run = match *event {
-            Event::WantedBack { first_pfn, nr_pages, .. }
-            | Event::LeaseRecalled { first_pfn, nr_pages, .. } => {
-                PfnRange::new(first_pfn, nr_pages)?
-            }
-            Event::MemoryFailure { pfn, .. } => PfnRange::new(pfn, 1)?,
-        };
-        Some(self.mm.invalidate(run))
+        self.inner.apply(event)
     }
 
-    /// The client's next event, applied. Events are told once: where several address spaces are of
-    /// one client, take them with [`Client::next_event`] and [`apply`](Self::apply) them to each.
+    /// The client's next event, and what it ended here.
     ///
     /// # Errors
     /// As [`Client::next_event`].
@@ -259,10 +389,10 @@ impl AddressSpace {
         &self,
         timeout: Duration,
     ) -> Result<Option<(Event, Option<Unmapped>)>, Error> {
-        let event = self.client.next_event(timeout)?;
-        Ok(event.map(|event| {
-            let ended = self.apply(&event);
-            (event, ended)
+        let told = self.client.next_told(timeout)?;
+        Ok(told.map(|told| {
+            let mine = told.ended.into_iter().find(|(id, _)| *id == self.inner.id());
+            (told.event, mine.map(|(_, ended)| ended))
         }))
     }
 
@@ -272,10 +402,21 @@ impl AddressSpace {
     pub fn refresh(&self) -> Vec<Unmapped> {
         let files: Vec<_> = self.files().values().filter_map(Weak::upgrade).collect();
         let lost = files.iter().flat_map(|file| file.refresh());
-        lost.map(|run| self.mm.invalidate(run)).filter(|ended| ended.nr_pages > 0).collect()
+        lost.map(|run| self.inner.mm.invalidate(run)).filter(|ended| ended.nr_pages > 0).collect()
     }
 
     fn files(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Weak<FileBacking>>> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for AddressSpace {
+    fn drop(&mut self) {
+        // First nobody answers touches any more; a thread that touches now is the program's bug.
+        drop(self.faults.take());
+        if let Some(cpu) = &self.inner.cpu {
+            cpu.close();
+        }
+        drop(self.keeping.take());
     }
 }

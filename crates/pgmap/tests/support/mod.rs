@@ -10,6 +10,7 @@
 
 pub mod block;
 pub mod client_role;
+pub mod mapper_role;
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -89,6 +90,19 @@ impl Second {
     pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(self.pid()).unwrap();
         rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Stops the process; returns when every thread of it stands.
+    pub fn stop(&self) {
+        self.signal(rustix::process::Signal::STOP);
+        let tasks = format!("/proc/{}/task", self.pid());
+        wait_until("every thread is stopped", || {
+            let mut tasks = std::fs::read_dir(&tasks).unwrap().flatten();
+            let stands = |stat: String| stat.rsplit_once(") ").unwrap().1.starts_with('T');
+            tasks
+                .all(|task| std::fs::read_to_string(task.path().join("stat")).is_ok_and(stands))
+                .then_some(())
+        });
     }
 
     /// SIGKILL; returns when the process is gone.

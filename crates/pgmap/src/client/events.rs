@@ -1,0 +1,284 @@
+//! Who is told of events: every address space of the client first, then whoever asks for them.
+//!
+//! An owner tells a client once. Whoever takes an event off the link applies it to all address
+//! spaces of the client before anybody else sees it. Where that must not wait until the program asks,
+//! because a processor's mapping holds frames or a device caches translations, the client
+//! has a *keeper*: a thread that takes events as they come, and leaves them here for the program.
+//!
+//! # States
+//! ```text
+//!   no keeper ── first Keeping ──▶ keeper runs ── last Keeping dropped ──▶ no keeper
+//! ```
+//!
+//! # Who may touch what
+//! `desk` is locked for moments, never while an event is applied. `lifecycle` is held while the keeper
+//! is started or waited for; the keeper itself never takes it, but a subscriber that it calls may, so
+//! such a one must not drop the last address space that keeps it.
+//!
+//! # Lost races
+//! *A program that waits at the link against the start of the keeper.* Both read; each event reaches one
+//! of them, which applies it; the program looks here again when its own wait is interrupted.
+//!
+//! # Differs from Linux
+//! `mmu_notifier` runs in the thread that unmaps (Linux 7.1: mm/mmu_notifier.c); here that thread is in
+//! another process, and waits for the holds to go.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use pgmap_mm::mm::Unmapped;
+use pgmap_mm::pin::ClientSide;
+
+use crate::client::Client;
+use crate::error::Error;
+use crate::owner::handle::MAX_EVENTS;
+use crate::space::inner::SpaceInner;
+use crate::wire::Event;
+
+/// How long the keeper waits for events at a time; an interruption ends the wait.
+const KEEPER_WAIT: Duration = Duration::from_secs(60);
+/// How long after an event it looks whether others were missed.
+const BURST_PAUSE: Duration = Duration::from_millis(10);
+/// How long it waits before it looks for an owner's successor again.
+const OWNER_PAUSE: Duration = Duration::from_millis(20);
+
+/// An event that every address space of the client was told of.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub event: Event,
+    /// What ended in which address space.
+    pub ended: Vec<(u64, Unmapped)>,
+}
+
+/// The address spaces and events of a client.
+#[derive(Debug, Default)]
+pub(crate) struct Events {
+    desk: Mutex<Desk>,
+    changed: Condvar,
+    lifecycle: Mutex<Lifecycle>,
+}
+
+#[derive(Debug, Default)]
+struct Desk {
+    spaces: Vec<Weak<SpaceInner>>,
+    /// What the keeper took and the program has not asked for; the oldest go first.
+    told: VecDeque<Told>,
+    /// The number of the keeper that runs, or 0.
+    keeper: u64,
+    /// Why the keeper hears nothing.
+    lost: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Lifecycle {
+    nr_wishes: usize,
+    last_keeper: u64,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Events {
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells `space` of every event from now on.
+    pub(crate) fn add(&self, space: Weak<SpaceInner>) {
+        let mut desk = self.desk();
+        desk.spaces.retain(|known| known.strong_count() > 0);
+        desk.spaces.push(space);
+    }
+
+    fn spaces(&self) -> Vec<Arc<SpaceInner>> {
+        self.desk().spaces.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Tells every address space.
+    fn tell(&self, event: Event) -> Told {
+        let spaces = self.spaces();
+        let ended = spaces.iter().filter_map(|space| Some((space.id(), space.apply(&event)?)));
+        let ended = ended.collect();
+        Told { event, ended }
+    }
+
+    /// Has every address space look at what it holds: the life words say what events have not.
+    fn look_for_missed(&self) {
+        self.spaces().iter().for_each(|space| space.look_for_missed());
+    }
+
+    /// Tells every address space, and leaves the event for the program.
+    fn leave(&self, keeper: u64, event: Event, interrupt: impl FnOnce()) {
+        let told = self.tell(event);
+        let mut desk = self.desk();
+        if desk.told.len() >= MAX_EVENTS {
+            desk.told.pop_front();
+        }
+        desk.told.push_back(told);
+        let is_last = desk.keeper != keeper;
+        drop(desk);
+        self.changed.notify_all();
+        if is_last {
+            // The program waits at the link by now, and is to look here.
+            interrupt();
+        }
+    }
+
+    /// Whether the keeper of this number is to go on.
+    fn is_kept_by(&self, keeper: u64) -> bool {
+        self.desk().keeper == keeper
+    }
+
+    /// A pause of the keeper of this number, which its end ends.
+    fn pause(&self, keeper: u64, pause: Duration) {
+        let desk = self.desk();
+        if desk.keeper == keeper {
+            drop(self.changed.wait_timeout(desk, pause));
+        }
+    }
+}
+
+impl Client {
+    /// The next event, of which every address space was told, waiting up to `timeout` for it.
+    pub(crate) fn next_told(&self, timeout: Duration) -> Result<Option<Told>, Error> {
+        let inner = &self.inner;
+        if inner.pinner.side().is_detached() {
+            return Err(Error::Detached);
+        }
+        let until = Instant::now().checked_add(timeout);
+        let left =
+            || until.map_or(timeout, |until| until.saturating_duration_since(Instant::now()));
+        loop {
+            let mut desk = inner.events.desk();
+            if let Some(told) = desk.told.pop_front() {
+                return Ok(Some(told));
+            }
+            if let Some(why) = &desk.lost {
+                return Err(Error::OwnerGone { why: why.clone() });
+            }
+            let now_left = left();
+            if desk.keeper != 0 {
+                if now_left.is_zero() {
+                    return Ok(None);
+                }
+                drop(inner.events.changed.wait_timeout(desk, now_left));
+                continue;
+            }
+            drop(desk);
+            if let Some(event) = inner.link.next_event(inner.id, now_left)? {
+                return Ok(Some(inner.events.tell(event)));
+            }
+            let desk = inner.events.desk();
+            if left().is_zero() && desk.keeper == 0 && desk.told.is_empty() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Has events taken and told as they come, as long as the answer lives.
+    ///
+    /// # Errors
+    /// [`Error::Os`] when no thread can be started.
+    pub(crate) fn keep_events(&self) -> Result<Keeping, Error> {
+        let events = &self.inner.events;
+        let mut lifecycle = events.lifecycle.lock().unwrap_or_else(PoisonError::into_inner);
+        if lifecycle.nr_wishes == 0 {
+            lifecycle.last_keeper += 1;
+            let keeper = lifecycle.last_keeper;
+            events.desk().keeper = keeper;
+            let client = self.clone();
+            let started = std::thread::Builder::new()
+                .name("pgmap-keeper".into())
+                .spawn(move || client.keep(keeper));
+            match started {
+                Ok(thread) => lifecycle.thread = Some(thread),
+                Err(error) => {
+                    events.desk().keeper = 0;
+                    return Err(pgmap_os::OsError::new("start", "a keeper's thread", error).into());
+                }
+            }
+            // A program that waits at the link is to wait here instead.
+            self.inner.link.interrupt(self.inner.id);
+        }
+        lifecycle.nr_wishes += 1;
+        Ok(Keeping { client: self.clone() })
+    }
+
+    /// What the keeper does.
+    fn keep(&self, keeper: u64) {
+        let (inner, events) = (&self.inner, &self.inner.events);
+        let (mut was_silent, mut is_due, mut generation) = (false, false, inner.link.generation());
+        while events.is_kept_by(keeper) {
+            let wait = if is_due { BURST_PAUSE } else { KEEPER_WAIT };
+            let started = Instant::now();
+            let heard = inner.link.next_event(inner.id, wait);
+            let is_silent = matches!(heard, Ok(None)) && started.elapsed() < wait;
+            if is_silent && was_silent {
+                // An interruption ends one wait; an owner in this process that stops, every one.
+                events.pause(keeper, OWNER_PAUSE);
+            }
+            was_silent = is_silent;
+            let is_over = matches!(heard, Ok(None)) && is_due;
+            let generation_now = inner.link.generation();
+            if is_over || generation_now != generation {
+                // Of a burst an owner drops what finds the connection full; and one that restarts asks
+                // holders before they are all there to hear it.
+                events.look_for_missed();
+                (is_due, generation) = (false, generation_now);
+            }
+            match heard {
+                Ok(Some(event)) => {
+                    events.leave(keeper, event, || inner.link.interrupt(inner.id));
+                    is_due = true;
+                }
+                Ok(None) => {}
+                Err(error) => self.await_successor(keeper, &error),
+            }
+        }
+    }
+
+    /// The owner is not to be heard. What is mapped stays mapped and held, until it or its successor
+    /// changes the life words, which needs no connection to be seen.
+    fn await_successor(&self, keeper: u64, error: &Error) {
+        let (inner, events) = (&self.inner, &self.inner.events);
+        events.desk().lost = Some(error.to_string());
+        events.changed.notify_all();
+        while events.is_kept_by(keeper) && self.take_up().is_err() {
+            events.look_for_missed();
+            events.pause(keeper, OWNER_PAUSE);
+        }
+        events.desk().lost = None;
+        tracing::debug!(client = inner.id.0, "the keeper hears an owner again, or stops");
+    }
+}
+
+/// Keeps a client's keeper running.
+#[derive(Debug)]
+pub(crate) struct Keeping {
+    client: Client,
+}
+
+impl Drop for Keeping {
+    fn drop(&mut self) {
+        let inner = &self.client.inner;
+        if inner.pinner.side().is_detached() {
+            // The thread is the parent's.
+            return;
+        }
+        let events = &inner.events;
+        let mut lifecycle = events.lifecycle.lock().unwrap_or_else(PoisonError::into_inner);
+        lifecycle.nr_wishes -= 1;
+        if lifecycle.nr_wishes > 0 {
+            return;
+        }
+        events.desk().keeper = 0;
+        events.changed.notify_all();
+        inner.link.interrupt(inner.id);
+        if let Some(thread) = lifecycle.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+            && thread.join().is_err()
+        {
+            tracing::error!("a keeper's thread panicked");
+        }
+    }
+}

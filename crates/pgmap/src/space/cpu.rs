@@ -1,0 +1,348 @@
+//! The processor's mapping of a process address space: the pool's data file, mapped at the very
+//! addresses, and held for as long as it is.
+//!
+//! # States
+//! Of a stretch of addresses:
+//! ```text
+//!            pin, then mmap                     part goes: PROT_NONE, then narrow
+//!   vacant ─────────────────▶ mapped and held ────────────────────────────────────▶ shorter
+//!      ▲                            │
+//!      └── PROT_NONE, then unpin ───┘
+//! ```
+//!
+//! # Who may touch what
+//! The address space calls with its lock held; the lock here only makes that visible to the compiler.
+//! The lanes that the holds lie in are this mapping's own: no thread pins in them.
+//!
+//! # Orderings
+//! `pin (life word as expected); mmap` and `PROT_NONE; unpin`. The kernel's change of the page
+//! table reaches every processor before the call returns, so no access through the mapping comes
+//! before its pin or after its unpin.
+//!
+//! # Lost races
+//! *Map against drain.* If the pin is first, the scan sees it, this client is told, and its keeper takes
+//! the mapping away. If the drain is first, the pin fails and nothing is mapped.
+//!
+//! *A raw touch against an unmap.* If the touch is first, it reaches frames that are held. If the unmap
+//! is first, it is a fault.
+//!
+//! # Differs from Linux
+//! A mapping of fsdax counts in the page itself (Linux 7.1: fs/dax.c) and a truncate removes it from
+//! every page table by itself; here the process removes it, and one that is stopped is named.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use pgmap_mm::descriptor::{FolioFlags, FolioState};
+use pgmap_mm::error::PinError;
+use pgmap_mm::error::errno::{EACCES, EFAULT, EINVAL, ESTALE};
+use pgmap_mm::extent::Extent;
+use pgmap_mm::ledger::Agent;
+use pgmap_mm::level::PAGE_BYTES;
+use pgmap_mm::mm::{CpuMapping, Vacancy};
+use pgmap_mm::pfn::PfnRange;
+use pgmap_mm::pin::{ClientSide, Lane, LaneParts, Pin, PinParts, Pinner};
+use pgmap_mm::prot::{Access, Prot};
+use pgmap_mm::runs::SortedRuns;
+use pgmap_os::Reservation;
+
+use crate::client::Client;
+use crate::client::side::ProcessSide;
+
+/// The tag of the holds of processors' mappings, as `pgmap who` shows it.
+pub const CPU_MAPPING_TAG: u64 = u64::from_le_bytes(*b"cpu-map\0");
+
+/// Most lanes one mapping takes; each holds as many stretches as a lane has slots.
+const MAX_LANES: usize = 64;
+
+/// What the processor sees of an address space.
+#[derive(Debug)]
+pub(super) struct CpuView {
+    client: Client,
+    start: u64,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// None once the address space is closed.
+    addresses: Option<Reservation>,
+    /// What is mapped, by first address.
+    stretches: BTreeMap<u64, Stretch>,
+    /// The one used last is last.
+    lanes: Vec<LaneParts>,
+    /// What was taken away beyond what was asked for, and which frames lay there.
+    disturbed: Vec<(Range<u64>, PfnRange)>,
+    /// Holds of what may still be mapped and could not be taken away.
+    stuck: Vec<PinParts>,
+}
+
+/// Addresses that map one run of frames alike.
+#[derive(Debug)]
+struct Stretch {
+    len_bytes: u64,
+    access: pgmap_os::Access,
+    hold: PinParts,
+}
+
+impl Stretch {
+    /// The frames behind the bytes from `from` up to `to` of the stretch.
+    fn frames(&self, from: u64, to: u64) -> Option<PfnRange> {
+        self.hold.run().sub_run(from / PAGE_BYTES, (to - from) / PAGE_BYTES)
+    }
+}
+
+impl CpuView {
+    pub(super) fn new(client: &Client, addresses: Reservation) -> Self {
+        let start = addresses.addresses().start as u64;
+        let state = State {
+            addresses: Some(addresses),
+            stretches: BTreeMap::new(),
+            lanes: Vec::new(),
+            disturbed: Vec::new(),
+            stuck: Vec::new(),
+        };
+        Self { client: client.clone(), start, state: Mutex::new(state) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pinner(&self) -> &Pinner<ProcessSide> {
+        &self.client.inner.pinner
+    }
+
+    /// Whether the processor can do this at the address now.
+    pub(super) fn allows(&self, address: u64, access: Access) -> bool {
+        let state = self.lock();
+        let found = state.stretches.range(..=address).next_back();
+        found.is_some_and(|(start, stretch)| {
+            address - start < stretch.len_bytes
+                && (access == Access::Read || stretch.access == pgmap_os::Access::ReadWrite)
+        })
+    }
+
+    /// What was taken away beyond what was asked for since the last call: addresses, and frames that lay
+    /// there.
+    pub(super) fn take_disturbed(&self) -> Vec<(Range<u64>, PfnRange)> {
+        std::mem::take(&mut self.lock().disturbed)
+    }
+
+    /// The mapped frames that are being taken out of use, whether or not an event has said so.
+    pub(super) fn wanted_back(&self) -> Vec<PfnRange> {
+        let mut state = self.lock();
+        let mut wanted = Vec::new();
+        let vmemmap = self.pinner().side().vmemmap();
+        for (at, Stretch { len_bytes, access, hold }) in std::mem::take(&mut state.stretches) {
+            // They are of this client.
+            let Ok(pin) = Pin::from_parts(self.pinner(), hold) else { continue };
+            if pin.is_wanted_back() {
+                let folios = vmemmap.folios(pin.run());
+                let going = folios.filter(|(_, _, word)| word.state() != FolioState::Live);
+                let of_pin =
+                    |(first, level, _)| PfnRange::folio(first, level).intersection(pin.run());
+                wanted.extend(going.filter_map(of_pin));
+            }
+            let hold = pin.into_parts();
+            state.stretches.insert(at, Stretch { len_bytes, access, hold });
+        }
+        SortedRuns::new(wanted).iter().collect()
+    }
+
+    /// Gives the addresses back and everything up that is held. Nothing can be mapped any more.
+    pub(super) fn close(&self) {
+        if self.pinner().side().is_detached() {
+            return;
+        }
+        let mut state = self.lock();
+        // The mappings go before the holds.
+        drop(state.addresses.take());
+        for (_, stretch) in std::mem::take(&mut state.stretches) {
+            release(self.pinner(), stretch.hold);
+        }
+        for hold in state.stuck.drain(..) {
+            release(self.pinner(), hold);
+        }
+        for parts in state.lanes.drain(..) {
+            // Dropping a lane gives it back.
+            drop(Lane::from_parts(self.pinner(), parts));
+        }
+    }
+
+    /// Holds `run` of `extent` in a lane of this mapping, if the life word is the extent's.
+    fn hold(
+        &self,
+        state: &mut State,
+        extent: &Extent,
+        run: PfnRange,
+    ) -> Result<PinParts, PinError> {
+        self.in_lanes(state, |lane| lane.pin(extent, run, Agent::Cpu))
+    }
+
+    fn in_lanes<'p>(
+        &'p self,
+        state: &mut State,
+        pin: impl Fn(&Lane<'p, ProcessSide>) -> Result<Pin<'p, ProcessSide>, PinError>,
+    ) -> Result<PinParts, PinError> {
+        let pinner = self.pinner();
+        let mut result = Err(PinError::LaneFull { nr_slots: 0 });
+        // The one used last first, then the others, then a new one.
+        let known = state.lanes.len();
+        let mut places = (0..known).rev();
+        while matches!(result, Err(PinError::LaneFull { .. })) {
+            let next = places.next();
+            let lane = match next {
+                Some(place) => Lane::from_parts(pinner, state.lanes.remove(place)).ok(),
+                None if state.lanes.len() < MAX_LANES => Some(pinner.lane()?),
+                None => return result.map(Pin::into_parts),
+            };
+            let Some(lane) = lane else { continue };
+            result = pin(&lane);
+            let place = match (&result, next) {
+                (Err(PinError::LaneFull { .. }), Some(place)) => place,
+                _ => state.lanes.len(),
+            };
+            state.lanes.insert(place, lane.into_parts());
+        }
+        let pin = result?;
+        pin.set_tag(CPU_MAPPING_TAG);
+        Ok(pin.into_parts())
+    }
+
+    /// Forgets and gives up what the stretches have from `from` up to `to`, where nothing of them is
+    /// mapped any more. What they have around it stays mapped and held.
+    fn give_up(&self, state: &mut State, from: u64, to: u64) {
+        let first = state.stretches.range(..from).next_back();
+        let first = first.filter(|(at, stretch)| *at + stretch.len_bytes > from);
+        let first = first.map_or(from, |(&at, _)| at);
+        let touched: Vec<u64> = state.stretches.range(first..to).map(|(&at, _)| at).collect();
+        for at in touched {
+            let Some(stretch) = state.stretches.remove(&at) else { continue };
+            self.cut(state, at, stretch, from.max(at), to);
+        }
+    }
+
+    /// The stretch at `at` loses its part from `from` up to `to`.
+    fn cut(&self, state: &mut State, at: u64, stretch: Stretch, from: u64, to: u64) {
+        let end = at + stretch.len_bytes;
+        let upper = (to < end).then(|| stretch.frames(to - at, end - at)).flatten();
+        let lower = (at < from).then(|| stretch.frames(0, from - at)).flatten();
+        let access = stretch.access;
+        let (keep, place, len_bytes) = match (lower, upper) {
+            (None, None) => return release(self.pinner(), stretch.hold),
+            (None, Some(upper)) => (upper, to, end - to),
+            (Some(lower), None) => (lower, at, from - at),
+            (Some(_), Some(upper)) if !self.keep_upper(state, &stretch, upper, to..end) => {
+                state.stuck.push(stretch.hold);
+                return;
+            }
+            (Some(lower), Some(_)) => (lower, at, from - at),
+        };
+        if let Ok(mut pin) = Pin::from_parts(self.pinner(), stretch.hold) {
+            pin.narrow(keep, Agent::Cpu);
+            let hold = pin.into_parts();
+            state.stretches.insert(place, Stretch { len_bytes, access, hold });
+        }
+    }
+
+    /// A slot is one run: the upper of two parts needs a hold of its own. Where the life word has
+    /// changed it cannot have one, and what is mapped there goes, too, before the old hold does. False
+    /// if that cannot be.
+    fn keep_upper(
+        &self,
+        state: &mut State,
+        stretch: &Stretch,
+        upper: PfnRange,
+        addresses: Range<u64>,
+    ) -> bool {
+        let (life, access) = (stretch.hold.life(), stretch.access);
+        let len_bytes = addresses.end - addresses.start;
+        if let Ok(hold) = self.in_lanes(state, |lane| lane.pin_under(life, upper, Agent::Cpu)) {
+            let stretch = Stretch { len_bytes, access, hold };
+            state.stretches.insert(addresses.start, stretch);
+            return true;
+        }
+        let is_vacated = self.vacate(state, addresses.start, len_bytes);
+        if is_vacated {
+            state.disturbed.push((addresses, upper));
+        }
+        is_vacated
+    }
+
+    /// Makes addresses inaccessible, if the kernel can.
+    fn vacate(&self, state: &State, address: u64, len_bytes: u64) -> bool {
+        let Some(addresses) = &state.addresses else { return true };
+        let vacated = addresses.vacate((address - self.start) as usize, len_bytes as usize);
+        if let Err(error) = &vacated {
+            tracing::error!(%error, "the frames stay mapped, and held");
+        }
+        vacated.is_ok()
+    }
+}
+
+/// Ends a hold.
+fn release(pinner: &Pinner<ProcessSide>, hold: PinParts) {
+    if let Ok(pin) = Pin::from_parts(pinner, hold) {
+        // The slot's next holder may leave no tag.
+        pin.set_tag(0);
+    }
+}
+
+impl CpuMapping for CpuView {
+    fn map(&self, address: u64, extent: &Extent, run: PfnRange, prot: Prot) -> Result<(), i32> {
+        let is_writable = extent.life.flags().contains(FolioFlags::WRITABLE);
+        let access = match (prot.contains(Prot::READ), prot.contains(Prot::WRITE)) {
+            (_, true) if is_writable => pgmap_os::Access::ReadWrite,
+            (true, _) => pgmap_os::Access::ReadOnly,
+            _ => return Err(EACCES),
+        };
+        let len_bytes = run.byte_range().end - run.byte_range().start;
+        let mut state = self.lock();
+        // The hold comes first, and with it the check of the life word.
+        let hold = self.hold(&mut state, extent, run).map_err(|error| match error {
+            PinError::Changed { .. } => ESTALE,
+            error => error.errno(),
+        })?;
+        let file = &self.client.inner.data_file;
+        let mapped = match (&state.addresses, address.checked_sub(self.start)) {
+            (Some(addresses), Some(offset)) => addresses
+                .map(offset as usize, file, run.byte_range().start, len_bytes as usize, access)
+                .map_err(|error| error.errno()),
+            (None, _) => Err(EFAULT),
+            (_, None) => Err(EINVAL),
+        };
+        if let Err(errno) = mapped {
+            release(self.pinner(), hold);
+            // What was there may be gone or not: now it is.
+            if self.vacate(&state, address, len_bytes) {
+                self.give_up(&mut state, address, address + len_bytes);
+            }
+            return Err(errno);
+        }
+        self.give_up(&mut state, address, address + len_bytes);
+        state.stretches.insert(address, Stretch { len_bytes, access, hold });
+        Ok(())
+    }
+
+    fn unmap(&self, address: u64, len_bytes: u64, _: Vacancy) {
+        if self.pinner().side().is_detached() {
+            return;
+        }
+        let mut state = self.lock();
+        let end = address + len_bytes;
+        let last = state.stretches.range(..end).next_back();
+        let is_vacant = last.is_none_or(|(at, stretch)| at + stretch.len_bytes <= address);
+        if is_vacant || !self.vacate(&state, address, len_bytes) {
+            return;
+        }
+        self.give_up(&mut state, address, end);
+    }
+}
+
+impl Drop for CpuView {
+    fn drop(&mut self) {
+        self.close();
+    }
+}

@@ -1,0 +1,170 @@
+//! Raw touches of a process address space that find nothing: resolved, offered to the program, or
+//! fatal.
+//!
+//! One thread per process address space answers them ([`pgmap_os::touch`]), in this order: what an
+//! area and its file have is mapped and the touch is done again; what the owner is just changing is waited
+//! for a little; all else goes to the program's handler; without one the thread that touched gets its
+//! SIGSEGV, at that instruction.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use pgmap_mm::error::errno::ESTALE;
+use pgmap_mm::fault::FaultError;
+use pgmap_mm::mm::FillError;
+use pgmap_mm::pin::ClientSide;
+use pgmap_mm::prot::Access;
+use pgmap_mm::vma::BackingError;
+use pgmap_os::{Touch, TouchAccess, TouchAnswer, TouchWatch, touch};
+
+use super::inner::SpaceInner;
+use crate::client::Client;
+use crate::error::Error;
+
+/// How often a touch that meets a change of the file is looked at again before it is an error.
+const MAX_LOOKS: usize = 100;
+/// The pause in between.
+const LOOK_PAUSE: Duration = Duration::from_micros(200);
+/// How often the same touch may be found in order before it is an error: then the processor disagrees.
+const MAX_REPEATS: u32 = 1000;
+
+/// A raw touch that cannot be resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TouchFault {
+    /// The address that was touched.
+    pub address: u64,
+    /// What was to be done there.
+    pub access: Access,
+    /// Why there is nothing.
+    pub error: FaultError,
+}
+
+/// What becomes of the thread that touched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultAnswer {
+    /// It touches again: the program has mapped something there, or will have.
+    Retry,
+    /// It gets SIGSEGV at that instruction.
+    Fail,
+}
+
+/// What a program does about raw touches that cannot be resolved.
+///
+/// Called on a thread of the address space, in ordinary context; the thread that touched waits. It must
+/// not touch the address space's addresses itself, nor take a lock that a touching thread may hold.
+pub type FaultHandler = dyn Fn(&TouchFault) -> FaultAnswer + Send + Sync;
+
+/// The thread that answers touches.
+#[derive(Debug)]
+pub(super) struct FaultService {
+    client: Client,
+    watch: Arc<TouchWatch>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl FaultService {
+    /// Answers touches of `addresses` from now on.
+    ///
+    /// # Errors
+    /// [`Error::Os`] when the handler cannot be installed or the thread not started.
+    pub(super) fn start(
+        client: &Client,
+        addresses: std::ops::Range<usize>,
+        space: Arc<SpaceInner>,
+    ) -> Result<Self, Error> {
+        let watch = Arc::new(touch::watch(addresses)?);
+        let served = Arc::clone(&watch);
+        let thread = std::thread::Builder::new()
+            .name("pgmap-faults".into())
+            .spawn(move || serve(&served, &space))
+            .map_err(|error| pgmap_os::OsError::new("start", "a thread for faults", error))?;
+        Ok(Self { client: client.clone(), watch, thread: Some(thread) })
+    }
+}
+
+impl Drop for FaultService {
+    fn drop(&mut self) {
+        let thread = self.thread.take();
+        if self.client.inner.pinner.side().is_detached() {
+            // The thread is the parent's.
+            std::mem::forget(thread);
+            return;
+        }
+        self.watch.stop();
+        if let Some(thread) = thread
+            && thread.thread().id() != std::thread::current().id()
+            && thread.join().is_err()
+        {
+            tracing::error!("a thread for faults panicked");
+        }
+    }
+}
+
+/// A touch that was found in order, and how often in a row.
+#[derive(Default)]
+struct Repeated {
+    address: usize,
+    nr: u32,
+}
+
+fn serve(watch: &TouchWatch, space: &SpaceInner) {
+    let mut repeated = Repeated::default();
+    while let Some(touch) = watch.wait() {
+        let answer = resolve(space, &touch, &mut repeated);
+        watch.answer(touch, answer);
+    }
+}
+
+fn resolve(space: &SpaceInner, touch: &Touch, repeated: &mut Repeated) -> TouchAnswer {
+    let address = touch.address as u64;
+    let access = match touch.access {
+        TouchAccess::Load => Access::Read,
+        TouchAccess::Store => Access::Write,
+        // What may be loaded was not touched for loading.
+        TouchAccess::Unknown => match &space.cpu {
+            Some(cpu) if cpu.allows(address, Access::Read) => Access::Write,
+            _ => Access::Read,
+        },
+    };
+    match fault_patiently(space, address, access) {
+        Ok(()) if !repeated.is_too_often(touch.address) => return TouchAnswer::Retry,
+        Ok(()) => tracing::error!(address, "mapped, and touched in vain"),
+        Err(error) => {
+            let fault = TouchFault { address, access, error };
+            if let Some(handler) = space.handler()
+                && handler(&fault) == FaultAnswer::Retry
+            {
+                return TouchAnswer::Retry;
+            }
+            tracing::debug!(%error, "a raw touch fails");
+        }
+    }
+    TouchAnswer::Fail
+}
+
+fn fault_patiently(space: &SpaceInner, address: u64, access: Access) -> Result<(), FaultError> {
+    let mut result = space.fault(address, access);
+    for _ in 0..MAX_LOOKS {
+        match result {
+            Err(FaultError::Fill {
+                error: FillError::Backing(BackingError::Busy) | FillError::Cpu(ESTALE),
+                ..
+            }) => std::thread::sleep(LOOK_PAUSE),
+            result => return result,
+        }
+        result = space.fault(address, access);
+    }
+    result
+}
+
+impl Repeated {
+    fn is_too_often(&mut self, address: usize) -> bool {
+        if self.address != address {
+            *self = Self { address, nr: 0 };
+        }
+        self.nr += 1;
+        self.nr > MAX_REPEATS
+    }
+}

@@ -1,0 +1,107 @@
+//! What of an address space other threads reach: the one that hears events, the one that answers
+//! touches.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use pgmap_mm::fault::FaultError;
+use pgmap_mm::mm::{Mm, Unmapped};
+use pgmap_mm::pfn::PfnRange;
+use pgmap_mm::prot::Access;
+
+use super::cpu::CpuView;
+use super::faults::FaultHandler;
+use crate::client::side::new_identity;
+use crate::wire::Event;
+
+/// An address space as its client's threads know it.
+pub(crate) struct SpaceInner {
+    id: u64,
+    pub(super) mm: Mm,
+    pub(super) cpu: Option<Arc<CpuView>>,
+    handler: Mutex<Option<Arc<FaultHandler>>>,
+}
+
+impl fmt::Debug for SpaceInner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, mm, cpu, .. } = self;
+        f.debug_struct("SpaceInner").field("id", id).field("mm", mm).field("cpu", cpu).finish()
+    }
+}
+
+impl SpaceInner {
+    pub(super) fn new(mm: Mm, cpu: Option<Arc<CpuView>>) -> Self {
+        Self { id: new_identity(), mm, cpu, handler: Mutex::default() }
+    }
+
+    /// A number that no other address space of this process has.
+    pub(crate) const fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Ends the translations that an event is about; none for an event about anything else.
+    pub(crate) fn apply(&self, event: &Event) -> Option<Unmapped> {
+        let run = match *event {
+            Event::WantedBack { first_pfn, nr_pages, .. }
+            | Event::LeaseRecalled { first_pfn, nr_pages, .. } => {
+                PfnRange::new(first_pfn, nr_pages)?
+            }
+            Event::MemoryFailure { pfn, .. } => PfnRange::new(pfn, 1)?,
+        };
+        let ended = self.mm.invalidate(run);
+        self.restore();
+        Some(ended)
+    }
+
+    /// Takes away what of the processor's mapping is wanted back: for when an event may have been missed.
+    pub(crate) fn look_for_missed(&self) {
+        let Some(cpu) = &self.cpu else { return };
+        for run in cpu.wanted_back() {
+            let _told = self.mm.invalidate(run);
+        }
+        self.restore();
+    }
+
+    /// Maps for the processor again what was taken away together with something else.
+    pub(super) fn restore(&self) {
+        let Some(cpu) = &self.cpu else { return };
+        for (addresses, frames) in cpu.take_disturbed() {
+            // Their leaves are of an extent that is no more; the new ones come with new holds.
+            let _told = self.mm.invalidate(frames);
+            let len_bytes = addresses.end - addresses.start;
+            if let Err(error) = self.mm.populate(addresses.start, len_bytes) {
+                // A touch there is a fault, and says so.
+                tracing::debug!(%error, "a part of a mapping is not restored");
+            }
+        }
+    }
+
+    /// Resolves a fault of the processor: afterwards it may do this at the address, unless the address
+    /// space changes again.
+    ///
+    /// # Errors
+    /// As [`Mm::fault`].
+    pub(super) fn fault(&self, address: u64, access: Access) -> Result<(), FaultError> {
+        self.restore();
+        let found = self.mm.fault(address, access)?;
+        let is_seen = self.cpu.as_ref().is_none_or(|cpu| cpu.allows(address, access));
+        if !found.was_present || is_seen {
+            return Ok(());
+        }
+        // A translation that the processor's mapping does not have, left from a mapping that failed.
+        if let Some(stale) = self.mm.translate(address)
+            && let Some(run) = PfnRange::new(stale.pfn.number(), 1)
+        {
+            let _told = self.mm.invalidate(run);
+        }
+        self.mm.fault(address, access).map(drop)
+    }
+
+    pub(super) fn set_handler(&self, handler: Option<Arc<FaultHandler>>) {
+        *self.handler.lock().unwrap_or_else(PoisonError::into_inner) = handler;
+    }
+
+    pub(super) fn handler(&self) -> Option<Arc<FaultHandler>> {
+        self.handler.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
