@@ -1,14 +1,14 @@
 //! The ledger: one client's own record of what it holds.
 //!
-//! A client publishes each short-term pin in a *slot* and each long-term pin in a *count*, in shared
-//! memory that only it writes and the owner reads. So no client can corrupt another's pins, and a
+//! A client publishes each short-term pin in a *slot* and each long-term pin in a *count*, or in one of the
+//! few slots that each lane keeps for those, in shared memory that only it writes and the owner reads. So no client can corrupt another's pins, and a
 //! killed client's pins vanish with its ledger.
 //!
 //! # Layout
 //!
 //! Words: a header of one page (magic, lanes in use, kind of light barrier), one word per lane with the number of
 //! its slots that were ever used, a bitmap of the count pages ever touched, the lanes' slots, the
-//! slots' tags. Counts: three arrays of `u32`, largest level first, in a region of their own. All
+//! slots' tags, the lanes' long-term slots. Counts: three arrays of `u32`, largest level first, in a region of their own. All
 //! of it is sparse: what was never written is not backed, and the owner never reads it, because on
 //! tmpfs even a read populates a hole.
 //!
@@ -38,6 +38,8 @@ pub const MAX_LANES: usize = 256;
 pub const LANE_SLOTS: usize = 16_384;
 /// Step in which a lane's "slots used" mark grows.
 pub(crate) const SLOT_STEP: usize = 64;
+/// Long-term pins that a lane holds in slots, one cache line of them; further ones are counts.
+pub(crate) const LONG_SLOTS: usize = 8;
 /// Written first into every ledger.
 pub const LEDGER_MAGIC: u64 = u64::from_le_bytes(*b"pgmapLG1");
 
@@ -112,6 +114,7 @@ pub struct LedgerLayout {
     touched_start: usize,
     slots_start: usize,
     tags_start: usize,
+    long_start: usize,
     nr_lanes: usize,
     lane_slots: usize,
 }
@@ -145,6 +148,7 @@ impl LedgerLayout {
             touched_start,
             slots_start,
             tags_start: slots_start + slot_words,
+            long_start: slots_start + 2 * slot_words,
             nr_lanes,
             lane_slots,
         }
@@ -153,7 +157,7 @@ impl LedgerLayout {
     /// Words the ledger needs.
     #[must_use]
     pub const fn nr_words(&self) -> usize {
-        self.tags_start + (self.tags_start - self.slots_start)
+        self.long_start + (self.nr_lanes * LONG_SLOTS).next_multiple_of(PAGE_WORDS)
     }
 
     /// Counts the ledger needs.
@@ -179,6 +183,11 @@ impl LedgerLayout {
     #[inline]
     pub(crate) const fn slot(&self, lane: usize, slot: usize) -> usize {
         self.slots_start + lane * self.lane_slots + slot
+    }
+
+    #[inline]
+    pub(crate) const fn long_slot(&self, lane: usize, slot: usize) -> usize {
+        self.long_start + lane * LONG_SLOTS + slot
     }
 
     #[inline]
@@ -208,6 +217,8 @@ impl LedgerLayout {
 pub enum HoldPlace {
     /// A short-term pin, in the slot at this word.
     Slot(usize),
+    /// A long-term pin, in the slot at this word.
+    LongSlot(usize),
     /// Long-term pins, in the count at this index.
     Count(usize),
 }
@@ -221,7 +232,7 @@ pub struct Hold {
     pub run: PfnRange,
     /// Who may still write.
     pub agent: Agent,
-    /// How many pins this stands for: 1 for a slot.
+    /// How many pins this stands for: 1 for a slot of either kind.
     pub nr_pins: u32,
     /// What the client said the pin is for; 0 when it said nothing.
     pub tag: u64,
@@ -268,20 +279,25 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
             let used = usize::try_from(used).unwrap_or(usize::MAX).min(self.layout.lane_slots);
             for slot in 0..used {
                 let index = self.layout.slot(lane, slot);
-                if let Some(hold) = self.read_slot(index)
+                if let Some(hold) = self.read_slot(HoldPlace::Slot(index), index)
                     && runs.overlaps(hold.run)
                 {
                     let tag = self.words.load(self.layout.tag_of(index), Ordering::Relaxed);
                     found(Hold { tag, ..hold });
                 }
             }
+            for slot in 0..LONG_SLOTS {
+                let index = self.layout.long_slot(lane, slot);
+                let hold = self.read_slot(HoldPlace::LongSlot(index), index);
+                hold.filter(|hold| runs.overlaps(hold.run)).into_iter().for_each(&mut *found);
+            }
         }
     }
 
-    fn read_slot(&self, index: usize) -> Option<Hold> {
+    fn read_slot(&self, place: HoldPlace, index: usize) -> Option<Hold> {
         // Acquire: pairs with Release in `Pin::drop`; data: what the holder did to the bytes.
         let (run, agent) = SlotWord::read(self.words.load(index, Ordering::Acquire))?;
-        Some(Hold { place: HoldPlace::Slot(index), run, agent, nr_pins: 1, tag: 0 })
+        Some(Hold { place, run, agent, nr_pins: 1, tag: 0 })
     }
 
     /// Folios below `seen_to` were found through an earlier run that shares a larger folio with this.
@@ -326,8 +342,8 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
     #[must_use]
     pub fn still_holds(&self, hold: &Hold, runs: &SortedRuns) -> bool {
         match hold.place {
-            HoldPlace::Slot(index) => {
-                self.read_slot(index).is_some_and(|now| runs.overlaps(now.run))
+            HoldPlace::Slot(index) | HoldPlace::LongSlot(index) => {
+                self.read_slot(hold.place, index).is_some_and(|now| runs.overlaps(now.run))
             }
             HoldPlace::Count(index) => {
                 // Acquire: pairs with Release in the long-term unpin.

@@ -1,4 +1,9 @@
-//! Long-term pins by count: pins that may outlive the thread, the call, and the reader's patience.
+//! Long-term pins: pins that may outlive the thread, the call, and the reader's patience.
+//!
+//! They are counts, so that a client may have any number of them at the price of one addition a folio, and
+//! an owner finds them however many there are. A lane also has a few slots for long-term pins: the
+//! first ones of a thread go there, for a store of its own, whatever their length, where a count is an
+//! atomic addition to a word that other threads may want.
 //!
 //! # States
 //!
@@ -18,6 +23,8 @@
 //! barrier; load life word`, against `store life word; heavy barrier; load counts`. Taking from the
 //! count is Release and pairs with the scan's Acquire.
 //!
+//! A pin in a slot is ordered as a short-term one.
+//!
 //! # Lost races
 //!
 //! The two of [`pin`](crate::pin). A third, *count against another thread's count*, is the atomic
@@ -32,10 +39,10 @@
 use crate::descriptor::FolioFlags;
 use crate::error::PinError;
 use crate::extent::Extent;
-use crate::ledger::{Agent, CPU_ONE, DEVICE_ONE, MAX_COUNT};
+use crate::ledger::{Agent, CPU_ONE, DEVICE_ONE, MAX_COUNT, SlotWord};
 use crate::level::Level;
 use crate::pfn::{Pfn, PfnRange};
-use crate::pin::{ClientSide, Life, Pinner};
+use crate::pin::{ClientSide, Lane, Life, Pinner, SlotOf};
 use crate::sync::Ordering;
 use crate::vmemmap::LifeWord;
 use crate::words::{ReadWords, WriteCounts, WriteWords};
@@ -47,8 +54,16 @@ pub struct LongtermPin<'p, S: ClientSide> {
     pinner: &'p Pinner<S>,
     life: Life<'p, S>,
     run: PfnRange,
-    level: Level,
-    agent: Agent,
+    record: Record<SlotOf<'p, S>>,
+}
+
+/// Where a long-term pin is written down.
+#[derive(Clone, Copy, Debug)]
+enum Record<T> {
+    /// In a slot of a lane.
+    Slot(T),
+    /// In a count for each folio of this level.
+    Counts(Level, Agent),
 }
 
 const fn one(agent: Agent) -> u32 {
@@ -135,7 +150,12 @@ impl<S: ClientSide> Pinner<S> {
         self.side().barrier_mode().light();
         let now = life.now();
         if now == expected {
-            return Ok(LongtermPin { pinner: self, life, run, level, agent });
+            return Ok(LongtermPin {
+                pinner: self,
+                life,
+                run,
+                record: Record::Counts(level, agent),
+            });
         }
         self.take_counts(run, level, agent);
         // As for short-term pins: a scan may wait for what is now undone.
@@ -181,6 +201,55 @@ impl<S: ClientSide> Pinner<S> {
     }
 }
 
+impl<'p, S: ClientSide> Lane<'p, S> {
+    /// Pins `run` for long, in a long-term slot if one is free, else by counts; for a caller who has
+    /// something else to look at after the life word, and to whom every failure is the same.
+    #[inline(always)]
+    pub(crate) fn pin_longterm_if(
+        &self,
+        life: Life<'p, S>,
+        run: PfnRange,
+        head_level: Level,
+        agent: Agent,
+        is_still_so: impl FnOnce() -> bool,
+    ) -> Option<LongtermPin<'p, S>> {
+        let expected = life.expected();
+        let is_allowed =
+            expected.is_pinnable() && expected.flags().contains(FolioFlags::LONGTERM_OK);
+        let Some(slot) = self.free_long_slot().filter(|_| is_allowed) else {
+            return self.count_longterm_if(life, run, head_level, agent, is_still_so);
+        };
+        let pinner = self.pinner();
+        if !pinner.fill(slot, SlotWord::new(run, agent).bits()) {
+            return None;
+        }
+        if life.is_as_expected() && is_still_so() {
+            return Some(LongtermPin { pinner, life, run, record: Record::Slot(slot) });
+        }
+        self.take_back(slot);
+        None
+    }
+
+    #[inline(never)]
+    fn count_longterm_if(
+        &self,
+        life: Life<'p, S>,
+        run: PfnRange,
+        head_level: Level,
+        agent: Agent,
+        is_still_so: impl FnOnce() -> bool,
+    ) -> Option<LongtermPin<'p, S>> {
+        let pin = self.pinner().pin_longterm_found(life, run, head_level, agent).ok()?;
+        if is_still_so() {
+            return Some(pin);
+        }
+        drop(pin);
+        // Life word and frames may be of two extents: see `gup`.
+        self.pinner().ring();
+        None
+    }
+}
+
 /// The level at which a pin of `run` is counted: the largest, up to the extent's own, of which the run
 /// is whole folios.
 fn counting_level(run: PfnRange, head_level: Level) -> Level {
@@ -208,11 +277,20 @@ impl<S: ClientSide> Drop for LongtermPin<'_, S> {
     #[inline(always)]
     fn drop(&mut self) {
         let side = self.pinner.side();
-        if side.is_detached() {
-            return;
+        match self.record {
+            Record::Slot(slot) => {
+                if !self.pinner.fill(slot, 0) {
+                    return;
+                }
+            }
+            Record::Counts(level, agent) => {
+                if side.is_detached() {
+                    return;
+                }
+                self.pinner.take_counts(self.run, level, agent);
+                side.barrier_mode().light();
+            }
         }
-        self.pinner.take_counts(self.run, self.level, self.agent);
-        side.barrier_mode().light();
         if self.is_wanted_back() {
             self.pinner.ring();
         }

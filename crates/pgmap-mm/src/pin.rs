@@ -55,8 +55,8 @@ use crate::descriptor::Descriptor;
 use crate::error::PinError;
 use crate::extent::Extent;
 use crate::ledger::{
-    Agent, BARRIER_WORD, IS_ASYMMETRIC, LANES_USED_WORD, LEDGER_MAGIC, LedgerLayout, MAGIC_WORD,
-    MAX_LANES, SLOT_STEP, SlotWord,
+    Agent, BARRIER_WORD, IS_ASYMMETRIC, LANES_USED_WORD, LEDGER_MAGIC, LONG_SLOTS, LedgerLayout,
+    MAGIC_WORD, MAX_LANES, SLOT_STEP, SlotWord,
 };
 use crate::pfn::PfnRange;
 use crate::sync::{AtomicU64, Ordering};
@@ -177,6 +177,7 @@ impl<S: ClientSide> Pinner<S> {
             current: Cell::new(ledger.slot(base)),
             cursor: Cell::new(0),
             high: Cell::new(high),
+            long: Cell::new(ledger.slot(self.layout.long_slot(lane, 0))),
             known: KnownSpan::from_parts(self, KnownParts::default()),
         }
     }
@@ -201,7 +202,7 @@ impl<S: ClientSide> Pinner<S> {
     /// Stores `bits` in a slot of this client, and makes the light barrier. False, with nothing done, in
     /// a forked child: it shares the parent's ledger and must not touch the parent's slots.
     #[inline(always)]
-    fn fill(&self, slot: SlotOf<'_, S>, bits: u64) -> bool {
+    pub(crate) fn fill(&self, slot: SlotOf<'_, S>, bits: u64) -> bool {
         if !self.side.is_asymmetric() {
             return self.fill_fenced(slot, bits);
         }
@@ -247,6 +248,8 @@ pub struct Lane<'p, S: ClientSide> {
     cursor: Cell<usize>,
     /// Slots of this lane that a scan looks at.
     high: Cell<usize>,
+    /// Where the last long-term pin went, if it went to a slot.
+    long: Cell<SlotOf<'p, S>>,
     /// The span that a pin by address met last: the next one is often of the same.
     known: KnownSpan<'p, S>,
 }
@@ -307,7 +310,8 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         let current = Cell::new(pinner.side.ledger().slot(base + cursor));
         let (cursor, high) = (Cell::new(cursor), Cell::new(high));
         let known = KnownSpan::from_parts(pinner, known);
-        Ok(Self { pinner, lane, base, current, cursor, high, known })
+        let long = Cell::new(pinner.side.ledger().slot(pinner.layout.long_slot(lane, 0)));
+        Ok(Self { pinner, lane, base, current, cursor, high, long, known })
     }
 
     /// The client whose lane this is.
@@ -440,7 +444,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
     /// Empties a slot whose hold did not come to be.
     #[cold]
     #[inline(never)]
-    fn take_back(&self, slot: SlotOf<'p, S>) {
+    pub(crate) fn take_back(&self, slot: SlotOf<'p, S>) {
         // Release: pairs with the scan's Acquire. A scan may have seen the slot meanwhile and now
         // waits for it, perhaps for other frames of the run than the life word's, so ring always.
         slot.store(0, Ordering::Release);
@@ -479,6 +483,25 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         ledger.store(self.pinner.layout.lane_mark(self.lane), raised as u64, Ordering::Release);
         self.high.set(raised);
         Ok(self.go_on_from(high, ledger.slot(self.base + high)))
+    }
+
+    /// A long-term slot that is empty; none when all are full, which is no error: counts go on from there.
+    #[inline(always)]
+    pub(crate) fn free_long_slot(&self) -> Option<SlotOf<'p, S>> {
+        let slot = self.long.get();
+        // Acquire: pairs with the Release of whichever thread cleared it.
+        if slot.load(Ordering::Acquire) == 0 { Some(slot) } else { self.find_long_slot() }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn find_long_slot(&self) -> Option<SlotOf<'p, S>> {
+        let (ledger, layout) = (self.pinner.side.ledger(), &self.pinner.layout);
+        let slots = (0..LONG_SLOTS).map(|slot| ledger.slot(layout.long_slot(self.lane, slot)));
+        // Acquire: as in `free_long_slot`.
+        let free = slots.into_iter().find(|slot| slot.load(Ordering::Acquire) == 0)?;
+        self.long.set(free);
+        Some(free)
     }
 
     /// Makes `slot`, the lane's slot `number`, the one that is tried first.

@@ -219,7 +219,7 @@ impl Reshaped {
     }
 }
 
-/// That a scan found no long-term count on a folio smaller than the one to be made.
+/// That a scan found no long-term pin on less than the folio to be made.
 ///
 /// A count taken after the scan does no harm, because counts are found at any level; the proof keeps
 /// the owner from tying a small hold of long standing to a large folio.
@@ -232,10 +232,10 @@ impl NoSmallCounts {
     /// Looks through what a scan of every ledger found.
     ///
     /// # Errors
-    /// The first hold by count of less than `folio`.
+    /// The first long-term hold of less than `folio`.
     pub fn among(folio: PfnRange, holds: impl IntoIterator<Item = Hold>) -> Result<Self, Hold> {
         let is_small = |hold: &Hold| {
-            matches!(hold.place, HoldPlace::Count(_))
+            matches!(hold.place, HoldPlace::Count(_) | HoldPlace::LongSlot(_))
                 && hold.run.nr_pages() < folio.nr_pages()
                 && hold.run.overlaps(folio)
         };

@@ -144,7 +144,7 @@ impl World {
         let (mut short, mut long) = (0, 0);
         self.ledger.for_each_hold(&SortedRuns::new(vec![run]), |hold| match hold.place {
             HoldPlace::Slot(_) => short += 1,
-            HoldPlace::Count(_) => long += hold.nr_pins,
+            HoldPlace::LongSlot(_) | HoldPlace::Count(_) => long += hold.nr_pins,
         });
         (short, long)
     }

@@ -15,7 +15,7 @@ use pgmap_mm::gup::{
     Dirty, Gup, GupError, GupFlags, Lease, LongtermAsk, LongtermPolicy, LongtermRefusal,
     ReadSection,
 };
-use pgmap_mm::ledger::Agent;
+use pgmap_mm::ledger::{Agent, Hold, HoldPlace};
 use pgmap_mm::level::Level;
 use pgmap_mm::mm::{AckToken, EndedRange, InvalidateSubscriber, MapRequest, Placed};
 use pgmap_mm::prot::{Access, Prot};
@@ -141,8 +141,32 @@ fn scenario_28_better_longterm_write_on_device_dax_needs_no_slow_path() {
     let gup = Gup::new(&mm, &lane).unwrap();
     let range = gup.fast(0, 4 * HUGE, LONGTERM.with(WRITE)).unwrap();
     assert_eq!((range.nr_pages(), range.segments().count()), (4 * HUGE, 1));
-    assert_eq!(world.all_holds().len(), 4, "one count per folio");
+    assert_eq!(world.all_holds().len(), 1, "one slot for all four folios");
     drop(range);
+    assert!(world.all_holds().is_empty());
+}
+
+#[test]
+fn longterm_pins_beyond_the_slots_of_a_lane_are_counted_by_folio() {
+    let world = World::new(1);
+    let (mm, lane) = (world.mm(GIB), world.pinner.lane().unwrap());
+    let device = world.file(DAX_2M, Level::Pmd, &[4 * HUGE]);
+    mm.map(&whole(&device, 0).filled()).unwrap();
+    let gup = Gup::new(&mm, &lane).unwrap();
+    let in_slots: Vec<_> =
+        (0..8).map(|_| gup.fast_leaf_long(0, HUGE, WRITE).expect("a slot")).collect();
+    let counted = gup.fast_run_long(MIB2, 2 * HUGE, LONGTERM.with(WRITE)).expect("counts");
+    let places = |world: &World| {
+        let holds = world.all_holds();
+        let is_slot = |hold: &&Hold| matches!(hold.place, HoldPlace::LongSlot(_));
+        (holds.iter().filter(is_slot).count(), holds.len())
+    };
+    assert_eq!(places(&world), (8, 10), "two folios, a count each");
+    drop(in_slots);
+    assert_eq!(places(&world), (0, 2));
+    let again = gup.fast_leaf_long(0, HUGE, WRITE).expect("a slot that is free again");
+    assert_eq!(places(&world), (1, 3));
+    drop((counted, again));
     assert!(world.all_holds().is_empty());
 }
 

@@ -185,6 +185,27 @@ fn loom_known_span_vs_reuse_of_the_span() {
     });
 }
 
+/// A long-term pin in a slot, taken and dropped while the file is truncated.
+#[test]
+fn loom_longterm_slot_vs_truncate() {
+    explore_up_to(PREEMPTIONS, || {
+        let mut space = Space::new();
+        space.client = space.world.client_with_long_slot(2);
+        space.map(0, 0, 0, HUGE);
+        let (mm, pinner) = (space.mm.clone(), space.client.pinner.clone());
+        let frames = space.frames.clone();
+        let pinning = thread::spawn(move || {
+            let lane = pinner.lane().unwrap();
+            let gup = Gup::new(&mm, &lane).unwrap();
+            if let Some(held) = gup.fast_leaf_long(0, HUGE, GupFlags::WRITE) {
+                frames[file_of(held.run()) as usize].use_while_held();
+            }
+        });
+        space.end_life(0);
+        pinning.join().unwrap();
+    });
+}
+
 /// The table page of the old mapping is reused for the new one elsewhere: a reader that is on its
 /// way into it would find another address's leaf.
 #[test]

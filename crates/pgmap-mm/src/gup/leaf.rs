@@ -85,12 +85,9 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         let found = self.mm.table.walk_huge(address / PAGE_BYTES)?;
         let run = run_in_leaf(&found, address, nr_pages, flags)?;
         let life = self.lane.known_span().life_of(&self.mm.table, found.leaf)?;
-        let pinner = self.lane.pinner();
-        let pin = pinner.pin_longterm_found(life, run, Level::Pmd, flags.agent()).ok()?;
-        if !found.is_unchanged() {
-            self.undo(pin);
-            return None;
-        }
+        let pin = self
+            .lane
+            .pin_longterm_if(life, run, Level::Pmd, flags.agent(), || found.is_unchanged())?;
         Some(LongSegment { address: address & PAGE_MASK, level: Level::Pmd, pin })
     }
 
@@ -102,12 +99,11 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         flags: GupFlags,
     ) -> Option<LongSegment<'a, S>> {
         let (look, run) = self.look_in_leaf(address, nr_pages, flags)?;
-        let pin = self.pin_long(&look, run, flags).ok()?;
-        if !self.is_as_seen(&look) {
-            self.undo(pin);
-            return None;
-        }
-        Some(LongSegment { address: address & PAGE_MASK, level: look.found.level, pin })
+        let (life, level) = (self.lane.find_life(look.life), look.found.level);
+        let pin = self
+            .lane
+            .pin_longterm_if(life, run, level, flags.agent(), || self.is_as_seen(&look))?;
+        Some(LongSegment { address: address & PAGE_MASK, level, pin })
     }
 
     /// What the page table says of `nr_pages` pages from `address` on, if one leaf maps them all and

@@ -288,13 +288,13 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
                 // As in `fast_run`.
                 if self.mm.table.epoch() == epoch { return None } else { continue }
             };
-            let held = self.pin_long(&look, run, flags);
-            if !self.is_as_seen(&look) || !self.is_reach_as_seen(&look) {
-                self.undo(held);
+            let (life, level) = (self.lane.find_life(look.life), look.found.level);
+            let is_as_seen = || self.is_as_seen(&look) && self.is_reach_as_seen(&look);
+            let pin = self.lane.pin_longterm_if(life, run, level, flags.agent(), is_as_seen);
+            if pin.is_none() && !is_as_seen() {
                 continue;
             }
-            let (address, level) = (address & PAGE_MASK, look.found.level);
-            return held.ok().map(|pin| LongSegment { address, level, pin });
+            return pin.map(|pin| LongSegment { address: address & PAGE_MASK, level, pin });
         }
         None
     }

@@ -351,6 +351,7 @@ const NR_FOLIOS: u64 = 2;
 const FIRST_LANE_MARK: usize = 512;
 const TOUCHED: usize = 1024;
 const FIRST_SLOT: usize = 1536;
+const FIRST_LONG_SLOT: usize = 2560;
 /// Where the counts of 2 MiB folios start.
 const FIRST_COUNT: usize = 1024;
 
@@ -378,14 +379,30 @@ impl World {
         self.set_life(n, extent(n).life.in_state(FolioState::Dying));
     }
 
-    /// A new client whose ledger has `nr_lanes` lanes of `lane_slots` slots.
+    /// A new client whose ledger has `nr_lanes` lanes of `lane_slots` slots. Its long-term slots cannot
+    /// be used.
     pub fn client(&self, identity: u64, nr_lanes: usize, lane_slots: usize) -> Client {
+        self.client_with(identity, nr_lanes, lane_slots, None)
+    }
+
+    /// A new client whose ledger has one lane, with one long-term slot that can be used.
+    pub fn client_with_long_slot(&self, identity: u64) -> Client {
+        self.client_with(identity, 1, 2, Some(FIRST_LONG_SLOT))
+    }
+
+    fn client_with(
+        &self,
+        identity: u64,
+        nr_lanes: usize,
+        lane_slots: usize,
+        further: Option<usize>,
+    ) -> Client {
         let layout = LedgerLayout::with_lanes(&self.layout, nr_lanes, lane_slots);
         let header = [0, 1, 2, TOUCHED];
         let marks = (0..nr_lanes).map(|lane| FIRST_LANE_MARK + lane);
         let slots = (0..nr_lanes * lane_slots).map(|slot| FIRST_SLOT + slot);
-        let words =
-            SparseWords::new(layout.nr_words(), header.into_iter().chain(marks).chain(slots));
+        let mapped = header.into_iter().chain(marks).chain(slots).chain(further);
+        let words = SparseWords::new(layout.nr_words(), mapped);
         let counts =
             (0..NR_FOLIOS as usize).map(|n| (FIRST_COUNT + n, Watched::new(AtomicU32::new(0))));
         let counts = Arc::new(SparseCounts { counts: counts.collect() });

@@ -107,7 +107,7 @@ impl Core {
             HoldPlace::Slot(_) if is_draft => HoldKind::Writer,
             HoldPlace::Slot(_) if self.is_leased(held.client, run) => HoldKind::Lease,
             HoldPlace::Slot(_) => HoldKind::Short,
-            HoldPlace::Count(_) => HoldKind::Longterm,
+            HoldPlace::LongSlot(_) | HoldPlace::Count(_) => HoldKind::Longterm,
         };
         Some(Holder {
             client: held.client.0,
