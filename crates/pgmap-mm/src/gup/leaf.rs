@@ -36,12 +36,26 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
     #[inline(always)]
     fn hold_huge(&self, address: u64, nr_pages: u64, flags: GupFlags) -> Option<RawPin<'a, S>> {
         let found = self.mm.table.walk_huge(address / PAGE_BYTES)?;
-        let run = run_in_leaf(&found, address, nr_pages, flags)?;
+        self.hold_found(&found, address, nr_pages, flags)
+    }
+
+    /// Holds pages of a leaf that no other address can ever have at the same place: one of 2 MiB or
+    /// 1 GiB.
+    #[inline(always)]
+    fn hold_found(
+        &self,
+        found: &Found<'a>,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<RawPin<'a, S>> {
+        let run = run_in_leaf(found, address, nr_pages, flags)?;
         let life = self.lane.known_span().life_of(&self.mm.table, found.leaf)?;
         self.lane.pin_if(life, run, flags.agent(), || found.is_unchanged())
     }
 
-    /// Holds pages of one leaf under the life word of its extent.
+    /// Holds pages of a leaf of 1 GiB or 4 KiB. The table of the latter may be in another life, which
+    /// the epoch tells.
     #[inline(never)]
     fn hold_elsewhere(
         &self,
@@ -49,6 +63,9 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         nr_pages: u64,
         flags: GupFlags,
     ) -> Option<(Level, RawPin<'a, S>)> {
+        if let Some(found) = self.mm.table.walk_gigantic(address / PAGE_BYTES) {
+            return Some((Level::Pud, self.hold_found(&found, address, nr_pages, flags)?));
+        }
         let (look, run) = self.look_in_leaf(address, nr_pages, flags)?;
         let life = self.lane.find_life(look.life);
         let raw = self.lane.pin_if(life, run, flags.agent(), || self.is_as_seen(&look))?;
@@ -83,12 +100,22 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         flags: GupFlags,
     ) -> Option<LongSegment<'a, S>> {
         let found = self.mm.table.walk_huge(address / PAGE_BYTES)?;
-        let run = run_in_leaf(&found, address, nr_pages, flags)?;
+        self.hold_found_long(&found, address, nr_pages, flags)
+    }
+
+    #[inline(always)]
+    fn hold_found_long(
+        &self,
+        found: &Found<'a>,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<LongSegment<'a, S>> {
+        let run = run_in_leaf(found, address, nr_pages, flags)?;
         let life = self.lane.known_span().life_of(&self.mm.table, found.leaf)?;
-        let pin = self
-            .lane
-            .pin_longterm_if(life, run, Level::Pmd, flags.agent(), || found.is_unchanged())?;
-        Some(LongSegment { address: address & PAGE_MASK, level: Level::Pmd, pin })
+        let (level, agent) = (found.level, flags.agent());
+        let pin = self.lane.pin_longterm_if(life, run, level, agent, || found.is_unchanged())?;
+        Some(LongSegment { address: address & PAGE_MASK, level, pin })
     }
 
     #[inline(never)]
@@ -98,11 +125,13 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         nr_pages: u64,
         flags: GupFlags,
     ) -> Option<LongSegment<'a, S>> {
+        if let Some(found) = self.mm.table.walk_gigantic(address / PAGE_BYTES) {
+            return self.hold_found_long(&found, address, nr_pages, flags);
+        }
         let (look, run) = self.look_in_leaf(address, nr_pages, flags)?;
-        let (life, level) = (self.lane.find_life(look.life), look.found.level);
-        let pin = self
-            .lane
-            .pin_longterm_if(life, run, level, flags.agent(), || self.is_as_seen(&look))?;
+        let (life, level, agent) =
+            (self.lane.find_life(look.life), look.found.level, flags.agent());
+        let pin = self.lane.pin_longterm_if(life, run, level, agent, || self.is_as_seen(&look))?;
         Some(LongSegment { address: address & PAGE_MASK, level, pin })
     }
 

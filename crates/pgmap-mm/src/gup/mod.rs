@@ -71,6 +71,7 @@ mod flags;
 mod leaf;
 mod pinned;
 mod policy;
+mod run;
 mod section;
 
 use core::fmt;
@@ -95,8 +96,6 @@ use crate::pin::{ClientSide, Lane};
 use crate::vma::{BackingError, VmaKind};
 use crate::vmemmap::LifeWord;
 
-/// How often the fast path starts again when the page table moves under it.
-const MAX_FAST_TRIES: usize = 4;
 /// How often the slow path repairs one page whose extent changes again and again.
 const MAX_REPAIRS: usize = 8;
 
@@ -237,66 +236,6 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
             return Ok(range);
         }
         self.continue_slow(range, address, nr_pages, flags)
-    }
-
-    /// Holds the first contiguous stretch of at most `nr_pages` pages from `address` on, across
-    /// leaves, for a short time, without taking a lock. None where that cannot be done, or `flags`
-    /// has LONGTERM.
-    #[must_use]
-    pub fn fast_run(
-        &self,
-        address: u64,
-        nr_pages: u64,
-        flags: GupFlags,
-    ) -> Option<ShortSegment<'a, S>> {
-        if nr_pages == 0 || flags.contains(GupFlags::LONGTERM) {
-            return None;
-        }
-        let page = address / PAGE_BYTES;
-        for _ in 0..MAX_FAST_TRIES {
-            let epoch = self.mm.table.epoch();
-            let Some((look, run)) = self.look_far(page, nr_pages, flags) else {
-                // A table page that was reused meanwhile may lack what the walk looked for.
-                if self.mm.table.epoch() == epoch { return None } else { continue }
-            };
-            let held = self.lane.pin_pinnable(look.life, run, flags.agent());
-            if !self.is_as_seen(&look) || !self.is_reach_as_seen(&look) {
-                self.undo(held);
-                continue;
-            }
-            let (address, level) = (address & PAGE_MASK, look.found.level);
-            return held.ok().map(|pin| ShortSegment { address, level, pin });
-        }
-        None
-    }
-
-    /// As [`fast_run`](Self::fast_run), for long.
-    #[must_use]
-    pub fn fast_run_long(
-        &self,
-        address: u64,
-        nr_pages: u64,
-        flags: GupFlags,
-    ) -> Option<LongSegment<'a, S>> {
-        if nr_pages == 0 || !flags.is_valid() {
-            return None;
-        }
-        let page = address / PAGE_BYTES;
-        for _ in 0..MAX_FAST_TRIES {
-            let epoch = self.mm.table.epoch();
-            let Some((look, run)) = self.look_far(page, nr_pages, flags) else {
-                // As in `fast_run`.
-                if self.mm.table.epoch() == epoch { return None } else { continue }
-            };
-            let (life, level) = (self.lane.find_life(look.life), look.found.level);
-            let is_as_seen = || self.is_as_seen(&look) && self.is_reach_as_seen(&look);
-            let pin = self.lane.pin_longterm_if(life, run, level, flags.agent(), is_as_seen);
-            if pin.is_none() && !is_as_seen() {
-                continue;
-            }
-            return pin.map(|pin| LongSegment { address: address & PAGE_MASK, level, pin });
-        }
-        None
     }
 
     fn check(&self, address: u64, nr_pages: u64, flags: GupFlags) -> Result<(), GupError> {

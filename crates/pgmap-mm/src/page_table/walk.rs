@@ -93,6 +93,15 @@ impl PageTable {
         Some(Found { leaf, level: Level::Pmd, entry })
     }
 
+    /// The leaf of 1 GiB that maps `page`; none where smaller ones do, or none.
+    #[inline(always)]
+    pub(crate) fn walk_gigantic(&self, page: u64) -> Option<Found<'_>> {
+        let entry = self.top_entry(page)?;
+        // Acquire: as in `walk_huge`.
+        let leaf = Leaf::read(entry.load(Ordering::Acquire))?;
+        Some(Found { leaf, level: Level::Pud, entry })
+    }
+
     /// The leaf that maps `page`.
     #[inline(never)]
     pub(crate) fn walk(&self, page: u64) -> Option<Found<'_>> {

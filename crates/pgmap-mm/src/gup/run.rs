@@ -1,0 +1,153 @@
+//! Holding a stretch of pages across leaves: one hold for all that a span covers.
+
+use super::{Gup, GupFlags, LongSegment, PAGE_MASK, ShortSegment};
+use crate::level::PAGE_BYTES;
+use crate::page_table::span::Reach;
+use crate::page_table::walk::{Epoch, Found};
+use crate::pfn::{MAX_RUN_PAGES, PfnRange};
+use crate::pin::{ClientSide, Life, Pin};
+
+/// How often the fast path starts again when the page table moves under it.
+const MAX_FAST_TRIES: usize = 4;
+
+/// A stretch from a leaf of 2 MiB on, before it is held.
+struct Stretch<'a, 'p, S: ClientSide + 'p> {
+    epoch: Epoch,
+    found: Found<'a>,
+    reach: Reach,
+    run: PfnRange,
+    life: Life<'p, S>,
+}
+
+impl<'a, S: ClientSide> Gup<'_, 'a, S> {
+    /// Holds the first contiguous stretch of at most `nr_pages` pages from `address` on, across
+    /// leaves, for a short time, without taking a lock. None where that cannot be done, or `flags`
+    /// has LONGTERM.
+    #[inline(always)]
+    #[must_use]
+    pub fn fast_run(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<ShortSegment<'a, S>> {
+        if flags.contains(GupFlags::LONGTERM) {
+            return None;
+        }
+        if let Some(stretch) = self.stretch(address, nr_pages, flags)
+            && let Some(raw) = self.lane.pin_if(stretch.life, stretch.run, flags.agent(), || {
+                self.is_stretch_as_seen(&stretch)
+            })
+        {
+            let (address, level) = (address & PAGE_MASK, stretch.found.level);
+            return Some(ShortSegment { address, level, pin: Pin::of(raw) });
+        }
+        self.fast_run_elsewhere(address, nr_pages, flags)
+    }
+
+    /// [`fast_run`](Self::fast_run) from any leaf on, and again if the page table moves.
+    #[inline(never)]
+    fn fast_run_elsewhere(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<ShortSegment<'a, S>> {
+        if nr_pages == 0 {
+            return None;
+        }
+        let page = address / PAGE_BYTES;
+        for _ in 0..MAX_FAST_TRIES {
+            let epoch = self.mm.table.epoch();
+            let Some((look, run)) = self.look_far(page, nr_pages, flags) else {
+                // A table page that was reused meanwhile may lack what the walk looked for.
+                if self.mm.table.epoch() == epoch { return None } else { continue }
+            };
+            let held = self.lane.pin_pinnable(look.life, run, flags.agent());
+            if !self.is_as_seen(&look) || !self.is_reach_as_seen(&look) {
+                self.undo(held);
+                continue;
+            }
+            let (address, level) = (address & PAGE_MASK, look.found.level);
+            return held.ok().map(|pin| ShortSegment { address, level, pin });
+        }
+        None
+    }
+
+    /// As [`fast_run`](Self::fast_run), for long.
+    #[inline(always)]
+    #[must_use]
+    pub fn fast_run_long(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<LongSegment<'a, S>> {
+        if !flags.is_valid() {
+            return None;
+        }
+        if let Some(stretch) = self.stretch(address, nr_pages, flags) {
+            let (run, level, agent) = (stretch.run, stretch.found.level, flags.agent());
+            let is_as_seen = || self.is_stretch_as_seen(&stretch);
+            if let Some(pin) =
+                self.lane.pin_longterm_if(stretch.life, run, level, agent, is_as_seen)
+            {
+                return Some(LongSegment { address: address & PAGE_MASK, level, pin });
+            }
+        }
+        self.fast_run_long_elsewhere(address, nr_pages, flags)
+    }
+
+    #[inline(never)]
+    fn fast_run_long_elsewhere(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<LongSegment<'a, S>> {
+        if nr_pages == 0 {
+            return None;
+        }
+        let page = address / PAGE_BYTES;
+        for _ in 0..MAX_FAST_TRIES {
+            let epoch = self.mm.table.epoch();
+            let Some((look, run)) = self.look_far(page, nr_pages, flags) else {
+                // As in `fast_run_elsewhere`.
+                if self.mm.table.epoch() == epoch { return None } else { continue }
+            };
+            let (life, level) = (self.lane.find_life(look.life), look.found.level);
+            let is_as_seen = || self.is_as_seen(&look) && self.is_reach_as_seen(&look);
+            let pin = self.lane.pin_longterm_if(life, run, level, flags.agent(), is_as_seen);
+            if pin.is_none() && !is_as_seen() {
+                continue;
+            }
+            return pin.map(|pin| LongSegment { address: address & PAGE_MASK, level, pin });
+        }
+        None
+    }
+
+    /// What the page table says of the pages from `address` on as far as they are wanted and go on
+    /// evenly, where a leaf of 2 MiB maps the first.
+    #[inline(always)]
+    fn stretch(&self, address: u64, nr_pages: u64, flags: GupFlags) -> Option<Stretch<'a, 'a, S>> {
+        let (table, page) = (&self.mm.table, address / PAGE_BYTES);
+        let epoch = table.epoch();
+        let found = table.walk_huge(page)?;
+        if nr_pages == 0 || !flags.allow(found.leaf.flags()) {
+            return None;
+        }
+        let life = self.lane.known_span().life_of(table, found.leaf)?;
+        let reach = table.reach(found.leaf);
+        let most = found.pages_from(page).max(reach.from(page)).min(MAX_RUN_PAGES);
+        let run = PfnRange::inside(found.frame_of(page), nr_pages.min(most));
+        Some(Stretch { epoch, found, reach, run, life })
+    }
+
+    #[inline(always)]
+    fn is_stretch_as_seen(&self, stretch: &Stretch<'_, '_, S>) -> bool {
+        let table = &self.mm.table;
+        stretch.found.is_unchanged()
+            && table.reach(stretch.found.leaf) == stretch.reach
+            && table.epoch() == stretch.epoch
+    }
+}
