@@ -159,7 +159,9 @@ fn loom_fast_walk_vs_reuse_of_the_span() {
     });
 }
 
-/// As above, for a thread that knows the span from a pin before.
+/// As above, for a thread that knows the span from a pin before. The first version kept what a span said
+/// without a last look at the leaf: a thread that was late kept the old life word under the epoch of
+/// the new one, and held folio 1 under the life word of folio 0.
 #[test]
 fn loom_known_span_vs_reuse_of_the_span() {
     explore_up_to(PREEMPTIONS - 1, || {
@@ -170,17 +172,19 @@ fn loom_known_span_vs_reuse_of_the_span() {
         let pinning = thread::spawn(move || {
             let lane = pinner.lane().unwrap();
             let gup = Gup::new(&mm, &lane).unwrap();
-            for _ in 0..2 {
+            for turn in 0..2 {
                 if let Some(held) = gup.fast_leaf(5 * PAGE_BYTES, 1, GupFlags::WRITE) {
                     let n = file_of(held.run());
+                    assert_eq!(held.pin().expected_life(), extent(n).life, "turn {turn}");
                     frames[n as usize].use_while_held();
                 }
             }
         });
         space.unmap(0, HUGE);
-        // The same span for the same page, and another life word.
+        // The same span for the same page, and another life word: who took the old one for it would
+        // hold what is about to be given away.
         space.map(1, 0, 0, HUGE);
-        space.end_life(0);
+        space.end_life(1);
         pinning.join().unwrap();
     });
 }

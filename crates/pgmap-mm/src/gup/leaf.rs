@@ -50,7 +50,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         flags: GupFlags,
     ) -> Option<RawPin<'a, S>> {
         let run = run_in_leaf(found, address, nr_pages, flags)?;
-        let life = self.lane.known_span().life_of(&self.mm.table, found.leaf)?;
+        let life = self.lane.known_span().life_of(&self.mm.table, found)?;
         self.lane.pin_if(life, run, flags.agent(), || found.is_unchanged())
     }
 
@@ -112,7 +112,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         flags: GupFlags,
     ) -> Option<LongSegment<'a, S>> {
         let run = run_in_leaf(found, address, nr_pages, flags)?;
-        let life = self.lane.known_span().life_of(&self.mm.table, found.leaf)?;
+        let life = self.lane.known_span().life_of(&self.mm.table, found)?;
         let (level, agent) = (found.level, flags.agent());
         let pin = self.lane.pin_longterm_if(life, run, level, agent, || found.is_unchanged())?;
         Some(LongSegment { address: address & PAGE_MASK, level, pin })

@@ -136,7 +136,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         if nr_pages == 0 || !flags.allow(found.leaf.flags()) {
             return None;
         }
-        let life = self.lane.known_span().life_of(table, found.leaf)?;
+        let life = self.lane.known_span().life_of(table, &found)?;
         let reach = table.reach(found.leaf);
         let most = found.pages_from(page).max(reach.from(page)).min(MAX_RUN_PAGES);
         let run = PfnRange::inside(found.frame_of(page), nr_pages.min(most));

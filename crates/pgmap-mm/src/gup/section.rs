@@ -118,7 +118,7 @@ impl<'a, S: ClientSide> ReadSection<'a, S> {
         // The windows were published, and a light barrier passed, before the life word is loaded, here
         // and below: a drain that changes it later finds the windows. The entry need not be read again,
         // for what it said was mapped during this call.
-        let life = self.known.life_of(table, found.leaf)?;
+        let life = self.known.life_of(table, &found)?;
         if life.is_as_expected() { borrowed(page, &found) } else { None }
     }
 

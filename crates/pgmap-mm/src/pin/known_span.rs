@@ -16,15 +16,21 @@
 //!
 //! # Orderings
 //!
-//! Kept: `epoch = e; span s; epoch = e`. Used: `leaf that names s; epoch = e`. All loads are Acquire.
-//! Data: the words of span s.
+//! Kept: `leaf that names s; epoch = e; span s; epoch = e; the same leaf`. Used: `leaf that names s;
+//! epoch = e`. All loads are Acquire. Data: the words of span s.
 //!
 //! # Lost races
 //!
-//! *Use against reuse of the span.* If the user's load of the epoch still gives e, the span was not
-//! described anew when the leaf was loaded, for the epoch moves before a span is (see
-//! [`page_table`](crate::mm)); so the leaf means the span that was kept. If the epoch has moved, the
-//! kept span is not used, then or ever: no two epochs of a process are the same number.
+//! *Use against reuse of the span.* Between two descriptions of a span its leaves are cleared, then
+//! the epoch moves. If the leaf was still there after the span was read, the epoch that was kept is the
+//! one before that step; whoever loads a leaf of the second description sees the step and does not use
+//! what was kept, then or ever: no two epochs of a process are the same number. If the leaf was there
+//! again, for the same frame under the second description, what was kept is of an extent that lost the
+//! frame before, and its life word never is what it was.
+//!
+//! *Keeping against reuse.* Without the last look at the leaf, a reader that was late could keep the
+//! old description under the epoch of the new one: the epoch had moved, and the span not yet been
+//! described anew (loom found this).
 //!
 //! # Differs from Linux
 //!
@@ -36,8 +42,8 @@ use core::cell::Cell;
 use super::{ClientSide, Life, Pinner};
 use crate::descriptor::Descriptor;
 use crate::page_table::PageTable;
-use crate::page_table::entry::{Leaf, SpanId};
-use crate::page_table::walk::Epoch;
+use crate::page_table::entry::SpanId;
+use crate::page_table::walk::{Epoch, Found};
 use crate::vmemmap::LifeWord;
 
 /// What a span said in an epoch of a page table.
@@ -88,23 +94,23 @@ impl<'p, S: ClientSide + 'p> KnownSpan<'p, S> {
     /// The life word that frames of the leaf, which was just loaded, are pinned under. None where the
     /// page table moved meanwhile.
     #[inline(always)]
-    pub(crate) fn life_of(&self, table: &PageTable, leaf: Leaf) -> Option<Life<'p, S>> {
-        let is_known = leaf.span() == self.span.get() && table.epoch() == self.epoch.get();
-        (is_known || self.meet(table, leaf)).then(|| self.life.get())
+    pub(crate) fn life_of(&self, table: &PageTable, found: &Found<'_>) -> Option<Life<'p, S>> {
+        let is_known = found.leaf.span() == self.span.get() && table.epoch() == self.epoch.get();
+        (is_known || self.meet(table, found)).then(|| self.life.get())
     }
 
     /// Takes the leaf's span in place of the one that was known; false where the page table moved
     /// meanwhile.
     #[inline(never)]
-    fn meet(&self, table: &PageTable, leaf: Leaf) -> bool {
+    fn meet(&self, table: &PageTable, found: &Found<'_>) -> bool {
         let epoch = table.epoch();
-        let Some(life) = table.life(leaf) else { return false };
+        let Some(life) = table.life(found.leaf) else { return false };
         let life = Life::find(self.pinner, life);
-        if table.epoch() != epoch {
+        if table.epoch() != epoch || !found.is_unchanged() {
             return false;
         }
         self.epoch.set(epoch);
-        self.span.set(leaf.span());
+        self.span.set(found.leaf.span());
         self.life.set(life);
         true
     }
