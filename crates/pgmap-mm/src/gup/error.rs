@@ -116,4 +116,10 @@ impl fmt::Display for GupError {
     }
 }
 
+impl From<PinError> for GupError {
+    fn from(error: PinError) -> Self {
+        Self::Hold(error)
+    }
+}
+
 impl std::error::Error for GupError {}

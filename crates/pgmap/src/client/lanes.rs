@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 
 use pgmap_mm::error::PinError;
 use pgmap_mm::extent::Extent;
+use pgmap_mm::gup::GupError;
 use pgmap_mm::ledger::Agent;
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::pin::{ClientSide, Lane, LaneParts, Pin};
@@ -73,10 +74,27 @@ impl Lanes {
     }
 }
 
+/// An error that may be a lane's.
+pub(crate) trait LaneError: From<PinError> {
+    /// Whether it says that the lane is full, so that another lane may do.
+    fn is_lane_full(&self) -> bool;
+}
+
+impl LaneError for PinError {
+    #[inline]
+    fn is_lane_full(&self) -> bool {
+        matches!(self, Self::LaneFull { .. })
+    }
+}
+
+impl LaneError for GupError {
+    #[inline]
+    fn is_lane_full(&self) -> bool {
+        matches!(self, Self::Hold(PinError::LaneFull { .. }))
+    }
+}
+
 /// Pins `run` of `extent` in this thread's lane of `client`; in further lanes when that is full.
-///
-/// Inlined, and the rest of this file is not: copying a pin from one stack frame to the next costs
-/// more than taking it (pgmap-bench, `library pin`).
 #[inline(always)]
 pub(super) fn pin<'c>(
     client: &'c Arc<Inner>,
@@ -84,19 +102,40 @@ pub(super) fn pin<'c>(
     run: PfnRange,
     agent: Agent,
 ) -> Result<Pin<'c, ProcessSide>, PinError> {
-    let Some(parts) = CURRENT.take() else { return without_current(client, extent, run, agent) };
+    with_lane(client, |lane| lane.pin(extent, run, agent))
+}
+
+/// Runs `hold` with this thread's lane of `client`; with further lanes when that is full.
+///
+/// Inlined, and the rest of this file is not: copying a pin from one stack frame to the next costs
+/// more than taking it (pgmap-bench, `library pin`).
+#[inline(always)]
+pub(crate) fn with_lane<'c, T, E: LaneError>(
+    client: &'c Arc<Inner>,
+    hold: impl Fn(&Lane<'c, ProcessSide>) -> Result<T, E>,
+) -> Result<T, E> {
+    let Some(parts) = CURRENT.take() else { return without_current(client, &hold) };
     let lane = match Lane::from_parts(&client.pinner, parts) {
         Ok(lane) => lane,
         Err(parts) => {
             put_aside(parts);
-            return without_current(client, extent, run, agent);
+            return without_current(client, &hold);
         }
     };
-    let result = lane.pin(extent, run, agent);
-    CURRENT.set(Some(lane.into_parts()));
+    let result = hold(&lane);
+    rest(lane.into_parts());
     match result {
-        Err(PinError::LaneFull { .. }) => in_further_lanes(client, extent, run, agent),
+        Err(error) if error.is_lane_full() => in_further_lanes(client, &hold),
         result => result,
+    }
+}
+
+/// Makes a lane the current one. Another may be by now: what held pages may have faulted, and so have
+/// pinned, itself.
+#[inline(always)]
+fn rest(parts: LaneParts) {
+    if let Some(other) = CURRENT.replace(Some(parts)) {
+        put_aside(other);
     }
 }
 
@@ -109,33 +148,29 @@ fn put_aside(parts: LaneParts) {
 
 #[cold]
 #[inline(never)]
-fn without_current<'c>(
+fn without_current<'c, T, E: LaneError>(
     client: &'c Arc<Inner>,
-    extent: &Extent,
-    run: PfnRange,
-    agent: Agent,
-) -> Result<Pin<'c, ProcessSide>, PinError> {
-    match in_other_lane(client, extent, run, agent) {
-        Err(PinError::LaneFull { .. }) => in_further_lanes(client, extent, run, agent),
+    hold: &impl Fn(&Lane<'c, ProcessSide>) -> Result<T, E>,
+) -> Result<T, E> {
+    match in_other_lane(client, hold) {
+        Err(error) if error.is_lane_full() => in_further_lanes(client, hold),
         result => result,
     }
 }
 
 #[cold]
 #[inline(never)]
-fn in_other_lane<'c>(
+fn in_other_lane<'c, T, E: LaneError>(
     client: &'c Arc<Inner>,
-    extent: &Extent,
-    run: PfnRange,
-    agent: Agent,
-) -> Result<Pin<'c, ProcessSide>, PinError> {
+    hold: &impl Fn(&Lane<'c, ProcessSide>) -> Result<T, E>,
+) -> Result<T, E> {
     let known = OTHERS.with_borrow_mut(|lanes| lanes.take(client));
     let lane = match known.map(|parts| Lane::from_parts(&client.pinner, parts)) {
         Some(Ok(lane)) => lane,
         _ => new_lane(client)?,
     };
-    let result = lane.pin(extent, run, agent);
-    CURRENT.set(Some(lane.into_parts()));
+    let result = hold(&lane);
+    rest(lane.into_parts());
     result
 }
 
@@ -154,20 +189,18 @@ fn new_lane(client: &Arc<Inner>) -> Result<Lane<'_, ProcessSide>, PinError> {
 /// The current lane is full: tries the thread's other lanes, then a new one.
 #[cold]
 #[inline(never)]
-fn in_further_lanes<'c>(
+fn in_further_lanes<'c, T, E: LaneError>(
     client: &'c Arc<Inner>,
-    extent: &Extent,
-    run: PfnRange,
-    agent: Agent,
-) -> Result<Pin<'c, ProcessSide>, PinError> {
+    hold: &impl Fn(&Lane<'c, ProcessSide>) -> Result<T, E>,
+) -> Result<T, E> {
     let identity = client.pinner.side().identity();
     let nr_lanes = OTHERS.with_borrow(|lanes| lanes.nr_of(identity));
     let mut full = Vec::new();
-    let mut result = Err(PinError::NoLane { nr_lanes });
+    let mut result = Err(PinError::NoLane { nr_lanes }.into());
     while full.len() <= nr_lanes && full.len() < MAX_LANES_PER_THREAD {
         full.extend(CURRENT.take());
-        result = in_other_lane(client, extent, run, agent);
-        if !matches!(result, Err(PinError::LaneFull { .. })) {
+        result = in_other_lane(client, hold);
+        if !result.as_ref().is_err_and(E::is_lane_full) {
             break;
         }
     }

@@ -34,7 +34,6 @@ mod cpu;
 mod error;
 mod faults;
 pub(crate) mod inner;
-mod lane;
 mod lease;
 mod pinned;
 
@@ -65,6 +64,7 @@ pub use self::pinned::{MemorySegment, PinnedPages};
 use crate::client::Client;
 use crate::client::events::Keeping;
 use crate::client::file::File;
+use crate::client::lanes;
 use crate::client::side::ProcessSide;
 use crate::error::Error;
 use crate::wire::Event;
@@ -326,7 +326,7 @@ impl AddressSpace {
         nr_pages: u64,
         flags: GupFlags,
     ) -> Result<PinnedPages<'_>, SpaceError> {
-        let result = lane::with_lane(&self.client.inner, |lane| {
+        let result = lanes::with_lane(&self.client.inner, |lane| {
             // The layout of both is this client's.
             let gup = Gup::new(&self.inner.mm, lane).ok_or(GupError::Outside { address })?;
             gup.pin(address, nr_pages, flags)
@@ -351,7 +351,7 @@ impl AddressSpace {
     /// # Errors
     /// [`SpaceError::Gup`] as [`ReadSection::open`].
     pub fn read_section(&self) -> Result<ReadSection<'_, ProcessSide>, SpaceError> {
-        let opened = lane::with_lane(&self.client.inner, |lane| {
+        let opened = lanes::with_lane(&self.client.inner, |lane| {
             ReadSection::open(&self.inner.mm, lane).map_err(GupError::Hold)
         });
         Ok(opened?)
