@@ -51,11 +51,25 @@ use crate::words::{ReadWords, WriteCounts, WriteWords};
 #[derive(Debug)]
 #[must_use = "dropping a pin gives the frames up"]
 pub struct LongtermPin<'p, S: ClientSide> {
+    raw: RawLongterm<'p, S>,
+}
+
+/// What a long-term pin is made of. Plain values, so that they can be handed over in registers.
+#[derive(Debug)]
+pub(crate) struct RawLongterm<'p, S: ClientSide> {
     pinner: &'p Pinner<S>,
     life: Life<'p, S>,
     run: PfnRange,
     record: Record<SlotOf<'p, S>>,
 }
+
+impl<S: ClientSide> Clone for RawLongterm<'_, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S: ClientSide> Copy for RawLongterm<'_, S> {}
 
 /// Where a long-term pin is written down.
 #[derive(Clone, Copy, Debug)]
@@ -150,12 +164,8 @@ impl<S: ClientSide> Pinner<S> {
         self.side().barrier_mode().light();
         let now = life.now();
         if now == expected {
-            return Ok(LongtermPin {
-                pinner: self,
-                life,
-                run,
-                record: Record::Counts(level, agent),
-            });
+            let record = Record::Counts(level, agent);
+            return Ok(LongtermPin { raw: RawLongterm { pinner: self, life, run, record } });
         }
         self.take_counts(run, level, agent);
         // As for short-term pins: a scan may wait for what is now undone.
@@ -191,6 +201,17 @@ impl<S: ClientSide> Pinner<S> {
         Ok(())
     }
 
+    /// Takes a pin out of the counts; false, with nothing done, in a forked child.
+    #[inline(never)]
+    fn uncount(&self, run: PfnRange, level: Level, agent: Agent) -> bool {
+        if self.side().is_detached() {
+            return false;
+        }
+        self.take_counts(run, level, agent);
+        self.side().barrier_mode().light();
+        true
+    }
+
     #[inline(always)]
     fn take_counts(&self, run: PfnRange, level: Level, agent: Agent) {
         for folio in run.start() >> level.shift()..run.end() >> level.shift() {
@@ -202,46 +223,49 @@ impl<S: ClientSide> Pinner<S> {
 }
 
 impl<'p, S: ClientSide> Lane<'p, S> {
-    /// Pins `run` for long, in a long-term slot if one is free, else by counts; for a caller who has
-    /// something else to look at after the life word, and to whom every failure is the same.
+    /// Pins `run` for long in a long-term slot, for a caller who has something else to look at after the
+    /// life word, and to whom every failure is the same, that no slot is free too. The caller makes it
+    /// a [`LongtermPin`] at once.
     #[inline(always)]
+    pub(crate) fn pin_longterm_slot_if(
+        &self,
+        life: Life<'p, S>,
+        run: PfnRange,
+        agent: Agent,
+        is_still_so: impl FnOnce() -> bool,
+    ) -> Option<RawLongterm<'p, S>> {
+        let expected = life.expected();
+        if !expected.is_pinnable() || !expected.flags().contains(FolioFlags::LONGTERM_OK) {
+            return None;
+        }
+        let (pinner, slot) = (self.pinner(), self.free_long_slot()?);
+        if !pinner.fill(slot, SlotWord::new(run, agent).bits()) {
+            return None;
+        }
+        if life.is_as_expected() && is_still_so() {
+            return Some(RawLongterm { pinner, life, run, record: Record::Slot(slot) });
+        }
+        self.take_back(slot);
+        None
+    }
+
+    /// As [`pin_longterm_slot_if`](Self::pin_longterm_slot_if), and by counts where no slot is free.
     pub(crate) fn pin_longterm_if(
         &self,
         life: Life<'p, S>,
         run: PfnRange,
         head_level: Level,
         agent: Agent,
-        is_still_so: impl FnOnce() -> bool,
-    ) -> Option<LongtermPin<'p, S>> {
-        let expected = life.expected();
-        let is_allowed =
-            expected.is_pinnable() && expected.flags().contains(FolioFlags::LONGTERM_OK);
-        let Some(slot) = self.free_long_slot().filter(|_| is_allowed) else {
-            return self.count_longterm_if(life, run, head_level, agent, is_still_so);
-        };
-        let pinner = self.pinner();
-        if !pinner.fill(slot, SlotWord::new(run, agent).bits()) {
-            return None;
+        is_still_so: impl Fn() -> bool,
+    ) -> Option<RawLongterm<'p, S>> {
+        if self.free_long_slot().is_some() {
+            return self.pin_longterm_slot_if(life, run, agent, is_still_so);
         }
-        if life.is_as_expected() && is_still_so() {
-            return Some(LongtermPin { pinner, life, run, record: Record::Slot(slot) });
-        }
-        self.take_back(slot);
-        None
-    }
-
-    #[inline(never)]
-    fn count_longterm_if(
-        &self,
-        life: Life<'p, S>,
-        run: PfnRange,
-        head_level: Level,
-        agent: Agent,
-        is_still_so: impl FnOnce() -> bool,
-    ) -> Option<LongtermPin<'p, S>> {
         let pin = self.pinner().pin_longterm_found(life, run, head_level, agent).ok()?;
         if is_still_so() {
-            return Some(pin);
+            let raw = pin.raw;
+            core::mem::forget(pin);
+            return Some(raw);
         }
         drop(pin);
         // Life word and frames may be of two extents: see `gup`.
@@ -259,40 +283,36 @@ fn counting_level(run: PfnRange, head_level: Level) -> Level {
     Level::ALL.into_iter().rev().find(is_whole).unwrap_or(Level::Pte)
 }
 
-impl<S: ClientSide> LongtermPin<'_, S> {
+impl<'p, S: ClientSide> LongtermPin<'p, S> {
+    /// The pin of a hold that was written down and found good, and that nobody else ends.
+    #[inline(always)]
+    pub(crate) const fn of(raw: RawLongterm<'p, S>) -> Self {
+        Self { raw }
+    }
+
     /// The frames held.
+    #[inline]
     #[must_use]
     pub const fn run(&self) -> PfnRange {
-        self.run
+        self.raw.run
     }
 
     /// Whether the owner has changed the life word since: somebody wants the frames back.
     #[must_use]
     pub fn is_wanted_back(&self) -> bool {
-        !self.life.is_as_expected()
+        !self.raw.life.is_as_expected()
     }
 }
 
 impl<S: ClientSide> Drop for LongtermPin<'_, S> {
     #[inline(always)]
     fn drop(&mut self) {
-        let side = self.pinner.side();
-        match self.record {
-            Record::Slot(slot) => {
-                if !self.pinner.fill(slot, 0) {
-                    return;
-                }
-            }
-            Record::Counts(level, agent) => {
-                if side.is_detached() {
-                    return;
-                }
-                self.pinner.take_counts(self.run, level, agent);
-                side.barrier_mode().light();
-            }
-        }
-        if self.is_wanted_back() {
-            self.pinner.ring();
+        let is_ended = match self.raw.record {
+            Record::Slot(slot) => self.raw.pinner.fill(slot, 0),
+            Record::Counts(level, agent) => self.raw.pinner.uncount(self.raw.run, level, agent),
+        };
+        if is_ended && !self.raw.life.is_as_expected() {
+            self.raw.pinner.ring();
         }
     }
 }

@@ -20,7 +20,7 @@ const MOST_ROUNDS: u64 = 1000;
 /// what vm-memory, arc-swap, crossbeam-epoch and a locked B-tree do for the same end, and next to
 /// floors: the least that the machine allows. All rows run in every round, in turn, so that a slow
 /// moment falls on all; what counts is the median of the ratios of one round, mostly to F: a radix walk
-/// to a 2 MiB leaf, fetch_add on the folio's count, a second look, fetch_sub. About three minutes and
+/// to a 2 MiB leaf, fetch_add on the folio's count, a second look, fetch_sub. About two minutes and
 /// 1 GiB of memory.
 ///
 /// A figure means something on a quiet machine only; the closing lines say when it was not. A target
@@ -48,7 +48,7 @@ pub struct Bench {
     /// Run every row once with tiny counts, to see that it works
     #[arg(long = "small")]
     is_small: bool,
-    /// Print the table as Markdown
+    /// Print the targets as a Markdown table, with floors and rivals beside them
     #[arg(long = "markdown")]
     is_markdown: bool,
     /// Also write the JSON to a file

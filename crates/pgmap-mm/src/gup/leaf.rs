@@ -6,6 +6,7 @@
 
 use super::{Gup, GupFlags, LongSegment, Look, PAGE_MASK, ShortSegment};
 use crate::level::{Level, PAGE_BYTES};
+use crate::longterm::{LongtermPin, RawLongterm};
 use crate::page_table::walk::Found;
 use crate::pfn::PfnRange;
 use crate::pin::{ClientSide, Pin, RawPin};
@@ -86,10 +87,11 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         if !flags.is_valid() {
             return None;
         }
-        match self.hold_huge_long(address, nr_pages, flags) {
-            Some(held) => Some(held),
-            None => self.hold_elsewhere_long(address, nr_pages, flags),
-        }
+        let (level, raw) = match self.hold_huge_long(address, nr_pages, flags) {
+            Some(raw) => (Level::Pmd, raw),
+            None => self.hold_elsewhere_long(address, nr_pages, flags)?,
+        };
+        Some(LongSegment { address: address & PAGE_MASK, level, pin: LongtermPin::of(raw) })
     }
 
     #[inline(always)]
@@ -98,7 +100,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         address: u64,
         nr_pages: u64,
         flags: GupFlags,
-    ) -> Option<LongSegment<'a, S>> {
+    ) -> Option<RawLongterm<'a, S>> {
         let found = self.mm.table.walk_huge(address / PAGE_BYTES)?;
         self.hold_found_long(&found, address, nr_pages, flags)
     }
@@ -110,12 +112,10 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         address: u64,
         nr_pages: u64,
         flags: GupFlags,
-    ) -> Option<LongSegment<'a, S>> {
+    ) -> Option<RawLongterm<'a, S>> {
         let run = run_in_leaf(found, address, nr_pages, flags)?;
         let life = self.lane.known_span().life_of(&self.mm.table, found)?;
-        let (level, agent) = (found.level, flags.agent());
-        let pin = self.lane.pin_longterm_if(life, run, level, agent, || found.is_unchanged())?;
-        Some(LongSegment { address: address & PAGE_MASK, level, pin })
+        self.lane.pin_longterm_slot_if(life, run, flags.agent(), || found.is_unchanged())
     }
 
     #[inline(never)]
@@ -124,15 +124,17 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         address: u64,
         nr_pages: u64,
         flags: GupFlags,
-    ) -> Option<LongSegment<'a, S>> {
-        if let Some(found) = self.mm.table.walk_gigantic(address / PAGE_BYTES) {
-            return self.hold_found_long(&found, address, nr_pages, flags);
+    ) -> Option<(Level, RawLongterm<'a, S>)> {
+        if let Some(found) = self.mm.table.walk_gigantic(address / PAGE_BYTES)
+            && let Some(raw) = self.hold_found_long(&found, address, nr_pages, flags)
+        {
+            return Some((Level::Pud, raw));
         }
         let (look, run) = self.look_in_leaf(address, nr_pages, flags)?;
         let (life, level, agent) =
             (self.lane.find_life(look.life), look.found.level, flags.agent());
-        let pin = self.lane.pin_longterm_if(life, run, level, agent, || self.is_as_seen(&look))?;
-        Some(LongSegment { address: address & PAGE_MASK, level, pin })
+        let raw = self.lane.pin_longterm_if(life, run, level, agent, || self.is_as_seen(&look))?;
+        Some((level, raw))
     }
 
     /// What the page table says of `nr_pages` pages from `address` on, if one leaf maps them all and

@@ -2,6 +2,7 @@
 
 use super::{Gup, GupFlags, LongSegment, PAGE_MASK, ShortSegment};
 use crate::level::PAGE_BYTES;
+use crate::longterm::LongtermPin;
 use crate::page_table::span::Reach;
 use crate::page_table::walk::{Epoch, Found};
 use crate::pfn::{MAX_RUN_PAGES, PfnRange};
@@ -89,9 +90,9 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         if let Some(stretch) = self.stretch(address, nr_pages, flags) {
             let (run, level, agent) = (stretch.run, stretch.found.level, flags.agent());
             let is_as_seen = || self.is_stretch_as_seen(&stretch);
-            if let Some(pin) =
-                self.lane.pin_longterm_if(stretch.life, run, level, agent, is_as_seen)
+            if let Some(raw) = self.lane.pin_longterm_slot_if(stretch.life, run, agent, is_as_seen)
             {
+                let pin = LongtermPin::of(raw);
                 return Some(LongSegment { address: address & PAGE_MASK, level, pin });
             }
         }
@@ -121,7 +122,8 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
             if pin.is_none() && !is_as_seen() {
                 continue;
             }
-            return pin.map(|pin| LongSegment { address: address & PAGE_MASK, level, pin });
+            let pin = LongtermPin::of(pin?);
+            return Some(LongSegment { address: address & PAGE_MASK, level, pin });
         }
         None
     }

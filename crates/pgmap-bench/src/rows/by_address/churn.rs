@@ -19,6 +19,9 @@ use crate::rivals::{Change, Pick, Rival, arc_swap, epoch, rw_lock, vm_memory};
 const TARGET: Target = Target::Ratio(1.3);
 /// Of so many reads one may find that what it wants is between two changes.
 const FOUND_AT_LEAST: f64 = 0.5;
+/// Reads of so long a cell in which nothing changed are done anew, at most so often.
+const LONG_OPS: u64 = 100_000;
+const MAX_TRIES: usize = 16;
 
 /// Reads of one thread: how many found something.
 type Read = Arc<dyn Fn(&mut Worker) -> Result<u64, Failure> + Send + Sync>;
@@ -46,6 +49,8 @@ struct Pair {
     change: Change,
     readers: Barrier,
     is_over: AtomicBool,
+    /// Whether the reads are to be done anew.
+    is_void: AtomicBool,
     nr_changes: AtomicU64,
 }
 
@@ -56,6 +61,7 @@ impl Pair {
             change,
             readers: Barrier::new(nr_readers),
             is_over: AtomicBool::new(false),
+            is_void: AtomicBool::new(false),
             nr_changes: AtomicU64::new(0),
         })
     }
@@ -66,6 +72,7 @@ impl Pair {
         let is_first = worker.thread == 0;
         let mut done = Err(Failure::new("nothing was read"));
         let changed = std::thread::scope(|scope| {
+            // Relaxed, here and below: counts and flags to look at; the barrier orders what matters.
             let changer = is_first.then(|| {
                 self.is_over.store(false, Ordering::Relaxed);
                 self.nr_changes.store(0, Ordering::Relaxed);
@@ -76,30 +83,44 @@ impl Pair {
             {
                 std::hint::spin_loop();
             }
-            self.readers.wait();
-            let before = self.nr_changes.load(Ordering::Relaxed);
-            let start = Instant::now();
-            let read = (self.read)(&mut worker);
-            let spent = start.elapsed();
-            // Relaxed: a count to look at.
-            let nr_changes = self.nr_changes.load(Ordering::Relaxed) - before;
-            self.readers.wait();
-            self.is_over.store(true, Ordering::Relaxed);
-            done = read.and_then(|found| {
-                let least = worker.nr_ops as f64 * FOUND_AT_LEAST;
-                if (found as f64) < least {
-                    return Err(Failure::new(format!("{found} reads found something")));
+            for _ in 0..MAX_TRIES {
+                done = self.read_once(&mut worker);
+                if !self.is_void.load(Ordering::Relaxed) {
+                    break;
                 }
-                if nr_changes == 0 && worker.nr_ops > 100_000 {
-                    return Err(Failure::new("nothing changed meanwhile"));
-                }
-                Ok(Done::timed(worker.nr_ops, spent))
-            });
+                done = Err(Failure::new("the thread that changes never got a CPU meanwhile"));
+            }
+            self.readers.wait();
+            if is_first {
+                self.is_over.store(true, Ordering::Relaxed);
+            }
             changer.map_or(Ok(()), |changer| {
                 changer.join().map_err(|_| Failure::new("the changing thread panicked"))?
             })
         });
         changed.and(done)
+    }
+
+    /// Reads, together with all readers. Void for all of them if nothing changed meanwhile: on a busy
+    /// machine the thread that changes may not have run.
+    fn read_once(&self, worker: &mut Worker) -> Result<Done, Failure> {
+        self.readers.wait();
+        let before = self.nr_changes.load(Ordering::Relaxed);
+        let start = Instant::now();
+        let read = (self.read)(worker);
+        let spent = start.elapsed();
+        if worker.thread == 0 {
+            let has_changed = self.nr_changes.load(Ordering::Relaxed) > before;
+            // So few reads are over before anybody could change anything.
+            let is_short = worker.nr_ops < LONG_OPS;
+            self.is_void.store(!has_changed && !is_short && read.is_ok(), Ordering::Relaxed);
+        }
+        self.readers.wait();
+        let found = read?;
+        if (found as f64) < worker.nr_ops as f64 * FOUND_AT_LEAST {
+            return Err(Failure::new(format!("{found} reads found something")));
+        }
+        Ok(Done::timed(worker.nr_ops, spent))
     }
 
     fn changes(&self, nr_readers: usize) -> Result<(), Failure> {

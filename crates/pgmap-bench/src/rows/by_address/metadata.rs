@@ -5,6 +5,7 @@
 
 use pgmap::mm::level::Level;
 use pgmap::mm::mm::{MapRequest, Mm};
+use pgmap::os::zeroed_words;
 
 use super::world;
 use crate::failure::Failure;
@@ -44,7 +45,7 @@ impl Case {
         let before = anonymous_bytes()?;
         let mut spaces = Vec::new();
         for _ in 0..self.nr_copies {
-            let mm = Mm::for_device(space.layout(), 0, self.bytes);
+            let mm = Mm::for_device_in(zeroed_words, space.layout(), 0, self.bytes);
             let mm = mm.ok_or_else(|| Failure::new("no such address space"))?;
             mm.map(&request)?;
             let last = mm.translate(self.bytes - 1).map(|found| found.level);
