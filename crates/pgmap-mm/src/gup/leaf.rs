@@ -26,9 +26,12 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         if flags.contains(GupFlags::LONGTERM) {
             return None;
         }
-        let (level, raw) = match self.hold_huge(address, nr_pages, flags) {
-            Some(raw) => (Level::Pmd, raw),
-            None => self.hold_elsewhere(address, nr_pages, flags)?,
+        let (level, raw) = if let Some(raw) = self.hold_huge(address, nr_pages, flags) {
+            (Level::Pmd, raw)
+        } else if let Some(raw) = self.hold_gigantic(address, nr_pages, flags) {
+            (Level::Pud, raw)
+        } else {
+            self.hold_elsewhere(address, nr_pages, flags)?
         };
         Some(ShortSegment { address: address & PAGE_MASK, level, pin: Pin::of(raw) })
     }
@@ -37,6 +40,13 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
     #[inline(always)]
     fn hold_huge(&self, address: u64, nr_pages: u64, flags: GupFlags) -> Option<RawPin<'a, S>> {
         let found = self.mm.table.walk_huge(address / PAGE_BYTES)?;
+        self.hold_found(&found, address, nr_pages, flags)
+    }
+
+    /// Holds pages of one leaf of 1 GiB.
+    #[inline(always)]
+    fn hold_gigantic(&self, address: u64, nr_pages: u64, flags: GupFlags) -> Option<RawPin<'a, S>> {
+        let found = self.mm.table.walk_gigantic(address / PAGE_BYTES)?;
         self.hold_found(&found, address, nr_pages, flags)
     }
 
@@ -55,8 +65,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         self.lane.pin_if(life, run, flags.agent(), || found.is_unchanged())
     }
 
-    /// Holds pages of a leaf of 1 GiB or 4 KiB. The table of the latter may be in another life, which
-    /// the epoch tells.
+    /// Holds pages of any leaf. The table of a 4 KiB leaf may be in another life, which the epoch tells.
     #[inline(never)]
     fn hold_elsewhere(
         &self,
@@ -64,9 +73,6 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         nr_pages: u64,
         flags: GupFlags,
     ) -> Option<(Level, RawPin<'a, S>)> {
-        if let Some(found) = self.mm.table.walk_gigantic(address / PAGE_BYTES) {
-            return Some((Level::Pud, self.hold_found(&found, address, nr_pages, flags)?));
-        }
         let (look, run) = self.look_in_leaf(address, nr_pages, flags)?;
         let life = self.lane.find_life(look.life);
         let raw = self.lane.pin_if(life, run, flags.agent(), || self.is_as_seen(&look))?;
@@ -87,9 +93,12 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         if !flags.is_valid() {
             return None;
         }
-        let (level, raw) = match self.hold_huge_long(address, nr_pages, flags) {
-            Some(raw) => (Level::Pmd, raw),
-            None => self.hold_elsewhere_long(address, nr_pages, flags)?,
+        let (level, raw) = if let Some(raw) = self.hold_huge_long(address, nr_pages, flags) {
+            (Level::Pmd, raw)
+        } else if let Some(raw) = self.hold_gigantic_long(address, nr_pages, flags) {
+            (Level::Pud, raw)
+        } else {
+            self.hold_elsewhere_long(address, nr_pages, flags)?
         };
         Some(LongSegment { address: address & PAGE_MASK, level, pin: LongtermPin::of(raw) })
     }
@@ -102,6 +111,17 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         flags: GupFlags,
     ) -> Option<RawLongterm<'a, S>> {
         let found = self.mm.table.walk_huge(address / PAGE_BYTES)?;
+        self.hold_found_long(&found, address, nr_pages, flags)
+    }
+
+    #[inline(always)]
+    fn hold_gigantic_long(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<RawLongterm<'a, S>> {
+        let found = self.mm.table.walk_gigantic(address / PAGE_BYTES)?;
         self.hold_found_long(&found, address, nr_pages, flags)
     }
 
@@ -125,11 +145,6 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         nr_pages: u64,
         flags: GupFlags,
     ) -> Option<(Level, RawLongterm<'a, S>)> {
-        if let Some(found) = self.mm.table.walk_gigantic(address / PAGE_BYTES)
-            && let Some(raw) = self.hold_found_long(&found, address, nr_pages, flags)
-        {
-            return Some((Level::Pud, raw));
-        }
         let (look, run) = self.look_in_leaf(address, nr_pages, flags)?;
         let (life, level, agent) =
             (self.lane.find_life(look.life), look.found.level, flags.agent());
