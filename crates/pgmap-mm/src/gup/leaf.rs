@@ -1,8 +1,8 @@
 //! Holding pages of one leaf: the least work that pins anything by address.
 //!
-//! Most addresses are mapped by leaves of 2 MiB of an extent that the thread pinned in before. For
-//! those everything is inlined and nothing but the entry, the slot and the life word is touched; all
-//! else goes through a call.
+//! Most pins are in an extent that the thread pinned in before. For those everything is inlined, 2 MiB
+//! leaves first, and nothing but the entries, the slot and the life word is touched; all else goes
+//! through a call.
 
 use super::{Gup, GupFlags, LongSegment, Look, PAGE_MASK, ShortSegment};
 use crate::level::{Level, PAGE_BYTES};
@@ -30,6 +30,8 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
             (Level::Pmd, raw)
         } else if let Some(raw) = self.hold_gigantic(address, nr_pages, flags) {
             (Level::Pud, raw)
+        } else if let Some(raw) = self.hold_small(address, nr_pages, flags) {
+            (Level::Pte, raw)
         } else {
             self.hold_elsewhere(address, nr_pages, flags)?
         };
@@ -41,6 +43,18 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
     fn hold_huge(&self, address: u64, nr_pages: u64, flags: GupFlags) -> Option<RawPin<'a, S>> {
         let found = self.mm.table.walk_huge(address / PAGE_BYTES)?;
         self.hold_found(&found, address, nr_pages, flags)
+    }
+
+    /// Holds one page of a leaf of 4 KiB.
+    #[inline(always)]
+    fn hold_small(&self, address: u64, nr_pages: u64, flags: GupFlags) -> Option<RawPin<'a, S>> {
+        let table = &self.mm.table;
+        let epoch = table.epoch();
+        let found = table.walk_small(address / PAGE_BYTES)?;
+        let run = run_in_leaf(&found, address, nr_pages, flags)?;
+        let life = self.lane.known_span().life_of(table, &found)?;
+        self.lane
+            .pin_if(life, run, flags.agent(), || found.is_unchanged() && table.epoch() == epoch)
     }
 
     /// Holds pages of one leaf of 1 GiB.
@@ -97,6 +111,8 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
             (Level::Pmd, raw)
         } else if let Some(raw) = self.hold_gigantic_long(address, nr_pages, flags) {
             (Level::Pud, raw)
+        } else if let Some(raw) = self.hold_small_long(address, nr_pages, flags) {
+            (Level::Pte, raw)
         } else {
             self.hold_elsewhere_long(address, nr_pages, flags)?
         };
@@ -112,6 +128,23 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
     ) -> Option<RawLongterm<'a, S>> {
         let found = self.mm.table.walk_huge(address / PAGE_BYTES)?;
         self.hold_found_long(&found, address, nr_pages, flags)
+    }
+
+    #[inline(always)]
+    fn hold_small_long(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<RawLongterm<'a, S>> {
+        let table = &self.mm.table;
+        let epoch = table.epoch();
+        let found = table.walk_small(address / PAGE_BYTES)?;
+        let run = run_in_leaf(&found, address, nr_pages, flags)?;
+        let life = self.lane.known_span().life_of(table, &found)?;
+        self.lane.pin_longterm_slot_if(life, run, flags.agent(), || {
+            found.is_unchanged() && table.epoch() == epoch
+        })
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 use super::{Gup, GupFlags, LongSegment, PAGE_MASK, ShortSegment};
 use crate::level::PAGE_BYTES;
 use crate::longterm::LongtermPin;
-use crate::page_table::span::Reach;
+use crate::page_table::span::{Reach, ReachWord};
 use crate::page_table::walk::{Epoch, Found};
 use crate::pfn::{MAX_RUN_PAGES, PfnRange};
 use crate::pin::{ClientSide, Life, Pin};
@@ -15,6 +15,7 @@ const MAX_FAST_TRIES: usize = 4;
 struct Stretch<'a, 'p, S: ClientSide + 'p> {
     epoch: Epoch,
     found: Found<'a>,
+    word: ReachWord<'a>,
     reach: Reach,
     run: PfnRange,
     life: Life<'p, S>,
@@ -139,17 +140,17 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
             return None;
         }
         let life = self.lane.known_span().life_of(table, &found)?;
-        let reach = table.reach(found.leaf);
+        let word = table.reach_word(found.leaf)?;
+        let reach = word.read();
         let most = found.pages_from(page).max(reach.from(page)).min(MAX_RUN_PAGES);
         let run = PfnRange::inside(found.frame_of(page), nr_pages.min(most));
-        Some(Stretch { epoch, found, reach, run, life })
+        Some(Stretch { epoch, found, word, reach, run, life })
     }
 
     #[inline(always)]
     fn is_stretch_as_seen(&self, stretch: &Stretch<'_, '_, S>) -> bool {
-        let table = &self.mm.table;
         stretch.found.is_unchanged()
-            && table.reach(stretch.found.leaf) == stretch.reach
-            && table.epoch() == stretch.epoch
+            && stretch.word.read() == stretch.reach
+            && self.mm.table.epoch() == stretch.epoch
     }
 }

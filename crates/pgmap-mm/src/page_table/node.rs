@@ -80,7 +80,7 @@ impl Nodes {
 
     /// The entry with this number in the table that starts at `word` of `chunk`; none where no table
     /// can be.
-    #[inline]
+    #[inline(always)]
     pub(super) fn entry(&self, chunk: u32, word: u32, index: usize) -> Option<&AtomicU64> {
         self.chunks.get(chunk as usize)?.get()?.get(word as usize + index)
     }

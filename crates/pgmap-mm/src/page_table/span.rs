@@ -145,6 +145,19 @@ impl Reach {
     }
 }
 
+/// Where a span's reach is written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ReachWord<'t>(&'t AtomicU64);
+
+impl ReachWord<'_> {
+    /// The reach now.
+    #[inline(always)]
+    pub(crate) fn read(self) -> Reach {
+        // Acquire: pairs with Release in `set_reach`; data: the leaves covered, and the epoch.
+        Reach(self.0.load(Ordering::Acquire))
+    }
+}
+
 /// The words of all spans of one address space.
 #[derive(Debug)]
 pub(super) struct Spans {
@@ -200,8 +213,13 @@ impl Spans {
     /// The pages that the span covers.
     #[inline]
     pub(super) fn reach(&self, span: SpanId) -> Reach {
-        // Acquire: pairs with Release in `set_reach`; data: the leaves covered, and the epoch.
-        self.rest(span).map_or(Reach::NONE, |rest| Reach(rest.reach.load(Ordering::Acquire)))
+        self.reach_word(span).map_or(Reach::NONE, ReachWord::read)
+    }
+
+    /// Where it is written how many pages the span covers, to be read more than once.
+    #[inline]
+    pub(super) fn reach_word(&self, span: SpanId) -> Option<ReachWord<'_>> {
+        self.rest(span).map(|rest| ReachWord(&rest.reach))
     }
 
     fn describe(&self, span: SpanId, extent: &Extent) -> Option<()> {

@@ -29,7 +29,7 @@
 //! See [`page_table`](super).
 
 use super::entry::{Entry, Leaf, NodeId};
-use super::span::Reach;
+use super::span::{Reach, ReachWord};
 use super::{PageTable, index_in_table};
 use crate::extent::Extent;
 use crate::level::Level;
@@ -93,6 +93,18 @@ impl PageTable {
         Some(Found { leaf, level: Level::Pmd, entry })
     }
 
+    /// The leaf of 4 KiB that maps `page`; none where larger ones do, or none. Good only if the epoch is
+    /// the same before and after: the table may be in another life.
+    #[inline(always)]
+    pub(crate) fn walk_small(&self, page: u64) -> Option<Found<'_>> {
+        // Acquire, both: as in `walk_huge`.
+        let middle = Entry::read(self.huge_entry(page)?.load(Ordering::Acquire));
+        let Entry::Table(NodeId::Last { chunk, word }) = middle else { return None };
+        let entry = self.nodes.entry(chunk, word, index_in_table(page, Level::Pte))?;
+        let leaf = Leaf::read(entry.load(Ordering::Acquire))?;
+        Some(Found { leaf, level: Level::Pte, entry })
+    }
+
     /// The leaf of 1 GiB that maps `page`; none where smaller ones do, or none.
     #[inline(always)]
     pub(crate) fn walk_gigantic(&self, page: u64) -> Option<Found<'_>> {
@@ -145,6 +157,12 @@ impl PageTable {
     /// The extent that the leaf is of.
     pub(crate) fn extent(&self, leaf: Leaf) -> Option<Extent> {
         self.spans.extent(leaf.span())
+    }
+
+    /// Where it is written how far the leaf's span covers.
+    #[inline(always)]
+    pub(crate) fn reach_word(&self, leaf: Leaf) -> Option<ReachWord<'_>> {
+        self.spans.reach_word(leaf.span())
     }
 
     /// How far the leaf's span covers.
