@@ -84,8 +84,10 @@ use crate::level::{FANOUT, Level};
 use crate::sync::{self, AtomicU64, Ordering};
 use crate::vmemmap::VmemmapLayout;
 
-/// The part of a page table that readers use.
+/// The part of a page table that readers use. On cache lines of its own, two at a time as processors
+/// fetch them: a writer's lock and lists beside it would take the lines away from every reader.
 #[derive(Debug)]
+#[repr(align(128))]
 pub(crate) struct PageTable {
     epoch: AtomicU64,
     /// First GiB of addresses that the table covers.

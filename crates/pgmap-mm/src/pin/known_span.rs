@@ -95,23 +95,24 @@ impl<'p, S: ClientSide + 'p> KnownSpan<'p, S> {
     /// page table moved meanwhile.
     #[inline(always)]
     pub(crate) fn life_of(&self, table: &PageTable, found: &Found<'_>) -> Option<Life<'p, S>> {
-        let is_known = found.leaf.span() == self.span.get() && table.epoch() == self.epoch.get();
-        (is_known || self.meet(table, found)).then(|| self.life.get())
+        let epoch = table.epoch();
+        if found.leaf.span() == self.span.get() && epoch == self.epoch.get() {
+            return Some(self.life.get());
+        }
+        self.meet(table, found, epoch)
     }
 
-    /// Takes the leaf's span in place of the one that was known; false where the page table moved
-    /// meanwhile.
-    #[inline(never)]
-    fn meet(&self, table: &PageTable, found: &Found<'_>) -> bool {
-        let epoch = table.epoch();
-        let Some(life) = table.life(found.leaf) else { return false };
-        let life = Life::find(self.pinner, life);
+    /// Takes the leaf's span in place of the one that was known. In line: a thread that pins all over the
+    /// place meets another span each time.
+    #[inline(always)]
+    fn meet(&self, table: &PageTable, found: &Found<'_>, epoch: Epoch) -> Option<Life<'p, S>> {
+        let life = Life::find(self.pinner, table.life(found.leaf)?);
         if table.epoch() != epoch || !found.is_unchanged() {
-            return false;
+            return None;
         }
         self.epoch.set(epoch);
         self.span.set(found.leaf.span());
         self.life.set(life);
-        true
+        Some(life)
     }
 }
