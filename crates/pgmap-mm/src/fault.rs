@@ -112,7 +112,7 @@ impl Mm {
         access: Access,
     ) -> Result<Faulted, FaultError> {
         let page = address / PAGE_BYTES;
-        let MmState { areas, writer } = state;
+        let MmState { areas, writer, .. } = state;
         let Some(vma) = areas.find(page) else {
             return Err(FaultError::NoArea { address });
         };

@@ -128,6 +128,15 @@ impl Vma {
         Self { page, nr_pages: end - page, file_page: self.file_page_of(page), ..self.clone() }
     }
 
+    /// Makes it map something else in the same way.
+    pub(crate) fn assign(&mut self, backing: &Arc<dyn Backing>, file_page: u64, prot: Prot) {
+        // Counting the same file up and down again would be the most of the work.
+        if !Arc::ptr_eq(&self.backing, backing) {
+            self.backing = Arc::clone(backing);
+        }
+        (self.file_page, self.prot) = (file_page, prot);
+    }
+
     /// Whether the area may start or end at this page number.
     fn may_split_at(&self, page: u64) -> bool {
         match self.kind() {
@@ -227,16 +236,10 @@ impl VmaSet {
         self.areas.insert(vma.page, vma);
     }
 
-    /// Puts an area in place of one of exactly the same pages, if there is one. Neighbours that it
-    /// might carry on stay areas of their own, which changes nothing but their number.
-    pub(crate) fn replace(&mut self, vma: &Vma) -> bool {
-        match self.areas.get_mut(&vma.page) {
-            Some(old) if old.nr_pages == vma.nr_pages => {
-                old.clone_from(vma);
-                true
-            }
-            _ => false,
-        }
+    /// The area of exactly the pages from `from` up to `to`, if there is one. Made another, it may carry
+    /// its neighbours on and stays an area of its own, which changes nothing but their number.
+    pub(crate) fn exactly(&mut self, from: u64, to: u64) -> Option<&mut Vma> {
+        self.areas.get_mut(&from).filter(|vma| vma.end() == to)
     }
 
     /// The first page of a gap of `nr_pages` between `low` and `high`, a multiple of `align_pages`.

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::{Mm, MmState, Vacancy};
+use super::{Ended, Mm, MmState, Vacancy};
 use crate::descriptor::FolioFlags;
 use crate::error::errno;
 use crate::extent::Extent;
@@ -133,6 +133,28 @@ fn block(vma: &Vma, page: u64, backed: &Backed, level: Level) -> Option<Placemen
     })
 }
 
+/// The pages from `page` on that lie in one piece, in leaves of what device-dax demands, else of the
+/// largest that fit.
+fn onward(vma: &Vma, page: u64) -> Result<Placement, FillError> {
+    let backed = backed_at(vma, page)?;
+    let mut nr_pages = pages_ahead(vma, page, &backed);
+    let only_level = match vma.kind() {
+        VmaKind::DeviceDax { align } => Some(align),
+        _ => None,
+    };
+    if let Some(align) = only_level {
+        nr_pages -= nr_pages % align.nr_pages();
+        let first_pfn = backed.extent.run.start() + backed.skip;
+        let is_aligned = (vma.page | vma.nr_pages | first_pfn).is_multiple_of(align.nr_pages());
+        if nr_pages == 0 || !is_aligned {
+            return Err(FillError::Misfit { align });
+        }
+    }
+    let flags = leaf_flags(vma, &backed.extent);
+    let Backed { extent, skip } = backed;
+    Ok(Placement { page, nr_pages, extent, skip, flags, only_level })
+}
+
 /// The one leaf to put in at a page: what device-dax demands, else the largest that fits and does
 /// not run over leaves that are there (Linux 7.1: fs/dax.c, small entries win).
 fn choose(cursor: &Cursor<'_>, vma: &Vma, page: u64) -> Result<Placement, FillError> {
@@ -162,7 +184,8 @@ impl Mm {
     ) -> Result<Filled, FillError> {
         let mut cursor = self.table.cursor(writer);
         let place = choose(&cursor, vma, page)?;
-        self.put(&mut cursor, vma.prot, &place)?;
+        // A leaf that was there allowed less.
+        self.put(&mut cursor, vma.prot, &place, |_, _| {})?;
         let level = place.only_level.unwrap_or(Level::Pte);
         Ok(Filled { page: place.page, level, flags: place.flags })
     }
@@ -175,7 +198,7 @@ impl Mm {
         from: u64,
         to: u64,
     ) -> Result<(), (u64, FillError)> {
-        let MmState { areas, writer } = state;
+        let MmState { areas, writer, .. } = state;
         let mut cursor = self.table.cursor(writer);
         for vma in areas.overlapping(from, to).filter(|vma| vma.prot != Prot::NONE) {
             self.fill_area(&mut cursor, vma, from, to)?;
@@ -202,6 +225,20 @@ impl Mm {
         Ok(())
     }
 
+    /// Fills an area that allows an access over whatever is there, as far as that goes, and clears the
+    /// rest. What cannot be filled is told at its fault, as with MAP_POPULATE.
+    pub(super) fn fill_over(&self, cursor: &mut Cursor<'_>, vma: &Vma, ended: &mut Ended) {
+        let mut at = vma.page;
+        let mut removed = |page, nr_pages| ended.push(page, nr_pages);
+        while at < vma.end()
+            && let Ok(place) = onward(vma, at)
+            && self.put(cursor, vma.prot, &place, &mut removed).is_ok()
+        {
+            at = place.page + place.nr_pages;
+        }
+        cursor.clear(at, vma.end(), None, removed);
+    }
+
     /// Fills from `at` on as far as one extent goes and nothing is mapped. Returns where it stopped.
     fn fill_stretch(
         &self,
@@ -222,11 +259,18 @@ impl Mm {
         let free_end =
             cursor.absent_until(first.page + first.nr_pages, place.page + place.nr_pages);
         place.nr_pages = free_end - place.page;
-        self.put(cursor, vma.prot, &place)?;
+        self.put(cursor, vma.prot, &place, |_, _| {})?;
         Ok(place.page + place.nr_pages)
     }
 
-    fn put(&self, cursor: &mut Cursor<'_>, prot: Prot, place: &Placement) -> Result<(), FillError> {
+    /// Puts leaves in over whatever is there; calls `removed` for each that was.
+    fn put(
+        &self,
+        cursor: &mut Cursor<'_>,
+        prot: Prot,
+        place: &Placement,
+        removed: impl FnMut(u64, u64),
+    ) -> Result<(), FillError> {
         if !self.table.vmemmap().covers(place.extent.run) {
             return Err(FillError::Foreign { run: place.extent.run });
         }
@@ -236,7 +280,7 @@ impl Mm {
             let address = place.page * PAGE_BYTES;
             cpu.map(address, &place.extent, run, prot).map_err(FillError::Cpu)?;
         }
-        cursor.map(place).map_err(|_| {
+        cursor.map(place, removed).map_err(|_| {
             if let Some(cpu) = &self.cpu {
                 // Without a leaf no invalidation would find it.
                 let (address, len_bytes) = (place.page * PAGE_BYTES, place.nr_pages * PAGE_BYTES);

@@ -33,7 +33,7 @@
 //! one that hangs hangs the unmap. Here the caller sees who has not answered, and may go on to quarantine.
 
 use core::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use crate::level::PAGE_BYTES;
 use crate::sync::{AtomicU64, Ordering};
@@ -119,54 +119,49 @@ impl AckTicket {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SubscriptionId(u64);
 
+/// Everybody who is told. Guarded by the address space's lock, as what ends is: whoever subscribes
+/// and then looks, sees what ended before, or is told of it.
 #[derive(Debug, Default)]
-struct Inner {
+pub(super) struct Subscribers {
     next_id: u64,
     list: Vec<(SubscriptionId, Arc<dyn InvalidateSubscriber>)>,
 }
 
-/// Everybody who is told.
-#[derive(Debug, Default)]
-pub(super) struct Subscribers {
-    inner: Mutex<Inner>,
-}
-
 impl Subscribers {
-    pub(super) fn add(&self, subscriber: Arc<dyn InvalidateSubscriber>) -> SubscriptionId {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let id = SubscriptionId(inner.next_id);
-        inner.next_id += 1;
-        inner.list.push((id, subscriber));
+    pub(super) fn add(&mut self, subscriber: Arc<dyn InvalidateSubscriber>) -> SubscriptionId {
+        let id = SubscriptionId(self.next_id);
+        self.next_id += 1;
+        self.list.push((id, subscriber));
         id
     }
 
-    pub(super) fn remove(&self, id: SubscriptionId) {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.list.retain(|(known, _)| *known != id);
+    pub(super) fn remove(&mut self, id: SubscriptionId) {
+        self.list.retain(|(known, _)| *known != id);
     }
 
-    /// Tells everybody, if there is anything to tell.
-    pub(super) fn tell(&self, ended: &Ended) -> AckTicket {
+    /// Whom to tell of what ended: nobody, if nothing did.
+    pub(super) fn to_tell(&self, ended: &Ended) -> Vec<Arc<dyn InvalidateSubscriber>> {
         if ended.nr_pages() == 0 {
-            return AckTicket::default();
+            return Vec::new();
         }
-        let list: Vec<_> = {
-            let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-            inner.list.iter().map(|(_, subscriber)| subscriber.clone()).collect()
-        };
-        if list.is_empty() {
-            return AckTicket::default();
-        }
-        let ranges: Vec<EndedRange> = ended.ranges().collect();
-        let acks = Arc::new(Acks {
-            outstanding: AtomicU64::new(list.len() as u64),
-            abandoned: AtomicU64::new(0),
-        });
-        for subscriber in list {
-            subscriber.ended(&ranges, AckToken { acks: acks.clone(), is_answered: false });
-        }
-        AckTicket { acks: Some(acks) }
+        self.list.iter().map(|(_, subscriber)| subscriber.clone()).collect()
     }
+}
+
+/// Tells them what ended. The address space must not be locked.
+pub(super) fn tell(subscribers: Vec<Arc<dyn InvalidateSubscriber>>, ended: &Ended) -> AckTicket {
+    if subscribers.is_empty() {
+        return AckTicket::default();
+    }
+    let ranges: Vec<EndedRange> = ended.ranges().collect();
+    let acks = Arc::new(Acks {
+        outstanding: AtomicU64::new(subscribers.len() as u64),
+        abandoned: AtomicU64::new(0),
+    });
+    for subscriber in subscribers {
+        subscriber.ended(&ranges, AckToken { acks: acks.clone(), is_answered: false });
+    }
+    AckTicket { acks: Some(acks) }
 }
 
 /// Collects the ranges that one change of an address space ended, joining neighbours. The usual
@@ -201,6 +196,7 @@ impl Ended {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Mutex;
 
     #[derive(Debug, Default)]
     struct Cache(Mutex<Vec<AckToken>>);
@@ -213,20 +209,20 @@ mod tests {
 
     #[test]
     fn a_dropped_token_is_no_answer() {
-        let subscribers = Subscribers::default();
+        let mut subscribers = Subscribers::default();
         let caches = [Arc::new(Cache::default()), Arc::new(Cache::default())];
         let ids = caches.clone().map(|cache| subscribers.add(cache));
         let mut ended = Ended::default();
         ended.push(0, 1);
-        let ticket = subscribers.tell(&ended);
+        let ticket = tell(subscribers.to_tell(&ended), &ended);
         assert_eq!((ticket.is_done(), ticket.nr_outstanding()), (false, 2));
         caches[0].0.lock().unwrap().pop().unwrap().acknowledge();
         drop(caches[1].0.lock().unwrap().pop());
         assert_eq!((ticket.nr_outstanding(), ticket.nr_abandoned()), (1, 1));
         subscribers.remove(ids[1]);
-        let ticket = subscribers.tell(&ended);
+        let ticket = tell(subscribers.to_tell(&ended), &ended);
         caches[0].0.lock().unwrap().pop().unwrap().acknowledge();
         assert!(ticket.is_done());
-        assert!(subscribers.tell(&Ended::default()).is_done());
+        assert!(subscribers.to_tell(&Ended::default()).is_empty());
     }
 }

@@ -8,7 +8,7 @@ use crate::error::errno;
 use crate::level::{Level, PAGE_BYTES};
 use crate::page_table::entry::LeafFlags;
 use crate::prot::Prot;
-use crate::vma::{Backing, Vma, VmaKind};
+use crate::vma::{Backing, Vma, VmaKind, VmaSet};
 
 const ENXIO: i32 = 6;
 const EEXIST: i32 = 17;
@@ -201,6 +201,11 @@ impl MapRequest {
     pub fn private(self) -> Self {
         Self { sharing: Sharing::Private, ..self }
     }
+
+    fn area(&self, page: u64, nr_pages: u64) -> Vma {
+        let Self { file_page, prot, .. } = *self;
+        Vma { page, nr_pages, backing: self.backing.clone(), file_page, prot }
+    }
 }
 
 /// What ended with a change.
@@ -224,36 +229,75 @@ impl Mm {
         let nr_pages = whole_pages(request.len_bytes)?;
         check_request(request, nr_pages)?;
         let mut ended = Ended::default();
-        let page = {
-            let mut state = self.lock();
-            let page = self.find_place(&mut state, request, nr_pages)?;
-            let vma = Vma {
-                page,
-                nr_pages,
-                backing: request.backing.clone(),
-                file_page: request.file_page,
-                prot: request.prot,
-            };
-            if matches!(request.place, Placed::Over(_)) {
-                self.clear(&mut state, page, vma.end(), &mut ended);
-                if !state.areas.replace(&vma) {
-                    state.areas.remove(page, vma.end());
-                    state.areas.insert(vma.clone());
-                }
-            } else {
-                state.areas.insert(vma.clone());
+        let mut state = self.lock();
+        let page = match request.place {
+            Placed::Over(address) => {
+                self.map_over(&mut state, request, (address, nr_pages), &mut ended)?
             }
-            self.fill_for_cpu(&mut state, page, page + nr_pages);
-            let is_due = request.filling == Filling::AtOnce && self.cpu.is_none();
-            if is_due && vma.prot != Prot::NONE {
-                let mut cursor = self.table.cursor(&mut state.writer);
-                // What cannot be filled is told at its fault, as with MAP_POPULATE.
-                let _later = self.fill_area(&mut cursor, &vma, page, vma.end());
-            }
-            page
+            Placed::Anywhere | Placed::At(_) => self.map_in_gap(&mut state, request, nr_pages)?,
         };
-        let _told = self.finish(&ended);
+        self.fill_for_cpu(&mut state, page, page + nr_pages);
+        let _told = self.finish(state, &ended);
         Ok(page * PAGE_BYTES)
+    }
+
+    fn map_in_gap(
+        &self,
+        state: &mut MmState,
+        request: &MapRequest,
+        nr_pages: u64,
+    ) -> Result<u64, MapError> {
+        let page = self.find_place(state, request, nr_pages)?;
+        let vma = request.area(page, nr_pages);
+        if self.is_filled_now(request) {
+            let mut cursor = self.table.cursor(&mut state.writer);
+            // What cannot be filled is told at its fault, as with MAP_POPULATE.
+            let _later = self.fill_area(&mut cursor, &vma, page, vma.end());
+        }
+        state.areas.insert(vma);
+        Ok(page)
+    }
+
+    /// Maps over whatever is there. Where the new pages are filled at once, readers see the old leaf or
+    /// the new one and never none.
+    fn map_over(
+        &self,
+        state: &mut MmState,
+        request: &MapRequest,
+        (address, nr_pages): (u64, u64),
+        ended: &mut Ended,
+    ) -> Result<u64, MapError> {
+        let page = self.place_at(request, address, nr_pages)?;
+        let end = page + nr_pages;
+        let MmState { areas, writer, .. } = state;
+        let new_area;
+        let vma = match areas.exactly(page, end) {
+            // The usual change: one area for another.
+            Some(vma) => {
+                vma.assign(&request.backing, request.file_page, request.prot);
+                &*vma
+            }
+            None => {
+                check_split(areas, page, end)?;
+                new_area = request.area(page, nr_pages);
+                areas.remove(page, end);
+                areas.insert(new_area.clone());
+                &new_area
+            }
+        };
+        let mut cursor = self.table.cursor(writer);
+        if self.is_filled_now(request) {
+            self.fill_over(&mut cursor, vma, ended);
+        } else {
+            cursor.clear(page, end, None, |page, nr_pages| ended.push(page, nr_pages));
+        }
+        Ok(page)
+    }
+
+    /// Whether a device address space is filled when this is mapped. A process address space always is,
+    /// in a way of its own.
+    fn is_filled_now(&self, request: &MapRequest) -> bool {
+        request.filling == Filling::AtOnce && self.cpu.is_none() && request.prot != Prot::NONE
     }
 
     /// Removes what is mapped from `address` on; addresses where nothing is are passed over.
@@ -264,13 +308,11 @@ impl Mm {
     pub fn unmap(&self, address: u64, len_bytes: u64) -> Result<Unmapped, MapError> {
         let (from, to) = self.page_range(address, len_bytes)?;
         let mut ended = Ended::default();
-        {
-            let mut state = self.lock();
-            check_split(&state, from, to)?;
-            self.clear_for_good(&mut state, from, to, &mut ended);
-            state.areas.remove(from, to);
-        }
-        Ok(self.finish(&ended))
+        let mut state = self.lock();
+        check_split(&state.areas, from, to)?;
+        self.clear_for_good(&mut state, from, to, &mut ended);
+        state.areas.remove(from, to);
+        Ok(self.finish(state, &ended))
     }
 
     /// Changes what may be done to pages that are all mapped: all of them or none.
@@ -281,25 +323,23 @@ impl Mm {
     pub fn protect(&self, address: u64, len_bytes: u64, prot: Prot) -> Result<Unmapped, MapError> {
         let (from, to) = self.page_range(address, len_bytes)?;
         let mut ended = Ended::default();
-        {
-            let mut state = self.lock();
-            if !state.areas.covers(from, to) {
-                return Err(MapError::NotMapped { address });
-            }
-            check_split(&state, from, to)?;
-            let parts: Vec<Vma> =
-                state.areas.overlapping(from, to).map(|vma| vma.part(from, to)).collect();
-            if parts.iter().any(|vma| !vma.backing.most_prot().contains(prot)) {
-                return Err(MapError::NotPermitted { wanted: prot });
-            }
-            self.weaken(&mut state, from, to, prot, &mut ended);
-            state.areas.remove(from, to);
-            for part in parts {
-                state.areas.insert(Vma { prot, ..part });
-            }
-            self.fill_for_cpu(&mut state, from, to);
+        let mut state = self.lock();
+        if !state.areas.covers(from, to) {
+            return Err(MapError::NotMapped { address });
         }
-        Ok(self.finish(&ended))
+        check_split(&state.areas, from, to)?;
+        let parts: Vec<Vma> =
+            state.areas.overlapping(from, to).map(|vma| vma.part(from, to)).collect();
+        if parts.iter().any(|vma| !vma.backing.most_prot().contains(prot)) {
+            return Err(MapError::NotPermitted { wanted: prot });
+        }
+        self.weaken(&mut state, from, to, prot, &mut ended);
+        state.areas.remove(from, to);
+        for part in parts {
+            state.areas.insert(Vma { prot, ..part });
+        }
+        self.fill_for_cpu(&mut state, from, to);
+        Ok(self.finish(state, &ended))
     }
 
     /// Moves, grows or shrinks what is mapped from `address` on, which must lie in one area. What is
@@ -318,34 +358,32 @@ impl Mm {
         let (from, to) = self.page_range(address, old_bytes)?;
         let nr_pages = whole_pages(new_bytes)?;
         let mut ended = Ended::default();
-        let page = {
-            let mut state = self.lock();
-            let Some(vma) = state.areas.find(from).filter(|vma| to <= vma.end()).cloned() else {
-                return Err(MapError::NotMapped { address });
-            };
-            check_split(&state, from, to)?;
-            let part = vma.part(from, to);
-            let request = MapRequest {
-                backing: part.backing.clone(),
-                file_page: part.file_page,
-                len_bytes: new_bytes,
-                place,
-                prot: part.prot,
-                sharing: Sharing::Shared,
-                filling: Filling::OnFault,
-            };
-            check_request(&request, nr_pages)?;
-            if place == Placed::Anywhere && nr_pages <= to - from {
-                let cut = from + nr_pages;
-                check_split(&state, cut, to)?;
-                self.clear_for_good(&mut state, cut, to, &mut ended);
-                state.areas.remove(cut, to);
-                from
-            } else {
-                self.move_area(&mut state, &part, &request, nr_pages, &mut ended)?
-            }
+        let mut state = self.lock();
+        let Some(vma) = state.areas.find(from).filter(|vma| to <= vma.end()).cloned() else {
+            return Err(MapError::NotMapped { address });
         };
-        let _told = self.finish(&ended);
+        check_split(&state.areas, from, to)?;
+        let part = vma.part(from, to);
+        let request = MapRequest {
+            backing: part.backing.clone(),
+            file_page: part.file_page,
+            len_bytes: new_bytes,
+            place,
+            prot: part.prot,
+            sharing: Sharing::Shared,
+            filling: Filling::OnFault,
+        };
+        check_request(&request, nr_pages)?;
+        let page = if place == Placed::Anywhere && nr_pages <= to - from {
+            let cut = from + nr_pages;
+            check_split(&state.areas, cut, to)?;
+            self.clear_for_good(&mut state, cut, to, &mut ended);
+            state.areas.remove(cut, to);
+            from
+        } else {
+            self.move_area(&mut state, &part, &request, nr_pages, &mut ended)?
+        };
+        let _told = self.finish(state, &ended);
         Ok(page * PAGE_BYTES)
     }
 
@@ -385,24 +423,32 @@ impl Mm {
     ) -> Result<u64, MapError> {
         let no_room = MapError::NoRoom { len_bytes: request.len_bytes };
         let (low, high) = self.pages();
-        let align = match request.backing.kind() {
-            VmaKind::DeviceDax { align } => align,
-            _ => Level::largest_fitting(0, nr_pages).unwrap_or(Level::Pte),
-        };
         let address = match request.place {
-            Placed::Anywhere => {
-                let find = |state: &mut MmState, level: Level| {
-                    state.areas.find_gap(low, high, nr_pages, level.nr_pages())
-                };
-                return find(state, align)
-                    .or_else(|| match request.backing.kind() {
-                        VmaKind::DeviceDax { .. } => None,
-                        _ => find(state, Level::Pte),
-                    })
-                    .ok_or(no_room);
-            }
             Placed::At(address) | Placed::Over(address) => address,
+            Placed::Anywhere => {
+                let (align, least) = match request.backing.kind() {
+                    VmaKind::DeviceDax { align } => (align, align),
+                    _ => (Level::largest_fitting(0, nr_pages).unwrap_or(Level::Pte), Level::Pte),
+                };
+                let mut find =
+                    |level: Level| state.areas.find_gap(low, high, nr_pages, level.nr_pages());
+                return find(align).or_else(|| find(least)).ok_or(no_room);
+            }
         };
+        let page = self.place_at(request, address, nr_pages)?;
+        let end = page + nr_pages;
+        match request.place {
+            Placed::Over(_) => check_split(&state.areas, page, end)?,
+            _ if state.areas.overlapping(page, end).next().is_some() => {
+                return Err(MapError::Taken { address });
+            }
+            _ => {}
+        }
+        Ok(page)
+    }
+
+    /// The first page of an area at this address, if it may start there and has room.
+    fn place_at(&self, request: &MapRequest, address: u64, nr_pages: u64) -> Result<u64, MapError> {
         if !address.is_multiple_of(PAGE_BYTES) {
             return Err(MapError::Misaligned { value: address });
         }
@@ -412,16 +458,9 @@ impl Mm {
         {
             return Err(MapError::DaxMisaligned { align, address });
         }
+        let (low, high) = self.pages();
         if page < low || page.checked_add(nr_pages).is_none_or(|end| end > high) {
-            return Err(no_room);
-        }
-        let end = page + nr_pages;
-        match request.place {
-            Placed::Over(_) => check_split(state, page, end)?,
-            _ if state.areas.overlapping(page, end).next().is_some() => {
-                return Err(MapError::Taken { address });
-            }
-            _ => {}
+            return Err(MapError::NoRoom { len_bytes: request.len_bytes });
         }
         Ok(page)
     }
@@ -526,11 +565,11 @@ fn check_request(request: &MapRequest, nr_pages: u64) -> Result<(), MapError> {
     Ok(())
 }
 
-fn check_split(state: &MmState, from: u64, to: u64) -> Result<(), MapError> {
-    if state.areas.may_split(from, to) {
+fn check_split(areas: &VmaSet, from: u64, to: u64) -> Result<(), MapError> {
+    if areas.may_split(from, to) {
         return Ok(());
     }
-    let align = [from, to].into_iter().find_map(|page| match state.areas.find(page)?.kind() {
+    let align = [from, to].into_iter().find_map(|page| match areas.find(page)?.kind() {
         VmaKind::DeviceDax { align } if !page.is_multiple_of(align.nr_pages()) => Some(align),
         _ => None,
     });

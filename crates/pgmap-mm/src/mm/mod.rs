@@ -120,6 +120,7 @@ pub struct MmUsage {
 pub(crate) struct MmState {
     pub(crate) areas: VmaSet,
     pub(crate) writer: TableWriter,
+    subscribers: Subscribers,
 }
 
 /// An address space.
@@ -129,7 +130,6 @@ pub struct Mm {
     state: Mutex<MmState>,
     cpu: Option<Arc<dyn CpuMapping>>,
     dirty: DirtyTracker,
-    subscribers: Subscribers,
     first_page: u64,
     end_page: u64,
 }
@@ -188,7 +188,6 @@ impl Mm {
             state: Mutex::default(),
             cpu,
             dirty: DirtyTracker::new(first_gib, nr_gib),
-            subscribers: Subscribers::default(),
             first_page: address / PAGE_BYTES,
             end_page: end / PAGE_BYTES,
         })
@@ -247,12 +246,12 @@ impl Mm {
 
     /// Tells `subscriber` from now on of translations that end.
     pub fn on_invalidate(&self, subscriber: Arc<dyn InvalidateSubscriber>) -> SubscriptionId {
-        self.subscribers.add(subscriber)
+        self.lock().subscribers.add(subscriber)
     }
 
     /// Tells the subscriber no more.
     pub fn unsubscribe(&self, id: SubscriptionId) {
-        self.subscribers.remove(id);
+        self.lock().subscribers.remove(id);
     }
 
     /// Removes every translation to a frame of `run`: it is being truncated, drained, or has failed.
@@ -261,17 +260,15 @@ impl Mm {
     /// The frames may be held still; waiting for that is the drain's part.
     pub fn invalidate(&self, run: PfnRange) -> Unmapped {
         let mut ended = Ended::default();
-        {
-            let mut state = self.lock();
-            let MmState { areas, writer } = &mut *state;
-            let mut cursor = self.table.cursor(writer);
-            for (span, first, end) in cursor.stretches_of(run) {
-                let (first, end) = widen(areas, first, end);
-                cursor.clear(first, end, Some(span), |page, nr| ended.push(page, nr));
-            }
-            self.cpu_unmap(&ended, Vacancy::Reserved);
+        let mut state = self.lock();
+        let MmState { areas, writer, .. } = &mut *state;
+        let mut cursor = self.table.cursor(writer);
+        for (span, first, end) in cursor.stretches_of(run) {
+            let (first, end) = widen(areas, first, end);
+            cursor.clear(first, end, Some(span), |page, nr| ended.push(page, nr));
         }
-        self.finish(&ended)
+        self.cpu_unmap(&ended, Vacancy::Reserved);
+        self.finish(state, &ended)
     }
 
     /// Takes the lock. A thread that panicked under it left areas and table each in order: every
@@ -300,9 +297,11 @@ impl Mm {
         }
     }
 
-    /// Tells subscribers of what ended. The lock must not be held.
-    fn finish(&self, ended: &Ended) -> Unmapped {
-        Unmapped { nr_pages: ended.nr_pages(), acks: self.subscribers.tell(ended) }
+    /// Gives the lock back and tells subscribers of what ended under it.
+    fn finish(&self, state: MutexGuard<'_, MmState>, ended: &Ended) -> Unmapped {
+        let subscribers = state.subscribers.to_tell(ended);
+        drop(state);
+        Unmapped { nr_pages: ended.nr_pages(), acks: invalidate::tell(subscribers, ended) }
     }
 }
 

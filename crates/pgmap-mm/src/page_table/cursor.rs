@@ -68,6 +68,16 @@ impl Placement {
         self.page.wrapping_sub(self.first_pfn())
     }
 
+    /// Whether the extent has frames before those placed, which may be mapped there.
+    fn has_before(&self) -> bool {
+        self.skip != 0
+    }
+
+    /// Whether the extent has frames after those placed.
+    fn has_after(&self) -> bool {
+        self.skip + self.nr_pages < self.extent.run.nr_pages()
+    }
+
     /// The leaf size for the page at `at`; none where no leaf of the demanded size can stand.
     fn level_at(&self, at: u64) -> Option<Level> {
         let pfn = self.first_pfn() + (at - self.page);
@@ -156,8 +166,13 @@ impl<'t> Cursor<'t> {
         at.min(to)
     }
 
-    /// Maps part of an extent, over whatever was there.
-    pub(crate) fn map(&mut self, place: &Placement) -> Result<(), TableFull> {
+    /// Maps part of an extent, over whatever was there. Calls `removed` for each leaf that was, with
+    /// its first page and length.
+    pub(crate) fn map(
+        &mut self,
+        place: &Placement,
+        mut removed: impl FnMut(u64, u64),
+    ) -> Result<(), TableFull> {
         self.cut_spans(place.page, place.end());
         let span = self.join_or_take(place)?;
         let mut at = place.page;
@@ -165,7 +180,10 @@ impl<'t> Cursor<'t> {
             let placed = match place.level_at(at) {
                 Some(level) => Pfn::new(place.first_pfn() + (at - place.page))
                     .ok_or(TableFull)
-                    .and_then(|pfn| self.place(at, level, Leaf::new(pfn, span, place.flags)))
+                    .and_then(|pfn| {
+                        let leaf = Leaf::new(pfn, span, place.flags);
+                        self.place(at, level, leaf, &mut removed)
+                    })
                     .map(|()| level.nr_pages()),
                 None => Err(TableFull),
             };
@@ -179,7 +197,7 @@ impl<'t> Cursor<'t> {
             }
         }
         self.extend(span, place.page, place.nr_pages);
-        self.join_right(span, place.end());
+        self.join_right(span, place);
         Ok(())
     }
 
@@ -286,19 +304,25 @@ impl<'t> Cursor<'t> {
         self.rename(page, end, span, flags);
         self.release(old, nr_pages);
         self.extend(span, page, nr_pages);
-        self.join_right(span, end);
+        self.join_right(span, &place);
         Ok(())
     }
 
     /// Puts one leaf where it belongs, over whatever was there. The reach of what was there is cut
     /// already, and the page count of the leaf's span includes it.
-    fn place(&mut self, page: u64, level: Level, leaf: Leaf) -> Result<(), TableFull> {
+    fn place(
+        &mut self,
+        page: u64,
+        level: Level,
+        leaf: Leaf,
+        removed: &mut impl FnMut(u64, u64),
+    ) -> Result<(), TableFull> {
         // Each turn is one level nearer, or empties the block once: bounded by twice the levels.
         for _ in 0..2 * Level::ALL.len() {
             let stand = self.stand(page).ok_or(TableFull)?;
             if stand.level < level {
                 // Smaller leaves are here. The block is empty afterwards, so this happens once.
-                self.clear(page, page + level.nr_pages(), None, |_, _| {});
+                self.clear(page, page + level.nr_pages(), None, &mut *removed);
                 continue;
             }
             if stand.level > level {
@@ -308,7 +332,10 @@ impl<'t> Cursor<'t> {
             }
             store(stand.slot, Entry::Leaf(leaf));
             match stand.entry {
-                Entry::Leaf(old) => self.release(old.span(), level.nr_pages()),
+                Entry::Leaf(old) => {
+                    self.release(old.span(), level.nr_pages());
+                    removed(page, level.nr_pages());
+                }
                 Entry::Absent | Entry::Table(_) => self.count_present(stand.slot.node),
             }
             return Ok(());
@@ -467,22 +494,23 @@ impl<'t> Cursor<'t> {
     /// The span for pages about to be mapped: the one that ends or starts there if it carries on
     /// evenly, else a new one. Its page count includes them already.
     fn join_or_take(&mut self, place: &Placement) -> Result<SpanId, TableFull> {
-        let left = place.page.checked_sub(1).and_then(|page| self.leaf_at(page));
-        let joined = [(left, true), (self.leaf_at(place.end()), false)].into_iter().find_map(
-            |(neighbour, is_left)| {
-                let span = neighbour?.leaf.span();
-                let state = self.writer.spans.get(span)?;
-                let touches = if is_left {
-                    state.reach.from(place.page - 1) == 1
-                } else {
-                    state.reach.from(place.end()) != 0 && state.reach.from(place.end() - 1) == 0
-                };
-                let same = state.extent == place.extent
-                    && state.flags == place.flags
-                    && state.page_less_pfn == place.page_less_pfn();
-                (touches && same).then_some(span)
-            },
-        );
+        let left = place.page.checked_sub(1).filter(|_| place.has_before());
+        let left = left.and_then(|page| self.leaf_at(page));
+        let right = Some(place.end()).filter(|_| place.has_after());
+        let right = right.and_then(|page| self.leaf_at(page));
+        let joined = [(left, true), (right, false)].into_iter().find_map(|(neighbour, is_left)| {
+            let span = neighbour?.leaf.span();
+            let state = self.writer.spans.get(span)?;
+            let touches = if is_left {
+                state.reach.from(place.page - 1) == 1
+            } else {
+                state.reach.from(place.end()) != 0 && state.reach.from(place.end() - 1) == 0
+            };
+            let same = state.extent == place.extent
+                && state.flags == place.flags
+                && state.page_less_pfn == place.page_less_pfn();
+            (touches && same).then_some(span)
+        });
         let span = match joined {
             Some(span) => span,
             None => self.take_span(&place.extent, place.flags, place.page_less_pfn())?,
@@ -491,9 +519,10 @@ impl<'t> Cursor<'t> {
         Ok(span)
     }
 
-    /// Joins the span that starts at page `end` to `span`, which ends there, if it carries on.
-    fn join_right(&mut self, span: SpanId, end: u64) {
-        let Some(next) = self.leaf_at(end) else { return };
+    /// Joins the span that starts where the place ends to `span`, which ends there, if it carries on.
+    fn join_right(&mut self, span: SpanId, place: &Placement) {
+        let end = place.end();
+        let Some(next) = self.leaf_at(end).filter(|_| place.has_after()) else { return };
         let other = next.leaf.span();
         let (Some(left), Some(right)) =
             (self.writer.spans.get(span).copied(), self.writer.spans.get(other).copied())

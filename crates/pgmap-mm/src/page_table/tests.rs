@@ -62,7 +62,10 @@ fn apply(cursor: &mut Cursor<'_>, naive: &mut Naive, step: &Step) {
             let extent = extent(number);
             let only_level = None;
             let place = Placement { page, nr_pages, extent, skip, flags, only_level };
-            cursor.map(&place).unwrap();
+            let mut replaced = 0;
+            cursor.map(&place, |_, nr_pages| replaced += nr_pages).unwrap();
+            let before = naive.range(page..page + nr_pages).count();
+            assert_eq!(replaced, before as u64);
             for at in 0..nr_pages {
                 naive.insert(page + at, (extent.run.start() + skip + at, flags));
             }
@@ -141,7 +144,7 @@ fn leaves_that_come_in_any_order_end_up_in_one_span() {
     let map = |writer: &mut TableWriter, page: u64| {
         let (extent, flags) = (extent(0), LeafFlags::NONE);
         let place = Placement { page, nr_pages: 1, extent, skip: page, flags, only_level: None };
-        table.cursor(writer).map(&place).unwrap();
+        table.cursor(writer).map(&place, |_, _| {}).unwrap();
     };
     for page in (0..32).map(|at| 2 * at).chain((0..32).rev().map(|at| 2 * at + 1)) {
         map(&mut writer, page);
