@@ -245,7 +245,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         if life.is_as_expected() && is_still_so() {
             return Some(RawLongterm { pinner, life, run, record: Record::Slot(slot) });
         }
-        self.take_back(slot);
+        pinner.take_back(slot);
         None
     }
 

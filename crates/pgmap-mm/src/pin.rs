@@ -166,7 +166,7 @@ impl<S: ClientSide> Pinner<S> {
         let mut high = ledger.load(mark, Ordering::Relaxed) as usize;
         if high == 0 {
             high = SLOT_STEP.min(self.layout.lane_slots());
-            // Release: stored before the slots it covers, as in `find_slot`.
+            // Release: stored before the slots it covers, as in `search_lane`.
             ledger.store(mark, high as u64, Ordering::Release);
         }
         let base = self.layout.slot(lane, 0);
@@ -225,6 +225,51 @@ impl<S: ClientSide> Pinner<S> {
         slot.store(bits, Ordering::Release);
         self.side.barrier_mode().light();
         true
+    }
+
+    /// Empties a slot whose hold did not come to be.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn take_back(&self, slot: SlotOf<'_, S>) {
+        // Release: pairs with the scan's Acquire. A scan may have seen the slot meanwhile and now
+        // waits for it, perhaps for other frames of the run than the life word's, so ring always.
+        slot.store(0, Ordering::Release);
+        self.side.ring_doorbell();
+    }
+
+    /// The number of an empty slot of the lane after `cursor`, of the `high` that a scan looks at, or of
+    /// more of them; and of how many then. None when all are full. Plain values, so that a lane can live
+    /// in registers.
+    #[cold]
+    #[inline(never)]
+    fn search_lane(&self, lane: usize, cursor: usize, high: usize) -> Option<(usize, usize)> {
+        let (ledger, base) = (self.side.ledger(), self.layout.slot(lane, 0));
+        // Acquire: pairs with the Release of whichever thread cleared it.
+        let is_free = |number: usize| ledger.slot(base + number).load(Ordering::Acquire) == 0;
+        let free = (1..=high).map(|step| (cursor + step) % high).find(|&number| is_free(number));
+        if let Some(number) = free {
+            return Some((number, high));
+        }
+        let bound = self.layout.lane_slots();
+        if high >= bound {
+            return None;
+        }
+        // Doubling keeps the search above constant per pin, spread over the pins held.
+        let raised = (high * 2).max(SLOT_STEP).min(bound);
+        // Release: stored before the slot it covers, so that a scan that must see the slot looks at
+        // it; pairs with the scan's Acquire.
+        ledger.store(self.layout.lane_mark(lane), raised as u64, Ordering::Release);
+        Some((high, raised))
+    }
+
+    /// An empty long-term slot of the lane.
+    #[cold]
+    #[inline(never)]
+    fn search_long_slots(&self, lane: usize) -> Option<SlotOf<'_, S>> {
+        let slots =
+            (0..LONG_SLOTS).map(|at| self.side.ledger().slot(self.layout.long_slot(lane, at)));
+        // Acquire: as in `search_lane`.
+        slots.into_iter().find(|slot| slot.load(Ordering::Acquire) == 0)
     }
 
     /// Rings the doorbell. Out of line, so that ending a hold is small enough to be inlined.
@@ -398,7 +443,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         if now == life.at.expected {
             return Ok(Pin::of(self.pinned(slot, life, run)));
         }
-        self.take_back(slot);
+        self.pinner.take_back(slot);
         Err(PinError::Changed { run, now })
     }
 
@@ -419,7 +464,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         if life.is_as_expected() && is_still_so() {
             return Some(self.pinned(slot, life, run));
         }
-        self.take_back(slot);
+        self.pinner.take_back(slot);
         None
     }
 
@@ -441,16 +486,6 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         RawPin { pinner, slot, at, life, run }
     }
 
-    /// Empties a slot whose hold did not come to be.
-    #[cold]
-    #[inline(never)]
-    pub(crate) fn take_back(&self, slot: SlotOf<'p, S>) {
-        // Release: pairs with the scan's Acquire. A scan may have seen the slot meanwhile and now
-        // waits for it, perhaps for other frames of the run than the life word's, so ring always.
-        slot.store(0, Ordering::Release);
-        self.pinner.side.ring_doorbell();
-    }
-
     /// A slot that is empty. The last one used comes first: most pins are dropped before the next.
     #[inline(always)]
     fn free_slot(&self) -> Result<SlotOf<'p, S>, PinError> {
@@ -459,30 +494,18 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         if slot.load(Ordering::Acquire) == 0 { Ok(slot) } else { self.find_slot() }
     }
 
-    #[cold]
-    #[inline(never)]
+    /// Looks for an empty slot beyond the last one used.
+    #[inline(always)]
     fn find_slot(&self) -> Result<SlotOf<'p, S>, PinError> {
-        let ledger = self.pinner.side.ledger();
-        let (high, cursor) = (self.high.get(), self.cursor.get());
-        for step in 1..=high {
-            let number = (cursor + step) % high;
-            let slot = ledger.slot(self.base + number);
-            // Acquire: pairs with the Release of whichever thread cleared it.
-            if slot.load(Ordering::Acquire) == 0 {
-                return Ok(self.go_on_from(number, slot));
-            }
-        }
-        let bound = self.pinner.layout.lane_slots();
-        if high >= bound {
-            return Err(PinError::LaneFull { nr_slots: bound });
-        }
-        // Doubling keeps the search above constant per pin, spread over the pins held.
-        let raised = (high * 2).max(SLOT_STEP).min(bound);
-        // Release: stored before the slot it covers, so that a scan that must see the slot looks at
-        // it; pairs with the scan's Acquire.
-        ledger.store(self.pinner.layout.lane_mark(self.lane), raised as u64, Ordering::Release);
-        self.high.set(raised);
-        Ok(self.go_on_from(high, ledger.slot(self.base + high)))
+        let pinner = self.pinner;
+        let (number, high) = pinner
+            .search_lane(self.lane, self.cursor.get(), self.high.get())
+            .ok_or(PinError::LaneFull { nr_slots: pinner.layout.lane_slots() })?;
+        let slot = pinner.side.ledger().slot(self.base + number);
+        self.high.set(high);
+        self.cursor.set(number);
+        self.current.set(slot);
+        Ok(slot)
     }
 
     /// A long-term slot that is empty; none when all are full, which is no error: counts go on from there.
@@ -490,25 +513,12 @@ impl<'p, S: ClientSide> Lane<'p, S> {
     pub(crate) fn free_long_slot(&self) -> Option<SlotOf<'p, S>> {
         let slot = self.long.get();
         // Acquire: pairs with the Release of whichever thread cleared it.
-        if slot.load(Ordering::Acquire) == 0 { Some(slot) } else { self.find_long_slot() }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn find_long_slot(&self) -> Option<SlotOf<'p, S>> {
-        let (ledger, layout) = (self.pinner.side.ledger(), &self.pinner.layout);
-        let slots = (0..LONG_SLOTS).map(|slot| ledger.slot(layout.long_slot(self.lane, slot)));
-        // Acquire: as in `free_long_slot`.
-        let free = slots.into_iter().find(|slot| slot.load(Ordering::Acquire) == 0)?;
+        if slot.load(Ordering::Acquire) == 0 {
+            return Some(slot);
+        }
+        let free = self.pinner.search_long_slots(self.lane)?;
         self.long.set(free);
         Some(free)
-    }
-
-    /// Makes `slot`, the lane's slot `number`, the one that is tried first.
-    fn go_on_from(&self, number: usize, slot: SlotOf<'p, S>) -> SlotOf<'p, S> {
-        self.cursor.set(number);
-        self.current.set(slot);
-        slot
     }
 }
 

@@ -38,15 +38,53 @@ enum Call {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Map { file: usize, file_page: u64, page: u64, nr_pages: u64, prot: Prot, over: bool },
-    Unmap { page: u64, nr_pages: u64 },
-    Protect { page: u64, nr_pages: u64, prot: Prot },
-    Remap { page: u64, nr_pages: u64, new_pages: u64, to: Option<u64> },
-    Fault { page: u64, access: Access },
-    Populate { page: u64, nr_pages: u64 },
-    Pin { page: u64, nr_pages: u64, access: Access, call: Call },
-    Truncate { file: usize, nr_pages: u64, is_told: bool },
-    Grow { file: usize, nr_pages: u64 },
+    Map {
+        file: usize,
+        file_page: u64,
+        page: u64,
+        nr_pages: u64,
+        prot: Prot,
+        over: bool,
+        filled: bool,
+    },
+    Unmap {
+        page: u64,
+        nr_pages: u64,
+    },
+    Protect {
+        page: u64,
+        nr_pages: u64,
+        prot: Prot,
+    },
+    Remap {
+        page: u64,
+        nr_pages: u64,
+        new_pages: u64,
+        to: Option<u64>,
+    },
+    Fault {
+        page: u64,
+        access: Access,
+    },
+    Populate {
+        page: u64,
+        nr_pages: u64,
+    },
+    Pin {
+        page: u64,
+        nr_pages: u64,
+        access: Access,
+        call: Call,
+    },
+    Truncate {
+        file: usize,
+        nr_pages: u64,
+        is_told: bool,
+    },
+    Grow {
+        file: usize,
+        nr_pages: u64,
+    },
 }
 
 /// Near the start of one of the 2 MiB blocks, or exactly there.
@@ -76,14 +114,16 @@ fn file_page() -> impl Strategy<Value = u64> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let map = (0..NR_FILES, file_page(), page(), length(), prot(), any::<bool>()).prop_map(
-        |(file, file_page, page, nr_pages, prot, over)| Step::Map {
+    let how = any::<(bool, bool)>();
+    let map = (0..NR_FILES, file_page(), page(), length(), prot(), how).prop_map(
+        |(file, file_page, page, nr_pages, prot, (over, filled))| Step::Map {
             file,
             file_page,
             page,
             nr_pages,
             prot,
             over,
+            filled,
         },
     );
     let call = prop_oneof![Just(Call::Fast), Just(Call::Slow), Just(Call::Pin)];
@@ -170,12 +210,15 @@ impl Model<'_> {
     }
 
     fn map(&mut self, step: &Step) {
-        let &Step::Map { file, file_page, page, nr_pages, prot, over } = step else { return };
+        let &Step::Map { file, file_page, page, nr_pages, prot, over, filled } = step else {
+            return;
+        };
         let request = MapRequest::new(self.files[file].clone(), nr_pages * PAGE)
             .from_file_page(file_page)
             .with_prot(prot);
         let address = page * PAGE;
         let request = if over { request.over(address) } else { request.at(address) };
+        let request = if filled { request.filled() } else { request };
         let end = page + nr_pages;
         let is_misaligned =
             file == DEVICE && [file_page, page, nr_pages].iter().any(|p| p % HUGE != 0);
@@ -194,6 +237,20 @@ impl Model<'_> {
         if expected.is_none() {
             let naive = |at| Some(Naive { file, file_page: file_page + at - page, prot });
             self.set(page, end, naive);
+            // A process address space is filled as far as every page goes, and looked at elsewhere.
+            if filled && self.cpu.is_none() {
+                self.check_filled(page, end, prot);
+            }
+        }
+    }
+
+    /// Pages that were mapped to be filled at once are, up to the first that cannot be had.
+    fn check_filled(&self, page: u64, end: u64, prot: Prot) {
+        let access = if prot.allows(Access::Read) { Access::Read } else { Access::Write };
+        let is_bad = |at: &u64| self.fault_error(*at, access).is_some();
+        let first_bad = (page..end).find(is_bad).unwrap_or(end);
+        for at in page..end {
+            assert_eq!(self.mm.translate(at * PAGE).is_some(), at < first_bad, "page {at:#x}");
         }
     }
 

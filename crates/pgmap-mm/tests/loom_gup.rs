@@ -144,6 +144,23 @@ fn loom_fast_walk_vs_remap_of_the_same_address() {
     });
 }
 
+/// A leaf that is mapped over and filled at once is replaced in place: whoever walks finds the old leaf or
+/// the new one, and holds what it found under the life word that belongs to it.
+#[test]
+fn loom_fast_walk_vs_a_leaf_replaced_in_place() {
+    explore_up_to(PREEMPTIONS, || {
+        let space = Space::new();
+        space.map(0, 0, 0, HUGE);
+        let (mm, pinning) = (space.mm.clone(), space.pin_once(5, &[0, 1]));
+        let walking = thread::spawn(move || assert!(mm.translate(5 * PAGE_BYTES).is_some()));
+        let request = MapRequest::new(file(1), MIB2).over(0).filled();
+        space.mm.map(&request).unwrap();
+        space.end_life(0);
+        walking.join().unwrap();
+        pinning.join().unwrap();
+    });
+}
+
 /// The span of the old mapping is reused for the new one elsewhere: a reader that mixes the two
 /// would hold folio 0 under the life word of folio 1.
 #[test]

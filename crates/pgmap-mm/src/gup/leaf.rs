@@ -4,12 +4,14 @@
 //! leaves first, and nothing but the entries, the slot and the life word is touched; all else goes
 //! through a call.
 
-use super::{Gup, GupFlags, LongSegment, Look, PAGE_MASK, ShortSegment};
+use super::pinned::Start;
+use super::{Gup, GupFlags, LongSegment, Look, PinnedRange, ShortSegment};
 use crate::level::{Level, PAGE_BYTES};
 use crate::longterm::{LongtermPin, RawLongterm};
+use crate::mm::Mm;
 use crate::page_table::walk::Found;
 use crate::pfn::PfnRange;
-use crate::pin::{ClientSide, Pin, RawPin};
+use crate::pin::{ClientSide, Lane, LaneParts, Pin, RawPin};
 
 impl<'a, S: ClientSide> Gup<'_, 'a, S> {
     /// Holds `nr_pages` pages from `address` on that lie in one leaf, for a short time, without
@@ -26,16 +28,65 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         if flags.contains(GupFlags::LONGTERM) {
             return None;
         }
-        let (level, raw) = if let Some(raw) = self.hold_huge(address, nr_pages, flags) {
-            (Level::Pmd, raw)
-        } else if let Some(raw) = self.hold_gigantic(address, nr_pages, flags) {
-            (Level::Pud, raw)
-        } else if let Some(raw) = self.hold_small(address, nr_pages, flags) {
-            (Level::Pte, raw)
-        } else {
-            self.hold_elsewhere(address, nr_pages, flags)?
+        let (level, raw) = match self.hold_known(address, nr_pages, flags) {
+            Some(held) => held,
+            None => self.hold_elsewhere(address, nr_pages, flags)?,
         };
-        Some(ShortSegment { address: address & PAGE_MASK, level, pin: Pin::of(raw) })
+        Some(ShortSegment { start: Start::new(address, level), pin: Pin::of(raw) })
+    }
+
+    /// All of the pages, where they lie in one leaf or in leaves of one span, held for a short time:
+    /// what most calls of [`pin`](Self::pin) come to.
+    #[inline(always)]
+    pub(super) fn glance(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<PinnedRange<'a, S>> {
+        if flags.contains(GupFlags::LONGTERM) {
+            return None;
+        }
+        let (level, raw) = match self.hold_known(address, nr_pages, flags) {
+            Some(held) => held,
+            None => self.hold_stretch(address, nr_pages, flags)?,
+        };
+        let segment = ShortSegment { start: Start::new(address, level), pin: Pin::of(raw) };
+        Some(segment.into_range(self.mm, flags.contains(GupFlags::WRITE)))
+    }
+
+    /// [`pin`](Self::pin) of one leaf in a lane that is taken up for it, and given to `put_back` before
+    /// the hold is made a value with a destructor: so that all of it can stay in registers. None where
+    /// that needs a call.
+    #[inline(always)]
+    pub fn glance_in(
+        mm: &'a Mm,
+        lane: Lane<'a, S>,
+        (address, nr_pages, flags): (u64, u64, GupFlags),
+        put_back: impl FnOnce(LaneParts),
+    ) -> Option<PinnedRange<'a, S>> {
+        let gup = Gup::new(mm, &lane).filter(|_| !flags.contains(GupFlags::LONGTERM));
+        let held = gup.and_then(|gup| gup.hold_known(address, nr_pages, flags));
+        put_back(lane.into_parts());
+        let (level, raw) = held?;
+        let segment = ShortSegment { start: Start::new(address, level), pin: Pin::of(raw) };
+        Some(segment.into_range(mm, flags.contains(GupFlags::WRITE)))
+    }
+
+    #[inline(always)]
+    fn hold_known(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<(Level, RawPin<'a, S>)> {
+        if let Some(raw) = self.hold_huge(address, nr_pages, flags) {
+            return Some((Level::Pmd, raw));
+        }
+        if let Some(raw) = self.hold_gigantic(address, nr_pages, flags) {
+            return Some((Level::Pud, raw));
+        }
+        Some((Level::Pte, self.hold_small(address, nr_pages, flags)?))
     }
 
     /// Holds pages of one leaf of 2 MiB.
@@ -116,7 +167,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         } else {
             self.hold_elsewhere_long(address, nr_pages, flags)?
         };
-        Some(LongSegment { address: address & PAGE_MASK, level, pin: LongtermPin::of(raw) })
+        Some(LongSegment { start: Start::new(address, level), pin: LongtermPin::of(raw) })
     }
 
     #[inline(always)]

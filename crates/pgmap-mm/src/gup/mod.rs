@@ -78,8 +78,8 @@ use core::fmt;
 
 pub use self::error::GupError;
 pub use self::flags::GupFlags;
-use self::pinned::is_for_the_caller;
 pub use self::pinned::{Dirty, Hold, Lease, LongSegment, PinnedRange, PinnedSegment, ShortSegment};
+use self::pinned::{Start, is_for_the_caller};
 pub use self::policy::{LongtermAsk, LongtermPolicy, LongtermRefusal};
 pub use self::section::{Borrowed, ReadSection};
 use crate::descriptor::{FolioFlags, FolioState};
@@ -162,10 +162,10 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         nr_pages: u64,
         flags: GupFlags,
     ) -> Result<PinnedRange<'a, S>, GupError> {
-        if let Some(segment) = self.fast_leaf(address, nr_pages, flags) {
-            return Ok(PinnedRange::one(self.mm, segment.into(), flags.contains(GupFlags::WRITE)));
+        match self.glance(address, nr_pages, flags) {
+            Some(range) => Ok(range),
+            None => self.fast_far(address, nr_pages, flags),
         }
-        self.fast_far(address, nr_pages, flags)
     }
 
     /// [`fast`](Self::fast) where more than a glance is needed.
@@ -200,25 +200,29 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         nr_pages: u64,
         flags: GupFlags,
     ) -> Result<PinnedRange<'a, S>, GupError> {
-        if let Some(segment) = self.fast_leaf(address, nr_pages, flags) {
-            return Ok(PinnedRange::one(self.mm, segment.into(), flags.contains(GupFlags::WRITE)));
+        match self.glance(address, nr_pages, flags) {
+            Some(range) => Ok(range),
+            None => match self.pin_far(address, nr_pages, flags) {
+                Ok(range) => Ok(*range),
+                Err(error) => Err(error),
+            },
         }
-        self.pin_far(address, nr_pages, flags)
     }
 
-    /// [`pin`](Self::pin) where more than a glance is needed.
+    /// [`pin`](Self::pin) where more than a glance is needed. Boxed: a range that comes back through
+    /// memory would force what the glance holds through memory too, which costs as much as holding it.
     #[inline(never)]
     fn pin_far(
         &self,
         address: u64,
         nr_pages: u64,
         flags: GupFlags,
-    ) -> Result<PinnedRange<'a, S>, GupError> {
+    ) -> Result<Box<PinnedRange<'a, S>>, GupError> {
         let range = self.fast_far(address, nr_pages, flags)?;
         if range.nr_pages() == nr_pages || flags.contains(GupFlags::FAST_ONLY) {
-            return Ok(range);
+            return Ok(Box::new(range));
         }
-        self.continue_slow(range, address, nr_pages, flags)
+        self.continue_slow(range, address, nr_pages, flags).map(Box::new)
     }
 
     /// Holds pages from `address` on under the address space's lock.
@@ -280,9 +284,9 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
             self.undo(held);
             return Attempt::Moved;
         }
-        let (address, level) = (page * PAGE_BYTES, look.found.level);
+        let start = Start::new(page * PAGE_BYTES, look.found.level);
         match held {
-            Ok(hold) => Attempt::Held(PinnedSegment { address, run, level, hold }),
+            Ok(hold) => Attempt::Held(PinnedSegment { start, hold }),
             Err(error) => Attempt::Refused(error),
         }
     }
@@ -471,18 +475,19 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         let policy = self.policy.ok_or(refused(LongtermRefusal::Unsupported))?;
         let short = flags.without(GupFlags::LONGTERM);
         let Some(mut segment) = self.try_segment(page, nr_pages, short) else { return Ok(None) };
+        let run = segment.run();
         let Some(extent) = self
             .mm
             .table
             .walk(page)
             .and_then(|found| self.mm.table.extent(found.leaf))
-            .filter(|extent| extent.run.covers(segment.run))
+            .filter(|extent| extent.run.covers(run))
         else {
             return Ok(None);
         };
-        let (run, access, agent) = (segment.run, flags.access(), flags.agent());
+        let (access, agent) = (flags.access(), flags.agent());
         let ask = LongtermAsk { extent: &extent, run, kind, access, agent };
-        segment.hold = Hold::Leased(policy.lease(&ask).map_err(refused)?);
+        segment.hold = Hold::Leased { lease: policy.lease(&ask).map_err(refused)?, run };
         Ok(Some(segment))
     }
 }

@@ -1,5 +1,6 @@
 //! What `get_user_pages` gives back: runs of frames, held.
 
+use super::PAGE_MASK;
 use crate::error::PinError;
 use crate::ledger::Agent;
 use crate::level::{Level, PAGE_BYTES};
@@ -23,15 +24,52 @@ pub enum Hold<'a, S: ClientSide> {
     /// A count per folio.
     Long(LongtermPin<'a, S>),
     /// A range in the owner's lease table.
-    Leased(Box<dyn Lease>),
+    Leased {
+        /// What ends the lease.
+        lease: Box<dyn Lease>,
+        /// The frames leased.
+        run: PfnRange,
+    },
+}
+
+/// Where a segment starts, and the size of the leaf there, in one word. Fields with padding between them
+/// are copied in pieces that overlap, and reading such a copy back at once stalls the processor for as
+/// long as the whole pin takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Start(u64);
+
+impl Start {
+    #[inline(always)]
+    pub(super) const fn new(address: u64, level: Level) -> Self {
+        Self(address & PAGE_MASK | level.number() as u64)
+    }
+
+    #[inline]
+    const fn address(self) -> u64 {
+        self.0 & PAGE_MASK
+    }
+
+    #[inline]
+    const fn level(self) -> Level {
+        match self.0 & !PAGE_MASK {
+            0 => Level::Pte,
+            1 => Level::Pmd,
+            _ => Level::Pud,
+        }
+    }
+}
+
+impl core::fmt::Debug for Start {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "{:#x} in a leaf of {}", self.address(), self.level())
+    }
 }
 
 /// Addresses that are backed by consecutive frames, held for a short time.
 #[derive(Debug)]
 #[must_use = "dropping a segment gives the frames up"]
 pub struct ShortSegment<'a, S: ClientSide> {
-    pub(crate) address: u64,
-    pub(crate) level: Level,
+    pub(super) start: Start,
     pub(crate) pin: Pin<'a, S>,
 }
 
@@ -40,14 +78,14 @@ impl<'a, S: ClientSide> ShortSegment<'a, S> {
     #[inline]
     #[must_use]
     pub const fn address(&self) -> u64 {
-        self.address
+        self.start.address()
     }
 
     /// The size of the leaf that maps the first page.
     #[inline]
     #[must_use]
     pub const fn level(&self) -> Level {
-        self.level
+        self.start.level()
     }
 
     /// The frames.
@@ -62,14 +100,19 @@ impl<'a, S: ClientSide> ShortSegment<'a, S> {
     pub const fn pin(&self) -> &Pin<'a, S> {
         &self.pin
     }
+
+    /// The same hold as a range of pages of `mm`, in which it was taken.
+    #[inline(always)]
+    pub fn into_range(self, mm: &'a Mm, is_for_writing: bool) -> PinnedRange<'a, S> {
+        PinnedRange::one(mm, self.into(), is_for_writing)
+    }
 }
 
 /// Addresses that are backed by consecutive frames, held for long.
 #[derive(Debug)]
 #[must_use = "dropping a segment gives the frames up"]
 pub struct LongSegment<'a, S: ClientSide> {
-    pub(crate) address: u64,
-    pub(crate) level: Level,
+    pub(super) start: Start,
     pub(crate) pin: LongtermPin<'a, S>,
 }
 
@@ -78,14 +121,14 @@ impl<'a, S: ClientSide> LongSegment<'a, S> {
     #[inline]
     #[must_use]
     pub const fn address(&self) -> u64 {
-        self.address
+        self.start.address()
     }
 
     /// The size of the leaf that maps the first page.
     #[inline]
     #[must_use]
     pub const fn level(&self) -> Level {
-        self.level
+        self.start.level()
     }
 
     /// The frames.
@@ -105,16 +148,16 @@ impl<'a, S: ClientSide> LongSegment<'a, S> {
 impl<'a, S: ClientSide> From<ShortSegment<'a, S>> for PinnedSegment<'a, S> {
     #[inline]
     fn from(segment: ShortSegment<'a, S>) -> Self {
-        let ShortSegment { address, level, pin } = segment;
-        Self { address, run: pin.run(), level, hold: Hold::Short(pin) }
+        let ShortSegment { start, pin } = segment;
+        Self { start, hold: Hold::Short(pin) }
     }
 }
 
 impl<'a, S: ClientSide> From<LongSegment<'a, S>> for PinnedSegment<'a, S> {
     #[inline]
     fn from(segment: LongSegment<'a, S>) -> Self {
-        let LongSegment { address, level, pin } = segment;
-        Self { address, run: pin.run(), level, hold: Hold::Long(pin) }
+        let LongSegment { start, pin } = segment;
+        Self { start, hold: Hold::Long(pin) }
     }
 }
 
@@ -122,9 +165,7 @@ impl<'a, S: ClientSide> From<LongSegment<'a, S>> for PinnedSegment<'a, S> {
 #[derive(Debug)]
 #[must_use = "dropping a segment gives the frames up"]
 pub struct PinnedSegment<'a, S: ClientSide> {
-    pub(crate) address: u64,
-    pub(crate) run: PfnRange,
-    pub(crate) level: Level,
+    pub(super) start: Start,
     pub(crate) hold: Hold<'a, S>,
 }
 
@@ -133,28 +174,32 @@ impl<'a, S: ClientSide> PinnedSegment<'a, S> {
     #[inline]
     #[must_use]
     pub const fn address(&self) -> u64 {
-        self.address
+        self.start.address()
     }
 
     /// The frames.
     #[inline]
     #[must_use]
     pub const fn run(&self) -> PfnRange {
-        self.run
+        match &self.hold {
+            Hold::Short(pin) => pin.run(),
+            Hold::Long(pin) => pin.run(),
+            Hold::Leased { run, .. } => *run,
+        }
     }
 
     /// Length in bytes.
     #[inline]
     #[must_use]
     pub const fn len_bytes(&self) -> u64 {
-        self.run.len_bytes()
+        self.run().len_bytes()
     }
 
     /// The size of the leaf that maps the first page.
     #[inline]
     #[must_use]
     pub const fn level(&self) -> Level {
-        self.level
+        self.start.level()
     }
 
     /// What holds the frames.
@@ -169,7 +214,7 @@ impl<'a, S: ClientSide> PinnedSegment<'a, S> {
         match &self.hold {
             Hold::Short(pin) => pin.is_wanted_back(),
             Hold::Long(pin) => pin.is_wanted_back(),
-            Hold::Leased(lease) => lease.is_wanted_back(),
+            Hold::Leased { lease, .. } => lease.is_wanted_back(),
         }
     }
 
@@ -188,18 +233,27 @@ impl<'a, S: ClientSide> PinnedSegment<'a, S> {
                 pin.set_agent(agent);
                 true
             }
-            Hold::Long(_) | Hold::Leased(_) => false,
+            Hold::Long(_) | Hold::Leased { .. } => false,
         }
     }
 }
 
-/// Whether the holder wrote to the pages.
+/// Whether the holder wrote to the pages. As wide as a word, for the reason that [`Start`] is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
 pub enum Dirty {
-    /// It did, or may have.
-    Yes,
     /// It did not.
-    No,
+    No = 0,
+    /// It did, or may have.
+    Yes = 1,
+}
+
+impl Dirty {
+    /// What pages that were pinned for writing are taken for.
+    #[inline(always)]
+    pub(crate) const fn if_for_writing(is_for_writing: bool) -> Self {
+        if is_for_writing { Self::Yes } else { Self::No }
+    }
 }
 
 /// Pages that were asked for by address, from the first one on, as far as they could be had.
@@ -212,74 +266,83 @@ pub struct PinnedRange<'a, S: ClientSide> {
     mm: &'a Mm,
     /// The usual range is one segment, which needs no allocation.
     first: Option<PinnedSegment<'a, S>>,
-    rest: Vec<PinnedSegment<'a, S>>,
-    nr_pages: u64,
-    may_be_dirty: bool,
+    rest: Option<Box<Further<'a, S>>>,
+    dirty: Dirty,
+}
+
+/// Boxed, because a range is moved about more often than it has more than one segment.
+#[derive(Debug)]
+struct Further<'a, S: ClientSide> {
+    segments: Vec<PinnedSegment<'a, S>>,
 }
 
 impl<'a, S: ClientSide> PinnedRange<'a, S> {
     #[inline]
     pub(crate) const fn empty(mm: &'a Mm, is_for_writing: bool) -> Self {
-        Self { mm, first: None, rest: Vec::new(), nr_pages: 0, may_be_dirty: is_for_writing }
+        Self { mm, first: None, rest: None, dirty: Dirty::if_for_writing(is_for_writing) }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) const fn one(
         mm: &'a Mm,
         segment: PinnedSegment<'a, S>,
         is_for_writing: bool,
     ) -> Self {
-        let nr_pages = segment.run.nr_pages();
-        let rest = Vec::new();
-        Self { mm, first: Some(segment), rest, nr_pages, may_be_dirty: is_for_writing }
+        Self { mm, first: Some(segment), rest: None, dirty: Dirty::if_for_writing(is_for_writing) }
     }
 
     pub(crate) fn push(&mut self, segment: PinnedSegment<'a, S>) {
-        self.nr_pages += segment.run.nr_pages();
         if self.first.is_none() {
             self.first = Some(segment);
-        } else {
-            self.rest.push(segment);
+            return;
         }
+        let rest = self.rest.get_or_insert_with(|| Box::new(Further { segments: Vec::new() }));
+        rest.segments.push(segment);
     }
 
     /// Pages held, which may be fewer than were asked for.
     #[inline]
     #[must_use]
-    pub const fn nr_pages(&self) -> u64 {
-        self.nr_pages
+    pub fn nr_pages(&self) -> u64 {
+        let first = self.first.as_ref().map_or(0, |segment| segment.run().nr_pages());
+        first + self.further().iter().map(|segment| segment.run().nr_pages()).sum::<u64>()
+    }
+
+    #[inline]
+    fn further(&self) -> &[PinnedSegment<'a, S>] {
+        self.rest.as_ref().map_or(&[], |rest| &rest.segments)
     }
 
     /// Whether no page is held.
     #[inline]
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.nr_pages == 0
+        self.first.is_none()
     }
 
     /// Bytes held.
     #[must_use]
-    pub const fn len_bytes(&self) -> u64 {
-        self.nr_pages * PAGE_BYTES
+    pub fn len_bytes(&self) -> u64 {
+        self.nr_pages() * PAGE_BYTES
     }
 
     /// Contiguous stretches in order of address, each with its own hold.
     pub fn segments(&self) -> impl Iterator<Item = &PinnedSegment<'a, S>> {
-        self.first.iter().chain(&self.rest)
+        self.first.iter().chain(self.further())
     }
 
     /// Every page: address and frame.
     pub fn pages(&self) -> impl Iterator<Item = (u64, Pfn)> {
         self.segments().flat_map(|segment| {
-            let (address, first) = (segment.address, segment.run.start());
-            (0..segment.run.nr_pages())
+            let (address, first) = (segment.address(), segment.run().start());
+            (0..segment.run().nr_pages())
                 .filter_map(move |at| Some((address + at * PAGE_BYTES, Pfn::new(first + at)?)))
         })
     }
 
     /// Gives the pages up and says whether they were written.
     pub fn unpin(mut self, dirty: Dirty) {
-        self.may_be_dirty = dirty == Dirty::Yes;
+        self.dirty = dirty;
     }
 
     /// Gives each segment to the caller, who holds it from now on. What was pinned for writing
@@ -287,17 +350,17 @@ impl<'a, S: ClientSide> PinnedRange<'a, S> {
     #[must_use]
     pub fn into_segments(mut self) -> Vec<PinnedSegment<'a, S>> {
         self.mark();
-        self.may_be_dirty = false;
-        let mut segments = Vec::with_capacity(1 + self.rest.len());
+        self.dirty = Dirty::No;
+        let mut segments = Vec::with_capacity(1 + self.further().len());
         segments.extend(self.first.take());
-        segments.append(&mut self.rest);
+        segments.extend(self.rest.take().into_iter().flat_map(|rest| rest.segments));
         segments
     }
 
     fn mark(&self) {
-        if self.may_be_dirty && self.mm.dirty().is_on() {
+        if self.dirty == Dirty::Yes && self.mm.dirty().is_on() {
             for segment in self.segments() {
-                self.mm.dirty().mark(segment.address / PAGE_BYTES, segment.run.nr_pages());
+                self.mm.dirty().mark(segment.address() / PAGE_BYTES, segment.run().nr_pages());
             }
         }
     }
@@ -307,7 +370,7 @@ impl<S: ClientSide> Drop for PinnedRange<'_, S> {
     #[inline]
     fn drop(&mut self) {
         // Before the holds go: whoever takes the bits after a drain finds them set.
-        if self.may_be_dirty {
+        if self.dirty == Dirty::Yes {
             self.mark();
         }
     }

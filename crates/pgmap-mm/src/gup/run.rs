@@ -1,12 +1,13 @@
 //! Holding a stretch of pages across leaves: one hold for all that a span covers.
 
-use super::{Gup, GupFlags, LongSegment, PAGE_MASK, ShortSegment};
-use crate::level::PAGE_BYTES;
+use super::pinned::Start;
+use super::{Gup, GupFlags, LongSegment, ShortSegment};
+use crate::level::{Level, PAGE_BYTES};
 use crate::longterm::LongtermPin;
 use crate::page_table::span::{Reach, ReachWord};
 use crate::page_table::walk::{Epoch, Found};
 use crate::pfn::{MAX_RUN_PAGES, PfnRange};
-use crate::pin::{ClientSide, Life, Pin};
+use crate::pin::{ClientSide, Life, Pin, RawPin};
 
 /// How often the fast path starts again when the page table moves under it.
 const MAX_FAST_TRIES: usize = 4;
@@ -41,10 +42,27 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
                 self.is_stretch_as_seen(&stretch)
             })
         {
-            let (address, level) = (address & PAGE_MASK, stretch.found.level);
-            return Some(ShortSegment { address, level, pin: Pin::of(raw) });
+            let start = Start::new(address, stretch.found.level);
+            return Some(ShortSegment { start, pin: Pin::of(raw) });
         }
         self.fast_run_elsewhere(address, nr_pages, flags)
+    }
+
+    /// Holds all of the pages in leaves of one span, from one of 2 MiB on.
+    #[inline(never)]
+    pub(super) fn hold_stretch(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<(Level, RawPin<'a, S>)> {
+        let stretch = self.stretch(address, nr_pages, flags)?;
+        if stretch.run.nr_pages() != nr_pages {
+            return None;
+        }
+        let is_as_seen = || self.is_stretch_as_seen(&stretch);
+        let raw = self.lane.pin_if(stretch.life, stretch.run, flags.agent(), is_as_seen)?;
+        Some((stretch.found.level, raw))
     }
 
     /// [`fast_run`](Self::fast_run) from any leaf on, and again if the page table moves.
@@ -70,8 +88,8 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
                 self.undo(held);
                 continue;
             }
-            let (address, level) = (address & PAGE_MASK, look.found.level);
-            return held.ok().map(|pin| ShortSegment { address, level, pin });
+            let start = Start::new(address, look.found.level);
+            return held.ok().map(|pin| ShortSegment { start, pin });
         }
         None
     }
@@ -94,7 +112,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
             if let Some(raw) = self.lane.pin_longterm_slot_if(stretch.life, run, agent, is_as_seen)
             {
                 let pin = LongtermPin::of(raw);
-                return Some(LongSegment { address: address & PAGE_MASK, level, pin });
+                return Some(LongSegment { start: Start::new(address, level), pin });
             }
         }
         self.fast_run_long_elsewhere(address, nr_pages, flags)
@@ -124,7 +142,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
                 continue;
             }
             let pin = LongtermPin::of(pin?);
-            return Some(LongSegment { address: address & PAGE_MASK, level, pin });
+            return Some(LongSegment { start: Start::new(address, level), pin });
         }
         None
     }

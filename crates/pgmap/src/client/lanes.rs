@@ -114,14 +114,7 @@ pub(crate) fn with_lane<'c, T, E: LaneError>(
     client: &'c Arc<Inner>,
     hold: impl Fn(&Lane<'c, ProcessSide>) -> Result<T, E>,
 ) -> Result<T, E> {
-    let Some(parts) = CURRENT.take() else { return without_current(client, &hold) };
-    let lane = match Lane::from_parts(&client.pinner, parts) {
-        Ok(lane) => lane,
-        Err(parts) => {
-            put_aside(parts);
-            return without_current(client, &hold);
-        }
-    };
+    let Some(lane) = take_current(client) else { return without_current(client, &hold) };
     let result = hold(&lane);
     rest(lane.into_parts());
     match result {
@@ -130,10 +123,22 @@ pub(crate) fn with_lane<'c, T, E: LaneError>(
     }
 }
 
+/// Takes this thread's current lane, if it is one of `client`; it must come back through [`rest`].
+#[inline(always)]
+pub(crate) fn take_current(client: &Arc<Inner>) -> Option<Lane<'_, ProcessSide>> {
+    match Lane::from_parts(&client.pinner, CURRENT.take()?) {
+        Ok(lane) => Some(lane),
+        Err(parts) => {
+            put_aside(parts);
+            None
+        }
+    }
+}
+
 /// Makes a lane the current one. Another may be by now: what held pages may have faulted, and so have
 /// pinned, itself.
 #[inline(always)]
-fn rest(parts: LaneParts) {
+pub(crate) fn rest(parts: LaneParts) {
     if let Some(other) = CURRENT.replace(Some(parts)) {
         put_aside(other);
     }

@@ -59,7 +59,7 @@ pub use self::error::SpaceError;
 use self::faults::FaultService;
 pub use self::faults::{FaultAnswer, FaultHandler, TouchFault};
 use self::inner::SpaceInner;
-use self::pinned::Held;
+use self::pinned::{Asked, Held};
 pub use self::pinned::{MemorySegment, PinnedPages};
 use crate::client::Client;
 use crate::client::events::Keeping;
@@ -326,24 +326,44 @@ impl AddressSpace {
         nr_pages: u64,
         flags: GupFlags,
     ) -> Result<PinnedPages<'_>, SpaceError> {
+        let held = lanes::take_current(&self.client.inner).and_then(|lane| {
+            Gup::glance_in(&self.inner.mm, lane, (address, nr_pages, flags), lanes::rest)
+        });
+        match held {
+            Some(range) => Ok(self.pinned(address, flags, Held::Pages(range))),
+            None => match self.pin_far(address, nr_pages, flags) {
+                Ok(pages) => Ok(*pages),
+                Err(error) => Err(*error),
+            },
+        }
+    }
+
+    /// [`pin`](Self::pin) where more than a glance is needed. Boxed: an answer that comes back through
+    /// memory would force the glance's own through memory too, which costs as much as pinning.
+    #[inline(never)]
+    fn pin_far(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Result<Box<PinnedPages<'_>>, Box<SpaceError>> {
         let result = lanes::with_lane(&self.client.inner, |lane| {
             // The layout of both is this client's.
             let gup = Gup::new(&self.inner.mm, lane).ok_or(GupError::Outside { address })?;
             gup.pin(address, nr_pages, flags)
         });
         match result {
-            Ok(range) => Ok(self.pinned(address, flags, Held::Pages(range))),
+            Ok(range) => Ok(Box::new(self.pinned(address, flags, Held::Pages(range)))),
             Err(GupError::Longterm { refusal: LongtermRefusal::Unsupported, .. }) => {
-                self.lease(address, nr_pages, flags)
+                self.lease(address, nr_pages, flags).map(Box::new).map_err(Box::new)
             }
-            Err(error) => Err(error.into()),
+            Err(error) => Err(Box::new(error.into())),
         }
     }
 
+    #[inline(always)]
     fn pinned<'s>(&'s self, address: u64, flags: GupFlags, held: Held<'s>) -> PinnedPages<'s> {
-        let is_for_writing = flags.contains(GupFlags::WRITE);
-        let address = address - address % PAGE_BYTES;
-        PinnedPages { client: &self.client, address, is_for_writing, held }
+        PinnedPages { client: &self.client, asked: Asked::new(address, flags), held }
     }
 
     /// Opens a section in which many addresses are translated for the price of one hold.

@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use pgmap_mm::gup::{Dirty, PinnedRange};
+use pgmap_mm::gup::{Dirty, GupFlags, PinnedRange};
 use pgmap_mm::ledger::Agent;
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::mm::Mm;
@@ -65,27 +65,46 @@ pub(super) enum Held<'s> {
 #[must_use = "dropping pinned pages gives the frames up"]
 pub struct PinnedPages<'s> {
     pub(super) client: &'s Client,
-    pub(super) address: u64,
-    pub(super) is_for_writing: bool,
+    pub(super) asked: Asked,
     pub(super) held: Held<'s>,
+}
+
+/// Address and purpose in one word: padding would make moving the pages slow, as `pgmap_mm::gup` tells.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked(u64);
+
+impl Asked {
+    #[inline(always)]
+    pub(super) const fn new(address: u64, flags: GupFlags) -> Self {
+        let page = address - address % PAGE_BYTES;
+        Self(page | flags.contains(GupFlags::WRITE) as u64)
+    }
+
+    const fn address(self) -> u64 {
+        self.0 - self.0 % PAGE_BYTES
+    }
+
+    const fn is_for_writing(self) -> bool {
+        !self.0.is_multiple_of(PAGE_BYTES)
+    }
 }
 
 impl<'s> PinnedPages<'s> {
     /// First address, a multiple of the page size.
     #[must_use]
     pub const fn address(&self) -> u64 {
-        self.address
+        self.asked.address()
     }
 
     /// Pages held, perhaps fewer than were asked for.
     #[must_use]
-    pub const fn nr_pages(&self) -> u64 {
+    pub fn nr_pages(&self) -> u64 {
         self.len_bytes() / PAGE_BYTES
     }
 
     /// Bytes held.
     #[must_use]
-    pub const fn len_bytes(&self) -> u64 {
+    pub fn len_bytes(&self) -> u64 {
         match &self.held {
             Held::Pages(range) => range.len_bytes(),
             Held::Leased(leased) => leased.pin.len_bytes(),
@@ -95,7 +114,7 @@ impl<'s> PinnedPages<'s> {
     /// Whether no page is held: only after [`FAST_ONLY`](pgmap_mm::gup::GupFlags::FAST_ONLY) or for
     /// none asked.
     #[must_use]
-    pub const fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.len_bytes() == 0
     }
 
@@ -151,8 +170,8 @@ impl<'s> PinnedPages<'s> {
     /// [`SpaceError::NotForWriting`] when the pages were pinned for reading; else as
     /// [`read_at`](Self::read_at).
     pub fn write_at(&self, offset: u64, source: &[u8]) -> Result<(), SpaceError> {
-        if !self.is_for_writing {
-            return Err(SpaceError::NotForWriting { address: self.address });
+        if !self.asked.is_for_writing() {
+            return Err(SpaceError::NotForWriting { address: self.address() });
         }
         let end = self.check(offset, source.len())?;
         for (from, to, pool_offset) in self.pieces(offset, end) {
@@ -177,7 +196,7 @@ impl<'s> PinnedPages<'s> {
     /// The parts of a byte range: from, to, and where that lies in the pool.
     fn pieces(&self, offset: u64, end: u64) -> impl Iterator<Item = (u64, u64, u64)> {
         self.segments().filter_map(move |segment| {
-            let start = segment.address - self.address;
+            let start = segment.address - self.address();
             let (from, to) = (offset.max(start), end.min(start + segment.len_bytes));
             (from < to).then(|| (from, to, segment.pool_offset + (from - start)))
         })
