@@ -9,7 +9,7 @@ pub const FANOUT: u64 = 512;
 
 /// The size of a folio. The kernel calls these orders 0, 9 and 18.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
+#[repr(u64)]
 pub enum Level {
     /// 4 KiB, what a last-level table entry maps.
     Pte = 0,

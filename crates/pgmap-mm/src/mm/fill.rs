@@ -236,7 +236,9 @@ impl Mm {
         {
             at = place.page + place.nr_pages;
         }
-        cursor.clear(at, vma.end(), None, removed);
+        if at < vma.end() {
+            cursor.clear(at, vma.end(), None, removed);
+        }
     }
 
     /// Fills from `at` on as far as one extent goes and nothing is mapped. Returns where it stopped.

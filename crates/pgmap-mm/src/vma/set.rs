@@ -1,0 +1,233 @@
+//! All areas of an address space, in order of address. Splits and joins areas as `munmap` and `mprotect`
+//! do.
+
+use super::Vma;
+use super::sorted::SortedAreas;
+
+/// The areas of an address space. No two have a page in common.
+#[derive(Debug, Default)]
+pub(crate) struct VmaSet {
+    areas: SortedAreas,
+    /// Where the search for a gap starts: after the last area that a gap was found for.
+    next_gap: u64,
+}
+
+impl VmaSet {
+    /// The area that contains the page.
+    pub(crate) fn find(&self, page: u64) -> Option<&Vma> {
+        self.areas.last_from(page).filter(|vma| page < vma.end())
+    }
+
+    /// The areas that have a page from `from` up to `to`, in order.
+    pub(crate) fn overlapping(&self, from: u64, to: u64) -> impl Iterator<Item = &Vma> {
+        let mut first = self.areas.lower_bound(from);
+        if let Some(before) = self.areas.before(first)
+            && self.areas.get(before).is_some_and(|vma| from < vma.end())
+        {
+            first = before;
+        }
+        self.areas.iter_from(first).take_while(move |vma| vma.page < to)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Vma> {
+        self.areas.iter_from(self.areas.lower_bound(0))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.areas.len()
+    }
+
+    /// Whether every page from `from` up to `to` is in some area.
+    pub(crate) fn covers(&self, from: u64, to: u64) -> bool {
+        let mut at = from;
+        for vma in self.overlapping(from, to) {
+            if vma.page > at {
+                return false;
+            }
+            at = vma.end();
+        }
+        at >= to
+    }
+
+    /// Whether the areas at `from` and `to` may be split there.
+    pub(crate) fn may_split(&self, from: u64, to: u64) -> bool {
+        // The usual change is of exactly one area, which is not split at all.
+        let first = self.areas.get(self.areas.lower_bound(from));
+        if first.is_some_and(|vma| (vma.page, vma.end()) == (from, to)) {
+            return true;
+        }
+        [from, to].into_iter().all(|page| {
+            self.find(page).is_none_or(|vma| vma.page == page || vma.may_split_at(page))
+        })
+    }
+
+    /// Takes out every area from `from` up to `to`; areas across an edge are split there.
+    pub(crate) fn remove(&mut self, from: u64, to: u64) {
+        // The usual change is of exactly one area.
+        let first = self.areas.lower_bound(from);
+        if self.areas.get(first).is_some_and(|vma| (vma.page, vma.end()) == (from, to)) {
+            self.areas.remove(first);
+            return;
+        }
+        self.split_at(from);
+        self.split_at(to);
+        let mut first = self.areas.lower_bound(from);
+        while self.areas.get(first).is_some_and(|vma| vma.page < to) {
+            first = self.areas.remove(first);
+        }
+    }
+
+    fn split_at(&mut self, page: u64) {
+        let Some(vma) = self.find(page).filter(|vma| vma.page < page) else { return };
+        let after = vma.part(page, vma.end());
+        let at = self.areas.lower_bound(page);
+        if let Some(vma) = self.areas.before(at).and_then(|before| self.areas.get_mut(before)) {
+            vma.nr_pages = page - vma.page;
+        }
+        self.areas.insert(at, after);
+    }
+
+    /// Puts in an area where none is, and joins it to neighbours that it carries on.
+    pub(crate) fn insert(&mut self, mut vma: Vma) {
+        let mut at = self.areas.lower_bound(vma.page);
+        if let Some(next) = self.areas.get(at).filter(|next| vma.carries_on_as(next)) {
+            vma.nr_pages += next.nr_pages;
+            at = self.areas.remove(at);
+        }
+        let before = self.areas.before(at).and_then(|before| self.areas.get_mut(before));
+        match before.filter(|before| before.carries_on_as(&vma)) {
+            Some(before) => before.nr_pages += vma.nr_pages,
+            None => self.areas.insert(at, vma),
+        }
+    }
+
+    /// The area of exactly the pages from `from` up to `to`, if there is one. Made another, it may carry
+    /// its neighbours on and stays an area of its own, which changes nothing but their number.
+    pub(crate) fn exactly(&mut self, from: u64, to: u64) -> Option<&mut Vma> {
+        let at = self.areas.lower_bound(from);
+        self.areas.get_mut(at).filter(|vma| (vma.page, vma.end()) == (from, to))
+    }
+
+    /// The first page of a gap of `nr_pages` between `low` and `high`, a multiple of `align_pages`.
+    pub(crate) fn find_gap(
+        &mut self,
+        low: u64,
+        high: u64,
+        nr_pages: u64,
+        align_pages: u64,
+    ) -> Option<u64> {
+        let start = self.next_gap.clamp(low, high);
+        let found = self
+            .gap_between(start, high, nr_pages, align_pages)
+            .or_else(|| self.gap_between(low, high, nr_pages, align_pages))?;
+        self.next_gap = found + nr_pages;
+        Some(found)
+    }
+
+    fn gap_between(&self, low: u64, high: u64, nr_pages: u64, align_pages: u64) -> Option<u64> {
+        let mut at = low.checked_next_multiple_of(align_pages)?;
+        for vma in self.overlapping(low, high) {
+            if at.checked_add(nr_pages)? <= vma.page {
+                break;
+            }
+            at = at.max(vma.end()).checked_next_multiple_of(align_pages)?;
+        }
+        (at.checked_add(nr_pages)? <= high).then_some(at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::{Backed, Backing, BackingError, VmaKind};
+    use super::*;
+    use crate::level::Level;
+    use crate::prot::Prot;
+    use proptest::prelude::*;
+
+    #[derive(Debug)]
+    struct File(VmaKind);
+
+    impl Backing for File {
+        fn kind(&self) -> VmaKind {
+            self.0
+        }
+        fn nr_pages(&self) -> u64 {
+            0
+        }
+        fn extent_at(&self, _: u64) -> Result<Backed, BackingError> {
+            Err(BackingError::BeyondEnd)
+        }
+    }
+
+    fn area(file: &Arc<dyn Backing>, page: u64, nr_pages: u64, prot: Prot) -> Vma {
+        Vma { page, nr_pages, backing: file.clone(), file_page: page, prot }
+    }
+
+    #[test]
+    fn areas_that_carry_on_evenly_are_one() {
+        let file: Arc<dyn Backing> = Arc::new(File(VmaKind::Shared));
+        let mut set = VmaSet::default();
+        set.insert(area(&file, 0, 4, Prot::READ));
+        set.insert(area(&file, 8, 4, Prot::READ));
+        assert_eq!(set.len(), 2);
+        set.insert(area(&file, 4, 4, Prot::READ));
+        assert_eq!((set.len(), set.find(11).unwrap().nr_pages), (1, 12));
+        set.remove(5, 6);
+        assert_eq!((set.len(), set.find(5).is_none(), set.covers(0, 12)), (2, true, false));
+        set.insert(area(&file, 5, 1, Prot::READ_WRITE));
+        assert_eq!((set.len(), set.covers(0, 12)), (3, true));
+    }
+
+    #[test]
+    fn a_device_dax_area_splits_only_at_its_alignment() {
+        let file: Arc<dyn Backing> = Arc::new(File(VmaKind::DeviceDax { align: Level::Pmd }));
+        let mut set = VmaSet::default();
+        set.insert(area(&file, 512, 1024, Prot::READ));
+        assert!(set.may_split(512, 1024));
+        assert!(!set.may_split(512, 1000));
+        assert!(!set.may_split(513, 1536));
+        assert!(set.may_split(0, 5000));
+    }
+
+    #[test]
+    fn a_gap_is_found_again_after_the_space_was_used_up_once() {
+        let file: Arc<dyn Backing> = Arc::new(File(VmaKind::Shared));
+        let mut set = VmaSet::default();
+        for _ in 0..10 {
+            let page = set.find_gap(0, 100, 10, 1).unwrap();
+            set.insert(Vma { file_page: 7 * page, ..area(&file, page, 10, Prot::READ) });
+        }
+        assert_eq!(set.find_gap(0, 100, 10, 1), None);
+        set.remove(33, 48);
+        assert_eq!(set.find_gap(0, 100, 10, 4), Some(36));
+    }
+
+    proptest! {
+        #[test]
+        fn the_set_says_what_a_page_by_page_map_says(
+            steps in prop::collection::vec((0..64_u64, 1..20_u64, 0..3_u8), 1..60)
+        ) {
+            let file: Arc<dyn Backing> = Arc::new(File(VmaKind::Shared));
+            let (mut set, mut naive) = (VmaSet::default(), [None; 100]);
+            for (page, nr_pages, what) in steps {
+                let prot = if what == 1 { Prot::READ } else { Prot::READ_WRITE };
+                set.remove(page, page + nr_pages);
+                if what != 0 {
+                    set.insert(area(&file, page, nr_pages, prot));
+                }
+                for slot in &mut naive[page as usize..(page + nr_pages) as usize] {
+                    *slot = (what != 0).then_some(prot);
+                }
+                for (page, expected) in naive.iter().enumerate() {
+                    let found = set.find(page as u64);
+                    prop_assert_eq!(found.map(|vma| vma.prot), *expected);
+                    prop_assert!(found.is_none_or(|v| v.file_page_of(page as u64) == page as u64));
+                }
+                let pieces = naive.chunk_by(|a, b| a == b).filter(|c| c[0].is_some()).count();
+                prop_assert_eq!(set.len(), pieces);
+            }
+        }
+    }
+}
