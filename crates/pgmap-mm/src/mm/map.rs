@@ -270,6 +270,7 @@ impl Mm {
         let page = self.place_at(request, address, nr_pages)?;
         let end = page + nr_pages;
         let MmState { areas, writer, .. } = state;
+        self.table.cursor(writer).fetch_ahead(page);
         let new_area;
         let vma = match areas.exactly(page, end) {
             // The usual change: one area for another.
@@ -309,6 +310,7 @@ impl Mm {
         let (from, to) = self.page_range(address, len_bytes)?;
         let mut ended = Ended::default();
         let mut state = self.lock();
+        self.table.cursor(&mut state.writer).fetch_ahead(from);
         check_split(&state.areas, from, to)?;
         self.clear_for_good(&mut state, from, to, &mut ended);
         state.areas.remove(from, to);

@@ -144,6 +144,16 @@ impl<'t> Cursor<'t> {
         }
     }
 
+    /// Has the processor fetch what a change of the 2 MiB around `page` will need, while the caller looks
+    /// at other things. With many spans each of these is a cache miss, and the change itself would take
+    /// them one after the other.
+    pub(crate) fn fetch_ahead(&self, page: u64) {
+        let Some(found) = self.table.walk_huge(page) else { return };
+        let state = self.writer.spans.get(found.leaf.span());
+        let state = state.map(|state| (state.nr_pages, state.links.next));
+        core::hint::black_box((self.table.life(found.leaf), self.table.reach(found.leaf), state));
+    }
+
     /// The extent that a leaf is of.
     pub(crate) fn extent_of(&self, leaf: Leaf) -> Option<Extent> {
         Some(self.writer.spans.get(leaf.span())?.extent)
