@@ -26,8 +26,8 @@ const TABLE: u64 = 1 << 1;
 /// In a table's word: it is the one middle table of its GiB of addresses.
 const MIDDLE: u64 = 1 << 2;
 const WORD_SHIFT: u32 = 4;
-const WORD_MASK: u64 = (1 << 24) - 1;
-const CHUNK_SHIFT: u32 = WORD_SHIFT + 24;
+const WORD_MASK: u64 = (1 << NodeId::WORD_BITS) - 1;
+const CHUNK_SHIFT: u32 = WORD_SHIFT + NodeId::WORD_BITS;
 
 /// What a leaf says besides frame and span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -74,6 +74,11 @@ pub(super) enum NodeId {
     Middle { gib: u32 },
     /// A table of 4 KiB entries: in which chunk of the arena, and its first word there.
     Last { chunk: u32, word: u32 },
+}
+
+impl NodeId {
+    /// Bits of a word's number in its chunk.
+    pub(super) const WORD_BITS: u32 = 24;
 }
 
 /// A leaf.

@@ -135,7 +135,7 @@ impl PageTable {
             huge: memory(nr_blocks as usize),
             top: (0..nr_gib).map(|_| AtomicU64::new(0)).collect(),
             pages,
-            nodes: Nodes::for_gib(nr_gib),
+            nodes: Nodes::for_gib(nr_gib, memory),
             spans: Spans::new(vmemmap),
         }
     }

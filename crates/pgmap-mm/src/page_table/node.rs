@@ -41,7 +41,8 @@ use crate::sync::AtomicU64;
 
 /// Table pages in the first chunk; each further chunk has twice as many, up to a bound.
 const FIRST_CHUNK_TABLES: u64 = if cfg!(loom) { 1 } else { 8 };
-const MAX_CHUNK_TABLES: u64 = if cfg!(loom) { 1 } else { 4096 };
+const MAX_CHUNK_TABLES: u64 = if cfg!(loom) { 1 } else { 1 << (NodeId::WORD_BITS - 9) };
+const _: () = assert!(FANOUT == 1 << 9);
 /// Retired tables that are collected before the epoch moves and they may be used again.
 pub(super) const RETIRED_TABLES: usize = if cfg!(loom) { 1 } else { 64 };
 
@@ -64,18 +65,19 @@ pub fn heap_words(nr_words: usize) -> Box<[AtomicU64]> {
 #[derive(Debug)]
 pub(super) struct Nodes {
     chunks: Box<[OnceLock<Box<[AtomicU64]>>]>,
+    memory: TableMemory,
 }
 
 impl Nodes {
     /// Room for every table that `nr_gib` GiB of addresses can need.
-    pub(super) fn for_gib(nr_gib: u64) -> Self {
+    pub(super) fn for_gib(nr_gib: u64, memory: TableMemory) -> Self {
         let most = nr_gib * FANOUT + RETIRED_TABLES as u64 + 1;
         let (mut nr_chunks, mut tables) = (0, 0);
         while tables < most {
             tables += chunk_tables(nr_chunks);
             nr_chunks += 1;
         }
-        Self { chunks: (0..nr_chunks).map(|_| OnceLock::new()).collect() }
+        Self { chunks: (0..nr_chunks).map(|_| OnceLock::new()).collect(), memory }
     }
 
     /// The entry with this number in the table that starts at `word` of `chunk`; none where no table
@@ -87,7 +89,7 @@ impl Nodes {
 
     fn add_chunk(&self, chunk: usize) -> Option<()> {
         let words = chunk_tables(chunk) * FANOUT;
-        self.chunks.get(chunk)?.get_or_init(|| (0..words).map(|_| AtomicU64::new(0)).collect());
+        self.chunks.get(chunk)?.get_or_init(|| (self.memory)(words as usize));
         Some(())
     }
 }
@@ -99,6 +101,8 @@ pub(super) struct NodePool {
     in_middle: Vec<u16>,
     /// Present entries of each other table, by chunk.
     present: Vec<Box<[u16]>>,
+    /// Tables of the last chunk that never were in use.
+    nr_fresh: u64,
     unused: Vec<NodeId>,
     retired: Vec<NodeId>,
     nr_linked: usize,
@@ -117,26 +121,27 @@ impl NodePool {
     /// An empty table of 4 KiB entries that nothing is linked to; none when the address space is at
     /// its bound.
     pub(super) fn take(&mut self, nodes: &Nodes) -> Option<NodeId> {
-        if self.unused.is_empty() {
-            self.grow(nodes)?;
-        }
-        let node = self.unused.pop()?;
+        let node = match self.unused.pop() {
+            Some(node) => node,
+            None => self.take_fresh(nodes)?,
+        };
         self.nr_linked += 1;
         Some(node)
     }
 
-    fn grow(&mut self, nodes: &Nodes) -> Option<()> {
-        let chunk = self.present.len();
-        nodes.add_chunk(chunk)?;
-        let tables = chunk_tables(chunk);
-        self.present.push((0..tables).map(|_| 0).collect());
-        // Last first, so that they are handed out in rising order.
-        self.unused.extend(
-            (0..tables)
-                .rev()
-                .map(|table| NodeId::Last { chunk: chunk as u32, word: (table * FANOUT) as u32 }),
-        );
-        Some(())
+    /// A table that never was in use. They are handed out in rising order, so that memory is taken as
+    /// tables are.
+    fn take_fresh(&mut self, nodes: &Nodes) -> Option<NodeId> {
+        if self.nr_fresh == 0 {
+            let chunk = self.present.len();
+            nodes.add_chunk(chunk)?;
+            self.nr_fresh = chunk_tables(chunk);
+            self.present.push(vec![0; self.nr_fresh as usize].into_boxed_slice());
+        }
+        let chunk = self.present.len() - 1;
+        let table = chunk_tables(chunk) - self.nr_fresh;
+        self.nr_fresh -= 1;
+        Some(NodeId::Last { chunk: chunk as u32, word: (table * FANOUT) as u32 })
     }
 
     /// Notes that `node`, whose entries are all absent, is no longer linked.
@@ -149,7 +154,7 @@ impl NodePool {
 
     /// Whether enough tables are retired, and are needed, to be worth moving the epoch.
     pub(super) fn wants_epoch(&self) -> bool {
-        self.unused.is_empty() && self.retired.len() >= RETIRED_TABLES
+        self.nr_fresh == 0 && self.unused.is_empty() && self.retired.len() >= RETIRED_TABLES
     }
 
     /// The epoch has moved: no reader takes a retired table for what it was.
@@ -178,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_retired_table_waits_for_the_epoch() {
-        let nodes = Nodes::for_gib(1);
+        let nodes = Nodes::for_gib(1, heap_words);
         let mut pool = NodePool::default();
         let taken: Vec<_> = (0..8).map(|_| pool.take(&nodes).unwrap()).collect();
         pool.retire(taken[3]);
@@ -191,7 +196,7 @@ mod tests {
 
     #[test]
     fn the_arena_has_room_for_every_table_and_no_more_than_a_chunk_over() {
-        let nodes = Nodes::for_gib(1);
+        let nodes = Nodes::for_gib(1, heap_words);
         let mut pool = NodePool::default();
         let most = 512;
         let taken = (0..2 * most).map_while(|_| pool.take(&nodes)).count();
