@@ -59,4 +59,4 @@ pub use reservation::Reservation;
 pub use seqpacket::{BindError, Blocking, Connection, Listener, Peer, Received, TransferError};
 pub use sigbus::{FailureKind, FailureWatch, MemoryFailure};
 pub use touch::{Touch, TouchAccess, TouchAnswer, TouchWatch};
-pub use zeroed::zeroed_words;
+pub use zeroed::{zeroed_words, zeroed_words_in_huge_pages};

@@ -55,9 +55,9 @@ use self::invalidate::{Ended, Subscribers};
 pub use self::map::{Filling, MapError, MapRequest, Placed, Sharing, Unmapped};
 use crate::extent::Extent;
 use crate::level::{Level, PAGE_BYTES};
+pub use crate::page_table::TableMemory;
 use crate::page_table::entry::LeafFlags;
 use crate::page_table::{PageTable, TableWriter};
-pub use crate::page_table::{TableMemory, heap_words};
 use crate::pfn::{Pfn, PfnRange};
 use crate::prot::Prot;
 use crate::vma::{Vma, VmaKind, VmaSet};
@@ -140,7 +140,7 @@ impl Mm {
     /// misaligned or has more than [`ADDRESS_BITS`] bits.
     #[must_use]
     pub fn for_device(pool: &VmemmapLayout, address: u64, len_bytes: u64) -> Option<Self> {
-        Self::new(pool, address, len_bytes, None, heap_words)
+        Self::new(pool, address, len_bytes, None, TableMemory::HEAP)
     }
 
     /// As [`for_device`](Self::for_device), with tables in `memory`: a large address space is

@@ -76,8 +76,8 @@ pub(crate) mod walk;
 
 use self::cursor::Cursor;
 use self::entry::NodeId;
+pub use self::node::TableMemory;
 use self::node::{NodePool, Nodes};
-pub use self::node::{TableMemory, heap_words};
 use self::reverse::ReverseMap;
 use self::span::{SpanPool, Spans};
 use crate::level::{FANOUT, Level};
@@ -132,7 +132,7 @@ impl PageTable {
             epoch: AtomicU64::new(sync::unique_number()),
             first_gib,
             first_block,
-            huge: memory(nr_blocks as usize),
+            huge: (memory.sparse)(nr_blocks as usize),
             top: (0..nr_gib).map(|_| AtomicU64::new(0)).collect(),
             pages,
             nodes: Nodes::for_gib(nr_gib, memory),

@@ -51,13 +51,21 @@ const fn chunk_tables(chunk: usize) -> u64 {
     if doubled < MAX_CHUNK_TABLES { doubled } else { MAX_CHUNK_TABLES }
 }
 
-/// Gives that many words that read as zero. A process has memory that is taken when it is first
-/// written to; [`heap_words`] takes it at once.
-pub type TableMemory = fn(usize) -> Box<[AtomicU64]>;
+/// Where the words of page tables come from. All of them read as zero at first.
+#[derive(Clone, Copy, Debug)]
+pub struct TableMemory {
+    /// For the array of 2 MiB entries: by address, and most of it never written to.
+    pub sparse: fn(usize) -> Box<[AtomicU64]>,
+    /// For tables of 4 KiB entries, which are taken from the front on and read all over.
+    pub dense: fn(usize) -> Box<[AtomicU64]>,
+}
 
-/// Words on the heap, all of them taken now.
-#[must_use]
-pub fn heap_words(nr_words: usize) -> Box<[AtomicU64]> {
+impl TableMemory {
+    /// The heap: all of it is taken at once. A process has better memory.
+    pub const HEAP: Self = Self { sparse: heap_words, dense: heap_words };
+}
+
+fn heap_words(nr_words: usize) -> Box<[AtomicU64]> {
     (0..nr_words).map(|_| AtomicU64::new(0)).collect()
 }
 
@@ -89,7 +97,7 @@ impl Nodes {
 
     fn add_chunk(&self, chunk: usize) -> Option<()> {
         let words = chunk_tables(chunk) * FANOUT;
-        self.chunks.get(chunk)?.get_or_init(|| (self.memory)(words as usize));
+        self.chunks.get(chunk)?.get_or_init(|| (self.memory.dense)(words as usize));
         Some(())
     }
 }
@@ -183,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_retired_table_waits_for_the_epoch() {
-        let nodes = Nodes::for_gib(1, heap_words);
+        let nodes = Nodes::for_gib(1, TableMemory::HEAP);
         let mut pool = NodePool::default();
         let taken: Vec<_> = (0..8).map(|_| pool.take(&nodes).unwrap()).collect();
         pool.retire(taken[3]);
@@ -196,7 +204,7 @@ mod tests {
 
     #[test]
     fn the_arena_has_room_for_every_table_and_no_more_than_a_chunk_over() {
-        let nodes = Nodes::for_gib(1, heap_words);
+        let nodes = Nodes::for_gib(1, TableMemory::HEAP);
         let mut pool = NodePool::default();
         let most = 512;
         let taken = (0..2 * most).map_while(|_| pool.take(&nodes)).count();

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::cursor::{Cursor, Placement};
 use super::entry::LeafFlags;
-use super::{PageTable, TableWriter, heap_words};
+use super::{PageTable, TableMemory, TableWriter};
 use crate::descriptor::{Descriptor, FolioFlags, FolioState};
 use crate::extent::Extent;
 use crate::level::{FANOUT, Level};
@@ -123,7 +123,7 @@ proptest! {
     fn a_page_table_says_what_a_page_by_page_map_says(
         steps in prop::collection::vec(step(), 1..30)
     ) {
-        let table = PageTable::new((0, 1 << 18), VmemmapLayout::for_pages(1 << 18).unwrap(), heap_words);
+        let table = PageTable::new((0, 1 << 18), VmemmapLayout::for_pages(1 << 18).unwrap(), TableMemory::HEAP);
         let mut writer = TableWriter::default();
         let mut naive = Naive::new();
         for step in &steps {
@@ -139,7 +139,7 @@ proptest! {
 #[test]
 fn leaves_that_come_in_any_order_end_up_in_one_span() {
     let table =
-        PageTable::new((0, 1 << 18), VmemmapLayout::for_pages(1 << 18).unwrap(), heap_words);
+        PageTable::new((0, 1 << 18), VmemmapLayout::for_pages(1 << 18).unwrap(), TableMemory::HEAP);
     let mut writer = TableWriter::default();
     let map = |writer: &mut TableWriter, page: u64| {
         let (extent, flags) = (extent(0), LeafFlags::NONE);

@@ -13,7 +13,7 @@ use pgmap_mm::error::errno;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::ledger::{Hold, LedgerLayout, LedgerReader};
 use pgmap_mm::level::{Level, PAGE_BYTES};
-use pgmap_mm::mm::{CpuMapping, MapRequest, Mm, Vacancy, heap_words};
+use pgmap_mm::mm::{CpuMapping, MapRequest, Mm, TableMemory, Vacancy};
 use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::pin::{ClientSide, Pinner};
 use pgmap_mm::prot::Prot;
@@ -212,7 +212,7 @@ impl World {
         let words = Arc::clone(&self.words);
         let vmemmap = Vmemmap::new(self.layout, words).unwrap();
         let cpu = Arc::new(FakeCpu { vmemmap, pages: Mutex::default() });
-        (Mm::for_process(heap_words, &self.layout, 0, len_bytes, cpu.clone()).unwrap(), cpu)
+        (Mm::for_process(TableMemory::HEAP, &self.layout, 0, len_bytes, cpu.clone()).unwrap(), cpu)
     }
 
     /// A device's address space of this length from address 0 on.

@@ -45,12 +45,12 @@ use pgmap_mm::fault::FaultError;
 use pgmap_mm::gup::{Gup, GupError, GupFlags, LongtermRefusal, ReadSection};
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::mm::{
-    InvalidateSubscriber, MapError, MapRequest, Mm, Placed, SubscriptionId, Unmapped,
+    InvalidateSubscriber, MapError, MapRequest, Mm, Placed, SubscriptionId, TableMemory, Unmapped,
 };
 use pgmap_mm::pin::ClientSide;
 use pgmap_mm::prot::Prot;
 use pgmap_mm::vma::Backing;
-use pgmap_os::{Reservation, zeroed_words};
+use pgmap_os::{Reservation, zeroed_words, zeroed_words_in_huge_pages};
 
 use self::backing::FileBacking;
 pub use self::cpu::CPU_MAPPING_TAG;
@@ -68,6 +68,11 @@ use crate::client::lanes;
 use crate::client::side::ProcessSide;
 use crate::error::Error;
 use crate::wire::Event;
+
+/// Memory for page tables that is taken as it is written to. Tables of 4 KiB entries lie in huge pages
+/// where the system has some, so that a walk does not wait for the walk of the table's own address.
+pub const TABLE_MEMORY: TableMemory =
+    TableMemory { sparse: zeroed_words, dense: zeroed_words_in_huge_pages };
 
 /// An address space whose areas are files of one pool.
 #[derive(Debug)]
@@ -93,7 +98,7 @@ impl AddressSpace {
     /// who is asked once how large the pool is, is gone.
     pub fn for_device(client: &Client, address: u64, len_bytes: u64) -> Result<Self, SpaceError> {
         let layout = client.inner.pinner.side().vmemmap().layout();
-        let mm = Mm::for_device_in(zeroed_words, layout, address, len_bytes)
+        let mm = Mm::for_device_in(TABLE_MEMORY, layout, address, len_bytes)
             .ok_or(SpaceError::BadSpace { address, len_bytes })?;
         Self::new(client, mm, None)
     }
@@ -175,7 +180,7 @@ impl AddressSpace {
         let (address, len_bytes) = (addresses.start as u64, addresses.len() as u64);
         let layout = client.inner.pinner.side().vmemmap().layout();
         let cpu = Arc::new(CpuView::new(client, reserved));
-        let mm = Mm::for_process(zeroed_words, layout, address, len_bytes, cpu.clone())
+        let mm = Mm::for_process(TABLE_MEMORY, layout, address, len_bytes, cpu.clone())
             .ok_or(SpaceError::BadSpace { address, len_bytes })?;
         let mut space = Self::new(client, mm, Some(cpu))?;
         space.keep()?;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use pgmap::mm::level::Level;
 use pgmap::mm::mm::{MapRequest, Mm};
-use pgmap::os::zeroed_words;
+use pgmap::space::TABLE_MEMORY;
 
 use super::{Stage, world};
 use crate::failure::Failure;
@@ -39,7 +39,7 @@ pub fn scenario(stage: &mut Stage) -> Result<Scenario, Failure> {
         let mut nr_filled = 0;
         for _ in 0..worker.nr_ops {
             let start = Instant::now();
-            let mm = Mm::for_device_in(zeroed_words, &layout, 0, bytes);
+            let mm = Mm::for_device_in(TABLE_MEMORY, &layout, 0, bytes);
             let mm = mm.ok_or_else(|| Failure::new("no such address space"))?;
             for request in &requests {
                 mm.map(request)?;

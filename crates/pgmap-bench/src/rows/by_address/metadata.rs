@@ -5,7 +5,7 @@
 
 use pgmap::mm::level::Level;
 use pgmap::mm::mm::{MapRequest, Mm};
-use pgmap::os::zeroed_words;
+use pgmap::space::TABLE_MEMORY;
 
 use super::world;
 use crate::failure::Failure;
@@ -37,15 +37,16 @@ fn anonymous_bytes() -> Result<u64, Failure> {
 }
 
 impl Case {
-    /// Bytes per TiB: what an address space over one file adds to the process, and descriptors.
-    fn measure(&self) -> Result<f64, Failure> {
+    /// Bytes per TiB: what an address space over one file adds to the process, and descriptors. With what
+    /// was measured: it must stay, lest the next case take freed memory, which counts as nothing.
+    fn measure(&self) -> Result<(f64, (Space, Vec<Mm>)), Failure> {
         let mut space = Space::new(self.bytes)?;
         let file = world::file(&mut space, self.bytes, self.leaf)?;
         let request = MapRequest::new(file, self.bytes).at(0).filled();
         let before = anonymous_bytes()?;
         let mut spaces = Vec::new();
         for _ in 0..self.nr_copies {
-            let mm = Mm::for_device_in(zeroed_words, space.layout(), 0, self.bytes);
+            let mm = Mm::for_device_in(TABLE_MEMORY, space.layout(), 0, self.bytes);
             let mm = mm.ok_or_else(|| Failure::new("no such address space"))?;
             mm.map(&request)?;
             let last = mm.translate(self.bytes - 1).map(|found| found.level);
@@ -55,23 +56,26 @@ impl Case {
             spaces.push(mm);
         }
         let tables = anonymous_bytes()?.saturating_sub(before) as f64 / self.nr_copies as f64;
-        Ok((tables + space.vmemmap_bytes() as f64) * (TIB as f64 / self.bytes as f64))
+        let bytes = (tables + space.vmemmap_bytes() as f64) * (TIB as f64 / self.bytes as f64);
+        Ok((bytes, (space, spaces)))
     }
 }
 
 /// The figures.
 pub fn figures(scale: Scale) -> Result<Vec<Figure>, Failure> {
-    let small = scale.pick(16 << 30, 1 << 30);
+    let small = scale.pick(64 << 30, 1 << 30);
     let cases = [
         Case { leaf: Level::Pud, bytes: TIB, nr_copies: 64, unit: ("KiB", KIB), most: 24.0 },
         Case { leaf: Level::Pmd, bytes: TIB, nr_copies: 1, unit: ("MiB", MIB), most: 12.0 },
         Case { leaf: Level::Pte, bytes: small, nr_copies: 1, unit: ("GiB", GIB), most: 4.0 },
     ];
-    cases.iter().map(figure).collect()
+    let mut kept = Vec::new();
+    cases.iter().map(|case| figure(case, &mut kept)).collect()
 }
 
-fn figure(case: &Case) -> Result<Figure, Failure> {
-    let bytes = case.measure()?;
+fn figure(case: &Case, kept: &mut Vec<(Space, Vec<Mm>)>) -> Result<Figure, Failure> {
+    let (bytes, keep) = case.measure()?;
+    kept.push(keep);
     let (unit, scale) = case.unit;
     let value = bytes / scale;
     let verdict =

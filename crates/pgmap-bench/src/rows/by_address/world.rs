@@ -9,7 +9,7 @@ use pgmap::mm::level::{Level, PAGE_BYTES};
 use pgmap::mm::mm::{MapRequest, Mm};
 use pgmap::mm::pin::Lane;
 use pgmap::mm::vma::{Backed, Backing, BackingError, VmaKind};
-use pgmap::os::zeroed_words;
+use pgmap::space::TABLE_MEMORY;
 
 use crate::failure::Failure;
 use crate::random::Random;
@@ -84,7 +84,7 @@ impl World {
     pub fn new(shape: Shape) -> Result<Arc<Self>, Failure> {
         let mut space = Space::new(shape.bytes)?;
         let member = space.member()?;
-        let mm = Mm::for_device_in(zeroed_words, space.layout(), 0, shape.bytes)
+        let mm = Mm::for_device_in(TABLE_MEMORY, space.layout(), 0, shape.bytes)
             .ok_or_else(|| Failure::new("no such address space"))?;
         let region_bytes = shape.bytes / shape.nr_regions;
         let leaf_bytes = shape.leaf.size_bytes();
