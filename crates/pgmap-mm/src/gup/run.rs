@@ -73,6 +73,24 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         nr_pages: u64,
         flags: GupFlags,
     ) -> Option<ShortSegment<'a, S>> {
+        let (level, raw) =
+            self.in_tries(address, nr_pages, flags, |life, run, _, is_as_seen| {
+                self.lane.pin_if(life, run, flags.agent(), is_as_seen)
+            })?;
+        Some(ShortSegment { start: Start::new(address, level), pin: Pin::of(raw) })
+    }
+
+    /// Has the first stretch from `address` on held by `hold`, which is given the life word, the frames,
+    /// the size of the first leaf, and whether the page table still says so; again a few times if the
+    /// page table moves.
+    #[inline]
+    fn in_tries<H>(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+        hold: impl Fn(Life<'a, S>, PfnRange, Level, &dyn Fn() -> bool) -> Option<H>,
+    ) -> Option<(Level, H)> {
         if nr_pages == 0 {
             return None;
         }
@@ -83,13 +101,13 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
                 // A table page that was reused meanwhile may lack what the walk looked for.
                 if self.mm.table.epoch() == epoch { return None } else { continue }
             };
-            let held = self.lane.pin_pinnable(look.life, run, flags.agent());
-            if !self.is_as_seen(&look) || !self.is_reach_as_seen(&look) {
-                self.undo(held);
-                continue;
+            let (life, level) = (self.lane.find_life(look.life), look.found.level);
+            let is_as_seen = || self.is_as_seen(&look) && self.is_reach_as_seen(&look);
+            match hold(life, run, level, &is_as_seen) {
+                Some(held) => return Some((level, held)),
+                None if is_as_seen() => return None,
+                None => {}
             }
-            let start = Start::new(address, look.found.level);
-            return held.ok().map(|pin| ShortSegment { start, pin });
         }
         None
     }
@@ -125,26 +143,11 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         nr_pages: u64,
         flags: GupFlags,
     ) -> Option<LongSegment<'a, S>> {
-        if nr_pages == 0 {
-            return None;
-        }
-        let page = address / PAGE_BYTES;
-        for _ in 0..MAX_FAST_TRIES {
-            let epoch = self.mm.table.epoch();
-            let Some((look, run)) = self.look_far(page, nr_pages, flags) else {
-                // As in `fast_run_elsewhere`.
-                if self.mm.table.epoch() == epoch { return None } else { continue }
-            };
-            let (life, level) = (self.lane.find_life(look.life), look.found.level);
-            let is_as_seen = || self.is_as_seen(&look) && self.is_reach_as_seen(&look);
-            let pin = self.lane.pin_longterm_if(life, run, level, flags.agent(), is_as_seen);
-            if pin.is_none() && !is_as_seen() {
-                continue;
-            }
-            let pin = LongtermPin::of(pin?);
-            return Some(LongSegment { start: Start::new(address, level), pin });
-        }
-        None
+        let (level, raw) =
+            self.in_tries(address, nr_pages, flags, |life, run, level, is_as_seen| {
+                self.lane.pin_longterm_if(life, run, level, flags.agent(), is_as_seen)
+            })?;
+        Some(LongSegment { start: Start::new(address, level), pin: LongtermPin::of(raw) })
     }
 
     /// What the page table says of the pages from `address` on as far as they are wanted and go on
