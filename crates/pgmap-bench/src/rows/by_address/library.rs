@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use pgmap::mm::gup::GupFlags;
-use pgmap::mm::level::Level;
+use pgmap::mm::level::{Level, PAGE_BYTES};
 use pgmap::mm::mm::Placed;
 use pgmap::mm::prot::Prot;
 use pgmap::space::AddressSpace;
@@ -52,21 +52,31 @@ impl Library {
         Ok(Arc::new(Self { space, len_bytes, _owner: owner }))
     }
 
-    fn pins(&self, worker: Worker) -> Result<Done, Failure> {
+    /// Pins at random pages, in line: what one pin costs depends on whether its flags are known.
+    #[inline(always)]
+    fn pins(&self, worker: Worker, nr_pages: u64, flags: GupFlags) -> Result<Done, Failure> {
         let Worker { nr_ops, mut random, .. } = worker;
+        let nr_starts = self.len_bytes - (nr_pages - 1) * PAGE_BYTES;
         let mut held = 0;
         for _ in 0..nr_ops {
-            let address = ADDRESS + (random.next() & (self.len_bytes - 1));
-            let pages = self.space.pin(address, 1, GupFlags::NONE)?;
-            held += black_box(pages.nr_pages());
+            let address = ADDRESS + random.below(nr_starts);
+            let pages = self.space.pin(address, nr_pages, flags)?;
+            held += u64::from(black_box(pages.nr_pages()) == nr_pages);
         }
         Ok(Done::ops(held))
     }
 
-    /// Pins of one page at random.
-    pub fn row(self: &Arc<Self>, nr_threads: usize) -> Row {
-        let library = Arc::clone(self);
-        let name = format!("pgmap: AddressSpace::pin + drop, {nr_threads}T");
-        Row::new(name, move |worker| library.pins(worker))
+    /// Pins at random: of one page, of 2 MiB, and of one page for long.
+    pub fn rows(self: &Arc<Self>, nr_threads: usize) -> [Row; 3] {
+        let name = |what| format!("pgmap: AddressSpace::pin{what} + drop, {nr_threads}T");
+        let [one, range, long] = std::array::from_fn(|_| Arc::clone(self));
+        let range_pages = Level::Pmd.nr_pages();
+        [
+            Row::new(name(""), move |worker| one.pins(worker, 1, GupFlags::NONE)),
+            Row::new(name(" of 2 MiB"), move |worker| {
+                range.pins(worker, range_pages, GupFlags::NONE)
+            }),
+            Row::new(name(" for long"), move |worker| long.pins(worker, 1, GupFlags::LONGTERM)),
+        ]
     }
 }

@@ -55,7 +55,7 @@ pub fn scenario(stage: &mut Stage) -> Result<Scenario, Failure> {
             });
             rows.push(to_f(row.target(target), nr_threads));
         }
-        rows.push(to_f(library.row(nr_threads), nr_threads));
+        rows.extend(library.rows(nr_threads).map(|row| to_f(row, nr_threads)));
         let mut rival = |name: &str, hold: &rivals::HoldAt| {
             rows.push(to_f(rivals::row(name, nr_threads, Pick::Random, hold), nr_threads));
         };
