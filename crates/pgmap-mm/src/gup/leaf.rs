@@ -5,13 +5,12 @@
 //! through a call.
 
 use super::pinned::Start;
-use super::{Gup, GupFlags, LongSegment, Look, PinnedRange, ShortSegment};
+use super::{Gup, GupFlags, LongSegment, Look, ShortSegment};
 use crate::level::{Level, PAGE_BYTES};
 use crate::longterm::{LongtermPin, RawLongterm};
-use crate::mm::Mm;
 use crate::page_table::walk::Found;
 use crate::pfn::PfnRange;
-use crate::pin::{ClientSide, Lane, LaneParts, Pin, RawPin};
+use crate::pin::{ClientSide, Pin, RawPin};
 
 impl<'a, S: ClientSide> Gup<'_, 'a, S> {
     /// Holds `nr_pages` pages from `address` on that lie in one leaf, for a short time, without
@@ -35,46 +34,9 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         Some(ShortSegment { start: Start::new(address, level), pin: Pin::of(raw) })
     }
 
-    /// All of the pages, where they lie in one leaf or in leaves of one span, held for a short time:
-    /// what most calls of [`pin`](Self::pin) come to.
+    /// Holds pages of one leaf, in line, whatever its size.
     #[inline(always)]
-    pub(super) fn glance(
-        &self,
-        address: u64,
-        nr_pages: u64,
-        flags: GupFlags,
-    ) -> Option<PinnedRange<'a, S>> {
-        if flags.contains(GupFlags::LONGTERM) {
-            return None;
-        }
-        let (level, raw) = match self.hold_known(address, nr_pages, flags) {
-            Some(held) => held,
-            None => self.hold_stretch(address, nr_pages, flags)?,
-        };
-        let segment = ShortSegment { start: Start::new(address, level), pin: Pin::of(raw) };
-        Some(segment.into_range(self.mm, flags.contains(GupFlags::WRITE)))
-    }
-
-    /// [`pin`](Self::pin) of one leaf in a lane that is taken up for it, and given to `put_back` before
-    /// the hold is made a value with a destructor: so that all of it can stay in registers. None where
-    /// that needs a call.
-    #[inline(always)]
-    pub fn glance_in(
-        mm: &'a Mm,
-        lane: Lane<'a, S>,
-        (address, nr_pages, flags): (u64, u64, GupFlags),
-        put_back: impl FnOnce(LaneParts),
-    ) -> Option<PinnedRange<'a, S>> {
-        let gup = Gup::new(mm, &lane).filter(|_| !flags.contains(GupFlags::LONGTERM));
-        let held = gup.and_then(|gup| gup.hold_known(address, nr_pages, flags));
-        put_back(lane.into_parts());
-        let (level, raw) = held?;
-        let segment = ShortSegment { start: Start::new(address, level), pin: Pin::of(raw) };
-        Some(segment.into_range(mm, flags.contains(GupFlags::WRITE)))
-    }
-
-    #[inline(always)]
-    fn hold_known(
+    pub(super) fn hold_known(
         &self,
         address: u64,
         nr_pages: u64,
@@ -91,7 +53,12 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
 
     /// Holds pages of one leaf of 2 MiB.
     #[inline(always)]
-    fn hold_huge(&self, address: u64, nr_pages: u64, flags: GupFlags) -> Option<RawPin<'a, S>> {
+    pub(super) fn hold_huge(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<RawPin<'a, S>> {
         let found = self.mm.table.walk_huge(address / PAGE_BYTES)?;
         self.hold_found(&found, address, nr_pages, flags)
     }
@@ -158,16 +125,28 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         if !flags.is_valid() {
             return None;
         }
-        let (level, raw) = if let Some(raw) = self.hold_huge_long(address, nr_pages, flags) {
-            (Level::Pmd, raw)
-        } else if let Some(raw) = self.hold_gigantic_long(address, nr_pages, flags) {
-            (Level::Pud, raw)
-        } else if let Some(raw) = self.hold_small_long(address, nr_pages, flags) {
-            (Level::Pte, raw)
-        } else {
-            self.hold_elsewhere_long(address, nr_pages, flags)?
+        let (level, raw) = match self.hold_known_long(address, nr_pages, flags) {
+            Some(held) => held,
+            None => self.hold_elsewhere_long(address, nr_pages, flags)?,
         };
         Some(LongSegment { start: Start::new(address, level), pin: LongtermPin::of(raw) })
+    }
+
+    /// As [`hold_known`](Self::hold_known), for long.
+    #[inline(always)]
+    pub(super) fn hold_known_long(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<(Level, RawLongterm<'a, S>)> {
+        if let Some(raw) = self.hold_huge_long(address, nr_pages, flags) {
+            return Some((Level::Pmd, raw));
+        }
+        if let Some(raw) = self.hold_gigantic_long(address, nr_pages, flags) {
+            return Some((Level::Pud, raw));
+        }
+        Some((Level::Pte, self.hold_small_long(address, nr_pages, flags)?))
     }
 
     #[inline(always)]

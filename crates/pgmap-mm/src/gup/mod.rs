@@ -68,6 +68,7 @@
 
 mod error;
 mod flags;
+mod glance;
 mod leaf;
 mod pinned;
 mod policy;
@@ -78,6 +79,7 @@ use core::fmt;
 
 pub use self::error::GupError;
 pub use self::flags::GupFlags;
+pub use self::glance::{Ask, SegmentParts};
 pub use self::pinned::{Dirty, Hold, Lease, LongSegment, PinnedRange, PinnedSegment, ShortSegment};
 use self::pinned::{Start, is_for_the_caller};
 pub use self::policy::{LongtermAsk, LongtermPolicy, LongtermRefusal};
@@ -162,7 +164,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         nr_pages: u64,
         flags: GupFlags,
     ) -> Result<PinnedRange<'a, S>, GupError> {
-        match self.glance(address, nr_pages, flags) {
+        match self.glance((address, nr_pages, flags)) {
             Some(range) => Ok(range),
             None => self.fast_far(address, nr_pages, flags),
         }
@@ -200,7 +202,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         nr_pages: u64,
         flags: GupFlags,
     ) -> Result<PinnedRange<'a, S>, GupError> {
-        match self.glance(address, nr_pages, flags) {
+        match self.glance((address, nr_pages, flags)) {
             Some(range) => Ok(range),
             None => match self.pin_far(address, nr_pages, flags) {
                 Ok(range) => Ok(*range),

@@ -100,12 +100,6 @@ impl<'a, S: ClientSide> ShortSegment<'a, S> {
     pub const fn pin(&self) -> &Pin<'a, S> {
         &self.pin
     }
-
-    /// The same hold as a range of pages of `mm`, in which it was taken.
-    #[inline(always)]
-    pub fn into_range(self, mm: &'a Mm, is_for_writing: bool) -> PinnedRange<'a, S> {
-        PinnedRange::one(mm, self.into(), is_for_writing)
-    }
 }
 
 /// Addresses that are backed by consecutive frames, held for long.

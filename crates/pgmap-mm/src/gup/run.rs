@@ -3,7 +3,7 @@
 use super::pinned::Start;
 use super::{Gup, GupFlags, LongSegment, ShortSegment};
 use crate::level::{Level, PAGE_BYTES};
-use crate::longterm::LongtermPin;
+use crate::longterm::{LongtermPin, RawLongterm};
 use crate::page_table::span::{Reach, ReachWord};
 use crate::page_table::walk::{Epoch, Found};
 use crate::pfn::{MAX_RUN_PAGES, PfnRange};
@@ -56,13 +56,35 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         nr_pages: u64,
         flags: GupFlags,
     ) -> Option<(Level, RawPin<'a, S>)> {
-        let stretch = self.stretch(address, nr_pages, flags)?;
-        if stretch.run.nr_pages() != nr_pages {
-            return None;
-        }
+        let stretch = self.whole_stretch(address, nr_pages, flags)?;
         let is_as_seen = || self.is_stretch_as_seen(&stretch);
         let raw = self.lane.pin_if(stretch.life, stretch.run, flags.agent(), is_as_seen)?;
         Some((stretch.found.level, raw))
+    }
+
+    /// As [`hold_stretch`](Self::hold_stretch), for long.
+    #[inline(never)]
+    pub(super) fn hold_stretch_long(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<(Level, RawLongterm<'a, S>)> {
+        let stretch = self.whole_stretch(address, nr_pages, flags)?;
+        let (run, agent) = (stretch.run, flags.agent());
+        let is_as_seen = || self.is_stretch_as_seen(&stretch);
+        let raw = self.lane.pin_longterm_slot_if(stretch.life, run, agent, is_as_seen)?;
+        Some((stretch.found.level, raw))
+    }
+
+    #[inline(always)]
+    fn whole_stretch(
+        &self,
+        address: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+    ) -> Option<Stretch<'a, 'a, S>> {
+        self.stretch(address, nr_pages, flags).filter(|stretch| stretch.run.nr_pages() == nr_pages)
     }
 
     /// [`fast_run`](Self::fast_run) from any leaf on, and again if the page table moves.

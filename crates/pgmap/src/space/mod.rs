@@ -42,7 +42,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use pgmap_mm::fault::FaultError;
-use pgmap_mm::gup::{Gup, GupError, GupFlags, LongtermRefusal, ReadSection};
+use pgmap_mm::gup::{Ask, Gup, GupError, GupFlags, LongtermRefusal, ReadSection, SegmentParts};
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::mm::{
     InvalidateSubscriber, MapError, MapRequest, Mm, Placed, SubscriptionId, TableMemory, Unmapped,
@@ -87,6 +87,14 @@ pub struct AddressSpace {
     files: Mutex<HashMap<u64, Weak<FileBacking>>>,
     /// The frame where files end and devices begin.
     files_end: u64,
+}
+
+/// What came of a pin that took a call. Plain values: a hold with a destructor would come back through
+/// memory, and force what was held in line through it too.
+enum Near<'s> {
+    Parts(SegmentParts<'s, ProcessSide>),
+    Pages(Box<PinnedPages<'s>>),
+    Failed(Box<SpaceError>),
 }
 
 impl AddressSpace {
@@ -324,45 +332,59 @@ impl AddressSpace {
     ///
     /// # Errors
     /// [`SpaceError::Gup`] when not even the first page could be held: see [`pgmap_mm::gup`].
-    #[inline]
+    #[inline(always)]
     pub fn pin(
         &self,
         address: u64,
         nr_pages: u64,
         flags: GupFlags,
     ) -> Result<PinnedPages<'_>, SpaceError> {
-        let held = lanes::take_current(&self.client.inner).and_then(|lane| {
-            Gup::glance_in(&self.inner.mm, lane, (address, nr_pages, flags), lanes::rest)
-        });
-        match held {
-            Some(range) => Ok(self.pinned(address, flags, Held::Pages(range))),
-            None => match self.pin_far(address, nr_pages, flags) {
-                Ok(pages) => Ok(*pages),
-                Err(error) => Err(*error),
+        let ask = (address, nr_pages, flags);
+        // No closure around it, which might be called.
+        let near = match lanes::take_current(&self.client.inner) {
+            Some(lane) => Gup::glance_at_huge(&self.inner.mm, lane, ask, lanes::rest),
+            None => None,
+        };
+        let parts = match near {
+            Some(parts) => parts,
+            None => match self.pin_near(ask) {
+                Near::Parts(parts) => parts,
+                Near::Pages(pages) => return Ok(*pages),
+                Near::Failed(error) => return Err(*error),
+            },
+        };
+        let range = parts.into_range(&self.inner.mm, flags.contains(GupFlags::WRITE));
+        Ok(self.pinned(address, flags, Held::Pages(range)))
+    }
+
+    /// [`pin`](Self::pin) where more than one leaf of 2 MiB is to be looked at.
+    #[inline(never)]
+    fn pin_near(&self, ask: Ask) -> Near<'_> {
+        let parts = lanes::take_current(&self.client.inner)
+            .and_then(|lane| Gup::glance_in(&self.inner.mm, lane, ask, lanes::rest));
+        match parts {
+            Some(parts) => Near::Parts(parts),
+            None => match self.pin_far(ask) {
+                Ok(pages) => Near::Pages(Box::new(pages)),
+                Err(error) => Near::Failed(Box::new(error)),
             },
         }
     }
 
-    /// [`pin`](Self::pin) where more than a glance is needed. Boxed: an answer that comes back through
-    /// memory would force the glance's own through memory too, which costs as much as pinning.
-    #[inline(never)]
-    fn pin_far(
-        &self,
-        address: u64,
-        nr_pages: u64,
-        flags: GupFlags,
-    ) -> Result<Box<PinnedPages<'_>>, Box<SpaceError>> {
+    /// [`pin`](Self::pin) where a glance is not enough.
+    #[cold]
+    fn pin_far(&self, (address, nr_pages, flags): Ask) -> Result<PinnedPages<'_>, SpaceError> {
         let result = lanes::with_lane(&self.client.inner, |lane| {
             // The layout of both is this client's.
             let gup = Gup::new(&self.inner.mm, lane).ok_or(GupError::Outside { address })?;
             gup.pin(address, nr_pages, flags)
         });
         match result {
-            Ok(range) => Ok(Box::new(self.pinned(address, flags, Held::Pages(range)))),
+            Ok(range) => Ok(self.pinned(address, flags, Held::Pages(range))),
             Err(GupError::Longterm { refusal: LongtermRefusal::Unsupported, .. }) => {
-                self.lease(address, nr_pages, flags).map(Box::new).map_err(Box::new)
+                self.lease(address, nr_pages, flags)
             }
-            Err(error) => Err(Box::new(error.into())),
+            Err(error) => Err(error.into()),
         }
     }
 
