@@ -11,8 +11,16 @@ use crate::longterm::{LongtermPin, RawLongterm};
 use crate::mm::Mm;
 use crate::pin::{ClientSide, Lane, LaneParts, Pin, RawPin};
 
-/// What to hold: from which address on, how many pages, and how.
-pub type Ask = (u64, u64, GupFlags);
+/// What to hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask {
+    /// From which address on.
+    pub address: u64,
+    /// How many pages.
+    pub nr_pages: u64,
+    /// How.
+    pub flags: GupFlags,
+}
 
 /// Held pages of one segment, not yet a range. The frames stay held; the parts must become a range, or
 /// they are held until the client ends.
@@ -46,12 +54,12 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
     /// All of the pages; none where a glance is not enough.
     #[inline(always)]
     pub(super) fn glance(&self, ask: Ask) -> Option<PinnedRange<'a, S>> {
-        let is_for_writing = ask.2.contains(GupFlags::WRITE);
+        let is_for_writing = ask.flags.contains(GupFlags::WRITE);
         Some(self.parts(ask)?.into_range(self.mm, is_for_writing))
     }
 
     #[inline(always)]
-    fn parts(&self, (address, nr_pages, flags): Ask) -> Option<SegmentParts<'a, S>> {
+    fn parts(&self, Ask { address, nr_pages, flags }: Ask) -> Option<SegmentParts<'a, S>> {
         let (level, hold) = if flags.contains(GupFlags::LONGTERM) {
             if !flags.is_valid() {
                 return None;
@@ -91,7 +99,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
     pub fn glance_at_huge(
         mm: &'a Mm,
         lane: Lane<'a, S>,
-        (address, nr_pages, flags): Ask,
+        Ask { address, nr_pages, flags }: Ask,
         put_back: impl FnOnce(LaneParts),
     ) -> Option<SegmentParts<'a, S>> {
         let held = match Gup::new(mm, &lane) {

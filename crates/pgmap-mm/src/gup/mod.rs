@@ -164,7 +164,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         nr_pages: u64,
         flags: GupFlags,
     ) -> Result<PinnedRange<'a, S>, GupError> {
-        match self.glance((address, nr_pages, flags)) {
+        match self.glance(Ask { address, nr_pages, flags }) {
             Some(range) => Ok(range),
             None => self.fast_far(address, nr_pages, flags),
         }
@@ -202,7 +202,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         nr_pages: u64,
         flags: GupFlags,
     ) -> Result<PinnedRange<'a, S>, GupError> {
-        match self.glance((address, nr_pages, flags)) {
+        match self.glance(Ask { address, nr_pages, flags }) {
             Some(range) => Ok(range),
             None => match self.pin_far(address, nr_pages, flags) {
                 Ok(range) => Ok(*range),

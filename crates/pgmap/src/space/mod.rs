@@ -339,7 +339,7 @@ impl AddressSpace {
         nr_pages: u64,
         flags: GupFlags,
     ) -> Result<PinnedPages<'_>, SpaceError> {
-        let ask = (address, nr_pages, flags);
+        let ask = Ask { address, nr_pages, flags };
         // No closure around it, which might be called.
         let near = match lanes::take_current(&self.client.inner) {
             Some(lane) => Gup::glance_at_huge(&self.inner.mm, lane, ask, lanes::rest),
@@ -373,7 +373,10 @@ impl AddressSpace {
 
     /// [`pin`](Self::pin) where a glance is not enough.
     #[cold]
-    fn pin_far(&self, (address, nr_pages, flags): Ask) -> Result<PinnedPages<'_>, SpaceError> {
+    fn pin_far(
+        &self,
+        Ask { address, nr_pages, flags }: Ask,
+    ) -> Result<PinnedPages<'_>, SpaceError> {
         let result = lanes::with_lane(&self.client.inner, |lane| {
             // The layout of both is this client's.
             let gup = Gup::new(&self.inner.mm, lane).ok_or(GupError::Outside { address })?;
