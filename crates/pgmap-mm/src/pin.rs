@@ -409,6 +409,29 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         self.pin_under(life, run, agent)
     }
 
+    /// [`pin`](Self::pin) in a lane that is taken up for it and given to `put_back` as soon as it was used,
+    /// before the pin is made a value with a destructor: so that all of it can stay in registers. None
+    /// where [`pin`](Self::pin) would fail, or has to be tried again.
+    #[inline(always)]
+    pub fn pin_once(
+        self,
+        extent: &Extent,
+        run: PfnRange,
+        agent: Agent,
+        put_back: impl FnOnce(LaneParts),
+    ) -> Option<Pin<'p, S>> {
+        let vmemmap = self.pinner.side.vmemmap();
+        let life = vmemmap.life_word(extent.head_level, extent.first(), extent.life);
+        let held = match life {
+            Some(life) if extent.run.covers(run) && extent.life.is_pinnable() => {
+                self.pin_if(self.find_life(life), run, agent, || true)
+            }
+            _ => None,
+        };
+        put_back(self.into_parts());
+        held.map(Pin::of)
+    }
+
     /// Pins `run` under a life word that the caller already found.
     ///
     /// # Errors

@@ -61,6 +61,7 @@ impl<'c> File<'c> {
     /// [`Refusal::Stale`] when the file was unlinked or replaced; [`Error::OutOfRange`] when the
     /// range is not inside it, perhaps because it was truncated; [`Error::Pin`] when the thread or
     /// client holds too many pins.
+    #[inline]
     pub fn pin(&self, offset: u64, len_bytes: u64) -> Result<FilePin<'c>, Error> {
         self.take(Some((offset, len_bytes)), Agent::Cpu, Term::Short)
     }
@@ -70,6 +71,7 @@ impl<'c> File<'c> {
     ///
     /// # Errors
     /// As [`pin`](Self::pin).
+    #[inline]
     pub fn pin_for_device(&self, offset: u64, len_bytes: u64) -> Result<FilePin<'c>, Error> {
         self.take(Some((offset, len_bytes)), Agent::Device, Term::Short)
     }
@@ -131,10 +133,34 @@ impl<'c> File<'c> {
         agent: Agent,
         term: Term,
     ) -> Result<FilePin<'c>, Error> {
-        match self.take_from(&self.entry, range, agent, term) {
+        let (offset, len_bytes) = range.unwrap_or((0, self.entry.len_bytes));
+        let near = match term {
+            Term::Short => FilePin::glance(self.client, &self.entry, offset, len_bytes, agent),
+            Term::Longterm => None,
+        };
+        match near {
+            Some(pin) => Ok(pin),
+            None => match self.take_far(range, agent, term) {
+                Ok(pin) => Ok(*pin),
+                Err(error) => Err(*error),
+            },
+        }
+    }
+
+    /// [`take`](Self::take) where a glance is not enough. Boxed: a pin that comes back through memory
+    /// would force the glance's own through memory too, which costs as much as pinning.
+    #[inline(never)]
+    fn take_far(
+        &self,
+        range: Option<(u64, u64)>,
+        agent: Agent,
+        term: Term,
+    ) -> Result<Box<FilePin<'c>>, Box<Error>> {
+        let taken = match self.take_from(&self.entry, range, agent, term) {
             Err(Error::Pin(PinError::Changed { .. })) => self.take_anew(range, agent, term),
             result => result,
-        }
+        };
+        taken.map(Box::new).map_err(Box::new)
     }
 
     /// The entry is not what it was: reads it again.
@@ -155,7 +181,6 @@ impl<'c> File<'c> {
         Err(Refusal::Stale { id: self.entry.id.0 }.into())
     }
 
-    #[inline(always)]
     fn take_from(
         &self,
         entry: &FileEntry,

@@ -108,8 +108,32 @@ impl<'c> FilePin<'c> {
         Self::take(client, entry, 0, entry.len_bytes, Agent::Cpu, Term::Short)
     }
 
-    /// Pins `len_bytes` from `offset` on. The caller has checked the range.
+    /// Pins `len_bytes` from `offset` on, where they lie in the one extent of the file and this thread
+    /// has a lane at hand, as it mostly does. None where that is not so.
     #[inline(always)]
+    pub(crate) fn glance(
+        client: &'c Client,
+        entry: &FileEntry,
+        offset: u64,
+        len_bytes: u64,
+        agent: Agent,
+    ) -> Option<Self> {
+        let end = offset.checked_add(len_bytes)?;
+        let extent = entry.extents.first()?;
+        if end > entry.len_bytes || len_bytes == 0 || entry.extents.len() != 1 || extent.is_hole() {
+            return None;
+        }
+        let first_page = offset / PAGE_BYTES;
+        let run = extent.run.sub_run(first_page, end.div_ceil(PAGE_BYTES) - first_page)?;
+        if run.byte_range().end > client.inner.data.len_bytes() {
+            return None;
+        }
+        let lane = lanes::take_current(&client.inner)?;
+        let first = Hold::Short(lane.pin_once(extent, run, agent, lanes::rest)?);
+        Some(Self { client, skip_bytes: offset % PAGE_BYTES, len_bytes, first, more: Vec::new() })
+    }
+
+    /// Pins `len_bytes` from `offset` on. The caller has checked the range.
     pub(crate) fn take(
         client: &'c Client,
         entry: &FileEntry,
@@ -118,21 +142,14 @@ impl<'c> FilePin<'c> {
         agent: Agent,
         term: Term,
     ) -> Result<Self, Error> {
-        // Most files are one extent. Built in one place and by one path, the pin stays in registers;
-        // passed through the loop below it is copied several times.
-        let first_page = offset / PAGE_BYTES;
-        let end_page = (offset + len_bytes).div_ceil(PAGE_BYTES);
-        if let (1, Term::Short, Some(extent)) = (entry.extents.len(), term, entry.extents.first())
-            && !extent.is_hole()
-            && let Some(run) = extent.run.sub_run(first_page, end_page - first_page)
-            && run.byte_range().end <= client.inner.data.len_bytes()
-        {
-            let pin = lanes::pin(&client.inner, extent, run, agent)?;
-            let skip_bytes = offset % PAGE_BYTES;
-            let first = Hold::Short(pin);
-            return Ok(Self { client, skip_bytes, len_bytes, first, more: Vec::new() });
+        let near = match term {
+            Term::Short => Self::glance(client, entry, offset, len_bytes, agent),
+            Term::Longterm => None,
+        };
+        match near {
+            Some(pin) => Ok(pin),
+            None => Self::take_parts(client, entry, offset, len_bytes, agent, term),
         }
-        Self::take_parts(client, entry, offset, len_bytes, agent, term)
     }
 
     /// As [`take`](Self::take), extent by extent.
