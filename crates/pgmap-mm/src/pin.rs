@@ -44,12 +44,14 @@
 
 mod known_span;
 mod parts;
+mod window;
 
 use core::cell::Cell;
 
 use self::known_span::KnownParts;
 pub(crate) use self::known_span::KnownSpan;
 pub use self::parts::PinParts;
+pub use self::window::Window;
 use crate::barrier::BarrierMode;
 use crate::descriptor::Descriptor;
 use crate::error::PinError;
@@ -366,24 +368,6 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         self.pinner
     }
 
-    /// Holds whatever lies in `run` from now on, for a reader that checks the life word of each
-    /// extent *after* this and uses only those it finds as expected. A drain that starts later waits
-    /// for the window, whether or not the reader looked at its frames, so keep windows short.
-    ///
-    /// # Errors
-    /// [`PinError::LaneFull`] and [`PinError::Detached`], as [`pin`](Self::pin).
-    pub fn pin_window(&self, run: PfnRange, agent: Agent) -> Result<Window<'p, S>, PinError> {
-        let pinner = self.pinner;
-        if pinner.side.is_detached() {
-            return Err(PinError::Detached);
-        }
-        let slot = self.free_slot()?;
-        // Release, as in `pin_under`: the pair that counts is the light barrier with the heavy one.
-        slot.store(SlotWord::new(run, agent).bits(), Ordering::Release);
-        pinner.side.barrier_mode().light();
-        Ok(Window { pinner, slot, run })
-    }
-
     /// Pins `run`, which must lie inside `extent`.
     ///
     /// # Errors
@@ -673,36 +657,6 @@ impl<S: ClientSide> Drop for Pin<'_, S> {
         }
         if self.is_wanted_back() {
             self.raw.pinner.ring();
-        }
-    }
-}
-
-/// A hold of whatever lies in a run of frames. See [`Lane::pin_window`].
-#[derive(Debug)]
-#[must_use = "dropping a window gives the frames up"]
-pub struct Window<'p, S: ClientSide> {
-    pinner: &'p Pinner<S>,
-    slot: SlotOf<'p, S>,
-    run: PfnRange,
-}
-
-impl<S: ClientSide> Window<'_, S> {
-    /// The frames held.
-    #[must_use]
-    pub const fn run(&self) -> PfnRange {
-        self.run
-    }
-}
-
-impl<S: ClientSide> Drop for Window<'_, S> {
-    fn drop(&mut self) {
-        let side = &self.pinner.side;
-        if !side.is_detached() {
-            // Release: pairs with the scan's Acquire; data: what the holder did to the bytes.
-            self.slot.store(0, Ordering::Release);
-            side.barrier_mode().light();
-            // No life word says whether a drain waits for this window, so ring always.
-            side.ring_doorbell();
         }
     }
 }
