@@ -7,7 +7,7 @@ mod gup_world;
 
 use std::sync::{Arc, Mutex};
 
-use gup_world::{FLAGS, GIB, GIGANTIC, HUGE, MIB2, PAGE, World, whole};
+use gup_world::{FLAGS, File, GIB, GIGANTIC, HUGE, MIB2, PAGE, World, whole};
 use pgmap_mm::descriptor::{FolioFlags, FolioState};
 use pgmap_mm::error::errno;
 use pgmap_mm::fault::Signal;
@@ -19,7 +19,7 @@ use pgmap_mm::ledger::{Agent, Hold, HoldPlace};
 use pgmap_mm::level::Level;
 use pgmap_mm::mm::{AckToken, EndedRange, InvalidateSubscriber, MapRequest, Placed};
 use pgmap_mm::prot::{Access, Prot};
-use pgmap_mm::vma::{BackingError, VmaKind};
+use pgmap_mm::vma::{Backed, Backing, BackingError, VmaKind};
 
 const WRITE: GupFlags = GupFlags::WRITE;
 const LONGTERM: GupFlags = GupFlags::LONGTERM;
@@ -554,6 +554,55 @@ fn subscribers_hear_of_every_translation_that_ends_and_of_no_other() {
     assert!(mm.translate(MIB2 + 2 * PAGE).is_some() && mm.translate(MIB2 + 3 * PAGE).is_none());
     let weakened = mm.protect(MIB2, PAGE, Prot::READ).unwrap();
     assert_eq!((weakened.acks.nr_outstanding(), cache.0.lock().unwrap().len()), (1, 1));
+}
+
+#[test]
+fn subscribers_hear_of_leaves_that_were_replaced_in_place() {
+    let world = World::new(1);
+    let mm = world.mm(GIB);
+    let cache = Arc::new(Cache::default());
+    mm.on_invalidate(cache.clone());
+    let old = world.file(VmaKind::Shared, Level::Pmd, &[2 * HUGE]);
+    let new = world.file(VmaKind::Shared, Level::Pmd, &[HUGE]);
+    mm.map(&whole(&old, 0).filled()).unwrap();
+    mm.map(&whole(&new, MIB2).over(MIB2).filled()).unwrap();
+    let frame = |address| mm.translate(address).map(|found| found.pfn.number());
+    assert_eq!((frame(0), frame(MIB2)), (old.frame(0), new.frame(0)));
+    let (ranges, _token) = cache.0.lock().unwrap().pop().unwrap();
+    assert_eq!(ranges, [EndedRange { address: MIB2, len_bytes: MIB2 }]);
+    assert!(cache.0.lock().unwrap().is_empty(), "nothing else ended");
+}
+
+/// A file that panics from its second 2 MiB on.
+#[derive(Debug)]
+struct Panicking(Arc<File>);
+
+impl Backing for Panicking {
+    fn kind(&self) -> VmaKind {
+        self.0.kind()
+    }
+    fn nr_pages(&self) -> u64 {
+        self.0.nr_pages()
+    }
+    fn extent_at(&self, page: u64) -> Result<Backed, BackingError> {
+        assert!(page < HUGE, "on purpose");
+        self.0.extent_at(page)
+    }
+}
+
+#[test]
+fn a_backing_that_panics_leaves_nothing_of_what_it_was_mapped_over() {
+    let world = World::new(1);
+    let mm = world.mm(GIB);
+    let old = world.file(VmaKind::Shared, Level::Pmd, &[2 * HUGE]);
+    mm.map(&whole(&old, 0).filled()).unwrap();
+    let file = world.file(VmaKind::Shared, Level::Pmd, &[HUGE, HUGE]);
+    let new = Arc::new(Panicking(file.clone()));
+    let request = MapRequest::new(new, 2 * MIB2).over(0).filled();
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| mm.map(&request))).unwrap_err();
+    assert_eq!(mm.translate(0).map(|found| found.pfn.number()), file.frame(0));
+    assert_eq!(mm.translate(MIB2), None, "the old file under the new file's area");
+    assert_eq!(mm.area_at(MIB2).map(|area| area.nr_pages), Some(2 * HUGE));
 }
 
 #[test]

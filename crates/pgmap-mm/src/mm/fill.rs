@@ -174,6 +174,24 @@ fn choose(cursor: &Cursor<'_>, vma: &Vma, page: u64) -> Result<Placement, FillEr
         .ok_or(FillError::Misfit { align: Level::Pte })
 }
 
+/// What is still to be filled over. It is cleared at the end, however that comes: what is there is of
+/// the area that was there before, even if the backing of the new one panics.
+struct Rest<'r, 't> {
+    cursor: &'r mut Cursor<'t>,
+    at: u64,
+    end: u64,
+    ended: &'r mut Ended,
+}
+
+impl Drop for Rest<'_, '_> {
+    fn drop(&mut self) {
+        if self.at < self.end {
+            let Self { cursor, at, end, ended } = self;
+            cursor.clear(*at, *end, None, |page, nr_pages| ended.push(page, nr_pages));
+        }
+    }
+}
+
 impl Mm {
     /// Puts in the leaf for `page`, which lies in `vma`, over whatever is there.
     pub(crate) fn fill(
@@ -228,16 +246,16 @@ impl Mm {
     /// Fills an area that allows an access over whatever is there, as far as that goes, and clears the
     /// rest. What cannot be filled is told at its fault, as with MAP_POPULATE.
     pub(super) fn fill_over(&self, cursor: &mut Cursor<'_>, vma: &Vma, ended: &mut Ended) {
-        let mut at = vma.page;
-        let mut removed = |page, nr_pages| ended.push(page, nr_pages);
-        while at < vma.end()
-            && let Ok(place) = onward(vma, at)
-            && self.put(cursor, vma.prot, &place, &mut removed).is_ok()
+        let mut rest = Rest { cursor, at: vma.page, end: vma.end(), ended };
+        while rest.at < rest.end
+            && let Ok(place) = onward(vma, rest.at)
         {
-            at = place.page + place.nr_pages;
-        }
-        if at < vma.end() {
-            cursor.clear(at, vma.end(), None, removed);
+            let Rest { cursor, ended, .. } = &mut rest;
+            let removed = |page, nr_pages| ended.push(page, nr_pages);
+            if self.put(cursor, vma.prot, &place, removed).is_err() {
+                break;
+            }
+            rest.at = place.page + place.nr_pages;
         }
     }
 

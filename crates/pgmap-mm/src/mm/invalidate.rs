@@ -21,8 +21,9 @@
 //!
 //! # Lost races
 //!
-//! *Subscribe against unmap.* Both take the address space's lock. If the subscription is first, the subscriber is told. If the unmap is
-//! first, it is not, and cannot have cached what ended before it subscribed.
+//! *Subscribe against unmap.* Both take the address space's lock. If the subscription is first, the
+//! subscriber is told. If the unmap is first, it is not, and cannot have cached what ended before it
+//! subscribed.
 //!
 //! *A new mapping at the same address against the telling of the end of the old.* The subscriber may
 //! be told after the new mapping is there, and drop a translation that was good. It fetches anew.

@@ -249,12 +249,14 @@ impl Mm {
     ) -> Result<u64, MapError> {
         let page = self.find_place(state, request, nr_pages)?;
         let vma = request.area(page, nr_pages);
-        if self.is_filled_now(request) {
-            let mut cursor = self.table.cursor(&mut state.writer);
-            // What cannot be filled is told at its fault, as with MAP_POPULATE.
-            let _later = self.fill_area(&mut cursor, &vma, page, vma.end());
+        if !self.is_filled_now(request) {
+            state.areas.insert(vma);
+            return Ok(page);
         }
-        state.areas.insert(vma);
+        state.areas.insert(vma.clone());
+        let mut cursor = self.table.cursor(&mut state.writer);
+        // What cannot be filled is told at its fault, as with MAP_POPULATE.
+        let _later = self.fill_area(&mut cursor, &vma, page, vma.end());
         Ok(page)
     }
 
