@@ -133,25 +133,22 @@ fn block(vma: &Vma, page: u64, backed: &Backed, level: Level) -> Option<Placemen
     })
 }
 
-/// The pages from `page` on that lie in one piece, in leaves of what device-dax demands, else of the
-/// largest that fit.
-fn onward(vma: &Vma, page: u64) -> Result<Placement, FillError> {
-    let backed = backed_at(vma, page)?;
-    let mut nr_pages = pages_ahead(vma, page, &backed);
-    let only_level = match vma.kind() {
-        VmaKind::DeviceDax { align } => Some(align),
-        _ => None,
-    };
-    if let Some(align) = only_level {
+/// At most `most` pages from `page` on that lie in one piece, in leaves of what device-dax demands, else
+/// of the largest that fit.
+fn onward(vma: &Vma, page: u64, backed: &Backed, most: u64) -> Result<Placement, FillError> {
+    let mut nr_pages = pages_ahead(vma, page, backed).min(most);
+    let mut only_level = None;
+    if let VmaKind::DeviceDax { align } = vma.kind() {
         nr_pages -= nr_pages % align.nr_pages();
         let first_pfn = backed.extent.run.start() + backed.skip;
         let is_aligned = (vma.page | vma.nr_pages | first_pfn).is_multiple_of(align.nr_pages());
         if nr_pages == 0 || !is_aligned {
             return Err(FillError::Misfit { align });
         }
+        only_level = Some(align);
     }
     let flags = leaf_flags(vma, &backed.extent);
-    let Backed { extent, skip } = backed;
+    let Backed { extent, skip } = *backed;
     Ok(Placement { page, nr_pages, extent, skip, flags, only_level })
 }
 
@@ -248,7 +245,8 @@ impl Mm {
     pub(super) fn fill_over(&self, cursor: &mut Cursor<'_>, vma: &Vma, ended: &mut Ended) {
         let mut rest = Rest { cursor, at: vma.page, end: vma.end(), ended };
         while rest.at < rest.end
-            && let Ok(place) = onward(vma, rest.at)
+            && let Ok(place) =
+                backed_at(vma, rest.at).and_then(|backed| onward(vma, rest.at, &backed, u64::MAX))
         {
             let Rest { cursor, ended, .. } = &mut rest;
             let removed = |page, nr_pages| ended.push(page, nr_pages);
@@ -269,13 +267,8 @@ impl Mm {
     ) -> Result<u64, FillError> {
         let first = choose(cursor, vma, at)?;
         let backed = Backed { extent: first.extent, skip: first.skip };
-        let most = pages_ahead(vma, first.page, &backed).min(to.max(at + 1) - first.page);
-        let mut place = Placement { nr_pages: first.nr_pages.max(most), ..first };
-        if let VmaKind::DeviceDax { align } = vma.kind() {
-            place.nr_pages -= place.nr_pages % align.nr_pages();
-        } else {
-            place.only_level = None;
-        }
+        let most = first.nr_pages.max(to.max(at + 1) - first.page);
+        let mut place = onward(vma, first.page, &backed, most)?;
         let free_end =
             cursor.absent_until(first.page + first.nr_pages, place.page + place.nr_pages);
         place.nr_pages = free_end - place.page;

@@ -41,8 +41,7 @@ use crate::sync::AtomicU64;
 
 /// Table pages in the first chunk; each further chunk has twice as many, up to a bound.
 const FIRST_CHUNK_TABLES: u64 = if cfg!(loom) { 1 } else { 8 };
-const MAX_CHUNK_TABLES: u64 = if cfg!(loom) { 1 } else { 1 << (NodeId::WORD_BITS - 9) };
-const _: () = assert!(FANOUT == 1 << 9);
+const MAX_CHUNK_TABLES: u64 = if cfg!(loom) { 1 } else { (1 << NodeId::WORD_BITS) / FANOUT };
 /// Retired tables that are collected before the epoch moves and they may be used again.
 pub(super) const RETIRED_TABLES: usize = if cfg!(loom) { 1 } else { 64 };
 

@@ -2,7 +2,7 @@
 //! do.
 
 use super::Vma;
-use super::sorted::SortedAreas;
+use super::sorted::{Place, SortedAreas};
 
 /// The areas of an address space. No two have a page in common.
 #[derive(Debug, Default)]
@@ -15,17 +15,12 @@ pub(crate) struct VmaSet {
 impl VmaSet {
     /// The area that contains the page.
     pub(crate) fn find(&self, page: u64) -> Option<&Vma> {
-        self.areas.last_from(page).filter(|vma| page < vma.end())
+        self.place_around(page).and_then(|at| self.areas.get(at))
     }
 
     /// The areas that have a page from `from` up to `to`, in order.
     pub(crate) fn overlapping(&self, from: u64, to: u64) -> impl Iterator<Item = &Vma> {
-        let mut first = self.areas.lower_bound(from);
-        if let Some(before) = self.areas.before(first)
-            && self.areas.get(before).is_some_and(|vma| from < vma.end())
-        {
-            first = before;
-        }
+        let first = self.place_around(from).unwrap_or_else(|| self.areas.lower_bound(from));
         self.areas.iter_from(first).take_while(move |vma| vma.page < to)
     }
 
@@ -52,8 +47,7 @@ impl VmaSet {
     /// Whether the areas at `from` and `to` may be split there.
     pub(crate) fn may_split(&self, from: u64, to: u64) -> bool {
         // The usual change is of exactly one area, which is not split at all.
-        let first = self.areas.get(self.areas.lower_bound(from));
-        if first.is_some_and(|vma| (vma.page, vma.end()) == (from, to)) {
+        if self.place_of(from, to).is_some() {
             return true;
         }
         [from, to].into_iter().all(|page| {
@@ -64,9 +58,8 @@ impl VmaSet {
     /// Takes out every area from `from` up to `to`; areas across an edge are split there.
     pub(crate) fn remove(&mut self, from: u64, to: u64) {
         // The usual change is of exactly one area.
-        let first = self.areas.lower_bound(from);
-        if self.areas.get(first).is_some_and(|vma| (vma.page, vma.end()) == (from, to)) {
-            self.areas.remove(first);
+        if let Some(at) = self.place_of(from, to) {
+            self.areas.remove(at);
             return;
         }
         self.split_at(from);
@@ -78,13 +71,18 @@ impl VmaSet {
     }
 
     fn split_at(&mut self, page: u64) {
-        let Some(vma) = self.find(page).filter(|vma| vma.page < page) else { return };
+        let around = self.place_around(page).and_then(|at| self.areas.get_mut(at));
+        let Some(vma) = around.filter(|vma| vma.page < page) else { return };
         let after = vma.part(page, vma.end());
-        let at = self.areas.lower_bound(page);
-        if let Some(vma) = self.areas.before(at).and_then(|before| self.areas.get_mut(before)) {
-            vma.nr_pages = page - vma.page;
-        }
-        self.areas.insert(at, after);
+        vma.nr_pages = page - vma.page;
+        self.areas.insert(self.areas.lower_bound(page), after);
+    }
+
+    /// Where the area is that contains the page.
+    fn place_around(&self, page: u64) -> Option<Place> {
+        // Of the areas that start there or before, the last.
+        let at = self.areas.before(self.areas.lower_bound(page + 1))?;
+        self.areas.get(at).is_some_and(|vma| page < vma.end()).then_some(at)
     }
 
     /// Puts in an area where none is, and joins it to neighbours that it carries on.
@@ -104,8 +102,13 @@ impl VmaSet {
     /// The area of exactly the pages from `from` up to `to`, if there is one. Made another, it may carry
     /// its neighbours on and stays an area of its own, which changes nothing but their number.
     pub(crate) fn exactly(&mut self, from: u64, to: u64) -> Option<&mut Vma> {
+        self.place_of(from, to).and_then(|at| self.areas.get_mut(at))
+    }
+
+    /// Where the area of exactly these pages is.
+    fn place_of(&self, from: u64, to: u64) -> Option<Place> {
         let at = self.areas.lower_bound(from);
-        self.areas.get_mut(at).filter(|vma| (vma.page, vma.end()) == (from, to))
+        self.areas.get(at).is_some_and(|vma| (vma.page, vma.end()) == (from, to)).then_some(at)
     }
 
     /// The first page of a gap of `nr_pages` between `low` and `high`, a multiple of `align_pages`.

@@ -59,13 +59,6 @@ impl SortedAreas {
         self.normal(Place { chunk, at: pages.partition_point(|&first| first < page) })
     }
 
-    /// The last area that starts at `page` or before.
-    pub(super) fn last_from(&self, page: u64) -> Option<&Vma> {
-        let chunk = self.firsts.partition_point(|&first| first <= page).checked_sub(1)?;
-        let Chunk { pages, areas } = &self.chunks[chunk];
-        areas.get(pages.partition_point(|&first| first <= page) - 1)
-    }
-
     /// The place in the next chunk, where it is past the end of its own.
     fn normal(&self, place: Place) -> Place {
         let is_past =

@@ -105,7 +105,10 @@ impl<'c> FilePin<'c> {
     /// Pins a whole file.
     #[inline(always)]
     pub(crate) fn take_all(client: &'c Client, entry: &FileEntry) -> Result<Self, Error> {
-        Self::take(client, entry, 0, entry.len_bytes, Agent::Cpu, Term::Short)
+        match Self::glance(client, entry, 0, entry.len_bytes, Agent::Cpu) {
+            Some(pin) => Ok(pin),
+            None => Self::take(client, entry, 0, entry.len_bytes, Agent::Cpu, Term::Short),
+        }
     }
 
     /// Pins `len_bytes` from `offset` on, where they lie in the one extent of the file and this thread
@@ -133,28 +136,9 @@ impl<'c> FilePin<'c> {
         Some(Self { client, skip_bytes: offset % PAGE_BYTES, len_bytes, first, more: Vec::new() })
     }
 
-    /// Pins `len_bytes` from `offset` on. The caller has checked the range.
-    pub(crate) fn take(
-        client: &'c Client,
-        entry: &FileEntry,
-        offset: u64,
-        len_bytes: u64,
-        agent: Agent,
-        term: Term,
-    ) -> Result<Self, Error> {
-        let near = match term {
-            Term::Short => Self::glance(client, entry, offset, len_bytes, agent),
-            Term::Longterm => None,
-        };
-        match near {
-            Some(pin) => Ok(pin),
-            None => Self::take_parts(client, entry, offset, len_bytes, agent, term),
-        }
-    }
-
-    /// As [`take`](Self::take), extent by extent.
+    /// Pins `len_bytes` from `offset` on, extent by extent. The caller has checked the range.
     #[inline(never)]
-    fn take_parts(
+    pub(crate) fn take(
         client: &'c Client,
         entry: &FileEntry,
         offset: u64,
