@@ -135,6 +135,7 @@ fn block(vma: &Vma, page: u64, backed: &Backed, level: Level) -> Option<Placemen
 
 /// At most `most` pages from `page` on that lie in one piece, in leaves of what device-dax demands, else
 /// of the largest that fit.
+#[inline]
 fn onward(vma: &Vma, page: u64, backed: &Backed, most: u64) -> Result<Placement, FillError> {
     let mut nr_pages = pages_ahead(vma, page, backed).min(most);
     let mut only_level = None;
@@ -245,8 +246,8 @@ impl Mm {
     pub(super) fn fill_over(&self, cursor: &mut Cursor<'_>, vma: &Vma, ended: &mut Ended) {
         let mut rest = Rest { cursor, at: vma.page, end: vma.end(), ended };
         while rest.at < rest.end
-            && let Ok(place) =
-                backed_at(vma, rest.at).and_then(|backed| onward(vma, rest.at, &backed, u64::MAX))
+            && let Ok(backed) = backed_at(vma, rest.at)
+            && let Ok(place) = onward(vma, rest.at, &backed, u64::MAX)
         {
             let Rest { cursor, ended, .. } = &mut rest;
             let removed = |page, nr_pages| ended.push(page, nr_pages);
