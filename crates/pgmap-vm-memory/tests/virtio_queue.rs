@@ -3,7 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use pgmap::mm::mm::Placed;
@@ -138,9 +137,9 @@ fn a_guard_keeps_what_it_touched_and_the_next_sees_what_is_there_now() {
 }
 
 /// Hot-plugs, cuts and unplugs the memory at [`HOTPLUG_AT`] until told to stop; returns how often.
-fn churn(space: &AddressSpace, other: &Client, stop: &Mutex<bool>) -> u64 {
+fn churn(space: &AddressSpace, other: &Client, is_over: impl Fn() -> bool) -> u64 {
     let mut nr_rounds = 0;
-    while !*stop.lock().unwrap() {
+    while !is_over() {
         let byte = 3 + (nr_rounds % 5) as u8;
         put(other, "plug", MIB, byte);
         map(space, "plug", MIB, HOTPLUG_AT);
@@ -166,10 +165,8 @@ fn chains_are_served_while_regions_come_and_go() {
     let other = owner.client().unwrap();
     let space = guest(&client);
     let guest = GuestSpace::new(&space);
-    let stop = Mutex::new(false);
-    let (mut nr_served, mut nr_lost, mut sums) = (0, 0, std::collections::BTreeSet::new());
-    std::thread::scope(|scope| {
-        let churner = scope.spawn(|| churn(&space, &other, &stop));
+    let serve_all = || {
+        let (mut nr_served, mut nr_lost, mut sums) = (0, 0, std::collections::BTreeSet::new());
         let until = Instant::now() + Duration::from_secs(3);
         while Instant::now() < until {
             let setup = guest.memory();
@@ -190,8 +187,12 @@ fn chains_are_served_while_regions_come_and_go() {
                 None => nr_lost += 1,
             }
         }
-        *stop.lock().unwrap() = true;
-        let nr_rounds = churner.join().unwrap();
+        (nr_served, nr_lost, sums)
+    };
+    std::thread::scope(|scope| {
+        let server = scope.spawn(serve_all);
+        let nr_rounds = churn(&space, &other, || server.is_finished());
+        let (nr_served, nr_lost, sums) = server.join().unwrap();
         println!("{nr_served} chains served, {nr_lost} led nowhere, {nr_rounds} plugs");
         assert!(nr_served > 0 && nr_lost > 0 && nr_rounds > 10 && sums.len() > 1);
     });

@@ -110,6 +110,8 @@ fn t4_an_owner_killed_again_and_again_under_load_loses_no_committed_file() {
     let seeds: Vec<u64> = (0..3).map(|_| random.next()).collect();
     let (stop, nr_steps) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
+        // Also when the rest of this fails: the scope waits for them.
+        let _stop = support::SetOnDrop(&stop);
         for (number, &seed) in seeds.iter().enumerate() {
             let (client, stop, nr_steps) = (&client, &stop, &nr_steps);
             scope.spawn(move || load(client, number, seed, stop, nr_steps));
@@ -124,7 +126,6 @@ fn t4_an_owner_killed_again_and_again_under_load_loses_no_committed_file() {
                 (nr_steps.load(Ordering::Relaxed) > before + 30).then_some(())
             });
         }
-        stop.store(true, Ordering::Relaxed);
     });
     println!("{} steps over {NR_KILLS} killed owners", nr_steps.load(Ordering::Relaxed));
     let info = client.pool_stat().unwrap();

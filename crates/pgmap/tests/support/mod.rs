@@ -15,6 +15,7 @@ pub mod mapper_role;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -190,6 +191,15 @@ pub fn say(answer: impl std::fmt::Display) {
 /// The commands from the parent until it closes the pipe.
 pub fn commands() -> impl Iterator<Item = String> {
     std::io::stdin().lines().map_while(Result::ok)
+}
+
+/// Tells helper threads to stop, also when the test fails before it would have.
+pub struct SetOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Looks again and again, with pauses, until `found` says so, and fails after [`BOUND`].
