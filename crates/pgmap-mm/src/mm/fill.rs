@@ -5,14 +5,13 @@ use core::fmt;
 use super::{Ended, Mm, MmState, Vacancy};
 use crate::descriptor::FolioFlags;
 use crate::error::errno;
-use crate::extent::Extent;
 use crate::level::{Level, PAGE_BYTES};
 use crate::page_table::TableWriter;
 use crate::page_table::cursor::{Cursor, Placement};
 use crate::page_table::entry::LeafFlags;
 use crate::pfn::PfnRange;
 use crate::prot::Prot;
-use crate::vma::{Backed, BackingError, Vma, VmaKind};
+use crate::vma::{Backed, Backing, BackingError, Vma, VmaKind};
 
 /// Why a page could not be filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,99 +75,131 @@ pub(crate) struct Filled {
     pub(crate) flags: LeafFlags,
 }
 
-/// What the leaves of an area say when they map a given extent.
-fn leaf_flags(vma: &Vma, extent: &Extent) -> LeafFlags {
-    let mut flags = match vma.kind() {
-        VmaKind::Raw => LeafFlags::RAW,
-        VmaKind::PeerToPeer => LeafFlags::PEER,
-        _ => LeafFlags::NONE,
-    };
-    // A life word that allows no pins never will: whoever changes it changes it for good.
-    if !extent.life.is_pinnable() {
-        flags = flags.with(LeafFlags::RAW);
-    }
-    if vma.prot.contains(Prot::WRITE) && extent.life.flags().contains(FolioFlags::WRITABLE) {
-        flags = flags.with(LeafFlags::WRITE);
-    }
-    flags
+/// What lies behind a page of a file, looked up once: a backing is asked through its trait, and one that
+/// is a file may take a lock of its own each time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Behind {
+    kind: VmaKind,
+    backed: Backed,
+    /// Pages of the file from this one on.
+    left_in_file: u64,
 }
 
-fn backed_at(vma: &Vma, page: u64) -> Result<Backed, FillError> {
-    let file_page = vma.file_page_of(page);
-    if !vma.backing.is_alive() {
-        return Err(FillError::Backing(BackingError::Dead));
-    }
-    if file_page >= vma.backing.nr_pages() {
-        return Err(FillError::Backing(BackingError::BeyondEnd));
-    }
-    let backed = vma.backing.extent_at(file_page).map_err(FillError::Backing)?;
-    if backed.skip >= backed.extent.run.nr_pages() {
-        return Err(FillError::Backing(BackingError::BeyondEnd));
-    }
-    Ok(backed)
-}
-
-/// How many pages from `page` on area, file and extent go on together.
-fn pages_ahead(vma: &Vma, page: u64, backed: &Backed) -> u64 {
-    let in_file = vma.backing.nr_pages().saturating_sub(vma.file_page_of(page));
-    (vma.end() - page).min(in_file).min(backed.extent.run.nr_pages() - backed.skip)
-}
-
-/// The block of `level` around the page, if area, file and extent have all of it in one piece.
-fn block(vma: &Vma, page: u64, backed: &Backed, level: Level) -> Option<Placement> {
-    let back = page % level.nr_pages();
-    let base = page - back;
-    let start = Backed { skip: backed.skip.checked_sub(back)?, ..*backed };
-    let first_pfn = backed.extent.run.start() + start.skip;
-    let fits = base >= vma.page
-        && first_pfn.is_multiple_of(level.nr_pages())
-        && pages_ahead(vma, base, &start) >= level.nr_pages();
-    fits.then(|| Placement {
-        page: base,
-        nr_pages: level.nr_pages(),
-        extent: backed.extent,
-        skip: start.skip,
-        flags: leaf_flags(vma, &backed.extent),
-        only_level: Some(level),
-    })
-}
-
-/// At most `most` pages from `page` on that lie in one piece, in leaves of what device-dax demands, else
-/// of the largest that fit.
-#[inline]
-fn onward(vma: &Vma, page: u64, backed: &Backed, most: u64) -> Result<Placement, FillError> {
-    let mut nr_pages = pages_ahead(vma, page, backed).min(most);
-    let mut only_level = None;
-    if let VmaKind::DeviceDax { align } = vma.kind() {
-        nr_pages -= nr_pages % align.nr_pages();
-        let first_pfn = backed.extent.run.start() + backed.skip;
-        let is_aligned = (vma.page | vma.nr_pages | first_pfn).is_multiple_of(align.nr_pages());
-        if nr_pages == 0 || !is_aligned {
-            return Err(FillError::Misfit { align });
+impl Behind {
+    pub(super) fn look(backing: &dyn Backing, file_page: u64) -> Result<Self, FillError> {
+        if !backing.is_alive() {
+            return Err(FillError::Backing(BackingError::Dead));
         }
-        only_level = Some(align);
+        let left_in_file = backing.nr_pages().saturating_sub(file_page);
+        if left_in_file == 0 {
+            return Err(FillError::Backing(BackingError::BeyondEnd));
+        }
+        let backed = backing.extent_at(file_page).map_err(FillError::Backing)?;
+        if backed.skip >= backed.extent.run.nr_pages() {
+            return Err(FillError::Backing(BackingError::BeyondEnd));
+        }
+        Ok(Self { kind: backing.kind(), backed, left_in_file })
     }
-    let flags = leaf_flags(vma, &backed.extent);
-    let Backed { extent, skip } = *backed;
-    Ok(Placement { page, nr_pages, extent, skip, flags, only_level })
+
+    fn of(vma: &Vma, page: u64) -> Result<Self, FillError> {
+        Self::look(&*vma.backing, vma.file_page_of(page))
+    }
+
+    fn first_pfn(&self) -> u64 {
+        self.backed.extent.run.start() + self.backed.skip
+    }
+
+    /// How many pages from here on file and extent go on together.
+    fn nr_ahead(&self) -> u64 {
+        self.left_in_file.min(self.backed.extent.run.nr_pages() - self.backed.skip)
+    }
+
+    /// What lies `nr_pages` before, if the extent has that.
+    fn back(&self, nr_pages: u64) -> Option<Self> {
+        let skip = self.backed.skip.checked_sub(nr_pages)?;
+        let left_in_file = self.left_in_file.saturating_add(nr_pages);
+        Some(Self { backed: Backed { skip, ..self.backed }, left_in_file, ..*self })
+    }
+
+    /// What the leaves say that map it with these permissions.
+    fn leaf_flags(&self, prot: Prot) -> LeafFlags {
+        let mut flags = match self.kind {
+            VmaKind::Raw => LeafFlags::RAW,
+            VmaKind::PeerToPeer => LeafFlags::PEER,
+            _ => LeafFlags::NONE,
+        };
+        let life = self.backed.extent.life;
+        // A life word that allows no pins never will: whoever changes it changes it for good.
+        if !life.is_pinnable() {
+            flags = flags.with(LeafFlags::RAW);
+        }
+        if prot.contains(Prot::WRITE) && life.flags().contains(FolioFlags::WRITABLE) {
+            flags = flags.with(LeafFlags::WRITE);
+        }
+        flags
+    }
+
+    /// At most `most` pages of `vma` from `page` on that lie in one piece, in leaves of what device-dax
+    /// demands, else of the largest that fit.
+    #[inline]
+    fn onward(&self, vma: &Vma, page: u64, most: u64) -> Result<Placement, FillError> {
+        let mut nr_pages = self.nr_ahead().min(vma.end() - page).min(most);
+        let mut only_level = None;
+        if let VmaKind::DeviceDax { align } = self.kind {
+            nr_pages -= nr_pages % align.nr_pages();
+            let is_aligned =
+                (vma.page | vma.nr_pages | self.first_pfn()).is_multiple_of(align.nr_pages());
+            if nr_pages == 0 || !is_aligned {
+                return Err(FillError::Misfit { align });
+            }
+            only_level = Some(align);
+        }
+        let flags = self.leaf_flags(vma.prot);
+        let Backed { extent, skip } = self.backed;
+        Ok(Placement { page, nr_pages, extent, skip, flags, only_level })
+    }
+
+    /// The block of `level` around `page`, if area, file and extent have all of it in one piece.
+    fn block(&self, vma: &Vma, page: u64, level: Level) -> Option<Placement> {
+        let nr_before = page % level.nr_pages();
+        let base = page - nr_before;
+        let start = self.back(nr_before)?;
+        let fits = base >= vma.page
+            && start.first_pfn().is_multiple_of(level.nr_pages())
+            && start.nr_ahead().min(vma.end() - base) >= level.nr_pages();
+        let Backed { extent, skip } = start.backed;
+        let flags = start.leaf_flags(vma.prot);
+        let nr_pages = level.nr_pages();
+        fits.then_some(Placement {
+            page: base,
+            nr_pages,
+            extent,
+            skip,
+            flags,
+            only_level: Some(level),
+        })
+    }
 }
 
 /// The one leaf to put in at a page: what device-dax demands, else the largest that fits and does
 /// not run over leaves that are there (Linux 7.1: fs/dax.c, small entries win).
-fn choose(cursor: &Cursor<'_>, vma: &Vma, page: u64) -> Result<Placement, FillError> {
-    let backed = backed_at(vma, page)?;
-    if let VmaKind::DeviceDax { align } = vma.kind() {
+fn choose(
+    cursor: &Cursor<'_>,
+    vma: &Vma,
+    page: u64,
+    behind: &Behind,
+) -> Result<Placement, FillError> {
+    if let VmaKind::DeviceDax { align } = behind.kind {
         let is_aligned = (vma.page | vma.nr_pages).is_multiple_of(align.nr_pages());
-        return block(vma, page, &backed, align)
-            .filter(|_| is_aligned)
-            .ok_or(FillError::Misfit { align });
+        let block = behind.block(vma, page, align).filter(|_| is_aligned);
+        return block.ok_or(FillError::Misfit { align });
     }
     let present = cursor.leaf_at(page).map_or(Level::Pte, |leaf| leaf.level);
     Level::ALL
         .into_iter()
         .rev()
         .filter(|&level| level <= present || cursor.is_block_empty(page, level))
-        .find_map(|level| block(vma, page, &backed, level))
+        .find_map(|level| behind.block(vma, page, level))
         .ok_or(FillError::Misfit { align: Level::Pte })
 }
 
@@ -199,7 +230,7 @@ impl Mm {
         page: u64,
     ) -> Result<Filled, FillError> {
         let mut cursor = self.table.cursor(writer);
-        let place = choose(&cursor, vma, page)?;
+        let place = choose(&cursor, vma, page, &Behind::of(vma, page)?)?;
         // A leaf that was there allowed less.
         self.put(&mut cursor, vma.prot, &place, |_, _| {})?;
         let level = place.only_level.unwrap_or(Level::Pte);
@@ -242,12 +273,19 @@ impl Mm {
     }
 
     /// Fills an area that allows an access over whatever is there, as far as that goes, and clears the
-    /// rest. What cannot be filled is told at its fault, as with MAP_POPULATE.
-    pub(super) fn fill_over(&self, cursor: &mut Cursor<'_>, vma: &Vma, ended: &mut Ended) {
+    /// rest. `first` is what lies behind its first page. What cannot be filled is told at its fault, as
+    /// with MAP_POPULATE.
+    pub(super) fn fill_over(
+        &self,
+        cursor: &mut Cursor<'_>,
+        vma: &Vma,
+        first: Result<Behind, FillError>,
+        ended: &mut Ended,
+    ) {
         let mut rest = Rest { cursor, at: vma.page, end: vma.end(), ended };
-        while rest.at < rest.end
-            && let Ok(backed) = backed_at(vma, rest.at)
-            && let Ok(place) = onward(vma, rest.at, &backed, u64::MAX)
+        let mut behind = first;
+        while let Ok(here) = behind
+            && let Ok(place) = here.onward(vma, rest.at, u64::MAX)
         {
             let Rest { cursor, ended, .. } = &mut rest;
             let removed = |page, nr_pages| ended.push(page, nr_pages);
@@ -255,6 +293,10 @@ impl Mm {
                 break;
             }
             rest.at = place.page + place.nr_pages;
+            if rest.at == rest.end {
+                break;
+            }
+            behind = Behind::of(vma, rest.at);
         }
     }
 
@@ -266,10 +308,11 @@ impl Mm {
         at: u64,
         to: u64,
     ) -> Result<u64, FillError> {
-        let first = choose(cursor, vma, at)?;
-        let backed = Backed { extent: first.extent, skip: first.skip };
+        let behind = Behind::of(vma, at)?;
+        let first = choose(cursor, vma, at, &behind)?;
+        let behind = behind.back(at - first.page).ok_or(FillError::Misfit { align: Level::Pte })?;
         let most = first.nr_pages.max(to.max(at + 1) - first.page);
-        let mut place = onward(vma, first.page, &backed, most)?;
+        let mut place = behind.onward(vma, first.page, most)?;
         let free_end =
             cursor.absent_until(first.page + first.nr_pages, place.page + place.nr_pages);
         place.nr_pages = free_end - place.page;

@@ -3,6 +3,7 @@
 use core::fmt;
 use std::sync::Arc;
 
+use super::fill::Behind;
 use super::{AckTicket, Ended, Mm, MmState, Vacancy};
 use crate::error::errno;
 use crate::level::{Level, PAGE_BYTES};
@@ -273,6 +274,9 @@ impl Mm {
         let end = page + nr_pages;
         let MmState { areas, writer, .. } = state;
         self.table.cursor(writer).fetch_ahead(page);
+        // Before the area is looked up, so that the processor waits for both at once.
+        let behind =
+            self.is_filled_now(request).then(|| Behind::look(&*request.backing, request.file_page));
         let new_area;
         let vma = match areas.exactly(page, end) {
             // The usual change: one area for another.
@@ -289,10 +293,9 @@ impl Mm {
             }
         };
         let mut cursor = self.table.cursor(writer);
-        if self.is_filled_now(request) {
-            self.fill_over(&mut cursor, vma, ended);
-        } else {
-            cursor.clear(page, end, None, |page, nr_pages| ended.push(page, nr_pages));
+        match behind {
+            Some(first) => self.fill_over(&mut cursor, vma, first, ended),
+            None => cursor.clear(page, end, None, |page, nr_pages| ended.push(page, nr_pages)),
         }
         Ok(page)
     }
