@@ -74,6 +74,7 @@ mod pinned;
 mod policy;
 mod run;
 mod section;
+mod term;
 
 use core::fmt;
 
