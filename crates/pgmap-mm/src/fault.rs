@@ -4,7 +4,7 @@ use core::fmt;
 
 use crate::error::errno;
 use crate::level::{Level, PAGE_BYTES};
-use crate::mm::{FillError, Mm, MmState};
+use crate::mm::{Ended, FillError, Mm, MmState};
 use crate::page_table::entry::LeafFlags;
 use crate::prot::{Access, Prot};
 use crate::vma::BackingError;
@@ -102,7 +102,11 @@ impl Mm {
     /// [`FaultError`], as Linux 7.1: drivers/dax/device.c and fs/dax.c, with 1 GiB leaves for files
     /// too.
     pub fn fault(&self, address: u64, access: Access) -> Result<Faulted, FaultError> {
-        self.fault_locked(&mut self.lock(), address, access)
+        let mut ended = Ended::default();
+        let mut state = self.lock();
+        let found = self.fault_locked(&mut state, address, access, &mut ended);
+        let _told = self.finish(state, &ended);
+        found
     }
 
     pub(crate) fn fault_locked(
@@ -110,6 +114,7 @@ impl Mm {
         state: &mut MmState,
         address: u64,
         access: Access,
+        ended: &mut Ended,
     ) -> Result<Faulted, FaultError> {
         let page = address / PAGE_BYTES;
         let MmState { areas, writer, .. } = state;
@@ -126,8 +131,9 @@ impl Mm {
             let address = found.page * PAGE_BYTES;
             return Ok(Faulted { address, level: found.level, was_present: true });
         }
-        let filled =
-            self.fill(writer, vma, page).map_err(|error| FaultError::Fill { address, error })?;
+        let filled = self
+            .fill(writer, vma, page, ended)
+            .map_err(|error| FaultError::Fill { address, error })?;
         if !is_enough(filled.flags) {
             // The folio itself is read-only, whatever the area says.
             return Err(FaultError::Denied { address, access });

@@ -556,6 +556,30 @@ fn subscribers_hear_of_every_translation_that_ends_and_of_no_other() {
     assert_eq!((weakened.acks.nr_outstanding(), cache.0.lock().unwrap().len()), (1, 1));
 }
 
+/// A pin may be the first to find that a leaf is of frames that changed hands.
+#[test]
+fn subscribers_hear_of_a_stale_leaf_that_a_pin_took_away() {
+    let world = World::new(1);
+    let (mm, lane) = (world.mm(GIB), world.pinner.lane().unwrap());
+    let cache = Arc::new(Cache::default());
+    mm.on_invalidate(cache.clone());
+    let file = world.file(VmaKind::Shared, Level::Pmd, &[HUGE, HUGE]);
+    mm.map(&whole(&file, 0).filled()).unwrap();
+    let told = || {
+        let mut told = cache.0.lock().unwrap();
+        told.drain(..).flat_map(|(ranges, _)| ranges).collect::<Vec<_>>()
+    };
+    world.truncate(&file, 0);
+    world.grow(&file, HUGE, Level::Pmd);
+    let gup = Gup::new(&mm, &lane).unwrap();
+    assert!(gup.fast(0, 1, WRITE).unwrap().is_empty());
+    assert_eq!(told(), [], "the fast path changes nothing");
+    drop(gup.pin(0, 1, WRITE).unwrap());
+    assert_eq!(told(), [EndedRange { address: 0, len_bytes: MIB2 }], "repaired");
+    gup.pin(MIB2, 1, WRITE).unwrap_err();
+    assert_eq!(told(), [EndedRange { address: MIB2, len_bytes: MIB2 }], "gone");
+}
+
 #[test]
 fn subscribers_hear_of_leaves_that_were_replaced_in_place() {
     let world = World::new(1);

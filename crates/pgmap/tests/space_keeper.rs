@@ -108,6 +108,29 @@ fn every_space_of_a_client_is_told_of_every_event_and_the_program_too() {
     drop(pinned);
 }
 
+/// An owner tells holders only, and a device address space holds nothing by itself.
+#[test]
+fn a_subscriber_is_told_of_frames_that_nothing_here_holds() {
+    let owner = local_owner();
+    let (client, other) = (owner.client().unwrap(), owner.client().unwrap());
+    put(&client, "a", 1, NR_PAGES);
+    put(&client, "b", 2, NR_PAGES);
+    let device = AddressSpace::for_device(&client, GIB, GIB).unwrap();
+    map(&device, "a", Placed::At(GIB), Prot::READ);
+    map(&device, "b", Placed::At(GIB + MIB), Prot::READ);
+    device.populate(GIB, NR_PAGES * PAGE).unwrap();
+    device.populate(GIB + MIB, NR_PAGES * PAGE).unwrap();
+    let iotlb = Arc::new(Iotlb::default());
+    device.on_invalidate(iotlb.clone());
+    other.unlink("b").unwrap();
+    support::wait_until("the device's cache is told", || {
+        (iotlb.nr_told.load(Ordering::SeqCst) > 0).then_some(())
+    });
+    assert_eq!(iotlb.first.load(Ordering::SeqCst), GIB + MIB);
+    assert!(device.mm().translate(GIB + MIB).is_none());
+    assert!(device.mm().translate(GIB + PAGE).is_some(), "what is as it was stays");
+}
+
 #[test]
 fn a_mapping_outlives_its_owner_and_the_next_one_is_heard() {
     let place = tempfile::tempdir_in("/dev/shm").unwrap();

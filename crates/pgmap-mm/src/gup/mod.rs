@@ -90,7 +90,7 @@ use crate::error::{PinError, errno};
 use crate::fault::FaultError;
 use crate::level::PAGE_BYTES;
 use crate::longterm::LongtermPin;
-use crate::mm::{FillError, Mm, MmState};
+use crate::mm::{Ended, FillError, Mm, MmState};
 use crate::page_table::entry::LeafFlags;
 use crate::page_table::span::Reach;
 use crate::page_table::walk::{Epoch, Found};
@@ -113,6 +113,18 @@ enum Attempt<'a, S: ClientSide> {
     Stop,
     /// The leaf names an extent that is no more, or not as it was.
     Refused(PinError),
+}
+
+/// What one try under the lock came to.
+enum Slow<'a, S: ClientSide> {
+    Held(PinnedSegment<'a, S>),
+    /// What was in the way is out of it.
+    Again,
+    /// So many pages of an area of this kind may be had by a lease, which is asked for without the lock.
+    Ask {
+        nr_pages: u64,
+        kind: VmaKind,
+    },
 }
 
 /// What the page table says of a page.
@@ -385,46 +397,64 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         nr_pages: u64,
         flags: GupFlags,
     ) -> Result<PinnedSegment<'a, S>, GupError> {
-        let address = page * PAGE_BYTES;
         for _ in 0..MAX_REPAIRS {
+            let mut ended = Ended::default();
             let mut state = self.mm.lock();
-            let (kind, area_pages) = check_area(&state, page, flags)?;
-            let nr_pages = nr_pages.min(area_pages);
-            match self.bring_in(&mut state, page, nr_pages, flags) {
-                // The backing answered with an extent that has ended since.
-                Err(GupError::Fault(FaultError::Fill {
-                    error: FillError::Cpu(errno::ESTALE),
-                    ..
-                })) => continue,
-                brought_in => brought_in?,
-            }
-            match self.attempt(page, nr_pages, flags) {
-                Attempt::Held(segment) => return Ok(segment),
-                Attempt::Refused(error) if is_for_the_caller(&error) => {
-                    return Err(GupError::Hold(error));
-                }
-                Attempt::Refused(PinError::NeedsConsent { .. }) => {
-                    drop(state);
-                    match self.lease_segment(page, nr_pages, flags, kind)? {
-                        Some(segment) => return Ok(segment),
-                        None => continue,
+            let once = self.slow_once(&mut state, page, nr_pages, flags, &mut ended);
+            // Who caches what proved stale is told of it now; no event may have been for this process.
+            let _told = self.mm.finish(state, &ended);
+            match once? {
+                Slow::Held(segment) => return Ok(segment),
+                Slow::Again => {}
+                Slow::Ask { nr_pages, kind } => {
+                    if let Some(segment) = self.lease_segment(page, nr_pages, flags, kind)? {
+                        return Ok(segment);
                     }
                 }
-                Attempt::Refused(error) => {
-                    poison_of(&error, address, flags)?;
-                    // What ended was of frames that are no more: nobody may rely on it.
-                    let _stale = self.mm.drop_leaf(&mut state, page);
-                }
-                // The leaf says that its frames cannot be pinned now.
-                Attempt::Stop => {
-                    self.unpinnable(page, flags)?;
-                    let _stale = self.mm.drop_leaf(&mut state, page);
-                }
-                // Only the holder of the lock moves the page table.
-                Attempt::Moved => {}
             }
         }
-        Err(GupError::Unstable { address })
+        Err(GupError::Unstable { address: page * PAGE_BYTES })
+    }
+
+    /// One try of [`slow_segment`](Self::slow_segment), under the lock.
+    fn slow_once(
+        &self,
+        state: &mut MmState,
+        page: u64,
+        nr_pages: u64,
+        flags: GupFlags,
+        ended: &mut Ended,
+    ) -> Result<Slow<'a, S>, GupError> {
+        let (kind, area_pages) = check_area(state, page, flags)?;
+        let nr_pages = nr_pages.min(area_pages);
+        match self.bring_in(state, page, nr_pages, flags, ended) {
+            // The backing answered with an extent that has ended since.
+            Err(GupError::Fault(FaultError::Fill {
+                error: FillError::Cpu(errno::ESTALE), ..
+            })) => return Ok(Slow::Again),
+            brought_in => brought_in?,
+        }
+        match self.attempt(page, nr_pages, flags) {
+            Attempt::Held(segment) => return Ok(Slow::Held(segment)),
+            Attempt::Refused(error) if is_for_the_caller(&error) => {
+                return Err(GupError::Hold(error));
+            }
+            Attempt::Refused(PinError::NeedsConsent { .. }) => {
+                return Ok(Slow::Ask { nr_pages, kind });
+            }
+            Attempt::Refused(error) => {
+                poison_of(&error, page * PAGE_BYTES, flags)?;
+                self.mm.drop_leaf(state, page, ended);
+            }
+            // The leaf says that its frames cannot be pinned now.
+            Attempt::Stop => {
+                self.unpinnable(page, flags)?;
+                self.mm.drop_leaf(state, page, ended);
+            }
+            // Only the holder of the lock moves the page table.
+            Attempt::Moved => {}
+        }
+        Ok(Slow::Again)
     }
 
     /// An error when the leaf that maps the page is of frames that can never be pinned, or failed.
@@ -443,6 +473,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         page: u64,
         nr_pages: u64,
         flags: GupFlags,
+        ended: &mut Ended,
     ) -> Result<(), GupError> {
         let address = page * PAGE_BYTES;
         if flags.contains(GupFlags::NOFAULT) {
@@ -451,7 +482,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
             });
             return if has_leaf { Ok(()) } else { Err(GupError::NotPresent { address }) };
         }
-        match self.mm.fault_locked(state, address, flags.access()) {
+        match self.mm.fault_locked(state, address, flags.access(), ended) {
             Ok(_) => {
                 // What cannot be filled is told when its turn comes.
                 let _later = self.mm.fill_all(state, page + 1, page + nr_pages);

@@ -222,17 +222,18 @@ impl Drop for Rest<'_, '_> {
 }
 
 impl Mm {
-    /// Puts in the leaf for `page`, which lies in `vma`, over whatever is there.
+    /// Puts in the leaf for `page`, which lies in `vma`, over whatever is there: a leaf that allowed less,
+    /// or of what lay behind the page before.
     pub(crate) fn fill(
         &self,
         writer: &mut TableWriter,
         vma: &Vma,
         page: u64,
+        ended: &mut Ended,
     ) -> Result<Filled, FillError> {
         let mut cursor = self.table.cursor(writer);
         let place = choose(&cursor, vma, page, &Behind::of(vma, page)?)?;
-        // A leaf that was there allowed less.
-        self.put(&mut cursor, vma.prot, &place, |_, _| {})?;
+        self.put(&mut cursor, vma.prot, &place, |page, nr_pages| ended.push(page, nr_pages))?;
         let level = place.only_level.unwrap_or(Level::Pte);
         Ok(Filled { page: place.page, level, flags: place.flags })
     }

@@ -3,7 +3,12 @@
 //! A device with its own translation cache (an IOTLB, an RDMA key) subscribes. It is told of every
 //! range whose translations ended, after they ended here, and acknowledges with the token it was
 //! given once its cache holds them no more. Whoever ended them gets an [`AckTicket`] and decides how
-//! long to wait: this crate has no clock.
+//! long to [wait](AckTicket::wait).
+//!
+//! A device must *hold* what it caches, by pins of its own with
+//! [`DEVICE`](crate::gup::GupFlags::DEVICE): the telling ends translations, and only a hold keeps frames
+//! from being reused before the device has let go. A drain then waits for the device as for any holder,
+//! up to its deadline, and names it.
 //!
 //! # States
 //!
@@ -18,6 +23,8 @@
 //! # Orderings
 //!
 //! Acknowledging is Release, asking Acquire. Data: whatever the device did through its cache before.
+//! Whoever waits looks with the lock of `Acks` held, and whoever answers takes it after the count is
+//! down and before it wakes: the waiter has seen the count, or is woken.
 //!
 //! # Lost races
 //!
@@ -34,7 +41,8 @@
 //! one that hangs hangs the unmap. Here the caller sees who has not answered, and may go on to quarantine.
 
 use core::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::level::PAGE_BYTES;
 use crate::sync::{AtomicU64, Ordering};
@@ -60,7 +68,42 @@ pub trait InvalidateSubscriber: Send + Sync + fmt::Debug {
 struct Acks {
     outstanding: AtomicU64,
     abandoned: AtomicU64,
+    waiters: Mutex<()>,
+    changed: Condvar,
 }
+
+impl Acks {
+    fn wake(&self) {
+        drop(self.lock());
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Subscribers that have not said that they use the ended translations no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unanswered {
+    /// How many have not answered.
+    pub nr_outstanding: u64,
+    /// How many of those never will, because they dropped their token.
+    pub nr_abandoned: u64,
+}
+
+impl fmt::Display for Unanswered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { nr_outstanding, nr_abandoned } = self;
+        write!(
+            f,
+            "{nr_outstanding} subscribers may still use translations that ended, of which \
+             {nr_abandoned} will never answer; keep the frames until their devices are reset"
+        )
+    }
+}
+
+impl std::error::Error for Unanswered {}
 
 /// A subscriber's duty to answer.
 #[derive(Debug)]
@@ -76,6 +119,7 @@ impl AckToken {
         self.is_answered = true;
         // Release: pairs with Acquire in `is_done`; data: what the device did before.
         self.acks.outstanding.fetch_sub(1, Ordering::Release);
+        self.acks.wake();
     }
 }
 
@@ -84,6 +128,7 @@ impl Drop for AckToken {
         if !self.is_answered {
             // Relaxed: a count for a report.
             self.acks.abandoned.fetch_add(1, Ordering::Relaxed);
+            self.acks.wake();
         }
     }
 }
@@ -106,6 +151,22 @@ impl AckTicket {
     pub fn nr_outstanding(&self) -> u64 {
         // Acquire: pairs with Release in `acknowledge`; data: what the device did before.
         self.acks.as_ref().map_or(0, |acks| acks.outstanding.load(Ordering::Acquire))
+    }
+
+    /// Waits up to `timeout` until no subscriber uses the ended translations any more; not as long when
+    /// those that are left will never answer.
+    ///
+    /// # Errors
+    /// [`Unanswered`]: whoever is left may still use what ended.
+    pub fn wait(&self, timeout: Duration) -> Result<(), Unanswered> {
+        let Some(acks) = &self.acks else { return Ok(()) };
+        let may_change = |(): &mut ()| self.nr_outstanding() > self.nr_abandoned();
+        let waited = acks.changed.wait_timeout_while(acks.lock(), timeout, may_change);
+        drop(waited);
+        match self.nr_outstanding() {
+            0 => Ok(()),
+            nr_outstanding => Err(Unanswered { nr_outstanding, nr_abandoned: self.nr_abandoned() }),
+        }
     }
 
     /// How many of those never will, because they dropped their token.
@@ -140,6 +201,11 @@ impl Subscribers {
         self.list.retain(|(known, _)| *known != id);
     }
 
+    /// Whether there is anybody.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
     /// Whom to tell of what ended: nobody, if nothing did.
     pub(super) fn to_tell(&self, ended: &Ended) -> Vec<Arc<dyn InvalidateSubscriber>> {
         if ended.nr_pages() == 0 {
@@ -158,6 +224,8 @@ pub(super) fn tell(subscribers: Vec<Arc<dyn InvalidateSubscriber>>, ended: &Ende
     let acks = Arc::new(Acks {
         outstanding: AtomicU64::new(subscribers.len() as u64),
         abandoned: AtomicU64::new(0),
+        waiters: Mutex::new(()),
+        changed: Condvar::new(),
     });
     for subscriber in subscribers {
         subscriber.ended(&ranges, AckToken { acks: acks.clone(), is_answered: false });
@@ -168,13 +236,20 @@ pub(super) fn tell(subscribers: Vec<Arc<dyn InvalidateSubscriber>>, ended: &Ende
 /// Collects the ranges that one change of an address space ended, joining neighbours. The usual
 /// change ends one range, which needs no allocation.
 #[derive(Debug, Default)]
-pub(super) struct Ended {
+pub(crate) struct Ended {
     earlier: Vec<EndedRange>,
     last: Option<EndedRange>,
     nr_pages: u64,
 }
 
 impl Ended {
+    /// With all of `other`.
+    pub(super) fn append(&mut self, other: &Self) {
+        for range in other.ranges() {
+            self.push(range.address / PAGE_BYTES, range.len_bytes / PAGE_BYTES);
+        }
+    }
+
     pub(super) fn push(&mut self, page: u64, nr_pages: u64) {
         self.nr_pages += nr_pages;
         let address = page * PAGE_BYTES;
@@ -197,7 +272,6 @@ impl Ended {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Mutex;
 
     #[derive(Debug, Default)]
     struct Cache(Mutex<Vec<AckToken>>);
@@ -217,12 +291,20 @@ mod tests {
         ended.push(0, 1);
         let ticket = tell(subscribers.to_tell(&ended), &ended);
         assert_eq!((ticket.is_done(), ticket.nr_outstanding()), (false, 2));
+        let nobody = Unanswered { nr_outstanding: 2, nr_abandoned: 0 };
+        assert_eq!(ticket.wait(Duration::ZERO), Err(nobody));
         caches[0].0.lock().unwrap().pop().unwrap().acknowledge();
         drop(caches[1].0.lock().unwrap().pop());
         assert_eq!((ticket.nr_outstanding(), ticket.nr_abandoned()), (1, 1));
+        let never = Unanswered { nr_outstanding: 1, nr_abandoned: 1 };
+        assert_eq!(ticket.wait(Duration::MAX), Err(never), "not waited for");
         subscribers.remove(ids[1]);
         let ticket = tell(subscribers.to_tell(&ended), &ended);
-        caches[0].0.lock().unwrap().pop().unwrap().acknowledge();
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| ticket.wait(Duration::MAX));
+            caches[0].0.lock().unwrap().pop().unwrap().acknowledge();
+            assert_eq!(waiter.join().unwrap(), Ok(()));
+        });
         assert!(ticket.is_done());
         assert!(subscribers.to_tell(&Ended::default()).is_empty());
     }

@@ -50,8 +50,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::dirty::DirtyTracker;
 pub use self::fill::FillError;
-pub use self::invalidate::{AckTicket, AckToken, EndedRange, InvalidateSubscriber, SubscriptionId};
-use self::invalidate::{Ended, Subscribers};
+pub(crate) use self::invalidate::Ended;
+use self::invalidate::Subscribers;
+pub use self::invalidate::{
+    AckTicket, AckToken, EndedRange, InvalidateSubscriber, SubscriptionId, Unanswered,
+};
 pub use self::map::{Filling, MapError, MapRequest, Placed, Sharing, Unmapped};
 use crate::extent::Extent;
 use crate::level::{Level, PAGE_BYTES};
@@ -244,9 +247,17 @@ impl Mm {
         }
     }
 
-    /// Tells `subscriber` from now on of translations that end.
+    /// Tells `subscriber` from now on of translations that end. Whoever caches translations must hold
+    /// their frames besides, with [`DEVICE`](crate::gup::GupFlags::DEVICE): being told keeps nothing from
+    /// being reused.
     pub fn on_invalidate(&self, subscriber: Arc<dyn InvalidateSubscriber>) -> SubscriptionId {
         self.lock().subscribers.add(subscriber)
+    }
+
+    /// Whether anybody is told of translations that end.
+    #[must_use]
+    pub fn has_subscribers(&self) -> bool {
+        !self.lock().subscribers.is_empty()
     }
 
     /// Tells the subscriber no more.
@@ -271,6 +282,19 @@ impl Mm {
         self.finish(state, &ended)
     }
 
+    /// Removes every translation to an extent of which `is_current` says no: for whoever must know soon
+    /// of frames that changed hands, and hears of it from nobody, because nothing here holds them.
+    pub fn invalidate_stale(&self, is_current: impl Fn(&Extent) -> bool) -> Unmapped {
+        let mut ended = Ended::default();
+        let mut state = self.lock();
+        let mut cursor = self.table.cursor(&mut state.writer);
+        for (span, first, end) in cursor.stretches_unless(is_current) {
+            cursor.clear(first, end, Some(span), |page, nr| ended.push(page, nr));
+        }
+        self.cpu_unmap(&ended, Vacancy::Reserved);
+        self.finish(state, &ended)
+    }
+
     /// Takes the lock. A thread that panicked under it left areas and table each in order: every
     /// change of one is complete before the next call.
     pub(crate) fn lock(&self) -> MutexGuard<'_, MmState> {
@@ -278,15 +302,15 @@ impl Mm {
     }
 
     /// Takes away the leaf that maps the page, which proved stale.
-    pub(crate) fn drop_leaf(&self, state: &mut MmState, page: u64) -> Unmapped {
-        let mut ended = Ended::default();
+    pub(crate) fn drop_leaf(&self, state: &mut MmState, page: u64, ended: &mut Ended) {
+        let mut gone = Ended::default();
         let mut cursor = self.table.cursor(&mut state.writer);
         if let Some(stale) = cursor.leaf_at(page) {
             let end = stale.page + stale.level.nr_pages();
-            cursor.clear(stale.page, end, None, |page, nr| ended.push(page, nr));
+            cursor.clear(stale.page, end, None, |page, nr| gone.push(page, nr));
         }
-        self.cpu_unmap(&ended, Vacancy::Reserved);
-        Unmapped { nr_pages: ended.nr_pages(), acks: AckTicket::default() }
+        self.cpu_unmap(&gone, Vacancy::Reserved);
+        ended.append(&gone);
     }
 
     fn cpu_unmap(&self, ended: &Ended, vacancy: Vacancy) {
@@ -298,7 +322,7 @@ impl Mm {
     }
 
     /// Gives the lock back and tells subscribers of what ended under it.
-    fn finish(&self, state: MutexGuard<'_, MmState>, ended: &Ended) -> Unmapped {
+    pub(crate) fn finish(&self, state: MutexGuard<'_, MmState>, ended: &Ended) -> Unmapped {
         let subscribers = state.subscribers.to_tell(ended);
         drop(state);
         Unmapped { nr_pages: ended.nr_pages(), acks: invalidate::tell(subscribers, ended) }

@@ -269,19 +269,31 @@ impl<'t> Cursor<'t> {
     /// The stretches of pages that map a frame of `run`: span, first page, page after the last. Not
     /// every page of them need be mapped.
     pub(crate) fn stretches_of(&self, run: PfnRange) -> Vec<(SpanId, u64, u64)> {
-        let pool = &self.writer.spans;
+        let spans = self.writer.reverse.overlapping(&self.writer.spans, run);
+        spans.into_iter().filter_map(|span| self.stretch(span, run)).collect()
+    }
+
+    /// As [`stretches_of`](Self::stretches_of), of the extents of which `is_current` says no.
+    pub(crate) fn stretches_unless(
+        &self,
+        is_current: impl Fn(&Extent) -> bool,
+    ) -> Vec<(SpanId, u64, u64)> {
+        let in_use = self.writer.spans.iter();
+        let stale = in_use.filter(|(_, state)| !is_current(&state.extent));
+        stale.filter_map(|(span, state)| self.stretch(span, state.extent.run)).collect()
+    }
+
+    /// The pages at which the span maps frames of `run`.
+    fn stretch(&self, span: SpanId, run: PfnRange) -> Option<(SpanId, u64, u64)> {
         let (low, high) = self.table.pages();
-        let stretch = |span: SpanId| {
-            let state = pool.get(span)?;
-            let both = state.extent.run.intersection(run)?;
-            // Frames of the extent that were never mapped may lie off the table; numbers have 36
-            // bits, so the signed sums cannot overflow.
-            let page_of = |pfn: u64| pfn.wrapping_add(state.page_less_pfn).cast_signed();
-            let first = page_of(both.start()).max(low.cast_signed());
-            let end = page_of(both.end()).min(high.cast_signed());
-            (first < end).then(|| (span, first.cast_unsigned(), end.cast_unsigned()))
-        };
-        self.writer.reverse.overlapping(pool, run).into_iter().filter_map(stretch).collect()
+        let state = self.writer.spans.get(span)?;
+        let both = state.extent.run.intersection(run)?;
+        // Frames of the extent that were never mapped may lie off the table; numbers have 36
+        // bits, so the signed sums cannot overflow.
+        let page_of = |pfn: u64| pfn.wrapping_add(state.page_less_pfn).cast_signed();
+        let first = page_of(both.start()).max(low.cast_signed());
+        let end = page_of(both.end()).min(high.cast_signed());
+        (first < end).then(|| (span, first.cast_unsigned(), end.cast_unsigned()))
     }
 
     /// Where the leaves that carry on from `stand` evenly under the same word's flags and span end.

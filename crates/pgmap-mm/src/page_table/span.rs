@@ -331,6 +331,15 @@ impl SpanPool {
         self.states.get(chunk)?.get(at)?.as_ref()
     }
 
+    /// Every span in use.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (SpanId, &SpanState)> {
+        self.states.iter().enumerate().flat_map(|(chunk, states)| {
+            states.iter().enumerate().filter_map(move |(at, state)| {
+                Some((SpanId(((chunk << PLACE_BITS) | at) as u32), state.as_ref()?))
+            })
+        })
+    }
+
     pub(super) fn get_mut(&mut self, span: SpanId) -> Option<&mut SpanState> {
         self.state_mut(span)?.as_mut()
     }

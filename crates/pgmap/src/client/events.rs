@@ -41,6 +41,11 @@ use crate::wire::Event;
 const KEEPER_WAIT: Duration = Duration::from_secs(60);
 /// How long after an event it looks whether others were missed.
 const BURST_PAUSE: Duration = Duration::from_millis(10);
+/// How long it waits before it looks at translations that somebody caches and nobody holds: owners tell
+/// holders only.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
+/// It takes at most one part in so many of its time for that.
+const LOOK_SHARE: u32 = 20;
 /// How long it waits before it looks for an owner's successor again.
 const OWNER_PAUSE: Duration = Duration::from_millis(20);
 
@@ -102,9 +107,16 @@ impl Events {
         Told { event, ended }
     }
 
-    /// Has every address space look at what it holds: the life words say what events have not.
-    fn look_for_missed(&self) {
-        self.spaces().iter().for_each(|space| space.look_for_missed());
+    /// Has every address space look at what it holds, and what others cache of it: the life words say
+    /// what events have not.
+    fn look_for_missed(&self, client: &Client) {
+        let vmemmap = client.inner.pinner.side().vmemmap();
+        self.spaces().iter().for_each(|space| space.look_for_missed(vmemmap));
+    }
+
+    /// Whether somebody caches translations, and so must hear of frames that nothing here holds.
+    fn has_subscribers(&self) -> bool {
+        self.spaces().iter().any(|space| space.has_subscribers())
     }
 
     /// Tells every address space, and leaves the event for the program.
@@ -204,12 +216,23 @@ impl Client {
         Ok(Keeping { client: self.clone() })
     }
 
+    /// Has the keeper find out now whether anybody caches translations.
+    pub(crate) fn wake_keeper(&self) {
+        self.inner.link.interrupt(self.inner.id);
+    }
+
     /// What the keeper does.
     fn keep(&self, keeper: u64) {
         let (inner, events) = (&self.inner, &self.inner.events);
         let (mut was_silent, mut is_due, mut generation) = (false, false, inner.link.generation());
+        let mut look_pause = LOOK_PAUSE;
         while events.is_kept_by(keeper) {
-            let wait = if is_due { BURST_PAUSE } else { KEEPER_WAIT };
+            let has_subscribers = events.has_subscribers();
+            let wait = match (is_due, has_subscribers) {
+                (true, _) => BURST_PAUSE,
+                (false, true) => look_pause,
+                (false, false) => KEEPER_WAIT,
+            };
             let started = Instant::now();
             let heard = inner.link.next_event(inner.id, wait);
             let is_silent = matches!(heard, Ok(None)) && started.elapsed() < wait;
@@ -218,12 +241,14 @@ impl Client {
                 events.pause(keeper, OWNER_PAUSE);
             }
             was_silent = is_silent;
-            let is_over = matches!(heard, Ok(None)) && is_due;
+            let is_over = matches!(heard, Ok(None)) && (is_due || has_subscribers);
             let generation_now = inner.link.generation();
             if is_over || generation_now != generation {
                 // Of a burst an owner drops what finds the connection full; and one that restarts asks
                 // holders before they are all there to hear it.
-                events.look_for_missed();
+                let started = Instant::now();
+                events.look_for_missed(self);
+                look_pause = LOOK_PAUSE.max(started.elapsed() * LOOK_SHARE);
                 (is_due, generation) = (false, generation_now);
             }
             match heard {
@@ -244,7 +269,7 @@ impl Client {
         events.desk().lost = Some(error.to_string());
         events.changed.notify_all();
         while events.is_kept_by(keeper) && self.take_up().is_err() {
-            events.look_for_missed();
+            events.look_for_missed(self);
             events.pause(keeper, OWNER_PAUSE);
         }
         events.desk().lost = None;

@@ -4,14 +4,17 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use pgmap_mm::extent::Extent;
 use pgmap_mm::fault::FaultError;
 use pgmap_mm::mm::{Mm, Unmapped};
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::prot::Access;
+use pgmap_mm::vmemmap::Vmemmap;
 
 use super::cpu::CpuView;
 use super::faults::FaultHandler;
 use crate::client::side::new_identity;
+use crate::memory::Readable;
 use crate::wire::Event;
 
 /// An address space as its client's threads know it.
@@ -53,8 +56,19 @@ impl SpaceInner {
         Some(ended)
     }
 
-    /// Takes away what of the processor's mapping is wanted back: for when an event may have been missed.
-    pub(crate) fn look_for_missed(&self) {
+    /// Whether anybody caches translations of it.
+    pub(crate) fn has_subscribers(&self) -> bool {
+        self.mm.has_subscribers()
+    }
+
+    /// Takes away what of the processor's mapping is wanted back, and what others may have cached of
+    /// frames that are not what they were: for when an event may have been missed, or was for holders
+    /// only.
+    pub(crate) fn look_for_missed(&self, vmemmap: &Vmemmap<Readable>) {
+        if self.has_subscribers() {
+            let now = |extent: &Extent| vmemmap.load(extent.head_level, extent.first());
+            let _told = self.mm.invalidate_stale(|extent| now(extent) == Some(extent.life));
+        }
         let Some(cpu) = &self.cpu else { return };
         for run in cpu.wanted_back() {
             let _told = self.mm.invalidate(run);

@@ -409,12 +409,19 @@ impl AddressSpace {
 
     /// Tells `subscriber` from now on of translations that end, as [`Mm::on_invalidate`]: by this
     /// process's own changes, by events, which a thread of the client takes as they come from now
-    /// on, and by [`refresh`](Self::refresh). A subscriber must not drop address spaces.
+    /// on, and where nothing here holds the frames, a moment after they have changed hands: that thread
+    /// looks every 20 ms, or [`refresh`](Self::refresh) at once. A subscriber must not drop address spaces.
+    ///
+    /// So a device that caches translations holds what it caches, by [`pin`](Self::pin) with `DEVICE`. A
+    /// truncate then has it told, waits until it has let go, and names it at the deadline. A change of
+    /// this process's own says who has not answered: [`AckTicket::wait`](pgmap_mm::mm::AckTicket::wait).
     pub fn on_invalidate(&self, subscriber: Arc<dyn InvalidateSubscriber>) -> SubscriptionId {
         if let Err(error) = self.keep() {
             tracing::error!(%error, "events are applied only when the program asks for them");
         }
-        self.inner.mm.on_invalidate(subscriber)
+        let id = self.inner.mm.on_invalidate(subscriber);
+        self.client.wake_keeper();
+        id
     }
 
     /// Tells the subscriber no more.
