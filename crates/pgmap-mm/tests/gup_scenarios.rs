@@ -5,9 +5,9 @@
 
 mod gup_world;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
-use gup_world::{FLAGS, File, GIB, GIGANTIC, HUGE, MIB2, PAGE, World, whole};
+use gup_world::{FLAGS, GIB, GIGANTIC, HUGE, MIB2, PAGE, World, whole};
 use pgmap_mm::descriptor::{FolioFlags, FolioState};
 use pgmap_mm::error::errno;
 use pgmap_mm::fault::Signal;
@@ -17,9 +17,9 @@ use pgmap_mm::gup::{
 };
 use pgmap_mm::ledger::{Agent, Hold, HoldPlace};
 use pgmap_mm::level::Level;
-use pgmap_mm::mm::{AckToken, EndedRange, InvalidateSubscriber, MapRequest, Placed};
+use pgmap_mm::mm::{MapRequest, Placed};
 use pgmap_mm::prot::{Access, Prot};
-use pgmap_mm::vma::{Backed, Backing, BackingError, VmaKind};
+use pgmap_mm::vma::{BackingError, VmaKind};
 
 const WRITE: GupFlags = GupFlags::WRITE;
 const LONGTERM: GupFlags = GupFlags::LONGTERM;
@@ -521,112 +521,6 @@ fn what_was_pinned_for_writing_and_dropped_counts_as_written() {
     drop(gup.pin(36 * PAGE, 4, WRITE).unwrap().into_segments());
     assert_eq!(mm.dirty().take(0, 64), [(16, 4), (32, 8)]);
     assert!(mm.dirty().take(0, 64).is_empty());
-}
-
-#[derive(Debug, Default)]
-struct Cache(Mutex<Vec<(Vec<EndedRange>, Option<AckToken>)>>);
-
-impl InvalidateSubscriber for Cache {
-    fn ended(&self, ranges: &[EndedRange], token: AckToken) {
-        self.0.lock().unwrap().push((ranges.to_vec(), Some(token)));
-    }
-}
-
-#[test]
-fn subscribers_hear_of_every_translation_that_ends_and_of_no_other() {
-    let world = World::new(1);
-    let mm = world.mm(GIB);
-    let cache = Arc::new(Cache::default());
-    mm.on_invalidate(cache.clone());
-    let file = world.file(VmaKind::Shared, Level::Pmd, &[HUGE]);
-    mm.map(&whole(&file, 0)).unwrap();
-    assert!(mm.unmap(0, MIB2).unwrap().acks.is_done(), "there was no leaf");
-    mm.map(&whole(&file, MIB2)).unwrap();
-    mm.populate(MIB2, MIB2).unwrap();
-    let run = file.state.lock().unwrap().extents[0].run;
-    let ended = mm.invalidate(run.sub_run(3, 2).unwrap());
-    assert_eq!(ended.nr_pages, 2);
-    let (ranges, token) = cache.0.lock().unwrap().pop().unwrap();
-    assert_eq!(ranges, [EndedRange { address: MIB2 + 3 * PAGE, len_bytes: 2 * PAGE }]);
-    assert!(!ended.acks.is_done());
-    token.unwrap().acknowledge();
-    assert!(ended.acks.is_done());
-    assert!(mm.translate(MIB2 + 2 * PAGE).is_some() && mm.translate(MIB2 + 3 * PAGE).is_none());
-    let weakened = mm.protect(MIB2, PAGE, Prot::READ).unwrap();
-    assert_eq!((weakened.acks.nr_outstanding(), cache.0.lock().unwrap().len()), (1, 1));
-}
-
-/// A pin may be the first to find that a leaf is of frames that changed hands.
-#[test]
-fn subscribers_hear_of_a_stale_leaf_that_a_pin_took_away() {
-    let world = World::new(1);
-    let (mm, lane) = (world.mm(GIB), world.pinner.lane().unwrap());
-    let cache = Arc::new(Cache::default());
-    mm.on_invalidate(cache.clone());
-    let file = world.file(VmaKind::Shared, Level::Pmd, &[HUGE, HUGE]);
-    mm.map(&whole(&file, 0).filled()).unwrap();
-    let told = || {
-        let mut told = cache.0.lock().unwrap();
-        told.drain(..).flat_map(|(ranges, _)| ranges).collect::<Vec<_>>()
-    };
-    world.truncate(&file, 0);
-    world.grow(&file, HUGE, Level::Pmd);
-    let gup = Gup::new(&mm, &lane).unwrap();
-    assert!(gup.fast(0, 1, WRITE).unwrap().is_empty());
-    assert_eq!(told(), [], "the fast path changes nothing");
-    drop(gup.pin(0, 1, WRITE).unwrap());
-    assert_eq!(told(), [EndedRange { address: 0, len_bytes: MIB2 }], "repaired");
-    gup.pin(MIB2, 1, WRITE).unwrap_err();
-    assert_eq!(told(), [EndedRange { address: MIB2, len_bytes: MIB2 }], "gone");
-}
-
-#[test]
-fn subscribers_hear_of_leaves_that_were_replaced_in_place() {
-    let world = World::new(1);
-    let mm = world.mm(GIB);
-    let cache = Arc::new(Cache::default());
-    mm.on_invalidate(cache.clone());
-    let old = world.file(VmaKind::Shared, Level::Pmd, &[2 * HUGE]);
-    let new = world.file(VmaKind::Shared, Level::Pmd, &[HUGE]);
-    mm.map(&whole(&old, 0).filled()).unwrap();
-    mm.map(&whole(&new, MIB2).over(MIB2).filled()).unwrap();
-    let frame = |address| mm.translate(address).map(|found| found.pfn.number());
-    assert_eq!((frame(0), frame(MIB2)), (old.frame(0), new.frame(0)));
-    let (ranges, _token) = cache.0.lock().unwrap().pop().unwrap();
-    assert_eq!(ranges, [EndedRange { address: MIB2, len_bytes: MIB2 }]);
-    assert!(cache.0.lock().unwrap().is_empty(), "nothing else ended");
-}
-
-/// A file that panics from its second 2 MiB on.
-#[derive(Debug)]
-struct Panicking(Arc<File>);
-
-impl Backing for Panicking {
-    fn kind(&self) -> VmaKind {
-        self.0.kind()
-    }
-    fn nr_pages(&self) -> u64 {
-        self.0.nr_pages()
-    }
-    fn extent_at(&self, page: u64) -> Result<Backed, BackingError> {
-        assert!(page < HUGE, "on purpose");
-        self.0.extent_at(page)
-    }
-}
-
-#[test]
-fn a_backing_that_panics_leaves_nothing_of_what_it_was_mapped_over() {
-    let world = World::new(1);
-    let mm = world.mm(GIB);
-    let old = world.file(VmaKind::Shared, Level::Pmd, &[2 * HUGE]);
-    mm.map(&whole(&old, 0).filled()).unwrap();
-    let file = world.file(VmaKind::Shared, Level::Pmd, &[HUGE, HUGE]);
-    let new = Arc::new(Panicking(file.clone()));
-    let request = MapRequest::new(new, 2 * MIB2).over(0).filled();
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| mm.map(&request))).unwrap_err();
-    assert_eq!(mm.translate(0).map(|found| found.pfn.number()), file.frame(0));
-    assert_eq!(mm.translate(MIB2), None, "the old file under the new file's area");
-    assert_eq!(mm.area_at(MIB2).map(|area| area.nr_pages), Some(2 * HUGE));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use core::fmt;
 use std::sync::Arc;
 
-use super::fill::Behind;
+use super::fill::{Behind, FillError};
 use super::{AckTicket, Ended, Mm, MmState, Vacancy};
 use crate::error::errno;
 use crate::level::{Level, PAGE_BYTES};
@@ -52,10 +52,27 @@ pub enum MapError {
         /// What was asked for.
         wanted: Prot,
     },
-    /// Nothing, or not one area, is mapped at some of the addresses.
+    /// Nothing is mapped at some of the addresses.
     NotMapped {
         /// The first address asked for.
         address: u64,
+    },
+    /// What is to be moved is not mapped, or not by one area.
+    NotOneArea {
+        /// The first address asked for.
+        address: u64,
+    },
+    /// Where something is to be moved, it lies itself in part.
+    Overlapping {
+        /// The first address it was to be moved to.
+        address: u64,
+    },
+    /// Some of the addresses lie outside the address space.
+    Outside {
+        /// The first address asked for.
+        address: u64,
+        /// Length asked for, in bytes.
+        len_bytes: u64,
     },
     /// The page table or the processor's mapping refused, with this Linux error number.
     Refused(i32),
@@ -66,9 +83,12 @@ impl MapError {
     #[must_use]
     pub const fn errno(&self) -> i32 {
         match self {
-            Self::Misaligned { .. } | Self::DaxMisaligned { .. } | Self::PrivateDax => {
-                errno::EINVAL
-            }
+            Self::Misaligned { .. }
+            | Self::DaxMisaligned { .. }
+            | Self::PrivateDax
+            | Self::Overlapping { .. }
+            | Self::Outside { .. } => errno::EINVAL,
+            Self::NotOneArea { .. } => errno::EFAULT,
             Self::PrivateFile => errno::EOPNOTSUPP,
             Self::Dead => ENXIO,
             Self::NoRoom { .. } | Self::NotMapped { .. } => errno::ENOMEM,
@@ -95,7 +115,16 @@ impl fmt::Display for MapError {
             Self::Taken { address } => write!(f, "something is mapped at {address:#x} already"),
             Self::NotPermitted { wanted } => write!(f, "the file was not opened for {wanted:?}"),
             Self::NotMapped { address } => {
-                write!(f, "some of the addresses from {address:#x} on are not mapped, or not alike")
+                write!(f, "some of the addresses from {address:#x} on are not mapped")
+            }
+            Self::NotOneArea { address } => {
+                write!(f, "what is to be moved from {address:#x} is not mapped by one area")
+            }
+            Self::Overlapping { address } => {
+                write!(f, "what is to be moved to {address:#x} lies there itself in part")
+            }
+            Self::Outside { address, len_bytes } => {
+                write!(f, "{len_bytes:#x} bytes from {address:#x} on leave the address space")
             }
             Self::Refused(number) => write!(f, "the mapping was refused with errno {number}"),
         }
@@ -226,6 +255,8 @@ impl Mm {
     ///
     /// # Errors
     /// [`MapError`], as `mmap(2)` and, for device-dax, Linux 7.1: drivers/dax/device.c.
+    /// [`MapError::Refused`] where the processor's mapping can hold no more: then nothing is mapped at the
+    /// addresses, nor is what was mapped there before.
     pub fn map(&self, request: &MapRequest) -> Result<u64, MapError> {
         let nr_pages = whole_pages(request.len_bytes)?;
         check_request(request, nr_pages)?;
@@ -237,9 +268,18 @@ impl Mm {
             }
             Placed::Anywhere | Placed::At(_) => self.map_in_gap(&mut state, request, nr_pages)?,
         };
-        self.fill_for_cpu(&mut state, page, page + nr_pages);
+        let end = page + nr_pages;
+        let filled = self.fill_for_cpu(&mut state, page, end);
+        if filled.is_err() {
+            // An area of which every touch fails would help nobody.
+            self.clear_for_good(&mut state, page, end, &mut ended);
+            state.areas.remove(page, end);
+        }
         let _told = self.finish(state, &ended);
-        Ok(page * PAGE_BYTES)
+        match filled {
+            Ok(()) => Ok(page * PAGE_BYTES),
+            Err(error) => Err(MapError::Refused(error.errno())),
+        }
     }
 
     fn map_in_gap(
@@ -309,10 +349,11 @@ impl Mm {
     /// Removes what is mapped from `address` on; addresses where nothing is are passed over.
     ///
     /// # Errors
-    /// [`MapError::Misaligned`], and [`MapError::DaxMisaligned`] when that would split a device-dax
-    /// area elsewhere than at its alignment.
+    /// [`MapError::Misaligned`], [`MapError::Outside`], and [`MapError::DaxMisaligned`] when that would
+    /// split a device-dax area elsewhere than at its alignment.
     pub fn unmap(&self, address: u64, len_bytes: u64) -> Result<Unmapped, MapError> {
-        let (from, to) = self.page_range(address, len_bytes)?;
+        let outside = MapError::Outside { address, len_bytes };
+        let (from, to) = self.page_range(address, len_bytes, outside)?;
         let mut ended = Ended::default();
         let mut state = self.lock();
         self.table.cursor(&mut state.writer).fetch_ahead(from);
@@ -328,11 +369,12 @@ impl Mm {
     /// [`MapError::NotMapped`] when there is a gap, [`MapError::NotPermitted`] when a file was not
     /// opened for it, [`MapError::DaxMisaligned`] as [`unmap`](Self::unmap).
     pub fn protect(&self, address: u64, len_bytes: u64, prot: Prot) -> Result<Unmapped, MapError> {
-        let (from, to) = self.page_range(address, len_bytes)?;
+        let not_mapped = MapError::NotMapped { address };
+        let (from, to) = self.page_range(address, len_bytes, not_mapped)?;
         let mut ended = Ended::default();
         let mut state = self.lock();
         if !state.areas.covers(from, to) {
-            return Err(MapError::NotMapped { address });
+            return Err(not_mapped);
         }
         check_split(&state.areas, from, to)?;
         let parts: Vec<Vma> =
@@ -345,7 +387,8 @@ impl Mm {
         for part in parts {
             state.areas.insert(Vma { prot, ..part });
         }
-        self.fill_for_cpu(&mut state, from, to);
+        // What the processor's mapping refuses is told at its fault.
+        let _later = self.fill_for_cpu(&mut state, from, to);
         Ok(self.finish(state, &ended))
     }
 
@@ -353,8 +396,9 @@ impl Mm {
     /// moved is faulted in anew. Returns the new address.
     ///
     /// # Errors
-    /// As `mremap(2)`: [`MapError::NotMapped`], [`MapError::NoRoom`], [`MapError::Taken`];
-    /// [`MapError::DaxMisaligned`] when a split or the result would not be aligned.
+    /// As `mremap(2)`: [`MapError::NotOneArea`], [`MapError::NoRoom`], [`MapError::Overlapping`];
+    /// [`MapError::Taken`] as [`map`](Self::map); [`MapError::DaxMisaligned`] when a split or the result
+    /// would not be aligned.
     pub fn remap(
         &self,
         address: u64,
@@ -362,12 +406,13 @@ impl Mm {
         new_bytes: u64,
         place: Placed,
     ) -> Result<u64, MapError> {
-        let (from, to) = self.page_range(address, old_bytes)?;
+        let not_one = MapError::NotOneArea { address };
+        let (from, to) = self.page_range(address, old_bytes, not_one)?;
         let nr_pages = whole_pages(new_bytes)?;
         let mut ended = Ended::default();
         let mut state = self.lock();
         let Some(vma) = state.areas.find(from).filter(|vma| to <= vma.end()).cloned() else {
-            return Err(MapError::NotMapped { address });
+            return Err(not_one);
         };
         check_split(&state.areas, from, to)?;
         let part = vma.part(from, to);
@@ -408,7 +453,7 @@ impl Mm {
             && state.areas.overlapping(part.end(), grown_end).next().is_none();
         let page = if can_grow { part.page } else { self.find_place(state, request, nr_pages)? };
         if !can_grow && page < part.end() && part.page < page + nr_pages {
-            return Err(MapError::Taken { address: page * PAGE_BYTES });
+            return Err(MapError::Overlapping { address: page * PAGE_BYTES });
         }
         if !can_grow {
             self.clear_for_good(state, part.page, part.end(), ended);
@@ -417,7 +462,8 @@ impl Mm {
         state.areas.remove(part.page, part.end());
         state.areas.remove(page, page + nr_pages);
         state.areas.insert(Vma { page, nr_pages, ..part.clone() });
-        self.fill_for_cpu(state, page, page + nr_pages);
+        // As in `protect`.
+        let _later = self.fill_for_cpu(state, page, page + nr_pages);
         Ok(page)
     }
 
@@ -505,14 +551,24 @@ impl Mm {
 
     /// In a process address space, fills what the processor may touch over what it saw there, so
     /// that a page that stays is never away, and then takes away what could not be filled: a touch
-    /// of that is an error.
-    fn fill_for_cpu(&self, state: &mut MmState, from: u64, to: u64) {
-        let Some(cpu) = &self.cpu else { return };
+    /// of that is an error. Fails where the processor's mapping or the page table can hold no more; that a
+    /// file has no page is no failure.
+    fn fill_for_cpu(&self, state: &mut MmState, from: u64, to: u64) -> Result<(), FillError> {
+        let Some(cpu) = &self.cpu else { return Ok(()) };
+        let mut result = Ok(());
         let mut at = from;
         while at < to
-            && let Err((failed, _)) = self.fill_all(state, at, to)
+            && let Err((failed, error)) = self.fill_all(state, at, to)
         {
-            at = failed + 1;
+            match error {
+                // What lay behind the page has just changed.
+                FillError::Cpu(errno::ESTALE) => at = failed + 1,
+                FillError::Cpu(_) | FillError::TableFull => {
+                    result = Err(error);
+                    break;
+                }
+                _ => at = state.areas.after_missing(failed),
+            }
         }
         let cursor = self.table.cursor(&mut state.writer);
         let mut at = from;
@@ -523,9 +579,17 @@ impl Mm {
             }
             at = cursor.leaf_at(end).map_or(end + 1, |leaf| leaf.page + leaf.level.nr_pages());
         }
+        result
     }
 
-    fn page_range(&self, address: u64, len_bytes: u64) -> Result<(u64, u64), MapError> {
+    /// The pages of a range, first and after the last, if all of it lies in the address space; else
+    /// `outside`, which differs from call to call.
+    fn page_range(
+        &self,
+        address: u64,
+        len_bytes: u64,
+        outside: MapError,
+    ) -> Result<(u64, u64), MapError> {
         if !address.is_multiple_of(PAGE_BYTES) {
             return Err(MapError::Misaligned { value: address });
         }
@@ -534,7 +598,7 @@ impl Mm {
         let (low, high) = self.pages();
         match page.checked_add(nr_pages) {
             Some(end) if page >= low && end <= high => Ok((page, end)),
-            _ => Err(MapError::Misaligned { value: address }),
+            _ => Err(outside),
         }
     }
 }

@@ -111,6 +111,14 @@ impl VmaSet {
         self.areas.get(at).is_some_and(|vma| (vma.page, vma.end()) == (from, to)).then_some(at)
     }
 
+    /// The next page that may have one of its file's behind it, after one that has none: beyond the end of
+    /// the file none of the area has.
+    pub(crate) fn after_missing(&self, page: u64) -> u64 {
+        let vma = self.find(page);
+        let is_beyond = |vma: &&Vma| vma.file_page_of(page) >= vma.backing.nr_pages();
+        vma.filter(is_beyond).map_or(page + 1, Vma::end)
+    }
+
     /// The first page of a gap of `nr_pages` between `low` and `high`, a multiple of `align_pages`.
     pub(crate) fn find_gap(
         &mut self,

@@ -262,11 +262,14 @@ impl AddressSpace {
         Ok(read)
     }
 
-    /// Maps `len_bytes` of a file from `offset` on; returns the address. Pages come with faults,
-    /// [`populate`](Self::populate) or the first pin.
+    /// Maps `len_bytes` of a file from `offset` on; returns the address. In a device address space pages
+    /// come with faults, [`populate`](Self::populate) or the first pin; in a process address space they are
+    /// there at once, as far as the file reaches.
     ///
     /// # Errors
-    /// [`SpaceError::File`] when the file is gone, [`SpaceError::Map`] as [`Mm::map`].
+    /// [`SpaceError::File`] when the file is gone (`ESTALE`), [`SpaceError::Map`] as [`Mm::map`]. A process
+    /// address space takes one of the process's mappings (`vm.max_map_count` of them) for each stretch of
+    /// frames in a row, and is refused with `ENOMEM` when there are no more.
     pub fn map(
         &self,
         file: &File<'_>,
