@@ -108,6 +108,13 @@ fn one_pin_reaches_across_two_files_with_real_pointers() {
         address += segment.len_bytes;
     }
     assert_eq!(address, BASE + 11 * PAGE);
+    let pages: Vec<_> = pinned.pages().collect();
+    assert_eq!(pages.len(), 5);
+    for (at, (address, pfn)) in pages.into_iter().enumerate() {
+        assert_eq!(address, pinned.address() + at as u64 * PAGE);
+        let found = space.mm().translate(address).unwrap();
+        assert_eq!(pfn, found.pfn);
+    }
     let mut across = [0; 32];
     pinned.read_at(2 * PAGE - 16, &mut across).unwrap();
     assert_eq!(u64::from_le_bytes(across[16..24].try_into().unwrap()), 9);

@@ -401,6 +401,32 @@ impl AddressSpace {
 
     /// Opens a section in which many addresses are translated for the price of one hold.
     ///
+    /// A frame's bytes lie in the pool at its [`byte_range`](pgmap_mm::pfn::PfnRange::byte_range), and the pool lies at
+    /// [`Client::pool_address`]:
+    /// ```
+    /// # use pgmap::mm::mm::Placed;
+    /// # use pgmap::mm::prot::Prot;
+    /// # use pgmap::space::AddressSpace;
+    /// # use pgmap::{FolioSize, Owner, Pool, PoolOptions};
+    /// # let owner = Owner::start(Pool::create(&PoolOptions::anonymous(64 << 20))?)?;
+    /// # let client = owner.client()?;
+    /// # let mut writer = client.create("ram", 4096, FolioSize::Pages4K)?;
+    /// # writer.write_all_at(0, b"guest")?;
+    /// # writer.commit()?;
+    /// let space = AddressSpace::for_device(&client, 0, 1 << 30)?;
+    /// space.map(&client.open("ram")?, 0, 4096, Placed::At(0), Prot::READ)?;
+    /// space.populate(0, 4096)?;
+    ///
+    /// let section = space.read_section()?;
+    /// let found = section.translate(2).expect("populated");
+    /// let offset = found.run().byte_range().start as usize + 2 % 4096;
+    /// // Others may write at the same time, so no reference is made.
+    /// let byte = unsafe { client.pool_address().0.add(offset).read_volatile() };
+    /// assert_eq!(byte, b'e');
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    /// A section keeps all frames from being reused while it is open, so close it soon.
+    ///
     /// # Errors
     /// [`SpaceError::Gup`] as [`ReadSection::open`].
     pub fn read_section(&self) -> Result<ReadSection<'_, ProcessSide>, SpaceError> {

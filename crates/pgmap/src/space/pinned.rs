@@ -6,6 +6,7 @@ use pgmap_mm::gup::{Dirty, GupFlags, PinnedRange};
 use pgmap_mm::ledger::Agent;
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::mm::Mm;
+use pgmap_mm::pfn::Pfn;
 use pgmap_mm::pin::ClientSide;
 
 use super::SpaceError;
@@ -28,6 +29,16 @@ pub struct MemorySegment<'p> {
     /// The size of the leaf that maps its first page.
     pub level: Level,
     held: PhantomData<&'p ()>,
+}
+
+impl MemorySegment<'_> {
+    /// Every page: its address, and its frame in the pool.
+    pub fn pages(&self) -> impl Iterator<Item = (u64, Pfn)> + use<> {
+        let Self { address, len_bytes, pool_offset, .. } = *self;
+        (0..len_bytes / PAGE_BYTES).filter_map(move |at| {
+            Some((address + at * PAGE_BYTES, Pfn::new(pool_offset / PAGE_BYTES + at)?))
+        })
+    }
 }
 
 /// Pages that a lease keeps: they count as written when the lease ends.
@@ -148,6 +159,11 @@ impl<'s> PinnedPages<'s> {
             })
         });
         pages.chain(leased)
+    }
+
+    /// Every page: its address, and its frame in the pool.
+    pub fn pages(&self) -> impl Iterator<Item = (u64, Pfn)> {
+        self.segments().flat_map(|segment| segment.pages())
     }
 
     /// Copies bytes from `offset` on into `target`.
