@@ -38,6 +38,9 @@ const BLOCK_BYTES: u64 = 2 << 20;
 /// assert!(guest.memory().read_obj::<u32>(GuestAddress(0x2000)).is_err());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+///
+/// A backend that wants `'static` (a thread, a vhost-user device) gets it where the guest's memory lives as
+/// long as the program does: `GuestSpace::new(Box::leak(Box::new(space)))`.
 #[derive(Clone, Copy, Debug)]
 pub struct GuestSpace<'s> {
     space: &'s AddressSpace,

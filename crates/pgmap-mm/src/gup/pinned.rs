@@ -65,7 +65,9 @@ impl core::fmt::Debug for Start {
     }
 }
 
-/// Addresses that are backed by consecutive frames, held for a short time.
+/// Addresses that are backed by consecutive frames, held for a short time. Unlike a [`PinnedRange`] it does
+/// not say at its end that pages were written: whoever writes marks them in
+/// [`Mm::dirty`](crate::mm::Mm::dirty) before it goes.
 #[derive(Debug)]
 #[must_use = "dropping a segment gives the frames up"]
 pub struct ShortSegment<'a, S: ClientSide> {
@@ -102,7 +104,8 @@ impl<'a, S: ClientSide> ShortSegment<'a, S> {
     }
 }
 
-/// Addresses that are backed by consecutive frames, held for long.
+/// Addresses that are backed by consecutive frames, held for long. As with a [`ShortSegment`], whoever writes
+/// marks what was written.
 #[derive(Debug)]
 #[must_use = "dropping a segment gives the frames up"]
 pub struct LongSegment<'a, S: ClientSide> {
@@ -340,7 +343,7 @@ impl<'a, S: ClientSide> PinnedRange<'a, S> {
     }
 
     /// Gives each segment to the caller, who holds it from now on. What was pinned for writing
-    /// counts as written.
+    /// counts as written now; whoever writes later marks it in [`Mm::dirty`](crate::mm::Mm::dirty) again.
     #[must_use]
     pub fn into_segments(mut self) -> Vec<PinnedSegment<'a, S>> {
         self.mark();
