@@ -1,6 +1,6 @@
 //! What is mapped where, and what lies behind it.
 //!
-//! A [`Vma`] is a run of pages with one backing, one file offset and one set of permissions. [`set`] is
+//! A [`Vma`] is a run of pages with one backing, one file offset and one set of permissions. `set` is
 //! all of an address space's.
 
 mod set;

@@ -235,7 +235,7 @@ impl<'a, S: ClientSide> PinnedSegment<'a, S> {
     }
 }
 
-/// Whether the holder wrote to the pages. As wide as a word, for the reason that [`Start`] is one.
+/// Whether the holder wrote to the pages. As wide as a word, for the reason that `Start` is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Dirty {
