@@ -6,6 +6,10 @@ use pgmap::space::SpaceError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RingError {
+    /// The address space is of another client than the ring, so its pages need not lie in the pool
+    /// that the ring has registered.
+    #[error("the space is another client's; make it of the ring's client or of a clone of that")]
+    OtherClient,
     /// The pages could not be held.
     #[error(transparent)]
     Space(#[from] SpaceError),
@@ -44,7 +48,7 @@ impl RingError {
         match self {
             Self::Space(error) => error.errno(),
             Self::Short { .. } => pgmap::mm::error::errno::EFAULT,
-            Self::TooManyPieces { .. } => pgmap::mm::error::errno::EINVAL,
+            Self::OtherClient | Self::TooManyPieces { .. } => pgmap::mm::error::errno::EINVAL,
             Self::Ring { source, .. } => source.raw_os_error().unwrap_or(5),
         }
     }

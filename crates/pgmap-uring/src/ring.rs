@@ -114,6 +114,7 @@ impl<'s> PoolRing<'s> {
     /// multiple of 4096.
     ///
     /// # Errors
+    /// [`RingError::OtherClient`] when `space` is not of the ring's client or a clone of it,
     /// [`RingError::Space`] and [`RingError::Short`] when the pages cannot be held for writing, and
     /// [`RingError::TooManyPieces`]: nothing was begun. After [`RingError::Ring`] the transfer may be
     /// under way; its pages are held then until it is reaped.
@@ -126,7 +127,7 @@ impl<'s> PoolRing<'s> {
         file_offset: u64,
     ) -> Result<TransferId, RingError> {
         let flags = GupFlags::WRITE.with(GupFlags::DEVICE);
-        let pinned = hold(space, address, len_bytes, flags)?;
+        let pinned = self.hold(space, address, len_bytes, flags)?;
         self.begin(pinned, Direction::ToPool, len_bytes, &file, file_offset)
     }
 
@@ -143,7 +144,7 @@ impl<'s> PoolRing<'s> {
         file: impl AsFd,
         file_offset: u64,
     ) -> Result<TransferId, RingError> {
-        let pinned = hold(space, address, len_bytes, GupFlags::DEVICE)?;
+        let pinned = self.hold(space, address, len_bytes, GupFlags::DEVICE)?;
         self.begin(pinned, Direction::FromPool, len_bytes, &file, file_offset)
     }
 
@@ -189,6 +190,27 @@ impl<'s> PoolRing<'s> {
         let unregistered = self.ring.submitter().unregister_buffers();
         unregistered.map_err(refused("unregistering the pool"))?;
         self.register()
+    }
+
+    fn hold(
+        &self,
+        space: &'s AddressSpace,
+        address: u64,
+        len_bytes: u64,
+        flags: GupFlags,
+    ) -> Result<PinnedPages<'s>, RingError> {
+        // Each client has a mapping of its own, and both of them live: one address is one client.
+        if space.client().pool_address().0 != self.client.pool_address().0 {
+            return Err(RingError::OtherClient);
+        }
+        let wanted_bytes = len_bytes + address % PAGE_BYTES;
+        let pinned = space.pin(address, wanted_bytes.div_ceil(PAGE_BYTES), flags)?;
+        let is_aligned = address.is_multiple_of(PAGE_BYTES);
+        let held_bytes = if is_aligned { pinned.len_bytes() } else { 0 };
+        if held_bytes < len_bytes || len_bytes == 0 {
+            return Err(RingError::Short { address, held_bytes, wanted_bytes: len_bytes });
+        }
+        Ok(pinned)
     }
 
     fn begin(
@@ -311,22 +333,6 @@ fn libc_iovec(base: *mut u8, start: u64, len_bytes: u64) -> libc::iovec {
 /// Interrupted, or too much under way just now.
 fn is_passing(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
-}
-
-fn hold(
-    space: &AddressSpace,
-    address: u64,
-    len_bytes: u64,
-    flags: GupFlags,
-) -> Result<PinnedPages<'_>, RingError> {
-    let wanted_bytes = len_bytes + address % PAGE_BYTES;
-    let pinned = space.pin(address, wanted_bytes.div_ceil(PAGE_BYTES), flags)?;
-    let is_aligned = address.is_multiple_of(PAGE_BYTES);
-    let held_bytes = if is_aligned { pinned.len_bytes() } else { 0 };
-    if held_bytes < len_bytes || len_bytes == 0 {
-        return Err(RingError::Short { address, held_bytes, wanted_bytes: len_bytes });
-    }
-    Ok(pinned)
 }
 
 /// The transfer in pieces, each in one fixed buffer.

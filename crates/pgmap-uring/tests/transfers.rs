@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
+use std::fs::File;
 use std::io::{Read, Seek, Write};
 
+use pgmap::mm::gup::GupFlags;
 use pgmap::mm::mm::Placed;
 use pgmap::mm::prot::Prot;
 use pgmap::space::AddressSpace;
@@ -54,7 +56,7 @@ fn bytes_go_through_the_pool_and_come_out_the_same() {
     let done = ring.wait().unwrap().unwrap();
     assert_eq!((done.id, done.moved_bytes, done.errno), (id, bytes.len() as u64, None));
     let mut inside = vec![0; bytes.len()];
-    let pinned = space.pin(BASE, 1024, pgmap::mm::gup::GupFlags::NONE).unwrap();
+    let pinned = space.pin(BASE, 1024, GupFlags::NONE).unwrap();
     pinned.read_at(0, &mut inside).unwrap();
     assert!(inside == bytes);
     drop(pinned);
@@ -99,7 +101,7 @@ fn what_is_registered_follows_the_pool_after_frames_were_detached() {
     let Some(mut ring) = ring(&client) else { return };
     let before = client.detach_epoch();
     // A failed page gets other memory: the registered one is not the pool's any more.
-    let pinned = space.pin(BASE, 1, pgmap::mm::gup::GupFlags::NONE).unwrap();
+    let pinned = space.pin(BASE, 1, GupFlags::NONE).unwrap();
     let pfn = pinned.segments().next().unwrap().pool_offset / 4096;
     drop(pinned);
     client.memory_failure(pfn).unwrap();
@@ -126,4 +128,44 @@ fn addresses_that_cannot_be_held_begin_nothing() {
     assert_eq!(errno(ring.read(&space, BASE, 0, &file, 0)), Some(14));
     assert_eq!(errno(ring.read(&space, BASE + 8, 16, &file, 0)), Some(14));
     assert_eq!((ring.nr_in_flight(), ring.wait().unwrap()), (0, None));
+}
+
+fn holding(bytes: &[u8]) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    file
+}
+
+/// A ring wrote over a file of its own pool what was read to a space of another one.
+#[test]
+fn a_space_of_another_client_is_refused() {
+    let (owner, other_owner) = (owner(), owner());
+    let (client, other) = (owner.client().unwrap(), other_owner.client().unwrap());
+    let victim = space(&client, "victim", MIB);
+    let foreign = space(&other, "block", MIB);
+    let neighbour = AddressSpace::for_device(&owner.client().unwrap(), BASE, 1 << 30).unwrap();
+    let clone = client.clone();
+    let cloned = AddressSpace::for_device(&clone, BASE, 1 << 30).unwrap();
+    cloned.map(&clone.open("victim").unwrap(), 0, MIB, Placed::At(BASE), Prot::READ_WRITE).unwrap();
+    let Some(mut ring) = ring(&client) else { return };
+    victim.write_at(BASE, &[1; 4096]).unwrap();
+    let file = holding(&[0xee; 4096]);
+    for space in [&foreign, &neighbour] {
+        for result in
+            [ring.read(space, BASE, 4096, &file, 0), ring.write(space, BASE, 4096, &file, 4096)]
+        {
+            let error = result.unwrap_err();
+            assert!(matches!(error, RingError::OtherClient), "{error}");
+            assert_eq!(error.errno(), 22);
+        }
+    }
+    assert_eq!((ring.nr_in_flight(), ring.wait().unwrap()), (0, None));
+    assert_eq!(file.metadata().unwrap().len(), 4096);
+    let mut bytes = [0; 4096];
+    victim.read_at(BASE, &mut bytes).unwrap();
+    assert!(bytes == [1; 4096]);
+    ring.read(&cloned, BASE, 4096, &file, 0).unwrap();
+    assert_eq!(ring.wait().unwrap().unwrap().moved_bytes, 4096);
+    victim.read_at(BASE, &mut bytes).unwrap();
+    assert!(bytes == [0xee; 4096]);
 }
