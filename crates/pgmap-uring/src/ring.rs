@@ -110,8 +110,8 @@ impl<'s> PoolRing<'s> {
         Ok(made)
     }
 
-    /// Reads `len_bytes` of `file` from `file_offset` on to the pages at `address`, which is a
-    /// multiple of 4096.
+    /// Reads `len_bytes` of `file` from `file_offset` on to `address`. Both ends may lie within pages;
+    /// those count as written as a whole.
     ///
     /// # Errors
     /// [`RingError::OtherClient`] when `space` is not of the ring's client or a clone of it,
@@ -128,11 +128,12 @@ impl<'s> PoolRing<'s> {
     ) -> Result<TransferId, RingError> {
         let flags = GupFlags::WRITE.with(GupFlags::DEVICE);
         let pinned = self.hold(space, address, len_bytes, flags)?;
-        self.begin(pinned, Direction::ToPool, len_bytes, &file, file_offset)
+        let pieces = pieces_of(&pinned, address, len_bytes);
+        self.begin(pinned, &pieces, Direction::ToPool, &file, file_offset)
     }
 
-    /// Writes `len_bytes` from the pages at `address`, which is a multiple of 4096, to `file` from
-    /// `file_offset` on.
+    /// Writes `len_bytes` from `address` on, which may lie within a page, to `file` from `file_offset`
+    /// on.
     ///
     /// # Errors
     /// As [`read`](Self::read), but the pages need not be writable.
@@ -145,7 +146,8 @@ impl<'s> PoolRing<'s> {
         file_offset: u64,
     ) -> Result<TransferId, RingError> {
         let pinned = self.hold(space, address, len_bytes, GupFlags::DEVICE)?;
-        self.begin(pinned, Direction::FromPool, len_bytes, &file, file_offset)
+        let pieces = pieces_of(&pinned, address, len_bytes);
+        self.begin(pinned, &pieces, Direction::FromPool, &file, file_offset)
     }
 
     /// The next transfer that the kernel is done with, waiting for it; none when none is under way.
@@ -203,10 +205,10 @@ impl<'s> PoolRing<'s> {
         if space.client().pool_address().0 != self.client.pool_address().0 {
             return Err(RingError::OtherClient);
         }
-        let wanted_bytes = len_bytes + address % PAGE_BYTES;
-        let pinned = space.pin(address, wanted_bytes.div_ceil(PAGE_BYTES), flags)?;
-        let is_aligned = address.is_multiple_of(PAGE_BYTES);
-        let held_bytes = if is_aligned { pinned.len_bytes() } else { 0 };
+        let in_page = address % PAGE_BYTES;
+        let nr_pages = len_bytes.saturating_add(in_page).div_ceil(PAGE_BYTES);
+        let pinned = space.pin(address - in_page, nr_pages, flags)?;
+        let held_bytes = pinned.len_bytes().saturating_sub(in_page).min(len_bytes);
         if held_bytes < len_bytes || len_bytes == 0 {
             return Err(RingError::Short { address, held_bytes, wanted_bytes: len_bytes });
         }
@@ -216,12 +218,11 @@ impl<'s> PoolRing<'s> {
     fn begin(
         &mut self,
         pinned: PinnedPages<'s>,
+        pieces: &[Piece],
         direction: Direction,
-        len_bytes: u64,
         file: &impl AsFd,
         file_offset: u64,
     ) -> Result<TransferId, RingError> {
-        let pieces = pieces_of(&pinned, len_bytes);
         if pieces.len() > self.nr_entries as usize {
             let (nr_pieces, nr_entries) = (pieces.len(), self.nr_entries);
             return Err(RingError::TooManyPieces { nr_pieces, nr_entries });
@@ -240,7 +241,7 @@ impl<'s> PoolRing<'s> {
             InFlight { pinned, _file: file, direction, nr_pieces, moved_bytes: 0, errno: None };
         self.in_flight.insert(id, transfer);
         self.nr_pieces += nr_pieces;
-        for piece in &pieces {
+        for piece in pieces {
             let entry = self.entry(piece, direction, fd, file_offset).user_data(id);
             // SAFETY: the piece lies in the registered mapping; `in_flight` holds its frames and the
             // open file until the completion, and is leaked rather than dropped before that.
@@ -335,19 +336,22 @@ fn is_passing(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
 }
 
-/// The transfer in pieces, each in one fixed buffer.
-fn pieces_of(pinned: &PinnedPages<'_>, len_bytes: u64) -> Vec<Piece> {
+/// `len_bytes` from `address` on in pieces, each in one fixed buffer, in order of address.
+fn pieces_of(pinned: &PinnedPages<'_>, address: u64, len_bytes: u64) -> Vec<Piece> {
     let mut pieces = Vec::new();
+    let mut range_offset = 0;
     for segment in pinned.segments() {
-        let mut done = 0;
-        let start = segment.address - pinned.address();
-        let segment_bytes = segment.len_bytes.min(len_bytes.saturating_sub(start));
-        while done < segment_bytes {
-            let pool_offset = segment.pool_offset + done;
+        // Only the first page begins before the transfer.
+        let skipped_bytes = address.saturating_sub(segment.address);
+        let mut pool_offset = segment.pool_offset + skipped_bytes;
+        let mut left_bytes = (segment.len_bytes - skipped_bytes).min(len_bytes - range_offset);
+        while left_bytes > 0 {
             let in_buffer = BUFFER_BYTES - pool_offset % BUFFER_BYTES;
-            let len_bytes = (segment_bytes - done).min(in_buffer).min(PIECE_BYTES);
-            pieces.push(Piece { pool_offset, len_bytes, range_offset: start + done });
-            done += len_bytes;
+            let len_bytes = left_bytes.min(in_buffer).min(PIECE_BYTES);
+            pieces.push(Piece { pool_offset, len_bytes, range_offset });
+            pool_offset += len_bytes;
+            range_offset += len_bytes;
+            left_bytes -= len_bytes;
         }
     }
     pieces

@@ -13,6 +13,7 @@ use pgmap::{Client, FolioSize, Owner, Pool, PoolOptions};
 use pgmap_uring::{PoolRing, RingError};
 
 const MIB: u64 = 1 << 20;
+const PAGE: u64 = 4096;
 const BASE: u64 = 1 << 32;
 
 fn owner() -> Owner {
@@ -126,7 +127,8 @@ fn addresses_that_cannot_be_held_begin_nothing() {
     let errno = |result: Result<_, RingError>| result.map(drop).map_err(|e| e.errno()).err();
     assert_eq!(errno(ring.read(&space, BASE + 2 * MIB, 4096, &file, 0)), Some(14));
     assert_eq!(errno(ring.read(&space, BASE, 0, &file, 0)), Some(14));
-    assert_eq!(errno(ring.read(&space, BASE + 8, 16, &file, 0)), Some(14));
+    assert_eq!(errno(ring.read(&space, BASE + MIB - 8, 16, &file, 0)), Some(14));
+    assert_eq!(errno(ring.read(&space, BASE + 8, u64::MAX, &file, 0)), Some(75));
     assert_eq!((ring.nr_in_flight(), ring.wait().unwrap()), (0, None));
 }
 
@@ -168,4 +170,45 @@ fn a_space_of_another_client_is_refused() {
     assert_eq!(ring.wait().unwrap().unwrap().moved_bytes, 4096);
     victim.read_at(BASE, &mut bytes).unwrap();
     assert!(bytes == [0xee; 4096]);
+}
+
+/// Pages that lie apart in the pool, so that each is a piece of its own.
+fn scattered(client: &Client, nr_pages: u64) -> AddressSpace {
+    client.create("scattered", nr_pages * PAGE, FolioSize::Pages4K).unwrap().commit().unwrap();
+    let space = AddressSpace::for_device(client, BASE, 1 << 30).unwrap();
+    let file = client.open("scattered").unwrap();
+    for page in 0..nr_pages {
+        let (offset, at) = ((nr_pages - 1 - page) * PAGE, Placed::At(BASE + page * PAGE));
+        space.map(&file, offset, PAGE, at, Prot::READ_WRITE).unwrap();
+    }
+    let pinned = space.pin(BASE, nr_pages, GupFlags::NONE).unwrap();
+    assert_eq!(pinned.segments().count() as u64, nr_pages);
+    drop(pinned);
+    space
+}
+
+/// Addresses that are no multiple of the page size were "only 0 of 512 bytes".
+#[test]
+fn a_transfer_may_begin_and_end_within_pages() {
+    let owner = owner();
+    let client = owner.client().unwrap();
+    let space = scattered(&client, 3);
+    let Some(mut ring) = ring(&client) else { return };
+    space.write_at(BASE, &[9; 3 * 4096]).unwrap();
+    let bytes = pattern(8192, 7);
+    let file = holding(&bytes);
+    ring.read(&space, BASE + 4095, 4098, &file, 5).unwrap();
+    assert_eq!(ring.wait().unwrap().unwrap().moved_bytes, 4098);
+    let mut expected = vec![9; 3 * 4096];
+    expected[4095..4095 + 4098].copy_from_slice(&bytes[5..5 + 4098]);
+    let mut inside = vec![0; 3 * 4096];
+    space.read_at(BASE, &mut inside).unwrap();
+    assert!(inside == expected);
+    let mut target = holding(&[]);
+    ring.write(&space, BASE + 4000, 100, &target, 0).unwrap();
+    assert_eq!(ring.wait().unwrap().unwrap().moved_bytes, 100);
+    let mut written = Vec::new();
+    target.rewind().unwrap();
+    target.read_to_end(&mut written).unwrap();
+    assert!(written == expected[4000..4100]);
 }
