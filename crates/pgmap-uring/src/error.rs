@@ -31,6 +31,26 @@ pub enum RingError {
         /// Entries.
         nr_entries: u32,
     },
+    /// The current position of a file was asked for, but the pages lie in several pieces, which are
+    /// moved in any order.
+    #[error(
+        "{nr_pieces} pieces at the current position (offset u64::MAX): give an offset, or move one \
+         piece at a time, here {piece_bytes} bytes"
+    )]
+    CurrentPosition {
+        /// Pieces.
+        nr_pieces: usize,
+        /// Bytes of the first.
+        piece_bytes: u64,
+    },
+    /// The transfer would end behind the last offset that a file can have.
+    #[error("{len_bytes} bytes from {file_offset:#x} on end behind the last offset of any file")]
+    OffsetOverflow {
+        /// First offset in the file.
+        file_offset: u64,
+        /// Bytes asked for.
+        len_bytes: u64,
+    },
     /// The kernel refused.
     #[error("io_uring, {doing}: {source}")]
     Ring {
@@ -48,7 +68,10 @@ impl RingError {
         match self {
             Self::Space(error) => error.errno(),
             Self::Short { .. } => pgmap::mm::error::errno::EFAULT,
-            Self::OtherClient | Self::TooManyPieces { .. } => pgmap::mm::error::errno::EINVAL,
+            Self::OtherClient
+            | Self::TooManyPieces { .. }
+            | Self::CurrentPosition { .. }
+            | Self::OffsetOverflow { .. } => pgmap::mm::error::errno::EINVAL,
             Self::Ring { source, .. } => source.raw_os_error().unwrap_or(5),
         }
     }

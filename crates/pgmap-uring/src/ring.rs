@@ -20,6 +20,9 @@ const BUFFER_BYTES: u64 = 1 << 30;
 /// The most that one entry moves: its length has 32 bits and the kernel cuts at 2 GiB less a page.
 const PIECE_BYTES: u64 = 1 << 30;
 
+/// The offset that stands for a file's current position (man 2 io_uring_enter, IORING_OP_READV).
+const CURRENT_POSITION: u64 = u64::MAX;
+
 /// Names a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TransferId(u64);
@@ -113,10 +116,14 @@ impl<'s> PoolRing<'s> {
     /// Reads `len_bytes` of `file` from `file_offset` on to `address`. Both ends may lie within pages;
     /// those count as written as a whole.
     ///
+    /// An offset of `u64::MAX` is the file's current position, which moves on: for pipes, sockets and
+    /// one transfer at a time. What lies in several pieces is moved in any order and needs an offset.
+    ///
     /// # Errors
     /// [`RingError::OtherClient`] when `space` is not of the ring's client or a clone of it,
-    /// [`RingError::Space`] and [`RingError::Short`] when the pages cannot be held for writing, and
-    /// [`RingError::TooManyPieces`]: nothing was begun. After [`RingError::Ring`] the transfer may be
+    /// [`RingError::Space`] and [`RingError::Short`] when the pages cannot be held for writing,
+    /// [`RingError::TooManyPieces`], [`RingError::CurrentPosition`] for several pieces there, and
+    /// [`RingError::OffsetOverflow`]: nothing was begun. After [`RingError::Ring`] the transfer may be
     /// under way; its pages are held then until it is reaped.
     pub fn read(
         &mut self,
@@ -227,6 +234,7 @@ impl<'s> PoolRing<'s> {
             let (nr_pieces, nr_entries) = (pieces.len(), self.nr_entries);
             return Err(RingError::TooManyPieces { nr_pieces, nr_entries });
         }
+        check_offsets(pieces, file_offset)?;
         let file = file.as_fd().try_clone_to_owned().map_err(refused("keeping the file open"))?;
         self.renew()?;
         while self.nr_pieces + pieces.len() > self.nr_entries as usize {
@@ -235,23 +243,22 @@ impl<'s> PoolRing<'s> {
         let id = self.next_id;
         self.next_id += 1;
         let fd = types::Fd(file.as_raw_fd());
+        let entry = |piece| self.entry(piece, direction, fd, file_offset).user_data(id);
+        let entries: Vec<_> = pieces.iter().map(entry).collect();
         // In the books first: from the push on the kernel may touch the pages.
         let nr_pieces = pieces.len();
         let transfer =
             InFlight { pinned, _file: file, direction, nr_pieces, moved_bytes: 0, errno: None };
         self.in_flight.insert(id, transfer);
-        self.nr_pieces += nr_pieces;
-        for piece in pieces {
-            let entry = self.entry(piece, direction, fd, file_offset).user_data(id);
-            // SAFETY: the piece lies in the registered mapping; `in_flight` holds its frames and the
-            // open file until the completion, and is leaked rather than dropped before that.
-            let pushed = unsafe { self.ring.submission().push(&entry) };
-            // There is room: no more pieces are under way than there are entries.
-            debug_assert!(pushed.is_ok());
-            if pushed.is_err() {
-                self.finish_piece(id, -pgmap::mm::error::errno::EAGAIN);
-            }
+        // SAFETY: the pieces lie in the registered mapping; `in_flight` holds their frames and the
+        // open file until the completions, and is leaked rather than dropped before that.
+        let pushed = unsafe { self.ring.submission().push_multiple(&entries) };
+        if pushed.is_err() {
+            // Not reached: no more pieces are under way than there are entries. None was pushed.
+            self.in_flight.remove(&id);
+            return Err(refused("queueing")(io::Error::from_raw_os_error(libc::EAGAIN)));
         }
+        self.nr_pieces += nr_pieces;
         match self.ring.submit() {
             Ok(_) => Ok(TransferId(id)),
             // What was not taken is with the next call.
@@ -269,6 +276,7 @@ impl<'s> PoolRing<'s> {
     ) -> io_uring::squeue::Entry {
         let pointer = self.client.pool_address().0.wrapping_add(piece.pool_offset as usize);
         let buffer = (piece.pool_offset / BUFFER_BYTES) as u16;
+        // No overflow: `check_offsets`.
         let (len, offset) = (piece.len_bytes as u32, file_offset + piece.range_offset);
         match direction {
             Direction::ToPool => {
@@ -334,6 +342,19 @@ fn libc_iovec(base: *mut u8, start: u64, len_bytes: u64) -> libc::iovec {
 /// Interrupted, or too much under way just now.
 fn is_passing(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
+}
+
+/// Whether each piece has an offset in the file, other than the one that says "current position".
+fn check_offsets(pieces: &[Piece], file_offset: u64) -> Result<(), RingError> {
+    if let (CURRENT_POSITION, [first, _, ..]) = (file_offset, pieces) {
+        let (nr_pieces, piece_bytes) = (pieces.len(), first.len_bytes);
+        return Err(RingError::CurrentPosition { nr_pieces, piece_bytes });
+    }
+    let len_bytes = pieces.iter().map(|piece| piece.len_bytes).sum();
+    if file_offset != CURRENT_POSITION && file_offset.checked_add(len_bytes).is_none() {
+        return Err(RingError::OffsetOverflow { file_offset, len_bytes });
+    }
+    Ok(())
 }
 
 /// `len_bytes` from `address` on in pieces, each in one fixed buffer, in order of address.

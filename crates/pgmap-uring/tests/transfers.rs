@@ -212,3 +212,35 @@ fn a_transfer_may_begin_and_end_within_pages() {
     target.read_to_end(&mut written).unwrap();
     assert!(written == expected[4000..4100]);
 }
+
+/// The offset of the second piece overflowed, and the ring then waited for pieces never begun.
+#[test]
+fn positions_that_pieces_cannot_have_begin_nothing() {
+    let owner = owner();
+    let client = owner.client().unwrap();
+    let space = scattered(&client, 2);
+    let Some(mut ring) = ring(&client) else { return };
+    let bytes = pattern(8192, 3);
+    let mut file = holding(&bytes);
+    file.rewind().unwrap();
+    let error = ring.read(&space, BASE, 8192, &file, u64::MAX).unwrap_err();
+    let is_that = |error: &RingError| {
+        matches!(error, RingError::CurrentPosition { nr_pieces: 2, piece_bytes: 4096 })
+    };
+    assert!(is_that(&error), "{error}");
+    assert_eq!(error.errno(), 22);
+    for file_offset in [u64::MAX - 1, u64::MAX - 4096, u64::MAX - 8191] {
+        let error = ring.write(&space, BASE, 8192, &file, file_offset).unwrap_err();
+        assert!(matches!(error, RingError::OffsetOverflow { .. }), "{error}");
+        assert_eq!(error.errno(), 22);
+    }
+    assert_eq!((ring.nr_in_flight(), ring.wait().unwrap()), (0, None));
+    // Piece by piece the current position is as good as any.
+    for at in [0, 4096] {
+        ring.read(&space, BASE + at, 4096, &file, u64::MAX).unwrap();
+        assert_eq!(ring.wait().unwrap().unwrap().moved_bytes, 4096);
+    }
+    let mut inside = vec![0; 8192];
+    space.read_at(BASE, &mut inside).unwrap();
+    assert!(inside == bytes);
+}
