@@ -45,22 +45,25 @@ fn copy(from: &Path, to: &Path) -> Result<u64, Failure> {
     let mut ring = PoolRing::new(&client, 64)?;
     let (source, target) = (File::open(from)?, File::create(to)?);
     let mut done_bytes = 0;
-    loop {
-        let window = base + (done_bytes / WINDOW_BYTES % NR_WINDOWS) * WINDOW_BYTES;
+    for window in (0..NR_WINDOWS).cycle().map(|nr| base + nr * WINDOW_BYTES) {
         ring.read(&space, window, WINDOW_BYTES, &source, done_bytes)?;
         let read_bytes = moved(&mut ring)?;
+        // Less than a window may be all that came at once: only nothing is the end.
         if read_bytes == 0 {
-            return Ok(done_bytes);
+            break;
         }
-        ring.write(&space, window, read_bytes, &target, done_bytes)?;
-        if moved(&mut ring)? != read_bytes {
-            return Err("the target took only a part".into());
+        let mut written_bytes = 0;
+        while written_bytes < read_bytes {
+            let (from, left_bytes) = (window + written_bytes, read_bytes - written_bytes);
+            ring.write(&space, from, left_bytes, &target, done_bytes + written_bytes)?;
+            match moved(&mut ring)? {
+                0 => return Err("the target takes no more".into()),
+                nr_bytes => written_bytes += nr_bytes,
+            }
         }
         done_bytes += read_bytes;
-        if read_bytes < WINDOW_BYTES {
-            return Ok(done_bytes);
-        }
     }
+    Ok(done_bytes)
 }
 
 fn moved(ring: &mut PoolRing<'_>) -> Result<u64, Failure> {

@@ -23,6 +23,10 @@ const PIECE_BYTES: u64 = 1 << 30;
 /// The offset that stands for a file's current position (man 2 io_uring_enter, IORING_OP_READV).
 const CURRENT_POSITION: u64 = u64::MAX;
 
+/// Bits of an entry's tag that number the piece. The kernel makes rings of up to 2^15 entries
+/// (Linux 7.1: io_uring/io_uring.h, IORING_MAX_ENTRIES), and a transfer has no more pieces.
+const PIECE_BITS: u32 = 16;
+
 /// Names a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TransferId(u64);
@@ -32,9 +36,12 @@ pub struct TransferId(u64);
 pub struct Completed {
     /// Which.
     pub id: TransferId,
-    /// Bytes moved, perhaps fewer than asked for: the file ended, or a piece failed.
+    /// Bytes from the start of the transfer on that were moved for certain: up to the end of the first
+    /// piece of which less than all was moved. Fewer than asked for do not mean that the file ended;
+    /// a transfer that goes on behind them tells, by moving none. Bytes further on may have been
+    /// moved too, since the pieces of a transfer are moved in any order.
     pub moved_bytes: u64,
-    /// The Linux error number of the first piece that failed.
+    /// The Linux error number of the first piece, in order of address, that failed.
     pub errno: Option<i32>,
 }
 
@@ -51,9 +58,9 @@ struct InFlight<'s> {
     /// Kept open until the kernel has taken it.
     _file: OwnedFd,
     direction: Direction,
-    nr_pieces: usize,
-    moved_bytes: u64,
-    errno: Option<i32>,
+    /// Pieces that the kernel is not done with.
+    nr_left: usize,
+    outcomes: Vec<Outcome>,
 }
 
 /// A part of a transfer that lies in one fixed buffer.
@@ -61,6 +68,14 @@ struct Piece {
     pool_offset: u64,
     len_bytes: u64,
     range_offset: u64,
+}
+
+/// What came of a piece.
+#[derive(Clone, Copy, Debug)]
+struct Outcome {
+    len_bytes: u64,
+    /// Bytes moved, or a negative error number; nothing yet while the kernel is not done.
+    result: i32,
 }
 
 /// A ring with the pool as its fixed buffers. Dropping it waits for the transfers under way.
@@ -243,12 +258,14 @@ impl<'s> PoolRing<'s> {
         let id = self.next_id;
         self.next_id += 1;
         let fd = types::Fd(file.as_raw_fd());
-        let entry = |piece| self.entry(piece, direction, fd, file_offset).user_data(id);
-        let entries: Vec<_> = pieces.iter().map(entry).collect();
+        let tags = (id << PIECE_BITS)..;
+        let entry = |(piece, tag)| self.entry(piece, direction, fd, file_offset).user_data(tag);
+        let entries: Vec<_> = pieces.iter().zip(tags).map(entry).collect();
+        let outcome = |piece: &Piece| Outcome { len_bytes: piece.len_bytes, result: 0 };
+        let outcomes = pieces.iter().map(outcome).collect();
         // In the books first: from the push on the kernel may touch the pages.
-        let nr_pieces = pieces.len();
-        let transfer =
-            InFlight { pinned, _file: file, direction, nr_pieces, moved_bytes: 0, errno: None };
+        let nr_left = pieces.len();
+        let transfer = InFlight { pinned, _file: file, direction, nr_left, outcomes };
         self.in_flight.insert(id, transfer);
         // SAFETY: the pieces lie in the registered mapping; `in_flight` holds their frames and the
         // open file until the completions, and is leaked rather than dropped before that.
@@ -258,7 +275,7 @@ impl<'s> PoolRing<'s> {
             self.in_flight.remove(&id);
             return Err(refused("queueing")(io::Error::from_raw_os_error(libc::EAGAIN)));
         }
-        self.nr_pieces += nr_pieces;
+        self.nr_pieces += nr_left;
         match self.ring.submit() {
             Ok(_) => Ok(TransferId(id)),
             // What was not taken is with the next call.
@@ -297,27 +314,27 @@ impl<'s> PoolRing<'s> {
         }
         let done: Vec<_> =
             self.ring.completion().map(|entry| (entry.user_data(), entry.result())).collect();
-        for (id, result) in done {
-            self.finish_piece(id, result);
+        for (tag, result) in done {
+            self.finish_piece(tag, result);
         }
         Ok(())
     }
 
-    fn finish_piece(&mut self, id: u64, result: i32) {
+    fn finish_piece(&mut self, tag: u64, result: i32) {
+        let (id, piece) = (tag >> PIECE_BITS, tag % (1 << PIECE_BITS));
         let Some(transfer) = self.in_flight.get_mut(&id) else { return };
         self.nr_pieces -= 1;
-        transfer.nr_pieces -= 1;
-        match u64::try_from(result) {
-            Ok(moved_bytes) => transfer.moved_bytes += moved_bytes,
-            Err(_) => transfer.errno = transfer.errno.or(Some(-result)),
+        transfer.nr_left -= 1;
+        if let Some(outcome) = transfer.outcomes.get_mut(piece as usize) {
+            outcome.result = result;
         }
-        if transfer.nr_pieces == 0
+        if transfer.nr_left == 0
             && let Some(transfer) = self.in_flight.remove(&id)
         {
-            let InFlight { pinned, direction, moved_bytes, errno, .. } = transfer;
+            let InFlight { pinned, direction, outcomes, .. } = transfer;
             let dirty = if direction == Direction::ToPool { Dirty::Yes } else { Dirty::No };
             pinned.unpin(dirty);
-            self.completed.push_back(Completed { id: TransferId(id), moved_bytes, errno });
+            self.completed.push_back(completed(TransferId(id), &outcomes));
         }
     }
 }
@@ -342,6 +359,20 @@ fn libc_iovec(base: *mut u8, start: u64, len_bytes: u64) -> libc::iovec {
 /// Interrupted, or too much under way just now.
 fn is_passing(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
+}
+
+/// What came of a transfer whose pieces, in order of address, ended so.
+fn completed(id: TransferId, outcomes: &[Outcome]) -> Completed {
+    let mut moved_bytes = 0;
+    for outcome in outcomes {
+        let piece_bytes = u64::try_from(outcome.result).unwrap_or(0);
+        moved_bytes += piece_bytes;
+        if piece_bytes < outcome.len_bytes {
+            break;
+        }
+    }
+    let failed = outcomes.iter().find(|outcome| outcome.result < 0);
+    Completed { id, moved_bytes, errno: failed.map(|outcome| -outcome.result) }
 }
 
 /// Whether each piece has an offset in the file, other than the one that says "current position".
@@ -376,4 +407,24 @@ fn pieces_of(pinned: &PinnedPages<'_>, address: u64, len_bytes: u64) -> Vec<Piec
         }
     }
     pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Outcome, TransferId, completed};
+
+    #[test]
+    fn what_is_counted_ends_in_the_first_piece_that_is_not_whole() {
+        let counted = |results: [i32; 3]| {
+            let outcomes = results.map(|result| Outcome { len_bytes: 4096, result });
+            let done = completed(TransferId(0), &outcomes);
+            (done.moved_bytes, done.errno)
+        };
+        assert_eq!(counted([4096, 4096, 4096]), (12288, None));
+        assert_eq!(counted([4096, 100, 4096]), (4196, None));
+        assert_eq!(counted([4096, 0, 4096]), (4096, None));
+        assert_eq!(counted([4096, -5, 4096]), (4096, Some(5)));
+        assert_eq!(counted([-5, 4096, -28]), (0, Some(5)));
+        assert_eq!(counted([1, -5, 0]), (1, Some(5)));
+    }
 }

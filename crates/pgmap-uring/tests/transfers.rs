@@ -244,3 +244,25 @@ fn positions_that_pieces_cannot_have_begin_nothing() {
     space.read_at(BASE, &mut inside).unwrap();
     assert!(inside == bytes);
 }
+
+/// The bytes of good pieces behind a failed one were counted as if they came first.
+#[test]
+fn what_is_counted_ends_before_a_piece_that_failed() {
+    let owner = owner();
+    let client = owner.client().unwrap();
+    let space = scattered(&client, 2);
+    let Some(mut ring) = ring(&client) else { return };
+    // In front of the lowest mapping there is nothing to read.
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let lowest = u64::from_str_radix(maps.split('-').next().unwrap(), 16).unwrap();
+    let memory = File::open("/proc/self/mem").unwrap();
+    ring.read(&space, BASE, 8192, &memory, lowest - 4096).unwrap();
+    let done = ring.wait().unwrap().unwrap();
+    let mut second = [0; 4];
+    space.read_at(BASE + 4096, &mut second).unwrap();
+    assert_eq!(done.moved_bytes, 0, "{done:?}");
+    assert!(done.errno.is_some(), "{done:?}");
+    if &second != b"\x7fELF" {
+        println!("tested in part: the kernel reads such files to no registered buffer");
+    }
+}
