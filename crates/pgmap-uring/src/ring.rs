@@ -6,6 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, opcode, types};
 use pgmap::Client;
@@ -22,6 +23,9 @@ const PIECE_BYTES: u64 = 1 << 30;
 
 /// The offset that stands for a file's current position (man 2 io_uring_enter, IORING_OP_READV).
 const CURRENT_POSITION: u64 = u64::MAX;
+
+/// The longest that one call waits; far from where the kernel's clock overflows.
+const WAIT_AT_MOST: Duration = Duration::from_secs(3600);
 
 /// Bits of an entry's tag that number the piece. The kernel makes rings of up to 2^15 entries
 /// (Linux 7.1: io_uring/io_uring.h, IORING_MAX_ENTRIES), and a transfer has no more pieces.
@@ -183,6 +187,40 @@ impl<'s> PoolRing<'s> {
         Ok(self.completed.pop_front())
     }
 
+    /// As [`wait`](Self::wait), for up to `timeout`. None also when the time is over; then
+    /// [`nr_in_flight`](Self::nr_in_flight) is not zero. Needs Linux 5.11.
+    ///
+    /// # Errors
+    /// [`RingError::Ring`].
+    pub fn wait_timeout(&mut self, timeout: Duration) -> Result<Option<Completed>, RingError> {
+        // So long that no clock tells it is as good as for ever.
+        let Some(deadline) = Instant::now().checked_add(timeout) else { return self.wait() };
+        self.take_done();
+        while self.completed.is_empty() && self.nr_pieces > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return self.try_wait();
+            }
+            self.reap_within(left.min(WAIT_AT_MOST))?;
+        }
+        Ok(self.completed.pop_front())
+    }
+
+    /// The next transfer that the kernel is done with, without waiting. None also when those under way
+    /// are not done; then [`nr_in_flight`](Self::nr_in_flight) is not zero.
+    ///
+    /// # Errors
+    /// [`RingError::Ring`].
+    pub fn try_wait(&mut self) -> Result<Option<Completed>, RingError> {
+        self.take_done();
+        if self.completed.is_empty() && self.nr_pieces > 0 {
+            // Has the kernel take what it did not before, and report what it did meanwhile.
+            unless_passing(self.ring.submit(), "submitting")?;
+            self.take_done();
+        }
+        Ok(self.completed.pop_front())
+    }
+
     /// Transfers under way.
     #[must_use]
     pub fn nr_in_flight(&self) -> usize {
@@ -276,12 +314,9 @@ impl<'s> PoolRing<'s> {
             return Err(refused("queueing")(io::Error::from_raw_os_error(libc::EAGAIN)));
         }
         self.nr_pieces += nr_left;
-        match self.ring.submit() {
-            Ok(_) => Ok(TransferId(id)),
-            // What was not taken is with the next call.
-            Err(error) if is_passing(&error) => Ok(TransferId(id)),
-            Err(error) => Err(refused("submitting")(error)),
-        }
+        // What is not taken now is with the next call.
+        unless_passing(self.ring.submit(), "submitting")?;
+        Ok(TransferId(id))
     }
 
     fn entry(
@@ -307,17 +342,28 @@ impl<'s> PoolRing<'s> {
 
     /// Waits for at least one completion and takes all that are there.
     fn reap(&mut self) -> Result<(), RingError> {
-        match self.ring.submit_and_wait(1) {
-            Ok(_) => {}
-            Err(error) if is_passing(&error) => {}
-            Err(error) => return Err(refused("waiting")(error)),
-        }
+        unless_passing(self.ring.submit_and_wait(1), "waiting")?;
+        self.take_done();
+        Ok(())
+    }
+
+    /// As [`reap`](Self::reap), for up to `timeout`, after which nothing need be there.
+    fn reap_within(&mut self, timeout: Duration) -> Result<(), RingError> {
+        let timeout = types::Timespec::from(timeout);
+        let arguments = types::SubmitArgs::new().timespec(&timeout);
+        let waited = self.ring.submitter().submit_with_args(1, &arguments);
+        unless_passing(waited, "waiting up to a time")?;
+        self.take_done();
+        Ok(())
+    }
+
+    /// Takes all completions that are there.
+    fn take_done(&mut self) {
         let done: Vec<_> =
             self.ring.completion().map(|entry| (entry.user_data(), entry.result())).collect();
         for (tag, result) in done {
             self.finish_piece(tag, result);
         }
-        Ok(())
     }
 
     fn finish_piece(&mut self, tag: u64, result: i32) {
@@ -356,9 +402,13 @@ fn libc_iovec(base: *mut u8, start: u64, len_bytes: u64) -> libc::iovec {
     libc::iovec { iov_base: base.wrapping_add(start as usize).cast(), iov_len: len_bytes as usize }
 }
 
-/// Interrupted, or too much under way just now.
-fn is_passing(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
+/// Lets pass what the next call may find otherwise: interrupted, too much under way just now, the time
+/// over.
+fn unless_passing(entered: io::Result<usize>, doing: &'static str) -> Result<(), RingError> {
+    match entered.map_err(|error| (error.raw_os_error(), error)) {
+        Ok(_) | Err((Some(libc::EINTR | libc::EAGAIN | libc::EBUSY | libc::ETIME), _)) => Ok(()),
+        Err((_, error)) => Err(refused(doing)(error)),
+    }
 }
 
 /// What came of a transfer whose pieces, in order of address, ended so.

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
+use std::time::{Duration, Instant};
 
 use pgmap::mm::gup::GupFlags;
 use pgmap::mm::mm::Placed;
@@ -265,4 +266,41 @@ fn what_is_counted_ends_before_a_piece_that_failed() {
     if &second != b"\x7fELF" {
         println!("tested in part: the kernel reads such files to no registered buffer");
     }
+}
+
+#[test]
+fn a_wait_ends_with_its_time_and_a_look_never_waits() {
+    let owner = owner();
+    let client = owner.client().unwrap();
+    let space = space(&client, "block", MIB);
+    let Some(mut ring) = ring(&client) else { return };
+    let limit = Duration::from_secs(60);
+    // With nothing under way neither waits.
+    assert_eq!((ring.try_wait().unwrap(), ring.wait_timeout(limit).unwrap()), (None, None));
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let id = ring.read(&space, BASE, MIB, &reader, u64::MAX).unwrap();
+    assert_eq!((ring.try_wait().unwrap(), ring.nr_in_flight()), (None, 1));
+    assert_eq!(ring.wait_timeout(Duration::ZERO).unwrap(), None);
+    let (start, short) = (Instant::now(), Duration::from_millis(20));
+    assert_eq!((ring.wait_timeout(short).unwrap(), ring.nr_in_flight()), (None, 1));
+    assert!(start.elapsed() >= short);
+    writer.write_all(b"late").unwrap();
+    let done = ring.wait_timeout(limit).unwrap().unwrap();
+    assert_eq!((done.id, done.moved_bytes, done.errno), (id, 4, None));
+    // Looks alone find the end of a transfer too.
+    let id = ring.read(&space, BASE, MIB, &reader, u64::MAX).unwrap();
+    writer.write_all(b"later").unwrap();
+    let start = Instant::now();
+    let done = loop {
+        if let Some(done) = ring.try_wait().unwrap() {
+            break done;
+        }
+        assert!(start.elapsed() < limit, "never done");
+        std::thread::yield_now();
+    };
+    assert_eq!((done.id, done.moved_bytes, ring.nr_in_flight()), (id, 5, 0));
+    // Longer than any clock tells.
+    ring.read(&space, BASE, MIB, &reader, u64::MAX).unwrap();
+    writer.write_all(b"last").unwrap();
+    assert_eq!(ring.wait_timeout(Duration::MAX).unwrap().unwrap().moved_bytes, 4);
 }
