@@ -149,7 +149,7 @@ impl Mm {
     /// first page that cannot be filled, and those before it are.
     pub fn populate(&self, address: u64, len_bytes: u64) -> Result<(), FaultError> {
         let page = address / PAGE_BYTES;
-        let end = page.saturating_add(len_bytes.div_ceil(PAGE_BYTES));
+        let end = address.saturating_add(len_bytes).div_ceil(PAGE_BYTES);
         let mut state = self.lock();
         if !state.areas.covers(page, end) {
             return Err(FaultError::NoArea { address });

@@ -505,6 +505,10 @@ impl<'p, S: ClientSide> Lane<'p, S> {
     #[inline(always)]
     fn find_slot(&self) -> Result<SlotOf<'p, S>, PinError> {
         let pinner = self.pinner;
+        // A forked child must not lower the mark that its parent has raised since.
+        if pinner.side.is_detached() {
+            return Err(PinError::Detached);
+        }
         let (number, high) = pinner
             .search_lane(self.lane, self.cursor.get(), self.high.get())
             .ok_or(PinError::LaneFull { nr_slots: pinner.layout.lane_slots() })?;

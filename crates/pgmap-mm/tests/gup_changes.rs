@@ -89,6 +89,40 @@ fn ranges_that_cannot_be_moved_or_changed_are_refused_as_the_kernel_does() {
 }
 
 #[test]
+fn an_area_that_is_moved_nowhere_stays_one_area() {
+    let world = World::new(1);
+    let mm = world.mm(GIB);
+    let file = world.file(VmaKind::Shared, Level::Pte, &[16]);
+    mm.map(&MapRequest::new(file.clone(), 8 * PAGE).at(0)).unwrap();
+    assert_eq!(mm.remap(0, 4 * PAGE, 4 * PAGE, Placed::Anywhere), Ok(0));
+    assert_eq!(mm.usage().nr_areas, 1);
+    assert_eq!(mm.remap(0, 8 * PAGE, 12 * PAGE, Placed::Anywhere), Ok(0));
+}
+
+#[test]
+fn pages_beyond_all_files_are_refused() {
+    let world = World::new(1);
+    let mm = world.mm(GIB);
+    let file = world.file(VmaKind::Shared, Level::Pte, &[4]);
+    let request = MapRequest::new(file.clone(), 4 * PAGE).at(0);
+    for first in [u64::MAX, u64::MAX - 3, u64::MAX / PAGE - 3] {
+        let refused = mm.map(&request.clone().from_file_page(first)).unwrap_err();
+        assert_eq!((refused, refused.errno()), (MapError::Overflow { file_page: first }, 75));
+    }
+    mm.map(&request.from_file_page(u64::MAX / PAGE - 4)).unwrap();
+}
+
+#[test]
+fn every_page_that_a_range_touches_is_populated() {
+    let world = World::new(1);
+    let mm = world.mm(GIB);
+    let file = world.file(VmaKind::Shared, Level::Pte, &[1, 1]);
+    mm.map(&whole(&file, 0)).unwrap();
+    mm.populate(PAGE - 1, 2).unwrap();
+    assert!(mm.translate(0).is_some() && mm.translate(PAGE).is_some());
+}
+
+#[test]
 fn subscribers_hear_of_every_translation_that_ends_and_of_no_other() {
     let world = World::new(1);
     let mm = world.mm(GIB);

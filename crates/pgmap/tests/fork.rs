@@ -7,6 +7,7 @@
 
 mod support;
 
+use std::io::{Read, Write};
 use std::path::Path;
 
 use pgmap::{Client, Error, File, FilePin, FileWriter, FolioSize, Owner, PinError, Replace};
@@ -48,6 +49,7 @@ fn child_entry() {
     match role.as_str() {
         "fork-and-check" => fork_and_check(&client),
         "fork-and-stay" => fork_and_stay(&client),
+        "fork-and-pin" => fork_and_pin(&client),
         other => panic!("no such role: {other}"),
     }
     drop(client);
@@ -138,6 +140,36 @@ fn fork_and_stay(client: &Client) {
     });
     support::say(child);
     assert_eq!(support::commands().count(), 0);
+}
+
+/// Forks while it holds as many pins as a scan looks at, pins more, and has the child pin then.
+fn fork_and_pin(client: &Client) {
+    const PAGE: u64 = 4096;
+    let file = client.open("a").unwrap();
+    let pin = |page: u64| file.pin(page * PAGE, PAGE);
+    let mut pins: Vec<_> = (0..64).map(|page| pin(page).unwrap()).collect();
+    let (reader, writer) = std::io::pipe().unwrap();
+    let child = forked(|| {
+        (&reader).read_exact(&mut [0]).unwrap();
+        i32::from(!matches!(pin(0), Err(Error::Pin(PinError::Detached))))
+    });
+    pins.extend((64..400).map(|page| pin(page).unwrap()));
+    (&writer).write_all(b"x").unwrap();
+    assert_eq!(wait_for(child), 0, "the child is told that it is detached");
+    support::say(pins.len());
+    assert_eq!(support::commands().count(), 0);
+}
+
+/// A child that looked for a free slot stored its own idea of how far scans must look.
+#[test]
+fn a_forked_child_that_pins_hides_no_pin_of_its_parent() {
+    let (owner, _directory, socket) = support::serving_owner(POOL_BYTES);
+    let client = owner.client().unwrap();
+    support::put(&client, "a", &block::make(1, 400 * 4096)).unwrap();
+    let mut parent = Second::start("fork-and-pin", &socket);
+    assert_eq!(parent.answer(), "400");
+    client.truncate("a", 350 * 4096, 100).unwrap_err();
+    assert!(parent.end().success());
 }
 
 #[test]

@@ -8,15 +8,18 @@
 mod support;
 
 use std::os::unix::process::ExitStatusExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use pgmap::mm::fault::FaultError;
 use pgmap::mm::level::Level;
-use pgmap::mm::mm::Placed;
+use pgmap::mm::mm::{MapRequest, Placed};
 use pgmap::mm::pagemap::{DeviceRange, OpsPresent, PagemapSpec};
+use pgmap::mm::pfn::PfnRange;
 use pgmap::mm::prot::Prot;
+use pgmap::mm::vma::{Backed, Backing, BackingError, VmaKind};
 use pgmap::space::{AddressSpace, CPU_MAPPING_TAG, FaultAnswer, TouchFault};
 use pgmap::{Access, Client, FolioSize, MemoryType, Owner, Pool, PoolOptions, Refusal};
 use rustix::process::Signal;
@@ -464,4 +467,52 @@ fn a_forked_child_has_neither_the_mapping_nor_the_holds() {
     support::wait_for_info(&owner, "the parent's keeper lives", |info| info.draining_bytes == 0);
     assert_eq!(forker.ask("go on"), "done");
     assert!(forker.end().success());
+}
+
+/// A word may lose its mapping again and again; each time it is mapped anew, however often.
+#[test]
+fn an_address_that_is_lost_and_touched_many_times_is_served_each_time() {
+    let owner = local_owner();
+    let client = owner.client().unwrap();
+    put(&client, "a", 1, NR_PAGES);
+    let space = AddressSpace::for_process(&client, GIB).unwrap();
+    let at = map(&space, "a", Placed::Anywhere, Prot::READ);
+    for _ in 0..1200 {
+        let pfn = space.mm().translate(at).unwrap().pfn.number();
+        let _nobody_caches = space.mm().invalidate(PfnRange::new(pfn, 1).unwrap());
+        assert_eq!(load(at), 1);
+    }
+}
+
+/// A file that panics when it is asked for pages.
+#[derive(Debug)]
+struct Panicking(Arc<dyn Backing>);
+
+impl Backing for Panicking {
+    fn kind(&self) -> VmaKind {
+        self.0.kind()
+    }
+
+    fn nr_pages(&self) -> u64 {
+        self.0.nr_pages()
+    }
+
+    fn extent_at(&self, _: u64) -> Result<Backed, BackingError> {
+        panic!("a backing panics, as this test wants it to")
+    }
+}
+
+#[test]
+fn a_backing_that_panics_leaves_nothing_mapped_of_what_it_was_mapped_over() {
+    let owner = local_owner();
+    let (client, other) = (owner.client().unwrap(), owner.client().unwrap());
+    put(&client, "a", 1, NR_PAGES);
+    let space = AddressSpace::for_process(&client, GIB).unwrap();
+    let at = map(&space, "a", Placed::Anywhere, Prot::READ_WRITE);
+    let panicking = Arc::new(Panicking(space.backing(&client.open("a").unwrap()).unwrap()));
+    let over = MapRequest::new(panicking, NR_PAGES * PAGE).over(at);
+    let mapped = catch_unwind(AssertUnwindSafe(|| space.mm().map(&over)));
+    assert!(mapped.is_err() && space.mm().translate(at).is_none());
+    // It would be waited for until the deadline if something of it were still mapped.
+    other.truncate("a", PAGE, 2000).unwrap();
 }

@@ -4,14 +4,18 @@ use core::fmt;
 use std::sync::Arc;
 
 use super::fill::{Behind, FillError};
-use super::{AckTicket, Ended, Mm, MmState, Vacancy};
+use super::{AckTicket, CpuMapping, Ended, Mm, MmState, Vacancy};
 use crate::error::errno;
 use crate::level::{Level, PAGE_BYTES};
+use crate::page_table::PageTable;
 use crate::page_table::entry::LeafFlags;
 use crate::prot::Prot;
 use crate::vma::{Backing, Vma, VmaKind, VmaSet};
 
 const ENXIO: i32 = 6;
+const EOVERFLOW: i32 = 75;
+/// Pages of the longest file: its length in bytes has 64 bits.
+const FILE_PAGES: u64 = u64::MAX / PAGE_BYTES;
 const EEXIST: i32 = 17;
 
 /// Why an area could not be mapped, unmapped or changed. Nothing was.
@@ -67,6 +71,11 @@ pub enum MapError {
         /// The first address it was to be moved to.
         address: u64,
     },
+    /// The last page of the file that is asked for has no number.
+    Overflow {
+        /// The first one.
+        file_page: u64,
+    },
     /// Some of the addresses lie outside the address space.
     Outside {
         /// The first address asked for.
@@ -89,6 +98,7 @@ impl MapError {
             | Self::Overlapping { .. }
             | Self::Outside { .. } => errno::EINVAL,
             Self::NotOneArea { .. } => errno::EFAULT,
+            Self::Overflow { .. } => EOVERFLOW,
             Self::PrivateFile => errno::EOPNOTSUPP,
             Self::Dead => ENXIO,
             Self::NoRoom { .. } | Self::NotMapped { .. } => errno::ENOMEM,
@@ -122,6 +132,9 @@ impl fmt::Display for MapError {
             }
             Self::Overlapping { address } => {
                 write!(f, "what is to be moved to {address:#x} lies there itself in part")
+            }
+            Self::Overflow { file_page } => {
+                write!(f, "no file has so many pages from {file_page:#x} on")
             }
             Self::Outside { address, len_bytes } => {
                 write!(f, "{len_bytes:#x} bytes from {address:#x} on leave the address space")
@@ -235,6 +248,31 @@ impl MapRequest {
     fn area(&self, page: u64, nr_pages: u64) -> Vma {
         let Self { file_page, prot, .. } = *self;
         Vma { page, nr_pages, backing: self.backing.clone(), file_page, prot }
+    }
+}
+
+/// Takes away what the processor sees where there is no leaf. At its end, however that comes: if the
+/// backing of an area panics while it is filled, what is seen there still is of the area before.
+struct Sweep<'m> {
+    table: &'m PageTable,
+    cpu: &'m dyn CpuMapping,
+    state: &'m mut MmState,
+    from: u64,
+    to: u64,
+}
+
+impl Drop for Sweep<'_> {
+    fn drop(&mut self) {
+        let cursor = self.table.cursor(&mut self.state.writer);
+        let mut at = self.from;
+        while at < self.to {
+            let end = cursor.absent_until(at, self.to);
+            if end > at {
+                let (address, len_bytes) = (at * PAGE_BYTES, (end - at) * PAGE_BYTES);
+                self.cpu.unmap(address, len_bytes, Vacancy::Reserved);
+            }
+            at = cursor.leaf_at(end).map_or(end + 1, |leaf| leaf.page + leaf.level.nr_pages());
+        }
     }
 }
 
@@ -428,9 +466,11 @@ impl Mm {
         check_request(&request, nr_pages)?;
         let page = if place == Placed::Anywhere && nr_pages <= to - from {
             let cut = from + nr_pages;
-            check_split(&state.areas, cut, to)?;
-            self.clear_for_good(&mut state, cut, to, &mut ended);
-            state.areas.remove(cut, to);
+            if cut < to {
+                check_split(&state.areas, cut, to)?;
+                self.clear_for_good(&mut state, cut, to, &mut ended);
+                state.areas.remove(cut, to);
+            }
             from
         } else {
             self.move_area(&mut state, &part, &request, nr_pages, &mut ended)?
@@ -554,32 +594,20 @@ impl Mm {
     /// of that is an error. Fails where the processor's mapping or the page table can hold no more; that a
     /// file has no page is no failure.
     fn fill_for_cpu(&self, state: &mut MmState, from: u64, to: u64) -> Result<(), FillError> {
-        let Some(cpu) = &self.cpu else { return Ok(()) };
-        let mut result = Ok(());
+        let Some(cpu) = self.cpu.as_deref() else { return Ok(()) };
+        let sweep = Sweep { table: &self.table, cpu, state, from, to };
         let mut at = from;
         while at < to
-            && let Err((failed, error)) = self.fill_all(state, at, to)
+            && let Err((failed, error)) = self.fill_all(sweep.state, at, to)
         {
             match error {
                 // What lay behind the page has just changed.
                 FillError::Cpu(errno::ESTALE) => at = failed + 1,
-                FillError::Cpu(_) | FillError::TableFull => {
-                    result = Err(error);
-                    break;
-                }
-                _ => at = state.areas.after_missing(failed),
+                FillError::Cpu(_) | FillError::TableFull => return Err(error),
+                _ => at = sweep.state.areas.after_missing(failed),
             }
         }
-        let cursor = self.table.cursor(&mut state.writer);
-        let mut at = from;
-        while at < to {
-            let end = cursor.absent_until(at, to);
-            if end > at {
-                cpu.unmap(at * PAGE_BYTES, (end - at) * PAGE_BYTES, Vacancy::Reserved);
-            }
-            at = cursor.leaf_at(end).map_or(end + 1, |leaf| leaf.page + leaf.level.nr_pages());
-        }
-        result
+        Ok(())
     }
 
     /// The pages of a range, first and after the last, if all of it lies in the address space; else
@@ -616,6 +644,10 @@ fn check_request(request: &MapRequest, nr_pages: u64) -> Result<(), MapError> {
     let backing = &request.backing;
     if !backing.is_alive() {
         return Err(MapError::Dead);
+    }
+    let is_whole = request.file_page.checked_add(nr_pages).is_some_and(|end| end <= FILE_PAGES);
+    if !is_whole {
+        return Err(MapError::Overflow { file_page: request.file_page });
     }
     let kind = backing.kind();
     match (request.sharing, kind) {

@@ -12,12 +12,16 @@
 //!
 //! # Who may touch what
 //! `desk` is locked for moments, never while an event is applied. `lifecycle` is held while the keeper
-//! is started or waited for; the keeper itself never takes it, but a subscriber that it calls may, so
-//! such a one must not drop the last address space that keeps it.
+//! is started and not while one is waited for: a subscriber that the keeper calls may take it. Two keepers
+//! may run for a moment, the number in `desk` says which one goes on.
 //!
 //! # Lost races
 //! *A program that waits at the link against the start of the keeper.* Both read; each event reaches one
 //! of them, which applies it; the program looks here again when its own wait is interrupted.
+//!
+//! *A wait at the link against its interruption.* Interruptions are counted. Whoever waits reads the count,
+//! then looks here, then waits until the count differs: an interruption for one waiter is never
+//! another's to use up.
 //!
 //! # Differs from Linux
 //! `mmu_notifier` runs in the thread that unmaps (Linux 7.1: mm/mmu_notifier.c); here that thread is in
@@ -161,6 +165,7 @@ impl Client {
         let left =
             || until.map_or(timeout, |until| until.saturating_duration_since(Instant::now()));
         loop {
+            let seen = inner.link.nr_interruptions(inner.id);
             let mut desk = inner.events.desk();
             if let Some(told) = desk.told.pop_front() {
                 return Ok(Some(told));
@@ -177,7 +182,7 @@ impl Client {
                 continue;
             }
             drop(desk);
-            if let Some(event) = inner.link.next_event(inner.id, now_left)? {
+            if let Some(event) = inner.link.next_event(inner.id, now_left, seen)? {
                 return Ok(Some(inner.events.tell(event)));
             }
             let desk = inner.events.desk();
@@ -224,9 +229,22 @@ impl Client {
     /// What the keeper does.
     fn keep(&self, keeper: u64) {
         let (inner, events) = (&self.inner, &self.inner.events);
-        let (mut was_silent, mut is_due, mut generation) = (false, false, inner.link.generation());
-        let mut look_pause = LOOK_PAUSE;
-        while events.is_kept_by(keeper) {
+        let (mut was_silent, mut is_due, mut is_over) = (false, false, false);
+        let (mut generation, mut look_pause) = (inner.link.generation(), LOOK_PAUSE);
+        loop {
+            let seen = inner.link.nr_interruptions(inner.id);
+            if !events.is_kept_by(keeper) {
+                break;
+            }
+            let before = std::mem::replace(&mut generation, inner.link.generation());
+            if is_over || generation != before {
+                // Of a burst an owner drops what finds the connection full; and one that restarts asks
+                // holders before they are all there to hear it.
+                let started = Instant::now();
+                events.look_for_missed(self);
+                look_pause = LOOK_PAUSE.max(started.elapsed() * LOOK_SHARE);
+                is_due = false;
+            }
             let has_subscribers = events.has_subscribers();
             let wait = match (is_due, has_subscribers) {
                 (true, _) => BURST_PAUSE,
@@ -234,23 +252,14 @@ impl Client {
                 (false, false) => KEEPER_WAIT,
             };
             let started = Instant::now();
-            let heard = inner.link.next_event(inner.id, wait);
+            let heard = inner.link.next_event(inner.id, wait, seen);
             let is_silent = matches!(heard, Ok(None)) && started.elapsed() < wait;
             if is_silent && was_silent {
-                // An interruption ends one wait; an owner in this process that stops, every one.
+                // An interruption ends one wait. What ends every one must not make this thread spin.
                 events.pause(keeper, OWNER_PAUSE);
             }
             was_silent = is_silent;
-            let is_over = matches!(heard, Ok(None)) && (is_due || has_subscribers);
-            let generation_now = inner.link.generation();
-            if is_over || generation_now != generation {
-                // Of a burst an owner drops what finds the connection full; and one that restarts asks
-                // holders before they are all there to hear it.
-                let started = Instant::now();
-                events.look_for_missed(self);
-                look_pause = LOOK_PAUSE.max(started.elapsed() * LOOK_SHARE);
-                (is_due, generation) = (false, generation_now);
-            }
+            is_over = matches!(heard, Ok(None)) && (is_due || has_subscribers);
             match heard {
                 Ok(Some(event)) => {
                     events.leave(keeper, event, || inner.link.interrupt(inner.id));
@@ -299,7 +308,10 @@ impl Drop for Keeping {
         events.desk().keeper = 0;
         events.changed.notify_all();
         inner.link.interrupt(inner.id);
-        if let Some(thread) = lifecycle.thread.take()
+        let thread = lifecycle.thread.take();
+        // The keeper may be in a subscriber that asks for a keeper.
+        drop(lifecycle);
+        if let Some(thread) = thread
             && thread.thread().id() != std::thread::current().id()
             && thread.join().is_err()
         {

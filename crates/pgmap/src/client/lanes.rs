@@ -169,7 +169,10 @@ fn in_other_lane<'c, T, E: LaneError>(
     client: &'c Arc<Inner>,
     hold: &impl Fn(&Lane<'c, ProcessSide>) -> Result<T, E>,
 ) -> Result<T, E> {
-    let known = OTHERS.with_borrow_mut(|lanes| lanes.take(client));
+    let Ok(known) = OTHERS.try_with(|lanes| lanes.borrow_mut().take(client)) else {
+        // The thread is at its end and keeps no lanes any more.
+        return hold(&client.pinner.lane()?);
+    };
     let lane = match known.map(|parts| Lane::from_parts(&client.pinner, parts)) {
         Some(Ok(lane)) => lane,
         _ => new_lane(client)?,

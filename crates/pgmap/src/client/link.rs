@@ -51,7 +51,7 @@ struct Calls {
     generation: u64,
     next_number: u64,
     is_reading: bool,
-    is_interrupted: bool,
+    nr_interruptions: u64,
     replies: HashMap<u64, Reply>,
     events: VecDeque<Event>,
     failed: Option<String>,
@@ -89,19 +89,31 @@ fn wait_readable(
 }
 
 impl Link {
-    /// The next thing the owner says unasked, waiting up to `timeout` for it.
+    /// The next thing the owner says unasked, waiting up to `timeout` for it, or until there were more
+    /// interruptions than the `seen` ones. Whoever waits reads [`nr_interruptions`](Self::nr_interruptions)
+    /// first, and then looks whether there is a reason to wait: an interruption after that ends the wait,
+    /// and is nobody's to take away.
     pub(super) fn next_event(
         &self,
         client: ClientId,
         timeout: Duration,
+        seen: u64,
     ) -> Result<Option<Event>, Error> {
         match self {
-            Self::Embedded(shared) => Ok(shared.next_event(client, timeout)),
-            Self::Remote(remote) => remote.next_event(timeout),
+            Self::Embedded(shared) => shared.next_event(client, timeout, seen),
+            Self::Remote(remote) => remote.next_event(timeout, seen),
         }
     }
 
-    /// Ends one wait for events early: the one that is under way, or the next.
+    /// How often waits for events were interrupted.
+    pub(super) fn nr_interruptions(&self, client: ClientId) -> u64 {
+        match self {
+            Self::Embedded(shared) => shared.nr_interruptions(client),
+            Self::Remote(remote) => remote.lock().nr_interruptions,
+        }
+    }
+
+    /// Ends every wait for events that began before.
     pub(super) fn interrupt(&self, client: ClientId) {
         match self {
             Self::Embedded(shared) => shared.interrupt(client),
@@ -124,7 +136,13 @@ impl Link {
         resume: impl Fn(Doorbell),
         ledger: &OwnedFd,
     ) -> Result<(), Error> {
-        let Self::Remote(remote) = self else { return Ok(()) };
+        let remote = match self {
+            Self::Remote(remote) => remote,
+            Self::Embedded(shared) if shared.is_stopping() => {
+                return Err(Error::OwnerGone { why: "it was stopped".into() });
+            }
+            Self::Embedded(_) => return Ok(()),
+        };
         let state = remote.lock();
         if state.failed.is_none() {
             return Ok(());
@@ -180,7 +198,7 @@ impl Remote {
             generation: 0,
             next_number: 1,
             is_reading: false,
-            is_interrupted: false,
+            nr_interruptions: 0,
             replies: HashMap::new(),
             events: VecDeque::new(),
             failed: None,
@@ -277,27 +295,32 @@ impl Remote {
         }
     }
 
-    /// The next event, waiting up to `timeout` for it.
-    fn next_event(&self, timeout: Duration) -> Result<Option<Event>, Error> {
-        let until = Instant::now() + timeout;
+    /// As [`Link::next_event`].
+    fn next_event(&self, timeout: Duration, seen: u64) -> Result<Option<Event>, Error> {
+        let until = Instant::now().checked_add(timeout);
         let mut state = self.lock();
         loop {
             if let Some(event) = state.events.pop_front() {
                 return Ok(Some(event));
             }
-            if std::mem::take(&mut state.is_interrupted) {
-                self.interruption.clear()?;
+            if state.nr_interruptions != seen {
                 return Ok(None);
             }
             if let Some(why) = &state.failed {
                 return Err(Error::OwnerGone { why: why.clone() });
             }
-            let Some(left) = until.checked_duration_since(Instant::now()) else { return Ok(None) };
+            let left =
+                until.map_or(timeout, |until| until.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return Ok(None);
+            }
             if state.is_reading {
                 let waited = self.arrived.wait_timeout(state, left);
                 state = waited.unwrap_or_else(PoisonError::into_inner).0;
                 continue;
             }
+            // Of an interruption that was seen. A later one is counted first and rung for afterwards.
+            self.interruption.clear()?;
             state.is_reading = true;
             let (connection, generation) = (Arc::clone(&state.connection), state.generation);
             drop(state);
@@ -319,7 +342,7 @@ impl Remote {
     }
 
     fn interrupt(&self) {
-        self.lock().is_interrupted = true;
+        self.lock().nr_interruptions += 1;
         self.arrived.notify_all();
         if let Err(error) = self.interruption.ring() {
             tracing::error!(%error, "a wait for events cannot be interrupted");

@@ -35,13 +35,18 @@ pub(crate) struct State {
     /// What clients of this process have not been told yet.
     told: HashMap<ClientId, VecDeque<Event>>,
     /// Clients of this process whose wait for events ends early.
-    interrupted: HashSet<ClientId>,
+    /// How often waits of each client for events were interrupted.
+    interruptions: HashMap<ClientId, u64>,
 }
 
 /// Most events kept for a client that does not ask for them; the oldest go first.
 pub(crate) const MAX_EVENTS: usize = 1024;
 
 impl State {
+    fn nr_interruptions(&self, client: ClientId) -> u64 {
+        self.interruptions.get(&client).copied().unwrap_or(0)
+    }
+
     /// Keeps an event for a client of this process; false when it is none.
     pub(crate) fn tell_local(&mut self, client: ClientId, event: Event) -> bool {
         let Some(queue) = self.told.get_mut(&client) else { return false };
@@ -90,30 +95,46 @@ impl Shared {
         }
     }
 
-    /// The next event for a client in this process, waiting up to `timeout` for it.
-    pub(crate) fn next_event(&self, client: ClientId, timeout: Duration) -> Option<Event> {
-        let until = Instant::now() + timeout;
+    /// The next event for a client in this process, waiting up to `timeout` for it, or until there were
+    /// more interruptions than the `seen` ones.
+    pub(crate) fn next_event(
+        &self,
+        client: ClientId,
+        timeout: Duration,
+        seen: u64,
+    ) -> Result<Option<Event>, Error> {
+        let until = Instant::now().checked_add(timeout);
         let mut state = self.lock();
         loop {
-            if let Some(event) = state.told.get_mut(&client)?.pop_front() {
-                return Some(event);
+            let Some(told) = state.told.get_mut(&client) else { return Ok(None) };
+            if let Some(event) = told.pop_front() {
+                return Ok(Some(event));
             }
-            if state.interrupted.remove(&client) {
-                return None;
+            if state.nr_interruptions(client) != seen {
+                return Ok(None);
             }
-            let left = until.checked_duration_since(Instant::now())?;
             if self.is_stopping() {
-                return None;
+                return Err(Error::OwnerGone { why: "it was stopped".into() });
+            }
+            let left =
+                until.map_or(timeout, |until| until.saturating_duration_since(Instant::now()));
+            if left.is_zero() {
+                return Ok(None);
             }
             state =
                 self.answered.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
-    /// Ends one wait of the client for events early.
+    /// Ends the client's waits for events that began before.
     pub(crate) fn interrupt(&self, client: ClientId) {
-        self.lock().interrupted.insert(client);
+        *self.lock().interruptions.entry(client).or_default() += 1;
         self.answered.notify_all();
+    }
+
+    /// How often that was done.
+    pub(crate) fn nr_interruptions(&self, client: ClientId) -> u64 {
+        self.lock().nr_interruptions(client)
     }
 
     /// Does what a client in this process asks.
@@ -121,7 +142,7 @@ impl Shared {
         if matches!(request, Request::Leave) {
             let mut state = self.lock();
             state.told.remove(&client);
-            state.interrupted.remove(&client);
+            state.interruptions.remove(&client);
         }
         self.await_outcome(|core| core.handle(client, request))
     }
@@ -198,7 +219,7 @@ impl Owner {
             waiting: HashSet::new(),
             answered: HashMap::new(),
             told: HashMap::new(),
-            interrupted: HashSet::new(),
+            interruptions: HashMap::new(),
         };
         let shared = Arc::new(Shared {
             pool,

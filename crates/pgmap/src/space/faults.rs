@@ -6,9 +6,10 @@
 //! for a little; all else goes to the program's handler; without one the thread that touched gets its
 //! SIGSEGV, at that instruction.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pgmap_mm::error::errno::ESTALE;
 use pgmap_mm::fault::FaultError;
@@ -18,7 +19,7 @@ use pgmap_mm::prot::Access;
 use pgmap_mm::vma::BackingError;
 use pgmap_os::{Touch, TouchAccess, TouchAnswer, TouchWatch, touch};
 
-use super::inner::SpaceInner;
+use super::inner::{Resolved, SpaceInner};
 use crate::client::Client;
 use crate::error::Error;
 
@@ -26,8 +27,11 @@ use crate::error::Error;
 const MAX_LOOKS: usize = 100;
 /// The pause in between.
 const LOOK_PAUSE: Duration = Duration::from_micros(200);
-/// How often the same touch may be found in order before it is an error: then the processor disagrees.
+/// How often the same touch may be found in order in a row, with nothing to be done about it, before it
+/// is an error: then the processor disagrees. Many threads may wait for one page, and each is found in
+/// order once the first one's touch is resolved, so it must have gone on for a while, too.
 const MAX_REPEATS: u32 = 1000;
+const REPEATED_FOR: Duration = Duration::from_secs(1);
 
 /// A raw touch that cannot be resolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +57,8 @@ pub enum FaultAnswer {
 /// What a program does about raw touches that cannot be resolved.
 ///
 /// Called on a thread of the address space, in ordinary context; the thread that touched waits. It must
-/// not touch the address space's addresses itself, nor take a lock that a touching thread may hold.
+/// not touch the address space's addresses itself, nor take a lock that a touching thread may hold. A
+/// panic counts as [`FaultAnswer::Fail`].
 pub type FaultHandler = dyn Fn(&TouchFault) -> FaultAnswer + Send + Sync;
 
 /// The thread that answers touches.
@@ -102,11 +107,12 @@ impl Drop for FaultService {
     }
 }
 
-/// A touch that was found in order, and how often in a row.
+/// A touch that was found in order, how often in a row, and since when.
 #[derive(Default)]
 struct Repeated {
     address: usize,
     nr: u32,
+    since: Option<Instant>,
 }
 
 fn serve(watch: &TouchWatch, space: &SpaceInner) {
@@ -129,13 +135,16 @@ fn resolve(space: &SpaceInner, touch: &Touch, repeated: &mut Repeated) -> TouchA
         },
     };
     match fault_patiently(space, address, access) {
-        Ok(()) if !repeated.is_too_often(touch.address) => return TouchAnswer::Retry,
-        Ok(()) => tracing::error!(address, "mapped, and touched in vain"),
+        Ok(Resolved::Mapped) => {
+            *repeated = Repeated::default();
+            return TouchAnswer::Retry;
+        }
+        Ok(Resolved::InOrder) if !repeated.is_too_often(touch.address) => {
+            return TouchAnswer::Retry;
+        }
+        Ok(Resolved::InOrder) => tracing::error!(address, "mapped, and touched in vain"),
         Err(error) => {
-            let fault = TouchFault { address, access, error };
-            if let Some(handler) = space.handler()
-                && handler(&fault) == FaultAnswer::Retry
-            {
+            if asked(space, &TouchFault { address, access, error }) == FaultAnswer::Retry {
                 return TouchAnswer::Retry;
             }
             tracing::debug!(%error, "a raw touch fails");
@@ -144,7 +153,21 @@ fn resolve(space: &SpaceInner, touch: &Touch, repeated: &mut Repeated) -> TouchA
     TouchAnswer::Fail
 }
 
-fn fault_patiently(space: &SpaceInner, address: u64, access: Access) -> Result<(), FaultError> {
+/// What the program's handler says. One that panics has said no: this thread must live, or every touch
+/// after it would wait for ever.
+fn asked(space: &SpaceInner, fault: &TouchFault) -> FaultAnswer {
+    let Some(handler) = space.handler() else { return FaultAnswer::Fail };
+    catch_unwind(AssertUnwindSafe(|| handler(fault))).unwrap_or_else(|_| {
+        tracing::error!(address = fault.address, "the handler of a raw touch panicked");
+        FaultAnswer::Fail
+    })
+}
+
+fn fault_patiently(
+    space: &SpaceInner,
+    address: u64,
+    access: Access,
+) -> Result<Resolved, FaultError> {
     let mut result = space.fault(address, access);
     for _ in 0..MAX_LOOKS {
         match result {
@@ -162,9 +185,10 @@ fn fault_patiently(space: &SpaceInner, address: u64, access: Access) -> Result<(
 impl Repeated {
     fn is_too_often(&mut self, address: usize) -> bool {
         if self.address != address {
-            *self = Self { address, nr: 0 };
+            *self = Self { address, ..Self::default() };
         }
         self.nr += 1;
-        self.nr > MAX_REPEATS
+        let since = *self.since.get_or_insert_with(Instant::now);
+        self.nr > MAX_REPEATS && since.elapsed() > REPEATED_FOR
     }
 }

@@ -17,6 +17,15 @@ use crate::client::side::new_identity;
 use crate::memory::Readable;
 use crate::wire::Event;
 
+/// How a fault of the processor was resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Resolved {
+    /// Something was mapped.
+    Mapped,
+    /// It was mapped already.
+    InOrder,
+}
+
 /// An address space as its client's threads know it.
 pub(crate) struct SpaceInner {
     id: u64,
@@ -61,15 +70,23 @@ impl SpaceInner {
         self.mm.has_subscribers()
     }
 
+    /// Ends the translations to extents that are not what they were.
+    pub(super) fn end_stale(&self, vmemmap: &Vmemmap<Readable>) -> Unmapped {
+        let now = |extent: &Extent| vmemmap.load(extent.head_level, extent.first());
+        self.mm.invalidate_stale(|extent| now(extent) == Some(extent.life))
+    }
+
     /// Takes away what of the processor's mapping is wanted back, and what others may have cached of
     /// frames that are not what they were: for when an event may have been missed, or was for holders
     /// only.
     pub(crate) fn look_for_missed(&self, vmemmap: &Vmemmap<Readable>) {
-        if self.has_subscribers() {
-            let now = |extent: &Extent| vmemmap.load(extent.head_level, extent.first());
-            let _told = self.mm.invalidate_stale(|extent| now(extent) == Some(extent.life));
-        }
-        let Some(cpu) = &self.cpu else { return };
+        let Some(cpu) = &self.cpu else {
+            if self.has_subscribers() {
+                let _told = self.end_stale(vmemmap);
+            }
+            return;
+        };
+        // What is mapped for the processor is held: this client is told of it, and keeps the rest.
         for run in cpu.wanted_back() {
             let _told = self.mm.invalidate(run);
         }
@@ -95,12 +112,14 @@ impl SpaceInner {
     ///
     /// # Errors
     /// As [`Mm::fault`].
-    pub(super) fn fault(&self, address: u64, access: Access) -> Result<(), FaultError> {
+    pub(super) fn fault(&self, address: u64, access: Access) -> Result<Resolved, FaultError> {
         self.restore();
         let found = self.mm.fault(address, access)?;
-        let is_seen = self.cpu.as_ref().is_none_or(|cpu| cpu.allows(address, access));
-        if !found.was_present || is_seen {
-            return Ok(());
+        if !found.was_present {
+            return Ok(Resolved::Mapped);
+        }
+        if self.cpu.as_ref().is_none_or(|cpu| cpu.allows(address, access)) {
+            return Ok(Resolved::InOrder);
         }
         // A translation that the processor's mapping does not have, left from a mapping that failed.
         if let Some(stale) = self.mm.translate(address)
@@ -108,7 +127,7 @@ impl SpaceInner {
         {
             let _told = self.mm.invalidate(run);
         }
-        self.mm.fault(address, access).map(drop)
+        self.mm.fault(address, access).map(|_| Resolved::Mapped)
     }
 
     pub(super) fn set_handler(&self, handler: Option<Arc<FaultHandler>>) {

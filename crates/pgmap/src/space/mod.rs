@@ -258,6 +258,11 @@ impl AddressSpace {
         let read = Arc::new(FileBacking::read(&self.client, file.id(), self.files_end)?);
         let mut files = self.files();
         files.retain(|_, file| file.strong_count() > 0);
+        // Another thread may have been first.
+        let known = files.get(&file.id()).and_then(Weak::upgrade).filter(|known| known.is_alive());
+        if let Some(known) = known {
+            return Ok(known);
+        }
         files.insert(file.id(), Arc::downgrade(&read));
         Ok(read)
     }
@@ -439,7 +444,8 @@ impl AddressSpace {
     /// Tells `subscriber` from now on of translations that end, as [`Mm::on_invalidate`]: by this
     /// process's own changes, by events, which a thread of the client takes as they come from now
     /// on, and where nothing here holds the frames, a moment after they have changed hands: that thread
-    /// looks every 20 ms, or [`refresh`](Self::refresh) at once. A subscriber must not drop address spaces.
+    /// looks every 20 ms, or [`refresh`](Self::refresh) at once. It may be told of pages that a file has
+    /// kept, when the extent around them has changed. A subscriber must not drop address spaces.
     ///
     /// So a device that caches translations holds what it caches, by [`pin`](Self::pin) with `DEVICE`. A
     /// truncate then has it told, waits until it has let go, and names it at the deadline. A change of
@@ -488,7 +494,13 @@ impl AddressSpace {
     pub fn refresh(&self) -> Vec<Unmapped> {
         let files: Vec<_> = self.files().values().filter_map(Weak::upgrade).collect();
         let lost = files.iter().flat_map(|file| file.refresh());
-        lost.map(|run| self.inner.mm.invalidate(run)).filter(|ended| ended.nr_pages > 0).collect()
+        let mut ended: Vec<_> = lost.map(|run| self.inner.mm.invalidate(run)).collect();
+        if self.inner.cpu.is_none() {
+            // What a file lost before it was read anew for another reason.
+            ended.push(self.inner.end_stale(self.client.inner.pinner.side().vmemmap()));
+        }
+        ended.retain(|ended| ended.nr_pages > 0);
+        ended
     }
 
     fn files(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Weak<FileBacking>>> {
