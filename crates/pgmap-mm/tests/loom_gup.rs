@@ -28,7 +28,7 @@ use pgmap_mm::mm::{MapRequest, Mm};
 use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::vma::{Backed, Backing, BackingError, VmaKind};
 use pgmap_mm::vmemmap::VmemmapLayout;
-use support::{Client, Frame, World, explore_up_to, extent, folio};
+use support::{Client, Frame, World, explore_up_to, extent, folio, leak};
 
 const HUGE: u64 = Level::Pmd.nr_pages();
 const MIB2: u64 = Level::Pmd.size_bytes();
@@ -54,6 +54,12 @@ fn file(n: u64) -> Arc<dyn Backing> {
     Arc::new(File(extent(n)))
 }
 
+/// A file of one extent of four folios of 2 MiB, under the life word of folio 0.
+fn long_file() -> Arc<dyn Backing> {
+    let run = PfnRange::new(0, 4 * HUGE).unwrap();
+    Arc::new(File(Extent::new(run, Level::Pmd, extent(0).life).unwrap()))
+}
+
 struct Space {
     world: World,
     client: Client,
@@ -76,6 +82,12 @@ impl Space {
         let request = MapRequest::new(file(n), nr_pages * PAGE_BYTES).from_file_page(file_page);
         self.mm.map(&request.over(address)).unwrap();
         self.mm.populate(address, nr_pages * PAGE_BYTES).unwrap();
+    }
+
+    /// Maps two leaves of the long file, from this page of it on, at page 0.
+    fn map_two_leaves(&self, file_page: u64) {
+        let request = MapRequest::new(long_file(), 2 * MIB2).from_file_page(file_page);
+        self.mm.map(&request.over(0).filled()).unwrap();
     }
 
     fn unmap(&self, page: u64, nr_pages: u64) {
@@ -301,6 +313,88 @@ fn loom_long_read_vs_a_stretch_that_moves() {
         space.unmap(0, 1);
         space.map(0, 2, 1, 1);
         pinning.join().unwrap();
+    });
+}
+
+/// A thread that knows the span holds two leaves of 2 MiB at a glance, while `change` changes what is
+/// mapped: it unmaps the leaf `gone` and has [`Quiet::scan`] look whether somebody holds it.
+fn stretch_vs(preemptions: usize, gone: u64, change: fn(&Space, &Quiet)) {
+    explore_up_to(preemptions, move || {
+        let space = Space::new();
+        space.map_two_leaves(0);
+        // Both live for ever, so that the lane that knows the span can be handed to a thread.
+        let (mm, pinner) = (leak_space(&space.mm), leak(space.client.pinner.clone()));
+        let lane = pinner.lane().unwrap();
+        drop(Gup::new(mm, &lane).unwrap().fast_run(0, 2 * HUGE, GupFlags::WRITE).unwrap());
+        let quiet = Arc::new(Quiet { run: folio(gone), is_found: AtomicBool::new(false) });
+        let seen = Arc::clone(&quiet);
+        let pinning = thread::spawn(move || {
+            let gup = Gup::new(mm, &lane).unwrap();
+            let held = gup.fast_run(0, 2 * HUGE, GupFlags::WRITE);
+            if held.as_ref().is_some_and(|held| held.run().intersection(seen.run).is_some()) {
+                seen.check("held after a scan found nobody");
+                thread::yield_now();
+                seen.check("a scan passed over the hold");
+            }
+        });
+        change(&space, &quiet);
+        pinning.join().unwrap();
+    });
+}
+
+fn leak_space(mm: &Arc<Mm>) -> &'static Mm {
+    Box::leak(Box::new(Arc::clone(mm)))
+}
+
+/// Whether a scan found that nobody holds the pages.
+struct Quiet {
+    run: PfnRange,
+    is_found: AtomicBool,
+}
+
+impl Quiet {
+    fn scan(&self, space: &Space) {
+        let ledgers = [(ClientId(0), &space.client.reader)];
+        let runs = [self.run].into_iter().collect();
+        if Drain::start(runs, &PortableBarrier, ledgers).is_idle() {
+            self.is_found.store(true, Ordering::SeqCst);
+        }
+    }
+
+    fn check(&self, story: &str) {
+        assert!(!self.is_found.load(Ordering::SeqCst), "{story}");
+    }
+}
+
+/// Only the second look at the entry tells: a thread that read the reach after it was cut sees it
+/// unchanged, and the epoch does not move.
+#[test]
+fn loom_stretch_vs_unmap_of_its_first_leaf_and_scan() {
+    stretch_vs(PREEMPTIONS, 0, |space, quiet| {
+        space.unmap(0, HUGE);
+        quiet.scan(space);
+    });
+}
+
+/// Only the second look at the reach tells: the first leaf stays, and the epoch does not move.
+#[test]
+fn loom_stretch_vs_unmap_of_its_second_leaf_and_scan() {
+    stretch_vs(PREEMPTIONS, 1, |space, quiet| {
+        space.unmap(HUGE, HUGE);
+        quiet.scan(space);
+    });
+}
+
+/// Only the second look at the epoch tells, and only if it is the last: the entry was looked at while the
+/// first leaf was still there, and the reach when the same span covered the same pages for other frames.
+/// One switch is enough, for a thread may load what was stored long ago; two take a minute.
+#[test]
+fn loom_stretch_vs_reuse_of_its_span_at_the_same_address() {
+    stretch_vs(PREEMPTIONS - 2, 1, |space, quiet| {
+        space.unmap(HUGE, HUGE);
+        quiet.scan(space);
+        space.unmap(0, HUGE);
+        space.map_two_leaves(2 * HUGE);
     });
 }
 
