@@ -22,13 +22,13 @@ use loom::thread;
 use pgmap_mm::barrier::PortableBarrier;
 use pgmap_mm::drain::{ClientId, Drain};
 use pgmap_mm::extent::Extent;
-use pgmap_mm::gup::{Gup, GupFlags, ReadSection};
+use pgmap_mm::gup::{Gup, GupFlags, ReadSection, ShortSegment};
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::mm::{MapRequest, Mm};
 use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::vma::{Backed, Backing, BackingError, VmaKind};
 use pgmap_mm::vmemmap::VmemmapLayout;
-use support::{Client, Frame, World, explore_up_to, extent, folio, leak};
+use support::{Client, Frame, Side, World, explore_up_to, extent, folio, leak};
 
 const HUGE: u64 = Level::Pmd.nr_pages();
 const MIB2: u64 = Level::Pmd.size_bytes();
@@ -316,21 +316,34 @@ fn loom_long_read_vs_a_stretch_that_moves() {
     });
 }
 
-/// A thread that knows the span holds two leaves of 2 MiB at a glance, while `change` changes what is
-/// mapped: it unmaps the leaf `gone` and has [`Quiet::scan`] look whether somebody holds it.
-fn stretch_vs(preemptions: usize, gone: u64, change: fn(&Space, &Quiet)) {
+/// A way to hold pages from address 0 on.
+type Way = fn(&Gup<'_, 'static, Side>) -> Option<ShortSegment<'static, Side>>;
+
+/// Two leaves of 2 MiB with one hold.
+fn two_leaves(gup: &Gup<'_, 'static, Side>) -> Option<ShortSegment<'static, Side>> {
+    gup.fast_run(0, 2 * HUGE, GupFlags::WRITE)
+}
+
+/// Pages of one leaf of 2 MiB.
+fn one_leaf(gup: &Gup<'_, 'static, Side>) -> Option<ShortSegment<'static, Side>> {
+    gup.fast_leaf(0, 2, GupFlags::WRITE)
+}
+
+/// A thread that knows the span holds pages of two leaves of 2 MiB at a glance, while `change` changes
+/// what is mapped: it unmaps the leaf `gone` and has [`Quiet::scan`] look whether somebody holds it.
+fn glance_vs(preemptions: usize, hold: Way, gone: u64, change: fn(&Space, &Quiet)) {
     explore_up_to(preemptions, move || {
         let space = Space::new();
         space.map_two_leaves(0);
         // Both live for ever, so that the lane that knows the span can be handed to a thread.
         let (mm, pinner) = (leak_space(&space.mm), leak(space.client.pinner.clone()));
         let lane = pinner.lane().unwrap();
-        drop(Gup::new(mm, &lane).unwrap().fast_run(0, 2 * HUGE, GupFlags::WRITE).unwrap());
+        drop(hold(&Gup::new(mm, &lane).unwrap()).unwrap());
         let quiet = Arc::new(Quiet { run: folio(gone), is_found: AtomicBool::new(false) });
         let seen = Arc::clone(&quiet);
         let pinning = thread::spawn(move || {
             let gup = Gup::new(mm, &lane).unwrap();
-            let held = gup.fast_run(0, 2 * HUGE, GupFlags::WRITE);
+            let held = hold(&gup);
             if held.as_ref().is_some_and(|held| held.run().intersection(seen.run).is_some()) {
                 seen.check("held after a scan found nobody");
                 thread::yield_now();
@@ -366,11 +379,19 @@ impl Quiet {
     }
 }
 
+#[test]
+fn loom_huge_leaf_vs_unmap_and_scan() {
+    glance_vs(PREEMPTIONS, one_leaf, 0, |space, quiet| {
+        space.unmap(0, HUGE);
+        quiet.scan(space);
+    });
+}
+
 /// Only the second look at the entry tells: a thread that read the reach after it was cut sees it
 /// unchanged, and the epoch does not move.
 #[test]
 fn loom_stretch_vs_unmap_of_its_first_leaf_and_scan() {
-    stretch_vs(PREEMPTIONS, 0, |space, quiet| {
+    glance_vs(PREEMPTIONS, two_leaves, 0, |space, quiet| {
         space.unmap(0, HUGE);
         quiet.scan(space);
     });
@@ -379,7 +400,7 @@ fn loom_stretch_vs_unmap_of_its_first_leaf_and_scan() {
 /// Only the second look at the reach tells: the first leaf stays, and the epoch does not move.
 #[test]
 fn loom_stretch_vs_unmap_of_its_second_leaf_and_scan() {
-    stretch_vs(PREEMPTIONS, 1, |space, quiet| {
+    glance_vs(PREEMPTIONS, two_leaves, 1, |space, quiet| {
         space.unmap(HUGE, HUGE);
         quiet.scan(space);
     });
@@ -390,7 +411,7 @@ fn loom_stretch_vs_unmap_of_its_second_leaf_and_scan() {
 /// One switch is enough, for a thread may load what was stored long ago; two take a minute.
 #[test]
 fn loom_stretch_vs_reuse_of_its_span_at_the_same_address() {
-    stretch_vs(PREEMPTIONS - 2, 1, |space, quiet| {
+    glance_vs(PREEMPTIONS - 2, two_leaves, 1, |space, quiet| {
         space.unmap(HUGE, HUGE);
         quiet.scan(space);
         space.unmap(0, HUGE);
