@@ -251,7 +251,7 @@ fn refused_by_flag(request: &Request, ground: &Ground) -> Option<DenyReason> {
 
 /// The flags under which folios are published, so that the fast path needs no other look-up.
 ///
-/// LONGTERM_OK only where [`admit`] would answer Allow to everybody: device-dax without a flag against
+/// PEER for P2pDma, whatever else is said. LONGTERM_OK only where [`admit`] would answer Allow to everybody: device-dax without a flag against
 /// it and without a holder that wants to be asked. When a holder registers later, or a file's flags
 /// change, the owner publishes anew.
 #[must_use]
@@ -260,7 +260,10 @@ pub fn publish_flags(
     range: RangeFlags,
     holder: HolderStance,
 ) -> FolioFlags {
-    let mut flags = FolioFlags::NONE;
+    let mut flags = match memory_type {
+        MemoryType::P2pDma => FolioFlags::PEER,
+        _ => FolioFlags::NONE,
+    };
     if !range.contains(RangeFlags::READ_ONLY) {
         flags = flags.with(FolioFlags::WRITABLE);
     }
@@ -343,6 +346,8 @@ mod tests {
         for memory_type in MemoryType::ALL {
             for (&range, holder) in ranges.iter().flat_map(|r| stances.map(|s| (r, s))) {
                 let published = publish_flags(memory_type, range, holder);
+                let is_peer = memory_type == MemoryType::P2pDma;
+                assert_eq!(published.contains(FolioFlags::PEER), is_peer);
                 if !published.contains(FolioFlags::LONGTERM_OK) {
                     continue;
                 }

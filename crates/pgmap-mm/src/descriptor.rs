@@ -100,6 +100,8 @@ impl FolioFlags {
     pub const RAW: Self = Self(1 << 2);
     /// Part of the extent that starts here has been taken out of use since it was handed out.
     pub const PARTIAL: Self = Self(1 << 3);
+    /// Another device's memory: pinned by address only by who says that it can reach it (`P2PDMA`).
+    pub const PEER: Self = Self(1 << 4);
 
     const MASK: u16 = 0xfff;
 
@@ -130,6 +132,7 @@ impl fmt::Debug for FolioFlags {
             (Self::WRITABLE, "WRITABLE"),
             (Self::RAW, "RAW"),
             (Self::PARTIAL, "PARTIAL"),
+            (Self::PEER, "PEER"),
         ] {
             if self.contains(flag) {
                 write!(f, "{separator}{name}")?;

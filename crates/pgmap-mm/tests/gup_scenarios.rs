@@ -237,6 +237,8 @@ fn scenario_36_peer_memory_needs_its_flag() {
     assert!(gup.fast(0, 1, WRITE).unwrap().is_empty());
     assert_eq!(gup.pin(0, 1, WRITE).unwrap_err().errno(), EREMOTEIO);
     assert_eq!(gup.fast(0, 1, WRITE.with(GupFlags::P2PDMA)).unwrap().nr_pages(), 1);
+    let section = ReadSection::open(&mm, &lane).unwrap();
+    assert!(section.translate(0).is_none(), "a section has no flag to ask with");
 }
 
 #[test]

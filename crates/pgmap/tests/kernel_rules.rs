@@ -13,6 +13,7 @@ use pgmap::mm::level::Level;
 use pgmap::mm::mm::Placed;
 use pgmap::mm::pagemap::{DeviceRange, OpsPresent, PagemapSpec};
 use pgmap::mm::prot::Prot;
+use pgmap::mm::vma::VmaKind;
 use pgmap::space::{AddressSpace, PinnedPages};
 use pgmap::{
     Access, Agent, Client, Durability, Error, FolioSize, MemoryType, Owner, Pool, PoolOptions,
@@ -28,6 +29,19 @@ const ENOMEM: i32 = 12;
 const EBUSY: i32 = 16;
 const EINVAL: i32 = 22;
 const EOPNOTSUPP: i32 = 95;
+const EREMOTEIO: i32 = 121;
+
+/// A pagemap from 1 GiB on.
+fn device(memory_type: MemoryType, level: Level, len_bytes: u64) -> PagemapSpec {
+    PagemapSpec {
+        memory_type,
+        ranges: vec![DeviceRange { start_bytes: GIB, len_bytes }],
+        owner: None,
+        largest_level: level.number(),
+        ops: OpsPresent::NONE,
+        altmap: None,
+    }
+}
 
 /// The catalog's table of files, as an owner writes it.
 const FILES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("files");
@@ -93,6 +107,44 @@ fn scenario_35_longterm_on_coherent_memory_is_ebusy_and_nothing_is_pinned() {
     let error = space.pin(GIB, 768, GupFlags::WRITE.with(GupFlags::LONGTERM)).unwrap_err();
     assert_eq!(error.errno(), EBUSY, "{error}");
     assert_eq!(space.pin(GIB, 768, GupFlags::WRITE).unwrap().nr_pages(), 768);
+    assert_eq!(client.who(None).unwrap().0, [], "a refused request left a hold");
+}
+
+#[test]
+fn scenario_36_a_peer_device_needs_its_flag() {
+    let options = PoolOptions::anonymous(16 * MIB).capacity(4 * GIB);
+    let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
+    let client = owner.client().unwrap();
+    owner.add_pagemap("gpu", &device(MemoryType::P2pDma, Level::Pmd, 8 * MIB), None).unwrap();
+    let space = space_over(&client, "gpu", 8 * MIB);
+    assert_eq!(space.mm().area_at(GIB).unwrap().kind(), VmaKind::PeerToPeer);
+    let errno = |flags| space.pin(GIB, 2048, flags).map(drop).map_err(|error| error.errno());
+    let peer = GupFlags::P2PDMA;
+    // Before anything is mapped, and when it is.
+    for _ in 0..2 {
+        for refused in [GupFlags::NONE, GupFlags::WRITE, GupFlags::LONGTERM] {
+            assert_eq!(errno(refused), Err(EREMOTEIO), "{refused:?}");
+        }
+        assert_eq!(errno(peer.with(GupFlags::LONGTERM)), Err(EINVAL));
+        space.populate(GIB, 8 * MIB).unwrap();
+    }
+    assert!(space.pin(GIB, 1, GupFlags::FAST_ONLY).unwrap().is_empty());
+    assert!(space.read_section().unwrap().translate(GIB).is_none());
+    let pages = space.pin(GIB, 2048, peer.with(GupFlags::WRITE)).unwrap();
+    assert_eq!((pages.nr_pages(), pages.segments().next().unwrap().level), (2048, Level::Pmd));
+    drop(pages);
+    // The processor reaches it; it is other devices that may not.
+    space.write_at(GIB + 5 * PAGE, b"bar").unwrap();
+    let mut bytes = [0; 3];
+    space.read_at(GIB + 5 * PAGE, &mut bytes).unwrap();
+    assert_eq!(&bytes, b"bar");
+    // Unlike a device-dax area, it may be mapped and split at any page.
+    drop(space.unmap(GIB + PAGE, PAGE).unwrap());
+    assert_eq!(errno(peer), Ok(()));
+    // Where the first frame failed, the rest is what it was.
+    client.memory_failure(GIB / PAGE).unwrap();
+    let other = space_over(&client, "gpu", 8 * MIB);
+    assert_eq!(other.mm().area_at(GIB).unwrap().kind(), VmaKind::PeerToPeer);
     assert_eq!(client.who(None).unwrap().0, [], "a refused request left a hold");
 }
 
@@ -162,14 +214,7 @@ fn scenario_46_the_level_of_a_pagemap_that_is_up_stays() {
     let options = PoolOptions::anonymous(64 * MIB).capacity(4 * GIB);
     let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
     let client = owner.client().unwrap();
-    let spec = |level: Level, len_bytes| PagemapSpec {
-        memory_type: MemoryType::Generic,
-        ranges: vec![DeviceRange { start_bytes: GIB, len_bytes }],
-        owner: None,
-        largest_level: level.number(),
-        ops: OpsPresent::NONE,
-        altmap: None,
-    };
+    let spec = |level, len_bytes| device(MemoryType::Generic, level, len_bytes);
     let id = owner.add_pagemap("dax0.0", &spec(Level::Pmd, 8 * MIB), None).unwrap();
     // Under another level, or grown: its range is taken.
     for other in [spec(Level::Pte, 8 * MIB), spec(Level::Pmd, 16 * MIB)] {

@@ -108,7 +108,8 @@ impl<'a, S: ClientSide> ReadSection<'a, S> {
     }
 
     /// Where the address translates to; stays so until the section is dropped. None where
-    /// [`Gup::pin`](super::Gup::pin) is needed to fault the page in or to repair its leaf.
+    /// [`Gup::pin`](super::Gup::pin) is needed to fault the page in, to repair its leaf, or to say
+    /// with `P2PDMA` that another device's memory will do.
     #[inline(always)]
     #[must_use]
     pub fn translate(&self, address: u64) -> Option<Borrowed<'_>> {
@@ -135,11 +136,13 @@ impl<'a, S: ClientSide> ReadSection<'a, S> {
     }
 }
 
-/// What the leaf says of the page and those after it; none where they can never be pinned.
+/// What the leaf says of the page and those after it; none where they can never be pinned, or only with
+/// a flag that a section cannot be given.
 #[inline(always)]
 fn borrowed<'s>(page: u64, found: &Found<'_>) -> Option<Borrowed<'s>> {
     let flags = found.leaf.flags();
-    (!flags.contains(LeafFlags::RAW)).then_some(Borrowed {
+    let is_lent = !flags.contains(LeafFlags::RAW) && !flags.contains(LeafFlags::PEER);
+    is_lent.then_some(Borrowed {
         run: PfnRange::inside(found.frame_of(page), found.pages_from(page)),
         level: found.level,
         is_writable: flags.contains(LeafFlags::WRITE),

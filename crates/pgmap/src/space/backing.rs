@@ -212,8 +212,12 @@ fn checked(client: &Client, backed: Backed) -> Result<Backed, BackingError> {
 fn kind_of(entry: &FileEntry, files_end: u64) -> VmaKind {
     let mut frames = entry.extents.iter().filter(|extent| !extent.is_hole()).peekable();
     let Some(first) = frames.peek() else { return VmaKind::FsDax };
-    if first.life.flags().contains(FolioFlags::RAW) {
+    let flags = first.life.flags();
+    if flags.contains(FolioFlags::RAW) {
         VmaKind::Raw
+    } else if flags.contains(FolioFlags::PEER) {
+        // Folios of any size, mapped at any page (Linux 7.1: drivers/pci/p2pdma.c, `p2pmem_alloc_mmap`).
+        VmaKind::PeerToPeer
     } else if first.run.start() >= files_end {
         // Every folio of a device that is well has its alignment; a failed one may be smaller.
         let align = frames.map(|extent| extent.head_level).max().unwrap_or(Level::Pte);

@@ -48,7 +48,9 @@ impl AddressSpace {
         let mut at = address;
         while at < end {
             let nr_pages = (end - (at - at % PAGE_BYTES)).div_ceil(PAGE_BYTES).min(MAX_PAGES);
-            let pinned = self.pin(at, nr_pages, flags.with(GupFlags::HWPOISON))?;
+            // It is the processor that copies, and it reaches a device's memory too.
+            let flags = flags.with(GupFlags::HWPOISON).with(GupFlags::P2PDMA);
+            let pinned = self.pin(at, nr_pages, flags)?;
             let held_end = pinned.address() + pinned.len_bytes();
             if held_end <= at {
                 // Asked for a page without FAST_ONLY, a pin holds one or fails.

@@ -243,7 +243,8 @@ impl AddressSpace {
     }
 
     /// What lies behind areas of `file`: to be mapped with [`Mm::map`]. A file that may never be
-    /// pinned is `Raw`, a pagemap's device file `DeviceDax`, any other `FsDax`.
+    /// pinned is `Raw`, one of P2pDma memory `PeerToPeer`, a pagemap's device file `DeviceDax`, any other
+    /// `FsDax`.
     ///
     /// # Errors
     /// [`Refusal::Stale`](crate::Refusal::Stale) when the file is gone.
