@@ -398,8 +398,7 @@ fn a_long_pin_of_files_is_a_lease_where_the_file_allows_and_an_error_elsewhere()
     let owner = owner_of(MemoryType::FsDax);
     let (client, other) = (owner.client().unwrap(), owner.client().unwrap());
     put(&client, "a", 5, 8);
-    let rules = FileRules { longterm: LongtermRule::Leasable, ..FileRules::default() };
-    put_with(&client, "leasable", 6, 8, rules);
+    put_with(&client, "leasable", 6, 8, leasable());
     let space = space(&client);
     map(&space, "a", 0, 8, 0);
     map(&space, "leasable", 0, 8, 8);
@@ -418,6 +417,29 @@ fn a_long_pin_of_files_is_a_lease_where_the_file_allows_and_an_error_elsewhere()
         cut.join().unwrap().unwrap();
     });
     assert_eq!(errno(long(10, 1)), 14);
+}
+
+fn leasable() -> FileRules {
+    FileRules { longterm: LongtermRule::Leasable, ..FileRules::default() }
+}
+
+#[test]
+fn each_stretch_of_a_lease_says_how_large_its_own_leaf_is() {
+    let options = PoolOptions::anonymous(4 * MIB).memory_type(MemoryType::FsDax);
+    let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
+    let client = owner.client().unwrap();
+    put(&client, "in the way", 1, 1);
+    put_with(&client, "a", 5, 700, leasable());
+    let space = space(&client);
+    map(&space, "a", 0, 700, 0);
+    let show = |flags| {
+        let pinned = space.pin(BASE, 700, flags).unwrap();
+        let all = pinned.segments().map(|stretch| (stretch.address, stretch.level));
+        all.collect::<Vec<_>>()
+    };
+    let leased = show(GupFlags::LONGTERM);
+    assert_eq!(leased, [(BASE, Level::Pmd), (BASE + 512 * PAGE, Level::Pte)]);
+    assert_eq!(leased, show(GupFlags::NONE));
 }
 
 #[test]

@@ -48,18 +48,22 @@ impl AddressSpace {
             };
             let grants = self.client.ask_lease(spec).map_err(|error| told(address, error))?;
             match FilePin::take_leased(&self.client, offset, len_bytes, &grants, agent) {
-                Ok(pin) => {
-                    let level = self.inner.mm.translate(address).map_or(Level::Pte, |at| at.level);
-                    let may_be_dirty = flags.contains(GupFlags::WRITE);
-                    let mm = &self.inner.mm;
-                    let leased = LeasedPages { mm, address, level, pin, may_be_dirty };
-                    return Ok(self.pinned(address, flags, Held::Leased(Box::new(leased))));
-                }
+                Ok(pin) => return Ok(self.leased(address, flags, pin)),
                 Err(Error::Pin(PinError::Changed { .. })) => {}
                 Err(error) => return Err(error.into()),
             }
         }
         Err(GupError::Unstable { address }.into())
+    }
+
+    fn leased<'s>(&'s self, address: u64, flags: GupFlags, pin: FilePin<'s>) -> PinnedPages<'s> {
+        let mm = &self.inner.mm;
+        let level_at = |address| mm.translate(address).map_or(Level::Pte, |found| found.level);
+        let starts = pin.segments().map(|segment| address + segment.range_offset);
+        let levels = starts.map(level_at).collect();
+        let may_be_dirty = flags.contains(GupFlags::WRITE);
+        let leased = LeasedPages { mm, address, levels, pin, may_be_dirty };
+        self.pinned(address, flags, Held::Leased(Box::new(leased)))
     }
 
     /// The file behind an area.

@@ -26,7 +26,8 @@ pub struct MemorySegment<'p> {
     pub len_bytes: u64,
     /// Where it lies in the pool, in bytes: for a device that was given the pool as one buffer.
     pub pool_offset: u64,
-    /// The size of the leaf that maps its first page.
+    /// The size of the leaf that mapped its first page when it was pinned; that of one page where a
+    /// long-term hold was granted for a page that had no leaf by then.
     pub level: Level,
     held: PhantomData<&'p ()>,
 }
@@ -46,7 +47,8 @@ impl MemorySegment<'_> {
 pub(super) struct LeasedPages<'s> {
     pub mm: &'s Mm,
     pub address: u64,
-    pub level: Level,
+    /// Of each segment, the size of the leaf at its first page.
+    pub levels: Vec<Level>,
     pub pin: FilePin<'s>,
     pub may_be_dirty: bool,
 }
@@ -149,12 +151,12 @@ impl<'s> PinnedPages<'s> {
             }
         });
         let leased = leased.into_iter().flat_map(|leased| {
-            leased.pin.segments().map(|segment| MemorySegment {
+            leased.pin.segments().zip(&leased.levels).map(|(segment, &level)| MemorySegment {
                 address: leased.address + segment.range_offset,
                 ptr: segment.ptr,
                 len_bytes: segment.len_bytes,
                 pool_offset: segment.pool_offset,
-                level: leased.level,
+                level,
                 held: PhantomData,
             })
         });
