@@ -424,6 +424,44 @@ fn leasable() -> FileRules {
 }
 
 #[test]
+fn a_lease_ends_where_a_short_pin_would_and_the_next_call_says_why() {
+    let owner = owner_of(MemoryType::FsDax);
+    let (client, other) = (owner.client().unwrap(), owner.client().unwrap());
+    put_with(&client, "a", 5, 16, leasable());
+    let space = space(&client);
+    map(&space, "a", 0, 20, 0);
+    let long = GupFlags::LONGTERM;
+    let with = |at: u64, nr_pages, flags| space.pin(BASE + at * PAGE, nr_pages, flags);
+    let offset = pin(&space, 9, 1).unwrap().segments().next().unwrap().pool_offset;
+    // A hole of two pages, then three pages, then one that failed.
+    other.punch("a", 4 * PAGE, 2 * PAGE, 1000).unwrap();
+    other.memory_failure(offset / PAGE).unwrap();
+    for (at, nr_pages) in [(0, 4), (3, 1), (6, 3), (8, 1), (10, 6), (15, 1)] {
+        for (flags, wanted) in [(GupFlags::NONE, 20), (long, 20), (long, nr_pages)] {
+            let pinned = with(at, wanted, flags).unwrap();
+            assert_eq!(pinned.nr_pages(), nr_pages, "{flags:?} of {wanted} from {at} on");
+            assert_eq!(page_says(&pinned, nr_pages - 1), (5, at + nr_pages - 1));
+        }
+    }
+    for flags in [GupFlags::NONE, long] {
+        assert_eq!(errno(with(4, 8, flags)), 14, "a hole");
+        assert_eq!(errno(with(9, 8, flags)), 14, "failed");
+        assert_eq!(errno(with(9, 8, flags.with(GupFlags::HWPOISON))), 133);
+        assert_eq!(errno(with(16, 1, flags)), 14, "beyond the end");
+    }
+    // Its folios reach further than the file.
+    let name = FileName::new("b").unwrap();
+    let spec = CreateSpec { rules: leasable(), ..CreateSpec::new(name, 5000, FolioSize::Pages2M) };
+    client.create_batch(vec![spec]).unwrap().pop().unwrap().unwrap().commit().unwrap();
+    map(&space, "b", 0, 8, 100);
+    assert_eq!(with(100, 8, GupFlags::NONE).unwrap().nr_pages(), 2);
+    let leased = with(100, 8, long).unwrap();
+    assert_eq!((leased.nr_pages(), leased.segments().next().unwrap().len_bytes), (2, 2 * PAGE));
+    drop(leased);
+    assert_eq!(client.who(None).unwrap().0, []);
+}
+
+#[test]
 fn each_stretch_of_a_lease_says_how_large_its_own_leaf_is() {
     let options = PoolOptions::anonymous(4 * MIB).memory_type(MemoryType::FsDax);
     let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();

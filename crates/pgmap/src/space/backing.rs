@@ -111,6 +111,23 @@ impl FileBacking {
         self.lock().entry.len_bytes
     }
 
+    /// How many pages from `page` of the file on can be held: at most `most`, up to the first hole, failed
+    /// page or the end of the frames, which may lie beyond the file's.
+    ///
+    /// # Errors
+    /// Why not even the first can.
+    pub(super) fn nr_good_pages(&self, page: u64, most: u64) -> Result<u64, BackingError> {
+        let mut nr_pages = 0;
+        while nr_pages < most {
+            match self.extent_at(page + nr_pages) {
+                Ok(backed) => nr_pages += backed.extent.run.nr_pages() - backed.skip,
+                Err(error) if nr_pages == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(nr_pages.min(most))
+    }
+
     /// Reads the entry anew. Returns the frames that were the file's, as it was told before, and
     /// are so no more.
     pub(super) fn refresh(&self) -> Vec<PfnRange> {

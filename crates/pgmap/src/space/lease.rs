@@ -4,10 +4,12 @@ use std::sync::{Arc, Weak};
 
 use pgmap_mm::error::PinError;
 use pgmap_mm::error::errno::{EACCES, EAGAIN, EBUSY, EOPNOTSUPP};
+use pgmap_mm::fault::FaultError;
 use pgmap_mm::gup::{GupError, GupFlags, LongtermRefusal};
 use pgmap_mm::ledger::Agent;
 use pgmap_mm::level::{Level, PAGE_BYTES};
-use pgmap_mm::vma::Vma;
+use pgmap_mm::mm::FillError;
+use pgmap_mm::vma::{BackingError, Vma};
 
 use super::backing::FileBacking;
 use super::pinned::{Held, LeasedPages, PinnedPages};
@@ -21,7 +23,8 @@ use crate::wire::LeaseSpec;
 const MAX_ASKS: usize = 8;
 
 impl AddressSpace {
-    /// Holds the pages from `address` on that lie in its area, by the owner's leave.
+    /// Holds the pages from `address` on that lie in its area, as far as they can be had, by the owner's
+    /// leave.
     #[cold]
     pub(super) fn lease(
         &self,
@@ -35,22 +38,30 @@ impl AddressSpace {
         for _ in 0..MAX_ASKS {
             let area = self.inner.mm.area_at(address).ok_or(GupError::NotPresent { address })?;
             let file = self.file_of(&area).ok_or_else(|| refused(address, EOPNOTSUPP))?;
-            let offset = area.file_page_of(page) * PAGE_BYTES;
-            let in_area = nr_pages.min(area.end() - page) * PAGE_BYTES;
-            let in_file = file.len_bytes().saturating_sub(offset);
-            let len_bytes = in_area.min(in_file.next_multiple_of(PAGE_BYTES));
+            let file_page = area.file_page_of(page);
+            // What follows the first page that cannot be held is the next call's to hear of.
+            let nr_good = file
+                .nr_good_pages(file_page, nr_pages.min(area.end() - page))
+                .map_err(|error| unfilled(address, flags, error))?;
+            let offset = file_page * PAGE_BYTES;
+            let in_file = (nr_good * PAGE_BYTES).min(file.len_bytes().saturating_sub(offset));
+            let len_bytes = in_file.next_multiple_of(PAGE_BYTES);
             let spec = LeaseSpec {
                 file: file.id(),
                 offset,
-                len_bytes: in_area.min(in_file),
+                len_bytes: in_file,
                 is_device: agent == Agent::Device,
                 is_write: flags.contains(GupFlags::WRITE),
             };
-            let grants = self.client.ask_lease(spec).map_err(|error| told(address, error))?;
-            match FilePin::take_leased(&self.client, offset, len_bytes, &grants, agent) {
+            let taken = self.client.ask_lease(spec).and_then(|grants| {
+                FilePin::take_leased(&self.client, offset, len_bytes, &grants, agent)
+            });
+            match taken {
                 Ok(pin) => return Ok(self.leased(address, flags, pin)),
-                Err(Error::Pin(PinError::Changed { .. })) => {}
-                Err(error) => return Err(error.into()),
+                // The file was cut, or memory of it failed, since it was looked at.
+                Err(Error::Refused(Refusal::BadLength { .. })) => drop(file.refresh()),
+                Err(Error::Pin(PinError::Changed { .. } | PinError::NotPinnable { .. })) => {}
+                Err(error) => return Err(told(address, error)),
             }
         }
         Err(GupError::Unstable { address }.into())
@@ -72,6 +83,19 @@ impl AddressSpace {
         let files = self.files();
         let mut known = files.values().filter_map(Weak::upgrade);
         known.find(|file| std::ptr::addr_eq(Arc::as_ptr(file), backing))
+    }
+}
+
+/// Why there is no page, in the words of a pin.
+fn unfilled(address: u64, flags: GupFlags, error: BackingError) -> SpaceError {
+    match error {
+        BackingError::Poisoned => {
+            GupError::Poisoned { address, is_told: flags.contains(GupFlags::HWPOISON) }.into()
+        }
+        error => {
+            let error = FillError::Backing(error);
+            GupError::Fault(FaultError::Fill { address, error }).into()
+        }
     }
 }
 
