@@ -41,6 +41,9 @@ pub enum VmaKind {
 pub enum BackingError {
     /// The page lies beyond the end of the file or device. A touch would be SIGBUS.
     BeyondEnd,
+    /// The file has a hole there, and no frame to map. A touch would be SIGBUS; a copy may take it for
+    /// zeros.
+    Hole,
     /// The device or the file is gone. A touch would be SIGBUS.
     Dead,
     /// The page's memory failed.

@@ -4,7 +4,15 @@
 
 use std::time::{Duration, Instant};
 
+use pgmap::mm::fault::Signal;
+use pgmap::mm::gup::GupFlags;
+use pgmap::mm::mm::Placed;
+use pgmap::mm::prot::{Access, Prot};
+use pgmap::space::AddressSpace;
 use pgmap::{Client, CreateSpec, FileName, FileRules, FolioSize, Owner, Pool, PoolOptions};
+
+const GIB: u64 = 1 << 30;
+const EFAULT: i32 = 14;
 
 fn owner(size_bytes: u64) -> Owner {
     Owner::start(Pool::create(&PoolOptions::anonymous(size_bytes)).unwrap()).unwrap()
@@ -32,6 +40,46 @@ fn scenario_23_a_hole_reads_as_zero_and_takes_no_hold() {
     assert_eq!(pin.segments().count(), 0);
     assert_eq!(client.who(None).unwrap().0, []);
     assert_eq!(file.pin_all().unwrap().segments().count(), 2);
+}
+
+#[test]
+fn scenario_47_a_hole_reads_as_zero_by_address_and_has_no_page() {
+    let owner = owner(1 << 20);
+    let client = owner.client().unwrap();
+    put(&client, "a", &[3; 8 * 4096], false);
+    client.punch("a", 2 * 4096, 3 * 4096, 0).unwrap();
+    let file = client.open("a").unwrap();
+    let device = AddressSpace::for_device(&client, 0, GIB).unwrap();
+    let process = AddressSpace::for_process(&client, GIB).unwrap();
+    for space in [device, process] {
+        let at = space.map(&file, 0, 8 * 4096, Placed::Anywhere, Prot::READ_WRITE).unwrap();
+        // From within a page to within a page, across the hole and inside it.
+        let mut bytes = [9; 6 * 4096];
+        space.read_at(at + 100, &mut bytes).unwrap();
+        let expected = |at: usize| if (2..5).contains(&((at + 100) / 4096)) { 0 } else { 3 };
+        assert!(bytes.iter().enumerate().all(|(at, &byte)| byte == expected(at)));
+        let mut few = [9; 8];
+        space.read_at(at + 3 * 4096 + 5, &mut few).unwrap();
+        assert_eq!(few, [0; 8]);
+        // Whoever wants pages is told what there is instead.
+        for flags in [GupFlags::NONE, GupFlags::WRITE, GupFlags::HWPOISON] {
+            let error = space.pin(at + 2 * 4096, 1, flags).unwrap_err();
+            assert_eq!(error.errno(), EFAULT);
+            assert!(error.to_string().contains("hole"), "{error}");
+        }
+        let fault = space.mm().fault(at + 4 * 4096, Access::Read).unwrap_err();
+        assert_eq!(fault.signal(), Signal::Bus, "{fault}");
+        let error = space.write_at(at + 4096, &[1; 8192]).unwrap_err();
+        assert!(error.to_string().contains("hole"), "{error}");
+        space.write_at(at + 4096, &[3; 4096]).unwrap();
+        // A hole does not allow what its area does not.
+        space.protect(at, 8 * 4096, Prot::NONE).map(drop).unwrap();
+        assert_eq!(space.read_at(at + 3 * 4096, &mut few).unwrap_err().errno(), EFAULT);
+        // Beyond the end is no hole.
+        let at = space.map(&file, 0, 9 * 4096, Placed::Anywhere, Prot::READ).unwrap();
+        let error = space.read_at(at + 8 * 4096, &mut few).unwrap_err();
+        assert!(error.to_string().contains("the file ends"), "{error}");
+    }
 }
 
 #[test]

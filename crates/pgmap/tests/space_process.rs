@@ -239,7 +239,9 @@ fn a_hole_takes_the_middle_of_a_mapping_and_both_sides_stay() {
     for page in (0..6).chain(8..NR_PAGES) {
         assert_eq!(world.ask(format!("load {}", at + page * PAGE)), "1");
     }
-    assert!(world.ask(format!("read {} 8", at + 6 * PAGE)).starts_with("err 14 "));
+    assert_eq!(world.ask(format!("read {} 8", at + 6 * PAGE)), "0", "a copy takes it for zeros");
+    let refused = world.ask(format!("write {}", at + 6 * PAGE));
+    assert!(refused.starts_with("err 14 ") && refused.contains("hole"), "{refused}");
     assert_eq!(world.held_pages(), NR_PAGES - 2);
     world.client.unlink("a").unwrap();
     support::wait_for_info(&world.owner, "both sides are free", |info| info.draining_bytes == 0);

@@ -53,6 +53,7 @@ impl fmt::Display for FillError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Backing(BackingError::BeyondEnd) => f.write_str("the file ends before this page"),
+            Self::Backing(BackingError::Hole) => f.write_str("the file has a hole there"),
             Self::Backing(BackingError::Dead) => f.write_str("the device or file is gone"),
             Self::Backing(BackingError::Poisoned) => f.write_str("the page's memory failed"),
             Self::Backing(BackingError::NoMemory) => f.write_str("no memory to fill the page"),

@@ -19,7 +19,7 @@
 //!
 //! # Differs from Linux
 //!
-//! A hole has no page, not even one of zeros: a fault there fails as one beyond the end.
+//! A hole has no page, not even one of zeros: a fault there fails, and says that it is a hole (ADR 0033).
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -203,8 +203,12 @@ impl Backing for FileBacking {
                 return checked(&self.client, backed);
             }
             // Bad news is read anew before it is told.
-            if attempt > 0 && found.is_none_or(|backed| backed.extent.is_hole()) {
-                return Err(BackingError::BeyondEnd);
+            match found {
+                None if attempt > 0 => return Err(BackingError::BeyondEnd),
+                Some(backed) if attempt > 0 && backed.extent.is_hole() => {
+                    return Err(BackingError::Hole);
+                }
+                _ => {}
             }
             if attempt > 1 {
                 std::thread::yield_now();
