@@ -289,7 +289,8 @@ impl PagemapError {
             | Self::AltmapMismatch { .. }
             | Self::OutOfReach { .. }
             | Self::Misaligned { .. } => errno::EINVAL,
-            Self::Taken { .. } | Self::NoRoom { .. } => errno::ENOMEM,
+            Self::Taken { .. } => errno::ENOMEM,
+            Self::NoRoom { .. } => errno::ENOSPC,
             Self::SystemRam { .. } => ENXIO,
             Self::Host { errno, .. } => *errno,
         }

@@ -28,6 +28,7 @@ const GIB: u64 = 1 << 30;
 const ENOMEM: i32 = 12;
 const EBUSY: i32 = 16;
 const EINVAL: i32 = 22;
+const ENOSPC: i32 = 28;
 const EOPNOTSUPP: i32 = 95;
 const EREMOTEIO: i32 = 121;
 
@@ -230,6 +231,23 @@ fn scenario_46_the_level_of_a_pagemap_that_is_up_stays() {
     owner.remove_pagemap(id, std::time::Duration::ZERO).unwrap();
     owner.add_pagemap("dax0.0", &spec(Level::Pte, 8 * MIB), None).unwrap();
     assert_eq!(client.stat("dax0.0").unwrap().nr_folios, [2048, 0, 0]);
+}
+
+#[test]
+fn scenario_46_a_size_above_the_region_is_enospc() {
+    let options = PoolOptions::anonymous(16 * MIB).capacity(GIB + 8 * MIB);
+    let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
+    let client = owner.client().unwrap();
+    let add = |len_bytes| {
+        let spec = device(MemoryType::Generic, Level::Pmd, len_bytes);
+        owner.add_pagemap("dax0.0", &spec, None)
+    };
+    // Pagemaps start at whole GiB, and the pool's own is in the first.
+    let error = add(10 * MIB).unwrap_err();
+    assert_eq!(error.errno(), ENOSPC, "{error}");
+    assert!(client.open("dax0.0").is_err());
+    add(8 * MIB).unwrap();
+    assert_eq!(client.stat("dax0.0").unwrap().len_bytes, 8 * MIB);
 }
 
 #[test]

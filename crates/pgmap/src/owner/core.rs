@@ -328,11 +328,12 @@ impl Core {
     }
 }
 
-/// The table of pagemaps with the pool's own in it, at frame 0. Whatever is added lies beyond.
+/// The table of pagemaps with the pool's own in it, at frame 0. Whatever is added lies beyond, and inside
+/// the capacity: the descriptors reach further, the data file does not.
 fn own_pagemap(pool: &Pool) -> Result<PagemapTable, Error> {
-    let nr_pages = pool.vmemmap_layout.nr_pages();
-    let mut table = PagemapTable::new(nr_pages, Vec::new(), u64::MAX);
     let len_bytes = pool.size_bytes().next_multiple_of(SUBSECTION_BYTES);
+    let nr_pages = pool.capacity_bytes().max(len_bytes) / PAGE_BYTES;
+    let mut table = PagemapTable::new(nr_pages, Vec::new(), u64::MAX);
     let spec = PagemapSpec {
         memory_type: pool.memory_type(),
         ranges: vec![DeviceRange { start_bytes: 0, len_bytes }],
