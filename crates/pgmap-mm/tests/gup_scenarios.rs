@@ -456,6 +456,13 @@ fn scenario_49_small_leaves_win_and_a_huge_leaf_stays() {
     assert_eq!(mm.fault(MIB2, Access::Read).unwrap().level, Level::Pmd);
     let again = mm.fault(MIB2 + 7 * PAGE, Access::Write).unwrap();
     assert_eq!((again.level, again.was_present), (Level::Pmd, true));
+    // What is written in it is one page's matter.
+    mm.dirty().start();
+    let lane = world.pinner.lane().unwrap();
+    let range = Gup::new(&mm, &lane).unwrap().pin(MIB2 + 7 * PAGE, 1, WRITE).unwrap();
+    assert_eq!(range.segments().next().unwrap().level(), Level::Pmd);
+    range.unpin(Dirty::Yes);
+    assert_eq!(mm.dirty().take(0, 2 * HUGE), [(HUGE + 7, 1)]);
 }
 
 #[test]

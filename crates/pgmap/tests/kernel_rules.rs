@@ -92,6 +92,32 @@ fn scenario_31_and_57_a_frame_belongs_to_one_file() {
 }
 
 #[test]
+fn scenario_34_longterm_is_refused_by_the_type_of_the_memory() {
+    for (memory_type, by_file, by_address, says) in [
+        (MemoryType::FsDax, EOPNOTSUPP, EOPNOTSUPP, "fsdax"),
+        (MemoryType::Coherent, EBUSY, EBUSY, "coherent"),
+        // By address it is another device's first of all.
+        (MemoryType::P2pDma, EOPNOTSUPP, EREMOTEIO, "p2pdma"),
+    ] {
+        let options = PoolOptions::anonymous(16 * MIB).memory_type(memory_type);
+        let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
+        let client = owner.client().unwrap();
+        support::put(&client, "a", &block::make(1, 3 << 20)).unwrap();
+        let file = client.open("a").unwrap();
+        assert_eq!(file.pin_longterm(0, 3 * MIB).unwrap_err().errno(), EOPNOTSUPP);
+        let error = file.lease(0, 3 * MIB, Agent::Device, Access::Write).unwrap_err();
+        assert_eq!(error.errno(), by_file, "{error}");
+        assert!(error.to_string().contains(says), "{error}");
+        let space = space_over(&client, "a", 3 * MIB);
+        for flags in [GupFlags::LONGTERM, GupFlags::LONGTERM.with(GupFlags::WRITE)] {
+            let error = space.pin(GIB, 768, flags).unwrap_err();
+            assert_eq!(error.errno(), by_address, "{error}");
+        }
+        assert_eq!(client.who(None).unwrap().0, [], "a refused request left a hold");
+    }
+}
+
+#[test]
 fn scenario_35_longterm_on_coherent_memory_is_ebusy_and_nothing_is_pinned() {
     let options = PoolOptions::anonymous(16 * MIB).memory_type(MemoryType::Coherent);
     let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();

@@ -61,8 +61,27 @@ fn collect_tests(directory: &Path, known: &mut BTreeSet<String>) {
             collect_tests(&path, known);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let text = fs::read_to_string(&path).unwrap_or_default();
-            let functions = text.lines().filter_map(|line| line.trim_start().strip_prefix("fn "));
-            known.extend(functions.filter_map(|rest| Some(rest.split_once('(')?.0.to_owned())));
+            known.extend(tests_in(&text).map(str::to_owned));
         }
     }
+}
+
+/// The functions of a file that are tests: between `#[test]` and one there are only other attributes
+/// and comments.
+fn tests_in(text: &str) -> impl Iterator<Item = &str> {
+    let mut is_marked = false;
+    text.lines().filter_map(move |line| {
+        let line = line.trim_start();
+        if line == "#[test]" {
+            is_marked = true;
+        } else if let Some(rest) = line.strip_prefix("fn ") {
+            return std::mem::take(&mut is_marked)
+                .then(|| rest.split_once('('))
+                .flatten()
+                .map(|found| found.0);
+        } else if !line.starts_with("#[") && !line.starts_with("//") {
+            is_marked = false;
+        }
+        None
+    })
 }
