@@ -419,6 +419,34 @@ fn loom_stretch_vs_reuse_of_its_span_at_the_same_address() {
     });
 }
 
+/// As above over leaves of 4 KiB. The first version looked at the reach after the epoch: the entry and
+/// the epoch were as before, then the span was reused at the same address, and its reach was the same.
+#[test]
+fn loom_long_read_vs_reuse_of_its_span_at_the_same_address() {
+    explore_up_to(PREEMPTIONS - 2, || {
+        let space = Space::new();
+        // Off colour, so that leaves are of 4 KiB.
+        space.map(0, 1, 0, 2);
+        let (mm, pinner) = (space.mm.clone(), space.client.pinner.clone());
+        let run = PfnRange::new(folio(0).start() + 2, 1).unwrap();
+        let quiet = Arc::new(Quiet { run, is_found: AtomicBool::new(false) });
+        let seen = Arc::clone(&quiet);
+        let pinning = thread::spawn(move || {
+            let lane = pinner.lane().unwrap();
+            let gup = Gup::new(&mm, &lane).unwrap();
+            let held = gup.fast_run(0, 2, GupFlags::WRITE);
+            if held.as_ref().is_some_and(|held| held.run().intersection(seen.run).is_some()) {
+                seen.check("held after a scan found nobody");
+            }
+        });
+        space.unmap(1, 1);
+        quiet.scan(&space);
+        space.unmap(0, 1);
+        space.map(0, 3, 0, 2);
+        pinning.join().unwrap();
+    });
+}
+
 #[test]
 fn loom_read_section_vs_truncate() {
     explore_up_to(PREEMPTIONS, || {

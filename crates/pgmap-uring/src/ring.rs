@@ -12,7 +12,7 @@ use io_uring::{IoUring, opcode, types};
 use pgmap::Client;
 use pgmap::mm::gup::{Dirty, GupFlags};
 use pgmap::mm::level::PAGE_BYTES;
-use pgmap::space::{AddressSpace, PinnedPages};
+use pgmap::space::{AddressSpace, PinnedPages, SpaceError};
 
 use crate::error::RingError;
 
@@ -82,7 +82,8 @@ struct Outcome {
     result: i32,
 }
 
-/// A ring with the pool as its fixed buffers. Dropping it waits for the transfers under way.
+/// A ring with the pool as its fixed buffers. Dropping it waits for the transfers under way. In a forked
+/// child it is good for nothing but to be dropped, which does nothing.
 pub struct PoolRing<'s> {
     ring: IoUring,
     client: Client,
@@ -93,6 +94,9 @@ pub struct PoolRing<'s> {
     nr_pieces: usize,
     in_flight: HashMap<u64, InFlight<'s>>,
     completed: VecDeque<Completed>,
+    /// The process that made it. A forked child has the ring's memory in common with its parent, and would
+    /// take the parent's completions.
+    process: u32,
 }
 
 impl std::fmt::Debug for PoolRing<'_> {
@@ -127,6 +131,7 @@ impl<'s> PoolRing<'s> {
             nr_pieces: 0,
             in_flight: HashMap::new(),
             completed: VecDeque::new(),
+            process: std::process::id(),
         };
         made.register()?;
         Ok(made)
@@ -181,6 +186,7 @@ impl<'s> PoolRing<'s> {
     /// # Errors
     /// [`RingError::Ring`].
     pub fn wait(&mut self) -> Result<Option<Completed>, RingError> {
+        self.check_process()?;
         while self.completed.is_empty() && self.nr_pieces > 0 {
             self.reap()?;
         }
@@ -193,6 +199,7 @@ impl<'s> PoolRing<'s> {
     /// # Errors
     /// [`RingError::Ring`].
     pub fn wait_timeout(&mut self, timeout: Duration) -> Result<Option<Completed>, RingError> {
+        self.check_process()?;
         // So long that no clock tells it is as good as for ever.
         let Some(deadline) = Instant::now().checked_add(timeout) else { return self.wait() };
         self.take_done();
@@ -212,6 +219,7 @@ impl<'s> PoolRing<'s> {
     /// # Errors
     /// [`RingError::Ring`].
     pub fn try_wait(&mut self) -> Result<Option<Completed>, RingError> {
+        self.check_process()?;
         self.take_done();
         if self.completed.is_empty() && self.nr_pieces > 0 {
             // Has the kernel take what it did not before, and report what it did meanwhile.
@@ -229,7 +237,7 @@ impl<'s> PoolRing<'s> {
 
     fn register(&mut self) -> Result<(), RingError> {
         // Before the registration: what is detached during it shows as a difference.
-        self.epoch = self.client.detach_epoch();
+        let epoch = self.client.detach_epoch();
         let (base, len_bytes) = self.client.pool_address();
         let len_bytes = len_bytes as u64;
         let buffer = |start: u64| libc_iovec(base, start, BUFFER_BYTES.min(len_bytes - start));
@@ -237,7 +245,17 @@ impl<'s> PoolRing<'s> {
         // SAFETY: the buffers are the client's mapping, which is writable and which `self.client`
         // keeps for as long as the ring.
         unsafe { self.ring.submitter().register_buffers(&buffers) }
-            .map_err(refused("registering the pool"))
+            .map_err(refused("registering the pool"))?;
+        self.epoch = epoch;
+        Ok(())
+    }
+
+    /// An error in a forked child.
+    fn check_process(&self) -> Result<(), RingError> {
+        if std::process::id() == self.process {
+            return Ok(());
+        }
+        Err(SpaceError::from(pgmap::Error::Detached).into())
     }
 
     /// Registers the pool anew if frames were detached since. The caller has pinned already: what it
@@ -249,8 +267,11 @@ impl<'s> PoolRing<'s> {
         while self.nr_pieces > 0 {
             self.reap()?;
         }
-        let unregistered = self.ring.submitter().unregister_buffers();
-        unregistered.map_err(refused("unregistering the pool"))?;
+        match self.ring.submitter().unregister_buffers() {
+            // None are registered: the last attempt failed after this.
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {}
+            unregistered => unregistered.map_err(refused("unregistering the pool"))?,
+        }
         self.register()
     }
 
@@ -261,6 +282,7 @@ impl<'s> PoolRing<'s> {
         len_bytes: u64,
         flags: GupFlags,
     ) -> Result<PinnedPages<'s>, RingError> {
+        self.check_process()?;
         // Each client has a mapping of its own, and both of them live: one address is one client.
         if space.client().pool_address().0 != self.client.pool_address().0 {
             return Err(RingError::OtherClient);
@@ -387,6 +409,9 @@ impl<'s> PoolRing<'s> {
 
 impl Drop for PoolRing<'_> {
     fn drop(&mut self) {
+        if self.check_process().is_err() {
+            return;
+        }
         while self.nr_pieces > 0 {
             if self.reap().is_err() {
                 // The kernel may still touch the pages, so nobody else may ever have them.

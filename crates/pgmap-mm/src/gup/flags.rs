@@ -66,7 +66,8 @@ impl GupFlags {
 
     /// What the leaf must allow.
     #[inline]
-    pub(super) const fn access(self) -> Access {
+    #[must_use]
+    pub const fn access(self) -> Access {
         if self.contains(Self::WRITE) { Access::Write } else { Access::Read }
     }
 

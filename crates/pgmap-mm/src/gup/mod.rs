@@ -295,7 +295,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         } else {
             self.lane.pin_pinnable(look.life, run, flags.agent()).map(Hold::Short)
         };
-        if !self.is_as_seen(&look) || !self.is_reach_as_seen(&look) {
+        if !self.is_reach_as_seen(&look) || !self.is_as_seen(&look) {
             self.undo(held);
             return Attempt::Moved;
         }

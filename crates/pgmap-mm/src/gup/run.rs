@@ -111,7 +111,8 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
                 if self.mm.table.epoch() == epoch { return None } else { continue }
             };
             let (life, level) = (self.lane.find_life(look.life), look.found.level);
-            let is_as_seen = || self.is_as_seen(&look) && self.is_reach_as_seen(&look);
+            // The epoch last: until it is looked at the span may cover the same pages in another life.
+            let is_as_seen = || self.is_reach_as_seen(&look) && self.is_as_seen(&look);
             match T::pin_far_if(self.lane, life, run, level, flags.agent(), is_as_seen) {
                 Some(held) => return Some((level, held)),
                 None if is_as_seen() => return None,

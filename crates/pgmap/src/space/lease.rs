@@ -37,6 +37,11 @@ impl AddressSpace {
         let agent = if flags.contains(GupFlags::DEVICE) { Agent::Device } else { Agent::Cpu };
         for _ in 0..MAX_ASKS {
             let area = self.inner.mm.area_at(address).ok_or(GupError::NotPresent { address })?;
+            // Another area may have taken its place since the pages were looked at.
+            let access = flags.access();
+            if !area.prot.allows(access) {
+                return Err(GupError::Fault(FaultError::Denied { address, access }).into());
+            }
             let file = self.file_of(&area).ok_or_else(|| refused(address, EOPNOTSUPP))?;
             let file_page = area.file_page_of(page);
             // What follows the first page that cannot be held is the next call's to hear of.
