@@ -26,6 +26,7 @@ pub const UNSAFE_FILES: &[&str] = &[
     "crates/pgmap-os/tests/sigbus_handler.rs",
     "crates/pgmap-os/tests/touch.rs",
     "crates/pgmap-uring/src/ring.rs",
+    "crates/pgmap-uring/tests/fork.rs",
     "crates/pgmap-vm-memory/src/region.rs",
     "crates/pgmap/tests/device.rs",
     "crates/pgmap/tests/fork.rs",

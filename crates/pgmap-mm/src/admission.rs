@@ -251,9 +251,9 @@ fn refused_by_flag(request: &Request, ground: &Ground) -> Option<DenyReason> {
 
 /// The flags under which folios are published, so that the fast path needs no other look-up.
 ///
-/// PEER for P2pDma, whatever else is said. LONGTERM_OK only where [`admit`] would answer Allow to everybody: device-dax without a flag against
-/// it and without a holder that wants to be asked. When a holder registers later, or a file's flags
-/// change, the owner publishes anew.
+/// PEER for P2pDma, whatever else is said. LONGTERM_OK only where [`admit`] would answer Allow to
+/// everybody: device-dax without a flag against it and without a holder that wants to be asked. When a
+/// holder registers later, or a file's flags change, the owner publishes anew.
 #[must_use]
 pub fn publish_flags(
     memory_type: MemoryType,
