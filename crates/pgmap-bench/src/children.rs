@@ -182,9 +182,9 @@ pub fn play(args: &[String]) -> ExitCode {
 }
 
 fn play_role(socket: &Path, role: &Role) -> Result<(), Failure> {
-    if let Some(&cpu) = pgmap::os::process::online_cpus().last() {
-        pgmap::os::process::pin_to_cpu(cpu)?;
-    }
+    // The last one that this process may have; it was started by a thread with a CPU of its own.
+    let cpus = pgmap::os::process::online_cpus();
+    let _kept = cpus.into_iter().rev().find(|&cpu| pgmap::os::process::pin_to_cpu(cpu).is_ok());
     match role {
         Role::Owner { bytes, max_files, directory } => {
             let options = match directory {
