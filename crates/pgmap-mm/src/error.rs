@@ -16,6 +16,7 @@ pub mod errno {
     pub const ENOSPC: i32 = 28;
     pub const EAGAIN: i32 = 11;
     pub const ECHILD: i32 = 10;
+    pub const ENXIO: i32 = 6;
     pub const EOVERFLOW: i32 = 75;
     pub const EOPNOTSUPP: i32 = 95;
     pub const ESTALE: i32 = 116;

@@ -49,9 +49,6 @@ use crate::split::ReshapeError;
 use crate::stamp::Stamp;
 use crate::words::WriteWords;
 
-/// No such device or address.
-const ENXIO: i32 = 6;
-
 /// Why a failure could not be recorded or cleared. Nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -92,7 +89,7 @@ impl FailureError {
     #[must_use]
     pub const fn errno(&self) -> i32 {
         match self {
-            Self::NoMemory { .. } => ENXIO,
+            Self::NoMemory { .. } => errno::ENXIO,
             Self::AlreadyPoisoned { .. } => errno::EHWPOISON,
             Self::NeedsExtent { .. } => errno::EBUSY,
             Self::Reshape(error) => error.errno(),

@@ -50,9 +50,6 @@ pub const SUBSECTION_BYTES: u64 = 2 << 20;
 /// Most ranges of one pagemap.
 pub const MAX_RANGES: usize = 64;
 
-/// No such device or address.
-const ENXIO: i32 = 6;
-
 /// Bytes of the address space in which devices lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceRange {
@@ -291,7 +288,7 @@ impl PagemapError {
             | Self::Misaligned { .. } => errno::EINVAL,
             Self::Taken { .. } => errno::ENOMEM,
             Self::NoRoom { .. } => errno::ENOSPC,
-            Self::SystemRam { .. } => ENXIO,
+            Self::SystemRam { .. } => errno::ENXIO,
             Self::Host { errno, .. } => *errno,
         }
     }
@@ -568,7 +565,7 @@ impl NotAFolio {
     /// The Linux error number that says the same.
     #[must_use]
     pub const fn errno(&self) -> i32 {
-        ENXIO
+        errno::ENXIO
     }
 }
 

@@ -24,6 +24,7 @@
 //! ```
 
 pub(crate) mod client;
+mod deadline;
 pub mod error;
 pub(crate) mod memory;
 pub mod name;

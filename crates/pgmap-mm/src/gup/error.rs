@@ -6,6 +6,8 @@ use super::flags::GupFlags;
 use super::policy::LongtermRefusal;
 use crate::error::{PinError, errno};
 use crate::fault::FaultError;
+use crate::mm::FillError;
+use crate::vma::BackingError;
 
 const EREMOTEIO: i32 = 121;
 
@@ -69,6 +71,18 @@ pub enum GupError {
 }
 
 impl GupError {
+    /// What a fault that was not resolved means to a pin with these flags: failed memory is told apart to
+    /// those who asked for it.
+    #[must_use]
+    pub const fn of_fault(error: FaultError, flags: GupFlags) -> Self {
+        match error {
+            FaultError::Fill { address, error: FillError::Backing(BackingError::Poisoned) } => {
+                Self::Poisoned { address, is_told: flags.contains(GupFlags::HWPOISON) }
+            }
+            error => Self::Fault(error),
+        }
+    }
+
     /// The Linux error number that says the same.
     #[must_use]
     pub const fn errno(&self) -> i32 {

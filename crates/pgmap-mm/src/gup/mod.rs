@@ -96,7 +96,7 @@ use crate::page_table::span::Reach;
 use crate::page_table::walk::{Epoch, Found};
 use crate::pfn::{MAX_RUN_PAGES, PfnRange};
 use crate::pin::{ClientSide, Lane};
-use crate::vma::{BackingError, VmaKind};
+use crate::vma::VmaKind;
 use crate::vmemmap::LifeWord;
 
 /// How often the slow path repairs one page whose extent changes again and again.
@@ -488,11 +488,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
                 let _later = self.mm.fill_all(state, page + 1, page + nr_pages);
                 Ok(())
             }
-            Err(FaultError::Fill { error: FillError::Backing(BackingError::Poisoned), .. }) => {
-                let is_told = flags.contains(GupFlags::HWPOISON);
-                Err(GupError::Poisoned { address, is_told })
-            }
-            Err(error) => Err(GupError::Fault(error)),
+            Err(error) => Err(GupError::of_fault(error, flags)),
         }
     }
 

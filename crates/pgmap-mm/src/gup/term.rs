@@ -22,14 +22,17 @@ pub(super) trait Term {
     ) -> Option<Self::Raw<'a, S>>;
 
     /// Pins as far as that goes without a lock. `head_level` is the size of the first leaf.
+    #[inline]
     fn pin_far_if<'a, S: ClientSide>(
         lane: &Lane<'a, S>,
         life: Life<'a, S>,
         run: PfnRange,
-        head_level: Level,
+        _head_level: Level,
         agent: Agent,
         is_still_so: impl Fn() -> bool,
-    ) -> Option<Self::Raw<'a, S>>;
+    ) -> Option<Self::Raw<'a, S>> {
+        Self::pin_if(lane, life, run, agent, is_still_so)
+    }
 }
 
 /// For a short time: a slot in the lane.
@@ -45,18 +48,6 @@ impl Term for Short {
         run: PfnRange,
         agent: Agent,
         is_still_so: impl FnOnce() -> bool,
-    ) -> Option<RawPin<'a, S>> {
-        lane.pin_if(life, run, agent, is_still_so)
-    }
-
-    #[inline]
-    fn pin_far_if<'a, S: ClientSide>(
-        lane: &Lane<'a, S>,
-        life: Life<'a, S>,
-        run: PfnRange,
-        _: Level,
-        agent: Agent,
-        is_still_so: impl Fn() -> bool,
     ) -> Option<RawPin<'a, S>> {
         lane.pin_if(life, run, agent, is_still_so)
     }

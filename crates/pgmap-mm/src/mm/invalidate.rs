@@ -243,13 +243,6 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
-    /// With all of `other`.
-    pub(super) fn append(&mut self, other: &Self) {
-        for range in other.ranges() {
-            self.push(range.address / PAGE_BYTES, range.len_bytes / PAGE_BYTES);
-        }
-    }
-
     pub(super) fn push(&mut self, page: u64, nr_pages: u64) {
         self.nr_pages += nr_pages;
         let address = page * PAGE_BYTES;

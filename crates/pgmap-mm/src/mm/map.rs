@@ -12,8 +12,6 @@ use crate::page_table::entry::LeafFlags;
 use crate::prot::Prot;
 use crate::vma::{Backing, Vma, VmaKind, VmaSet};
 
-const ENXIO: i32 = 6;
-const EOVERFLOW: i32 = 75;
 /// Pages of the longest file: its length in bytes has 64 bits.
 const FILE_PAGES: u64 = u64::MAX / PAGE_BYTES;
 const EEXIST: i32 = 17;
@@ -98,9 +96,9 @@ impl MapError {
             | Self::Overlapping { .. }
             | Self::Outside { .. } => errno::EINVAL,
             Self::NotOneArea { .. } => errno::EFAULT,
-            Self::Overflow { .. } => EOVERFLOW,
+            Self::Overflow { .. } => errno::EOVERFLOW,
             Self::PrivateFile => errno::EOPNOTSUPP,
-            Self::Dead => ENXIO,
+            Self::Dead => errno::ENXIO,
             Self::NoRoom { .. } | Self::NotMapped { .. } => errno::ENOMEM,
             Self::Taken { .. } => EEXIST,
             Self::NotPermitted { .. } => errno::EACCES,

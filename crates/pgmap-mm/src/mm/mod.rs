@@ -59,7 +59,8 @@ pub use self::map::{Filling, MapError, MapRequest, Placed, Sharing, Unmapped};
 use crate::extent::Extent;
 use crate::level::{Level, PAGE_BYTES};
 pub use crate::page_table::TableMemory;
-use crate::page_table::entry::LeafFlags;
+use crate::page_table::cursor::Cursor;
+use crate::page_table::entry::{LeafFlags, SpanId};
 use crate::page_table::{PageTable, TableWriter};
 use crate::pfn::{Pfn, PfnRange};
 use crate::prot::Prot;
@@ -270,28 +271,27 @@ impl Mm {
     ///
     /// The frames may be held still; waiting for that is the drain's part.
     pub fn invalidate(&self, run: PfnRange) -> Unmapped {
-        let mut ended = Ended::default();
-        let mut state = self.lock();
-        let MmState { areas, writer, .. } = &mut *state;
-        let mut cursor = self.table.cursor(writer);
-        for (span, first, end) in cursor.stretches_of(run) {
-            let (first, end) = widen(areas, first, end);
-            cursor.clear(first, end, Some(span), |page, nr| ended.push(page, nr));
-        }
-        self.cpu_unmap(&ended, Vacancy::Reserved);
-        self.finish(state, &ended)
+        self.end_stretches(|cursor| cursor.stretches_of(run))
     }
 
     /// Removes every translation to an extent of which `is_current` says no: for whoever must know soon
     /// of frames that changed hands, and hears of it from nobody, because nothing here holds them.
     pub fn invalidate_stale(&self, is_current: impl Fn(&Extent) -> bool) -> Unmapped {
+        self.end_stretches(|cursor| cursor.stretches_unless(is_current))
+    }
+
+    fn end_stretches(&self, find: impl FnOnce(&Cursor<'_>) -> Vec<(SpanId, u64, u64)>) -> Unmapped {
         let mut ended = Ended::default();
         let mut state = self.lock();
-        let mut cursor = self.table.cursor(&mut state.writer);
-        for (span, first, end) in cursor.stretches_unless(is_current) {
+        let MmState { areas, writer, .. } = &mut *state;
+        let mut cursor = self.table.cursor(writer);
+        for (span, first, end) in find(&cursor) {
+            let (first, end) = widen(areas, first, end);
             cursor.clear(first, end, Some(span), |page, nr| ended.push(page, nr));
         }
-        self.cpu_unmap(&ended, Vacancy::Reserved);
+        for range in ended.ranges() {
+            self.cpu_unmap(range.address, range.len_bytes);
+        }
         self.finish(state, &ended)
     }
 
@@ -303,21 +303,19 @@ impl Mm {
 
     /// Takes away the leaf that maps the page, which proved stale.
     pub(crate) fn drop_leaf(&self, state: &mut MmState, page: u64, ended: &mut Ended) {
-        let mut gone = Ended::default();
         let mut cursor = self.table.cursor(&mut state.writer);
-        if let Some(stale) = cursor.leaf_at(page) {
-            let end = stale.page + stale.level.nr_pages();
-            cursor.clear(stale.page, end, None, |page, nr| gone.push(page, nr));
-        }
-        self.cpu_unmap(&gone, Vacancy::Reserved);
-        ended.append(&gone);
+        let Some(stale) = cursor.leaf_at(page) else { return };
+        let end = stale.page + stale.level.nr_pages();
+        cursor.clear(stale.page, end, None, |page, nr_pages| {
+            self.cpu_unmap(page * PAGE_BYTES, nr_pages * PAGE_BYTES);
+            ended.push(page, nr_pages);
+        });
     }
 
-    fn cpu_unmap(&self, ended: &Ended, vacancy: Vacancy) {
+    /// Takes what a leaf that has gone mapped away from the processor, too; its area stays.
+    fn cpu_unmap(&self, address: u64, len_bytes: u64) {
         if let Some(cpu) = &self.cpu {
-            for range in ended.ranges() {
-                cpu.unmap(range.address, range.len_bytes, vacancy);
-            }
+            cpu.unmap(address, len_bytes, Vacancy::Reserved);
         }
     }
 

@@ -36,6 +36,7 @@ use pgmap_mm::mm::Unmapped;
 use pgmap_mm::pin::ClientSide;
 
 use crate::client::Client;
+use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::owner::handle::MAX_EVENTS;
 use crate::space::inner::SpaceInner;
@@ -161,9 +162,7 @@ impl Client {
         if inner.pinner.side().is_detached() {
             return Err(Error::Detached);
         }
-        let until = Instant::now().checked_add(timeout);
-        let left =
-            || until.map_or(timeout, |until| until.saturating_duration_since(Instant::now()));
+        let deadline = Deadline::after(timeout);
         loop {
             let seen = inner.link.nr_interruptions(inner.id);
             let mut desk = inner.events.desk();
@@ -173,20 +172,20 @@ impl Client {
             if let Some(why) = &desk.lost {
                 return Err(Error::OwnerGone { why: why.clone() });
             }
-            let now_left = left();
+            let left = deadline.left();
             if desk.keeper != 0 {
-                if now_left.is_zero() {
+                if left.is_zero() {
                     return Ok(None);
                 }
-                drop(inner.events.changed.wait_timeout(desk, now_left));
+                drop(inner.events.changed.wait_timeout(desk, left));
                 continue;
             }
             drop(desk);
-            if let Some(event) = inner.link.next_event(inner.id, now_left, seen)? {
+            if let Some(event) = inner.link.next_event(inner.id, left, seen)? {
                 return Ok(Some(inner.events.tell(event)));
             }
             let desk = inner.events.desk();
-            if left().is_zero() && desk.keeper == 0 && desk.told.is_empty() {
+            if deadline.left().is_zero() && desk.keeper == 0 && desk.told.is_empty() {
                 return Ok(None);
             }
         }

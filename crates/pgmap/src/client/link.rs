@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use pgmap_mm::drain::ClientId;
 use pgmap_os::{Connection, Doorbell, Interest, Poller, TransferError};
 
+use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::owner::handle::{Handed, MAX_EVENTS, Shared};
 use crate::refusal::Refusal;
@@ -138,10 +139,7 @@ impl Link {
     ) -> Result<(), Error> {
         let remote = match self {
             Self::Remote(remote) => remote,
-            Self::Embedded(shared) if shared.is_stopping() => {
-                return Err(Error::OwnerGone { why: "it was stopped".into() });
-            }
-            Self::Embedded(_) => return Ok(()),
+            Self::Embedded(shared) => return shared.check_running(),
         };
         let state = remote.lock();
         if state.failed.is_none() {
@@ -297,7 +295,7 @@ impl Remote {
 
     /// As [`Link::next_event`].
     fn next_event(&self, timeout: Duration, seen: u64) -> Result<Option<Event>, Error> {
-        let until = Instant::now().checked_add(timeout);
+        let deadline = Deadline::after(timeout);
         let mut state = self.lock();
         loop {
             if let Some(event) = state.events.pop_front() {
@@ -309,8 +307,7 @@ impl Remote {
             if let Some(why) = &state.failed {
                 return Err(Error::OwnerGone { why: why.clone() });
             }
-            let left =
-                until.map_or(timeout, |until| until.saturating_duration_since(Instant::now()));
+            let left = deadline.left();
             if left.is_zero() {
                 return Ok(None);
             }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pgmap_mm::drain::ClientId;
 use pgmap_mm::holder::{Holder, HolderId};
@@ -15,6 +15,7 @@ use pgmap_mm::pagemap::{PagemapId, PagemapOps, PagemapSpec};
 use pgmap_os::{Access, Doorbell, ForkGuard, Listener};
 
 use crate::client::Client;
+use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::name::FileName;
 use crate::owner::clients::{Attachment, Identity};
@@ -89,6 +90,14 @@ impl Shared {
         self.stopping.load(Ordering::Acquire)
     }
 
+    /// An error once it is stopping.
+    pub(crate) fn check_running(&self) -> Result<(), Error> {
+        if self.is_stopping() {
+            return Err(Error::OwnerGone { why: "it was stopped".into() });
+        }
+        Ok(())
+    }
+
     fn wake(&self) {
         if let Err(error) = self.wake.ring() {
             tracing::error!(%error, "the owner's thread cannot be woken");
@@ -103,7 +112,7 @@ impl Shared {
         timeout: Duration,
         seen: u64,
     ) -> Result<Option<Event>, Error> {
-        let until = Instant::now().checked_add(timeout);
+        let deadline = Deadline::after(timeout);
         let mut state = self.lock();
         loop {
             let Some(told) = state.told.get_mut(&client) else { return Ok(None) };
@@ -113,11 +122,8 @@ impl Shared {
             if state.nr_interruptions(client) != seen {
                 return Ok(None);
             }
-            if self.is_stopping() {
-                return Err(Error::OwnerGone { why: "it was stopped".into() });
-            }
-            let left =
-                until.map_or(timeout, |until| until.saturating_duration_since(Instant::now()));
+            self.check_running()?;
+            let left = deadline.left();
             if left.is_zero() {
                 return Ok(None);
             }

@@ -93,15 +93,8 @@ impl AddressSpace {
 
 /// Why there is no page, in the words of a pin.
 fn unfilled(address: u64, flags: GupFlags, error: BackingError) -> SpaceError {
-    match error {
-        BackingError::Poisoned => {
-            GupError::Poisoned { address, is_told: flags.contains(GupFlags::HWPOISON) }.into()
-        }
-        error => {
-            let error = FillError::Backing(error);
-            GupError::Fault(FaultError::Fill { address, error }).into()
-        }
-    }
+    let error = FillError::Backing(error);
+    GupError::of_fault(FaultError::Fill { address, error }, flags).into()
 }
 
 fn refused(address: u64, errno: i32) -> SpaceError {

@@ -407,8 +407,8 @@ impl AddressSpace {
 
     /// Opens a section in which many addresses are translated for the price of one hold.
     ///
-    /// A frame's bytes lie in the pool at its [`byte_range`](pgmap_mm::pfn::PfnRange::byte_range), and the pool lies at
-    /// [`Client::pool_address`]:
+    /// A frame's bytes lie in the pool at its [`byte_range`](pgmap_mm::pfn::PfnRange::byte_range), and the
+    /// pool lies at [`Client::pool_address`]:
     /// ```
     /// # use pgmap::mm::mm::Placed;
     /// # use pgmap::mm::prot::Prot;
@@ -424,7 +424,7 @@ impl AddressSpace {
     /// space.populate(0, 4096)?;
     ///
     /// let section = space.read_section()?;
-    /// let found = section.translate(2).expect("populated");
+    /// let found = section.translate(2).ok_or("populated, and gone")?;
     /// let offset = found.run().byte_range().start as usize + 2 % 4096;
     /// // Others may write at the same time, so no reference is made.
     /// let byte = unsafe { client.pool_address().0.add(offset).read_volatile() };

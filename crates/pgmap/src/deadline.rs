@@ -1,0 +1,22 @@
+//! The end of a wait.
+
+use std::time::{Duration, Instant};
+
+/// When a wait is over. One that no clock can tell is never.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadline {
+    timeout: Duration,
+    until: Option<Instant>,
+}
+
+impl Deadline {
+    /// So long from now.
+    pub(crate) fn after(timeout: Duration) -> Self {
+        Self { timeout, until: Instant::now().checked_add(timeout) }
+    }
+
+    /// How long there is left; zero when it is over.
+    pub(crate) fn left(self) -> Duration {
+        self.until.map_or(self.timeout, |until| until.saturating_duration_since(Instant::now()))
+    }
+}
