@@ -49,7 +49,7 @@ pub enum PinError {
         /// Slots of a lane.
         nr_slots: usize,
     },
-    /// More threads pin than a ledger has lanes.
+    /// More threads are taking pins at this moment than the ledger has lanes.
     NoLane {
         /// Lanes of a ledger.
         nr_lanes: usize,
@@ -109,7 +109,10 @@ impl fmt::Display for PinError {
                 write!(f, "this thread holds {nr_slots} pins in one lane; drop some or take a lane")
             }
             Self::NoLane { nr_lanes } => {
-                write!(f, "all {nr_lanes} lanes of this client are taken; end a thread that pins")
+                write!(
+                    f,
+                    "all {nr_lanes} lanes of this client are in use at this moment; try again"
+                )
             }
             Self::CountFull { run } => {
                 write!(f, "frames {run} carry as many long-term pins as one client may have")

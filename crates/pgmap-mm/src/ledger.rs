@@ -36,6 +36,8 @@ use crate::words::{ReadCounts, ReadWords};
 pub const MAX_LANES: usize = 256;
 /// Slots of one lane. A thread that needs more takes another lane.
 pub const LANE_SLOTS: usize = 16_384;
+/// Of so many lanes, one is shared: see [`LedgerLayout::kept_lanes`].
+const LANES_PER_SHARED: usize = 8;
 /// Step in which a lane's "slots used" mark grows.
 pub(crate) const SLOT_STEP: usize = 64;
 /// Long-term pins that a lane holds in slots, one cache line of them; further ones are counts.
@@ -170,6 +172,13 @@ impl LedgerLayout {
     #[must_use]
     pub const fn nr_lanes(&self) -> usize {
         self.nr_lanes
+    }
+
+    /// Lanes that may be kept between pins. Those after them are shared: each is taken for one pin and
+    /// given back at once, so that threads that keep lanes and hold nothing shut nobody out.
+    #[must_use]
+    pub const fn kept_lanes(&self) -> usize {
+        self.nr_lanes - self.nr_lanes / LANES_PER_SHARED
     }
 
     pub(crate) const fn lane_slots(&self) -> usize {

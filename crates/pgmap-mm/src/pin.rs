@@ -42,12 +42,14 @@
 //! (Linux 7.1: mm/gup.c, gup_fast_pmd_leaf). Here the count is the set of slots, so pinning writes
 //! no shared line, and one slot covers a run of any length.
 
+mod claims;
 mod known_span;
 mod parts;
 mod window;
 
 use core::cell::Cell;
 
+use self::claims::LaneClaims;
 use self::known_span::KnownParts;
 pub(crate) use self::known_span::KnownSpan;
 pub use self::parts::PinParts;
@@ -58,10 +60,10 @@ use crate::error::PinError;
 use crate::extent::Extent;
 use crate::ledger::{
     Agent, BARRIER_WORD, IS_ASYMMETRIC, LANES_USED_WORD, LEDGER_MAGIC, LONG_SLOTS, LedgerLayout,
-    MAGIC_WORD, MAX_LANES, SLOT_STEP, SlotWord,
+    MAGIC_WORD, SLOT_STEP, SlotWord,
 };
 use crate::pfn::PfnRange;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::Ordering;
 use crate::vmemmap::{LifeWord, Vmemmap};
 use crate::words::{ReadWord, ReadWords, WriteCounts, WriteWord, WriteWords};
 
@@ -106,7 +108,7 @@ pub trait ClientSide: Send + Sync {
 pub struct Pinner<S> {
     side: S,
     layout: LedgerLayout,
-    lanes_claimed: [AtomicU64; MAX_LANES / 64],
+    claims: LaneClaims,
 }
 
 impl<S: ClientSide> Pinner<S> {
@@ -124,7 +126,7 @@ impl<S: ClientSide> Pinner<S> {
         side.ledger().store(BARRIER_WORD, is_asymmetric, Ordering::Release);
         // Release: whoever sees the magic sees a ledger in order; pairs with the owner's scan.
         side.ledger().store(MAGIC_WORD, LEDGER_MAGIC, Ordering::Release);
-        Some(Self { side, layout, lanes_claimed: std::array::from_fn(|_| AtomicU64::new(0)) })
+        Some(Self { side, layout, claims: LaneClaims::new(&layout) })
     }
 
     /// What the client brought.
@@ -138,25 +140,21 @@ impl<S: ClientSide> Pinner<S> {
         &self.layout
     }
 
-    /// Takes a lane that no other thread has.
+    /// Takes the first lane that nobody has. One that [`is_shared`](Lane::is_shared) must be dropped
+    /// after the pin; pins outlive their lane.
     ///
     /// # Errors
-    /// [`PinError::NoLane`] when all are taken, [`PinError::Detached`] in a forked child.
+    /// [`PinError::NoLane`] when all are taken just now, [`PinError::Detached`] in a forked child.
     pub fn lane(&self) -> Result<Lane<'_, S>, PinError> {
         if self.side.is_detached() {
             return Err(PinError::Detached);
         }
-        for lane in 0..self.layout.nr_lanes() {
-            let (word, bit) = (&self.lanes_claimed[lane / 64], 1 << (lane % 64));
-            // Acquire: pairs with Release in `release_lane`; data: the last owner's slot stores.
-            if word.fetch_or(bit, Ordering::Acquire) & bit == 0 {
-                return Ok(self.open_lane(lane));
-            }
-        }
-        Err(PinError::NoLane { nr_lanes: self.layout.nr_lanes() })
+        let nr_lanes = self.layout.nr_lanes();
+        let (lane, cursor) = self.claims.take().ok_or(PinError::NoLane { nr_lanes })?;
+        Ok(self.open_lane(lane, cursor))
     }
 
-    fn open_lane(&self, lane: usize) -> Lane<'_, S> {
+    fn open_lane(&self, lane: usize, cursor: usize) -> Lane<'_, S> {
         let ledger = self.side.ledger();
         // Relaxed: the mark only grows, under the claims above; the light barrier of the first pin
         // in the lane orders it before that pin's check.
@@ -176,8 +174,8 @@ impl<S: ClientSide> Pinner<S> {
             pinner: self,
             lane,
             base,
-            current: Cell::new(ledger.slot(base)),
-            cursor: Cell::new(0),
+            current: Cell::new(ledger.slot(base + cursor)),
+            cursor: Cell::new(cursor),
             high: Cell::new(high),
             long: Cell::new(ledger.slot(self.layout.long_slot(lane, 0))),
             known: KnownSpan::from_parts(self, KnownParts::default()),
@@ -193,12 +191,6 @@ impl<S: ClientSide> Pinner<S> {
         let mark = to.next_power_of_two().max(2) - 1;
         let mark = if mark < to { (mark << 1) | 1 } else { mark };
         ledger.fetch_or(LANES_USED_WORD, mark, Ordering::Release) | mark
-    }
-
-    /// Gives back a lane taken by [`Lane::into_parts`].
-    fn release_lane(&self, lane: usize) {
-        // Release: pairs with Acquire in `lane`.
-        self.lanes_claimed[lane / 64].fetch_and(!(1 << (lane % 64)), Ordering::Release);
     }
 
     /// Stores `bits` in a slot of this client, and makes the light barrier. False, with nothing done, in
@@ -303,7 +295,7 @@ pub struct Lane<'p, S: ClientSide> {
 
 impl<S: ClientSide> Drop for Lane<'_, S> {
     fn drop(&mut self) {
-        self.pinner.release_lane(self.lane);
+        self.pinner.claims.give_back(self.lane, self.cursor.get());
     }
 }
 
@@ -359,6 +351,12 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         let known = KnownSpan::from_parts(pinner, known);
         let long = Cell::new(pinner.side.ledger().slot(pinner.layout.long_slot(lane, 0)));
         Ok(Self { pinner, lane, base, current, cursor, high, long, known })
+    }
+
+    /// Whether the lane is one of the last, which are shared: it must be dropped after the pin.
+    #[must_use]
+    pub const fn is_shared(&self) -> bool {
+        self.lane >= self.pinner.layout.kept_lanes()
     }
 
     /// The client whose lane this is.

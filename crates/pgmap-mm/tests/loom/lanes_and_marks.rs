@@ -166,3 +166,38 @@ fn loom_a_lane_given_back_with_a_pin_in_it_keeps_the_pin() {
         frame.reuse();
     });
 }
+
+/// All lanes but the shared one are kept by threads that hold nothing: two threads take it in turn, each
+/// for one pin, and the second may come to the slot that the first has not emptied yet.
+#[test]
+fn loom_a_shared_lane_taken_in_turn_overwrites_no_pin() {
+    explore_up_to(2, || {
+        let world = World::new();
+        let Client { pinner, reader, .. } = world.client(1, 8, 2);
+        let pinner = leak(pinner);
+        let kept: Vec<_> = (0..7).filter_map(|_| pinner.lane().ok()).collect();
+        assert!(kept.iter().all(|lane| !lane.is_shared()), "one of eight is shared");
+        let frames = [Frame::new(0), Frame::new(0)];
+        let holders = [0, 1].map(|number: u64| {
+            let frame = Arc::clone(&frames[number as usize]);
+            thread::spawn(move || {
+                let Ok(lane) = pinner.lane() else { return };
+                assert!(lane.is_shared());
+                let pinned = lane.pin(&extent(number), extent(number).run, Agent::Cpu);
+                drop(lane);
+                match pinned {
+                    Ok(_pin) => frame.use_while_held(),
+                    Err(PinError::Changed { .. }) => {}
+                    Err(other) => panic!("{other}"),
+                }
+            })
+        });
+        world.kill(0);
+        world.kill(1);
+        world.drain(&[0, 1], &[&reader]);
+        frames.iter().for_each(|frame| frame.reuse());
+        for holder in holders {
+            holder.join().unwrap();
+        }
+    });
+}

@@ -1,20 +1,28 @@
 //! Which lane a thread pins in: found without a lock, given back when the thread ends.
+//!
+//! A thread keeps the lane it used last, so that its next pin costs nothing to begin. A client has fewer
+//! lanes than it may have threads, so some are shared: a thread that comes when all others are kept takes a
+//! shared one for the time of a pin (ADR 0043).
 
 use std::cell::{Cell, RefCell};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use pgmap_mm::error::PinError;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::gup::GupError;
 use pgmap_mm::ledger::Agent;
 use pgmap_mm::pfn::PfnRange;
-use pgmap_mm::pin::{ClientSide, Lane, LaneParts, Pin};
+use pgmap_mm::pin::{ClientSide, Lane, LaneParts, Pin, Pinner};
 
 use crate::client::Inner;
 use crate::client::side::ProcessSide;
 
 /// Most lanes one thread takes of one client; each holds as many pins as a lane has slots.
 const MAX_LANES_PER_THREAD: usize = 64;
+
+/// How long a thread waits for one of the shared lanes, each of which is in use for one pin at a time.
+const LANE_WAIT: Duration = Duration::from_secs(1);
 
 thread_local! {
     /// The lane used last, ready for the next pin. Needs no destructor, so reaching it is cheap.
@@ -67,10 +75,6 @@ impl Lanes {
             .iter_mut()
             .find(|owned| owned.identity == identity && owned.parts.is_some())?;
         owned.parts.take()
-    }
-
-    fn nr_of(&self, identity: u64) -> usize {
-        self.lanes.iter().filter(|owned| owned.identity == identity).count()
     }
 }
 
@@ -169,49 +173,147 @@ fn in_other_lane<'c, T, E: LaneError>(
     client: &'c Arc<Inner>,
     hold: &impl Fn(&Lane<'c, ProcessSide>) -> Result<T, E>,
 ) -> Result<T, E> {
-    let Ok(known) = OTHERS.try_with(|lanes| lanes.borrow_mut().take(client)) else {
-        // The thread is at its end and keeps no lanes any more.
-        return hold(&client.pinner.lane()?);
-    };
-    let lane = match known.map(|parts| Lane::from_parts(&client.pinner, parts)) {
-        Some(Ok(lane)) => lane,
-        _ => new_lane(client)?,
-    };
+    let lane = other_lane(client)?;
     let result = hold(&lane);
-    rest(lane.into_parts());
+    settle(lane);
     result
 }
 
-fn new_lane(client: &Arc<Inner>) -> Result<Lane<'_, ProcessSide>, PinError> {
-    let lane = client.pinner.lane()?;
-    OTHERS.with_borrow_mut(|lanes| {
-        lanes.lanes.push(Owned {
+/// Another lane of this thread, else one that nobody has.
+fn other_lane(client: &Arc<Inner>) -> Result<Lane<'_, ProcessSide>, PinError> {
+    // A thread at its end has no others any more.
+    let known = OTHERS.try_with(|lanes| lanes.borrow_mut().take(client)).ok().flatten();
+    if let Some(Ok(lane)) = known.map(|parts| Lane::from_parts(&client.pinner, parts)) {
+        return Ok(lane);
+    }
+    let lane = claim(&client.pinner)?;
+    if !lane.is_shared() {
+        let owned = Owned {
             client: Arc::downgrade(client),
             identity: client.pinner.side().identity(),
             parts: None,
-        });
-    });
+        };
+        // At its end the thread keeps no lane: see `is_kept`.
+        let _kept = OTHERS.try_with(|lanes| lanes.borrow_mut().lanes.push(owned));
+    }
     Ok(lane)
 }
 
-/// The current lane is full: tries the thread's other lanes, then a new one.
+/// Takes a lane that nobody has, waiting a while for one of those that are shared.
+pub(crate) fn claim(pinner: &Pinner<ProcessSide>) -> Result<Lane<'_, ProcessSide>, PinError> {
+    let start = Instant::now();
+    loop {
+        match pinner.lane() {
+            Err(PinError::NoLane { .. }) if start.elapsed() < LANE_WAIT => {
+                std::thread::yield_now();
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Makes a lane the current one if the thread keeps it, else gives it back.
+fn settle(lane: Lane<'_, ProcessSide>) {
+    if is_kept(&lane) {
+        rest(lane.into_parts());
+    }
+}
+
+/// Whether the thread keeps the lane for its next pins: it is not shared, and the thread is not at its
+/// end.
+fn is_kept(lane: &Lane<'_, ProcessSide>) -> bool {
+    !lane.is_shared() && OTHERS.try_with(|_| ()).is_ok()
+}
+
+/// The current lane is full: tries the thread's other lanes, then those that nobody has.
 #[cold]
 #[inline(never)]
 fn in_further_lanes<'c, T, E: LaneError>(
     client: &'c Arc<Inner>,
     hold: &impl Fn(&Lane<'c, ProcessSide>) -> Result<T, E>,
 ) -> Result<T, E> {
-    let identity = client.pinner.side().identity();
-    let nr_lanes = OTHERS.with_borrow(|lanes| lanes.nr_of(identity));
     let mut full = Vec::new();
-    let mut result = Err(PinError::NoLane { nr_lanes }.into());
-    while full.len() <= nr_lanes && full.len() < MAX_LANES_PER_THREAD {
-        full.extend(CURRENT.take());
-        result = in_other_lane(client, hold);
-        if !result.as_ref().is_err_and(E::is_lane_full) {
-            break;
+    let result = loop {
+        let next = match take_current(client) {
+            Some(lane) => Ok(lane),
+            None => other_lane(client),
+        };
+        let lane = match next {
+            Ok(lane) => lane,
+            Err(error) => break Err(error.into()),
+        };
+        let result = hold(&lane);
+        if full.len() == MAX_LANES_PER_THREAD || !result.as_ref().is_err_and(E::is_lane_full) {
+            settle(lane);
+            break result;
         }
+        // Taken until another one did, so that it is not found again.
+        full.push(lane);
+    };
+    for lane in full.into_iter().filter(is_kept) {
+        put_aside(lane.into_parts());
     }
-    OTHERS.with_borrow_mut(|lanes| full.into_iter().for_each(|parts| lanes.put_back(parts)));
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use crate::space::AddressSpace;
+    use crate::{Client, FolioSize, Owner, Pool, PoolOptions};
+    use pgmap_mm::mm::Placed;
+    use pgmap_mm::prot::Prot;
+
+    const PAGE: u64 = 4096;
+
+    fn owner_of_one_file() -> (Owner, Client) {
+        let owner = Owner::start(Pool::create(&PoolOptions::anonymous(4 << 20)).unwrap()).unwrap();
+        let client = owner.client().unwrap();
+        client.create("a", PAGE, FolioSize::Pages4K).unwrap().commit().unwrap();
+        (owner, client)
+    }
+
+    fn nr_free_lanes(client: &Client) -> usize {
+        let lanes = || client.inner.pinner.lane().ok();
+        std::iter::from_fn(lanes).collect::<Vec<_>>().len()
+    }
+
+    /// Lanes that stayed taken were a slow leak: with shared ones nothing fails because of it.
+    #[test]
+    fn a_thread_that_ends_gives_its_lane_back() {
+        let (_owner, client) = owner_of_one_file();
+        let nr_lanes = nr_free_lanes(&client);
+        let gate = Barrier::new(8);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    drop(client.get("a").unwrap());
+                    gate.wait();
+                    if gate.wait().is_leader() {
+                        assert_eq!(
+                            nr_free_lanes(&client),
+                            nr_lanes - 8,
+                            "one each while they live"
+                        );
+                    }
+                    gate.wait();
+                });
+            }
+        });
+        assert_eq!(nr_free_lanes(&client), nr_lanes);
+    }
+
+    #[test]
+    fn an_address_space_that_is_closed_gives_its_lanes_back() {
+        let (_owner, client) = owner_of_one_file();
+        let nr_lanes = nr_free_lanes(&client);
+        let space = AddressSpace::for_process(&client, 1 << 30).unwrap();
+        let file = client.open("a").unwrap();
+        let at = space.map(&file, 0, PAGE, Placed::Anywhere, Prot::READ).unwrap();
+        space.populate(at, PAGE).unwrap();
+        assert!(nr_free_lanes(&client) < nr_lanes, "the mapping is a hold");
+        drop(space);
+        assert_eq!(nr_free_lanes(&client), nr_lanes);
+    }
 }

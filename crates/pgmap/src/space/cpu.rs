@@ -47,8 +47,8 @@ use pgmap_mm::prot::{Access, Prot};
 use pgmap_mm::runs::SortedRuns;
 use pgmap_os::Reservation;
 
-use crate::client::Client;
 use crate::client::side::ProcessSide;
+use crate::client::{Client, lanes};
 
 /// The tag of the holds of processors' mappings, as `pgmap who` shows it.
 pub const CPU_MAPPING_TAG: u64 = u64::from_le_bytes(*b"cpu-map\0");
@@ -188,6 +188,8 @@ impl CpuView {
     ) -> Result<PinParts, PinError> {
         let pinner = self.pinner();
         let mut result = Err(PinError::LaneFull { nr_slots: 0 });
+        // Shared lanes that are full, kept from being found again until another one did.
+        let mut full = Vec::new();
         // The one used last first, then the others, then a new one.
         let known = state.lanes.len();
         let mut places = (0..known).rev();
@@ -195,11 +197,15 @@ impl CpuView {
             let next = places.next();
             let lane = match next {
                 Some(place) => Lane::from_parts(pinner, state.lanes.remove(place)).ok(),
-                None if state.lanes.len() < MAX_LANES => Some(pinner.lane()?),
+                None if state.lanes.len() < MAX_LANES => Some(lanes::claim(pinner)?),
                 None => return result.map(Pin::into_parts),
             };
             let Some(lane) = lane else { continue };
             result = pin(&lane);
+            if lane.is_shared() {
+                full.push(lane);
+                continue;
+            }
             let place = match (&result, next) {
                 (Err(PinError::LaneFull { .. }), Some(place)) => place,
                 _ => state.lanes.len(),
