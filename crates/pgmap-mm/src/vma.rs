@@ -12,7 +12,7 @@ use std::sync::Arc;
 pub(crate) use self::set::VmaSet;
 
 use crate::extent::Extent;
-use crate::level::Level;
+use crate::level::{Level, PAGE_BYTES};
 use crate::prot::Prot;
 
 /// How an area behaves.
@@ -83,6 +83,11 @@ pub trait Backing: Send + Sync + fmt::Debug {
 
     /// Length in pages now. Pages from here on are never mapped.
     fn nr_pages(&self) -> u64;
+
+    /// The byte after the file's last, now: what lies behind it in its page is nobody's.
+    fn end_bytes(&self) -> u64 {
+        self.nr_pages().saturating_mul(PAGE_BYTES)
+    }
 
     /// The extent behind page `page` of the file, under the life word that a pin must find now. All
     /// frames of the extent may be pinned under that word, and the file's pages around `page` are

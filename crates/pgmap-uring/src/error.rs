@@ -23,25 +23,31 @@ pub enum RingError {
         /// Bytes asked for.
         wanted_bytes: u64,
     },
-    /// The pages lie in more pieces than the ring has entries.
-    #[error("{nr_pieces} pieces in a ring of {nr_entries} entries; move less at a time")]
+    /// The pages lie in more pieces than one call moves.
+    #[error("{nr_pieces} pieces, and one transfer moves {most_pieces}; move less at a time")]
     TooManyPieces {
         /// Pieces.
         nr_pieces: usize,
-        /// Entries.
-        nr_entries: u32,
+        /// The most of one transfer.
+        most_pieces: usize,
     },
-    /// The current position of a file was asked for, but the pages lie in several pieces, which are
-    /// moved in any order.
+    /// The pages lie in several pieces, and what they are to be moved to or from takes each as a message
+    /// of its own.
     #[error(
-        "{nr_pieces} pieces at the current position (offset u64::MAX): give an offset, or move one \
+        "{nr_pieces} pieces for a descriptor that takes whole messages, as an eventfd does: move one \
          piece at a time, here {piece_bytes} bytes"
     )]
-    CurrentPosition {
+    OnePiece {
         /// Pieces.
         nr_pieces: usize,
         /// Bytes of the first.
         piece_bytes: u64,
+    },
+    /// As many transfers are under way as the ring has entries, and none ended within a second.
+    #[error("all {nr_entries} entries of the ring are under way; wait for one, or cancel one")]
+    Full {
+        /// Entries.
+        nr_entries: u32,
     },
     /// The transfer would end behind the last offset that a file can have.
     #[error("{len_bytes} bytes from {file_offset:#x} on end behind the last offset of any file")]
@@ -50,6 +56,20 @@ pub enum RingError {
         file_offset: u64,
         /// Bytes asked for.
         len_bytes: u64,
+    },
+    /// The kernel did not let the pool be registered, for want of memory that may be locked.
+    #[error(
+        "io_uring, registering the pool of {pool_bytes} bytes: {source}; RLIMIT_MEMLOCK is \
+         {limit_bytes} bytes: raise it (ulimit -l, or LimitMEMLOCK= of a service), or give the process \
+         CAP_IPC_LOCK"
+    )]
+    MemoryLock {
+        /// Bytes to be locked.
+        pool_bytes: u64,
+        /// The limit, for all that the user has locked.
+        limit_bytes: u64,
+        /// What the kernel said.
+        source: std::io::Error,
     },
     /// The kernel refused.
     #[error("io_uring, {doing}: {source}")]
@@ -70,9 +90,12 @@ impl RingError {
             Self::Short { .. } => pgmap::mm::error::errno::EFAULT,
             Self::OtherClient
             | Self::TooManyPieces { .. }
-            | Self::CurrentPosition { .. }
+            | Self::OnePiece { .. }
             | Self::OffsetOverflow { .. } => pgmap::mm::error::errno::EINVAL,
-            Self::Ring { source, .. } => source.raw_os_error().unwrap_or(5),
+            Self::Full { .. } => pgmap::mm::error::errno::EAGAIN,
+            Self::MemoryLock { source, .. } | Self::Ring { source, .. } => {
+                source.raw_os_error().unwrap_or(5)
+            }
         }
     }
 }

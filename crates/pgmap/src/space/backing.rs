@@ -189,6 +189,12 @@ impl Backing for FileBacking {
         state.nr_pages
     }
 
+    fn end_bytes(&self) -> u64 {
+        let mut state = self.lock();
+        let _as_before = self.read_anew(&mut state);
+        state.entry.len_bytes.min(state.nr_pages * PAGE_BYTES)
+    }
+
     fn extent_at(&self, page: u64) -> Result<Backed, BackingError> {
         let mut state = self.lock();
         if state.is_gone {

@@ -36,6 +36,7 @@ mod faults;
 pub(crate) mod inner;
 mod lease;
 mod pinned;
+mod tail;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -61,6 +62,7 @@ pub use self::faults::{FaultAnswer, FaultHandler, TouchFault};
 use self::inner::SpaceInner;
 use self::pinned::{Asked, Held};
 pub use self::pinned::{MemorySegment, PinnedPages};
+pub use self::tail::Tails;
 use crate::client::Client;
 use crate::client::events::Keeping;
 use crate::client::file::File;

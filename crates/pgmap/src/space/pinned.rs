@@ -212,7 +212,7 @@ impl<'s> PinnedPages<'s> {
     }
 
     /// The parts of a byte range: from, to, and where that lies in the pool.
-    fn pieces(&self, offset: u64, end: u64) -> impl Iterator<Item = (u64, u64, u64)> {
+    pub(super) fn pieces(&self, offset: u64, end: u64) -> impl Iterator<Item = (u64, u64, u64)> {
         self.segments().filter_map(move |segment| {
             let start = segment.address - self.address();
             let (from, to) = (offset.max(start), end.min(start + segment.len_bytes));
