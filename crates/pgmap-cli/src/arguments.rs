@@ -1,10 +1,11 @@
 //! The command line: every flag, and the help that is also the manual.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand, ValueHint};
-use pgmap::os::places;
 
+use crate::attach::Place;
 use crate::output::{Format, Output, Talk, Units};
 use crate::verbs;
 
@@ -28,8 +29,16 @@ Sizes:
 Output:
   Results go to stdout as a table, with --json as one object with a `schema` field (for example
   \"pgmap.ls/1\") and raw integers. Fields are added, never renamed or removed, under one number.
-  A failure with --json also prints a \"pgmap.error/1\" object. Everything else goes to stderr.
+  A failure with --json also prints a \"pgmap.error/1\" object: `kind` is a name that stays what it
+  is (not_found, exists, no_space, held ...), `errno` the system's name and number for it.
+  Everything else goes to stderr.
   NO_COLOR turns styling off; PGMAP_LOG sets what is logged, as in `PGMAP_LOG=pgmap=debug`.
+
+Names:
+  Tables and messages write control characters, bytes that are not UTF-8 and the backslash as
+  \\n, \\xff and \\\\, so that no two names look alike. In JSON each name has a companion with its
+  exact bytes: `name` is the name itself if it is UTF-8 (else written as in tables), and
+  `name_base64` is always exact; likewise `file`, `old`, `new`, `pool` and `socket`.
 
 Exit codes:
   0    it worked
@@ -38,7 +47,7 @@ Exit codes:
   3    somebody holds it, or is at work on it
   4    it is quarantined
   124  the deadline passed; the message names who holds it
-  130  interrupted
+  129, 130, 143  ended by SIGHUP, SIGINT, SIGTERM
 
 Examples:
   pgmap serve --size 4GiB &
@@ -67,13 +76,16 @@ pub struct Arguments {
         global = true,
         value_name = "PATH",
         env = "PGMAP_SOCKET",
-        default_value_os_t = places::default_socket_path(),
-        hide_default_value = true,
         value_hint = ValueHint::FilePath,
         long_help = "Socket of the pool's owner. Default: $XDG_RUNTIME_DIR/pgmap/pgmap.sock, \
-                     or /dev/shm/pgmap-UID/pgmap/pgmap.sock where there is no such directory"
+                     or /dev/shm/pgmap-UID/pgmap/pgmap.sock where there is no such directory. The \
+                     default is used only if nobody but this user and root could have put it there; \
+                     a socket that is named is used as it is"
     )]
-    pub socket: PathBuf,
+    socket: Option<PathBuf>,
+    /// How long to wait for an owner that is only starting, in milliseconds
+    #[arg(long, global = true, value_name = "MS", default_value_t = 2000)]
+    wait: u64,
     /// Print results as JSON
     #[arg(long = "json", global = true)]
     is_json: bool,
@@ -104,6 +116,7 @@ pub enum Verb {
     Who(verbs::who::Who),
     Poison(verbs::poison::Poison),
     Repair(verbs::repair::Repair),
+    Trim(verbs::trim::Trim),
     Debug(verbs::debug::Debug),
     Demo(verbs::demo::Demo),
     Bench(verbs::bench::Bench),
@@ -114,6 +127,11 @@ pub enum Verb {
 }
 
 impl Arguments {
+    /// Where the owner listens, or will.
+    pub fn place(&self) -> Place {
+        Place::new(self.socket.clone(), Duration::from_millis(self.wait))
+    }
+
     /// Where results go, and how they look.
     pub fn output(&self) -> Output {
         Output::new(

@@ -4,13 +4,16 @@ use std::fmt;
 use std::io;
 use std::process::ExitCode;
 
-use pgmap::{Error, Refusal};
+use pgmap::{Error, FileName, Refusal};
 
 use crate::verbs::who::HolderRow;
 
+/// What to do about an index without room.
+const INDEX_HELP: &str =
+    " (room for files is fixed when a pool is made: `pgmap serve --max-files N`)";
 /// What to do about memory that failed.
 const POISON_HELP: &str = " (memory failed: `pgmap stat NAME` tells where, `pgmap repair NAME OFFSET \
-                           --from FILE` writes it anew, `pgmap rm NAME` gives it up)";
+                           --from FILE` writes it again, `pgmap rm NAME` gives it up)";
 
 /// How the command ends. Scripts rely on the numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +28,12 @@ pub enum Exit {
     Quarantined = 4,
     /// The deadline passed.
     Deadline = 124,
-    /// A signal ended it.
+    /// SIGHUP ended it.
+    HungUp = 129,
+    /// SIGINT ended it.
     Interrupted = 130,
+    /// SIGTERM ended it.
+    Terminated = 143,
 }
 
 impl Exit {
@@ -47,6 +54,12 @@ impl From<Exit> for ExitCode {
 pub struct Failure {
     /// How the command ends.
     pub exit: Exit,
+    /// What it was, for programs: a name in snake case that stays what it is.
+    pub kind: &'static str,
+    /// The Linux error number that says the same; 0 if none does.
+    pub errno: i32,
+    /// The file of the pool that it concerns.
+    pub name: Option<Vec<u8>>,
     /// What to tell; nothing when all has been told.
     pub message: String,
     /// Who holds what was wanted.
@@ -55,28 +68,37 @@ pub struct Failure {
 
 impl Failure {
     /// An error with exit code 1.
-    pub fn new(message: impl Into<String>) -> Self {
-        Self::with_exit(Exit::Error, message)
+    pub fn new(kind: &'static str, errno: i32, message: impl Into<String>) -> Self {
+        Self { kind, errno, ..Self::with_exit(Exit::Error, message) }
     }
 
     /// A command line that says two things at once.
     pub fn usage(message: impl Into<String>) -> Self {
-        Self::with_exit(Exit::Usage, message)
+        let failure = Self::with_exit(Exit::Usage, message);
+        Self { kind: "usage", errno: libc::EINVAL, ..failure }
     }
 
-    /// An error with any exit code.
-    pub fn with_exit(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, message: message.into(), holders: Vec::new() }
+    fn with_exit(exit: Exit, message: impl Into<String>) -> Self {
+        let (kind, message, holders) = ("failed", message.into(), Vec::new());
+        Self { exit, kind, errno: 0, name: None, message, holders }
     }
 
     /// A failure of reading or writing `subject`.
     pub fn io(what: &str, subject: impl fmt::Display, error: &io::Error) -> Self {
-        Self::new(format!("{what} {subject}: {error}"))
+        let errno = error.raw_os_error().unwrap_or(libc::EIO);
+        Self::new("system", errno, format!("{what} {subject}: {error}"))
     }
 
-    /// Ended by a signal; what was begun is undone.
-    pub fn interrupted() -> Self {
-        Self::with_exit(Exit::Interrupted, "interrupted; nothing was left behind")
+    /// The same, of a file of the pool.
+    #[must_use]
+    pub fn of_file(self, name: &[u8]) -> Self {
+        Self { name: Some(name.to_vec()), ..self }
+    }
+
+    /// Ended by a signal, with the exit code that says so; what was begun is undone.
+    pub fn interrupted(exit: Exit) -> Self {
+        let failure = Self::with_exit(exit, "interrupted; nothing was left behind");
+        Self { kind: "interrupted", errno: libc::EINTR, ..failure }
     }
 
     /// Nothing more to tell.
@@ -114,7 +136,25 @@ impl From<Error> for Failure {
         if error.errno() == libc::EHWPOISON {
             message.push_str(POISON_HELP);
         }
-        Self { exit, message, holders }
+        if matches!(error.refusal(), Some(Refusal::IndexFull { .. })) {
+            message.push_str(INDEX_HELP);
+        }
+        let name = error.refusal().and_then(file_of).and_then(FileName::unescape);
+        let name = name.map(|name| name.as_bytes().to_vec());
+        Self { exit, kind: error.kind(), errno: error.errno(), name, message, holders }
+    }
+}
+
+/// The file that a refusal names, as messages show it.
+fn file_of(refusal: &Refusal) -> Option<&str> {
+    match refusal {
+        Refusal::NotFound { name }
+        | Refusal::Exists { name }
+        | Refusal::BadLength { name, .. }
+        | Refusal::Held { name, .. }
+        | Refusal::InUse { name, .. }
+        | Refusal::Poisoned { name } => Some(name),
+        _ => None,
     }
 }
 
@@ -126,7 +166,7 @@ impl From<Refusal> for Failure {
 
 impl From<pgmap::os::OsError> for Failure {
     fn from(error: pgmap::os::OsError) -> Self {
-        Self::new(error.to_string())
+        Error::from(error).into()
     }
 }
 

@@ -5,7 +5,9 @@ use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
 
+use crate::errno;
 use crate::failure::{Exit, Failure};
+use crate::names::Exact;
 use crate::sizes;
 use crate::table::{Closing, Dress, Table};
 use crate::verbs::who::HolderRow;
@@ -64,9 +66,28 @@ pub struct Output {
 #[derive(Serialize)]
 struct FailureReport<'a> {
     schema: &'static str,
+    kind: &'static str,
+    errno: Option<Errno>,
     error: String,
     exit_code: u8,
+    /// The file of the pool that it concerns.
+    #[serde(flatten)]
+    name: Exact,
     holders: &'a [HolderRow],
+}
+
+/// A Linux error number, as programs compare it and as people read it.
+#[derive(Debug, Serialize)]
+pub struct Errno {
+    name: Option<&'static str>,
+    number: i32,
+}
+
+impl Errno {
+    /// `None` for 0, which is no error.
+    pub fn of(number: i32) -> Option<Self> {
+        (number != 0).then(|| Self { name: errno::name(number), number })
+    }
 }
 
 impl Output {
@@ -123,9 +144,17 @@ impl Output {
             return;
         }
         eprintln!("pgmap: {failure}");
-        if self.is_json() && failure.exit != Exit::Usage {
+        self.report(failure);
+    }
+
+    /// Prints a failure for programs, where results are JSON.
+    pub fn report(&self, failure: &Failure) {
+        if self.is_json() {
             let report = FailureReport {
                 schema: "pgmap.error/1",
+                kind: failure.kind,
+                errno: Errno::of(failure.errno),
+                name: Exact::name(failure.name.as_deref()),
                 error: failure.to_string(),
                 exit_code: failure.exit.code(),
                 holders: &failure.holders,
@@ -137,8 +166,9 @@ impl Output {
 }
 
 fn json(value: &impl Serialize) -> Result<String, Failure> {
-    serde_json::to_string_pretty(value)
-        .map_err(|error| Failure::new(format!("the result is no JSON: {error}")))
+    serde_json::to_string_pretty(value).map_err(|error| {
+        Failure::new("failed", libc::EIO, format!("the result is no JSON: {error}"))
+    })
 }
 
 /// Prints a line on stdout at once.

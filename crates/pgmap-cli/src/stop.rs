@@ -1,18 +1,23 @@
-//! SIGINT and SIGTERM as a question, for verbs that have something to undo.
+//! SIGINT, SIGTERM and SIGHUP as a question, for verbs that have something to undo.
+//!
+//! A signal that was ignored when the command started stays ignored, as `nohup` and shells with jobs in
+//! the background want it.
 
+use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 
 /// Knows whether the command was told to stop. A second signal ends the process at once.
 #[derive(Debug)]
 pub struct Stop {
     signals: Signals,
-    is_asked: bool,
+    /// The signal that came.
+    asked: Option<i32>,
 }
 
 impl Stop {
@@ -23,20 +28,23 @@ impl Stop {
     pub fn listen() -> Result<Self, Failure> {
         let failed = |error: std::io::Error| Failure::io("listen for", "signals", &error);
         let is_second = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM] {
+        let ignored = ignored_signals();
+        let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter();
+        let wanted: Vec<i32> = wanted.filter(|signal| ignored >> (signal - 1) & 1 == 0).collect();
+        for &signal in &wanted {
             // The order matters: only the second signal finds the flag set, by the first.
             let code = 128 + signal;
             signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&is_second))
                 .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&is_second)))
                 .map_err(failed)?;
         }
-        Ok(Self { signals: Signals::new([SIGINT, SIGTERM]).map_err(failed)?, is_asked: false })
+        Ok(Self { signals: Signals::new(&wanted).map_err(failed)?, asked: None })
     }
 
     /// Whether a signal has come.
     pub fn is_asked(&mut self) -> bool {
-        self.is_asked |= self.signals.pending().next().is_some();
-        self.is_asked
+        self.asked = self.asked.or_else(|| self.signals.pending().next());
+        self.asked.is_some()
     }
 
     /// An error once a signal has come.
@@ -44,14 +52,32 @@ impl Stop {
     /// # Errors
     /// [`Failure::interrupted`].
     pub fn check(&mut self) -> Result<(), Failure> {
-        if self.is_asked() { Err(Failure::interrupted()) } else { Ok(()) }
+        if self.is_asked() { Err(self.failure()) } else { Ok(()) }
+    }
+
+    /// What the command fails with that a signal ended.
+    pub fn failure(&self) -> Failure {
+        Failure::interrupted(match self.asked {
+            Some(SIGHUP) => Exit::HungUp,
+            Some(SIGTERM) => Exit::Terminated,
+            _ => Exit::Interrupted,
+        })
     }
 
     /// Sleeps until one comes and returns its name.
     pub fn wait(&mut self) -> &'static str {
         match self.signals.forever().next() {
             Some(SIGINT) => "SIGINT",
+            Some(SIGHUP) => "SIGHUP",
             _ => "SIGTERM",
         }
     }
+}
+
+/// The signals that this process was started to ignore, one bit each from bit 0 for signal 1 on. None
+/// where the system does not say.
+fn ignored_signals() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }

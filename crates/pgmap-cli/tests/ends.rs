@@ -4,7 +4,7 @@ mod server;
 
 use rustix::process::Signal;
 use serde_json::Value;
-use server::{Server, noise, pgmap, text, until};
+use server::{Server, User, noise, pgmap, text, until};
 
 #[test]
 fn a_wrong_command_line_is_2_and_says_what_to_write() {
@@ -48,7 +48,8 @@ fn what_is_not_there_is_1() {
 fn nobody_there_is_1_and_says_how_to_start_one() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("none");
-    let output = pgmap().arg("ls").arg("--socket").arg(&socket).output().unwrap();
+    let output =
+        pgmap().args(["ls", "--wait", "50"]).arg("--socket").arg(&socket).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let stderr = text(&output.stderr);
     assert!(stderr.contains("nobody serves at") && stderr.contains("pgmap serve"), "{stderr}");
@@ -155,4 +156,203 @@ fn manual_pages_and_completions_are_made_for_every_verb_and_shell() {
         let script = pgmap().args(["completions", shell]).output().unwrap();
         assert!(script.status.success() && text(&script.stdout).contains("truncate"), "{shell}");
     }
+}
+
+#[test]
+fn an_error_has_a_kind_and_an_errno_and_the_exit_code_that_it_had() {
+    let server = Server::start();
+    let file = server.file("in", &noise(5000));
+    server.good(&["put", &file, "a"]);
+    server.good(&["put", &file, "raw", "--raw"]);
+    let long = "x".repeat(300);
+    for (arguments, kind, errno, code) in [
+        (&["get", "nope", "/dev/null"][..], "not_found", "ENOENT", 1),
+        (&["put", &file, "a"], "exists", "EEXIST", 1),
+        (&["mv", "raw", "a"], "exists", "EEXIST", 1),
+        (&["put", &file, "b", "--folio", "1G"], "bad_length", "EINVAL", 1),
+        (&["put", "-", "b", "--size", "60M", "--folio", "2M"], "wrong_length", "EINVAL", 1),
+        (&["put", &file, &long], "bad_name", "EINVAL", 1),
+        (&["get", "raw", "/dev/null"], "raw", "EFAULT", 1),
+        (&["put", "/nowhere/at/all", "b"], "system", "ENOENT", 1),
+        (&["put", "/", "b"], "is_a_directory", "EISDIR", 1),
+        (&["repair", "a", "0", "--zero"], "invalid", "EINVAL", 1),
+        (&["stat", "a", "--socket", "/nowhere", "--wait", "0"], "no_owner", "ENOENT", 1),
+        (&["get", "a"], "usage", "EINVAL", 2),
+        (&["get", "a", "b", "c"], "usage", "EINVAL", 2),
+    ] {
+        let output = server.run(&[arguments, &["--json"]].concat());
+        let error: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let got = (error["kind"].as_str(), error["errno"]["name"].as_str(), output.status.code());
+        assert_eq!(got, (Some(kind), Some(errno), Some(code)), "{arguments:?}: {error}");
+        assert_eq!(error["exit_code"], code, "{arguments:?}");
+        assert!(error["errno"]["number"].as_i64().unwrap() > 0);
+    }
+    server.pipe(&["put", "-", "big", "--size", "40M"], &noise(40 << 20));
+    let full = server.run(&["put", "-", "more", "--size", "40M", "--json"]);
+    let error: Value = serde_json::from_slice(&full.stdout).unwrap();
+    assert_eq!((&error["kind"], &error["errno"]["name"]), (&"no_space".into(), &"ENOSPC".into()));
+    let some: Value =
+        serde_json::from_slice(&server.run(&["rm", "nope", "", "a", "--json"]).stdout).unwrap();
+    assert_eq!(some["removed"][0], "a", "the others go: {some}");
+    let kinds: Vec<&str> =
+        some["failed"].as_array().unwrap().iter().map(|f| f["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["bad_name", "not_found"]);
+}
+
+#[test]
+fn a_verb_waits_for_an_owner_that_is_only_starting() {
+    for _ in 0..5 {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let socket = directory.path().join("socket");
+        let mut put = pgmap();
+        put.args(["put", "/proc/version", "early", "--wait", "20000"]).env("PGMAP_SOCKET", &socket);
+        let mut put = put.spawn().unwrap();
+        let mut serve = pgmap();
+        serve.args(["serve", "--size", "16M", "--pool"]).arg(directory.path().join("pool"));
+        serve.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        let mut serve = serve.env("PGMAP_SOCKET", &socket).spawn().unwrap();
+        assert!(put.wait().unwrap().success());
+        server::send(&serve, Signal::TERM);
+        serve.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_pool_has_room_for_as_many_files_as_serve_was_told() {
+    let server = Server::start();
+    let pool = server.path("other");
+    let socket = server.path("other-socket");
+    let serve = |more: &[&str]| {
+        let mut command = pgmap();
+        command.arg("serve").arg("--pool").arg(&pool).arg("--socket").arg(&socket).args(more);
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let mut first = serve(&["--size", "16M", "--max-files", "20"]);
+    let other = ["--socket", socket.to_str().unwrap()];
+    let file = server.file("in", b"a");
+    let mut full = String::new();
+    for number in 0..100 {
+        let name = format!("f{number}");
+        let output = server.run(&[&["put", &file, &name][..], &other].concat());
+        if !output.status.success() {
+            full = text(&output.stderr);
+            break;
+        }
+        assert!(number < 50, "as many as it likes");
+    }
+    assert!(full.contains("index") && full.contains("--max-files"), "{full}");
+    server::send(&first, Signal::TERM);
+    first.wait().unwrap();
+    let refused = serve(&["--max-files", "30"]).wait_with_output().unwrap();
+    let why = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{why}");
+    assert!(why.contains("room for 20 files, not 30"), "{why}");
+    let none = serve(&["--max-files", "0"]).wait_with_output().unwrap();
+    assert_eq!(none.status.code(), Some(1));
+}
+
+#[test]
+fn a_default_place_that_another_user_prepared_is_not_trusted_unless_it_is_named() {
+    let Some(user) = User::new("a_default_place_that_another_user_prepared") else { return };
+    let thief = user.id + 1000;
+    let place = std::path::PathBuf::from(format!("/dev/shm/pgmap-{}", user.id));
+    let _ = std::fs::remove_dir_all(&place);
+    let socket = place.join("pgmap/pgmap.sock");
+    let theirs = tempfile::tempdir_in("/dev/shm").unwrap();
+    std::os::unix::fs::chown(theirs.path(), Some(thief), None).unwrap();
+    let serve = |id: u32| {
+        let mut command = user.command_as(id);
+        command.args(["serve", "--size", "16M", "--socket"]).arg(&socket);
+        command.arg("--pool").arg(theirs.path().join("pool"));
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        command.spawn().unwrap()
+    };
+    let secret = ["put", "/proc/version", "secret", "--json"];
+    let ask = |more: &[&str]| {
+        let output = user.command().args(secret).args(more).output().unwrap();
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.success(), answer["kind"].clone(), answer["error"].to_string())
+    };
+    // The other user's directory, though everybody may use what is in it.
+    let mut server = serve(thief);
+    until("the other user serves", || socket.exists());
+    for path in [&place, &place.join("pgmap"), &socket] {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o777))
+            .unwrap();
+    }
+    let (is_done, kind, why) = ask(&[]);
+    assert!(!is_done && kind == "not_trusted", "{why}");
+    assert!(why.contains(&format!("user {thief}")) && why.contains("--socket"), "{why}");
+    let own = user.command().args(["serve", "--size", "16M"]).output().unwrap();
+    assert_eq!(own.status.code(), Some(1), "{}", text(&own.stderr));
+    // A directory of the user's own with a socket in it that the other listens at.
+    std::os::unix::fs::chown(&place, Some(user.id), None).unwrap();
+    std::os::unix::fs::chown(place.join("pgmap"), Some(user.id), None).unwrap();
+    let (is_done, kind, why) = ask(&[]);
+    assert!(!is_done && kind == "not_trusted" && why.contains("others may write"), "{why}");
+    for path in [&place, &place.join("pgmap")] {
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))
+            .unwrap();
+    }
+    std::os::unix::fs::chown(&socket, Some(user.id), None).unwrap();
+    let (is_done, kind, why) = ask(&[]);
+    assert!(!is_done && kind == "not_trusted", "{why}");
+    assert!(why.contains(&format!("process of user {thief}")), "{why}");
+    // Named, it is the user's own decision.
+    let (is_done, _, why) = ask(&["--socket", socket.to_str().unwrap()]);
+    assert!(is_done, "{why}");
+    server.kill().unwrap();
+    server.wait().unwrap();
+    std::fs::remove_dir_all(&place).unwrap();
+    // One's own, and root's, are trusted.
+    let mut own = user.command();
+    own.args(["serve", "--size", "16M"]).stdout(std::process::Stdio::null());
+    let mut own = own.stderr(std::process::Stdio::null()).spawn().unwrap();
+    until("the user's own server listens", || socket.exists());
+    let (is_done, _, why) = ask(&[]);
+    assert!(is_done, "{why}");
+    own.kill().unwrap();
+    own.wait().unwrap();
+    std::fs::remove_dir_all(&place).unwrap();
+}
+
+#[test]
+fn a_server_that_was_started_to_ignore_hang_ups_lives_on_and_another_stops_cleanly() {
+    let mut server = Server::start();
+    server.signal(Signal::HUP);
+    assert!(server.child.wait().unwrap().success());
+    assert!(!server.path("socket").exists());
+    let script = format!(
+        "trap '' HUP INT; exec '{}' serve --pool '{}' --socket '{}' >/dev/null 2>&1",
+        env!("CARGO_BIN_EXE_pgmap"),
+        server.path("pool").display(),
+        server.path("socket").display()
+    );
+    server.child = std::process::Command::new("sh").args(["-c", &script]).spawn().unwrap();
+    server.good(&["ls", "--wait", "20000"]);
+    server.signal(Signal::HUP);
+    server.signal(Signal::INT);
+    server.good(&["ls"]);
+    server.signal(Signal::TERM);
+    assert!(server.child.wait().unwrap().success());
+}
+
+#[test]
+fn trim_says_how_much_memory_went_back() {
+    let server = Server::start();
+    let file = server.file("in", &noise(10 << 20));
+    server.good(&["put", &file, "a"]);
+    server.good(&["put", &file, "b"]);
+    server.good(&["rm", "a"]);
+    until("it is free", || server.json(&["stat"])["free_bytes"] == 54 << 20);
+    assert_eq!(server.json(&["stat"])["backed_bytes"], 20 << 20);
+    let done = server.json(&["trim"]);
+    assert_eq!(done["schema"], "pgmap.trim/1");
+    assert_eq!(
+        (&done["freed_bytes"], &done["backed_bytes"]),
+        (&(10 << 20).into(), &(10 << 20).into())
+    );
+    assert!(server.good(&["trim", "-u"]).contains("0 B"));
+    assert!(server.pipe(&["get", "b"], b"") == noise(10 << 20));
 }

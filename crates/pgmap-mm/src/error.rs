@@ -69,6 +69,24 @@ pub enum PinError {
 }
 
 impl PinError {
+    /// A name for programs, in snake case. It stays what it is.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Changed { .. } | Self::NotPinnable { .. } => match self.errno() {
+                errno::EHWPOISON => "memory_failed",
+                errno::EFAULT => "raw",
+                _ => "changed",
+            },
+            Self::Outside { .. } => "outside",
+            Self::LaneFull { .. } => "lane_full",
+            Self::NoLane { .. } => "no_lane",
+            Self::CountFull { .. } => "count_full",
+            Self::NeedsConsent { .. } => "needs_consent",
+            Self::Detached => "detached",
+        }
+    }
+
     /// The Linux error number that says the same.
     #[must_use]
     pub const fn errno(&self) -> i32 {

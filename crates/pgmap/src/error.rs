@@ -78,6 +78,25 @@ pub enum Error {
 }
 
 impl Error {
+    /// A name for programs, in snake case. It stays what it is.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Refused(refusal) => refusal.kind(),
+            Self::Pin(error) => error.kind(),
+            Self::Os(_) | Self::Bind(pgmap_os::BindError::Os(_)) => "system",
+            Self::Bind(_) => "socket_in_use",
+            Self::OutOfRange { .. } => "out_of_range",
+            Self::Memory(_) => "memory",
+            Self::OwnerGone { .. } => "owner_gone",
+            Self::Protocol { .. } => "protocol",
+            Self::BadPool { .. } => "bad_pool",
+            Self::NotDurable { .. } => "not_durable",
+            Self::Catalog { .. } => "catalog",
+            Self::Detached => "detached",
+        }
+    }
+
     /// The Linux error number that says the same.
     #[must_use]
     pub fn errno(&self) -> i32 {

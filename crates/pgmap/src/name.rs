@@ -1,6 +1,6 @@
 //! File names, checked once.
 
-use std::fmt;
+use std::fmt::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +39,70 @@ impl FileName {
     }
 }
 
+impl FileName {
+    /// Reads back what a name is displayed as: messages and [`Holder`](crate::Holder)s carry names so.
+    /// Returns `None` if the text is no name's.
+    #[must_use]
+    pub fn unescape(shown: &str) -> Option<Self> {
+        let mut bytes = Vec::with_capacity(shown.len());
+        let mut rest = shown.as_bytes();
+        while let Some((&first, after)) = rest.split_first() {
+            rest = after;
+            if first != b'\\' {
+                bytes.push(first);
+                continue;
+            }
+            let (&kind, after) = rest.split_first()?;
+            rest = after;
+            bytes.push(match kind {
+                b'\\' => b'\\',
+                b'n' => b'\n',
+                b'r' => b'\r',
+                b't' => b'\t',
+                b'x' => {
+                    let (digits, after) = rest.split_at_checked(2)?;
+                    rest = after;
+                    let digit = |at: usize| char::from(digits[at]).to_digit(16);
+                    u8::try_from(digit(0)? * 16 + digit(1)?).ok()?
+                }
+                _ => return None,
+            });
+        }
+        Self::new(bytes).ok()
+    }
+}
+
+/// Bytes as people read them, so that no two look alike: what is no UTF-8 and control characters as
+/// `\xff` and `\n`, a backslash as two.
+#[derive(Clone, Copy, Debug)]
+pub struct Escaped<'a>(pub &'a [u8]);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for chunk in self.0.utf8_chunks() {
+            for character in chunk.valid().chars() {
+                match character {
+                    '\\' => f.write_str("\\\\")?,
+                    '\n' => f.write_str("\\n")?,
+                    '\r' => f.write_str("\\r")?,
+                    '\t' => f.write_str("\\t")?,
+                    control if control.is_control() => {
+                        let mut bytes = [0; 4];
+                        hexadecimal(f, control.encode_utf8(&mut bytes).as_bytes())?;
+                    }
+                    other => f.write_char(other)?,
+                }
+            }
+            hexadecimal(f, chunk.invalid())?;
+        }
+        Ok(())
+    }
+}
+
+fn hexadecimal(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
+    bytes.iter().try_for_each(|byte| write!(f, "\\x{byte:02x}"))
+}
+
 impl TryFrom<Vec<u8>> for FileName {
     type Error = Refusal;
 
@@ -55,16 +119,13 @@ impl From<FileName> for Vec<u8> {
 
 impl fmt::Display for FileName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match std::str::from_utf8(&self.0) {
-            Ok(name) if !name.chars().any(char::is_control) => f.write_str(name),
-            _ => write!(f, "{}", self.0.escape_ascii()),
-        }
+        Escaped(&self.0).fmt(f)
     }
 }
 
 impl fmt::Debug for FileName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\"{}\"", self.0.escape_ascii())
+        write!(f, "\"{self}\"")
     }
 }
 
@@ -80,5 +141,40 @@ mod tests {
         assert!(long.contains("5000") && long.contains("255"), "{long}");
         assert!(FileName::new("").is_err());
         assert!(FileName::new([b'x'; 255]).is_ok());
+    }
+
+    #[test]
+    fn no_two_names_are_displayed_alike_and_each_is_read_back() {
+        use std::collections::BTreeSet;
+        let mut all = BTreeSet::new();
+        let mut names: BTreeSet<Vec<u8>> = (1..=255_u8).map(|byte| vec![byte]).collect();
+        for odd in [
+            &b"a\\nb"[..],
+            b"a\nb",
+            b"\\x0a",
+            b"\\\\",
+            b"\\",
+            b"\xff\xfe",
+            "é".as_bytes(),
+            b"\xc3",
+            b"\xa9",
+            "\u{85}\u{202e}".as_bytes(),
+            b"x\\xc3\xc3",
+            b"plain name/with \"quotes\"",
+        ] {
+            names.insert(odd.to_vec());
+        }
+        let nr_names = names.len();
+        for bytes in names {
+            let name = FileName::new(&bytes).unwrap();
+            let shown = name.to_string();
+            assert!(!shown.chars().any(char::is_control), "{shown}");
+            assert_eq!(FileName::unescape(&shown), Some(name), "{shown}");
+            all.insert(shown);
+        }
+        assert_eq!(all.len(), nr_names);
+        for junk in ["\\", "\\x", "\\x1", "\\xg0", "\\q", "", "\\x00", "\\x+1"] {
+            assert_eq!(FileName::unescape(junk), None, "{junk}");
+        }
     }
 }

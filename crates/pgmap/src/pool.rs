@@ -380,6 +380,12 @@ impl Pool {
         self.stored.size_bytes
     }
 
+    /// Files of few extents that it has room for.
+    #[must_use]
+    pub const fn max_files(&self) -> u64 {
+        self.stored.max_files
+    }
+
     /// Where its files are; none for an anonymous pool.
     #[must_use]
     pub fn directory(&self) -> Option<&Path> {
@@ -405,10 +411,6 @@ impl Pool {
     #[must_use]
     pub const fn memory_type(&self) -> MemoryType {
         self.stored.memory_type
-    }
-
-    pub(crate) const fn max_files(&self) -> u64 {
-        self.stored.max_files
     }
 
     pub(crate) fn ledger_layout(&self) -> LedgerLayout {

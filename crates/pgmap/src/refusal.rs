@@ -214,6 +214,30 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// A name for programs, in snake case. It stays what it is.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::BadName { .. } => "bad_name",
+            Self::NotFound { .. } => "not_found",
+            Self::Exists { .. } => "exists",
+            Self::Stale { .. } => "stale",
+            Self::BadLength { .. } => "bad_length",
+            Self::NoSpace { .. } => "no_space",
+            Self::NoMemory { .. } => "no_memory",
+            Self::IndexFull { .. } => "index_full",
+            Self::Held { .. } => "held",
+            Self::InUse { .. } => "in_use",
+            Self::NoDraft { .. } => "no_draft",
+            Self::Poisoned { .. } => "memory_failed",
+            Self::Denied { .. } => "denied",
+            Self::TooMuch { .. } => "too_much",
+            Self::Invalid { .. } => "invalid",
+            Self::Internal { .. } => "owner_failed",
+            Self::Stopping => "owner_stopping",
+        }
+    }
+
     /// The Linux error number that says the same.
     #[must_use]
     pub const fn errno(&self) -> i32 {

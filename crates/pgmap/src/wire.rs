@@ -19,7 +19,7 @@ use crate::name::FileName;
 use crate::refusal::{Holder, Refusal};
 
 /// Spoken by both sides; a difference is an error at once.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Longest message.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 /// Most items of one batch.
@@ -353,6 +353,11 @@ pub enum Request {
     Who(Option<FileName>),
     /// The client holds nothing any more and goes.
     Leave,
+    /// Give memory behind free frames back to the system, a step's worth from this frame on.
+    Trim {
+        /// The first frame to look at.
+        from_pfn: u64,
+    },
 }
 
 /// What an owner tells a client unasked. Its number is [`EVENT_NUMBER`].
@@ -432,6 +437,13 @@ pub enum Reply {
     Who(Vec<Holder>, bool),
     /// To any of them.
     Refused(Refusal),
+    /// To Trim.
+    Trimmed {
+        /// Bytes of memory that came back.
+        freed_bytes: u64,
+        /// Where to go on; `None` at the end.
+        next: Option<u64>,
+    },
 }
 
 /// A request or reply and the number that joins them.

@@ -145,7 +145,7 @@ fn batches_answer_for_each_item() {
 fn impossible_lengths_are_refused_and_the_owner_lives_on() {
     let owner = owner(1 << 20);
     let client = owner.client().unwrap();
-    for len in [0, (1 << 20) + 1, u64::MAX] {
+    for len in [(1 << 20) + 1, u64::MAX] {
         for size in [FolioSize::BestFit, FolioSize::Pages4K, FolioSize::Pages1G] {
             let error = client.create("x", len, size).unwrap_err();
             assert_eq!(error.errno(), 22, "{len}: {error}");
@@ -369,4 +369,138 @@ fn a_piece_told_by_a_punch_that_was_given_up_is_not_believed_for_ever() {
         Err(other) => panic!("{other}"),
     }
     assert_eq!(during.pin_all().unwrap().to_vec().unwrap(), bytes[..8 * 4096]);
+}
+
+#[test]
+fn an_empty_file_is_a_file() {
+    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = directory.path().join("pool");
+    let options = PoolOptions::in_directory(&path, 8 << 20);
+    let mut owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
+    let free = owner.info().free_bytes;
+    let client = owner.client().unwrap();
+    for size in [FolioSize::BestFit, FolioSize::Pages4K, FolioSize::Pages2M, FolioSize::Pages1G] {
+        client.create("empty", 0, size).unwrap().commit().unwrap();
+        let info = client.stat("empty").unwrap();
+        assert_eq!((info.len_bytes, info.allocated_bytes, info.nr_extents), (0, 0, 0));
+        client.unlink("empty").unwrap();
+    }
+    put(&client, "cut", &[1; 10_000]).unwrap();
+    let pin = client.get("cut").unwrap();
+    let held = client.truncate("cut", 0, 0).unwrap_err();
+    assert!(matches!(held, Error::Refused(Refusal::Held { .. })), "{held}");
+    assert_eq!(pin.to_vec().unwrap(), [1; 10_000]);
+    drop(pin);
+    client.truncate("cut", 0, 1000).unwrap();
+    put(&client, "empty", b"").unwrap();
+    client.rename("empty", "renamed", Replace::No).unwrap();
+    assert!(matches!(put(&client, "renamed", b""), Err(Error::Refused(Refusal::Exists { .. }))));
+    drop(client);
+    for _ in 0..2 {
+        let client = owner.client().unwrap();
+        assert_eq!(client.list().unwrap().len(), 2);
+        for name in ["cut", "renamed"] {
+            assert_eq!(client.get(name).unwrap().to_vec().unwrap(), b"");
+            let file = client.open(name).unwrap();
+            let pin = file.pin(0, 0).unwrap();
+            pin.set_tag(1);
+            assert_eq!(
+                (pin.len_bytes(), pin.segments().count(), pin.is_wanted_back()),
+                (0, 0, false)
+            );
+            assert!(pin.read_at(1, &mut []).is_err());
+            assert!(matches!(file.pin(0, 1), Err(Error::OutOfRange { .. })));
+            assert!(matches!(file.pin(1, 0), Err(Error::OutOfRange { .. })));
+            drop(file.pin_longterm(0, 0).unwrap());
+            assert!(client.who(Some(name.as_bytes())).unwrap().0.is_empty());
+            client.truncate(name, 0, 0).unwrap();
+            client.truncate(name, 1, 0).unwrap_err();
+            client.punch(name, 0, 0, 0).unwrap_err();
+        }
+        assert_eq!(owner.info().free_bytes, free);
+        drop(client);
+        drop(owner);
+        owner = Owner::start(Pool::open(&path).unwrap()).unwrap();
+    }
+    let client = owner.client().unwrap();
+    let file = client.open("renamed").unwrap();
+    put(&client, "other", b"bytes").unwrap();
+    client.rename("other", "renamed", Replace::Yes).unwrap();
+    let stale = file.pin_all().unwrap_err();
+    assert!(matches!(stale, Error::Refused(Refusal::Stale { .. })), "{stale}");
+    assert_eq!(client.get("renamed").unwrap().to_vec().unwrap(), b"bytes");
+    client.rename("cut", "renamed", Replace::Yes).unwrap();
+    assert_eq!(client.get("renamed").unwrap().to_vec().unwrap(), b"");
+    assert_eq!(client.list().unwrap().len(), 1);
+}
+
+#[test]
+fn a_length_that_the_pool_cannot_have_is_refused_with_what_is_true() {
+    let owner = owner(64 << 20);
+    let client = owner.client().unwrap();
+    let why = |len, size| client.create("a", len, size).unwrap_err().to_string();
+    let folios = why(2 << 20, FolioSize::Pages1G);
+    for word in ["2097152", "folios of 1G", "1073741824", "67108864", "smaller folios"] {
+        assert!(folios.contains(word), "{word}: {folios}");
+    }
+    let long = why(65 << 20, FolioSize::BestFit);
+    assert!(long.contains("68157440") && long.contains("the whole pool has 67108864"), "{long}");
+    assert!(why(u64::MAX, FolioSize::Pages1G).contains("the whole pool has 67108864"));
+}
+
+#[test]
+fn frames_that_a_deadline_passed_for_are_counted_once() {
+    let owner = owner(8 << 20);
+    let client = owner.client().unwrap();
+    put(&client, "a", &[1; 1 << 20]).unwrap();
+    put(&client, "b", &[2; 4096]).unwrap();
+    let (held, pin) = (client.get("a").unwrap(), client.get("b").unwrap());
+    let left = client.truncate_or("a", 4096, 10, pgmap::OnDeadline::Quarantine).unwrap();
+    assert_eq!(left.len(), 1);
+    client.unlink("b").unwrap();
+    let info = owner.info();
+    assert_eq!((info.quarantined_bytes, info.draining_bytes), ((1 << 20) - 4096, 4096));
+    let sum = info.free_bytes + info.live_bytes + info.draining_bytes + info.quarantined_bytes;
+    assert_eq!(sum, info.size_bytes, "{info:?}");
+    drop((held, pin));
+}
+
+#[test]
+fn trimmed_memory_goes_back_to_the_system_and_comes_again_when_it_is_needed() {
+    let owner = owner(256 << 20);
+    let client = owner.client().unwrap();
+    put(&client, "kept", &[3; 5 << 20]).unwrap();
+    for name in ["x", "y"] {
+        put(&client, name, &vec![4; 100 << 20]).unwrap();
+    }
+    let pin = client.get("y").unwrap();
+    for name in ["x", "y"] {
+        client.unlink(name).unwrap();
+    }
+    let epoch = client.detach_epoch();
+    let before = owner.info();
+    assert_eq!(before.backed_bytes, 205 << 20);
+    assert_eq!(client.trim().unwrap(), 100 << 20, "what is held stays");
+    assert!(client.detach_epoch() > epoch, "registered devices must register again");
+    let after = owner.info();
+    assert_eq!(after.backed_bytes, 105 << 20);
+    assert_eq!(after.free_bytes, before.free_bytes);
+    assert_eq!(client.trim().unwrap(), 0);
+    assert!(pin.to_vec().unwrap().iter().all(|&byte| byte == 4));
+    put(&client, "again", &vec![5; 120 << 20]).unwrap();
+    let bytes = client.get("again").unwrap().to_vec().unwrap();
+    assert!(bytes.iter().all(|&byte| byte == 5));
+    assert!(client.get("kept").unwrap().to_vec().unwrap().iter().all(|&byte| byte == 3));
+    // Free frames in many pieces are all found.
+    drop(pin);
+    let names: Vec<String> = (0..3000).map(|number| format!("f{number}")).collect();
+    for name in &names {
+        put(&client, name, &[6; 4096]).unwrap();
+    }
+    for name in names.iter().step_by(2) {
+        client.unlink(name).unwrap();
+    }
+    client.trim().unwrap();
+    let info = owner.info();
+    assert_eq!(info.backed_bytes, info.size_bytes - info.free_bytes);
 }

@@ -67,7 +67,14 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let name = 0..NR_NAMES;
-    let len = prop_oneof![1..20_000u64, 1..400_000u64, Just(1), Just(PAGE_BYTES), Just(3_000_000)];
+    let len = prop_oneof![
+        1..20_000u64,
+        1..400_000u64,
+        Just(0),
+        Just(1),
+        Just(PAGE_BYTES),
+        Just(3_000_000)
+    ];
     prop_oneof![
         4 => (name.clone(), len.clone(), (0..400_000u64, 0..400_000u64), any::<bool>())
             .prop_map(|(name, len, written, replace)| Step::Create { name, len, written, replace }),

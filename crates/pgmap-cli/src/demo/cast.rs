@@ -115,7 +115,7 @@ impl Actor {
     }
 
     fn failure(&self, what: &str) -> Failure {
-        Failure::new(format!("the demo's {} (pid {}) {what}", self.role, self.pid()))
+        Failure::new("demo", 0, format!("the demo's {} (pid {}) {what}", self.role, self.pid()))
     }
 
     /// Tells it to go, by the end of its stdin.

@@ -126,7 +126,7 @@ pub fn say_ready() -> Result<(), Failure> {
 /// When nobody listens.
 pub fn say_tally(tally: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string(tally)
-        .map_err(|error| Failure::new(format!("a tally is no JSON: {error}")))?;
+        .map_err(|error| Failure::new("demo", 0, format!("a tally is no JSON: {error}")))?;
     say(&text)
 }
 
@@ -146,7 +146,7 @@ pub fn wait_for_start(board: &Board) -> Result<(), Failure> {
     let until = Instant::now() + MAX_WAIT;
     while board.phase() == Phase::Wait {
         if Instant::now() > until {
-            return Err(Failure::new("the demo never started"));
+            return Err(Failure::new("demo", 0, "the demo never started"));
         }
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -163,7 +163,7 @@ fn end_with_parent(parent: i32) -> Result<(), Failure> {
     if now == parent {
         Ok(())
     } else {
-        Err(Failure::new("this verb is a part of `pgmap demo` and of no use by itself"))
+        Err(Failure::new("demo", 0, "this verb is a part of `pgmap demo` and of no use by itself"))
     }
 }
 

@@ -47,7 +47,9 @@ pub fn play(stage: &Stage, client: &Client, stop: &mut Stop) -> Result<Drained, 
     holder.wait_ready()?;
     let deadline_ms = DEADLINE.as_millis() as u64;
     let error = match client.truncate(HELD_FILE, PAGE_BYTES as u64, deadline_ms) {
-        Ok(()) => return Err(Failure::new("a truncate took memory that a process holds")),
+        Ok(()) => {
+            return Err(Failure::new("demo", 0, "a truncate took memory that a process holds"));
+        }
         Err(error) => error,
     };
     let answer = error.to_string();

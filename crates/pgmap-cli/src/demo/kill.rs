@@ -92,7 +92,11 @@ fn idle_pool(owner: &Owner) -> Result<PoolInfo, Failure> {
             return Ok(info);
         }
         if Instant::now() > until {
-            return Err(Failure::new(format!("the pool does not become idle: {info:?}")));
+            return Err(Failure::new(
+                "demo",
+                0,
+                format!("the pool does not become idle: {info:?}"),
+            ));
         }
         std::thread::sleep(LOOK);
     }
@@ -102,7 +106,11 @@ fn expect_held(bytes: u64, how: &str) -> Result<(), Failure> {
     if bytes >= HELD_BYTES {
         return Ok(());
     }
-    Err(Failure::new(format!("only {bytes} of {HELD_BYTES} bytes are {how}; nothing to show")))
+    Err(Failure::new(
+        "demo",
+        0,
+        format!("only {bytes} of {HELD_BYTES} bytes are {how}; nothing to show"),
+    ))
 }
 
 /// Kills a process and returns how long it took until the pool was as before; adds what is missing

@@ -90,7 +90,7 @@ fn make_directory() -> Result<PathBuf, Failure> {
             Err(error) => last = Some(Failure::io("create", directory.display(), &error)),
         }
     }
-    Err(last.unwrap_or_else(|| Failure::new("there is no place for the demo's socket")))
+    Err(last.unwrap_or_else(|| Failure::new("demo", 0, "there is no place for the demo's socket")))
 }
 
 /// Makes the scratch file: on a disk that transfers can reach past the page cache, if there is one.
@@ -110,7 +110,7 @@ fn make_scratch(wanted: Option<&Path>) -> Result<File, Failure> {
         }
     }
     second_choice.ok_or_else(|| {
-        last.unwrap_or_else(|| Failure::new("there is no place for the scratch file"))
+        last.unwrap_or_else(|| Failure::new("demo", 0, "there is no place for the scratch file"))
     })
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use pgmap_bench::{Plan, Scale, Step, SuiteReport, Verdict, brief as number, nr_cpus, run_suite};
 
-use crate::failure::{Exit, Failure};
+use crate::failure::Failure;
 use crate::output::{Output, Show, Units, print};
 use crate::progress::Steps;
 use crate::stop::Stop;
@@ -130,10 +130,14 @@ impl Bench {
         };
         let report = run_suite(&plan, &mut watch);
         drop(steps);
-        let report = report.map_err(failed)?;
+        let report = report.map_err(|failure| match failure.is_stop() {
+            true => stop.failure(),
+            false => failed(failure),
+        })?;
         if let Some(path) = &self.save {
-            let json = serde_json::to_string_pretty(&report)
-                .map_err(|error| Failure::new(format!("the result is no JSON: {error}")))?;
+            let json = serde_json::to_string_pretty(&report).map_err(|error| {
+                Failure::new("failed", 0, format!("the result is no JSON: {error}"))
+            })?;
             write(path, &(json + "\n"))?;
         }
         if let Some(path) = &self.plot {
@@ -186,10 +190,7 @@ fn command_line() -> String {
 }
 
 fn failed(failure: pgmap_bench::Failure) -> Failure {
-    if failure.is_stop() {
-        return Failure::interrupted();
-    }
-    Failure::with_exit(Exit::Error, format!("bench: {failure}"))
+    Failure::new("failed", 0, format!("bench: {failure}"))
 }
 
 fn write(path: &std::path::Path, text: &str) -> Result<(), Failure> {

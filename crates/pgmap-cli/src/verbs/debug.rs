@@ -1,15 +1,15 @@
 //! `pgmap debug split|merge`: other folios under the same bytes, for the curious.
 
 use std::ffi::OsString;
-use std::path::Path;
 
 use clap::{Subcommand, ValueEnum};
 use pgmap::Shape;
 use pgmap::mm::level::Level;
 use serde::Serialize;
 
-use crate::attach::{attach, name_bytes};
+use crate::attach::{Place, attach, name_bytes};
 use crate::failure::Failure;
+use crate::names::Exact;
 use crate::output::Output;
 use crate::sizes;
 
@@ -69,7 +69,8 @@ impl From<FolioLevel> for Level {
 #[derive(Debug, Serialize)]
 struct Done {
     schema: &'static str,
-    name: String,
+    #[serde(flatten)]
+    name: Exact,
     offset: u64,
     folio_bytes: u64,
     nr_folios_4k: u64,
@@ -82,7 +83,7 @@ impl Debug {
     ///
     /// # Errors
     /// When the folios there cannot take that shape; the message says why.
-    pub fn run(self, socket: &Path, output: &Output) -> Result<(), Failure> {
+    pub fn run(self, place: &Place, output: &Output) -> Result<(), Failure> {
         let (schema, target) = match &self.what {
             What::Split(target) => ("pgmap.debug.split/1", target),
             What::Merge(target) => ("pgmap.debug.merge/1", target),
@@ -92,13 +93,13 @@ impl Debug {
             What::Split(_) => Shape::Split { to: level.number() },
             What::Merge(_) => Shape::Merge { to: level.number() },
         };
-        let client = attach(socket)?;
+        let client = attach(place)?;
         client.reshape(name_bytes(&target.name), target.offset, shape)?;
         let [nr_folios_4k, nr_folios_2m, nr_folios_1g] =
             client.stat(name_bytes(&target.name))?.nr_folios;
         output.show_done(&Done {
             schema,
-            name: target.name.to_string_lossy().into_owned(),
+            name: Exact::name(Some(name_bytes(&target.name))),
             offset: target.offset,
             folio_bytes: level.size_bytes(),
             nr_folios_4k,

@@ -1,26 +1,29 @@
 //! `pgmap get NAME [FILE|-]`: writes a pinned file out; a file on disk appears whole or not at all.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use pgmap::FilePin;
 use serde::Serialize;
 
 use super::CHUNK_BYTES;
-use crate::attach::{attach, name_bytes};
+use crate::attach::{Place, attach, name_bytes};
 use crate::failure::Failure;
+use crate::names::{self, Exact};
 use crate::output::{Output, stdout_failure};
 use crate::progress::Progress;
 use crate::sizes;
 use crate::stop::Stop;
+use crate::target::Target;
 
 /// Write a file of the pool to a file, or to stdout
 ///
 /// The file is pinned meanwhile: it stays what it is although others remove or replace it. A file on
-/// disk is written beside its place and renamed, so that it appears whole or not at all.
+/// disk appears whole or not at all, and one that was there keeps its mode and owner. Only a file that
+/// cannot be replaced unnoticed (it has hard links or access lists, or its directory is not writable)
+/// is written in place, as devices and pipes are.
 #[derive(Debug, clap::Args)]
 pub struct Get {
     /// Name in the pool
@@ -33,8 +36,10 @@ pub struct Get {
 #[derive(Debug, Serialize)]
 struct Done {
     schema: &'static str,
-    name: String,
-    file: PathBuf,
+    #[serde(flatten)]
+    name: Exact,
+    #[serde(flatten)]
+    file: Exact,
     len_bytes: u64,
     elapsed_ms: u64,
 }
@@ -44,15 +49,16 @@ impl Get {
     ///
     /// # Errors
     /// When there is no such file in the pool, or the target cannot be written.
-    pub fn run(self, socket: &Path, output: &Output) -> Result<(), Failure> {
+    pub fn run(self, place: &Place, output: &Output) -> Result<(), Failure> {
         let file = self.file.as_deref().filter(|file| file.as_os_str() != "-");
         if file.is_none() && output.is_json() {
             return Err(Failure::usage("stdout cannot take both the file and --json: name a FILE"));
         }
-        let client = attach(socket)?;
+        let client = attach(place)?;
         let started = Instant::now();
-        let pin = client.get(name_bytes(&self.name))?;
-        let shown = self.name.to_string_lossy().into_owned();
+        let name = name_bytes(&self.name);
+        let pin = client.get(name).map_err(|error| Failure::from(error).of_file(name))?;
+        let shown = names::shown(&self.name);
         let progress = Progress::start(output, shown.clone(), pin.len_bytes());
         let Some(file) = file else {
             let mut stdout = io::stdout().lock();
@@ -60,19 +66,21 @@ impl Get {
                 stdout.write_all(chunk).map_err(|error| stdout_failure(&error))
             });
         };
-        let mut stop = Stop::listen()?;
         let mut target = Target::open(file)?;
-        copy(&pin, &progress, |chunk| {
-            stop.check()?;
-            target.write(chunk)
+        // Before anything is there that a signal would leave behind. A pipe's reader may never read on.
+        let mut stop = if target.is_file() { Some(Stop::listen()?) } else { None };
+        target.prepare(pin.len_bytes())?;
+        copy(&pin, &progress, |chunk| match stop.as_mut().map_or(Ok(()), Stop::check) {
+            Ok(()) => target.write(chunk),
+            Err(stopped) => Err(target.spoilt(stopped)),
         })?;
         target.finish()?;
         drop(progress);
         output.note(&format!("{shown}: {}", sizes::human(pin.len_bytes())));
         output.show_done(&Done {
             schema: "pgmap.get/1",
-            name: shown,
-            file: file.to_owned(),
+            name: Exact::name(Some(name)),
+            file: Exact::file(file),
             len_bytes: pin.len_bytes(),
             elapsed_ms: started.elapsed().as_millis() as u64,
         })
@@ -105,54 +113,4 @@ fn copy(
 pub fn to_stdout(bytes: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(|error| stdout_failure(&error))
-}
-
-/// A file that is being written: beside its place, until it is whole.
-struct Target {
-    place: PathBuf,
-    file: File,
-    /// Removed unless the file was finished; none for what cannot be replaced, a device or pipe.
-    draft: Option<PathBuf>,
-}
-
-impl Target {
-    fn open(place: &Path) -> Result<Self, Failure> {
-        // Through a symbolic link: what it points at is replaced, the link stays.
-        let place = fs::canonicalize(place).unwrap_or_else(|_| place.to_owned());
-        let failed = |error| Failure::io("create", place.display(), &error);
-        if fs::metadata(&place).is_ok_and(|there| !there.is_file()) {
-            let file = File::options().write(true).open(&place).map_err(failed)?;
-            return Ok(Self { place, file, draft: None });
-        }
-        let Some(name) = place.file_name() else {
-            return Err(Failure::usage(format!("{} is no file name", place.display())));
-        };
-        let draft = format!(".{}.{}.pgmap", name.to_string_lossy(), std::process::id());
-        let draft = place.with_file_name(draft);
-        let file = File::options().write(true).create_new(true).open(&draft).map_err(failed)?;
-        Ok(Self { place, file, draft: Some(draft) })
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        let Self { place, file, .. } = self;
-        file.write_all(bytes).map_err(|error| Failure::io("write", place.display(), &error))
-    }
-
-    fn finish(mut self) -> Result<(), Failure> {
-        let Some(draft) = &self.draft else { return Ok(()) };
-        fs::rename(draft, &self.place)
-            .map_err(|error| Failure::io("write", self.place.display(), &error))?;
-        self.draft = None;
-        Ok(())
-    }
-}
-
-impl Drop for Target {
-    fn drop(&mut self) {
-        if let Some(draft) = &self.draft
-            && let Err(error) = fs::remove_file(draft)
-        {
-            tracing::warn!(file = %draft.display(), %error, "a part of a file is left");
-        }
-    }
 }

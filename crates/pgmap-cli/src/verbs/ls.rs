@@ -1,12 +1,11 @@
 //! `pgmap ls`: the files of a pool.
 
-use std::path::Path;
-
 use pgmap::{Client, FileInfo};
 use serde::Serialize;
 
-use crate::attach::attach;
+use crate::attach::{Place, attach};
 use crate::failure::Failure;
+use crate::names::Exact;
 use crate::output::{Output, Show, Units};
 use crate::table::{Side, Table};
 use crate::verbs::condition::{Condition, State};
@@ -22,8 +21,9 @@ pub struct Ls {}
 /// A file as tables and JSON show it.
 #[derive(Debug, Serialize)]
 pub struct FileRow {
-    /// Its name; bytes that are no UTF-8 are escaped.
-    pub name: String,
+    /// Its name.
+    #[serde(flatten)]
+    pub name: Exact,
     /// Its number, never given to another file.
     pub id: u64,
     /// Its length.
@@ -47,7 +47,7 @@ impl FileRow {
     pub fn new(info: FileInfo, state: State) -> Self {
         let [nr_folios_4k, nr_folios_2m, nr_folios_1g] = info.nr_folios;
         Self {
-            name: info.name.to_string(),
+            name: Exact::name(Some(info.name.as_bytes())),
             id: info.id,
             len_bytes: info.len_bytes,
             allocated_bytes: info.allocated_bytes,
@@ -85,7 +85,7 @@ impl Show for Listing {
         ]);
         for file in &self.files {
             table.row(vec![
-                file.name.clone(),
+                file.name.shown().unwrap_or_default(),
                 units.bytes(file.len_bytes),
                 units.bytes(file.allocated_bytes),
                 file.nr_extents.to_string(),
@@ -110,8 +110,8 @@ impl Ls {
     ///
     /// # Errors
     /// When the owner cannot be reached.
-    pub fn run(self, socket: &Path, output: &Output) -> Result<(), Failure> {
-        let client = attach(socket)?;
+    pub fn run(self, place: &Place, output: &Output) -> Result<(), Failure> {
+        let client = attach(place)?;
         let row = |info: FileInfo| {
             let state = state(&client, &info);
             FileRow::new(info, state)

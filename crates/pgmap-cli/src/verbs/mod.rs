@@ -17,12 +17,12 @@ pub mod repair;
 pub mod rm;
 pub mod serve;
 pub mod stat;
+pub mod trim;
 pub mod truncate;
 pub mod who;
 
-use std::path::Path;
-
 use crate::arguments::Verb;
+use crate::attach::Place;
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -33,21 +33,22 @@ pub const CHUNK_BYTES: usize = 4 << 20;
 ///
 /// # Errors
 /// What the verb fails with.
-pub fn run(verb: Verb, socket: &Path, output: &Output) -> Result<(), Failure> {
+pub fn run(verb: Verb, place: &Place, output: &Output) -> Result<(), Failure> {
     match verb {
-        Verb::Serve(serve) => serve.run(socket, output),
-        Verb::Put(put) => put.run(socket, output),
-        Verb::Get(get) => get.run(socket, output),
-        Verb::Ls(ls) => ls.run(socket, output),
-        Verb::Stat(stat) => stat.run(socket, output),
-        Verb::Rm(rm) => rm.run(socket, output),
-        Verb::Mv(mv) => mv.run(socket, output),
-        Verb::Truncate(truncate) => truncate.run(socket, output),
-        Verb::Punch(punch) => punch.run(socket, output),
-        Verb::Who(who) => who.run(socket, output),
-        Verb::Poison(poison) => poison.run(socket, output),
-        Verb::Repair(repair) => repair.run(socket, output),
-        Verb::Debug(debug) => debug.run(socket, output),
+        Verb::Serve(serve) => serve.run(place, output),
+        Verb::Put(put) => put.run(place, output),
+        Verb::Get(get) => get.run(place, output),
+        Verb::Ls(ls) => ls.run(place, output),
+        Verb::Stat(stat) => stat.run(place, output),
+        Verb::Rm(rm) => rm.run(place, output),
+        Verb::Mv(mv) => mv.run(place, output),
+        Verb::Truncate(truncate) => truncate.run(place, output),
+        Verb::Punch(punch) => punch.run(place, output),
+        Verb::Who(who) => who.run(place, output),
+        Verb::Poison(poison) => poison.run(place, output),
+        Verb::Trim(trim) => trim.run(place, output),
+        Verb::Repair(repair) => repair.run(place, output),
+        Verb::Debug(debug) => debug.run(place, output),
         Verb::Demo(demo) => demo.run(output),
         Verb::Bench(bench) => bench.run(output),
         Verb::Completions(completions) => completions.run(),

@@ -1,13 +1,13 @@
 //! `pgmap mv OLD NEW`: gives a file another name.
 
 use std::ffi::OsString;
-use std::path::Path;
 
 use pgmap::Replace;
 use serde::Serialize;
 
-use crate::attach::{attach, name_bytes};
+use crate::attach::{Place, attach, name_bytes};
 use crate::failure::Failure;
+use crate::names::Exact;
 use crate::output::Output;
 
 /// Give a file another name
@@ -27,8 +27,10 @@ pub struct Mv {
 #[derive(Debug, Serialize)]
 struct Done {
     schema: &'static str,
-    old: String,
-    new: String,
+    #[serde(flatten)]
+    old: Exact,
+    #[serde(flatten)]
+    new: Exact,
 }
 
 impl Mv {
@@ -36,13 +38,13 @@ impl Mv {
     ///
     /// # Errors
     /// When there is no such file, or the new name is taken.
-    pub fn run(self, socket: &Path, output: &Output) -> Result<(), Failure> {
+    pub fn run(self, place: &Place, output: &Output) -> Result<(), Failure> {
         let replace = if self.is_replacing { Replace::Yes } else { Replace::No };
-        attach(socket)?.rename(name_bytes(&self.old), name_bytes(&self.new), replace)?;
+        attach(place)?.rename(name_bytes(&self.old), name_bytes(&self.new), replace)?;
         output.show_done(&Done {
             schema: "pgmap.mv/1",
-            old: self.old.to_string_lossy().into_owned(),
-            new: self.new.to_string_lossy().into_owned(),
+            old: Exact::old(&self.old),
+            new: Exact::new_name(&self.new),
         })
     }
 }

@@ -46,5 +46,12 @@ pub fn check_quarantine(what: &str, holders: &[Holder]) -> Result<(), Failure> {
     let holders: Vec<HolderRow> = holders.iter().map(HolderRow::from).collect();
     let Some(first) = holders.first() else { return Ok(()) };
     let message = format!("{what}; what went is quarantined until let go by {first}");
-    Err(Failure { exit: Exit::Quarantined, message, holders })
+    Err(Failure {
+        exit: Exit::Quarantined,
+        kind: "quarantined",
+        errno: libc::EBUSY,
+        name: None,
+        message,
+        holders,
+    })
 }

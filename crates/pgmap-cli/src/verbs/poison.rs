@@ -1,14 +1,14 @@
 //! `pgmap poison`: says that memory failed.
 
 use std::ffi::OsString;
-use std::path::Path;
 
 use pgmap::mm::level::PAGE_BYTES;
 use pgmap::{Client, FilePin};
 use serde::Serialize;
 
-use crate::attach::{attach, name_bytes};
+use crate::attach::{Place, attach, name_bytes};
 use crate::failure::Failure;
+use crate::names::{self, Exact};
 use crate::output::Output;
 use crate::sizes;
 
@@ -36,7 +36,8 @@ pub struct Poison {
 #[derive(Debug, Serialize)]
 struct Done {
     schema: &'static str,
-    name: Option<String>,
+    #[serde(flatten)]
+    name: Exact,
     offset: Option<u64>,
     pfn: u64,
 }
@@ -46,9 +47,10 @@ impl Poison {
     ///
     /// # Errors
     /// When there is no such frame, or it has failed already.
-    pub fn run(self, socket: &Path, output: &Output) -> Result<(), Failure> {
-        let client = attach(socket)?;
-        let mut done = Done { schema: "pgmap.poison/1", name: None, offset: None, pfn: 0 };
+    pub fn run(self, place: &Place, output: &Output) -> Result<(), Failure> {
+        let client = attach(place)?;
+        let mut done =
+            Done { schema: "pgmap.poison/1", name: Exact::name(None), offset: None, pfn: 0 };
         match (&self.name, self.offset, self.pfn) {
             (_, _, Some(pfn)) => {
                 client.memory_failure(pfn)?;
@@ -58,7 +60,7 @@ impl Poison {
                 // Pinned meanwhile: the frame cannot become another file's.
                 let (_pin, pfn) = frame_at(&client, name, offset)?;
                 client.memory_failure(pfn)?;
-                done.name = Some(name.to_string_lossy().into_owned());
+                done.name = Exact::name(Some(name_bytes(name)));
                 done.offset = Some(offset - offset % PAGE_BYTES);
                 done.pfn = pfn;
             }
@@ -76,8 +78,8 @@ fn frame_at<'c>(
 ) -> Result<(FilePin<'c>, u64), Failure> {
     let pin = client.open(name_bytes(name))?.pin(offset, 1)?;
     let Some(pool_offset) = pin.segments().next().map(|segment| segment.pool_offset) else {
-        let name = name.to_string_lossy();
-        return Err(Failure::new(format!("\"{name}\" has no memory at {offset}: it is a hole")));
+        let why = format!("\"{}\" has no memory at {offset}: it is a hole", names::shown(name));
+        return Err(Failure::new("hole", libc::ENXIO, why).of_file(name_bytes(name)));
     };
     Ok((pin, pool_offset / PAGE_BYTES))
 }

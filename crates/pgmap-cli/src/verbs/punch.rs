@@ -1,13 +1,13 @@
 //! `pgmap punch NAME OFFSET LEN`: takes pages out of the middle of a file.
 
 use std::ffi::OsString;
-use std::path::Path;
 use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::attach::{attach, name_bytes};
+use crate::attach::{Place, attach, name_bytes};
 use crate::failure::Failure;
+use crate::names::{self, Exact};
 use crate::output::Output;
 use crate::sizes;
 use crate::verbs::patience::{Patience, check_quarantine};
@@ -33,7 +33,8 @@ pub struct Punch {
 #[derive(Debug, Serialize)]
 struct Done {
     schema: &'static str,
-    name: String,
+    #[serde(flatten)]
+    name: Exact,
     offset: u64,
     len_bytes: u64,
     waited_ms: u64,
@@ -44,19 +45,19 @@ impl Punch {
     ///
     /// # Errors
     /// When somebody still holds them, they lie outside the file, or there is no such file.
-    pub fn run(self, socket: &Path, output: &Output) -> Result<(), Failure> {
-        let client = attach(socket)?;
+    pub fn run(self, place: &Place, output: &Output) -> Result<(), Failure> {
+        let client = attach(place)?;
         let started = Instant::now();
         let end = self.offset.saturating_add(self.len);
         let (deadline_ms, on_deadline) = (self.patience.deadline_ms(), self.patience.on_deadline());
         let holders = client
             .punch_or(name_bytes(&self.name), self.offset..end, deadline_ms, on_deadline)
             .map_err(|error| self.patience.failure(error))?;
-        let name = self.name.to_string_lossy().into_owned();
+        let name = names::shown(&self.name);
         check_quarantine(&format!("\"{name}\" has a hole at {}..{end}", self.offset), &holders)?;
         output.show_done(&Done {
             schema: "pgmap.punch/1",
-            name,
+            name: Exact::name(Some(name_bytes(&self.name))),
             offset: self.offset,
             len_bytes: self.len,
             waited_ms: started.elapsed().as_millis() as u64,

@@ -2,8 +2,9 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::ValueEnum;
@@ -11,8 +12,9 @@ use pgmap::{Client, CreateSpec, FileName, FileRules, FileWriter, FolioSize, Long
 use serde::Serialize;
 
 use super::CHUNK_BYTES;
-use crate::attach::{attach, name_bytes};
+use crate::attach::{Place, attach, name_bytes};
 use crate::failure::Failure;
+use crate::names::Exact;
 use crate::output::Output;
 use crate::progress::Progress;
 use crate::sizes;
@@ -20,7 +22,8 @@ use crate::sizes;
 /// Put a file, or what stdin brings, into the pool
 ///
 /// Until all of it is there nobody can open it; interrupted or killed, nothing is left. The length
-/// of a pipe is not known beforehand: it is read to its end first, unless --size tells.
+/// of a pipe is not known beforehand: it is read to its end first, unless --size tells; so is a file
+/// that is not as long as the system says.
 #[derive(Debug, clap::Args)]
 pub struct Put {
     /// File to read; - for stdin
@@ -43,7 +46,7 @@ pub struct Put {
     /// Let nobody pin it for writing
     #[arg(long = "read-only")]
     is_read_only: bool,
-    /// Length of what stdin brings, to stream it
+    /// Length of what is read, to stream it; another is an error
     #[arg(long, value_name = "SIZE", value_parser = sizes::parse)]
     size: Option<u64>,
 }
@@ -102,10 +105,19 @@ impl From<Longterm> for LongtermRule {
 #[derive(Debug, Serialize)]
 struct Done {
     schema: &'static str,
-    name: String,
+    #[serde(flatten)]
+    name: Exact,
     id: u64,
     len_bytes: u64,
     elapsed_ms: u64,
+}
+
+/// What is put, and how long it is.
+struct Source {
+    reader: Box<dyn Read>,
+    len_bytes: u64,
+    /// The file, and where in it the bytes start, if the length is the system's word.
+    believed: Option<(File, u64)>,
 }
 
 impl Put {
@@ -113,15 +125,94 @@ impl Put {
     ///
     /// # Errors
     /// When the file cannot be read, the name is taken or the pool is full.
-    pub fn run(self, socket: &Path, output: &Output) -> Result<(), Failure> {
-        let client = attach(socket)?;
+    pub fn run(self, place: &Place, output: &Output) -> Result<(), Failure> {
+        let client = attach(place)?;
         let started = Instant::now();
-        let (mut source, len_bytes) = self.open(&client)?;
         let name = FileName::new(name_bytes(&self.name))?;
-        let shown = name.to_string();
-        let spec = CreateSpec {
-            name,
+        let source = self.open(&client)?;
+        let (id, len_bytes) = match self.transfer(&client, &name, source, output) {
+            // It is not as long as the system said: its end is where reading ends.
+            Err(Problem::Length(_, Some((mut file, start)))) => {
+                file.seek(SeekFrom::Start(start)).map_err(|error| self.failed("rewind", &error))?;
+                let source = self.read_all(&client, Box::new(file))?;
+                self.transfer(&client, &name, source, output)
+            }
+            result => result,
+        }
+        .map_err(|problem| self.failure(problem))?;
+        output.note(&format!("put {} as {name}", sizes::human(len_bytes)));
+        output.show_done(&Done {
+            schema: "pgmap.put/1",
+            name: Exact::name(Some(name.as_bytes())),
+            id,
             len_bytes,
+            elapsed_ms: started.elapsed().as_millis() as u64,
+        })
+    }
+
+    /// What to read and how long it is.
+    fn open(&self, client: &Client) -> Result<Source, Failure> {
+        let file = if self.file.as_os_str() == "-" {
+            let stdin = io::stdin().as_fd().try_clone_to_owned();
+            File::from(stdin.map_err(|error| self.failed("read", &error))?)
+        } else {
+            File::open(&self.file).map_err(|error| self.failed("open", &error))?
+        };
+        let metadata = file.metadata().map_err(|error| self.failed("inspect", &error))?;
+        if metadata.is_dir() {
+            let why = format!("{} is a directory", self.file.display());
+            return Err(Failure::new("is_a_directory", libc::EISDIR, why));
+        }
+        if let Some(len_bytes) = self.size {
+            return Ok(Source { reader: Box::new(file), len_bytes, believed: None });
+        }
+        // What is short is read to its end in any case: files of /proc and /sys have any size.
+        if metadata.is_file()
+            && metadata.len() > CHUNK_BYTES as u64
+            && let Ok(start) = (&file).stream_position()
+        {
+            let again = file.try_clone().map_err(|error| self.failed("open", &error))?;
+            let len_bytes = metadata.len().saturating_sub(start);
+            return Ok(Source {
+                reader: Box::new(file),
+                len_bytes,
+                believed: Some((again, start)),
+            });
+        }
+        self.read_all(client, Box::new(file))
+    }
+
+    /// Reads to the end: where that is, is not known beforehand.
+    fn read_all(&self, client: &Client, reader: Box<dyn Read>) -> Result<Source, Failure> {
+        // One byte more than fits tells that it does not.
+        let mut bytes = Vec::new();
+        let limit = client.pool_bytes();
+        reader
+            .take(limit.saturating_add(1))
+            .read_to_end(&mut bytes)
+            .map_err(|error| self.failed("read", &error))?;
+        let len_bytes = bytes.len() as u64;
+        if len_bytes > limit {
+            let why = format!(
+                "{} brings more than the whole pool holds ({limit} bytes)",
+                self.file.display()
+            );
+            return Err(Failure::new("too_large", libc::EFBIG, why));
+        }
+        Ok(Source { reader: Box::new(io::Cursor::new(bytes)), len_bytes, believed: None })
+    }
+
+    /// Puts what `source` brings, and returns the file's number and length.
+    fn transfer(
+        &self,
+        client: &Client,
+        name: &FileName,
+        mut source: Source,
+        output: &Output,
+    ) -> Result<(u64, u64), Problem> {
+        let spec = CreateSpec {
+            name: name.clone(),
+            len_bytes: source.len_bytes,
             folio_size: self.folio.into(),
             replace: self.is_replacing,
             rules: FileRules {
@@ -130,89 +221,72 @@ impl Put {
                 is_read_only: self.is_read_only,
             },
         };
-        let created = client.create_batch(vec![spec])?.pop();
-        let mut writer =
-            created.ok_or_else(|| Failure::new("the owner answered nothing; ask its log"))??;
-        let progress = Progress::start(output, shown.clone(), len_bytes);
-        copy(&mut *source, &mut writer, &progress).map_err(|problem| match problem {
-            Problem::Pool(error) => error.into(),
-            Problem::Source(why) => {
-                Failure::new(format!("{}: {why}; nothing was put", self.file.display()))
-            }
-        })?;
+        let created = client.create_batch(vec![spec]).map_err(Problem::Pool)?.pop();
+        let mut writer = created.ok_or(Problem::NoAnswer)?.map_err(Problem::Pool)?;
+        let progress = Progress::start(output, name.to_string(), source.len_bytes);
+        if let Err(why) = copy(&mut *source.reader, &mut writer, &progress)? {
+            return Err(Problem::Length(why, source.believed));
+        }
         let id = writer.id();
-        writer.commit()?;
-        drop(progress);
-        output.note(&format!("put {} as {shown}", sizes::human(len_bytes)));
-        output.show_done(&Done {
-            schema: "pgmap.put/1",
-            name: shown,
-            id,
-            len_bytes,
-            elapsed_ms: started.elapsed().as_millis() as u64,
-        })
+        writer.commit().map_err(Problem::Pool)?;
+        Ok((id, source.len_bytes))
     }
 
-    /// What to read and how long it is.
-    fn open(&self, client: &Client) -> Result<(Box<dyn Read>, u64), Failure> {
-        let failed = |what: &str, error: &io::Error| Failure::io(what, self.file.display(), error);
-        let (source, known): (Box<dyn Read>, Option<u64>) = if self.file.as_os_str() == "-" {
-            (Box::new(io::stdin().lock()), None)
-        } else {
-            let file = File::open(&self.file).map_err(|error| failed("open", &error))?;
-            let metadata = file.metadata().map_err(|error| failed("inspect", &error))?;
-            if metadata.is_dir() {
-                return Err(Failure::new(format!("{} is a directory", self.file.display())));
+    fn failed(&self, what: &str, error: &io::Error) -> Failure {
+        Failure::io(what, self.file.display(), error)
+    }
+
+    fn failure(&self, problem: Problem) -> Failure {
+        let file = self.file.display();
+        match problem {
+            Problem::Pool(error) => error.into(),
+            Problem::NoAnswer => {
+                Failure::new("protocol", libc::EPROTO, "the owner answered nothing; ask its log")
             }
-            (Box::new(file), metadata.is_file().then_some(metadata.len()))
-        };
-        if let Some(len_bytes) = self.size.or(known) {
-            return Ok((source, len_bytes));
+            Problem::Source(error) => {
+                let failure = self.failed("read", &error);
+                Failure { message: format!("{failure}; nothing was put"), ..failure }
+            }
+            Problem::Length(why, _) => {
+                let why = format!("{file}: {why}; nothing was put");
+                Failure::new("wrong_length", libc::EINVAL, why)
+            }
         }
-        // One byte more than fits tells that it does not.
-        let mut bytes = Vec::new();
-        let limit = client.pool_bytes();
-        source.take(limit + 1).read_to_end(&mut bytes).map_err(|error| failed("read", &error))?;
-        if bytes.len() as u64 > limit {
-            return Err(Failure::new(format!(
-                "{} brings more than the whole pool holds ({limit} bytes)",
-                self.file.display()
-            )));
-        }
-        let len_bytes = bytes.len() as u64;
-        Ok((Box::new(io::Cursor::new(bytes)), len_bytes))
     }
 }
 
 enum Problem {
     Pool(pgmap::Error),
-    Source(String),
+    NoAnswer,
+    Source(io::Error),
+    /// The source is shorter or longer than it was said to be; what to read again, if that was only
+    /// the system's word.
+    Length(String, Option<(File, u64)>),
 }
 
-/// Fills `writer` from `source`, which must end where the file does.
+/// Fills `writer` from `source`, which must end where the file does: says why it does not.
 fn copy(
     source: &mut dyn Read,
     writer: &mut FileWriter<'_>,
     progress: &Progress,
-) -> Result<(), Problem> {
-    let broken = |error: io::Error| Problem::Source(error.to_string());
+) -> Result<Result<(), String>, Problem> {
     let len_bytes = writer.len_bytes();
     let mut chunk = vec![0; CHUNK_BYTES.min(usize::try_from(len_bytes).unwrap_or(CHUNK_BYTES))];
     let mut at = 0;
     while at < len_bytes {
         let want = chunk.len().min(usize::try_from(len_bytes - at).unwrap_or(usize::MAX));
-        let nr_read = read_full(source, &mut chunk[..want]).map_err(broken)?;
+        let nr_read = read_full(source, &mut chunk[..want]).map_err(Problem::Source)?;
         if nr_read == 0 {
-            return Err(Problem::Source(format!("it ended after {at} of {len_bytes} bytes")));
+            return Ok(Err(format!("it ended after {at} of {len_bytes} bytes")));
         }
         writer.write_all_at(at, &chunk[..nr_read]).map_err(Problem::Pool)?;
         at += nr_read as u64;
         progress.advance(nr_read as u64);
     }
-    if read_full(source, &mut [0]).map_err(broken)? != 0 {
-        return Err(Problem::Source(format!("there is more of it than {len_bytes} bytes")));
+    match read_full(source, &mut [0]).map_err(Problem::Source)? {
+        0 => Ok(Ok(())),
+        _ => Ok(Err(format!("there is more of it than {len_bytes} bytes"))),
     }
-    Ok(())
 }
 
 /// Reads until `chunk` is full or the source ends.

@@ -3,14 +3,15 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use pgmap::Client;
 use pgmap::mm::level::PAGE_BYTES;
 use serde::Serialize;
 
-use crate::attach::{attach, name_bytes};
+use crate::attach::{Place, attach, name_bytes};
 use crate::failure::Failure;
+use crate::names::{self, Exact};
 use crate::output::Output;
 use crate::sizes;
 
@@ -46,7 +47,8 @@ struct Bytes {
 #[derive(Debug, Serialize)]
 struct Done {
     schema: &'static str,
-    name: Option<String>,
+    #[serde(flatten)]
+    name: Exact,
     offset: Option<u64>,
     poisoned_bytes: u64,
 }
@@ -56,8 +58,8 @@ impl Repair {
     ///
     /// # Errors
     /// When the page has not failed or is held, or the copy is none.
-    pub fn run(self, socket: &Path, output: &Output) -> Result<(), Failure> {
-        let client = attach(socket)?;
+    pub fn run(self, place: &Place, output: &Output) -> Result<(), Failure> {
+        let client = attach(place)?;
         match (&self.name, self.offset) {
             (Some(name), Some(offset)) => {
                 let page = self.bytes.page(&client, name, offset)?;
@@ -72,7 +74,7 @@ impl Repair {
         }
         output.show_done(&Done {
             schema: "pgmap.repair/1",
-            name: self.name.map(|name| name.to_string_lossy().into_owned()),
+            name: Exact::name(self.name.as_deref().map(name_bytes)),
             offset: self.offset,
             poisoned_bytes,
         })
@@ -89,11 +91,12 @@ impl Bytes {
         let copy_bytes = copy.metadata().map_err(failed("inspect"))?.len();
         let len_bytes = client.stat(name_bytes(name))?.len_bytes;
         if copy_bytes != len_bytes {
-            return Err(Failure::new(format!(
+            let why = format!(
                 "{} has {copy_bytes} bytes and \"{}\" {len_bytes}: it is no copy of it",
                 path.display(),
-                name.to_string_lossy()
-            )));
+                names::shown(name)
+            );
+            return Err(Failure::new("not_a_copy", libc::EINVAL, why).of_file(name_bytes(name)));
         }
         let wanted = len_bytes.saturating_sub(offset).min(PAGE_BYTES) as usize;
         copy.read_exact_at(&mut page[..wanted], offset).map_err(failed("read"))?;

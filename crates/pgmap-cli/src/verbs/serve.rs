@@ -1,7 +1,7 @@
 //! `pgmap serve`: owns a pool until it is told to stop.
 
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
@@ -9,7 +9,9 @@ use pgmap::os::{file_lock, places};
 use pgmap::{Error, Owner, PageSize, Pool, PoolOptions, Populate};
 use serde::Serialize;
 
+use crate::attach::{Place, check_default};
 use crate::failure::{Exit, Failure};
+use crate::names::Exact;
 use crate::output::{Output, Show, Units};
 use crate::sizes;
 use crate::stop::Stop;
@@ -34,6 +36,9 @@ pub struct Serve {
     /// Directory of the pool [default: $XDG_RUNTIME_DIR/pgmap/pool]
     #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     pool: Option<PathBuf>,
+    /// Most files that a new pool can hold [default: one for each 64 KiB of it, at least 1024]
+    #[arg(long, value_name = "N")]
+    max_files: Option<u64>,
     /// Take all the memory now
     #[arg(long = "populate")]
     is_populated: bool,
@@ -56,8 +61,10 @@ enum HugePages {
 #[derive(Debug, Serialize)]
 struct Serving {
     schema: &'static str,
-    pool: Option<PathBuf>,
-    socket: PathBuf,
+    #[serde(flatten)]
+    pool: Exact,
+    #[serde(flatten)]
+    socket: Exact,
     size_bytes: u64,
     free_bytes: u64,
     nr_files: u64,
@@ -68,15 +75,12 @@ impl Show for Serving {
     fn table(&self, _: Units) -> Table {
         let mut table = Table::facts();
         let size = sizes::human(self.size_bytes);
-        let place = self.pool.as_ref().map_or_else(
-            || "an anonymous pool".to_owned(),
-            |pool| format!("the pool in {}", pool.display()),
-        );
-        table.row(vec![format!(
-            "serving {place} ({size}, {} files) at {}",
-            self.nr_files,
-            self.socket.display()
-        )]);
+        let place = match self.pool.shown() {
+            None => "an anonymous pool".to_owned(),
+            Some(pool) => format!("the pool in {pool}"),
+        };
+        let socket = self.socket.shown().unwrap_or_default();
+        table.row(vec![format!("serving {place} ({size}, {} files) at {socket}", self.nr_files)]);
         table
     }
 }
@@ -86,18 +90,20 @@ impl Serve {
     ///
     /// # Errors
     /// When the pool has an owner, somebody listens at the socket, or there is no memory.
-    pub fn run(self, socket: &Path, output: &Output) -> Result<(), Failure> {
+    pub fn run(self, place: &Place, output: &Output) -> Result<(), Failure> {
         // Before anything is there that a signal would leave behind.
         let mut stop = Stop::listen()?;
-        let pool = self.open()?;
+        let socket = place.socket.as_path();
         make_parent(socket)?;
+        place.check()?;
+        let pool = self.open()?;
         let owner = Owner::start(pool)?;
         owner.serve(socket)?;
         let info = owner.info();
         output.show(&Serving {
             schema: "pgmap.serve/1",
-            pool: owner.pool().directory().map(Path::to_owned),
-            socket: socket.to_owned(),
+            pool: Exact::pool(owner.pool().directory()),
+            socket: Exact::socket(socket),
             size_bytes: info.size_bytes,
             free_bytes: info.free_bytes,
             nr_files: info.nr_files,
@@ -117,26 +123,51 @@ impl Serve {
                 HugePages::Huge2M => PageSize::Huge2M,
                 HugePages::Huge1G => PageSize::Huge1G,
             };
-            let options = PoolOptions::anonymous(size_bytes).huge_pages(page_size);
+            let mut options = PoolOptions::anonymous(size_bytes).huge_pages(page_size);
+            if let Some(max_files) = self.max_files {
+                options = options.max_files(max_files);
+            }
             return Ok(Pool::create(&options.populate(populate))?);
         }
         let directory = self.pool.clone().unwrap_or_else(places::default_pool_dir);
         make_parent(&directory)?;
-        let options = PoolOptions::in_directory(&directory, size_bytes).populate(populate);
+        if self.pool.is_none() {
+            check_default(&directory, "--pool")?;
+        }
+        let mut options = PoolOptions::in_directory(&directory, size_bytes).populate(populate);
+        if let Some(max_files) = self.max_files {
+            options = options.max_files(max_files);
+        }
         if !directory.join("catalog").exists() {
             return Pool::create(&options).map_err(|error| not_opened(&directory, error));
         }
         let pool = Pool::open(&directory).map_err(|error| not_opened(&directory, error))?;
-        match self.size {
-            Some(wanted) if wanted.next_multiple_of(4096) != pool.size_bytes() => {
-                Err(Failure::new(format!(
-                    "the pool in {} has {} bytes, not {wanted}: leave --size out, or choose \
-                     another --pool",
-                    directory.display(),
-                    pool.size_bytes()
-                )))
+        self.check_as_made(&directory, &pool)?;
+        Ok(pool)
+    }
+
+    /// Refuses to serve a pool that was made otherwise than is asked for.
+    fn check_as_made(&self, directory: &Path, pool: &Pool) -> Result<(), Failure> {
+        let differs = |option: &str, has: String, wanted: u64| {
+            Failure::new(
+                "bad_pool",
+                libc::EINVAL,
+                format!(
+                    "the pool in {} has {has}, not {wanted}: leave {option} out, or choose another \
+                     --pool",
+                    directory.display()
+                ),
+            )
+        };
+        let (size_bytes, max_files) = (pool.size_bytes(), pool.max_files());
+        match (self.size, self.max_files) {
+            (Some(wanted), _) if wanted.checked_next_multiple_of(4096) != Some(size_bytes) => {
+                Err(differs("--size", format!("{size_bytes} bytes"), wanted))
             }
-            _ => Ok(pool),
+            (_, Some(wanted)) if wanted != max_files => {
+                Err(differs("--max-files", format!("room for {max_files} files"), wanted))
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -147,14 +178,13 @@ fn not_opened(directory: &Path, error: Error) -> Failure {
     let is_owned = lock.is_ok_and(|lock| file_lock::is_locked(&lock).unwrap_or(false));
     match error {
         error @ Error::BadPool { .. } if is_owned => {
-            Failure::with_exit(Exit::Busy, error.to_string())
+            Failure { exit: Exit::Busy, kind: "pool_in_use", errno: libc::EBUSY, ..error.into() }
         }
         error => error.into(),
     }
 }
 
-/// Makes the directory that `path` will be in, for this user alone, and refuses one that somebody
-/// else could have prepared: /dev/shm is open to everybody.
+/// Makes the directory that `path` will be in, for this user alone.
 fn make_parent(path: &Path) -> Result<(), Failure> {
     let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) else {
         return Ok(());
@@ -163,19 +193,5 @@ fn make_parent(path: &Path) -> Result<(), Failure> {
         .recursive(true)
         .mode(0o700)
         .create(parent)
-        .map_err(|error| Failure::io("create", parent.display(), &error))?;
-    let runtime = places::default_runtime_dir();
-    for directory in [parent, &runtime].into_iter().filter(|dir| parent.starts_with(dir)) {
-        let metadata = fs::metadata(directory)
-            .map_err(|error| Failure::io("inspect", directory.display(), &error))?;
-        let own = rustix::process::geteuid().as_raw();
-        if parent.starts_with(&runtime) && metadata.uid() != own {
-            return Err(Failure::new(format!(
-                "{} belongs to user {}, not {own}: choose --pool and --socket elsewhere",
-                directory.display(),
-                metadata.uid()
-            )));
-        }
-    }
-    Ok(())
+        .map_err(|error| Failure::io("create", parent.display(), &error))
 }

@@ -1,13 +1,12 @@
 //! `pgmap stat [NAME]`: a file or the pool at a glance.
 
 use std::ffi::OsString;
-use std::path::Path;
 
 use pgmap::PoolInfo;
 use serde::Serialize;
 
 use super::ls::FileRow;
-use crate::attach::{attach, name_bytes};
+use crate::attach::{Place, attach, name_bytes};
 use crate::failure::Failure;
 use crate::output::{Output, Show, Units};
 use crate::table::Table;
@@ -40,7 +39,7 @@ impl Show for FileStat {
     fn table(&self, units: Units) -> Table {
         let file = &self.file;
         let mut table = Table::facts();
-        table.fact("name", &file.name);
+        table.fact("name", file.name.shown().unwrap_or_default());
         table.fact("id", file.id);
         table.fact("size", units.bytes(file.len_bytes));
         table.fact("allocated", units.bytes(file.allocated_bytes));
@@ -106,8 +105,8 @@ impl Stat {
     ///
     /// # Errors
     /// When there is no such file.
-    pub fn run(self, socket: &Path, output: &Output) -> Result<(), Failure> {
-        let client = attach(socket)?;
+    pub fn run(self, place: &Place, output: &Output) -> Result<(), Failure> {
+        let client = attach(place)?;
         match &self.name {
             Some(name) => {
                 let name = name_bytes(name);

@@ -1,13 +1,13 @@
 //! `pgmap truncate NAME SIZE`: shortens a file, or says who is in the way.
 
 use std::ffi::OsString;
-use std::path::Path;
 use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::attach::{attach, name_bytes};
+use crate::attach::{Place, attach, name_bytes};
 use crate::failure::Failure;
+use crate::names::{self, Exact};
 use crate::output::Output;
 use crate::sizes;
 use crate::verbs::patience::{Patience, check_quarantine};
@@ -22,7 +22,7 @@ use crate::verbs::patience::{Patience, check_quarantine};
 pub struct Truncate {
     /// Name in the pool
     name: OsString,
-    /// New length, at least 1 byte and at most the present one
+    /// New length, at most the present one
     #[arg(value_parser = sizes::parse)]
     size: u64,
     #[command(flatten)]
@@ -32,7 +32,8 @@ pub struct Truncate {
 #[derive(Debug, Serialize)]
 struct Done {
     schema: &'static str,
-    name: String,
+    #[serde(flatten)]
+    name: Exact,
     len_bytes: u64,
     waited_ms: u64,
 }
@@ -42,18 +43,18 @@ impl Truncate {
     ///
     /// # Errors
     /// When somebody still holds what goes, or there is no such file.
-    pub fn run(self, socket: &Path, output: &Output) -> Result<(), Failure> {
-        let client = attach(socket)?;
+    pub fn run(self, place: &Place, output: &Output) -> Result<(), Failure> {
+        let client = attach(place)?;
         let started = Instant::now();
         let (deadline_ms, on_deadline) = (self.patience.deadline_ms(), self.patience.on_deadline());
         let holders = client
             .truncate_or(name_bytes(&self.name), self.size, deadline_ms, on_deadline)
             .map_err(|error| self.patience.failure(error))?;
-        let name = self.name.to_string_lossy().into_owned();
+        let name = names::shown(&self.name);
         check_quarantine(&format!("\"{name}\" is cut to {} bytes", self.size), &holders)?;
         output.show_done(&Done {
             schema: "pgmap.truncate/1",
-            name,
+            name: Exact::name(Some(name_bytes(&self.name))),
             len_bytes: self.size,
             waited_ms: started.elapsed().as_millis() as u64,
         })

@@ -2,13 +2,13 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::path::Path;
 
 use pgmap::Holder;
 use serde::Serialize;
 
-use crate::attach::{attach, name_bytes};
+use crate::attach::{Place, attach, name_bytes};
 use crate::failure::Failure;
+use crate::names::Exact;
 use crate::output::{Output, Show, Units};
 use crate::table::{Side, Table};
 
@@ -54,8 +54,9 @@ pub struct HolderRow {
     /// What the client says the pin is for; 0 for nothing.
     pub tag: u64,
     /// The file, where the frames belong to one.
-    pub file: Option<String>,
-    /// For how long the owner has been seeing it; none when nothing waits for it.
+    #[serde(flatten)]
+    pub file: Exact,
+    /// For how long the owner has been seeing it; `None` if nothing waits for it.
     pub seen_for_ms: Option<u64>,
 }
 
@@ -74,7 +75,7 @@ impl From<&Holder> for HolderRow {
             len_bytes: holder.nr_pages.saturating_mul(FRAME_BYTES),
             nr_pins: holder.nr_pins,
             tag: holder.tag,
-            file: holder.file.clone(),
+            file: Exact::file_shown(holder.file.as_deref()),
             seen_for_ms: holder.seen_for_ms,
         }
     }
@@ -97,7 +98,8 @@ impl fmt::Display for HolderRow {
 #[derive(Debug, Serialize)]
 struct Holders {
     schema: &'static str,
-    name: Option<String>,
+    #[serde(flatten)]
+    name: Exact,
     holders: Vec<HolderRow>,
     nr_holders: u64,
     is_cut: bool,
@@ -130,7 +132,7 @@ impl Show for Holders {
                 holder.nr_pins.to_string(),
                 tag_text(holder.tag),
                 holder.seen_for_ms.map_or_else(|| "-".into(), |ms| format!("{ms} ms")),
-                holder.file.clone().unwrap_or_else(|| "(removed)".into()),
+                holder.file.shown().unwrap_or_else(|| "(removed)".into()),
             ]);
         }
         let more = if self.is_cut { " and more that the answer has no room for" } else { "" };
@@ -158,11 +160,11 @@ impl Who {
     ///
     /// # Errors
     /// When there is no such file.
-    pub fn run(self, socket: &Path, output: &Output) -> Result<(), Failure> {
-        let (holders, is_cut) = attach(socket)?.who(self.name.as_deref().map(name_bytes))?;
+    pub fn run(self, place: &Place, output: &Output) -> Result<(), Failure> {
+        let (holders, is_cut) = attach(place)?.who(self.name.as_deref().map(name_bytes))?;
         output.show(&Holders {
             schema: "pgmap.who/1",
-            name: self.name.map(|name| name.to_string_lossy().into_owned()),
+            name: Exact::name(self.name.as_deref().map(name_bytes)),
             nr_holders: holders.len() as u64,
             holders: holders.iter().map(HolderRow::from).collect(),
             is_cut,

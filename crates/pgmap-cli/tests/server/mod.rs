@@ -3,7 +3,10 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "a failure of the stage fails the test")]
 
+use std::ffi::OsStr;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -31,23 +34,75 @@ pub fn pgmap() -> Command {
     command
 }
 
+/// An ordinary user, as whom root runs the command.
+pub struct User {
+    pub id: u32,
+    /// The command, where that user can read it.
+    program: PathBuf,
+    _directory: TempDir,
+}
+
+impl User {
+    /// `None`, with a line that says so, where this process cannot become another user.
+    pub fn new(test: &str) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: {test}: it becomes another user; run the tests as root");
+            return None;
+        }
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let open = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(directory.path(), open).unwrap();
+        let program = directory.path().join("pgmap");
+        std::fs::copy(env!("CARGO_BIN_EXE_pgmap"), &program).unwrap();
+        let user = Self { id: 54_000 + std::process::id() % 1000, program, _directory: directory };
+        // Without capabilities some containers run root.
+        let output = user.command().arg("--version").output();
+        if !output.is_ok_and(|output| output.status.success()) {
+            println!("skipped: {test}: this root may not become another user (CAP_SETUID)");
+            return None;
+        }
+        Some(user)
+    }
+
+    /// The command as this user runs it.
+    pub fn command(&self) -> Command {
+        self.command_as(self.id)
+    }
+
+    /// The command as user `id` runs it.
+    pub fn command_as(&self, id: u32) -> Command {
+        let mut command = Command::new(&self.program);
+        command.env_remove("PGMAP_SOCKET").env_remove("PGMAP_LOG").env_remove("XDG_RUNTIME_DIR");
+        command.uid(id).gid(id);
+        command
+    }
+}
+
 /// A served pool.
 pub struct Server {
     pub directory: TempDir,
     pub child: Child,
+    user: Option<(PathBuf, u32)>,
 }
 
 impl Server {
     /// Serves a new pool of 64 MiB.
     pub fn start() -> Self {
         let directory = tempfile::tempdir_in("/dev/shm").unwrap();
-        let child = Self::serve_in(directory.path());
-        Self { directory, child }
+        let child = Self::serve_in(directory.path(), pgmap());
+        Self { directory, child, user: None }
     }
 
-    fn serve_in(directory: &Path) -> Child {
+    /// The same, all of it as `user`, in a directory of the user's.
+    pub fn start_as(user: &User) -> Self {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        std::os::unix::fs::chown(directory.path(), Some(user.id), Some(user.id)).unwrap();
+        let child = Self::serve_in(directory.path(), user.command());
+        Self { directory, child, user: Some((user.program.clone(), user.id)) }
+    }
+
+    fn serve_in(directory: &Path, mut command: Command) -> Child {
         let is_new = !directory.join("pool").exists();
-        let mut command = pgmap();
         command.arg("serve").arg("--pool").arg(directory.join("pool"));
         command.arg("--socket").arg(directory.join("socket"));
         if is_new {
@@ -65,7 +120,7 @@ impl Server {
     /// Serves the same pool again, after the first server ended.
     pub fn restart(&mut self) {
         self.child.wait().unwrap();
-        self.child = Self::serve_in(self.directory.path());
+        self.child = Self::serve_in(self.directory.path(), pgmap());
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -73,9 +128,34 @@ impl Server {
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = pgmap();
-        command.args(arguments).env("PGMAP_SOCKET", self.path("socket"));
+        let mut command = self.bare_command();
+        command.args(arguments);
         command
+    }
+
+    fn bare_command(&self) -> Command {
+        let mut command = pgmap();
+        if let Some((program, id)) = &self.user {
+            command = Command::new(program);
+            command.env_remove("PGMAP_LOG").env_remove("XDG_RUNTIME_DIR").uid(*id).gid(*id);
+        }
+        command.env("PGMAP_SOCKET", self.path("socket"));
+        command
+    }
+
+    /// Runs a verb whose arguments are any bytes with `--json`, and returns what it prints.
+    pub fn json_os(&self, arguments: &[&OsStr]) -> Value {
+        let mut command = self.bare_command();
+        let output = command.args(arguments).arg("--json").stdin(Stdio::null()).output().unwrap();
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {}", text(&output.stderr)))
+    }
+
+    /// The same of one that must fail.
+    pub fn error(&self, arguments: &[&OsStr]) -> Value {
+        let error = self.json_os(arguments);
+        assert_eq!(error["schema"], "pgmap.error/1", "{arguments:?}");
+        error
     }
 
     /// Runs a verb to its end.

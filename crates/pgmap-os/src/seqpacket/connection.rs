@@ -172,6 +172,20 @@ impl Connection {
         Peer::of(self.fd.as_fd())
     }
 
+    /// Checks that the other end, which listens at `path`, is a process of this user or of root.
+    ///
+    /// # Errors
+    /// `EPERM` if it is another user's.
+    pub fn check_peer_user(&self, path: &Path) -> Result<(), OsError> {
+        let (theirs, own) = (self.peer()?.uid, rustix::process::geteuid().as_raw());
+        if theirs == own || theirs == 0 {
+            return Ok(());
+        }
+        let error =
+            OsError::new("trust", format!("who listens at {}", path.display()), Errno::PERM);
+        Err(error.with_advice(format!("it is a process of user {theirs}, and this is user {own}")))
+    }
+
     /// Says whether `send` and `recv` wait.
     ///
     /// # Errors

@@ -190,12 +190,16 @@ impl<'c> File<'c> {
     ) -> Result<FilePin<'c>, Error> {
         let (offset, len_bytes) = range.unwrap_or((0, entry.len_bytes));
         let is_inside = offset.checked_add(len_bytes).is_some_and(|end| end <= entry.len_bytes);
-        if !is_inside || len_bytes == 0 {
+        if !is_inside {
             return Err(Error::OutOfRange {
                 start: offset,
                 end: offset.saturating_add(len_bytes),
                 len_bytes: entry.len_bytes,
             });
+        }
+        if len_bytes == 0 {
+            // No life word can tell that the file is gone: its entry does.
+            self.client.reread(entry)?;
         }
         FilePin::take(self.client, entry, offset, len_bytes, agent, term)
     }

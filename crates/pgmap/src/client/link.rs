@@ -35,10 +35,31 @@ pub(super) enum Link {
     Remote(Remote),
 }
 
+/// Whose process a client takes for the pool's owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// Whoever listens at the path.
+    Anybody,
+    /// A process of this user or of root.
+    OwnUser,
+}
+
+impl Trust {
+    /// Connects, and says nothing to anybody who is not trusted.
+    fn connect(self, path: &Path) -> Result<Connection, Error> {
+        let connection = Connection::connect(path)?;
+        if self == Self::OwnUser {
+            connection.check_peer_user(path)?;
+        }
+        Ok(connection)
+    }
+}
+
 /// A connection shared by the threads of a client: whichever waits reads for all.
 #[derive(Debug)]
 pub(super) struct Remote {
     path: PathBuf,
+    trust: Trust,
     state: Mutex<Calls>,
     arrived: Condvar,
     /// Rung to end a wait for events.
@@ -181,8 +202,12 @@ impl Link {
 
 impl Remote {
     /// Connects to the owner at `path` and says hello.
-    pub(super) fn connect(path: &Path, is_registered: bool) -> Result<(Self, Handed), Error> {
-        let connection = Connection::connect(path)?;
+    pub(super) fn connect(
+        path: &Path,
+        trust: Trust,
+        is_registered: bool,
+    ) -> Result<(Self, Handed), Error> {
+        let connection = trust.connect(path)?;
         let hello = Hello { version: VERSION, is_registered, resume: None };
         let (welcome, fds) = greet(&connection, &hello, &[])?;
         let nr_fds = fds.len();
@@ -202,7 +227,7 @@ impl Remote {
             failed: None,
         };
         let (path, state, arrived) = (path.into(), Mutex::new(calls), Condvar::new());
-        let remote = Self { path, state, arrived, interruption: Doorbell::new()? };
+        let remote = Self { path, trust, state, arrived, interruption: Doorbell::new()? };
         Ok((remote, Handed { welcome, data, vmemmap, index, doorbell, ledger }))
     }
 
@@ -387,7 +412,7 @@ impl Remote {
         client: ClientId,
         ledger: &OwnedFd,
     ) -> Result<(Connection, Doorbell), Error> {
-        let connection = Connection::connect(&self.path)?;
+        let connection = self.trust.connect(&self.path)?;
         let is_registered = pgmap_os::Membarrier::register().is_global_available();
         let hello = Hello { version: VERSION, is_registered, resume: Some(client.0) };
         let (_, fds) = greet(&connection, &hello, &[ledger.as_fd()])?;

@@ -24,13 +24,13 @@ use pgmap_os::{Membarrier, MemoryFile, ReadMapping, WriteMapping};
 
 use crate::client::events::Events;
 use crate::client::file::File;
-use crate::client::link::{Link, Remote};
+use crate::client::link::{Link, Remote, Trust};
 use crate::client::pinned::FilePin;
 use crate::client::side::{ProcessSide, new_identity};
 use crate::client::writer::FileWriter;
 use crate::error::Error;
 use crate::memory::{Readable, Writable, WritableCounts};
-use crate::name::FileName;
+use crate::name::{Escaped, FileName};
 use crate::owner::handle::{Handed, Shared};
 use crate::pool::LedgerFile;
 use crate::refusal::{Holder, Refusal};
@@ -102,8 +102,21 @@ impl Client {
     /// [`Error::Os`] when nobody listens there, [`Error::OwnerGone`] when the owner goes meanwhile,
     /// [`Error::Protocol`] when it speaks another version.
     pub fn connect(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Self::connect_to(path.as_ref(), Trust::Anybody)
+    }
+
+    /// As [`connect`](Self::connect), for a path that nobody chose: refuses an owner that is neither
+    /// this user's nor root's, before anything is told to it.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect), and [`Error::Os`] with `EPERM`.
+    pub fn connect_own(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Self::connect_to(path.as_ref(), Trust::OwnUser)
+    }
+
+    fn connect_to(path: &Path, trust: Trust) -> Result<Self, Error> {
         let is_registered = Membarrier::register().is_global_available();
-        let (remote, handed) = Remote::connect(path.as_ref(), is_registered)?;
+        let (remote, handed) = Remote::connect(path, trust, is_registered)?;
         Self::assemble(handed, Link::Remote(remote))
     }
 
@@ -290,7 +303,7 @@ impl Client {
             }
         }
         let doing = "changed again and again".into();
-        Err(Refusal::InUse { name: String::from_utf8_lossy(name).into(), doing }.into())
+        Err(Refusal::InUse { name: Escaped(name).to_string(), doing }.into())
     }
 
     fn look_up(&self, name: &[u8]) -> Result<FileEntry, Error> {
@@ -316,7 +329,7 @@ impl Client {
             }
         }
         let doing = "changed again and again".into();
-        Err(Refusal::InUse { name: String::from_utf8_lossy(name).into(), doing }.into())
+        Err(Refusal::InUse { name: Escaped(name).to_string(), doing }.into())
     }
 
     /// Reads a file's entry anew: in the index where it was, else where the owner says it is.
@@ -385,7 +398,7 @@ impl Client {
     ///
     /// # Errors
     /// [`Refusal::Held`] names who still holds them when the time is over; the file is then as
-    /// before. [`Refusal::BadLength`] when it would grow or be empty.
+    /// before. [`Refusal::BadLength`] when it would grow.
     pub fn truncate(
         &self,
         name: impl AsRef<[u8]>,
@@ -513,6 +526,28 @@ impl Client {
     /// [`Error::OwnerGone`].
     pub fn repair_free(&self) -> Result<(), Error> {
         self.done(Request::RepairFree)
+    }
+
+    /// Gives the memory behind free frames back to the system, which takes it again when they are
+    /// handed out. Returns how many bytes of memory came back. Pins of files are not concerned;
+    /// whoever registered the pool's memory with a device must register it again, as
+    /// [`detach_epoch`](Self::detach_epoch) tells.
+    ///
+    /// # Errors
+    /// [`Refusal::Internal`] if the memory cannot be given back, as on a device; [`Error::OwnerGone`].
+    pub fn trim(&self) -> Result<u64, Error> {
+        let (mut freed_bytes, mut next) = (0, Some(0));
+        while let Some(from_pfn) = next {
+            match self.call(Request::Trim { from_pfn })? {
+                Reply::Trimmed { freed_bytes: freed, next: after } => {
+                    freed_bytes += freed;
+                    // Never backwards, whatever an owner says.
+                    next = after.filter(|&after| after > from_pfn);
+                }
+                reply => return Err(unexpected(&reply)),
+            }
+        }
+        Ok(freed_bytes)
     }
 
     /// Describes every file, in the order of their names. Files that come and go meanwhile may or

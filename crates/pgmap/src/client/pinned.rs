@@ -146,6 +146,10 @@ impl<'c> FilePin<'c> {
         agent: Agent,
         term: Term,
     ) -> Result<Self, Error> {
+        if len_bytes == 0 {
+            let (first, more) = (Hold::Hole(0), Vec::new());
+            return Ok(Self { client, skip_bytes: 0, len_bytes, first, more });
+        }
         let first_page = offset / PAGE_BYTES;
         let end_page = (offset + len_bytes).div_ceil(PAGE_BYTES);
         let mut first = None;

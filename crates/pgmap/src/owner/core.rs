@@ -253,6 +253,7 @@ impl Core {
             }
             Request::Reshape { name, offset, shape } => answer(self.reshape(&name, offset, shape)),
             Request::RepairFree => answer(self.repair_free()),
+            Request::Trim { from_pfn } => answer(self.trim(from_pfn)),
             Request::PoolStat => Outcome::Answer(Reply::PoolStat(self.pool_info())),
             Request::Who(name) => answer(self.who(name.as_ref())),
             Request::Leave => {

@@ -54,14 +54,11 @@ impl Core {
         patience: Patience,
     ) -> Outcome {
         let checked = self.idle_file(&name).and_then(|file| {
-            if len_bytes == 0 || len_bytes > file.len_bytes {
+            if len_bytes > file.len_bytes {
                 return Err(Refusal::BadLength {
                     name: name.to_string(),
                     len_bytes,
-                    why: format!(
-                        "a truncate shortens, to at least 1 byte; it has {}",
-                        file.len_bytes
-                    ),
+                    why: format!("a truncate shortens, and it has {}", file.len_bytes),
                 });
             }
             Ok(file.clone())
@@ -319,6 +316,10 @@ impl Core {
             .filter_map(|held| self.holder(held, Some(waited_ms)))
             .collect();
         holders.truncate(crate::owner::report::MAX_HOLDERS);
+        for holder in &mut holders {
+            // What is cut off is no part of the file for as long as that lasts.
+            holder.file.get_or_insert_with(|| cut.name.to_string());
+        }
         if cut.on_deadline == OnDeadline::Quarantine {
             return self.quarantine_cut(pending, cut, holders);
         }

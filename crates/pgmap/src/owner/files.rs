@@ -65,22 +65,33 @@ impl Core {
             len_bytes: spec.len_bytes,
             why,
         };
-        if spec.len_bytes == 0 {
-            return Err(bad_length("a file has at least one byte".into()));
-        }
         let sizing = spec.folio_size.sizing();
         let smallest = self.folios.smallest();
         if matches!(sizing, Sizing::Fixed(level) if level < smallest) {
             let why = format!("the pool describes folios of {smallest} and larger; ask for those");
             return Err(Refusal::Invalid { why });
         }
-        let pages = self
-            .folios
-            .pages_for(spec.len_bytes, sizing)
-            .filter(|&pages| pages <= self.nr_pages())
-            .ok_or_else(|| bad_length(format!("the pool has {}", bytes(self.nr_pages()))))?;
+        let pages = self.folios.pages_for(spec.len_bytes, sizing);
+        let pages = pages.filter(|&pages| pages <= self.nr_pages()).ok_or_else(|| {
+            let has = bytes(self.nr_pages());
+            bad_length(match (sizing, pages) {
+                (Sizing::Fixed(level), Some(pages)) if spec.len_bytes <= has => {
+                    let takes = bytes(pages);
+                    format!(
+                        "in folios of {level} it takes {takes} bytes, and the pool has {has}; ask \
+                         for smaller folios"
+                    )
+                }
+                _ => format!("the whole pool has {has} bytes"),
+            })
+        })?;
         let stamp = self.take_stamp()?;
-        let extents = match self.folios.reserve(pages, sizing, stamp) {
+        let reserved = match pages {
+            // An empty file has no frames, and its number from the stamp as any other.
+            0 => Ok(Vec::new()),
+            _ => self.folios.reserve(pages, sizing, stamp),
+        };
+        let extents = match reserved {
             // What is missing may have been let go a moment ago.
             Err(_) if self.is_draining() => {
                 self.look_again();

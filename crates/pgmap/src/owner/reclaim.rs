@@ -12,12 +12,16 @@ use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::runs::SortedRuns;
 
 use crate::owner::core::Core;
+use crate::refusal::Refusal;
+use crate::wire::Reply;
 
 /// Most folios that one step frees: well below a millisecond.
 pub(crate) const STEP_FOLIOS: usize = 16_384;
 /// Most frames of one step where devices of the dead must be kept out first: the system frees and
 /// makes anew each of these pages.
 const STEP_DETACHED_PAGES: u64 = 16_384;
+/// Most runs of free frames that one step of a trim looks at.
+const STEP_RUNS: usize = 1024;
 
 /// Frames that nobody holds and that are still to be freed.
 #[derive(Debug, Default)]
@@ -68,6 +72,35 @@ impl Core {
                 self.free_step(run);
             }
         }
+    }
+
+    /// Gives the memory behind free frames back to the system: a step's worth, from frame `from` on.
+    pub(crate) fn trim(&mut self, from: u64) -> Result<Reply, Refusal> {
+        let unit = self.backing.page_pages();
+        let free = self.folios.frames().runs().filter(|&(start, length)| start + length > from);
+        let mut runs: Vec<PfnRange> = Vec::new();
+        let (mut left, mut next) = (STEP_DETACHED_PAGES.max(unit), None);
+        for (number, (start, length)) in free.enumerate() {
+            let first = start.max(from).next_multiple_of(unit);
+            let end = (start + length) / unit * unit;
+            let taken = end.saturating_sub(first).min(left);
+            runs.extend(PfnRange::new(first, taken));
+            left -= taken;
+            if first + taken < end || number + 1 == STEP_RUNS {
+                next = Some((first + taken).max(from + 1));
+                break;
+            }
+        }
+        let before = self.backing.resident_bytes();
+        for run in &runs {
+            self.backing.detach(*run)?;
+        }
+        let freed_bytes = before.saturating_sub(self.backing.resident_bytes());
+        if freed_bytes > 0 {
+            // A device that has the pool registered still has the old pages.
+            self.index.bump_detach_epoch();
+        }
+        Ok(Reply::Trimmed { freed_bytes, next })
     }
 
     /// Whether idle frames still are to be freed.

@@ -51,6 +51,9 @@ impl Core {
 
     /// Describes the pool.
     pub(crate) fn pool_info(&self) -> PoolInfo {
+        // Each frame is counted once: what a deadline has passed for waits too, and is quarantined.
+        let (draining, quarantined) = (self.draining_pages(), self.quarantined_pages());
+        let draining = (draining + self.quarantined.free_pages()).saturating_sub(quarantined);
         let drafts = self.drafts.values().flat_map(|draft| &draft.extents);
         let ledgers: u64 = self.clients.values().map(|client| client.file.resident_bytes()).sum();
         PoolInfo {
@@ -58,8 +61,8 @@ impl Core {
             free_bytes: bytes(self.folios.frames().free_pages()),
             live_bytes: bytes(self.live_pages()),
             reserved_bytes: drafts.map(|extent| extent.run.len_bytes()).sum(),
-            draining_bytes: bytes(self.draining_pages()),
-            quarantined_bytes: bytes(self.quarantined_pages()),
+            draining_bytes: bytes(draining),
+            quarantined_bytes: bytes(quarantined),
             poisoned_bytes: bytes(self.poisoned.free_pages()),
             orphaned_bytes: self.orphans.iter().map(|orphan| orphan.run.len_bytes()).sum(),
             longest_free_bytes: bytes(self.folios.frames().longest_run_pages()),
