@@ -11,8 +11,29 @@
 // UNSAFETY: rustix has no call for F_OFD_SETLK and F_OFD_GETLK; libc's fcntl is variadic and raw.
 #![allow(unsafe_code)]
 
+use crate::OsError;
+use rustix::fs::{Mode, OFlags};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
+
+/// Opens the file at `path` to be locked, and makes it, for this user alone, where it is missing. Does
+/// not follow a link, and does not wait for the other end of a pipe.
+///
+/// # Errors
+/// `ELOOP` for a symbolic link, `EISDIR` for a directory, `ENXIO` for a socket.
+pub fn open_lock_file(path: &Path) -> Result<File, OsError> {
+    let flags = OFlags::RDWR
+        | OFlags::CREATE
+        | OFlags::CLOEXEC
+        | OFlags::NOFOLLOW
+        | OFlags::NONBLOCK
+        | OFlags::NOCTTY;
+    rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)
+        .map(File::from)
+        .map_err(|errno| OsError::new("open", path.display().to_string(), errno))
+}
 
 /// Takes the exclusive lock on the whole file; false if another description holds one.
 ///

@@ -14,6 +14,8 @@
 //! | [`touch`] | touches of addresses that nobody has mapped: offered, and answered |
 //! | [`reservation`] | a range of addresses kept for one use, with pieces of files in it |
 //! | [`membarrier`] | the heavy half of an asymmetric barrier |
+//! | [`file_system`] | what a directory lies on |
+//! | [`memory_limit`] | how much memory this process may have |
 //! | [`file_lock`] | a lock that dies with the open file description |
 //! | [`doorbell`] | "something happened", across processes (eventfd) |
 //! | [`seqpacket`] | messages and descriptors between processes, and who sent them |
@@ -33,10 +35,12 @@ pub mod clock;
 pub mod doorbell;
 pub mod error;
 pub mod file_lock;
+pub mod file_system;
 pub mod fork_guard;
 pub mod mapping;
 pub mod membarrier;
 pub mod memory_file;
+pub mod memory_limit;
 pub mod places;
 pub mod poll;
 pub mod process;
@@ -50,10 +54,12 @@ pub mod zeroed;
 pub use bytes::{CopyError, FaultCause, MemoryFault, OutOfBounds};
 pub use doorbell::Doorbell;
 pub use error::OsError;
+pub use file_system::FileSystem;
 pub use fork_guard::ForkGuard;
 pub use mapping::{Populated, ReadMapping, ReadOnlyWord, WriteMapping};
 pub use membarrier::Membarrier;
 pub use memory_file::{Access, MemoryFile, PageSize};
+pub use memory_limit::{MemoryLimit, memory_limit};
 pub use poll::{Interest, Poller, Ready};
 pub use reservation::Reservation;
 pub use seqpacket::{BindError, Blocking, Connection, Listener, Peer, Received, TransferError};

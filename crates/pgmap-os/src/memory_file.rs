@@ -94,15 +94,20 @@ impl MemoryFile {
         made
     }
 
-    /// Opens an existing file.
+    /// Opens an existing file, not through a link.
     ///
     /// # Errors
-    /// `ENOENT`, `EACCES`, and `EINVAL` for anything but a regular file (a pipe is not waited for).
+    /// `ENOENT`, `EACCES`, `ELOOP` for a symbolic link, and `EINVAL` for anything else but a regular
+    /// file (a pipe is not waited for).
     pub fn open_named(path: &Path, access: Access) -> Result<Self, OsError> {
         let subject = path.display().to_string();
         // NONBLOCK: opening a named pipe must fail below, not hang here. Regular files ignore it.
-        let fd = rustix::fs::open(path, access.flags() | OFlags::NONBLOCK, Mode::empty())
-            .map_err(|errno| OsError::new("open", subject.clone(), errno))?;
+        let fd = rustix::fs::open(
+            path,
+            access.flags() | OFlags::NOFOLLOW | OFlags::NONBLOCK,
+            Mode::empty(),
+        )
+        .map_err(|errno| OsError::new("open", subject.clone(), errno))?;
         Self::inspect(fd, subject)
     }
 
@@ -129,8 +134,10 @@ impl MemoryFile {
     /// Changes the length. New bytes read as zero; bytes cut off are lost, mapped or not.
     ///
     /// # Errors
-    /// `EPERM` after [`Self::seal_size`]; `EINVAL` when read-only, or for part of a huge page.
+    /// `EPERM` after [`Self::seal_size`]; `EINVAL` when read-only, or for part of a huge page; `EFBIG`
+    /// beyond the process's limit for the size of files.
     pub fn set_len(&self, len: u64) -> Result<(), OsError> {
+        self.check_size_limit(len)?;
         rustix::fs::ftruncate(&self.fd, len).map_err(|errno| {
             OsError::new("set the length of", format!("{} to {len} bytes", self.name), errno)
         })
@@ -141,8 +148,10 @@ impl MemoryFile {
     /// Afterwards no touch of the range can fail for want of space, until it is punched.
     ///
     /// # Errors
-    /// `ENOSPC` (also `ENOMEM` on hugetlbfs), with the bytes that are missing where that is known.
+    /// `ENOSPC` (also `ENOMEM` on hugetlbfs), with the bytes that are missing where that is known;
+    /// `EFBIG` beyond the process's limit for the size of files.
     pub fn reserve(&self, range: Range<u64>) -> Result<(), OsError> {
+        self.check_size_limit(range.end)?;
         let len = range.end.saturating_sub(range.start);
         let call = || rustix::fs::fallocate(&self.fd, FallocateFlags::empty(), range.start, len);
         rustix::io::retry_on_intr(call).map_err(|errno| {
@@ -207,6 +216,29 @@ impl MemoryFile {
             Some(available) if missing > available => {
                 let subject = format!("{len} bytes in {}", self.name);
                 Err(self.no_space("hold", subject, missing, Errno::NOSPC))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Has the file system write what it keeps of the contents, where that outlives the machine.
+    ///
+    /// # Errors
+    /// `EIO`, `ENOSPC`: what was written since the last time may be lost.
+    pub fn sync(&self) -> Result<(), OsError> {
+        rustix::fs::fdatasync(&self.fd)
+            .map_err(|errno| OsError::new("sync", self.name.clone(), errno))
+    }
+
+    /// Says as an error what Linux says by SIGXFSZ, which ends the process.
+    fn check_size_limit(&self, len: u64) -> Result<(), OsError> {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize).current;
+        match limit {
+            Some(limit) if len > limit && len > self.len_bytes() => {
+                let subject = format!("{} to {len} bytes", self.name);
+                Err(OsError::new("enlarge", subject, Errno::FBIG).with_advice(format!(
+                    "this process may make files of {limit} bytes (RLIMIT_FSIZE): raise ulimit -f"
+                )))
             }
             _ => Ok(()),
         }

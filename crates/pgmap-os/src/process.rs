@@ -10,6 +10,11 @@ use std::os::fd::BorrowedFd;
 
 pub use rustix::process::Signal;
 
+/// Returns the user that this process acts as.
+pub fn effective_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
 /// Returns the command name of a process as `ps` shows it (at most 15 bytes), if it can be read.
 ///
 /// The number may name another process by the time of the answer: for people, never for decisions.

@@ -1,0 +1,156 @@
+//! How much memory this process may have: the lowest limit of its control groups.
+//!
+//! Both versions of cgroups are asked, and every group up to the root of what this process sees: a
+//! limit of a parent holds for its children. Memory of tmpfs counts for whoever touches it first and
+//! cannot be dropped, so a process that goes over the limit with it is killed, not refused.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A limit and where it is set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryLimit {
+    /// Bytes of memory and swap.
+    pub len_bytes: u64,
+    /// The file that says so.
+    pub path: PathBuf,
+}
+
+/// Returns the lowest limit that this process lies under; `None` where there is none.
+pub fn memory_limit() -> Option<MemoryLimit> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    lowest(&groups, &mounts)
+}
+
+/// As [`memory_limit`], of what the two files of /proc say.
+fn lowest(groups: &str, mounts: &str) -> Option<MemoryLimit> {
+    let limits = groups.lines().filter_map(|line| {
+        let mut parts = line.splitn(3, ':');
+        let (number, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+        let kind = match (number, controllers) {
+            ("0", "") => Version::Two,
+            (_, names) if names.split(',').any(|name| name == "memory") => Version::One,
+            _ => return None,
+        };
+        let (place, root) = mount_of(kind, mounts)?;
+        // Under a mount that shows only a part of the tree, paths begin at that part.
+        let below = Path::new(path).strip_prefix(&root).ok()?;
+        lowest_of(kind, &place, below)
+    });
+    limits.min_by_key(|limit| limit.len_bytes)
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Version {
+    One,
+    Two,
+}
+
+/// Where the groups of a version are mounted, and which group is the mount's root.
+fn mount_of(kind: Version, mounts: &str) -> Option<(PathBuf, PathBuf)> {
+    mounts.lines().find_map(|line| {
+        let (place, file_system) = line.split_once(" - ")?;
+        let mut place = place.split(' ').skip(3);
+        let (root, place) = (place.next()?, place.next()?);
+        let mut file_system = file_system.split(' ');
+        let (name, options) = (file_system.next()?, file_system.nth(1)?);
+        let is_it = match kind {
+            Version::One => name == "cgroup" && options.split(',').any(|one| one == "memory"),
+            Version::Two => name == "cgroup2",
+        };
+        is_it.then(|| (PathBuf::from(place), PathBuf::from(root)))
+    })
+}
+
+/// The lowest limit of the group `below` the mount at `place` and of all that it lies in.
+fn lowest_of(kind: Version, place: &Path, below: &Path) -> Option<MemoryLimit> {
+    let groups = below.ancestors().map(|group| place.join(group));
+    groups.filter_map(|group| limit_of(kind, &group)).min_by_key(|limit| limit.len_bytes)
+}
+
+fn limit_of(kind: Version, group: &Path) -> Option<MemoryLimit> {
+    let number = |name: &str| -> Option<u64> {
+        fs::read_to_string(group.join(name)).ok()?.trim().parse().ok()
+    };
+    let limit = |name: &str, len_bytes| Some(MemoryLimit { len_bytes, path: group.join(name) });
+    match kind {
+        Version::Two => {
+            let memory = number("memory.max")?;
+            // A limit of "max" and a group without the file leave swap to the machine.
+            let swap = number("memory.swap.max").unwrap_or(u64::MAX).min(swap_bytes());
+            limit("memory.max", memory.saturating_add(swap))
+        }
+        Version::One => {
+            let memory = number("memory.limit_in_bytes")?;
+            let both = number("memory.memsw.limit_in_bytes").unwrap_or(u64::MAX);
+            // "No limit" is the largest number of whole pages there.
+            let is_limit = memory < i64::MAX as u64 / 2;
+            let with_swap = memory.saturating_add(swap_bytes()).min(both);
+            is_limit.then(|| limit("memory.limit_in_bytes", with_swap)).flatten()
+        }
+    }
+}
+
+/// The machine's swap.
+fn swap_bytes() -> u64 {
+    let machine = rustix::system::sysinfo();
+    u64::from(machine.totalswap).saturating_mul(u64::from(machine.mem_unit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// A tree of groups as files, and the line of mountinfo that leads to it.
+    fn tree(options: &str, name: &str, files: &[(&str, &str)]) -> (tempfile::TempDir, String) {
+        let directory = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = directory.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let place = directory.path().display().to_string();
+        (directory, format!("30 20 0:1 / {place} rw shared:1 - {name} {name} rw,{options}\n"))
+    }
+
+    #[test]
+    fn the_lowest_limit_of_all_groups_above_holds() {
+        let files = [
+            ("memory.max", "max\n"),
+            ("a/memory.max", "50331648\n"),
+            ("a/memory.swap.max", "0\n"),
+            ("a/b/memory.max", "max\n"),
+            ("a/b/c/memory.max", "1073741824\n"),
+        ];
+        let (directory, mounts) = tree("nsdelegate", "cgroup2", &files);
+        let limit = lowest("0::/a/b/c\n", &mounts).unwrap();
+        let path = directory.path().join("a/memory.max");
+        assert_eq!(limit, MemoryLimit { len_bytes: 48 * MIB, path });
+        assert_eq!(lowest("0::/elsewhere\n", &mounts), None);
+        assert_eq!(lowest("", &mounts), None);
+    }
+
+    #[test]
+    fn groups_of_the_first_version_are_asked_by_their_controller() {
+        let files = [
+            ("memory.limit_in_bytes", "9223372036854771712\n"),
+            ("docker/x/memory.limit_in_bytes", "33554432\n"),
+            ("docker/x/memory.memsw.limit_in_bytes", "33554432\n"),
+        ];
+        let (_directory, mounts) = tree("memory", "cgroup", &files);
+        let limit = lowest("4:cpu,memory:/docker/x\n1:pids:/\n0::/\n", &mounts).unwrap();
+        assert_eq!(limit.len_bytes, 32 * MIB);
+        assert_eq!(lowest("4:memory:/docker\n", &mounts), None);
+    }
+
+    #[test]
+    fn a_mount_of_a_part_of_the_tree_is_read_from_that_part() {
+        let (directory, _) = tree("", "cgroup2", &[("b/memory.max", "4096\n")]);
+        let place = directory.path().display();
+        let mounts = format!("30 20 0:1 /a {place} rw - cgroup2 cgroup2 rw\n");
+        assert!(lowest("0::/a/b\n", &mounts).unwrap().len_bytes >= 4096);
+    }
+}
