@@ -54,6 +54,8 @@ pub enum PinError {
         /// Lanes of a ledger.
         nr_lanes: usize,
     },
+    /// The file system of the client's ledger has no room to record the pin.
+    NoRoom,
     /// One client has as many long-term pins on one folio as a count can hold.
     CountFull {
         /// The folio.
@@ -82,6 +84,7 @@ impl PinError {
             Self::LaneFull { .. } => "lane_full",
             Self::NoLane { .. } => "no_lane",
             Self::CountFull { .. } => "count_full",
+            Self::NoRoom => "no_room",
             Self::NeedsConsent { .. } => "needs_consent",
             Self::Detached => "detached",
         }
@@ -103,6 +106,7 @@ impl PinError {
             Self::Outside { .. } => errno::EFAULT,
             Self::LaneFull { .. } | Self::NoLane { .. } => errno::EAGAIN,
             Self::CountFull { .. } => errno::ENOMEM,
+            Self::NoRoom => errno::ENOSPC,
             Self::NeedsConsent { .. } => errno::EOPNOTSUPP,
             Self::Detached => errno::ECHILD,
         }
@@ -135,6 +139,9 @@ impl fmt::Display for PinError {
             Self::CountFull { run } => {
                 write!(f, "frames {run} carry as many long-term pins as one client may have")
             }
+            Self::NoRoom => f.write_str(
+                "the file system of the client's ledger has no room to record the pin; make room on it",
+            ),
             Self::NeedsConsent { run } => {
                 write!(f, "frames {run} may be pinned for long only with the owner's consent")
             }

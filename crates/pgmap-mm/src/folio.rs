@@ -74,19 +74,32 @@ impl<W: WriteWords> Folios<W> {
         &self.frames
     }
 
+    /// Takes memory for the descriptors of `run`, see [`Vmemmap::reserve`]: to be asked for before frames
+    /// are described by [`reclaim`](Self::reclaim).
+    #[must_use]
+    pub fn has_descriptors(&self, run: PfnRange, most: Level) -> bool {
+        self.vmemmap.reserve(run, most)
+    }
+
     /// Brings frames into use: `nr_pages` from the 1 GiB boundary `first` on. What is left of the
-    /// last 1 GiB is marked Offline. Touches no descriptor when nothing is left.
-    pub fn bring_online(&mut self, first: Pfn, nr_pages: u64) {
+    /// last 1 GiB is marked Offline. Touches no descriptor when nothing is left. False, with nothing done,
+    /// when there is no memory for the descriptors of that.
+    pub fn bring_online(&mut self, first: Pfn, nr_pages: u64) -> bool {
         let mut at = first.number();
         let end = at + nr_pages;
+        let whole = end.next_multiple_of(Level::Pud.nr_pages());
+        let rest = PfnRange::new(end, whole - end);
+        if rest.is_some_and(|rest| !self.vmemmap.reserve(rest, Level::Pmd)) {
+            return false;
+        }
         while let Some(run) = PfnRange::new(at, (end - at).min(crate::pfn::MAX_RUN_PAGES)) {
             self.frames.give(run);
             at = run.end();
         }
-        let whole = end.next_multiple_of(Level::Pud.nr_pages());
-        if let Some(rest) = PfnRange::new(end, whole - end) {
+        if let Some(rest) = rest {
             self.describe(rest, Level::Pmd, Descriptor::OFFLINE);
         }
+        true
     }
 
     /// The smallest folio that can be described.
@@ -111,7 +124,8 @@ impl<W: WriteWords> Folios<W> {
     /// `stamp`.
     ///
     /// # Errors
-    /// [`FramesShort`] when there are not so many, or only in too many pieces. Nothing is taken.
+    /// [`FramesShort`] when there are not so many, or only in too many pieces, or no memory to describe
+    /// them. Nothing is taken.
     pub fn reserve(
         &mut self,
         nr_pages: u64,
@@ -127,6 +141,12 @@ impl<W: WriteWords> Folios<W> {
             Sizing::Fixed(level) => level,
             Sizing::BestFit => Level::Pud,
         };
+        if !runs.iter().all(|&run| self.vmemmap.reserve(run, most)) {
+            for run in runs {
+                self.frames.give(run);
+            }
+            return Err(FramesShort { lacks_descriptors: true, ..self.frames.short_of(nr_pages) });
+        }
         let mut extents = Vec::with_capacity(runs.len());
         for run in runs {
             self.describe(run, most, word);
@@ -143,11 +163,7 @@ impl<W: WriteWords> Folios<W> {
         if let Some(run) = self.frames.take_run(nr_pages, largest) {
             return Ok(vec![run]);
         }
-        let short = FramesShort {
-            wanted_pages: nr_pages,
-            free_pages: self.frames.free_pages(),
-            longest_run_pages: self.frames.longest_run_pages(),
-        };
+        let short = self.frames.short_of(nr_pages);
         let mut runs: Vec<PfnRange> = Vec::new();
         let mut missing = nr_pages;
         for level in Level::ALL.into_iter().rev().filter(|&level| level >= smallest) {

@@ -22,6 +22,8 @@ pub struct FramesShort {
     pub free_pages: u64,
     /// Frames of the longest free run.
     pub longest_run_pages: u64,
+    /// Whether it is not frames that are missing, but memory to describe them.
+    pub lacks_descriptors: bool,
 }
 
 /// The free frames of a pfn space.
@@ -51,6 +53,16 @@ impl Frames {
     #[must_use]
     pub fn longest_run_pages(&self) -> u64 {
         self.by_length.last().map_or(0, |&(length, _)| length)
+    }
+
+    /// The error of a request for `wanted_pages`.
+    pub(crate) fn short_of(&self, wanted_pages: u64) -> FramesShort {
+        FramesShort {
+            wanted_pages,
+            free_pages: self.free_pages,
+            longest_run_pages: self.longest_run_pages(),
+            lacks_descriptors: false,
+        }
     }
 
     /// The free runs by address: first frame and length.
@@ -162,11 +174,7 @@ impl Frames {
         level: Level,
         max_runs: usize,
     ) -> Result<Vec<PfnRange>, FramesShort> {
-        let short = FramesShort {
-            wanted_pages: nr_pages,
-            free_pages: self.free_pages,
-            longest_run_pages: self.longest_run_pages(),
-        };
+        let short = self.short_of(nr_pages);
         let mut taken = Vec::new();
         let mut missing = nr_pages;
         while missing > 0 {

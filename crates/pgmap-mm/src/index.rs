@@ -42,6 +42,8 @@
 //!
 //! A directory look-up takes no reference on the inode here: the pin does, on the frames.
 
+use core::ops::Range;
+
 use crate::descriptor::Descriptor;
 use crate::extent::Extent;
 use crate::level::Level;
@@ -118,6 +120,12 @@ impl IndexLayout {
 
     const fn bucket(&self, hash: u64) -> usize {
         HEADER_WORDS + (hash as usize & (self.nr_buckets - 1))
+    }
+
+    /// Words that a look-up reads whatever is in the index.
+    #[must_use]
+    pub const fn always_used(&self) -> Range<usize> {
+        0..self.slots_start()
     }
 
     const fn slot(&self, slot: u32) -> usize {
@@ -460,6 +468,8 @@ impl<W: ReadWords> IndexReader<W> {
 pub struct IndexFull {
     /// Slots in all.
     pub nr_slots: usize,
+    /// Whether it is not slots that are missing, but memory for them.
+    pub lacks_memory: bool,
 }
 
 /// The owner's side of the index.
@@ -570,8 +580,9 @@ impl<W: WriteWords> IndexWriter<W> {
             return Ok(slot);
         }
         if self.high as usize >= self.layout.nr_slots {
-            return Err(IndexFull { nr_slots: self.layout.nr_slots });
+            return Err(self.full());
         }
+        self.reserve_slots(1)?;
         self.high += 1;
         // Relaxed: read by the owner's successor only.
         self.words.store(HIGH, u64::from(self.high), Ordering::Relaxed);
@@ -601,7 +612,7 @@ impl<W: WriteWords> IndexWriter<W> {
         extents: &ExtentList,
     ) -> Result<(), IndexFull> {
         if extents.len() > MAX_EXTENTS {
-            return Err(IndexFull { nr_slots: self.layout.nr_slots });
+            return Err(self.full());
         }
         let at = self.layout.slot(slot);
         let nr_more = extents.len().saturating_sub(INLINE_EXTENTS).div_ceil(EXTENTS_PER_MORE);

@@ -25,6 +25,8 @@
 //! record also sees its mark. Release on clearing a slot, Acquire on scanning it: what the client
 //! did to the bytes while it held them happens before the owner gives them to somebody else.
 
+use core::ops::Range;
+
 use crate::level::Level;
 use crate::pfn::{PFN_BITS, Pfn, PfnRange, RUN_BITS};
 use crate::runs::SortedRuns;
@@ -162,6 +164,19 @@ impl LedgerLayout {
         self.long_start + (self.nr_lanes * LONG_SLOTS).next_multiple_of(PAGE_WORDS)
     }
 
+    /// Words that client and owner touch whatever is held, and those of one lane's first pins. Whoever
+    /// makes a ledger sees to it that they have memory; the client does for all others when it first uses
+    /// them.
+    #[must_use]
+    pub fn always_used(&self) -> [Range<usize>; 3] {
+        let page = |at: usize| at..(at + PAGE_WORDS).min(self.long_start);
+        [
+            0..(self.slots_start + PAGE_WORDS).min(self.long_start),
+            page(self.tags_start),
+            self.long_start..self.nr_words(),
+        ]
+    }
+
     /// Counts the ledger needs.
     #[must_use]
     pub const fn nr_counts(&self) -> usize {
@@ -214,6 +229,12 @@ impl LedgerLayout {
     pub(crate) const fn touched(&self, count: usize) -> (usize, u64) {
         let page = count / COUNTS_PER_PAGE;
         (self.touched_start + page / 64, 1 << (page % 64))
+    }
+
+    /// The counts of the page that `count` lies in.
+    pub(crate) fn page_of_count(&self, count: usize) -> Range<usize> {
+        let start = count - count % COUNTS_PER_PAGE;
+        start..(start + COUNTS_PER_PAGE).min(self.nr_counts)
     }
 
     pub(crate) const fn nr_pages(&self) -> u64 {

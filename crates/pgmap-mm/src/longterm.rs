@@ -181,9 +181,14 @@ impl<S: ClientSide> Pinner<S> {
             let index = self.layout().count(level, folio);
             let (word, bit) = self.layout().touched(index);
             // Relaxed: only this client sets bits, and a bit once seen set stays.
-            if ledger.load(word, Ordering::Relaxed) & bit == 0 {
-                // Release: before the count it covers; pairs with the scan's Acquire.
-                ledger.fetch_or(word, bit, Ordering::Release);
+            if ledger.load(word, Ordering::Relaxed) & bit == 0 && !self.touch(index, word, bit) {
+                if let Some(done) =
+                    PfnRange::new(run.start(), (folio << level.shift()) - run.start())
+                {
+                    self.take_counts(done, level, agent);
+                    self.side().ring_doorbell();
+                }
+                return Err(PinError::NoRoom);
             }
             // Relaxed: the light barrier that follows orders it before the check.
             let before = counts.fetch_add(index, one(agent), Ordering::Relaxed);
@@ -199,6 +204,18 @@ impl<S: ClientSide> Pinner<S> {
             }
         }
         Ok(())
+    }
+
+    /// Marks the page of the count at `index` as touched, when it has memory; false when it has none.
+    #[cold]
+    #[inline(never)]
+    fn touch(&self, index: usize, word: usize, bit: u64) -> bool {
+        if !self.side().counts().reserve(self.layout().page_of_count(index)) {
+            return false;
+        }
+        // Release: before the count it covers; pairs with the scan's Acquire.
+        self.side().ledger().fetch_or(word, bit, Ordering::Release);
+        true
     }
 
     /// Takes a pin out of the counts; false, with nothing done, in a forked child.

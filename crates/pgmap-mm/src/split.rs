@@ -69,6 +69,11 @@ use crate::words::WriteWords;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReshapeError {
+    /// There is no memory for the descriptors of smaller folios.
+    NoDescriptors {
+        /// The folio.
+        folio: PfnRange,
+    },
     /// The frame is not described.
     Outside {
         /// The frame.
@@ -139,6 +144,7 @@ impl ReshapeError {
             Self::WrongLevel { .. } | Self::BelowSmallest { .. } | Self::OutsideExtent { .. } => {
                 errno::EINVAL
             }
+            Self::NoDescriptors { .. } => errno::ENOSPC,
             Self::Changed { .. } => errno::ESTALE,
         }
     }
@@ -147,6 +153,11 @@ impl ReshapeError {
 impl fmt::Display for ReshapeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::NoDescriptors { folio } => write!(
+                f,
+                "folio {folio} cannot be split: there is no memory for its parts' descriptors; make \
+                 room on the pool's file system"
+            ),
             Self::Outside { pfn } => write!(f, "pfn {pfn} is not described"),
             Self::WrongState { folio, word } => {
                 write!(f, "folio {folio} is {word:?} and keeps its shape")
@@ -276,6 +287,7 @@ impl<W: WriteWords> Folios<W> {
         let Some(largest) = from.below().filter(|_| to < from) else {
             return Err(ReshapeError::WrongLevel { folio, asked: to });
         };
+        self.reserve_down(from, to, pfn)?;
         let is_at_head = pfn.align_down(largest) == folio.first();
         let head_level = if is_at_head { to } else { largest };
         Ok(Reshaped { folio, from, to, head_level, head: word })
@@ -450,10 +462,24 @@ impl<W: WriteWords> Folios<W> {
             let run = PfnRange::folio(edge, Level::Pte);
             return Err(ReshapeError::BelowSmallest { run, smallest: self.smallest() });
         }
-        if edge.is_aligned(level) || is_splittable(word.state()) {
+        if edge.is_aligned(level) {
             return Ok(());
         }
-        Err(ReshapeError::WrongState { folio: PfnRange::folio(edge, level), word })
+        if !is_splittable(word.state()) {
+            return Err(ReshapeError::WrongState { folio: PfnRange::folio(edge, level), word });
+        }
+        let to = Level::ALL.into_iter().rev().find(|&to| edge.is_aligned(to)).unwrap_or(Level::Pte);
+        self.reserve_down(level, to, edge)
+    }
+
+    /// Takes memory for the descriptors that splitting the folio of level `from` around `pfn` down to
+    /// `to` writes.
+    fn reserve_down(&self, from: Level, to: Level, pfn: Pfn) -> Result<(), ReshapeError> {
+        let parents = Level::ALL.into_iter().filter(|&parent| parent > to && parent <= from);
+        if parents.into_iter().all(|parent| self.vmemmap().reserve_below(parent, pfn)) {
+            return Ok(());
+        }
+        Err(ReshapeError::NoDescriptors { folio: PfnRange::folio(pfn, from) })
     }
 
     /// Splits until a folio starts at `edge`. `head` is kept up to date.

@@ -97,6 +97,22 @@ impl VmemmapLayout {
         self.start[level as usize] + (pfn >> level.shift()) as usize
     }
 
+    /// Words that are read whatever is described: those of the largest folios.
+    #[must_use]
+    pub const fn always_used(&self) -> Range<usize> {
+        0..self.start[Level::Pmd as usize]
+    }
+
+    /// The words for the folios of `level` in `run`, whole pages; `None` where there is no room for any.
+    fn words_of(&self, level: Level, run: PfnRange) -> Option<Range<usize>> {
+        let (first, last) = (run.start(), run.end() - 1);
+        if level < self.smallest || last >= self.nr_pages {
+            return None;
+        }
+        let (first, last) = (self.index_unchecked(level, first), self.index_unchecked(level, last));
+        Some(first - first % PAGE_WORDS..(last + 1).next_multiple_of(PAGE_WORDS))
+    }
+
     /// Whether all of `run` is described.
     #[must_use]
     pub const fn covers(&self, run: PfnRange) -> bool {
@@ -235,6 +251,28 @@ impl<W: WriteWords> Vmemmap<W> {
         }
     }
 
+    /// Takes memory for the descriptors of `run` as folios of `most` and smaller ones, the largest that
+    /// fit. Says whether there is some.
+    #[must_use]
+    pub fn reserve(&self, run: PfnRange, most: Level) -> bool {
+        Level::ALL.into_iter().all(|level| {
+            // Folios of this level lie at the edges that no larger one ends at, or everywhere.
+            let parts = match level.above().filter(|&above| above <= most) {
+                Some(above) => edges(run, above),
+                None => [Some(run), None],
+            };
+            let words =
+                parts.into_iter().flatten().filter_map(|part| self.layout.words_of(level, part));
+            words.into_iter().all(|words| self.words.reserve(words))
+        })
+    }
+
+    /// Takes memory for the descriptors that split the folio of `level` around `pfn`.
+    #[must_use]
+    pub fn reserve_below(&self, level: Level, pfn: Pfn) -> bool {
+        self.layout.table_below(level, pfn).is_none_or(|table| self.words.reserve(table))
+    }
+
     /// Gives back the metadata page below the folio of `level` that contains `pfn`. Owner only,
     /// and only once the folio's own word no longer says Split.
     pub fn discard_below(&self, level: Level, pfn: Pfn) {
@@ -242,6 +280,17 @@ impl<W: WriteWords> Vmemmap<W> {
             self.words.discard(table);
         }
     }
+}
+
+/// What of `run` lies before its first and behind its last whole folio of `level`.
+fn edges(run: PfnRange, level: Level) -> [Option<PfnRange>; 2] {
+    let size = level.nr_pages();
+    let first = run.start().next_multiple_of(size);
+    let last = run.end() - run.end() % size;
+    if first >= last {
+        return [Some(run), None];
+    }
+    [PfnRange::new(run.start(), first - run.start()), PfnRange::new(last, run.end() - last)]
 }
 
 #[cfg(test)]

@@ -76,6 +76,16 @@ pub trait WriteWords: ReadWords {
     /// When `index` is out of range.
     fn fetch_or(&self, index: usize, bits: u64, order: Ordering) -> u64;
 
+    /// Takes memory for `range`, so that no later use of it fails for want of any. Says whether there is
+    /// some; where memory is never short there always is.
+    ///
+    /// # Panics
+    /// When `range` is out of range.
+    fn reserve(&self, range: Range<usize>) -> bool {
+        let _ = range;
+        true
+    }
+
     /// Makes `range` read as zero and gives its memory back where the backing can do that.
     ///
     /// # Panics
@@ -159,6 +169,15 @@ pub trait WriteCounts: ReadCounts {
     /// # Panics
     /// When `index` is out of range.
     fn fetch_sub(&self, index: usize, by: u32, order: Ordering) -> u32;
+
+    /// Takes memory for `range`, as [`WriteWords::reserve`] does.
+    ///
+    /// # Panics
+    /// When `range` is out of range.
+    fn reserve(&self, range: Range<usize>) -> bool {
+        let _ = range;
+        true
+    }
 }
 
 /// Words on the heap: for tests, models and a page model that no other process shares.
@@ -273,6 +292,7 @@ macro_rules! forward_to_shared {
             fn fetch_or(&self, index: usize, bits: u64, order: Ordering) -> u64 {
                 (**self).fetch_or(index, bits, order)
             }
+            fn reserve(&self, range: Range<usize>) -> bool { (**self).reserve(range) }
             fn discard(&self, range: Range<usize>) { (**self).discard(range); }
         }
         impl<T: ReadCounts> ReadCounts for $pointer {
@@ -288,6 +308,7 @@ macro_rules! forward_to_shared {
             fn fetch_sub(&self, index: usize, by: u32, order: Ordering) -> u32 {
                 (**self).fetch_sub(index, by, order)
             }
+            fn reserve(&self, range: Range<usize>) -> bool { (**self).reserve(range) }
         }
     )*};
 }

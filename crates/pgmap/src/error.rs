@@ -130,6 +130,9 @@ impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
         match error {
             Error::Refused(refusal) => refusal,
+            Error::Os(error) if error.errno() == pgmap_mm::error::errno::ENOSPC => {
+                Self::NoMemory { why: error.to_string() }
+            }
             other => Self::Internal { why: other.to_string() },
         }
     }

@@ -8,8 +8,9 @@ use pgmap_mm::barrier::HeavyBarrier;
 use pgmap_mm::words::{ReadCounts, ReadWord, ReadWords, WriteCounts, WriteWords};
 use pgmap_os::{Membarrier, MemoryFile, ReadMapping, ReadOnlyWord, WriteMapping};
 
-/// Bytes of a word and of a page.
+/// Bytes of a word, of a count and of a page.
 const WORD_BYTES: u64 = 8;
+const COUNT_BYTES: u64 = 4;
 const PAGE_BYTES: u64 = 4096;
 
 /// Words somebody else writes.
@@ -56,26 +57,101 @@ impl ReadCounts for ReadableCounts {
     }
 }
 
+/// Which pages of a part of a file have memory, in a file system that may be full.
+#[derive(Debug)]
+struct Room {
+    file: Arc<MemoryFile>,
+    /// Where in the file the part starts.
+    offset: u64,
+    /// A bit for each page that was reserved.
+    reserved: Box<[AtomicU64]>,
+}
+
+impl Room {
+    fn new(file: Arc<MemoryFile>, offset: u64, len_bytes: u64) -> Self {
+        let nr_pages = len_bytes.div_ceil(PAGE_BYTES);
+        Self { file, offset, reserved: pgmap_os::zeroed_words(nr_pages.div_ceil(64) as usize) }
+    }
+
+    /// Takes memory for the pages of `bytes`. Says whether there is some.
+    fn reserve(&self, bytes: Range<u64>) -> bool {
+        let pages = bytes.start / PAGE_BYTES..bytes.end.div_ceil(PAGE_BYTES);
+        let (mut at, mut is_there) = (pages.start, true);
+        while at < pages.end && is_there {
+            let missing = at..(at..pages.end).find(|&page| self.has(page)).unwrap_or(pages.end);
+            if !missing.is_empty() {
+                let bytes = missing.start * PAGE_BYTES..missing.end * PAGE_BYTES;
+                is_there = self.reserve_pages(bytes);
+                if is_there {
+                    missing.clone().for_each(|page| self.note(page));
+                }
+            }
+            at = missing.end + 1;
+        }
+        is_there
+    }
+
+    #[cold]
+    fn reserve_pages(&self, bytes: Range<u64>) -> bool {
+        let range = self.offset + bytes.start..self.offset + bytes.end;
+        match self.file.reserve(range) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::debug!(%error, "there is no memory for metadata");
+                false
+            }
+        }
+    }
+
+    fn has(&self, page: u64) -> bool {
+        // Relaxed: a bit is a note of what the kernel did, which is there for everybody.
+        self.reserved[(page / 64) as usize].load(Ordering::Relaxed) & 1 << (page % 64) != 0
+    }
+
+    fn note(&self, page: u64) {
+        // Relaxed: as above.
+        self.reserved[(page / 64) as usize].fetch_or(1 << (page % 64), Ordering::Relaxed);
+    }
+}
+
+/// What is behind words that this process writes.
+#[derive(Debug)]
+enum Behind {
+    /// Memory that is there.
+    Memory,
+    /// A file of the system's memory, without a limit of its own, and where in it the words start: whole
+    /// pages can be given back.
+    Unlimited(Arc<MemoryFile>, u64),
+    /// A file in a file system. Its pages are kept: a reader that was told of them before may still
+    /// look, and must find memory there.
+    Limited(Room),
+}
+
 /// Words this process writes.
 #[derive(Debug)]
 pub struct Writable {
     mapping: WriteMapping,
-    /// The file behind the mapping and where in it that starts; given where whole pages are to be
-    /// given back.
-    file: Option<(Arc<MemoryFile>, u64)>,
+    behind: Behind,
 }
 
 impl Writable {
-    /// Words of `mapping`. Discarding stores zeros.
+    /// Words of `mapping`, all of which have memory. Discarding stores zeros.
     #[must_use]
     pub const fn new(mapping: WriteMapping) -> Self {
-        Self { mapping, file: None }
+        Self { mapping, behind: Behind::Memory }
     }
 
-    /// Words of `mapping`, which begins at `offset` of `file`. Discarding gives whole pages back.
+    /// Words of `mapping`, which begins at `offset` of the memfd `file`.
     #[must_use]
-    pub const fn over_file(mapping: WriteMapping, file: Arc<MemoryFile>, offset: u64) -> Self {
-        Self { mapping, file: Some((file, offset)) }
+    pub const fn over_memory(mapping: WriteMapping, file: Arc<MemoryFile>, offset: u64) -> Self {
+        Self { mapping, behind: Behind::Unlimited(file, offset) }
+    }
+
+    /// Words of `mapping`, which begins at `offset` of `file`, in a file system that may be full.
+    #[must_use]
+    pub fn over_file(mapping: WriteMapping, file: Arc<MemoryFile>, offset: u64) -> Self {
+        let room = Room::new(file, offset, mapping.len_bytes());
+        Self { mapping, behind: Behind::Limited(room) }
     }
 }
 
@@ -114,11 +190,20 @@ impl WriteWords for Writable {
         self.mapping.words()[index].fetch_or(bits, order)
     }
 
+    fn reserve(&self, range: Range<usize>) -> bool {
+        match &self.behind {
+            Behind::Limited(room) => {
+                room.reserve(range.start as u64 * WORD_BYTES..range.end as u64 * WORD_BYTES)
+            }
+            Behind::Memory | Behind::Unlimited(..) => true,
+        }
+    }
+
     fn discard(&self, range: Range<usize>) {
         let bytes = range.start as u64 * WORD_BYTES..range.end as u64 * WORD_BYTES;
         let is_whole_pages = bytes.start % PAGE_BYTES == 0 && bytes.end % PAGE_BYTES == 0;
         if is_whole_pages
-            && let Some((file, offset)) = &self.file
+            && let Behind::Unlimited(file, offset) = &self.behind
             && file.punch(offset + bytes.start..offset + bytes.end).is_ok()
         {
             return;
@@ -132,24 +217,41 @@ impl WriteWords for Writable {
 
 /// Counts this process writes.
 #[derive(Debug)]
-pub struct WritableCounts(pub WriteMapping);
+pub struct WritableCounts {
+    mapping: WriteMapping,
+    room: Option<Room>,
+}
+
+impl WritableCounts {
+    /// Counts of `mapping`, which begins at `offset` of `file`, in a file system that may be full.
+    #[must_use]
+    pub fn over_file(mapping: WriteMapping, file: Arc<MemoryFile>, offset: u64) -> Self {
+        let room = Room::new(file, offset, mapping.len_bytes());
+        Self { mapping, room: Some(room) }
+    }
+}
 
 impl ReadCounts for WritableCounts {
     #[inline]
     fn load(&self, index: usize, order: Ordering) -> u32 {
-        self.0.counts()[index].load(order)
+        self.mapping.counts()[index].load(order)
     }
 }
 
 impl WriteCounts for WritableCounts {
     #[inline]
     fn fetch_add(&self, index: usize, by: u32, order: Ordering) -> u32 {
-        self.0.counts()[index].fetch_add(by, order)
+        self.mapping.counts()[index].fetch_add(by, order)
     }
 
     #[inline]
     fn fetch_sub(&self, index: usize, by: u32, order: Ordering) -> u32 {
-        self.0.counts()[index].fetch_sub(by, order)
+        self.mapping.counts()[index].fetch_sub(by, order)
+    }
+
+    fn reserve(&self, range: Range<usize>) -> bool {
+        let bytes = range.start as u64 * COUNT_BYTES..range.end as u64 * COUNT_BYTES;
+        self.room.as_ref().is_none_or(|room| room.reserve(bytes))
     }
 }
 

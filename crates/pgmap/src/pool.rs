@@ -1,219 +1,55 @@
 //! A pool: the files that hold data, descriptors, index, ledgers and catalog.
 //!
 //! An anonymous pool is a set of memfds and ends with its last user. A pool in a directory has its
-//! files there, so that a restarted owner finds everything again.
+//! files there, so that a restarted owner finds everything again. Of these, catalog and data are the
+//! pool. Descriptors and index say what the catalog says in another form: as long as a client lives
+//! they are taken over as they are, else they are made again when the pool is opened.
 
-use std::fs::{self, File};
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+pub(crate) mod directory;
+pub(crate) mod identity;
+pub(crate) mod ledgers;
+mod options;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
 use std::sync::Arc;
 
 use pgmap_mm::index::IndexLayout;
 use pgmap_mm::ledger::LedgerLayout;
-use pgmap_mm::level::{Level, PAGE_BYTES};
+use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::memory_type::MemoryType;
 use pgmap_mm::vmemmap::VmemmapLayout;
-use pgmap_os::{Access, MemoryFile, OsError, PageSize, file_lock};
+use pgmap_os::{Access, MemoryFile, OsError, PageSize};
 
 use crate::error::Error;
+use crate::name::FileName;
+use crate::owner::catalog::header::{HEADER_BYTES, is_catalog};
 use crate::owner::catalog::{Catalog, StoredPool};
-use crate::owner::device_head::{CatalogRegion, DeviceHead, read_superblock, write_superblock};
-
-/// Smallest pool: one 4 KiB frame.
-pub const MIN_POOL_BYTES: u64 = PAGE_BYTES;
-/// Largest pool.
-pub const MAX_POOL_BYTES: u64 = 1 << 46;
-const MIN_FILES: u64 = 1024;
-const MAX_FILES: u64 = 1 << 24;
-
-/// When the pool's memory is taken from the system.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Populate {
-    /// When frames are first handed out. A shortage is an error then, never a signal.
-    #[default]
-    OnDemand,
-    /// All of it when the pool is made.
-    Upfront,
-}
-
-/// What committed files are to outlive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum Durability {
-    /// Processes: an anonymous pool ends with its last user, one in a directory outlives its owner.
-    #[default]
-    Processes,
-    /// A power failure too, as `MAP_SYNC` promises (Linux 7.1: include/linux/dax.h,
-    /// `daxdev_mapping_supported`). No pool
-    /// keeps that promise yet, so asking for it is an error and not a flag that is dropped.
-    PowerFailure,
-}
-
-/// What a pool is to be.
-#[derive(Clone, Debug)]
-pub struct PoolOptions {
-    size_bytes: u64,
-    directory: Option<PathBuf>,
-    page_size: PageSize,
-    populate: Populate,
-    max_files: Option<u64>,
-    memory_type: MemoryType,
-    capacity_bytes: u64,
-    has_metadata_on_device: bool,
-    smallest: Level,
-    durability: Durability,
-}
-
-impl PoolOptions {
-    /// An anonymous pool of `size_bytes`, rounded up to whole 4 KiB frames.
-    #[must_use]
-    pub const fn anonymous(size_bytes: u64) -> Self {
-        Self {
-            size_bytes,
-            directory: None,
-            page_size: PageSize::Base,
-            populate: Populate::OnDemand,
-            max_files: None,
-            memory_type: MemoryType::Generic,
-            capacity_bytes: 0,
-            has_metadata_on_device: false,
-            smallest: Level::Pte,
-            durability: Durability::Processes,
-        }
-    }
-
-    /// A pool whose files are in `directory`, which is made if it does not exist.
-    #[must_use]
-    pub fn in_directory(directory: impl Into<PathBuf>, size_bytes: u64) -> Self {
-        Self { directory: Some(directory.into()), ..Self::anonymous(size_bytes) }
-    }
-
-    /// Uses the system's huge pages for the data. Anonymous pools only.
-    #[must_use]
-    pub const fn huge_pages(mut self, page_size: PageSize) -> Self {
-        self.page_size = page_size;
-        self
-    }
-
-    /// Says when memory is taken.
-    #[must_use]
-    pub const fn populate(mut self, populate: Populate) -> Self {
-        self.populate = populate;
-        self
-    }
-
-    /// Says how many files the pool must have room for.
-    #[must_use]
-    pub const fn max_files(mut self, max_files: u64) -> Self {
-        self.max_files = Some(max_files);
-        self
-    }
-
-    /// Leaves room for pagemaps that are added later: `capacity_bytes` for the pool and all of them,
-    /// each on a 1 GiB boundary. Room costs nothing until it is used.
-    #[must_use]
-    pub const fn capacity(mut self, capacity_bytes: u64) -> Self {
-        self.capacity_bytes = capacity_bytes;
-        self
-    }
-
-    /// Keeps descriptors and catalog at the head of the data that they describe (altmap), for a device
-    /// that brings more memory than there is to describe it. Pools in a directory only.
-    #[must_use]
-    pub const fn metadata_on_device(mut self) -> Self {
-        self.has_metadata_on_device = true;
-        self
-    }
-
-    /// Makes the head of the device only as large as folios of `smallest` level and larger need. Files
-    /// then consist of such folios, none is split below, and a failure of memory costs one. Goes with
-    /// [`metadata_on_device`](Self::metadata_on_device); elsewhere what is not used costs nothing anyhow.
-    #[must_use]
-    pub const fn smallest_folio(mut self, smallest: Level) -> Self {
-        self.smallest = smallest;
-        self
-    }
-
-    /// Says what kind of memory the pool is, which decides about long-term pins: `Generic` (device-dax)
-    /// allows them, `FsDax` only as leases of files that are leasable.
-    #[must_use]
-    pub const fn memory_type(mut self, memory_type: MemoryType) -> Self {
-        self.memory_type = memory_type;
-        self
-    }
-
-    /// Says what committed files must outlive.
-    #[must_use]
-    pub const fn durability(mut self, durability: Durability) -> Self {
-        self.durability = durability;
-        self
-    }
-
-    fn checked(&self) -> Result<StoredPool, Error> {
-        let bad = |why: String| Error::BadPool { pool: self.name(), why };
-        if self.durability == Durability::PowerFailure {
-            return Err(Error::NotDurable { pool: self.name() });
-        }
-        if self.size_bytes < MIN_POOL_BYTES || self.size_bytes > MAX_POOL_BYTES {
-            return Err(bad(format!(
-                "a size of {} bytes; use {MIN_POOL_BYTES} to {MAX_POOL_BYTES}",
-                self.size_bytes
-            )));
-        }
-        let unit = self.page_size.len_bytes();
-        if self.page_size != PageSize::Base && self.directory.is_some() {
-            return Err(bad("huge pages need an anonymous pool".into()));
-        }
-        let size_bytes = self.size_bytes.next_multiple_of(unit);
-        let by_size = (size_bytes / (64 * 1024)).clamp(MIN_FILES, 1 << 20);
-        let max_files = self.max_files.unwrap_or(by_size);
-        if max_files == 0 || max_files > MAX_FILES {
-            return Err(bad(format!("room for {max_files} files; use 1 to {MAX_FILES}")));
-        }
-        let capacity_bytes = self.capacity_bytes.max(size_bytes);
-        if capacity_bytes > MAX_POOL_BYTES {
-            return Err(bad(format!("a capacity of {capacity_bytes}; at most {MAX_POOL_BYTES}")));
-        }
-        let capacity_bytes = capacity_bytes.next_multiple_of(unit);
-        let has_metadata_on_device = self.has_metadata_on_device;
-        if has_metadata_on_device && self.directory.is_none() {
-            return Err(bad("metadata on the device needs a pool in a directory".into()));
-        }
-        let smallest = self.smallest;
-        if smallest != Level::Pte {
-            if !has_metadata_on_device {
-                return Err(bad("a smallest folio goes with metadata on the device".into()));
-            }
-            let unit = smallest.size_bytes();
-            if !size_bytes.is_multiple_of(unit) || !capacity_bytes.is_multiple_of(unit) {
-                return Err(bad(format!("a size of {size_bytes} is not whole {smallest} folios")));
-            }
-        }
-        let memory_type = self.memory_type;
-        Ok(StoredPool {
-            size_bytes,
-            capacity_bytes,
-            max_files,
-            memory_type,
-            has_metadata_on_device,
-            smallest,
-        })
-    }
-
-    fn name(&self) -> String {
-        pool_name(self.directory.as_deref())
-    }
-}
+use crate::owner::device_head::DeviceHead;
+use crate::pool::directory::{
+    CATALOG, CATALOG_NEW, DATA, Directory, INDEX, VMEMMAP, holds_a_pool, remove_file,
+};
+use crate::pool::identity::{BootId, FileKind, Found, PoolId, Seal};
+pub(crate) use crate::pool::ledgers::LedgerFile;
+pub use crate::pool::options::{Durability, MAX_POOL_BYTES, MIN_POOL_BYTES, PoolOptions, Populate};
 
 fn pool_name(directory: Option<&Path>) -> String {
     directory.map_or_else(|| "(anonymous)".into(), |path| path.display().to_string())
 }
 
+fn os_error(what: &'static str, path: &Path, error: std::io::Error) -> Error {
+    OsError::new(what, path.display().to_string(), error).into()
+}
+
+fn bad(directory: &Path, why: impl Into<String>) -> Error {
+    Error::BadPool { pool: pool_name(Some(directory)), why: why.into() }
+}
+
 /// The files of a pool, open.
 #[derive(Debug)]
 pub struct Pool {
-    directory: Option<PathBuf>,
+    id: PoolId,
     stored: StoredPool,
     pub(crate) is_new: bool,
     pub(crate) vmemmap_layout: VmemmapLayout,
@@ -224,154 +60,264 @@ pub struct Pool {
     pub(crate) catalog: Option<Catalog>,
     /// Where descriptors and catalog lie, if on the device.
     pub(crate) head: Option<DeviceHead>,
-    /// Held, by its lock, for as long as the pool has an owner.
-    _lock: Option<File>,
+    directory: Option<Directory>,
+}
+
+/// What the sizes of a pool make of its files.
+struct Layout {
+    vmemmap: VmemmapLayout,
+    index: IndexLayout,
+    head: Option<DeviceHead>,
+}
+
+impl Layout {
+    fn of(stored: &StoredPool, name: &str) -> Result<Self, Error> {
+        let none = || Error::BadPool {
+            pool: name.into(),
+            why: format!("no layout for {} bytes", stored.size_bytes),
+        };
+        let nr_pages = stored.capacity_bytes / PAGE_BYTES;
+        let vmemmap = VmemmapLayout::for_folios(nr_pages, stored.smallest).ok_or_else(none)?;
+        let max_files = usize::try_from(stored.max_files).map_err(|_| none())?;
+        let head = stored
+            .has_metadata_on_device
+            .then(|| DeviceHead::of(stored, &vmemmap).ok_or_else(none))
+            .transpose()?;
+        Ok(Self { vmemmap, index: IndexLayout::for_files(max_files), head })
+    }
+
+    const fn vmemmap_bytes(&self) -> u64 {
+        self.vmemmap.nr_words() as u64 * 8
+    }
+
+    const fn index_bytes(&self) -> u64 {
+        self.index.nr_words() as u64 * 8
+    }
 }
 
 impl Pool {
     /// Makes a pool.
     ///
     /// # Errors
-    /// [`Error::NotDurable`] when files are to outlive a power failure; [`Error::BadPool`] for a size out of bounds or a directory that holds a pool;
+    /// [`Error::NotDurable`] when files are to outlive a power failure; [`Error::BadPool`] for a size out
+    /// of bounds, for a directory that holds a pool or anything else under the names of its files, that
+    /// another user owns or may change, or that lies on a file system which cannot hold a pool;
     /// [`Error::Os`] when the system has not the memory or the huge pages, which says how many are
-    /// missing.
+    /// missing. Nothing is left behind then.
     pub fn create(options: &PoolOptions) -> Result<Self, Error> {
         let stored = options.checked()?;
-        let Some(directory) = &options.directory else {
-            let len = stored.capacity_bytes;
-            let data = MemoryFile::anonymous("pgmap-data", len, options.page_size)?;
-            let pool = Self::assemble(None, stored, data, |name, len| {
-                MemoryFile::anonymous(name, len, PageSize::Base)
-            })?;
-            return pool.populated(options.populate);
+        let Some(path) = &options.directory else {
+            return Self::create_anonymous(options, stored);
         };
-        let lock = lock_directory(directory)?;
-        let path = |name: &str| directory.join(name);
-        if path(CATALOG).exists() || on_device(&path(DATA)).is_some() {
-            return Err(Error::BadPool {
-                pool: pool_name(Some(directory)),
-                why: "there is a pool already; open it, or remove the directory".into(),
-            });
+        let directory = Directory::make(path)?;
+        if holds_a_pool(path)? {
+            return Err(bad(path, "there is a pool already; open it, or remove the directory"));
         }
-        // What a creation that was cut short left behind is no pool: the catalog comes last.
-        for name in [DATA, VMEMMAP, INDEX, CATALOG_NEW] {
-            remove_file(&path(name))?;
+        directory.check_empty()?;
+        match Self::create_files(&directory, options, stored) {
+            Ok(pool) => Ok(Self { directory: Some(directory), ..pool }),
+            Err(error) => {
+                for name in [DATA, VMEMMAP, INDEX, CATALOG, CATALOG_NEW] {
+                    remove_file(&directory.file(name))?;
+                }
+                Err(error)
+            }
         }
-        let data = MemoryFile::create_named(&path(DATA), 0)?;
-        data.check_capacity(stored.size_bytes)?;
-        data.set_len(stored.capacity_bytes)?;
-        let mut pool =
-            Self::assemble(Some(directory.clone()), stored.clone(), data, |name, len| {
-                MemoryFile::create_named(&path(name), len)
-            })?;
-        fs::create_dir_all(path(LEDGERS)).map_err(|e| os_error("create", &path(LEDGERS), e))?;
-        pool = pool.populated(options.populate)?;
-        if let Some(head) = &pool.head {
-            let region = CatalogRegion::open(&pool.data, head)?;
-            pool.catalog = Some(Catalog::on_device(region, Some(&stored))?);
-            write_superblock(&pool.data, &stored)?;
-            pool._lock = Some(lock);
-            return Ok(pool);
-        }
-        Catalog::create(&path(CATALOG_NEW), &stored)?;
-        fs::rename(path(CATALOG_NEW), path(CATALOG))
-            .map_err(|e| os_error("rename", &path(CATALOG), e))?;
-        pool.catalog = Some(Catalog::open(&path(CATALOG))?.0);
-        pool._lock = Some(lock);
+    }
+
+    fn create_anonymous(options: &PoolOptions, stored: StoredPool) -> Result<Self, Error> {
+        let name = pool_name(None);
+        let layout = Layout::of(&stored, &name)?;
+        let data = MemoryFile::anonymous("pgmap-data", stored.capacity_bytes, options.page_size)?;
+        check_memory(&name, &data, stored.size_bytes)?;
+        let make = |name, len| MemoryFile::anonymous(name, len, PageSize::Base).map(Arc::new);
+        let pool = Self {
+            id: PoolId::random()?,
+            is_new: true,
+            vmemmap: make(VMEMMAP, layout.vmemmap_bytes())?,
+            index: make(INDEX, layout.index_bytes())?,
+            vmemmap_layout: layout.vmemmap,
+            index_layout: layout.index,
+            data: Arc::new(data),
+            catalog: None,
+            head: None,
+            directory: None,
+            stored,
+        };
+        pool.populate(options.populate)?;
         Ok(pool)
+    }
+
+    fn create_files(
+        directory: &Directory,
+        options: &PoolOptions,
+        stored: StoredPool,
+    ) -> Result<Self, Error> {
+        let layout = Layout::of(&stored, &pool_name(Some(directory.path())))?;
+        let id = PoolId::random()?;
+        // First of all, so that whatever else is found beside it was made by us.
+        let unfinished = MemoryFile::create_named(&directory.file(CATALOG_NEW), 0)?;
+        let catalog = match layout.head {
+            Some(_) => {
+                unfinished.reserve(0..HEADER_BYTES)?;
+                None
+            }
+            None => Some(Catalog::create(Arc::new(unfinished), u64::MAX, id, &stored)?),
+        };
+        directory.probe()?;
+        let data = MemoryFile::create_named(&directory.file(DATA), 0)?;
+        data.check_capacity(stored.size_bytes)?;
+        check_memory(&pool_name(Some(directory.path())), &data, stored.size_bytes)?;
+        data.set_len(stored.capacity_bytes)?;
+        let kind = data_kind(&stored);
+        Seal { id, kind, len_bytes: stored.capacity_bytes }.write(&data)?;
+        let data = Arc::new(data);
+        let make = |name, kind, len_bytes| derived(directory, id, name, kind, len_bytes);
+        let vmemmap = match layout.head {
+            Some(_) => Arc::clone(&data),
+            None => make(VMEMMAP, FileKind::Vmemmap, layout.vmemmap_bytes())?,
+        };
+        let index = make(INDEX, FileKind::Index, layout.index_bytes())?;
+        ledgers::make_place(directory.path())?;
+        let mut pool = Self {
+            id,
+            is_new: true,
+            vmemmap,
+            index,
+            vmemmap_layout: layout.vmemmap,
+            index_layout: layout.index,
+            data,
+            catalog,
+            head: layout.head,
+            directory: None,
+            stored,
+        };
+        pool.populate(options.populate)?;
+        let unfinished = directory.file(CATALOG_NEW);
+        match &pool.head {
+            Some(head) => {
+                let most_bytes = HEADER_BYTES + head.catalog_bytes;
+                pool.catalog =
+                    Some(Catalog::create(Arc::clone(&pool.data), most_bytes, id, &pool.stored)?);
+                remove_file(&unfinished)?;
+            }
+            None => std::fs::rename(&unfinished, directory.file(CATALOG))
+                .map_err(|error| os_error("rename", &unfinished, error))?,
+        }
+        Ok(pool)
+    }
+
+    /// Whether there is a pool in `directory`, which may be damaged, or of another format.
+    ///
+    /// # Errors
+    /// [`Error::Os`] when the directory cannot be looked into.
+    pub fn is_in(directory: impl AsRef<Path>) -> Result<bool, Error> {
+        holds_a_pool(directory.as_ref())
     }
 
     /// Opens the pool in `directory`.
     ///
+    /// When the machine was restarted and the last owner had not stopped before, files that were made
+    /// since an owner last stopped are not there any more: see [`unsynced`](Self::unsynced).
+    ///
     /// # Errors
-    /// [`Error::BadPool`] when there is none, its files do not fit together, or it has an owner.
+    /// [`Error::BadPool`] when there is none, its files do not belong together, it has another format,
+    /// an owner, or is another user's; [`Error::Catalog`] when its catalog is damaged.
     pub fn open(directory: impl AsRef<Path>) -> Result<Self, Error> {
-        let directory = directory.as_ref();
-        let path = |name: &str| directory.join(name);
-        let on_device = on_device(&path(DATA));
-        if !path(CATALOG).exists() && on_device.is_none() {
-            return Err(Error::BadPool {
-                pool: pool_name(Some(directory)),
-                why: "there is no pool; create one".into(),
-            });
-        }
-        let lock = lock_directory(directory)?;
-        let (catalog, stored) = match on_device {
-            Some(stored) => (None, stored),
-            None => {
-                let (catalog, stored) = Catalog::open(&path(CATALOG))?;
-                (Some(catalog), stored)
-            }
-        };
-        let data = MemoryFile::open_named(&path(DATA), Access::ReadWrite)?;
-        if data.len_bytes() != stored.capacity_bytes {
-            return Err(Error::BadPool {
-                pool: pool_name(Some(directory)),
-                why: format!("{} bytes of data, not {}", data.len_bytes(), stored.capacity_bytes),
-            });
-        }
-        let mut pool = Self::assemble(Some(directory.into()), stored, data, |name, len| {
-            let file = MemoryFile::open_named(&path(name), Access::ReadWrite)?;
-            if file.len_bytes() < len {
-                file.set_len(len)?;
-            }
-            Ok(file)
-        })?;
-        pool.is_new = false;
-        pool.catalog = match (catalog, &pool.head) {
-            (None, Some(head)) => {
-                Some(Catalog::on_device(CatalogRegion::open(&pool.data, head)?, None)?)
-            }
-            (catalog, _) => catalog,
-        };
-        pool._lock = Some(lock);
-        Ok(pool)
+        Self::open_in_boot(directory.as_ref(), BootId::current()?)
     }
 
-    fn assemble(
-        directory: Option<PathBuf>,
-        stored: StoredPool,
-        data: MemoryFile,
-        make: impl Fn(&str, u64) -> Result<MemoryFile, OsError>,
-    ) -> Result<Self, Error> {
-        let bad = || Error::BadPool {
-            pool: pool_name(directory.as_deref()),
-            why: format!("no layout for {} bytes", stored.size_bytes),
+    /// As [`open`](Self::open), as if the machine were in the boot `boot`.
+    pub(crate) fn open_in_boot(path: &Path, boot: BootId) -> Result<Self, Error> {
+        if !holds_a_pool(path)? {
+            return Err(bad(path, "there is no pool; create one"));
+        }
+        let directory = Directory::open(path)?;
+        directory.check_kinds()?;
+        let catalog_path = directory.file(CATALOG);
+        let data = Arc::new(MemoryFile::open_named(&directory.file(DATA), Access::ReadWrite)?);
+        let catalog = if catalog_path.exists() {
+            let memory = MemoryFile::open_named(&catalog_path, Access::ReadWrite)?;
+            Catalog::open_in(Arc::new(memory), u64::MAX, boot)?
+        } else {
+            Catalog::open_in(Arc::clone(&data), u64::MAX, boot)?
         };
-        let nr_pages = stored.capacity_bytes / PAGE_BYTES;
-        let vmemmap_layout =
-            VmemmapLayout::for_folios(nr_pages, stored.smallest).ok_or_else(bad)?;
-        let index_layout = IndexLayout::for_files(stored.max_files as usize);
-        let head = stored
-            .has_metadata_on_device
-            .then(|| DeviceHead::of(&stored, &vmemmap_layout).ok_or_else(bad))
-            .transpose()?;
-        let data = Arc::new(data);
-        let vmemmap = match head {
+        let (id, stored) = (catalog.id(), catalog.pool());
+        check_data(&directory, id, &stored, &data)?;
+        check_memory(&pool_name(Some(path)), &data, stored.size_bytes)?;
+        let layout = Layout::of(&stored, &pool_name(Some(path)))?;
+        if let Some(head) = &layout.head {
+            catalog.bound(HEADER_BYTES + head.catalog_bytes);
+        }
+        if !catalog.is_same_boot() {
+            ledgers::make_place(path)?;
+            ledgers::remove_all(path)?;
+        }
+        ledgers::remove_unused(path)?;
+        let has_live_client = ledgers::has_live_client(path)?;
+        let open = |name, kind, len_bytes| {
+            if has_live_client {
+                return kept(&directory, id, name, kind, len_bytes);
+            }
+            check_replaceable(&directory, id, name)?;
+            derived(&directory, id, name, kind, len_bytes)
+        };
+        let vmemmap = match &layout.head {
+            Some(head) if !has_live_client => {
+                data.punch(head.vmemmap_start..head.vmemmap_start + layout.vmemmap_bytes())?;
+                Arc::clone(&data)
+            }
             Some(_) => Arc::clone(&data),
-            None => Arc::new(make(VMEMMAP, vmemmap_layout.nr_words() as u64 * 8)?),
+            None => open(VMEMMAP, FileKind::Vmemmap, layout.vmemmap_bytes())?,
         };
-        let index = make(INDEX, index_layout.nr_words() as u64 * 8)?;
+        let index = open(INDEX, FileKind::Index, layout.index_bytes())?;
+        // Left by a creation on the device that was cut short at its last step.
+        remove_file(&directory.file(CATALOG_NEW))?;
         Ok(Self {
-            directory,
-            stored,
-            is_new: true,
-            vmemmap_layout,
-            index_layout,
-            data,
+            id,
+            is_new: false,
             vmemmap,
-            index: Arc::new(index),
-            catalog: None,
-            head,
-            _lock: None,
+            index,
+            vmemmap_layout: layout.vmemmap,
+            index_layout: layout.index,
+            data,
+            catalog: Some(catalog),
+            head: layout.head,
+            directory: Some(directory),
+            stored,
         })
     }
 
-    fn populated(self, populate: Populate) -> Result<Self, Error> {
+    fn populate(&self, populate: Populate) -> Result<(), Error> {
         if populate == Populate::Upfront {
             self.data.reserve(0..self.stored.size_bytes)?;
         }
-        Ok(self)
+        Ok(())
+    }
+
+    /// Files that are not there any more: the machine was restarted before an owner had synced them.
+    #[must_use]
+    pub fn unsynced(&self) -> &[FileName] {
+        self.catalog.as_ref().map_or(&[], Catalog::unsynced)
+    }
+
+    /// Takes the pool over for changes.
+    pub(crate) fn begin(&self) -> Result<(), Error> {
+        match &self.catalog {
+            Some(catalog) if !self.is_new => catalog.begin(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Syncs data and catalog, and puts that on record.
+    pub(crate) fn end(&self) -> Result<(), Error> {
+        let Some(catalog) = &self.catalog else { return Ok(()) };
+        self.data.sync()?;
+        catalog.end()
+    }
+
+    pub(crate) const fn id(&self) -> PoolId {
+        self.id
     }
 
     /// Bytes of data.
@@ -389,7 +335,7 @@ impl Pool {
     /// Where its files are; none for an anonymous pool.
     #[must_use]
     pub fn directory(&self) -> Option<&Path> {
-        self.directory.as_deref()
+        self.directory.as_ref().map(Directory::path)
     }
 
     /// As messages call it.
@@ -417,37 +363,6 @@ impl Pool {
         LedgerLayout::new(&self.vmemmap_layout)
     }
 
-    /// Where a client's ledger lies in a pool with a directory.
-    pub(crate) fn ledger_path(&self, client: u64) -> Option<PathBuf> {
-        Some(self.directory.as_ref()?.join(LEDGERS).join(client.to_string()))
-    }
-
-    /// Makes a client's ledger: the owner's own file and the descriptor for the client, a
-    /// description of its own that is locked until the last copy of it is closed.
-    pub(crate) fn make_ledger(&self, client: u64) -> Result<(MemoryFile, OwnedFd), Error> {
-        let len = LedgerFile::new(&self.ledger_layout()).len_bytes;
-        let file = match self.ledger_path(client) {
-            Some(path) => MemoryFile::create_named(&path, len)?,
-            None => MemoryFile::anonymous("pgmap-ledger", len, PageSize::Base)?,
-        };
-        let theirs = file.reopen_handle(Access::ReadWrite)?;
-        match file_lock::try_lock_exclusive(&theirs) {
-            Ok(true) => Ok((file, theirs)),
-            Ok(false) => Err(Error::BadPool {
-                pool: pool_name(self.directory.as_deref()),
-                why: format!("somebody locks the new ledger {client}"),
-            }),
-            Err(error) => Err(OsError::new("lock", format!("ledger {client}"), error).into()),
-        }
-    }
-
-    /// Numbers of the clients whose ledgers lie in the directory.
-    pub(crate) fn ledgers_left(&self) -> Vec<u64> {
-        let Some(directory) = &self.directory else { return Vec::new() };
-        let Ok(entries) = fs::read_dir(directory.join(LEDGERS)) else { return Vec::new() };
-        entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect()
-    }
-
     /// Memory of descriptors and index now.
     pub(crate) fn metadata_bytes(&self) -> u64 {
         let vmemmap = if self.head.is_some() { 0 } else { self.vmemmap.resident_bytes() };
@@ -455,71 +370,110 @@ impl Pool {
     }
 }
 
-/// Where words and counts lie in a ledger's file.
-pub(crate) struct LedgerFile {
-    pub words_bytes: u64,
-    pub counts_bytes: u64,
-    pub len_bytes: u64,
+const fn data_kind(stored: &StoredPool) -> FileKind {
+    if stored.has_metadata_on_device { FileKind::DataWithHead } else { FileKind::Data }
 }
 
-impl LedgerFile {
-    pub(crate) fn new(layout: &LedgerLayout) -> Self {
-        let words_bytes = (layout.nr_words() as u64 * 8).next_multiple_of(PAGE_BYTES);
-        let counts_bytes = (layout.nr_counts() as u64 * 4).next_multiple_of(PAGE_BYTES);
-        Self { words_bytes, counts_bytes, len_bytes: words_bytes + counts_bytes }
+/// Refuses a pool that this process would be killed for, before anything of it is used.
+fn check_memory(name: &str, data: &MemoryFile, size_bytes: u64) -> Result<(), Error> {
+    // What lies on a disk can be dropped from memory, and huge pages are counted elsewhere.
+    if !data.is_memory_backed() || data.page_size() != PageSize::Base {
+        return Ok(());
+    }
+    match pgmap_os::memory_limit() {
+        Some(limit) if size_bytes > limit.len_bytes => Err(Error::BadPool {
+            pool: name.into(),
+            why: format!(
+                "{size_bytes} bytes of memory are more than this process may have, {} bytes by {}; \
+                 make it smaller, or raise that limit",
+                limit.len_bytes,
+                limit.path.display()
+            ),
+        }),
+        _ => Ok(()),
     }
 }
 
-/// What the superblock of a data file says, if there is one.
-fn on_device(data: &Path) -> Option<StoredPool> {
-    let data = MemoryFile::open_named(data, Access::ReadOnly).ok()?;
-    read_superblock(&data).ok().flatten()
+/// Makes a file of what the catalog says in another form, in the place of an earlier one.
+fn derived(
+    directory: &Directory,
+    id: PoolId,
+    name: &str,
+    kind: FileKind,
+    len_bytes: u64,
+) -> Result<Arc<MemoryFile>, Error> {
+    let path = directory.file(name);
+    remove_file(&path)?;
+    let file = MemoryFile::create_named(&path, Seal::file_bytes(len_bytes))?;
+    Seal { id, kind, len_bytes }.write(&file)?;
+    Ok(Arc::new(file))
 }
 
-const DATA: &str = "data";
-const VMEMMAP: &str = "vmemmap";
-const INDEX: &str = "index";
-const CATALOG: &str = "catalog";
-const CATALOG_NEW: &str = "catalog.new";
-const LEDGERS: &str = "ledgers";
-const LOCK: &str = "owner.lock";
-
-fn os_error(what: &'static str, path: &Path, error: std::io::Error) -> Error {
-    OsError::new(what, path.display().to_string(), error).into()
+/// Opens a file that live clients have mapped.
+fn kept(
+    directory: &Directory,
+    id: PoolId,
+    name: &str,
+    kind: FileKind,
+    len_bytes: u64,
+) -> Result<Arc<MemoryFile>, Error> {
+    let file = MemoryFile::open_named(&directory.file(name), Access::ReadWrite)?;
+    if Seal::read(&file)? != Found::Seal(Seal { id, kind, len_bytes }) {
+        let why = format!(
+            "its {name} is damaged or another pool's, and clients use it; end them, then it is \
+             made again"
+        );
+        return Err(bad(directory.path(), why));
+    }
+    Ok(Arc::new(file))
 }
 
-fn remove_file(path: &Path) -> Result<(), Error> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(os_error("remove", path, error))
+/// Refuses to replace a file of another pool.
+fn check_replaceable(directory: &Directory, id: PoolId, name: &str) -> Result<(), Error> {
+    let path = directory.file(name);
+    if !path.exists() {
+        return Ok(());
+    }
+    match Seal::read(&MemoryFile::open_named(&path, Access::ReadOnly)?)? {
+        Found::Seal(seal) if seal.id != id => {
+            let why = format!("its {name} belongs to pool {}, its catalog to pool {id}", seal.id);
+            Err(bad(directory.path(), why))
         }
         _ => Ok(()),
     }
 }
 
-/// Makes the directory and takes the lock that says "this pool has an owner".
-fn lock_directory(directory: &Path) -> Result<File, Error> {
-    use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .map_err(|e| os_error("create", directory, e))?;
-    let path = directory.join(LOCK);
-    let lock = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(|e| os_error("open", &path, e))?;
-    match file_lock::try_lock_exclusive(&lock) {
-        Ok(true) => Ok(lock),
-        Ok(false) => Err(Error::BadPool {
-            pool: pool_name(Some(directory)),
-            why: "it has an owner already, which holds owner.lock; connect to that, or stop it"
-                .into(),
-        }),
-        Err(error) => Err(os_error("lock", &path, error)),
-    }
+/// Refuses data that is not the catalog's, or not all of it.
+fn check_data(
+    directory: &Directory,
+    id: PoolId,
+    stored: &StoredPool,
+    data: &MemoryFile,
+) -> Result<(), Error> {
+    let wanted = Seal { id, kind: data_kind(stored), len_bytes: stored.capacity_bytes };
+    let why = match Seal::read(data)? {
+        Found::Seal(seal) if seal == wanted => return Ok(()),
+        Found::Seal(seal) if seal.id != id => {
+            format!("its data belongs to pool {}, its catalog to pool {id}", seal.id)
+        }
+        _ => format!(
+            "its data, a file of {} bytes, is cut off or damaged: the pool {id} has {} bytes and \
+             a seal behind them",
+            data.len_bytes(),
+            stored.capacity_bytes
+        ),
+    };
+    Err(bad(directory.path(), why))
+}
+
+/// Whether a data file has a catalog at its head. What lies there in other data is a file's, and may
+/// look like one.
+pub(crate) fn has_head(path: &Path) -> bool {
+    let Ok(data) = MemoryFile::open_named(path, Access::ReadOnly) else { return false };
+    let is_sealed = match Seal::read(&data) {
+        Ok(Found::Seal(seal)) => seal.kind == FileKind::DataWithHead,
+        // Before format 2 there were no seals.
+        _ => true,
+    };
+    is_sealed && is_catalog(&data)
 }

@@ -14,12 +14,12 @@ use pgmap::mm::mm::Placed;
 use pgmap::mm::pagemap::{DeviceRange, OpsPresent, PagemapSpec};
 use pgmap::mm::prot::Prot;
 use pgmap::mm::vma::VmaKind;
+use pgmap::owner::catalog::{Catalog, Change};
 use pgmap::space::{AddressSpace, PinnedPages};
 use pgmap::{
-    Access, Agent, Client, Durability, Error, FolioSize, MemoryType, Owner, Pool, PoolOptions,
-    Shape,
+    Access, Agent, Client, Durability, Error, FileName, FolioSize, MemoryType, Owner, Pool,
+    PoolOptions, Shape,
 };
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use support::{Random, block};
 
 const PAGE: u64 = 4096;
@@ -44,25 +44,11 @@ fn device(memory_type: MemoryType, level: Level, len_bytes: u64) -> PagemapSpec 
     }
 }
 
-/// The catalog's table of files, as an owner writes it.
-const FILES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("files");
-
 /// Gives the frames of the file `from` to `to` as well, as a reflink would.
-fn share_in_catalog(pool: &Path, from: &[u8], to: &[u8]) {
-    let database = Database::open(pool.join("catalog")).unwrap();
-    let record = {
-        let transaction = database.begin_read().unwrap();
-        let files = transaction.open_table(FILES).unwrap();
-        let record = files.get(from).unwrap().unwrap();
-        record.value().to_vec()
-    };
-    let transaction = database.begin_write().unwrap();
-    {
-        let mut files = transaction.open_table(FILES).unwrap();
-        files.insert(to, record.as_slice()).unwrap();
-        assert!(files.iter().unwrap().count() >= 2);
-    }
-    transaction.commit().unwrap();
+fn share_in_catalog(pool: &Path, from: &str, to: &str) {
+    let catalog = Catalog::open(&pool.join("catalog")).unwrap();
+    let record = catalog.files().unwrap()[&FileName::new(from).unwrap()].clone();
+    catalog.record(&[Change::Put(&FileName::new(to).unwrap(), record)]).unwrap();
 }
 
 #[test]
@@ -77,7 +63,7 @@ fn scenario_31_and_57_a_frame_belongs_to_one_file() {
     drop((client, owner));
     // The unchanged catalog is accepted: what is refused below is the sharing and nothing else.
     drop(Owner::start(Pool::open(&path).unwrap()).unwrap());
-    share_in_catalog(&path, b"a", b"clone");
+    share_in_catalog(&path, "a", "clone");
     for has_descriptors in [true, false] {
         if !has_descriptors {
             // As after a loss of the machine's memory: the catalog alone says whose frames they are.

@@ -138,10 +138,17 @@ impl Serve {
         if let Some(max_files) = self.max_files {
             options = options.max_files(max_files);
         }
-        if !directory.join("catalog").exists() {
+        if !Pool::is_in(&directory)? {
             return Pool::create(&options).map_err(|error| not_opened(&directory, error));
         }
         let pool = Pool::open(&directory).map_err(|error| not_opened(&directory, error))?;
+        if let [first, more @ ..] = pool.unsynced() {
+            tracing::warn!(
+                "the machine was restarted before everything was synced: \"{first}\" and {} more \
+                 files are gone",
+                more.len()
+            );
+        }
         self.check_as_made(&directory, &pool)?;
         Ok(pool)
     }

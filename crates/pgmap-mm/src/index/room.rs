@@ -2,7 +2,7 @@
 
 use super::{
     EXTENTS_PER_MORE, FILE_ID, HASH, HEADER_WORDS, HIGH, INDEX_MAGIC, INLINE_EXTENTS, IndexFull,
-    IndexLayout, IndexWriter, MAGIC, MORE, SEED, SHAPE, STRUCTURE,
+    IndexLayout, IndexWriter, MAGIC, MORE, SEED, SHAPE, SLOT_WORDS, STRUCTURE,
 };
 use crate::sync::{Ordering, fence};
 use crate::words::WriteWords;
@@ -14,16 +14,31 @@ impl<W: WriteWords> IndexWriter<W> {
         1 + nr_extents.saturating_sub(INLINE_EXTENTS).div_ceil(EXTENTS_PER_MORE)
     }
 
-    /// Whether `nr_slots` more slots can be had.
+    /// Whether `nr_slots` more slots can be had. Takes memory for them.
     ///
     /// # Errors
     /// [`IndexFull`] when not.
     pub fn check_room(&self, nr_slots: usize) -> Result<(), IndexFull> {
         let left = self.layout.nr_slots - self.high as usize + self.free.len();
         if nr_slots > left {
-            return Err(IndexFull { nr_slots: self.layout.nr_slots });
+            return Err(self.full());
         }
-        Ok(())
+        self.reserve_slots(nr_slots.saturating_sub(self.free.len()))
+    }
+
+    /// Takes memory for the next `nr_slots` slots that were never used.
+    pub(super) fn reserve_slots(&self, nr_slots: usize) -> Result<(), IndexFull> {
+        let words = |slot: usize| self.layout.slots_start() + slot * SLOT_WORDS;
+        let high = self.high as usize;
+        if self.words.reserve(words(high)..words(high + nr_slots)) {
+            return Ok(());
+        }
+        Err(IndexFull { lacks_memory: true, ..self.full() })
+    }
+
+    /// The error where there is no slot left.
+    pub(super) const fn full(&self) -> IndexFull {
+        IndexFull { nr_slots: self.layout.nr_slots, lacks_memory: false }
     }
 
     /// Takes over an index that readers may be using and whose writer is gone: empties it. Until
@@ -46,6 +61,9 @@ impl<W: WriteWords> IndexWriter<W> {
             words.store(bucket, 0, Ordering::Relaxed);
         }
         let high = words.load(HIGH, Ordering::Relaxed).clamp(1, layout.nr_slots as u64) as u32;
+        if !words.reserve(0..layout.slot(high)) {
+            return None;
+        }
         // The readers' copies of the seed stay right.
         let seed = words.load(SEED, Ordering::Relaxed);
         let free = (1..high).rev().collect();

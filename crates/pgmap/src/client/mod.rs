@@ -143,16 +143,17 @@ impl Client {
             .map_err(|_| odd("an index size that is none"))?;
         let index = MemoryFile::from_fd(handed.index)?;
         let index = ReadMapping::map(&index, 0, index_layout.nr_words() as u64 * 8)?;
-        let ledger = MemoryFile::from_fd(handed.ledger.try_clone().map_err(|error| {
-            pgmap_os::OsError::new("duplicate", "the ledger's descriptor", error)
-        })?)?;
+        let ledger =
+            Arc::new(MemoryFile::from_fd(handed.ledger.try_clone().map_err(|error| {
+                pgmap_os::OsError::new("duplicate", "the ledger's descriptor", error)
+            })?)?);
         let ledger_layout = LedgerLayout::new(&layout);
         let parts = LedgerFile::new(&ledger_layout);
         let words = WriteMapping::map(&ledger, 0, parts.words_bytes)?;
         let counts = WriteMapping::map(&ledger, parts.words_bytes, parts.counts_bytes)?;
         let side = ProcessSide {
-            ledger: Writable::new(words),
-            counts: WritableCounts(counts),
+            ledger: Writable::over_file(words, Arc::clone(&ledger), 0),
+            counts: WritableCounts::over_file(counts, ledger, parts.words_bytes),
             vmemmap: Vmemmap::new(layout, Readable(vmemmap))
                 .ok_or_else(|| odd("descriptors that are too short"))?,
             mode: welcome.barrier_mode(),

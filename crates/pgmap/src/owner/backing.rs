@@ -70,7 +70,9 @@ impl Backing {
         let failed = |why: String| Refusal::Internal { why };
         let mapping = WriteMapping::map(&self.data, run.byte_range().start, run.len_bytes())
             .map_err(|error| failed(error.to_string()))?;
-        mapping.copy_in(0, bytes).map_err(|error| failed(error.to_string()))
+        mapping.copy_in(0, bytes).map_err(|error| failed(error.to_string()))?;
+        // The file may count as synced already.
+        self.data.sync().map_err(|error| failed(error.to_string()))
     }
 
     /// Frames of one page of the memory: less cannot be given back.

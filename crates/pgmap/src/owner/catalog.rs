@@ -1,26 +1,33 @@
 //! The catalog: the truth about allocation that outlives an owner (I10).
 //!
-//! One redb database in the pool's directory: files by name, and a few numbers. Every change is on
+//! Files by name, frames whose memory failed, and how far stamps were used. Every change is on
 //! record before the world can see what it says, so a killed owner's successor either finds a file
 //! whole or not at all. An anonymous pool has no catalog: it ends with its owner.
+//!
+//! It is a log of checksummed records ([`log`]) under a header ([`header`]). Damage to any part that
+//! counts is an error that says where; see docs/adr/0050-the-catalog-is-a-log.md.
 
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pgmap_mm::extent::Extent;
 use pgmap_mm::level::Level;
 use pgmap_mm::memory_type::MemoryType;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use pgmap_os::{Access, MemoryFile};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::name::FileName;
-use crate::owner::device_head::CatalogRegion;
+use crate::owner::catalog::header::Header;
+use crate::owner::catalog::log::{Log, Medium};
+use crate::pool::identity::{BootId, PoolId};
 use crate::wire::FileRules;
 
-const FILES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("files");
-const POISONED: TableDefinition<'_, u64, ()> = TableDefinition::new("poisoned");
-const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
-const FORMAT: u64 = 1;
+pub(crate) mod header;
+mod log;
+#[cfg(test)]
+mod tests;
 
 /// What was fixed when the pool was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +69,7 @@ impl StoredFile {
 }
 
 /// One change of the catalog.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub enum Change<'a> {
     /// A file is now this.
     Put(&'a FileName, StoredFile),
@@ -74,172 +81,237 @@ pub enum Change<'a> {
     Poisoned(u64),
     /// The memory of this frame was replaced.
     Healthy(u64),
+    /// The file of this number was cut inside a page, and the rest of the page is not zeroed yet.
+    OpenTail(u64),
+    /// It is.
+    ClosedTail(u64),
+}
+
+/// A [`Change`] as it is read: the same variants in the same order.
+#[derive(Debug, Deserialize)]
+enum Recorded {
+    Put(FileName, StoredFile),
+    Delete(FileName),
+    StampLimit(u64),
+    Poisoned(u64),
+    Healthy(u64),
+    OpenTail(u64),
+    ClosedTail(u64),
+}
+
+/// Everything that a catalog says.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Contents {
+    pub files: BTreeMap<FileName, StoredFile>,
+    pub poisoned: BTreeSet<u64>,
+    pub open_tails: BTreeSet<u64>,
+    /// Stamps below this may be in use.
+    pub stamp_limit: u64,
+}
+
+impl Contents {
+    fn apply(&mut self, change: Recorded) {
+        match change {
+            Recorded::Put(name, file) => drop(self.files.insert(name, file)),
+            Recorded::Delete(name) => drop(self.files.remove(&name)),
+            Recorded::StampLimit(limit) => self.stamp_limit = limit,
+            Recorded::Poisoned(pfn) => drop(self.poisoned.insert(pfn)),
+            Recorded::Healthy(pfn) => drop(self.poisoned.remove(&pfn)),
+            Recorded::OpenTail(id) => drop(self.open_tails.insert(id)),
+            Recorded::ClosedTail(id) => drop(self.open_tails.remove(&id)),
+        }
+    }
+
+    /// The changes that make it of nothing.
+    fn changes(&self) -> Vec<Change<'_>> {
+        let files = self.files.iter().map(|(name, file)| Change::Put(name, file.clone()));
+        let poisoned = self.poisoned.iter().copied().map(Change::Poisoned);
+        let tails = self.open_tails.iter().copied().map(Change::OpenTail);
+        let limit = [Change::StampLimit(self.stamp_limit)].into_iter();
+        limit.chain(files).chain(poisoned).chain(tails).collect()
+    }
 }
 
 /// An open catalog.
 #[derive(Debug)]
 pub struct Catalog {
-    path: PathBuf,
-    database: Database,
+    log: Mutex<Log>,
+    /// The files that were read when it was opened, until somebody asks.
+    files: Mutex<Option<BTreeMap<FileName, StoredFile>>>,
+    /// The other numbers that were read then.
+    poisoned: Vec<u64>,
+    open_tails: Vec<u64>,
+    /// The boot it was opened in.
+    boot: BootId,
+    /// Files that were dropped then, because the machine was restarted before they were synced.
+    unsynced: Vec<FileName>,
 }
 
 impl Catalog {
-    /// Makes a catalog.
+    /// Makes a catalog in `memory`, which may have `most_bytes` for it.
     ///
     /// # Errors
-    /// [`Error::Catalog`].
-    pub fn create(path: &Path, pool: &StoredPool) -> Result<(), Error> {
-        let database = Database::create(path).map_err(|e| failure(path)(&e))?;
-        Self::fill(path, &database, pool)
-    }
-
-    /// Makes or opens a catalog in the head of a pool's data.
-    ///
-    /// # Errors
-    /// [`Error::Catalog`].
-    pub(crate) fn on_device(
-        region: CatalogRegion,
-        pool: Option<&StoredPool>,
+    /// [`Error::Catalog`]; [`Error::Os`] when the file system has no room.
+    pub(crate) fn create(
+        memory: Arc<MemoryFile>,
+        most_bytes: u64,
+        id: PoolId,
+        pool: &StoredPool,
     ) -> Result<Self, Error> {
-        let path = PathBuf::from("(on the device)");
-        let database =
-            Database::builder().create_with_backend(region).map_err(|e| failure(&path)(&e))?;
-        if let Some(pool) = pool {
-            Self::fill(&path, &database, pool)?;
-        }
-        Ok(Self { path, database })
+        let boot = BootId::current()?;
+        let header = Header {
+            id,
+            pool: pool.clone(),
+            sequence: 1,
+            start: 0,
+            end: 0,
+            area_bytes: 0,
+            synced_below: 0,
+            boot,
+            is_clean: false,
+        };
+        let log = Log::create(Medium::new(memory, most_bytes)?, header)?;
+        Ok(Self::with(log, Contents::default(), boot))
     }
 
-    fn fill(path: &Path, database: &Database, pool: &StoredPool) -> Result<(), Error> {
-        let failed = failure(path);
-        let transaction = database.begin_write().map_err(|e| failed(&e))?;
-        {
-            let mut numbers = transaction.open_table(NUMBERS).map_err(|e| failed(&e))?;
-            for (name, value) in [
-                ("format", FORMAT),
-                ("size_bytes", pool.size_bytes),
-                ("capacity_bytes", pool.capacity_bytes),
-                ("max_files", pool.max_files),
-                ("memory_type", u64::from(pool.memory_type.number())),
-            ] {
-                numbers.insert(name, value).map_err(|e| failed(&e))?;
-            }
-            transaction.open_table(FILES).map_err(|e| failed(&e))?;
-            transaction.open_table(POISONED).map_err(|e| failed(&e))?;
-        }
-        transaction.commit().map_err(|e| failed(&e))
-    }
-
-    /// Opens a catalog.
+    /// Opens the catalog in the file at `path`. Nothing is changed by that.
     ///
     /// # Errors
-    /// [`Error::Catalog`] when it is damaged or of another format.
-    pub fn open(path: &Path) -> Result<(Self, StoredPool), Error> {
-        let failed = failure(path);
-        let database = Database::open(path).map_err(|e| failed(&e))?;
-        let catalog = Self { path: path.into(), database };
-        let number = |name| {
-            catalog.number(name)?.ok_or_else(|| failed(&format!("\"{name}\" is missing in it")))
-        };
-        let format = number("format")?;
-        if format != FORMAT {
-            return Err(failed(&format!("format {format}; this version reads {FORMAT}")));
-        }
-        let memory_type = number("memory_type")?;
-        let memory_type = u8::try_from(memory_type).ok().and_then(MemoryType::from_number);
-        let pool = StoredPool {
-            size_bytes: number("size_bytes")?,
-            capacity_bytes: number("capacity_bytes")?,
-            max_files: number("max_files")?,
-            memory_type: memory_type.ok_or_else(|| failed(&"its memory type is none"))?,
-            has_metadata_on_device: false,
-            smallest: Level::Pte,
-        };
-        Ok((catalog, pool))
+    /// [`Error::Catalog`] when it is damaged or of another format; [`Error::Os`].
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let memory = MemoryFile::open_named(path, Access::ReadWrite)?;
+        Self::open_in(Arc::new(memory), u64::MAX, BootId::current()?)
     }
 
-    fn number(&self, name: &str) -> Result<Option<u64>, Error> {
-        let failed = failure(&self.path);
-        let transaction = self.database.begin_read().map_err(|e| failed(&e))?;
-        let numbers = transaction.open_table(NUMBERS).map_err(|e| failed(&e))?;
-        Ok(numbers.get(name).map_err(|e| failed(&e))?.map(|value| value.value()))
+    /// As [`open`](Self::open), in `memory`, of whose bytes it may have the first `most_bytes`, in
+    /// the boot `boot`.
+    pub(crate) fn open_in(
+        memory: Arc<MemoryFile>,
+        most_bytes: u64,
+        boot: BootId,
+    ) -> Result<Self, Error> {
+        let (log, mut contents) = Log::open(Medium::new(memory, most_bytes)?, boot)?;
+        let mut unsynced = Vec::new();
+        if log.is_unsynced(boot) {
+            let synced_below = log.header().synced_below;
+            contents.files.retain(|name, file| {
+                let is_synced = file.id < synced_below;
+                if !is_synced {
+                    unsynced.push(name.clone());
+                }
+                is_synced
+            });
+        }
+        Ok(Self { unsynced, ..Self::with(log, contents, boot) })
+    }
+
+    fn with(log: Log, contents: Contents, boot: BootId) -> Self {
+        let Contents { files, poisoned, open_tails, .. } = contents;
+        Self {
+            log: Mutex::new(log),
+            files: Mutex::new(Some(files)),
+            poisoned: poisoned.into_iter().collect(),
+            open_tails: open_tails.into_iter().collect(),
+            boot,
+            unsynced: Vec::new(),
+        }
+    }
+
+    /// Keeps the catalog inside the first `most_bytes` of its file.
+    pub(crate) fn bound(&self, most_bytes: u64) {
+        self.log().bound(most_bytes);
+    }
+
+    fn log(&self) -> MutexGuard<'_, Log> {
+        // A log whose user panicked is as the last change that ended left it.
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was fixed when the pool was made.
+    #[must_use]
+    pub fn pool(&self) -> StoredPool {
+        self.log().header().pool.clone()
+    }
+
+    /// Which pool it is.
+    #[must_use]
+    pub fn id(&self) -> PoolId {
+        self.log().header().id
+    }
+
+    /// Whether processes of the last owner's time may still run: the machine was not restarted.
+    pub(crate) fn is_same_boot(&self) -> bool {
+        self.log().header().boot == self.boot
+    }
+
+    /// Files that are not there any more, because the machine was restarted before they were synced.
+    #[must_use]
+    pub fn unsynced(&self) -> &[FileName] {
+        &self.unsynced
+    }
+
+    /// Takes the pool over: from now on it is not synced. Files that may have been lost are removed.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub(crate) fn begin(&self) -> Result<(), Error> {
+        let boot = self.boot;
+        for names in self.unsynced.chunks(256) {
+            let changes: Vec<_> = names.iter().map(Change::Delete).collect();
+            self.log().append(&changes)?;
+        }
+        self.log().mark(|header| {
+            header.boot = boot;
+            header.is_clean = false;
+        })
+    }
+
+    /// Takes note that the contents of all files were synced, and that nothing is changed from now on.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub(crate) fn end(&self) -> Result<(), Error> {
+        let mut log = self.log();
+        // Stamps number files too, and those of the next owner start here.
+        let synced_below = log.stamp_limit();
+        log.mark(|header| {
+            header.is_clean = true;
+            header.synced_below = synced_below;
+        })
     }
 
     /// The limit that stamps have not passed.
-    ///
-    /// # Errors
-    /// [`Error::Catalog`].
-    pub fn stamp_limit(&self) -> Result<u64, Error> {
-        Ok(self.number("stamp_limit")?.unwrap_or(1))
+    pub(crate) fn stamp_limit(&self) -> u64 {
+        self.log().stamp_limit()
     }
 
     /// Every file.
     ///
     /// # Errors
-    /// [`Error::Catalog`] when a record cannot be read.
-    pub fn files(&self) -> Result<Vec<(FileName, StoredFile)>, Error> {
-        let failed = failure(&self.path);
-        let transaction = self.database.begin_read().map_err(|e| failed(&e))?;
-        let table = transaction.open_table(FILES).map_err(|e| failed(&e))?;
-        let mut files = Vec::new();
-        for record in table.iter().map_err(|e| failed(&e))? {
-            let (name, file) = record.map_err(|e| failed(&e))?;
-            let name = FileName::new(name.value())?;
-            let file: StoredFile = postcard::from_bytes(file.value())
-                .map_err(|e| failed(&format!("the record of \"{name}\": {e}")))?;
-            files.push((name, file));
-        }
-        Ok(files)
+    /// [`Error::Catalog`] when it is damaged.
+    pub fn files(&self) -> Result<BTreeMap<FileName, StoredFile>, Error> {
+        let found = self.files.lock().unwrap_or_else(PoisonError::into_inner).take();
+        found.map_or_else(|| Ok(self.log().contents()?.files), Ok)
     }
 
-    /// Frames whose memory failed.
-    ///
-    /// # Errors
-    /// [`Error::Catalog`].
-    pub fn poisoned(&self) -> Result<Vec<u64>, Error> {
-        let failed = failure(&self.path);
-        let transaction = self.database.begin_read().map_err(|e| failed(&e))?;
-        let table = transaction.open_table(POISONED).map_err(|e| failed(&e))?;
-        let frames = table.iter().map_err(|e| failed(&e))?;
-        frames.map(|frame| Ok(frame.map_err(|e| failed(&e))?.0.value())).collect()
+    /// Frames whose memory had failed when it was opened.
+    #[must_use]
+    pub fn poisoned(&self) -> &[u64] {
+        &self.poisoned
+    }
+
+    /// Numbers of files whose last page might hold bytes behind the end when it was opened.
+    #[must_use]
+    pub fn open_tails(&self) -> &[u64] {
+        &self.open_tails
     }
 
     /// Puts `changes` on record, all or none.
     ///
     /// # Errors
-    /// [`Error::Catalog`]; nothing is on record then.
+    /// [`Error::Catalog`], and [`Error::Os`] when there is no room; nothing is on record then, and
+    /// the next call may be answered otherwise.
     pub fn record(&self, changes: &[Change<'_>]) -> Result<(), Error> {
-        let failed = failure(&self.path);
-        let transaction = self.database.begin_write().map_err(|e| failed(&e))?;
-        {
-            let mut files = transaction.open_table(FILES).map_err(|e| failed(&e))?;
-            let mut numbers = transaction.open_table(NUMBERS).map_err(|e| failed(&e))?;
-            let mut poisoned = transaction.open_table(POISONED).map_err(|e| failed(&e))?;
-            for change in changes {
-                match change {
-                    Change::Put(name, file) => {
-                        let bytes = postcard::to_stdvec(file).map_err(|e| failed(&e))?;
-                        files.insert(name.as_bytes(), bytes.as_slice()).map_err(|e| failed(&e))?;
-                    }
-                    Change::Delete(name) => {
-                        files.remove(name.as_bytes()).map_err(|e| failed(&e))?;
-                    }
-                    Change::StampLimit(limit) => {
-                        numbers.insert("stamp_limit", limit).map_err(|e| failed(&e))?;
-                    }
-                    Change::Poisoned(pfn) => {
-                        poisoned.insert(pfn, ()).map_err(|e| failed(&e))?;
-                    }
-                    Change::Healthy(pfn) => {
-                        poisoned.remove(pfn).map_err(|e| failed(&e))?;
-                    }
-                }
-            }
-        }
-        transaction.commit().map_err(|e| failed(&e))
+        self.log().append(changes)
     }
-}
-
-fn failure(path: &Path) -> impl Fn(&dyn std::fmt::Display) -> Error + '_ {
-    move |why| Error::Catalog { path: path.display().to_string(), why: why.to_string() }
 }

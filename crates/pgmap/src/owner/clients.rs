@@ -85,6 +85,7 @@ impl Core {
     ) -> Result<(ClientId, Attachment), Error> {
         let id = ClientId(self.take_stamp()?.number());
         let (file, theirs) = self.pool.make_ledger(id.0)?;
+        self.pool.keep_spare_ledger();
         let ledger = self.map_ledger(&file)?;
         self.clients.insert(id, ClientRecord { identity, ledger, file });
         let welcome = self.welcome(id, is_registered);
@@ -171,6 +172,7 @@ impl Core {
         {
             tracing::warn!(path = %path.display(), %error, "a ledger could not be removed");
         }
+        self.pool.keep_spare_ledger();
     }
 
     /// Clients that have a ledger and no connection: those of an earlier owner.

@@ -30,13 +30,14 @@ use pgmap_mm::pagemap::{DeviceRange, OpsPresent, PagemapSpec, PagemapTable, SUBS
 use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::stamp::{Stamp, StampSource};
 use pgmap_mm::vmemmap::Vmemmap;
+use pgmap_mm::words::WriteWords;
 use pgmap_os::WriteMapping;
 
 use crate::error::Error;
 use crate::memory::{OwnerBarrier, Writable};
 use crate::name::FileName;
 use crate::owner::backing::Backing;
-use crate::owner::catalog::{Change, StoredFile};
+use crate::owner::catalog::{Catalog, Change, StoredFile};
 use crate::owner::clients::ClientRecord;
 use crate::owner::cut::Patience;
 use crate::owner::drains::PendingDrain;
@@ -161,13 +162,24 @@ impl Core {
         let map = |file: &Arc<pgmap_os::MemoryFile>, start: u64, nr_words: usize| {
             let mapping = WriteMapping::map(file, start, nr_words as u64 * 8)?;
             mapping.advise_dont_fork()?;
-            Ok::<_, Error>(Writable::over_file(mapping, Arc::clone(file), start))
+            let file = Arc::clone(file);
+            Ok::<_, Error>(match pool.directory() {
+                Some(_) => Writable::over_file(mapping, file, start),
+                None => Writable::over_memory(mapping, file, start),
+            })
         };
         let vmemmap_start = pool.head.map_or(0, |head| head.vmemmap_start);
         let vmemmap_words = map(&pool.vmemmap, vmemmap_start, pool.vmemmap_layout.nr_words())?;
+        let no_room = || {
+            bad("its file system has no room for descriptors and index; make some, or enlarge it")
+        };
+        let is_there = vmemmap_words.reserve(pool.vmemmap_layout.always_used());
+        is_there.then_some(()).ok_or_else(no_room)?;
         let vmemmap = Vmemmap::new(pool.vmemmap_layout, vmemmap_words)
             .ok_or_else(|| bad("its descriptor file is too short"))?;
         let index_words = map(&pool.index, 0, pool.index_layout.nr_words())?;
+        let is_there = index_words.reserve(pool.index_layout.always_used());
+        is_there.then_some(()).ok_or_else(no_room)?;
         let index = if pool.is_new {
             IndexWriter::new(pool.index_layout, index_words, random_seed())
         } else {
@@ -175,12 +187,13 @@ impl Core {
         }
         .ok_or_else(|| bad("its index file is too short"))?;
         let mut folios = Folios::new(vmemmap);
-        if let Some(first) = Pfn::new(0) {
-            folios.bring_online(first, pool.nr_pages());
+        if !Pfn::new(0).is_some_and(|first| folios.bring_online(first, pool.nr_pages())) {
+            return Err(no_room());
         }
         if let Some(head) = pool.head
             && let Some(run) = PfnRange::new(0, head.head_bytes / PAGE_BYTES)
         {
+            folios.has_descriptors(run, Level::Pud).then_some(()).ok_or_else(no_room)?;
             folios.reclaim(run, Level::Pud, Descriptor::OFFLINE);
         }
         if pool.directory().is_none() {
@@ -188,7 +201,8 @@ impl Core {
             // Readers get a read-only description, see docs/adr/0005-no-write-seal.md.
             pool.data.seal_size()?;
         }
-        let first_stamp = pool.catalog.as_ref().map_or(Ok(1), |catalog| catalog.stamp_limit())?;
+        pool.begin()?;
+        let first_stamp = pool.catalog.as_ref().map_or(1, Catalog::stamp_limit);
         let mut core = Self {
             backing: Backing::new(Arc::clone(&pool.data), pool.vmemmap_layout.nr_pages()),
             barrier: OwnerBarrier::register(),
@@ -222,6 +236,7 @@ impl Core {
         if !core.pool.is_new {
             core.recover()?;
         }
+        core.pool.keep_spare_ledger();
         Ok(core)
     }
 

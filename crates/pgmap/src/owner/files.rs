@@ -32,6 +32,9 @@ fn checked_batch(nr_items: usize) -> Result<(), Refusal> {
 
 impl From<IndexFull> for Refusal {
     fn from(full: IndexFull) -> Self {
+        if full.lacks_memory {
+            return Self::NoMemory { why: "its file system has no room for the index".into() };
+        }
         Self::IndexFull { nr_slots: full.nr_slots as u64 }
     }
 }
@@ -146,6 +149,13 @@ impl Core {
     }
 
     fn no_space(&self, short: FramesShort) -> Refusal {
+        if short.lacks_descriptors {
+            let why = format!(
+                "its file system has no room for the descriptors of {} bytes",
+                bytes(short.wanted_pages)
+            );
+            return Refusal::NoMemory { why };
+        }
         Refusal::NoSpace {
             wanted_bytes: bytes(short.wanted_pages),
             free_bytes: bytes(short.free_pages),

@@ -401,6 +401,9 @@ impl Drop for Owner {
         {
             tracing::error!("the owner's thread panicked");
         }
+        if let Err(error) = self.shared.pool.end() {
+            tracing::error!(%error, "the pool could not be synced; files may be lost when the machine stops");
+        }
         // Under the lock: whoever looked before the store above is waiting by now.
         let state = self.shared.lock();
         self.shared.answered.notify_all();

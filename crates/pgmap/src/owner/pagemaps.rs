@@ -99,8 +99,10 @@ impl Core {
         }
         let flags = self.flags_of_type(memory_type, FileRules::default());
         let word = Descriptor::new(FolioState::Live, flags, stamp);
-        for run in &parts {
-            self.bring_up(*run, largest, word);
+        if !parts.iter().all(|run| self.bring_up(*run, largest, word)) {
+            self.drop_pagemap(id);
+            let why = "its file system has no room for the pagemap's descriptors".into();
+            return Err(Refusal::NoMemory { why });
         }
         let extents: Vec<Extent> = parts.iter().filter_map(|run| self.folios.piece(*run)).collect();
         let list: ExtentList = extents.iter().copied().collect();
@@ -116,10 +118,12 @@ impl Core {
         Ok(id)
     }
 
-    /// Makes the frames of `run` Live, without their ever being free for files.
-    fn bring_up(&mut self, run: PfnRange, largest: Level, word: Descriptor) {
-        self.folios.bring_online(run.first(), run.nr_pages());
-        self.folios.reclaim(run, largest, word);
+    /// Makes the frames of `run` Live, without their ever being free for files. Says whether there is
+    /// memory for their descriptors.
+    fn bring_up(&mut self, run: PfnRange, largest: Level, word: Descriptor) -> bool {
+        self.folios.has_descriptors(run, largest)
+            && self.folios.bring_online(run.first(), run.nr_pages())
+            && self.folios.reclaim(run, largest, word)
     }
 
     /// Takes a pagemap that was not brought up out of the table again.

@@ -5,6 +5,7 @@
 //! connection yet. Every frame that no file has and whose descriptor is not Free was on its way
 //! somewhere: it is drained like any other, and so freed when no live ledger holds it.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
@@ -26,15 +27,11 @@ use crate::refusal::Refusal;
 impl Core {
     /// Puts the books in order from the pool's files.
     pub(crate) fn recover(&mut self) -> Result<(), Error> {
-        let files = match &self.pool.catalog {
-            Some(catalog) => catalog.files()?,
-            None => Vec::new(),
+        let (files, failed) = match &self.pool.catalog {
+            Some(catalog) => (catalog.files()?, catalog.poisoned().to_vec()),
+            None => (BTreeMap::new(), Vec::new()),
         };
         self.find_ledgers()?;
-        let failed = match &self.pool.catalog {
-            Some(catalog) => catalog.poisoned()?,
-            None => Vec::new(),
-        };
         for (name, stored) in files {
             self.recover_file(name, &stored)?;
         }
@@ -117,6 +114,10 @@ impl Core {
     ) -> Result<Option<Vec<Extent>>, Error> {
         let Some(found) = self.folios.as_found(extent) else {
             let largest = largest.min(extent.head_level).max(self.folios.smallest());
+            if !self.folios.has_descriptors(extent.run, largest) {
+                let why = format!("no room for the descriptors of frames {}", extent.run);
+                return Err(Refusal::NoMemory { why }.into());
+            }
             let is_taken = self.folios.reclaim(extent.run, largest, extent.life);
             return Ok(is_taken.then(|| vec![*extent]));
         };
@@ -138,7 +139,7 @@ impl Core {
 
     /// Opens the ledgers of live clients and removes the dead ones'.
     fn find_ledgers(&mut self) -> Result<(), Error> {
-        for number in self.pool.ledgers_left() {
+        for number in self.pool.ledgers_left()? {
             let Some(path) = self.pool.ledger_path(number) else { continue };
             let file = match MemoryFile::open_named(&path, Access::ReadWrite) {
                 Ok(file) => file,

@@ -1,0 +1,182 @@
+//! The catalog's header: which pool it is, and which part of the log is committed.
+//!
+//! One page with two slots in different sectors. Each change writes the older slot, so the other one
+//! is whole whatever happens to the write. Both are whole after every change that ended, so a slot
+//! that is not whole is damage, or the machine stopped in the middle of the write.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use pgmap_mm::level::{Level, PAGE_BYTES};
+use pgmap_mm::memory_type::MemoryType;
+use pgmap_os::{Access, MemoryFile, OsError};
+
+use crate::error::Error;
+use crate::owner::catalog::StoredPool;
+use crate::pool::identity::{BootId, FORMAT, PoolId};
+
+/// Bytes before the log.
+pub(crate) const HEADER_BYTES: u64 = PAGE_BYTES;
+const SLOT_STEP_BYTES: usize = 2048;
+const MAGIC: [u8; 7] = *b"pgmapCT";
+const NR_FIELDS: usize = 18;
+pub(super) const SLOT_BYTES: usize = NR_FIELDS * 8 + 4;
+/// How a catalog of format 1 begins, in a file of its own and on the device.
+const FORMAT_1: [&[u8]; 2] = [b"redb", b"pgmapSB1"];
+
+/// What a slot says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Header {
+    pub id: PoolId,
+    pub pool: StoredPool,
+    /// Rises by one with each change.
+    pub sequence: u64,
+    /// Where the log starts.
+    pub start: u64,
+    /// Where its committed part ends.
+    pub end: u64,
+    /// Bytes of each of the two areas that it may lie in.
+    pub area_bytes: u64,
+    /// Files with numbers below this were synced, catalog and contents.
+    pub synced_below: u64,
+    /// The boot of the last owner.
+    pub boot: BootId,
+    /// Whether that owner stopped after it had synced all.
+    pub is_clean: bool,
+}
+
+/// What lies in the place of a slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Slot {
+    Whole(Box<Header>),
+    Damaged,
+    OtherFormat(u64),
+}
+
+const fn low_high(number: u128) -> (u64, u64) {
+    (number as u64, (number >> 64) as u64)
+}
+
+impl Header {
+    /// Where in the file the slot of a change lies.
+    pub(super) const fn offset(sequence: u64) -> u64 {
+        sequence % 2 * SLOT_STEP_BYTES as u64
+    }
+
+    pub(super) fn to_bytes(&self) -> [u8; SLOT_BYTES] {
+        let mut magic = [b'0' + FORMAT as u8; 8];
+        magic[..MAGIC.len()].copy_from_slice(&MAGIC);
+        let (pool, (id, id_high), (boot, boot_high)) =
+            (&self.pool, low_high(self.id.0), low_high(self.boot.0));
+        let fields: [u64; NR_FIELDS] = [
+            u64::from_le_bytes(magic),
+            FORMAT,
+            id,
+            id_high,
+            pool.size_bytes,
+            pool.capacity_bytes,
+            pool.max_files,
+            u64::from(pool.memory_type.number()),
+            u64::from(pool.smallest.number()),
+            u64::from(pool.has_metadata_on_device),
+            self.sequence,
+            self.start,
+            self.end,
+            self.area_bytes,
+            self.synced_below,
+            boot,
+            boot_high,
+            u64::from(self.is_clean),
+        ];
+        let mut bytes = [0; SLOT_BYTES];
+        for (place, field) in bytes.chunks_exact_mut(8).zip(fields) {
+            place.copy_from_slice(&field.to_le_bytes());
+        }
+        let sum = crc32fast::hash(&bytes[..NR_FIELDS * 8]);
+        bytes[NR_FIELDS * 8..].copy_from_slice(&sum.to_le_bytes());
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let field = |number: usize| {
+            bytes[number * 8..][..8]
+                .iter()
+                .rev()
+                .fold(0, |value, &byte| value << 8 | u64::from(byte))
+        };
+        let wide = |number| u128::from(field(number)) | u128::from(field(number + 1)) << 64;
+        let pool = StoredPool {
+            size_bytes: field(4),
+            capacity_bytes: field(5),
+            max_files: field(6),
+            memory_type: MemoryType::from_number(u8::try_from(field(7)).ok()?)?,
+            smallest: Level::from_number(u8::try_from(field(8)).ok()?)?,
+            has_metadata_on_device: field(9) != 0,
+        };
+        let header = Self {
+            id: PoolId(wide(2)),
+            pool,
+            sequence: field(10),
+            start: field(11),
+            end: field(12),
+            area_bytes: field(13),
+            synced_below: field(14),
+            boot: BootId(wide(15)),
+            is_clean: field(17) != 0,
+        };
+        // Whatever reads back as written is whole: magic, format and checksum are part of it.
+        (header.to_bytes() == *bytes).then_some(header)
+    }
+}
+
+/// Reads both slots out of the header's page, or what there is of it.
+pub(super) fn read_slots(page: &[u8]) -> [Slot; 2] {
+    [0, 1].map(|place| {
+        let Some(bytes) = page.get(place * SLOT_STEP_BYTES..) else { return Slot::Damaged };
+        if let Some(header) = bytes.get(..SLOT_BYTES).and_then(Header::from_bytes) {
+            // A slot in the other's place is as wrong as one that is not whole.
+            let is_at_home = Header::offset(header.sequence) == (place * SLOT_STEP_BYTES) as u64;
+            return if is_at_home { Slot::Whole(Box::new(header)) } else { Slot::Damaged };
+        }
+        let is_first_format = |magic: &&[u8]| page.starts_with(magic);
+        if FORMAT_1.iter().any(is_first_format) {
+            return Slot::OtherFormat(1);
+        }
+        match bytes.strip_prefix(&MAGIC) {
+            Some([digit @ b'0'..=b'9', ..]) if u64::from(digit - b'0') != FORMAT => {
+                Slot::OtherFormat(u64::from(digit - b'0'))
+            }
+            _ => Slot::Damaged,
+        }
+    })
+}
+
+/// Whether `memory` begins as a catalog of any format does, or as a damaged one.
+pub(crate) fn is_catalog(memory: &MemoryFile) -> bool {
+    let Ok(page) = read_page(memory) else { return false };
+    let is_any = |slot: &Slot| !matches!(slot, Slot::Damaged);
+    read_slots(&page).iter().any(is_any)
+}
+
+/// Whether the file at `path` is the catalog of a pool whose creation did not end. Such a file is
+/// empty, zero, or a catalog: it is made with its room first and its header last.
+pub(crate) fn is_unfinished(path: &Path) -> Result<bool, Error> {
+    let is_file = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file());
+    if !is_file {
+        return Ok(false);
+    }
+    let memory = MemoryFile::open_named(path, Access::ReadOnly)?;
+    let page = read_page(&memory)?;
+    let is_zero = page.iter().all(|&byte| byte == 0) && memory.len_bytes() <= page.len() as u64;
+    Ok(is_zero || is_catalog(&memory))
+}
+
+fn read_page(memory: &MemoryFile) -> Result<Vec<u8>, Error> {
+    let len = memory.len_bytes().min(HEADER_BYTES) as usize;
+    let mut page = vec![0; len];
+    File::from(memory.try_clone_fd()?)
+        .read_exact_at(&mut page, 0)
+        .map_err(|error| OsError::new("read", memory.name(), error))?;
+    Ok(page)
+}

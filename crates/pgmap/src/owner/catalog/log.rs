@@ -1,0 +1,413 @@
+//! The catalog's log: records that are appended, and now and then written together.
+//!
+//! A change is one record: its length, a checksum over the pool's number, the record's place and its
+//! bytes, and the bytes. It counts from the moment a slot of the header says so ([`Header`]). What a
+//! failed or interrupted write left behind the committed end is overwritten by the next change, so
+//! an error of the file system spoils the change that met it and no other.
+//!
+//! The log lies in one of two areas of equal size. When that is full, the contents are written as a
+//! fresh log to the other one, or both areas are made twice as large, and the header says where it is.
+//!
+//! # Room
+//! Both areas have their room from the file system before anything is written to them. In the area in
+//! use, every record that adds a file leaves room behind it in which all files can be removed again: a
+//! full file system, or a full area, keeps nobody from emptying the pool.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use pgmap_os::MemoryFile;
+
+use crate::error::Error;
+use crate::name::FileName;
+use crate::owner::catalog::header::{HEADER_BYTES, Header, Slot, read_slots};
+use crate::owner::catalog::{Change, Contents, Recorded};
+use crate::pool::identity::{BootId, PoolId};
+
+/// Kept for what is no file: stamps, failed frames.
+const SLACK_BYTES: u64 = 16 << 10;
+/// An area of a catalog without files.
+const FIRST_AREA_BYTES: u64 = 64 << 10;
+/// What a record takes besides names and values.
+const RECORD_HEAD_BYTES: u64 = 8;
+/// What removing a file takes besides its name, in a record of its own.
+const REMOVAL_BYTES: u64 = RECORD_HEAD_BYTES + 8;
+/// Changes of one record of a fresh log.
+const CHANGES_PER_RECORD: usize = 256;
+
+/// The file, or the part of one, that a catalog lies in.
+#[derive(Debug)]
+pub(super) struct Medium {
+    memory: Arc<MemoryFile>,
+    file: File,
+    /// Bytes that it may have, header included.
+    most_bytes: u64,
+}
+
+impl Medium {
+    pub(super) fn new(memory: Arc<MemoryFile>, most_bytes: u64) -> Result<Self, Error> {
+        let file = File::from(memory.try_clone_fd()?);
+        Ok(Self { memory, file, most_bytes })
+    }
+
+    fn failed(&self, why: impl std::fmt::Display) -> Error {
+        Error::Catalog { path: self.memory.name().to_owned(), why: why.to_string() }
+    }
+
+    /// Takes room from the file system, which a write then does not need to find.
+    fn reserve(&self, start: u64, end: u64) -> Result<(), Error> {
+        if end > self.most_bytes {
+            let most = self.most_bytes;
+            return Err(self.failed(format!("its {most} bytes are full; remove files")));
+        }
+        Ok(self.memory.reserve(start..end)?)
+    }
+
+    fn write(&self, bytes: &[u8], at: u64) -> Result<(), Error> {
+        self.file.write_all_at(bytes, at).map_err(|error| self.failed(format!("write: {error}")))
+    }
+
+    fn sync(&self) -> Result<(), Error> {
+        self.file.sync_data().map_err(|error| self.failed(format!("sync: {error}")))
+    }
+
+    /// Reads up to `len` bytes, fewer where the file ends.
+    fn read(&self, at: u64, len: u64) -> Result<Vec<u8>, Error> {
+        let mut bytes = Vec::new();
+        let there = self.memory.len_bytes().saturating_sub(at).min(len);
+        bytes.resize(usize::try_from(there).map_err(|error| self.failed(error))?, 0);
+        self.file
+            .read_exact_at(&mut bytes, at)
+            .map_err(|error: io::Error| self.failed(format!("read: {error}")))?;
+        Ok(bytes)
+    }
+}
+
+/// An open log.
+#[derive(Debug)]
+pub(super) struct Log {
+    medium: Medium,
+    header: Header,
+    /// What the other slot says.
+    previous: Header,
+    /// Where the log ended when its contents were found not to fit into less.
+    tried_end: u64,
+    /// Bytes that removing all files may take.
+    removal_bytes: u64,
+    /// Stamps below this may be in use.
+    stamp_limit: u64,
+}
+
+impl Log {
+    /// Makes an empty log.
+    pub(super) fn create(medium: Medium, header: Header) -> Result<Self, Error> {
+        let area_bytes = FIRST_AREA_BYTES;
+        medium.reserve(0, HEADER_BYTES + 2 * area_bytes)?;
+        let previous = Header { start: HEADER_BYTES, end: HEADER_BYTES, area_bytes, ..header };
+        let header = Header { sequence: previous.sequence + 1, ..previous.clone() };
+        for header in [&previous, &header] {
+            medium.write(&header.to_bytes(), Header::offset(header.sequence))?;
+        }
+        medium.sync()?;
+        Ok(Self::of(medium, header, previous))
+    }
+
+    /// Opens a log and reads its contents.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`] when any part of it that counts is not as it was written.
+    pub(super) fn open(medium: Medium, boot: BootId) -> Result<(Self, Contents), Error> {
+        let slots = read_slots(&medium.read(0, HEADER_BYTES)?);
+        let (header, previous) = match slots {
+            [Slot::Whole(one), Slot::Whole(other)] => {
+                if one.sequence > other.sequence {
+                    (*one, *other)
+                } else {
+                    (*other, *one)
+                }
+            }
+            [Slot::Whole(whole), _] | [_, Slot::Whole(whole)] => {
+                // The machine may have stopped in the middle of a write. A process cannot.
+                if whole.boot == boot || whole.is_clean {
+                    return Err(medium.failed("one of its two headers is damaged"));
+                }
+                let torn = Header { sequence: whole.sequence.wrapping_sub(1), ..(*whole).clone() };
+                (*whole, torn)
+            }
+            [Slot::OtherFormat(format), _] | [_, Slot::OtherFormat(format)] => {
+                return Err(medium.failed(format_args!(
+                    "the pool has format {format}, and this version opens format {}; copy its \
+                     files with the version that made it",
+                    crate::pool::identity::FORMAT
+                )));
+            }
+            _ => return Err(medium.failed("its header is damaged, or it is no catalog")),
+        };
+        let is_one_pool = header.id == previous.id && header.pool == previous.pool;
+        if !is_one_pool || header.sequence != previous.sequence.wrapping_add(1) {
+            return Err(medium.failed("its two headers do not belong together"));
+        }
+        let mut log = Self::of(medium, header, previous);
+        let contents = match log.contents() {
+            // The last record of a machine that stopped may not have reached the disk; it was not
+            // answered either.
+            Err(_) if log.is_unsynced(boot) => {
+                log.header = Header { sequence: log.header.sequence, ..log.previous.clone() };
+                log.contents()?
+            }
+            contents => contents?,
+        };
+        log.removal_bytes = contents.files.keys().map(removal_bytes).sum();
+        log.stamp_limit = contents.stamp_limit.max(1);
+        Ok((log, contents))
+    }
+
+    const fn of(medium: Medium, header: Header, previous: Header) -> Self {
+        Self { medium, header, previous, tried_end: 0, removal_bytes: 0, stamp_limit: 1 }
+    }
+
+    /// Puts another description of the file in the place of the one that is read and written.
+    #[cfg(test)]
+    pub(super) fn exchange_file(&mut self, file: File) -> File {
+        std::mem::replace(&mut self.medium.file, file)
+    }
+
+    pub(super) const fn bound(&mut self, most_bytes: u64) {
+        self.medium.most_bytes = most_bytes;
+    }
+
+    pub(super) const fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Stamps below this may be in use.
+    pub(super) const fn stamp_limit(&self) -> u64 {
+        self.stamp_limit
+    }
+
+    /// Whether the machine was restarted after the last owner, and that owner had not synced all.
+    pub(super) fn is_unsynced(&self, boot: BootId) -> bool {
+        !self.header.is_clean && self.header.boot != boot
+    }
+
+    /// Where the area in use ends.
+    const fn area_end(&self) -> u64 {
+        let header = &self.header;
+        let number = (header.start - HEADER_BYTES) / header.area_bytes;
+        HEADER_BYTES + (number + 1) * header.area_bytes
+    }
+
+    /// What the log says, every record of it checked.
+    pub(super) fn contents(&self) -> Result<Contents, Error> {
+        let (start, end) = (self.header.start, self.header.end);
+        if start < HEADER_BYTES
+            || self.header.area_bytes == 0
+            || !(start..=self.area_end()).contains(&end)
+        {
+            return Err(self.medium.failed("its header is damaged"));
+        }
+        let bytes = self.medium.read(start, end - start)?;
+        if bytes.len() as u64 != end - start {
+            return Err(self.medium.failed(format_args!(
+                "it is cut off: it ends at {} and its log at {end}",
+                start + bytes.len() as u64
+            )));
+        }
+        let mut contents = Contents::default();
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            let at = end - rest.len() as u64;
+            let damaged = || self.medium.failed(format_args!("the record at byte {at} is damaged"));
+            let (payload, behind) = split_record(self.header.id, at, rest).ok_or_else(damaged)?;
+            let changes: Vec<Recorded> = postcard::from_bytes(payload).map_err(|error| {
+                self.medium.failed(format_args!("the record at byte {at}: {error}"))
+            })?;
+            changes.into_iter().for_each(|change| contents.apply(change));
+            rest = behind;
+        }
+        Ok(contents)
+    }
+
+    /// Puts `changes` on record, all or none.
+    pub(super) fn append(&mut self, changes: &[Change<'_>]) -> Result<(), Error> {
+        let payload = encode(&self.medium, changes)?;
+        let len = payload.len() as u64 + RECORD_HEAD_BYTES;
+        let mut removal_bytes = self.removal_bytes;
+        let mut stamp_limit = self.stamp_limit;
+        let mut is_adding = false;
+        for change in changes {
+            match change {
+                Change::Put(name, _) => {
+                    is_adding = true;
+                    removal_bytes += self::removal_bytes(name);
+                }
+                Change::Delete(name) => {
+                    removal_bytes = removal_bytes.saturating_sub(self::removal_bytes(name));
+                }
+                Change::StampLimit(limit) => stamp_limit = *limit,
+                Change::Poisoned(_)
+                | Change::Healthy(_)
+                | Change::OpenTail(_)
+                | Change::ClosedTail(_) => {}
+            }
+        }
+        if let Err(error) = self.make_room(len + removal_bytes + SLACK_BYTES) {
+            let fits = self.header.end + len <= self.area_end();
+            if is_adding || !fits {
+                return Err(error);
+            }
+        }
+        let end = self.header.end;
+        self.medium.write(&record(self.header.id, end, &payload), end)?;
+        self.commit(Header { end: end + len, ..self.header.clone() })?;
+        self.removal_bytes = removal_bytes;
+        self.stamp_limit = stamp_limit;
+        Ok(())
+    }
+
+    /// Changes what the header says of owners and syncs. Both slots then say the same.
+    pub(super) fn mark(&mut self, mark: impl Fn(&mut Header)) -> Result<(), Error> {
+        for _ in 0..2 {
+            let mut header = self.header.clone();
+            mark(&mut header);
+            self.commit(header)?;
+        }
+        Ok(())
+    }
+
+    /// Has the header say `header`, in the next change.
+    fn commit(&mut self, header: Header) -> Result<(), Error> {
+        let header = Header { sequence: self.header.sequence + 1, ..header };
+        let at = Header::offset(header.sequence);
+        let written = self.medium.write(&header.to_bytes(), at).and_then(|()| self.medium.sync());
+        if let Err(error) = written {
+            // Whoever opens the pool next must not find what was refused here.
+            if let Err(error) = self.medium.write(&self.previous.to_bytes(), at) {
+                tracing::error!(%error, "the catalog's header cannot be put back");
+            }
+            return Err(error);
+        }
+        self.previous = std::mem::replace(&mut self.header, header);
+        Ok(())
+    }
+
+    /// Makes sure that `len` bytes fit behind the committed end.
+    fn make_room(&mut self, len: u64) -> Result<(), Error> {
+        if self.header.end + len <= self.area_end() {
+            return Ok(());
+        }
+        let area_bytes = self.header.area_bytes;
+        let is_worth_a_look =
+            self.header.end - self.tried_end.min(self.header.end) > area_bytes / 64;
+        if is_worth_a_look {
+            let fresh = self.fresh()?;
+            let most_bytes = area_bytes.checked_sub(len);
+            if most_bytes.is_some_and(|most| fresh.len_bytes <= most / 2) {
+                return self.write_again(fresh, area_bytes);
+            }
+            // Most of it is no history.
+            if self.grow(fresh.len_bytes + len).is_ok() {
+                return Ok(());
+            }
+            if most_bytes.is_some_and(|most| fresh.len_bytes <= most) {
+                return self.write_again(fresh, area_bytes);
+            }
+            self.tried_end = self.header.end;
+        }
+        self.grow(len)
+    }
+
+    /// Makes both areas so large that `len` bytes fit behind the committed end, or into a fresh log.
+    fn grow(&mut self, len: u64) -> Result<(), Error> {
+        let old_bytes = self.header.area_bytes;
+        let is_first = self.header.start == HEADER_BYTES;
+        let needed = if is_first { self.header.end - HEADER_BYTES + len } else { len };
+        let mut area_bytes = old_bytes * 2;
+        while area_bytes < needed {
+            area_bytes *= 2;
+        }
+        self.medium.reserve(HEADER_BYTES + 2 * old_bytes, HEADER_BYTES + 2 * area_bytes)?;
+        if is_first {
+            // The other old area is the rest of this one now.
+            return self.commit(Header { area_bytes, ..self.header.clone() });
+        }
+        let fresh = self.fresh()?;
+        self.write_again(fresh, area_bytes)
+    }
+
+    /// The contents as the records of a fresh log.
+    fn fresh(&self) -> Result<Fresh, Error> {
+        let contents = self.contents()?;
+        let changes = contents.changes();
+        let payloads = changes
+            .chunks(CHANGES_PER_RECORD)
+            .map(|chunk| encode(&self.medium, chunk))
+            .collect::<Result<Vec<_>, Error>>()?;
+        let len_bytes = payloads.iter().map(|bytes| bytes.len() as u64 + RECORD_HEAD_BYTES).sum();
+        let removal_bytes = contents.files.keys().map(removal_bytes).sum();
+        Ok(Fresh { payloads, len_bytes, removal_bytes })
+    }
+
+    /// Writes a fresh log to the area that is not in use, of `area_bytes` from now on: the second one
+    /// where areas grow.
+    fn write_again(&mut self, fresh: Fresh, area_bytes: u64) -> Result<(), Error> {
+        let is_second = self.header.start == HEADER_BYTES || area_bytes != self.header.area_bytes;
+        let start = if is_second { HEADER_BYTES + area_bytes } else { HEADER_BYTES };
+        let mut at = start;
+        for payload in fresh.payloads {
+            let record = record(self.header.id, at, &payload);
+            self.medium.write(&record, at)?;
+            at += record.len() as u64;
+        }
+        // The records are there before the header that speaks of them.
+        self.medium.sync()?;
+        self.commit(Header { start, end: at, area_bytes, ..self.header.clone() })?;
+        self.removal_bytes = fresh.removal_bytes;
+        self.tried_end = 0;
+        Ok(())
+    }
+}
+
+/// The contents of a catalog as records.
+struct Fresh {
+    payloads: Vec<Vec<u8>>,
+    len_bytes: u64,
+    removal_bytes: u64,
+}
+
+fn removal_bytes(name: &FileName) -> u64 {
+    REMOVAL_BYTES + name.as_bytes().len() as u64
+}
+
+fn encode(medium: &Medium, changes: &[Change<'_>]) -> Result<Vec<u8>, Error> {
+    postcard::to_stdvec(changes).map_err(|error| medium.failed(error))
+}
+
+/// The checksum of a record: of one pool, at one place.
+fn checksum(id: PoolId, at: u64, payload: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&id.0.to_le_bytes());
+    hasher.update(&at.to_le_bytes());
+    hasher.update(&(payload.len() as u64).to_le_bytes());
+    hasher.update(payload);
+    hasher.finalize()
+}
+
+fn record(id: PoolId, at: u64, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(payload.len() + RECORD_HEAD_BYTES as usize);
+    bytes.extend((payload.len() as u32).to_le_bytes());
+    bytes.extend(checksum(id, at, payload).to_le_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
+/// The payload of the record that `bytes`, which lie at `at`, begin with, and what is behind it.
+fn split_record(id: PoolId, at: u64, bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (len, rest) = bytes.split_first_chunk::<4>()?;
+    let (sum, rest) = rest.split_first_chunk::<4>()?;
+    let (payload, behind) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+    let is_whole = checksum(id, at, payload) == u32::from_le_bytes(*sum);
+    is_whole.then_some((payload, behind))
+}

@@ -1,0 +1,203 @@
+//! Who a pool is: a random number that each of its files carries, and the boot it was last owned in.
+//!
+//! Each file of a pool in a directory ends with one page that its layout does not count, the *seal*:
+//! what the file is, which pool it belongs to and how long it is. A copy of the file takes it along,
+//! which extended attributes and inode numbers do not do; see docs/adr/0050-the-catalog-is-a-log.md.
+
+use std::fmt;
+use std::fs;
+use std::os::unix::fs::FileExt;
+
+use pgmap_mm::level::PAGE_BYTES;
+use pgmap_os::{MemoryFile, OsError};
+
+use crate::error::Error;
+
+/// The format of pools that this version makes and opens.
+pub(crate) const FORMAT: u64 = 2;
+
+const MAGIC: u64 = u64::from_le_bytes(*b"pgmapID2");
+const NR_FIELDS: usize = 6;
+const SEAL_BYTES: usize = NR_FIELDS * 8 + 4;
+
+/// A pool's number, which no other pool has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct PoolId(pub(crate) u128);
+
+impl PoolId {
+    /// A fresh one.
+    pub(crate) fn random() -> Result<Self, Error> {
+        read_uuid("/proc/sys/kernel/random/uuid").map(Self)
+    }
+}
+
+impl fmt::Display for PoolId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for PoolId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// A boot of the machine: what was not synced before it ended may be lost after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BootId(pub(crate) u128);
+
+impl BootId {
+    /// The boot that the machine is in.
+    pub(crate) fn current() -> Result<Self, Error> {
+        read_uuid("/proc/sys/kernel/random/boot_id").map(Self)
+    }
+}
+
+fn read_uuid(path: &'static str) -> Result<u128, Error> {
+    let text = fs::read_to_string(path).map_err(|error| OsError::new("read", path, error))?;
+    let digits: String = text.trim().chars().filter(|&digit| digit != '-').collect();
+    u128::from_str_radix(&digits, 16).map_err(|_| {
+        let odd = std::io::Error::new(std::io::ErrorKind::InvalidData, "it is no UUID");
+        OsError::new("read", path, odd).into()
+    })
+}
+
+/// What a file of a pool is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FileKind {
+    /// The contents of files.
+    Data,
+    /// The same, with descriptors and catalog at its head.
+    DataWithHead,
+    /// Descriptors.
+    Vmemmap,
+    /// The index.
+    Index,
+    /// The ledger of the client with this number.
+    Ledger(u64),
+}
+
+impl FileKind {
+    const fn numbers(self) -> (u64, u64) {
+        match self {
+            Self::Data => (1, 0),
+            Self::DataWithHead => (2, 0),
+            Self::Vmemmap => (3, 0),
+            Self::Index => (4, 0),
+            Self::Ledger(client) => (5, client),
+        }
+    }
+
+    const fn from_numbers(kind: u64, client: u64) -> Option<Self> {
+        Some(match kind {
+            1 => Self::Data,
+            2 => Self::DataWithHead,
+            3 => Self::Vmemmap,
+            4 => Self::Index,
+            5 => Self::Ledger(client),
+            _ => return None,
+        })
+    }
+}
+
+/// The last page of a pool's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Seal {
+    pub id: PoolId,
+    pub kind: FileKind,
+    /// Bytes of the file before the seal.
+    pub len_bytes: u64,
+}
+
+/// What the end of a file says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    Seal(Seal),
+    /// No file of a pool of this format ends so, or it is damaged.
+    Nothing,
+}
+
+impl Seal {
+    /// The length of a file whose layout needs `len_bytes`.
+    pub(crate) const fn file_bytes(len_bytes: u64) -> u64 {
+        len_bytes.next_multiple_of(PAGE_BYTES) + PAGE_BYTES
+    }
+
+    fn to_bytes(self) -> [u8; SEAL_BYTES] {
+        let (kind, client) = self.kind.numbers();
+        let (low, high) = (self.id.0 as u64, (self.id.0 >> 64) as u64);
+        let mut bytes = [0; SEAL_BYTES];
+        let fields: [u64; NR_FIELDS] = [MAGIC, kind, client, low, high, self.len_bytes];
+        for (place, field) in bytes.chunks_exact_mut(8).zip(fields) {
+            place.copy_from_slice(&field.to_le_bytes());
+        }
+        let sum = crc32fast::hash(&bytes[..NR_FIELDS * 8]);
+        bytes[NR_FIELDS * 8..].copy_from_slice(&sum.to_le_bytes());
+        bytes
+    }
+
+    /// Makes `file` as long as it must be and writes the seal, whose page then has memory.
+    pub(crate) fn write(self, file: &MemoryFile) -> Result<(), Error> {
+        let at = Self::file_bytes(self.len_bytes) - PAGE_BYTES;
+        file.reserve(at..at + PAGE_BYTES)?;
+        fs::File::from(file.try_clone_fd()?)
+            .write_all_at(&self.to_bytes(), at)
+            .map_err(|error| OsError::new("write the seal of", file.name(), error).into())
+    }
+
+    /// Reads what `file` ends with.
+    pub(crate) fn read(file: &MemoryFile) -> Result<Found, Error> {
+        let Some(at) = file.len_bytes().checked_sub(PAGE_BYTES) else { return Ok(Found::Nothing) };
+        let mut bytes = [0; SEAL_BYTES];
+        fs::File::from(file.try_clone_fd()?)
+            .read_exact_at(&mut bytes, at)
+            .map_err(|error| OsError::new("read the seal of", file.name(), error))?;
+        let field = |number: usize| {
+            bytes[number * 8..][..8]
+                .iter()
+                .rev()
+                .fold(0, |value, &byte| value << 8 | u64::from(byte))
+        };
+        let Some(kind) = FileKind::from_numbers(field(1), field(2)) else {
+            return Ok(Found::Nothing);
+        };
+        let id = PoolId(u128::from(field(3)) | u128::from(field(4)) << 64);
+        let seal = Self { id, kind, len_bytes: field(5) };
+        let is_whole =
+            seal.to_bytes() == bytes && Self::file_bytes(seal.len_bytes) == at + PAGE_BYTES;
+        Ok(if is_whole { Found::Seal(seal) } else { Found::Nothing })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pgmap_os::PageSize;
+
+    #[test]
+    fn a_seal_is_read_as_written_and_not_when_a_bit_of_it_changed() {
+        let file = MemoryFile::anonymous("seal-test", 0, PageSize::Base).unwrap();
+        let id = PoolId::random().unwrap();
+        let seal = Seal { id, kind: FileKind::Ledger(7), len_bytes: 5000 };
+        seal.write(&file).unwrap();
+        assert_eq!(file.len_bytes(), 12288);
+        assert_eq!(Seal::read(&file).unwrap(), Found::Seal(seal));
+        let raw = fs::File::from(file.try_clone_fd().unwrap());
+        for bit in 0..SEAL_BYTES as u64 * 8 {
+            let mut byte = [0];
+            raw.read_exact_at(&mut byte, 8192 + bit / 8).unwrap();
+            raw.write_all_at(&[byte[0] ^ 1 << (bit % 8)], 8192 + bit / 8).unwrap();
+            assert_eq!(Seal::read(&file).unwrap(), Found::Nothing, "bit {bit}");
+            raw.write_all_at(&byte, 8192 + bit / 8).unwrap();
+        }
+        file.set_len(8192).unwrap();
+        assert_eq!(Seal::read(&file).unwrap(), Found::Nothing);
+    }
+
+    #[test]
+    fn two_pools_have_two_numbers_and_one_boot() {
+        assert!(PoolId::random().unwrap() != PoolId::random().unwrap());
+        assert_eq!(BootId::current().unwrap(), BootId::current().unwrap());
+    }
+}

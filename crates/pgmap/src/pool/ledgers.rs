@@ -1,0 +1,194 @@
+//! The ledgers of a pool's clients, as files.
+//!
+//! A ledger is made under a name of its own, sized, sealed and given the memory that its client and
+//! the owner touch unasked, and only then called by its number: whatever has a number was whole.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use pgmap_mm::ledger::LedgerLayout;
+use pgmap_mm::level::PAGE_BYTES;
+use pgmap_os::{Access, MemoryFile, OsError, PageSize, file_lock};
+
+use crate::error::Error;
+use crate::pool::directory::{LEDGERS, remove_file};
+use crate::pool::identity::{FileKind, Seal};
+use crate::pool::{Pool, os_error, pool_name};
+
+/// A ledger that nobody has yet: what a client gets when the file system has no room for another.
+const SPARE: &str = "spare";
+/// A ledger that is being made.
+const NEW: &str = "new";
+
+/// Where words and counts lie in a ledger's file.
+pub(crate) struct LedgerFile {
+    pub words_bytes: u64,
+    pub counts_bytes: u64,
+    pub len_bytes: u64,
+}
+
+impl LedgerFile {
+    pub(crate) fn new(layout: &LedgerLayout) -> Self {
+        let words_bytes = (layout.nr_words() as u64 * 8).next_multiple_of(PAGE_BYTES);
+        let counts_bytes = (layout.nr_counts() as u64 * 4).next_multiple_of(PAGE_BYTES);
+        Self { words_bytes, counts_bytes, len_bytes: words_bytes + counts_bytes }
+    }
+}
+
+impl Pool {
+    /// Where a client's ledger lies in a pool with a directory.
+    pub(crate) fn ledger_path(&self, client: u64) -> Option<PathBuf> {
+        Some(self.ledgers()?.join(client.to_string()))
+    }
+
+    fn ledgers(&self) -> Option<PathBuf> {
+        Some(self.directory()?.join(LEDGERS))
+    }
+
+    /// Makes a client's ledger: the owner's own file and the descriptor for the client, a
+    /// description of its own that is locked until the last copy of it is closed.
+    pub(crate) fn make_ledger(&self, client: u64) -> Result<(MemoryFile, OwnedFd), Error> {
+        let file = match (self.ledgers(), self.ledger_path(client)) {
+            (Some(ledgers), Some(path)) => self.make_ledger_in(&ledgers, client, &path)?,
+            _ => {
+                let len = LedgerFile::new(&self.ledger_layout()).len_bytes;
+                MemoryFile::anonymous("pgmap-ledger", len, PageSize::Base)?
+            }
+        };
+        let theirs = file.reopen_handle(Access::ReadWrite)?;
+        match file_lock::try_lock_exclusive(&theirs) {
+            Ok(true) => Ok((file, theirs)),
+            Ok(false) => Err(Error::BadPool {
+                pool: self.name(),
+                why: format!("somebody locks the new ledger {client}"),
+            }),
+            Err(error) => Err(OsError::new("lock", format!("ledger {client}"), error).into()),
+        }
+    }
+
+    fn make_ledger_in(
+        &self,
+        ledgers: &Path,
+        client: u64,
+        path: &Path,
+    ) -> Result<MemoryFile, Error> {
+        let (new, spare) = (ledgers.join(NEW), ledgers.join(SPARE));
+        let file = match self.fill_ledger(&new) {
+            Ok(file) => {
+                fs::rename(&new, path).map_err(|error| os_error("rename", &new, error))?;
+                file
+            }
+            Err(Error::Os(error)) if error.kind() == std::io::ErrorKind::StorageFull => {
+                if fs::rename(&spare, path).is_err() {
+                    return Err(error.into());
+                }
+                MemoryFile::open_named(path, Access::ReadWrite)?
+            }
+            Err(error) => return Err(error),
+        };
+        let len_bytes = LedgerFile::new(&self.ledger_layout()).len_bytes;
+        Seal { id: self.id(), kind: FileKind::Ledger(client), len_bytes }.write(&file)?;
+        Ok(file)
+    }
+
+    /// Makes a ledger with all the memory that it needs before anything is pinned.
+    fn fill_ledger(&self, path: &Path) -> Result<MemoryFile, Error> {
+        let layout = self.ledger_layout();
+        let len_bytes = LedgerFile::new(&layout).len_bytes;
+        remove_file(path)?;
+        let file = MemoryFile::create_named(path, Seal::file_bytes(len_bytes))?;
+        let filled = layout
+            .always_used()
+            .into_iter()
+            .try_for_each(|words| file.reserve(words.start as u64 * 8..words.end as u64 * 8))
+            .map_err(Error::from)
+            .and_then(|()| {
+                Seal { id: self.id(), kind: FileKind::Ledger(0), len_bytes }.write(&file)
+            });
+        match filled {
+            Ok(()) => Ok(file),
+            Err(error) => {
+                remove_file(path)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes a spare ledger where there is room for one, so that a client can attach, and remove
+    /// files, when there is none.
+    pub(crate) fn keep_spare_ledger(&self) {
+        let Some(ledgers) = self.ledgers() else { return };
+        let spare = ledgers.join(SPARE);
+        if spare.exists() {
+            return;
+        }
+        let made = self.fill_ledger(&ledgers.join(NEW)).and_then(|_| {
+            fs::rename(ledgers.join(NEW), &spare).map_err(|error| os_error("rename", &spare, error))
+        });
+        if let Err(error) = made {
+            tracing::debug!(%error, "there is no spare ledger");
+        }
+    }
+
+    /// Numbers of the clients whose ledgers lie in the directory.
+    ///
+    /// # Errors
+    /// [`Error::Os`]: who cannot read it knows of no client's holds.
+    pub(crate) fn ledgers_left(&self) -> Result<Vec<u64>, Error> {
+        let Some(ledgers) = self.ledgers() else { return Ok(Vec::new()) };
+        numbers_in(&ledgers)
+    }
+}
+
+fn numbers_in(ledgers: &Path) -> Result<Vec<u64>, Error> {
+    let failed = |error| os_error("read", ledgers, error);
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(ledgers).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        numbers.extend(name.to_str().and_then(|name| name.parse::<u64>().ok()));
+    }
+    Ok(numbers)
+}
+
+/// Whether any client of an earlier owner lives: it has its ledger's lock.
+pub(crate) fn has_live_client(directory: &Path) -> Result<bool, Error> {
+    let ledgers = directory.join(LEDGERS);
+    for number in numbers_in(&ledgers)? {
+        let path = ledgers.join(number.to_string());
+        let file = MemoryFile::open_named(&path, Access::ReadWrite)?;
+        if file_lock::is_locked(&file)
+            .map_err(|error| os_error("ask for the lock of", &path, error))?
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Removes ledgers that no client ever had.
+pub(crate) fn remove_unused(directory: &Path) -> Result<(), Error> {
+    [SPARE, NEW].iter().try_for_each(|name| remove_file(&directory.join(LEDGERS).join(name)))
+}
+
+/// Removes all ledgers: the machine was restarted, and no process and no device of theirs is left.
+pub(crate) fn remove_all(directory: &Path) -> Result<(), Error> {
+    let ledgers = directory.join(LEDGERS);
+    for number in numbers_in(&ledgers)? {
+        remove_file(&ledgers.join(number.to_string()))?;
+    }
+    Ok(())
+}
+
+/// Makes the directory of ledgers.
+pub(crate) fn make_place(directory: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::DirBuilderExt;
+    let path = directory.join(LEDGERS);
+    match fs::DirBuilder::new().mode(0o700).create(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(Error::BadPool {
+            pool: pool_name(Some(directory)),
+            why: format!("its ledgers cannot be made: {error}"),
+        }),
+        _ => Ok(()),
+    }
+}
