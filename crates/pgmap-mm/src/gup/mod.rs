@@ -194,12 +194,14 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         self.check(address, nr_pages, flags)?;
         let mut range = PinnedRange::empty(self.mm, flags.contains(GupFlags::WRITE));
         let page = address / PAGE_BYTES;
-        while range.nr_pages() < nr_pages {
-            let done = range.nr_pages();
-            match self.try_segment(page + done, nr_pages - done, flags) {
-                Some(segment) => range.push(segment),
-                None => break,
-            }
+        // Counted here: a range counts its segments, of which there may be one for every page.
+        let mut done = 0;
+        while done < nr_pages {
+            let Some(segment) = self.try_segment(page + done, nr_pages - done, flags) else {
+                break;
+            };
+            done += segment.run().nr_pages();
+            range.push(segment);
         }
         Ok(range)
     }
@@ -373,16 +375,19 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
     ) -> Result<PinnedRange<'a, S>, GupError> {
         let page = address / PAGE_BYTES;
         let (low, high) = self.mm.pages();
-        while range.nr_pages() < nr_pages {
-            let at = page + range.nr_pages();
-            let left = nr_pages - range.nr_pages();
+        let mut done = range.nr_pages();
+        while done < nr_pages {
+            let (at, left) = (page + done, nr_pages - done);
             let held = if at < low || at >= high {
                 Err(GupError::Outside { address: at * PAGE_BYTES })
             } else {
                 self.slow_segment(at, left.min(high - at), flags)
             };
             match held {
-                Ok(segment) => range.push(segment),
+                Ok(segment) => {
+                    done += segment.run().nr_pages();
+                    range.push(segment);
+                }
                 Err(error) if range.is_empty() => return Err(error),
                 Err(_) => break,
             }
