@@ -62,6 +62,7 @@ fn child_entry() {
     match role.as_str() {
         "mapper" => mapper_role::run(&place),
         "forker" => fork_and_check(&place),
+        "panicker" => touch_what_panics(&place),
         other => panic!("no such role: {other}"),
     }
 }
@@ -519,4 +520,31 @@ fn a_backing_that_panics_leaves_nothing_mapped_of_what_it_was_mapped_over() {
     assert!(mapped.is_err() && space.mm().translate(at).is_none());
     // It would be waited for until the deadline if something of it were still mapped.
     other.truncate("a", PAGE, 2000).unwrap();
+}
+
+/// Touches what a backing that panics lies behind.
+fn touch_what_panics(socket: &Path) {
+    // A panic is no end of this process.
+    drop(std::panic::take_hook());
+    let client = Client::connect(socket).unwrap();
+    let space = AddressSpace::for_process(&client, GIB).unwrap();
+    let at = map(&space, "a", Placed::Anywhere, Prot::READ_WRITE);
+    let panicking = Arc::new(Panicking(space.backing(&client.open("a").unwrap()).unwrap()));
+    let over = MapRequest::new(panicking, NR_PAGES * PAGE).over(at);
+    assert!(catch_unwind(AssertUnwindSafe(|| space.mm().map(&over))).is_err());
+    // A handler that panics is no answer either.
+    space.on_touch_fault(|_| panic!("a handler panics, as this test wants it to"));
+    support::say("mapped");
+    load(at);
+}
+
+#[test]
+fn a_touch_of_what_panics_ends_the_thread_that_touched_and_is_not_waited_for() {
+    let (owner, _place, socket) = support::serving_owner(2 * MIB);
+    let client = owner.client().unwrap();
+    put(&client, "a", 1, NR_PAGES);
+    let mut toucher = Second::start("panicker", &socket);
+    assert_eq!(toucher.answer(), "mapped");
+    let status = support::wait_until("the process ends", || toucher.process.try_wait().unwrap());
+    assert_eq!(status.signal(), Some(libc::SIGSEGV), "{status}");
 }

@@ -118,7 +118,14 @@ struct Repeated {
 fn serve(watch: &TouchWatch, space: &SpaceInner) {
     let mut repeated = Repeated::default();
     while let Some(touch) = watch.wait() {
-        let answer = resolve(space, &touch, &mut repeated);
+        let address = touch.address;
+        // This thread must live, or every touch after a panic would wait for ever: what lies behind an
+        // area may be the program's own code, and so may whoever is told of translations that ended.
+        let resolved = catch_unwind(AssertUnwindSafe(|| resolve(space, &touch, &mut repeated)));
+        let answer = resolved.unwrap_or_else(|_| {
+            tracing::error!(address, "what was asked about a raw touch panicked");
+            TouchAnswer::Fail
+        });
         watch.answer(touch, answer);
     }
 }
@@ -153,14 +160,9 @@ fn resolve(space: &SpaceInner, touch: &Touch, repeated: &mut Repeated) -> TouchA
     TouchAnswer::Fail
 }
 
-/// What the program's handler says. One that panics has said no: this thread must live, or every touch
-/// after it would wait for ever.
+/// What the program's handler says.
 fn asked(space: &SpaceInner, fault: &TouchFault) -> FaultAnswer {
-    let Some(handler) = space.handler() else { return FaultAnswer::Fail };
-    catch_unwind(AssertUnwindSafe(|| handler(fault))).unwrap_or_else(|_| {
-        tracing::error!(address = fault.address, "the handler of a raw touch panicked");
-        FaultAnswer::Fail
-    })
+    space.handler().map_or(FaultAnswer::Fail, |handler| handler(fault))
 }
 
 fn fault_patiently(
