@@ -1,9 +1,9 @@
 //! A range of addresses kept for one use: pieces of files appear in it and go again, and the rest
 //! is inaccessible.
 //!
-//! An address of the range is at every moment either a piece of a file that was mapped there, or
-//! `PROT_NONE`: nothing else of the process is ever placed there, and no touch ever finds fresh
-//! zeros. Pieces are not inherited by `fork`: they are mapped and marked elsewhere and then
+//! An address of the range is at every moment either a piece of a file or zeros that were mapped there,
+//! or `PROT_NONE`: nothing else of the process is ever placed there, and no touch ever finds zeros
+//! that nobody asked for. Pieces are not inherited by `fork`: they are mapped and marked elsewhere and then
 //! moved into place, so that no child is made in between with one at its place.
 
 // UNSAFETY: mmap, mremap, mprotect, madvise and munmap are unsafe calls.
@@ -123,6 +123,21 @@ impl Reservation {
         })
     }
 
+    /// Makes `len` bytes from `offset` on private memory of this process that reads as zeros, in one step,
+    /// over whatever is there.
+    ///
+    /// # Errors
+    /// As [`vacate`](Self::vacate).
+    pub fn map_zeros(&self, offset: usize, len: usize) -> Result<(), OsError> {
+        let failed = |errno| OsError::new("map", format!("{len} bytes of zeros"), errno);
+        let place = self.part(offset, len).ok_or_else(|| failed(Errno::INVAL))?;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: replaces a part of the range that this reservation owns; no reference into it
+        // exists.
+        unsafe { mmap_anonymous(place, len, protection, flags) }.map(drop).map_err(failed)
+    }
+
     /// Makes `len` bytes from `offset` on inaccessible. After that no load or store of any thread
     /// reaches what was there.
     ///
@@ -226,6 +241,9 @@ mod tests {
         kept.map(9 * PAGE, &file, 100 * 4096, PAGE, Access::ReadWrite).unwrap();
         assert_eq!((load(start + 8 * PAGE), load(start + 9 * PAGE)), (3, 100));
         assert_eq!(permissions(start + 9 * PAGE), "rw-s");
+        kept.map_zeros(9 * PAGE, PAGE).unwrap();
+        assert_eq!((load(start + 9 * PAGE), load(start + 10 * PAGE)), (0, 5));
+        assert_eq!(permissions(start + 9 * PAGE), "rw-p");
         kept.vacate(0, 11 * PAGE).unwrap();
         assert_eq!(permissions(start + 9 * PAGE), "---p");
         assert_eq!(load(start + 11 * PAGE), 6);
@@ -253,6 +271,7 @@ mod tests {
         ] {
             assert_eq!(errno(offset, file_offset, len), libc::EINVAL, "{offset:#x} {len}");
         }
+        assert_eq!(kept.map_zeros(15 * PAGE, 2 * PAGE).unwrap_err().errno(), libc::EINVAL);
         assert_eq!(kept.vacate(PAGE, usize::MAX).unwrap_err().errno(), libc::EINVAL);
         assert_eq!(Reservation::anywhere(4096, 3 * PAGE).unwrap_err().errno(), libc::EINVAL);
     }

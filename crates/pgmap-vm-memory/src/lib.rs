@@ -2,12 +2,19 @@
 //!
 //! A [`GuestSpace`] is a `GuestAddressSpace`; its guard, a [`GuestSnapshot`], is a
 //! `GuestMemoryBackend`. Code that is generic over these, virtio-queue for one, then runs on an
-//! [`AddressSpace`]: what a guard touches is pinned for a short time, block by block at first touch,
-//! and stays as it was until the guard is dropped, whatever is unmapped, truncated or mapped over
-//! meanwhile. Guards should be short, as any short-term pin: whoever truncates waits for them.
+//! [`AddressSpace`], as over one mapping: a region ends where the guest's memory does, whatever files, folios and
+//! frames lie below, and slices and pointers go on inside it.
+//!
+//! What a guard uses is pinned for a short time, block by block at first use, and stays as it was until
+//! the guard is dropped, whatever is unmapped, truncated or mapped over meanwhile. Guards should be short, as
+//! any short-term pin: whoever truncates waits for them. `get_host_address` holds the whole region, for a
+//! pointer says nothing of a length. In a forked child everything is an error.
 //!
 //! Areas that may not be both read and written are no part of it: vm-memory's regions know no
-//! permissions. What is written through vm-memory is marked in [`Mm::dirty`](pgmap::mm::mm::Mm::dirty).
+//! permissions. What is written through vm-memory, and nothing else, is marked in
+//! [`Mm::dirty`](pgmap::mm::mm::Mm::dirty). A hole of a file reads as zeros. What is written there is
+//! dropped, and said: by the region's own calls at once; where only a slice was asked for, by the next
+//! use of the region.
 
 mod bitmap;
 mod region;

@@ -1,58 +1,90 @@
-//! A stretch of guest memory that is pinned and contiguous in this process.
+//! A stretch of guest memory that is one mapping in this process, held where it is used.
 
-// UNSAFETY: a VolatileSlice is made of a raw pointer; that is vm-memory's one way to reach bytes.
+// UNSAFETY: a VolatileSlice is made of a raw pointer; that is vm-memory's one way to reach bytes. A
+// region is lent out of a map that grows, which the language takes for a change of the region.
 #![allow(unsafe_code)]
 
-use pgmap::space::AddressSpace;
-use vm_memory::bitmap::{BS, Bitmap};
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use pgmap::mm::fault::FaultError;
+use pgmap::mm::gup::GupError;
+use pgmap::mm::mm::FillError;
+use pgmap::mm::vma::BackingError;
+use pgmap::space::{AddressSpace, MemorySlot, SlotBytes, SpaceError};
+use pgmap::{Error, PinError};
+use vm_memory::bitmap::BS;
 use vm_memory::{
-    GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes, GuestMemoryResult,
-    GuestUsize, MemoryRegionAddress, VolatileSlice,
+    AtomicAccess, Bytes, GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryResult,
+    GuestUsize, MemoryRegionAddress, Permissions, ReadVolatile, VolatileSlice, WriteVolatile,
 };
 
-use crate::bitmap::DirtyPages;
+use crate::bitmap::{DirtyPages, Holes, Refused};
 
-/// A stretch of guest memory. It lives in the snapshot that pins it, and is reached only there.
+/// A stretch of guest memory: as far as areas of the guest adjoin each other and their files reach, whatever files and frames
+/// lie below. It lives in the snapshot that made it.
 #[derive(Debug)]
 pub struct GuestRegion<'s> {
-    space: &'s AddressSpace,
-    address: u64,
-    len_bytes: u64,
-    pool_offset: u64,
+    slot: MemorySlot<'s>,
     dirty: DirtyPages<'s>,
+    /// Made when holes are handed out for the first time.
+    refused: OnceLock<Arc<Refused>>,
 }
 
 impl<'s> GuestRegion<'s> {
-    /// The bytes at `pool_offset` of the pool, which the snapshot holds, at guest address `address`.
-    pub(crate) fn new(
-        space: &'s AddressSpace,
-        address: u64,
-        len_bytes: u64,
-        pool_offset: u64,
-    ) -> Self {
-        let dirty = DirtyPages::new(space.mm().dirty(), address);
-        Self { space, address, len_bytes, pool_offset, dirty }
+    fn new(space: &'s AddressSpace, slot: MemorySlot<'s>) -> Self {
+        let dirty = DirtyPages::new(space.mm().dirty(), slot.range().start);
+        Self { slot, dirty, refused: OnceLock::new() }
     }
 
-    /// First guest address.
-    pub(crate) const fn start(&self) -> u64 {
-        self.address
-    }
-
-    /// The guest address after the last.
-    pub(crate) const fn end(&self) -> u64 {
-        self.address + self.len_bytes
-    }
-
-    /// The byte at `offset`, if that many bytes follow it.
-    fn pointer(&self, offset: u64, count: u64) -> GuestMemoryResult<*mut u8> {
-        let is_inside = offset.checked_add(count).is_some_and(|end| end <= self.len_bytes);
-        let (base, pool_bytes) = self.space.client().pool_address();
-        let start = self.pool_offset + offset;
-        if !is_inside || start + count > pool_bytes as u64 {
+    /// Bytes from `offset` on, held, for an access of this kind; `No` where nobody knows which it will be.
+    fn bytes(
+        &self,
+        offset: u64,
+        count: usize,
+        access: Permissions,
+    ) -> GuestMemoryResult<VolatileSlice<'_, DirtyPages<'s>>> {
+        let range = self.slot.range();
+        let is_inside = offset.checked_add(count as u64).is_some_and(|end| end <= self.len());
+        if !is_inside {
             return Err(GuestMemoryError::InvalidBackendAddress);
         }
-        Ok(base.wrapping_add(start as usize))
+        if let Some(address) = self.refused.get().and_then(|refused| refused.take()) {
+            return Err(hole_written(address));
+        }
+        let SlotBytes { ptr, holes } = match count {
+            0 => SlotBytes { ptr: NonNull::dangling().as_ptr(), holes: Vec::new() },
+            _ => self.slot.hold(range.start + offset, count as u64).map_err(refusal)?,
+        };
+        let holes = match holes.first() {
+            None => None,
+            Some(hole) if access.has_write() => return Err(hole_written(hole.start)),
+            Some(_) => {
+                let refused = Arc::clone(self.refused.get_or_init(Arc::default));
+                Some(Holes { ranges: holes, refused })
+            }
+        };
+        let bitmap = self.dirty.over(offset, holes);
+        // SAFETY: the slot holds the bytes and keeps them at this address as long as it lives, and the
+        // slice borrows it (I1). Everybody reaches pool memory by volatile or atomic access or by
+        // copies that the compiler cannot see (I6).
+        Ok(unsafe { VolatileSlice::with_bitmap(ptr, count, bitmap, None) })
+    }
+
+    /// As [`bytes`](Self::bytes), at most `most` of them, up to the region's end.
+    fn bytes_up_to(
+        &self,
+        offset: u64,
+        most: usize,
+        access: Permissions,
+    ) -> GuestMemoryResult<VolatileSlice<'_, DirtyPages<'s>>> {
+        let left = self.len().checked_sub(offset);
+        let left = left.ok_or(GuestMemoryError::InvalidBackendAddress)?;
+        self.bytes(offset, most.min(usize::try_from(left).unwrap_or(usize::MAX)), access)
     }
 }
 
@@ -60,19 +92,24 @@ impl<'s> GuestMemoryRegion for GuestRegion<'s> {
     type B = DirtyPages<'s>;
 
     fn len(&self) -> GuestUsize {
-        self.len_bytes
+        let Range { start, end } = self.slot.range();
+        end - start
     }
 
     fn start_addr(&self) -> GuestAddress {
-        GuestAddress(self.address)
+        GuestAddress(self.slot.range().start)
     }
 
     fn bitmap(&self) -> BS<'_, Self::B> {
-        self.dirty
+        self.dirty.clone()
     }
 
+    /// Holds the whole region, as far as that can be had: nobody knows how far the pointer goes.
     fn get_host_address(&self, address: MemoryRegionAddress) -> GuestMemoryResult<*mut u8> {
-        self.pointer(address.0, 1)
+        if !self.address_in_range(address) {
+            return Err(GuestMemoryError::InvalidBackendAddress);
+        }
+        self.slot.hold_all(self.slot.range().start + address.0).map_err(refusal)
     }
 
     fn get_slice(
@@ -80,14 +117,174 @@ impl<'s> GuestMemoryRegion for GuestRegion<'s> {
         offset: MemoryRegionAddress,
         count: usize,
     ) -> GuestMemoryResult<VolatileSlice<'_, BS<'_, Self::B>>> {
-        let pointer = self.pointer(offset.0, count as u64)?;
-        let bitmap = self.dirty.slice_at(offset.0 as usize);
-        // SAFETY: `pointer` checked that the bytes lie inside this region and the client's mapping of
-        // the pool, which lives as long as `space`. The snapshot that owns `self` pins them for the
-        // slice's lifetime (I1). Everybody reaches pool memory by volatile or atomic access or by
-        // copies that the compiler cannot see (I6).
-        Ok(unsafe { VolatileSlice::with_bitmap(pointer, count, bitmap, None) })
+        self.bytes(offset.0, count, Permissions::No)
     }
 }
 
-impl GuestMemoryRegionBytes for GuestRegion<'_> {}
+/// As vm-memory's own for plain memory, without a slice of the whole region: what is used is held, and no more.
+impl Bytes<MemoryRegionAddress> for GuestRegion<'_> {
+    type E = GuestMemoryError;
+
+    fn write(&self, buf: &[u8], addr: MemoryRegionAddress) -> GuestMemoryResult<usize> {
+        let slice = self.bytes_up_to(addr.0, buf.len(), Permissions::Write);
+        if buf.is_empty() { Ok(0) } else { Ok(slice?.write(buf, 0)?) }
+    }
+
+    fn read(&self, buf: &mut [u8], addr: MemoryRegionAddress) -> GuestMemoryResult<usize> {
+        let slice = self.bytes_up_to(addr.0, buf.len(), Permissions::Read);
+        if buf.is_empty() { Ok(0) } else { Ok(slice?.read(buf, 0)?) }
+    }
+
+    fn write_slice(&self, buf: &[u8], addr: MemoryRegionAddress) -> GuestMemoryResult<()> {
+        whole(self.write(buf, addr)?, buf.len())
+    }
+
+    fn read_slice(&self, buf: &mut [u8], addr: MemoryRegionAddress) -> GuestMemoryResult<()> {
+        whole(self.read(buf, addr)?, buf.len())
+    }
+
+    fn read_volatile_from<F: ReadVolatile>(
+        &self,
+        addr: MemoryRegionAddress,
+        src: &mut F,
+        count: usize,
+    ) -> GuestMemoryResult<usize> {
+        let slice = self.bytes_up_to(addr.0, count, Permissions::Write)?;
+        Ok(slice.read_volatile_from(0, src, slice.len())?)
+    }
+
+    fn read_exact_volatile_from<F: ReadVolatile>(
+        &self,
+        addr: MemoryRegionAddress,
+        src: &mut F,
+        count: usize,
+    ) -> GuestMemoryResult<()> {
+        let slice = self.bytes(addr.0, count, Permissions::Write)?;
+        Ok(slice.read_exact_volatile_from(0, src, count)?)
+    }
+
+    fn write_volatile_to<F: WriteVolatile>(
+        &self,
+        addr: MemoryRegionAddress,
+        dst: &mut F,
+        count: usize,
+    ) -> GuestMemoryResult<usize> {
+        let slice = self.bytes_up_to(addr.0, count, Permissions::Read)?;
+        Ok(slice.write_volatile_to(0, dst, slice.len())?)
+    }
+
+    fn write_all_volatile_to<F: WriteVolatile>(
+        &self,
+        addr: MemoryRegionAddress,
+        dst: &mut F,
+        count: usize,
+    ) -> GuestMemoryResult<()> {
+        let slice = self.bytes(addr.0, count, Permissions::Read)?;
+        Ok(slice.write_all_volatile_to(0, dst, count)?)
+    }
+
+    fn store<T: AtomicAccess>(
+        &self,
+        val: T,
+        addr: MemoryRegionAddress,
+        order: Ordering,
+    ) -> GuestMemoryResult<()> {
+        Ok(self.bytes(addr.0, size_of::<T>(), Permissions::Write)?.store(val, 0, order)?)
+    }
+
+    fn load<T: AtomicAccess>(
+        &self,
+        addr: MemoryRegionAddress,
+        order: Ordering,
+    ) -> GuestMemoryResult<T> {
+        Ok(self.bytes(addr.0, size_of::<T>(), Permissions::Read)?.load(0, order)?)
+    }
+}
+
+fn whole(completed: usize, expected: usize) -> GuestMemoryResult<()> {
+    if completed == expected {
+        return Ok(());
+    }
+    Err(GuestMemoryError::PartialBuffer { expected, completed })
+}
+
+/// Why bytes cannot be had, in vm-memory's words.
+fn refusal(error: SpaceError) -> GuestMemoryError {
+    match &error {
+        SpaceError::File(Error::Detached) | SpaceError::Gup(GupError::Hold(PinError::Detached)) => {
+            GuestMemoryError::HostAddressNotAvailable
+        }
+        SpaceError::Gup(
+            GupError::Outside { address }
+            | GupError::Fault(
+                FaultError::NoArea { address }
+                | FaultError::Denied { address, .. }
+                | FaultError::Fill {
+                    address,
+                    error: FillError::Backing(BackingError::BeyondEnd | BackingError::Dead),
+                },
+            ),
+        ) => GuestMemoryError::InvalidGuestAddress(GuestAddress(*address)),
+        _ => GuestMemoryError::IOError(io::Error::other(error)),
+    }
+}
+
+fn hole_written(address: u64) -> GuestMemoryError {
+    GuestMemoryError::IOError(io::Error::other(format!(
+        "guest address {address:#x} lies in a hole of its file, which has no memory to write to"
+    )))
+}
+
+/// The regions of a snapshot, by first address. There is more of it over time, and never less.
+#[derive(Debug)]
+pub(crate) struct Regions<'s> {
+    space: &'s AddressSpace,
+    /// None of them is ever removed, replaced or moved while this lives.
+    known: Mutex<BTreeMap<u64, Box<GuestRegion<'s>>>>,
+}
+
+impl<'s> Regions<'s> {
+    pub(crate) const fn new(space: &'s AddressSpace) -> Self {
+        Self { space, known: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// The region with this address: a known one, or what the address space has there now between those
+    /// that are known. None in a forked child, where another thread's lock would never be given back.
+    pub(crate) fn at(&self, address: u64) -> Option<&GuestRegion<'s>> {
+        if self.space.is_detached() {
+            return None;
+        }
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = known.range(..=address).next_back().map(|(_, region)| region.slot.range());
+        let start = match before {
+            Some(range) if range.contains(&address) => range.start,
+            before => {
+                let low = before.map_or(0, |range| range.end);
+                let next = known.range(address..).next();
+                let high = next.map_or(u64::MAX, |(&start, _)| start);
+                let slot = self.space.memory_slot(address, low..high)?;
+                let start = slot.range().start;
+                known.insert(start, Box::new(GuestRegion::new(self.space, slot)));
+                start
+            }
+        };
+        Some(self.lend(known.get(&start)?))
+    }
+
+    /// Every region that is known, in order of address.
+    pub(crate) fn all(&self) -> Vec<&GuestRegion<'s>> {
+        if self.space.is_detached() {
+            return Vec::new();
+        }
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.values().map(|region| self.lend(region)).collect()
+    }
+
+    /// Lends a region, which is one of `known`, for longer than the lock is held.
+    fn lend(&self, region: &GuestRegion<'s>) -> &GuestRegion<'s> {
+        let region: *const GuestRegion<'s> = region;
+        // SAFETY: the region lies in a box of its own, which is removed only when `self` is dropped; the
+        // borrow of `self` ends before. Nobody has it mutably: regions are only ever lent out shared.
+        unsafe { &*region }
+    }
+}

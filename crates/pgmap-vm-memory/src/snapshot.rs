@@ -1,17 +1,13 @@
 //! The guard: guest memory as it was when each block of it was first touched.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use pgmap::mm::gup::{Dirty, GupFlags};
 use pgmap::mm::level::PAGE_BYTES;
 use pgmap::mm::prot::Prot;
-use pgmap::space::{AddressSpace, PinnedPages};
-use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryBackend};
+use pgmap::space::AddressSpace;
+use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 
-use crate::region::GuestRegion;
-
-/// What one touch pins, at most: the aligned block of this size around the address.
-const BLOCK_BYTES: u64 = 2 << 20;
+use crate::region::{GuestRegion, Regions};
 
 /// An address space as vm-memory's `GuestAddressSpace`. A guard costs one small allocation, however
 /// many areas there are.
@@ -59,7 +55,7 @@ impl<'s> GuestAddressSpace for GuestSpace<'s> {
     type T = Arc<GuestSnapshot<'s>>;
 
     fn memory(&self) -> Self::T {
-        Arc::new(GuestSnapshot { space: self.space, first: OnceLock::new() })
+        Arc::new(GuestSnapshot { space: self.space, regions: Regions::new(self.space) })
     }
 }
 
@@ -67,118 +63,28 @@ impl<'s> GuestAddressSpace for GuestSpace<'s> {
 #[derive(Debug)]
 pub struct GuestSnapshot<'s> {
     space: &'s AddressSpace,
-    first: OnceLock<Box<Block<'s>>>,
-}
-
-/// What one touch pinned, and the block that was touched next. Blocks are only ever added, so
-/// references to their regions are good for as long as the snapshot.
-#[derive(Debug)]
-struct Block<'s> {
-    regions: Vec<GuestRegion<'s>>,
-    pinned: Option<PinnedPages<'s>>,
-    next: OnceLock<Box<Self>>,
-}
-
-impl Drop for Block<'_> {
-    fn drop(&mut self) {
-        if let Some(pinned) = self.pinned.take() {
-            // Whoever wrote through vm-memory marked the bitmap.
-            pinned.unpin(Dirty::No);
-        }
-    }
-}
-
-impl Drop for GuestSnapshot<'_> {
-    fn drop(&mut self) {
-        // One after the other: dropping the first with all behind it would take stack for each.
-        let mut next = self.first.take();
-        while let Some(mut block) = next {
-            next = block.next.take();
-        }
-    }
-}
-
-impl<'s> GuestSnapshot<'s> {
-    fn regions(&self) -> impl Iterator<Item = &GuestRegion<'s>> {
-        let blocks = std::iter::successors(self.first.get(), |block| block.next.get());
-        blocks.flat_map(|block| &block.regions)
-    }
-
-    fn known(&self, address: u64) -> Option<&GuestRegion<'s>> {
-        self.regions().find(|region| region.start() <= address && address < region.end())
-    }
-
-    /// The region with this address, pinned now if it was not.
-    fn touch(&self, address: u64) -> Option<&GuestRegion<'s>> {
-        if let Some(region) = self.known(address) {
-            return Some(region);
-        }
-        let mut block = Box::new(self.pin_around(address)?);
-        let mut place = &self.first;
-        while let Err(back) = place.set(block) {
-            block = back;
-            // Set, or `set` would not have failed.
-            place = &place.get()?.next;
-        }
-        // Another thread may have been first; then this gives its region, as any later look will.
-        self.known(address)
-    }
-
-    /// Pins the block around the address as far as area, file and what is pinned already allow.
-    fn pin_around(&self, address: u64) -> Option<Block<'s>> {
-        let area = self.space.mm().area_at(address)?;
-        if !area.prot.contains(Prot::READ_WRITE) {
-            return None;
-        }
-        let page = address - address % PAGE_BYTES;
-        let block = address - address % BLOCK_BYTES;
-        let (mut low, mut high) = (block, block + BLOCK_BYTES);
-        low = low.max(area.page * PAGE_BYTES);
-        high = high.min(area.end() * PAGE_BYTES);
-        for region in self.regions() {
-            if region.end() <= address {
-                low = low.max(region.end());
-            } else {
-                high = high.min(region.start());
-            }
-        }
-        [low, page].into_iter().find_map(|from| self.pin_range(from, high, address))
-    }
-
-    /// Pins from `from` up to `to` as far as that goes; none when it does not reach `address`.
-    fn pin_range(&self, from: u64, to: u64, address: u64) -> Option<Block<'s>> {
-        let nr_pages = to.checked_sub(from)? / PAGE_BYTES;
-        let pinned = self.space.pin(from, nr_pages, GupFlags::WRITE).ok()?;
-        if address >= from + pinned.len_bytes() {
-            return None;
-        }
-        let regions = pinned.segments().map(|segment| {
-            let (address, len_bytes) = (segment.address, segment.len_bytes);
-            GuestRegion::new(self.space, address, len_bytes, segment.pool_offset)
-        });
-        let regions = regions.collect();
-        Some(Block { regions, pinned: Some(pinned), next: OnceLock::new() })
-    }
+    regions: Regions<'s>,
 }
 
 impl<'s> GuestMemoryBackend for GuestSnapshot<'s> {
     type R = GuestRegion<'s>;
 
     fn find_region(&self, address: GuestAddress) -> Option<&Self::R> {
-        self.touch(address.0)
+        self.regions.at(address.0)
     }
 
-    /// Every region: touches every block that there is, so use it for small spaces only.
+    /// Every region: looks at every area that there is, and holds nothing.
     fn iter(&self) -> impl Iterator<Item = &Self::R> {
-        for area in self.space.mm().areas() {
-            let mut at = area.page * PAGE_BYTES;
-            while at < area.end() * PAGE_BYTES {
-                let next = self.touch(at).map_or(at + PAGE_BYTES, GuestRegion::end);
-                at = next;
+        let areas = if self.space.is_detached() { Vec::new() } else { self.space.mm().areas() };
+        for area in areas.iter().filter(|area| area.prot.contains(Prot::READ_WRITE)) {
+            let (mut at, end) = (area.page * PAGE_BYTES, area.end() * PAGE_BYTES);
+            // One area may have several: of an earlier look, and what was mapped around it since.
+            while at < end
+                && let Some(region) = self.regions.at(at)
+            {
+                at = region.start_addr().0 + region.len();
             }
         }
-        let mut regions: Vec<_> = self.regions().collect();
-        regions.sort_by_key(|region| region.start());
-        regions.into_iter()
+        self.regions.all().into_iter()
     }
 }

@@ -129,6 +129,18 @@ impl DirtyTracker {
         runs
     }
 
+    /// Whether the page was marked and not taken since.
+    #[must_use]
+    pub fn is_marked(&self, page: u64) -> bool {
+        let mut is_marked = false;
+        self.for_each_word(page, 1, |chunk, index, mask| {
+            // Acquire: pairs with Release in `set`; data: the bytes, for who reads the page next.
+            let bits = chunk.get().map_or(0, |chunk| chunk[index].load(Ordering::Acquire));
+            is_marked = bits & mask != 0;
+        });
+        is_marked
+    }
+
     /// Calls `each` with chunk, index and bits of every word that the pages touch, in order.
     fn for_each_word(
         &self,
@@ -188,8 +200,12 @@ mod tests {
                 }
                 found
             };
+            for page in 0..1000_u64 {
+                prop_assert_eq!(dirty.is_marked(base + page), naive[page as usize]);
+            }
             let first = read(dirty.take(base + asked.0, asked.1));
             let rest = read(dirty.take(0, u64::MAX));
+            prop_assert!((0..1000).all(|page| !dirty.is_marked(base + page)));
             for page in 0..1000_u64 {
                 let inside = page >= asked.0 && page < asked.0 + asked.1;
                 let was = naive[page as usize];

@@ -223,6 +223,15 @@ impl Mm {
         self.lock().areas.find(address / PAGE_BYTES).cloned()
     }
 
+    /// The area that contains the address and those that adjoin it on either side without a gap, in order
+    /// of address, as far as all allow `prot`; none where that area does not.
+    #[must_use]
+    pub fn areas_around(&self, address: u64, prot: Prot) -> Vec<Vma> {
+        let state = self.lock();
+        let wanted = |vma: &Vma| vma.prot.contains(prot);
+        state.areas.around(address / PAGE_BYTES, wanted).cloned().collect()
+    }
+
     /// Every area, in order of address.
     #[must_use]
     pub fn areas(&self) -> Vec<Vma> {

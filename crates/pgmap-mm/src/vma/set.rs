@@ -24,6 +24,35 @@ impl VmaSet {
         self.areas.iter_from(first).take_while(move |vma| vma.page < to)
     }
 
+    /// The area that contains the page and those that adjoin it on either side without a gap, in order,
+    /// as far as all are `wanted`.
+    pub(crate) fn around(
+        &self,
+        page: u64,
+        wanted: impl Fn(&Vma) -> bool,
+    ) -> impl Iterator<Item = &Vma> {
+        let around = self.place_around(page);
+        let mut first = around.filter(|&at| self.areas.get(at).is_some_and(&wanted));
+        while let Some(at) = first
+            && let Some(before) = self.areas.before(at)
+            && self.adjoin(before, at)
+            && self.areas.get(before).is_some_and(&wanted)
+        {
+            first = Some(before);
+        }
+        let mut end = first.and_then(|at| self.areas.get(at)).map(|vma| vma.page);
+        first.into_iter().flat_map(|first| self.areas.iter_from(first)).take_while(move |vma| {
+            let goes_on = end == Some(vma.page) && wanted(vma);
+            end = Some(vma.end());
+            goes_on
+        })
+    }
+
+    fn adjoin(&self, before: Place, at: Place) -> bool {
+        let (before, at) = (self.areas.get(before), self.areas.get(at));
+        before.zip(at).is_some_and(|(before, at)| before.end() == at.page)
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Vma> {
         self.areas.iter_from(self.areas.lower_bound(0))
     }
@@ -189,6 +218,25 @@ mod tests {
         assert_eq!((set.len(), set.find(5).is_none(), set.covers(0, 12)), (2, true, false));
         set.insert(area(&file, 5, 1, Prot::READ_WRITE));
         assert_eq!((set.len(), set.covers(0, 12)), (3, true));
+    }
+
+    #[test]
+    fn what_adjoins_is_found_up_to_the_first_gap_and_the_first_that_is_not_wanted() {
+        let files: [Arc<dyn Backing>; 2] =
+            [Arc::new(File(VmaKind::Shared)), Arc::new(File(VmaKind::Shared))];
+        let mut set = VmaSet::default();
+        // A gap at 3, and what is read-only at 8.
+        for page in [0, 1, 2, 4, 5, 6, 7, 8, 9] {
+            let prot = if page == 8 { Prot::READ } else { Prot::READ_WRITE };
+            set.insert(area(&files[page as usize % 2], page, 1, prot));
+        }
+        let wanted = |vma: &Vma| vma.prot.contains(Prot::READ_WRITE);
+        let found = |page| set.around(page, wanted).map(|vma| vma.page).collect::<Vec<_>>();
+        assert_eq!(found(1), [0, 1, 2]);
+        for page in 4..8 {
+            assert_eq!(found(page), [4, 5, 6, 7]);
+        }
+        assert_eq!((found(3), found(8), found(9), found(10)), (vec![], vec![], vec![9], vec![]));
     }
 
     #[test]

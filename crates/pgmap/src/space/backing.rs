@@ -128,6 +128,12 @@ impl FileBacking {
         Ok(nr_pages.min(most))
     }
 
+    /// How many pages from `page` of the file on are of one hole, as it was last read.
+    pub(super) fn hole_pages(&self, page: u64) -> u64 {
+        let found = self.lock().extent_of(page).filter(|backed| backed.extent.is_hole());
+        found.map_or(0, |backed| backed.extent.run.nr_pages() - backed.skip)
+    }
+
     /// Reads the entry anew. Returns the frames that were the file's, as it was told before, and
     /// are so no more.
     pub(super) fn refresh(&self) -> Vec<PfnRange> {

@@ -92,7 +92,8 @@ impl AddressSpace {
     }
 }
 
-const fn is_hole(error: &SpaceError) -> bool {
+/// Whether a pin failed because its first page lies in a hole of a file.
+pub(super) const fn is_hole(error: &SpaceError) -> bool {
     matches!(
         error,
         SpaceError::Gup(GupError::Fault(FaultError::Fill {

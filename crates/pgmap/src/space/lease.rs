@@ -83,7 +83,7 @@ impl AddressSpace {
     }
 
     /// The file behind an area.
-    fn file_of(&self, area: &Vma) -> Option<Arc<FileBacking>> {
+    pub(super) fn file_of(&self, area: &Vma) -> Option<Arc<FileBacking>> {
         let backing = Arc::as_ptr(&area.backing);
         let files = self.files();
         let mut known = files.values().filter_map(Weak::upgrade);

@@ -36,7 +36,9 @@ mod faults;
 pub(crate) mod inner;
 mod lease;
 mod pinned;
+mod slot;
 mod tail;
+mod view;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -62,7 +64,9 @@ pub use self::faults::{FaultAnswer, FaultHandler, TouchFault};
 use self::inner::SpaceInner;
 use self::pinned::{Asked, Held};
 pub use self::pinned::{MemorySegment, PinnedPages};
+pub use self::slot::{MemorySlot, SlotBytes};
 pub use self::tail::Tails;
+use self::view::Views;
 use crate::client::Client;
 use crate::client::events::Keeping;
 use crate::client::file::File;
@@ -87,6 +91,8 @@ pub struct AddressSpace {
     keeping: OnceLock<Keeping>,
     /// The files that are mapped, by number, so that two areas of one file are one backing.
     files: Mutex<HashMap<u64, Weak<FileBacking>>>,
+    /// Where stretches of it are contiguous in the process.
+    views: Views,
     /// The frame where files end and devices begin.
     files_end: u64,
 }
@@ -209,6 +215,7 @@ impl AddressSpace {
             inner,
             keeping: OnceLock::new(),
             files: Mutex::default(),
+            views: Views::default(),
             files_end,
         })
     }
