@@ -5,6 +5,7 @@
 /// without`. No file of pgmap-mm can be listed here.
 pub const UNSAFE_FILES: &[&str] = &[
     "crates/pgmap-cli/src/demo/dma.rs",
+    "crates/pgmap-os/examples/handlers.rs",
     "crates/pgmap-os/src/bytes.rs",
     "crates/pgmap-os/src/bytes/portable.rs",
     "crates/pgmap-os/src/bytes/x86_64.rs",
@@ -25,11 +26,13 @@ pub const UNSAFE_FILES: &[&str] = &[
     "crates/pgmap-os/tests/sigbus.rs",
     "crates/pgmap-os/tests/sigbus_handler.rs",
     "crates/pgmap-os/tests/touch.rs",
+    "crates/pgmap-os/tests/unloaded.rs",
     "crates/pgmap-uring/src/ring.rs",
     "crates/pgmap-uring/tests/fork.rs",
     "crates/pgmap-vm-memory/src/region.rs",
     "crates/pgmap-vm-memory/tests/differential.rs",
     "crates/pgmap-vm-memory/tests/held.rs",
+    "crates/pgmap-vm-memory/tests/no_mappings.rs",
     "crates/pgmap-vm-memory/tests/one_mapping.rs",
     "crates/pgmap/tests/device.rs",
     "crates/pgmap/tests/fork.rs",

@@ -1,5 +1,7 @@
 //! A signal handler that passes on what is not its own.
 //!
+//! It is never uninstalled. A library that is closed by the program stays loaded once it has one installed.
+//!
 //! # What may be called in a handler
 //! Atomics on static memory, and system calls that neither lock nor allocate: nothing that panics.
 
@@ -41,6 +43,7 @@ impl Chain {
 
     /// Puts `handler` before the one that is there, which [`Self::pass_on`] calls from then on.
     pub(crate) fn install(&self, handler: Handler) -> Result<(), i32> {
+        keep_loaded(handler);
         // The previous handler is known before ours can run: asked for first, then replaced.
         let before = self.change_action(None)?;
         self.remember(&before);
@@ -117,6 +120,24 @@ impl Chain {
         let now = self.change_action(None).unwrap().sa_sigaction;
         (now, self.previous.load(Ordering::Relaxed))
     }
+}
+
+/// Keeps the library with the handler loaded, even when the program closes it. The handler cannot be taken out
+/// again: one that was installed later may pass on to it.
+fn keep_loaded(handler: Handler) {
+    let mut found = MaybeUninit::<libc::Dl_info>::zeroed();
+    let address = (handler as *const ()).cast::<c_void>();
+    // SAFETY: reads no memory at the address; `found` has room for the answer.
+    if unsafe { libc::dladdr(address, found.as_mut_ptr()) } == 0 {
+        // Not of a library.
+        return;
+    }
+    // SAFETY: the call succeeded; a Dl_info is valid when it is all zeros, too.
+    let library = unsafe { found.assume_init() };
+    // What is open is opened once more, and never closed. The program itself is no library and is
+    // refused, which is as good.
+    // SAFETY: the name is the loader's own, a string that lives as long as the library is loaded.
+    unsafe { libc::dlopen(library.dli_fname, libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
 }
 
 /// Runs `handle` with `errno` as it was before and after.
