@@ -97,3 +97,52 @@ pub fn wait_for_drains(owner: &Owner) {
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
 }
+
+/// How a stretch of guest memory may lie in a pool.
+const LAYOUTS: [&str; 4] =
+    ["one file", "two files", "single pages by turns", "files that end and begin again"];
+
+/// Calls `check` with fresh guest memory from `at` on, in every layout.
+pub fn in_every_layout(
+    at: u64,
+    len_bytes: u64,
+    check: impl Fn(&pgmap_vm_memory::GuestSnapshot<'_>, &AddressSpace),
+) {
+    use vm_memory::GuestAddressSpace;
+    let nr_pages = len_bytes / PAGE;
+    for layout in LAYOUTS {
+        println!("{layout}");
+        let owner = owner(16 * MIB);
+        let client = owner.client().unwrap();
+        let space = space(&client);
+        match layout {
+            "one file" => {
+                put_filled(&client, "a", FolioSize::BestFit, len_bytes, 0);
+                map(&space, "a", 0, len_bytes, at);
+            }
+            "two files" => {
+                let half = nr_pages / 2 * PAGE;
+                put_filled(&client, "a", FolioSize::Pages4K, half, 0);
+                put_filled(&client, "x", FolioSize::Pages4K, PAGE, 0xee);
+                put_filled(&client, "b", FolioSize::BestFit, len_bytes - half, 0);
+                map(&space, "b", 0, len_bytes - half, at);
+                map(&space, "a", 0, half, at + len_bytes - half);
+            }
+            "single pages by turns" => {
+                for name in ["a", "b"] {
+                    put_filled(&client, name, FolioSize::Pages4K, nr_pages.div_ceil(2) * PAGE, 0);
+                }
+                map_by_turns(&space, ["a", "b"], nr_pages, at);
+            }
+            _ => {
+                for page in 0..nr_pages {
+                    let name = format!("p{page}");
+                    put_filled(&client, &name, FolioSize::Pages4K, PAGE, 0);
+                    put_filled(&client, &format!("x{page}"), FolioSize::Pages4K, PAGE, 0xee);
+                    map(&space, &name, 0, PAGE, at + page * PAGE);
+                }
+            }
+        }
+        check(&pgmap_vm_memory::GuestSpace::new(&space).memory(), &space);
+    }
+}

@@ -302,8 +302,10 @@ impl<'s> MemorySlot<'s> {
     fn show(&self, held: &mut Held<'s>, bytes: &Range<u64>) -> Result<*mut u8, SpaceError> {
         for nr_tried in 0..MAX_VIEWS_TRIED {
             if nr_tried > 0 || held.views.is_empty() {
-                let view = self.next_view(held, nr_tried)?;
-                held.views.push(Used { view, blocks: Vec::new() });
+                match self.next_view(held, nr_tried) {
+                    Ok(view) => held.views.push(Used { view, blocks: Vec::new() }),
+                    Err(error) => return self.in_pool(held, bytes).ok_or_else(|| error.into()),
+                }
             }
             match held.show_in_last(bytes) {
                 Ok(Some(pointer)) => return Ok(pointer),
