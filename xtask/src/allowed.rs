@@ -36,6 +36,7 @@ pub const UNSAFE_FILES: &[&str] = &[
     "crates/pgmap-vm-memory/tests/one_mapping.rs",
     "crates/pgmap/tests/device.rs",
     "crates/pgmap/tests/fork.rs",
+    "crates/pgmap/tests/membarrier_refused.rs",
     "crates/pgmap/tests/space_faults.rs",
     "crates/pgmap/tests/space_process.rs",
     "crates/pgmap/tests/space_process_stress.rs",

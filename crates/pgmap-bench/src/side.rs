@@ -7,11 +7,11 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use pgmap::mm::barrier::{BarrierMode, HeavyBarrier};
+use pgmap::mm::barrier::BarrierMode;
 use pgmap::mm::pin::ClientSide;
 use pgmap::mm::vmemmap::Vmemmap;
 use pgmap::mm::words::{ReadCounts, ReadWord, ReadWords, WriteCounts, WriteWords};
-use pgmap::os::{Doorbell, ForkGuard, Membarrier, ReadMapping, ReadOnlyWord, WriteMapping};
+use pgmap::os::{Doorbell, ForkGuard, ReadMapping, ReadOnlyWord, WriteMapping};
 
 /// What the fork guard of a side reads whose light barrier is a compiler fence, and of any other.
 pub const ASYMMETRIC_MARK: u32 = 1;
@@ -179,20 +179,5 @@ impl ClientSide for Side {
     #[inline]
     fn identity(&self) -> u64 {
         self.identity
-    }
-}
-
-/// The owner's heavy barrier, as the library's.
-#[derive(Debug)]
-pub struct Heavy(pub Membarrier);
-
-impl HeavyBarrier for Heavy {
-    fn heavy(&self) {
-        // SeqCst: pairs with the fence of a light barrier in fenced mode.
-        std::sync::atomic::fence(Ordering::SeqCst);
-        // A refusal was seen at registration; the fence alone is then what fenced clients need.
-        let _ = self.0.global_expedited();
-        // SeqCst: the scan's loads come after the barrier.
-        std::sync::atomic::fence(Ordering::SeqCst);
     }
 }

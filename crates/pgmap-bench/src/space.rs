@@ -3,6 +3,7 @@
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use pgmap::memory::OwnerBarrier;
 use pgmap::mm::barrier::BarrierMode;
 use pgmap::mm::descriptor::FolioFlags;
 use pgmap::mm::drain::ClientId;
@@ -14,12 +15,10 @@ use pgmap::mm::pfn::Pfn;
 use pgmap::mm::pin::Pinner;
 use pgmap::mm::stamp::Stamp;
 use pgmap::mm::vmemmap::{Vmemmap, VmemmapLayout};
-use pgmap::os::{
-    Access, Doorbell, ForkGuard, Membarrier, MemoryFile, PageSize, ReadMapping, WriteMapping,
-};
+use pgmap::os::{Access, Doorbell, ForkGuard, MemoryFile, PageSize, ReadMapping, WriteMapping};
 
 use crate::failure::Failure;
-use crate::side::{ASYMMETRIC_MARK, FENCED_MARK, Heavy, Readable, Side, Writable};
+use crate::side::{ASYMMETRIC_MARK, FENCED_MARK, Readable, Side, Writable};
 
 /// What the library gives to files of a memory pool.
 const FLAGS: FolioFlags = FolioFlags::LONGTERM_OK.with(FolioFlags::WRITABLE);
@@ -36,7 +35,7 @@ pub struct Space {
     layout: VmemmapLayout,
     vmemmap: MemoryFile,
     pub folios: Folios<Writable>,
-    pub barrier: Heavy,
+    pub barrier: OwnerBarrier,
     stamps: u64,
 }
 
@@ -51,7 +50,7 @@ impl Space {
         let mut folios = Folios::new(Vmemmap::new(layout, words).ok_or_else(too_short)?);
         let first = Pfn::new(0).ok_or_else(too_short)?;
         folios.bring_online(first, len_bytes / PAGE_BYTES);
-        Ok(Self { layout, vmemmap, folios, barrier: Heavy(Membarrier::register()), stamps: 0 })
+        Ok(Self { layout, vmemmap, folios, barrier: OwnerBarrier::register(), stamps: 0 })
     }
 
     /// Where descriptors lie.
@@ -95,7 +94,7 @@ impl Space {
             MemoryFile::anonymous("bench-ledger", words_bytes + counts_bytes, PageSize::Base)?;
         let descriptors = self.vmemmap.reopen(Access::ReadOnly)?;
         let descriptors = ReadMapping::map(&descriptors, 0, self.layout.nr_words() as u64 * 8)?;
-        let (mode, mark) = if self.barrier.0.is_global_available() {
+        let (mode, mark) = if self.barrier.is_asymmetric() {
             (BarrierMode::Asymmetric, ASYMMETRIC_MARK)
         } else {
             (BarrierMode::Fenced, FENCED_MARK)

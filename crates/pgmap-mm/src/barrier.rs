@@ -52,11 +52,22 @@ impl BarrierMode {
     }
 }
 
+/// Whose light barriers a heavy barrier pairs with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reached {
+    /// All clients'.
+    All,
+    /// Those of clients in [`BarrierMode::Fenced`]. What another one has stored may not be seen yet.
+    Fenced,
+}
+
 /// The heavy side of the pair. The owner's platform supplies it.
 pub trait HeavyBarrier {
-    /// Returns once every light barrier of every client lies wholly before or wholly after this
-    /// call in the sense of the module's text. Must contain a `fence(SeqCst)` for fenced clients.
-    fn heavy(&self);
+    /// Returns once every light barrier of each client that was reached lies wholly before or wholly
+    /// after this call in the sense of the module's text. Must contain a `fence(SeqCst)` for fenced
+    /// clients, which are always reached.
+    #[must_use = "who was not reached may hold what no scan sees"]
+    fn heavy(&self) -> Reached;
 }
 
 /// A heavy barrier that is a fence: right for clients in [`BarrierMode::Fenced`], and the twin that
@@ -66,10 +77,11 @@ pub struct PortableBarrier;
 
 impl HeavyBarrier for PortableBarrier {
     #[inline]
-    fn heavy(&self) {
+    fn heavy(&self) -> Reached {
         // SeqCst: pairs with the fence of a light barrier in fenced mode.
         if cfg!(not(pgmap_break_heavy)) {
             fence(Ordering::SeqCst);
         }
+        Reached::All
     }
 }

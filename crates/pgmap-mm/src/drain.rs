@@ -24,12 +24,15 @@
 //! that can matter: a drain waits for exactly those and ignores later ones, and a client that
 //! keeps trying in vain cannot starve it.
 //!
+//! A client that the heavy barrier did not reach may hold what the scan did not see. It counts as holding
+//! all of the drain until it is gone.
+//!
 //! # Differs from Linux
 //!
 //! `dax_break_layout` waits for one page's count after another, without a limit and without a name
 //! (Linux 7.1: fs/dax.c). Here one pass names every holder of the batch.
 
-use crate::barrier::HeavyBarrier;
+use crate::barrier::{BarrierMode, HeavyBarrier, Reached};
 use crate::ledger::{Hold, LedgerReader};
 use crate::runs::SortedRuns;
 use crate::words::{ReadCounts, ReadWords};
@@ -67,8 +70,17 @@ impl Drain {
         W: ReadWords + 'l,
         C: ReadCounts + 'l,
     {
-        barrier.heavy();
-        let held = scan(&runs, ledgers);
+        let reached = barrier.heavy();
+        let mut unreached = Vec::new();
+        let ledgers = ledgers.into_iter().inspect(|(client, ledger)| {
+            if reached == Reached::Fenced && ledger.mode() == BarrierMode::Asymmetric {
+                unreached.push(*client);
+            }
+        });
+        let mut held = scan(&runs, ledgers);
+        for client in unreached {
+            held.extend(runs.iter().map(|run| Held { client, hold: Hold::unseen(run) }));
+        }
         Self { runs, held }
     }
 

@@ -21,7 +21,10 @@ pub struct Extent {
 const LEVEL_SHIFT: u32 = 40;
 
 impl Extent {
-    /// An extent; none when no folio of `head_level` can start at the run's first frame or the run
+    /// An extent as its owner told of it: `life` is what the owner published for the first folio. What a
+    /// descriptor says at any other folio is no life word, though it looks like one.
+    ///
+    /// `None` when no folio of `head_level` can start at the run's first frame or the run
     /// is shorter than that folio.
     #[must_use]
     pub const fn new(run: PfnRange, head_level: Level, life: Descriptor) -> Option<Self> {

@@ -27,6 +27,7 @@
 
 use core::ops::Range;
 
+use crate::barrier::BarrierMode;
 use crate::level::Level;
 use crate::pfn::{PFN_BITS, Pfn, PfnRange, RUN_BITS};
 use crate::runs::SortedRuns;
@@ -251,6 +252,8 @@ pub enum HoldPlace {
     LongSlot(usize),
     /// Long-term pins, in the count at this index.
     Count(usize),
+    /// Nowhere: the heavy barrier did not reach the client, so it may have stored what was not seen.
+    Unseen,
 }
 
 /// One hold, as an owner reads it.
@@ -268,10 +271,18 @@ pub struct Hold {
     pub tag: u64,
 }
 
+impl Hold {
+    /// What a client that a heavy barrier did not reach may have stored.
+    pub(crate) const fn unseen(run: PfnRange) -> Self {
+        Self { place: HoldPlace::Unseen, run, agent: Agent::Cpu, nr_pins: 0, tag: 0 }
+    }
+}
+
 /// The owner's view of one client's ledger.
 #[derive(Debug)]
 pub struct LedgerReader<W, C> {
     layout: LedgerLayout,
+    mode: BarrierMode,
     words: W,
     counts: C,
 }
@@ -280,11 +291,23 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
     /// Reads the ledger in `words` and `counts`; none when there are too few words.
     #[must_use]
     pub fn new(layout: LedgerLayout, words: W, counts: C) -> Option<Self> {
-        (words.nr_words() >= layout.nr_words()).then_some(Self { layout, words, counts })
+        let mode = BarrierMode::Asymmetric;
+        (words.nr_words() >= layout.nr_words()).then_some(Self { layout, mode, words, counts })
     }
 
-    /// Whether the client relies on a heavy barrier that interrupts its processors: an owner that cannot
-    /// make one must not drain under it.
+    /// The ledger of a client that was told to make its light barriers so.
+    #[must_use]
+    pub fn in_mode(self, mode: BarrierMode) -> Self {
+        Self { mode, ..self }
+    }
+
+    /// How the client makes its light barriers, as far as the owner knows.
+    #[must_use]
+    pub const fn mode(&self) -> BarrierMode {
+        self.mode
+    }
+
+    /// Whether the client says that it relies on a heavy barrier that interrupts its processors.
     #[must_use]
     pub fn is_asymmetric(&self) -> bool {
         // Acquire: pairs with Release in `Pinner::new`.
@@ -383,6 +406,8 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
                     Agent::Device => count >> 16 != 0,
                 }
             }
+            // As long as there is a ledger.
+            HoldPlace::Unseen => true,
         }
     }
 

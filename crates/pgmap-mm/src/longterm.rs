@@ -114,11 +114,7 @@ impl<S: ClientSide> Pinner<S> {
         if !extent.run.covers(run) {
             return Err(PinError::Outside { run });
         }
-        let life = self
-            .side()
-            .vmemmap()
-            .life_word(extent.head_level, extent.first(), extent.life)
-            .ok_or(PinError::Outside { run })?;
+        let life = self.side().vmemmap().life_of(extent).ok_or(PinError::Outside { run })?;
         self.pin_longterm_under(life, run, extent.head_level, agent)
     }
 

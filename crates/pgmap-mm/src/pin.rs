@@ -385,9 +385,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
             return Err(PinError::Outside { run });
         }
         let vmemmap = self.pinner.side.vmemmap();
-        let life = vmemmap
-            .life_word(extent.head_level, extent.first(), extent.life)
-            .ok_or(PinError::Outside { run })?;
+        let life = vmemmap.life_of(extent).ok_or(PinError::Outside { run })?;
         self.pin_under(life, run, agent)
     }
 
@@ -403,7 +401,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         put_back: impl FnOnce(LaneParts),
     ) -> Option<Pin<'p, S>> {
         let vmemmap = self.pinner.side.vmemmap();
-        let life = vmemmap.life_word(extent.head_level, extent.first(), extent.life);
+        let life = vmemmap.life_of(extent);
         let held = match life {
             Some(life) if extent.run.covers(run) && extent.life.is_pinnable() => {
                 self.pin_if(self.find_life(life), run, agent, || true)

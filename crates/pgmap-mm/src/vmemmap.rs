@@ -18,6 +18,7 @@
 use core::ops::Range;
 
 use crate::descriptor::{Descriptor, FolioState};
+use crate::extent::Extent;
 use crate::level::{FANOUT, Level};
 use crate::pfn::{PFN_BITS, Pfn, PfnRange};
 use crate::sync::Ordering;
@@ -134,7 +135,17 @@ pub struct Vmemmap<W> {
     words: W,
 }
 
-/// Where a folio's life word lies and what it must be.
+/// Where an extent's life word lies and what it must be.
+///
+/// The extent is the only way to one. A descriptor says Live in the midst of an extent, too, where no drain
+/// changes it: a pin under such a word would be granted after the frames were freed.
+///
+/// ```compile_fail,E0599
+/// # use pgmap_mm::{level::Level, pfn::Pfn, vmemmap::Vmemmap, words::HeapWords};
+/// fn of_any_frame(vmemmap: &Vmemmap<HeapWords>, pfn: Pfn) {
+///     let life = vmemmap.life_at(Level::Pmd, pfn);
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LifeWord {
     pub(crate) index: usize,
@@ -173,21 +184,12 @@ impl<W: ReadWords> Vmemmap<W> {
         Some(Descriptor::from_bits(self.words.load(index, Ordering::Acquire)))
     }
 
-    /// The life word of the extent whose first folio is the one of `level` at `first`.
+    /// The life word of `extent`; `None` when its frames are not described.
     #[inline]
     #[must_use]
-    pub fn life_word(&self, level: Level, first: Pfn, expected: Descriptor) -> Option<LifeWord> {
-        Some(LifeWord { index: self.layout.index(level, first)?, expected })
-    }
-
-    /// The life word of the folio of `level` at `pfn` as it is now: for pinning by frame number.
-    #[inline]
-    #[must_use]
-    pub fn life_at(&self, level: Level, pfn: Pfn) -> Option<LifeWord> {
-        let index = self.layout.index(level, pfn)?;
-        // Acquire: pairs with Release in `set`; data: the folio's bytes.
-        let expected = Descriptor::from_bits(self.words.load(index, Ordering::Acquire));
-        Some(LifeWord { index, expected })
+    pub fn life_of(&self, extent: &Extent) -> Option<LifeWord> {
+        let index = self.layout.index(extent.head_level, extent.first())?;
+        Some(LifeWord { index, expected: extent.life })
     }
 
     /// The word that `life` speaks of.

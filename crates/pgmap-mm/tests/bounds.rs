@@ -7,13 +7,15 @@ mod heap_world;
 use std::sync::atomic::Ordering;
 
 use heap_world::{World, live, run, stamp};
+use pgmap_mm::barrier::{BarrierMode, HeavyBarrier, PortableBarrier, Reached};
 use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
+use pgmap_mm::drain::{ClientId, Drain};
 use pgmap_mm::error::PinError;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::index::{
     EntryId, ExtentList, FileId, IndexLayout, IndexReader, IndexWriter, Lookup, MAX_EXTENTS,
 };
-use pgmap_mm::ledger::{Agent, LEDGER_MAGIC, LedgerLayout, LedgerReader, MAX_COUNT};
+use pgmap_mm::ledger::{Agent, HoldPlace, LEDGER_MAGIC, LedgerLayout, LedgerReader, MAX_COUNT};
 use pgmap_mm::level::Level;
 use pgmap_mm::pin::Lane;
 use pgmap_mm::runs::SortedRuns;
@@ -394,4 +396,34 @@ fn a_ledger_too_small_for_its_layout_is_no_ledger() {
     let counts = HeapCounts::new(0);
     assert!(LedgerReader::new(layout, &words, &counts).is_none());
     assert_ne!(LEDGER_MAGIC, 0);
+}
+
+/// An owner that may not interrupt other processes any more.
+struct FencesOnly;
+
+impl HeavyBarrier for FencesOnly {
+    fn heavy(&self) -> Reached {
+        let _always = PortableBarrier.heavy();
+        Reached::Fenced
+    }
+}
+
+#[test]
+fn a_client_that_no_barrier_reached_holds_all_of_a_drain_until_it_is_gone() {
+    let world = World::new();
+    let _extent = two_folios(&world);
+    let [fenced, asymmetric] = [1, 2].map(|identity| world.client(identity, 1, 8).reader);
+    let fenced = fenced.in_mode(BarrierMode::Fenced);
+    let ledgers = [(ClientId(1), &fenced), (ClientId(2), &asymmetric)];
+    let runs = SortedRuns::new(vec![run(0, PMD), run(2 * PMD, 1)]);
+    let mut drain = Drain::start(runs.clone(), &FencesOnly, ledgers);
+    let unseen: Vec<_> =
+        drain.held().iter().map(|h| (h.client, h.hold.run, h.hold.place)).collect();
+    let expected = runs.iter().map(|run| (ClientId(2), run, HoldPlace::Unseen));
+    assert_eq!(unseen, expected.collect::<Vec<_>>());
+    drain.look_again(|client| ledgers.into_iter().find(|(id, _)| *id == client).map(|(_, l)| l));
+    assert!(!drain.is_idle(), "nobody can tell what it holds");
+    drain.look_again(|client| (client == ClientId(1)).then_some(&fenced));
+    assert!(drain.is_idle());
+    assert!(Drain::start(runs, &PortableBarrier, ledgers).is_idle(), "a barrier that reaches all");
 }

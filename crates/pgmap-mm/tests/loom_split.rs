@@ -361,7 +361,7 @@ fn a_frame_fails_while_it_is_pinned(pfn: u64) {
         });
         let fresh = world.stamp();
         let isolated = world.folios.isolate(pfn, Some(&extent), fresh).unwrap();
-        PortableBarrier.heavy();
+        let _reached = PortableBarrier.heavy();
         let mut is_told = false;
         world.ledger.for_each_hold(&SortedRuns::new(vec![isolated.frame]), |_| is_told = true);
         let is_held = client.join().unwrap();

@@ -26,7 +26,8 @@
 pub(crate) mod client;
 mod deadline;
 pub mod error;
-pub(crate) mod memory;
+#[doc(hidden)]
+pub mod memory;
 pub mod name;
 pub mod owner;
 pub mod pool;

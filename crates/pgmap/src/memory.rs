@@ -1,10 +1,11 @@
 //! Mappings as the page model's words and counts: where the two lower crates meet.
 
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use pgmap_mm::barrier::HeavyBarrier;
+use pgmap_mm::barrier::{HeavyBarrier, Reached};
 use pgmap_mm::words::{ReadCounts, ReadWord, ReadWords, WriteCounts, WriteWords};
 use pgmap_os::{Membarrier, MemoryFile, ReadMapping, ReadOnlyWord, WriteMapping};
 
@@ -12,6 +13,8 @@ use pgmap_os::{Membarrier, MemoryFile, ReadMapping, ReadOnlyWord, WriteMapping};
 const WORD_BYTES: u64 = 8;
 const COUNT_BYTES: u64 = 4;
 const PAGE_BYTES: u64 = 4096;
+/// Attempts of a heavy barrier for which the kernel has no memory just now.
+const MAX_BARRIER_ATTEMPTS: usize = 64;
 
 /// Words somebody else writes.
 #[derive(Debug)]
@@ -257,38 +260,64 @@ impl WriteCounts for WritableCounts {
 
 /// The owner's heavy barrier: `membarrier` for clients that are registered, and the fence that
 /// pairs with the others'.
+///
+/// What this process was granted when it registered may be refused later, by a sandbox that it enters.
+/// Then clients that rely on it are not reached any more (ADR 0045).
 #[derive(Debug)]
 pub struct OwnerBarrier {
     membarrier: Membarrier,
+    was_refused: AtomicBool,
 }
 
 impl OwnerBarrier {
     /// Registers this process.
     #[must_use]
     pub fn register() -> Self {
-        Self { membarrier: Membarrier::register() }
+        Self { membarrier: Membarrier::register(), was_refused: AtomicBool::new(false) }
     }
 
-    /// Whether clients may rely on a compiler fence.
+    /// Whether clients may rely on a compiler fence from now on: tries it.
     #[must_use]
     pub fn is_asymmetric(&self) -> bool {
-        self.membarrier.is_global_available()
+        self.interrupt()
+    }
+
+    /// Has every processor that runs a registered process make a full barrier. False if that is refused.
+    fn interrupt(&self) -> bool {
+        if !self.membarrier.is_global_available() {
+            return false;
+        }
+        for _ in 0..MAX_BARRIER_ATTEMPTS {
+            match self.membarrier.global_expedited() {
+                Ok(()) => return true,
+                // For the list of processors (Linux 7.1: kernel/sched/membarrier.c).
+                Err(error) if error.kind() == ErrorKind::OutOfMemory => std::thread::yield_now(),
+                Err(error) => {
+                    // Relaxed: says it once, more or less.
+                    if !self.was_refused.swap(true, Ordering::Relaxed) {
+                        tracing::error!(
+                            %error,
+                            "membarrier was granted to this process and is refused now: what clients \
+                             that attached before may hold is freed when they leave; start the owner \
+                             inside its sandbox, or allow membarrier there"
+                        );
+                    }
+                    return false;
+                }
+            }
+        }
+        tracing::error!("membarrier finds no memory, {MAX_BARRIER_ATTEMPTS} times in a row");
+        false
     }
 }
 
 impl HeavyBarrier for OwnerBarrier {
-    fn heavy(&self) {
+    fn heavy(&self) -> Reached {
         // SeqCst: pairs with the fence of a light barrier in fenced mode.
         std::sync::atomic::fence(Ordering::SeqCst);
-        if self.membarrier.is_global_available() {
-            // It was granted at registration and cannot be refused afterwards (Linux 7.1:
-            // kernel/sched/membarrier.c); a failure would be a kernel that changed under us.
-            if let Err(error) = self.membarrier.global_expedited() {
-                tracing::error!(%error, "membarrier was granted and is now refused");
-                std::process::abort();
-            }
-        }
+        let reached = if self.interrupt() { Reached::All } else { Reached::Fenced };
         // SeqCst: the scan's loads come after the barrier.
         std::sync::atomic::fence(Ordering::SeqCst);
+        reached
     }
 }

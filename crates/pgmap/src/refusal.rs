@@ -15,6 +15,9 @@ pub enum HoldKind {
     Lease,
     /// A writer that has not committed.
     Writer,
+    /// Unknown: the client relies on `membarrier`, which the owner may not use any more. Ends with the
+    /// client.
+    Unseen,
 }
 
 impl HoldKind {
@@ -26,6 +29,7 @@ impl HoldKind {
             Self::Longterm => "long-term",
             Self::Lease => "lease",
             Self::Writer => "writer",
+            Self::Unseen => "unseen",
         }
     }
 }

@@ -5,31 +5,35 @@
 //! reused at once: its canary changes and it is published under a new stamp. A pin that its check
 //! let through while the scan saw nothing sees the canary change under it: a violation.
 //!
-//! The same test then takes the heavy barrier away. Violations must appear, or the first half, which
-//! had none, proved nothing.
+//! Both sides are those that ship: the owner's barrier, and a process's side of a pool. The same test then
+//! takes the heavy barrier away. Violations must appear, or the first half, which had none, proved nothing.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
 mod support;
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use pgmap::mm::barrier::{BarrierMode, HeavyBarrier};
+use pgmap::ProcessSide;
+use pgmap::memory::{OwnerBarrier, Readable, Writable, WritableCounts};
+use pgmap::mm::barrier::{BarrierMode, HeavyBarrier, Reached};
 use pgmap::mm::descriptor::{Descriptor, FolioFlags, FolioState};
 use pgmap::mm::drain::{ClientId, Drain, scan};
 use pgmap::mm::extent::Extent;
 use pgmap::mm::ledger::{Agent, LedgerLayout, LedgerReader};
 use pgmap::mm::level::Level;
 use pgmap::mm::pfn::PfnRange;
-use pgmap::mm::pin::{ClientSide, Lane, Pinner};
+use pgmap::mm::pin::{Lane, Pinner};
 use pgmap::mm::runs::SortedRuns;
 use pgmap::mm::stamp::Stamp;
 use pgmap::mm::vmemmap::{Vmemmap, VmemmapLayout};
-use pgmap::mm::words::{Indexed, ReadCounts, ReadWords, WriteCounts, WriteWords};
+use pgmap::mm::words::ReadCounts;
 use pgmap::os::{
-    Connection, Listener, Membarrier, MemoryFile, PageSize, ReadMapping, WriteMapping, process,
+    Connection, Doorbell, Listener, Membarrier, MemoryFile, PageSize, ReadMapping, WriteMapping,
+    process,
 };
 use support::Second;
 
@@ -60,120 +64,12 @@ const VIOLATIONS: usize = 528;
 const PINS: usize = 536;
 const DATA_BYTES: u64 = 2 * 4096;
 
-struct Shared(WriteMapping);
-
-impl ReadWords for Shared {
-    type Word<'w> = Indexed<'w, Self>;
-
-    fn word(&self, index: usize) -> Indexed<'_, Self> {
-        Indexed::new(self, index)
-    }
-
-    fn nr_words(&self) -> usize {
-        self.0.words().len()
-    }
-
-    #[inline]
-    fn load(&self, index: usize, order: Ordering) -> u64 {
-        self.0.words()[index].load(order)
-    }
-}
-
-impl WriteWords for Shared {
-    type Slot<'w> = Indexed<'w, Self>;
-
-    fn slot(&self, index: usize) -> Indexed<'_, Self> {
-        Indexed::new(self, index)
-    }
-
-    #[inline]
-    fn store(&self, index: usize, value: u64, order: Ordering) {
-        self.0.words()[index].store(value, order);
-    }
-
-    fn fetch_or(&self, index: usize, bits: u64, order: Ordering) -> u64 {
-        self.0.words()[index].fetch_or(bits, order)
-    }
-
-    fn discard(&self, range: std::ops::Range<usize>) {
-        for word in &self.0.words()[range] {
-            word.store(0, Ordering::Relaxed);
-        }
-    }
-}
-
+/// What the drainer reads of counts: the pinner has no long-term pins.
 struct NoCounts;
 
 impl ReadCounts for NoCounts {
     fn load(&self, _: usize, _: Ordering) -> u32 {
         0
-    }
-}
-
-impl WriteCounts for NoCounts {
-    fn fetch_add(&self, _: usize, _: u32, _: Ordering) -> u32 {
-        0
-    }
-
-    fn fetch_sub(&self, _: usize, _: u32, _: Ordering) -> u32 {
-        0
-    }
-}
-
-struct ReadOnly(ReadMapping);
-
-impl ReadWords for ReadOnly {
-    type Word<'w> = Indexed<'w, Self>;
-
-    fn word(&self, index: usize) -> Indexed<'_, Self> {
-        Indexed::new(self, index)
-    }
-
-    fn nr_words(&self) -> usize {
-        (self.0.len_bytes() / 8) as usize
-    }
-
-    #[inline]
-    fn load(&self, index: usize, order: Ordering) -> u64 {
-        self.0.load_u64(index, order)
-    }
-}
-
-struct Side {
-    ledger: Shared,
-    vmemmap: Vmemmap<ReadOnly>,
-}
-
-impl ClientSide for Side {
-    type Ledger = Shared;
-    type Counts = NoCounts;
-    type Descriptors = ReadOnly;
-
-    fn ledger(&self) -> &Shared {
-        &self.ledger
-    }
-
-    fn counts(&self) -> &NoCounts {
-        &NoCounts
-    }
-
-    fn vmemmap(&self) -> &Vmemmap<ReadOnly> {
-        &self.vmemmap
-    }
-
-    fn barrier_mode(&self) -> BarrierMode {
-        BarrierMode::Asymmetric
-    }
-
-    // The drainer looks without pause.
-    fn ring_doorbell(&self) {}
-
-    fn is_detached(&self) -> bool {
-        false
-    }
-
-    fn identity(&self) -> u64 {
-        1
     }
 }
 
@@ -207,13 +103,21 @@ fn child_entry() {
 fn pin_without_pause(place: &std::path::Path) -> ! {
     let drainer = Connection::connect(place).unwrap();
     let received = drainer.recv(&mut [0; 8]).unwrap();
-    let [vmemmap, ledger, data] =
-        <[_; 3]>::try_from(received.fds).unwrap().map(|fd| MemoryFile::from_fd(fd).unwrap());
+    let [vmemmap, ledger, counts, data] =
+        <[_; 4]>::try_from(received.fds).unwrap().map(|fd| MemoryFile::from_fd(fd).unwrap());
     let (layout, ledger_layout) = layouts();
     let vmemmap = ReadMapping::map(&vmemmap, 0, vmemmap.len_bytes()).unwrap();
-    let ledger = Shared(WriteMapping::map(&ledger, 0, ledger.len_bytes()).unwrap());
-    let data = WriteMapping::map(&data, 0, DATA_BYTES).unwrap();
-    let side = Side { ledger, vmemmap: Vmemmap::new(layout, ReadOnly(vmemmap)).unwrap() };
+    let map = |file: &MemoryFile| WriteMapping::map(file, 0, file.len_bytes()).unwrap();
+    let side = ProcessSide::new(
+        Writable::new(map(&ledger)),
+        WritableCounts::over_file(map(&counts), Arc::new(counts), 0),
+        Vmemmap::new(layout, Readable(vmemmap)).unwrap(),
+        BarrierMode::Asymmetric,
+        // The drainer looks without pause and hears no bell.
+        Doorbell::new().unwrap(),
+    )
+    .unwrap();
+    let data = map(&data);
     let pinner = Pinner::new(side, ledger_layout).unwrap();
     let lane = pinner.lane().unwrap();
     drainer.send(b"ready", &[]).unwrap();
@@ -239,7 +143,7 @@ fn idle(turns: u64) {
     }
 }
 
-fn pin_once(lane: &Lane<'_, Side>, words: &[std::sync::atomic::AtomicU64], number: u64) {
+fn pin_once(lane: &Lane<'_, ProcessSide>, words: &[std::sync::atomic::AtomicU64], number: u64) {
     let run = folio(number);
     let life = words[canary(number) + 1].load(Ordering::Acquire);
     let life = Descriptor::from_bits(life);
@@ -262,23 +166,22 @@ fn pin_once(lane: &Lane<'_, Side>, words: &[std::sync::atomic::AtomicU64], numbe
 
 /// The heavy barrier as it ships, or none at all.
 enum Heavy {
-    Membarrier(Membarrier),
+    Shipped(OwnerBarrier),
     Broken,
 }
 
 impl HeavyBarrier for Heavy {
-    fn heavy(&self) {
-        if let Self::Membarrier(membarrier) = self {
-            std::sync::atomic::fence(Ordering::SeqCst);
-            membarrier.global_expedited().unwrap();
-            std::sync::atomic::fence(Ordering::SeqCst);
+    fn heavy(&self) -> Reached {
+        match self {
+            Self::Shipped(barrier) => barrier.heavy(),
+            Self::Broken => Reached::All,
         }
     }
 }
 
 struct Drainer {
-    vmemmap: Vmemmap<Shared>,
-    ledger: LedgerReader<ReadOnly, NoCounts>,
+    vmemmap: Vmemmap<Writable>,
+    ledger: LedgerReader<Readable, NoCounts>,
     data: WriteMapping,
     stamp: u64,
     random: support::Random,
@@ -370,11 +273,11 @@ impl Drainer {
 fn no_pin_is_missed_by_a_drain_and_without_the_barrier_some_are() {
     let name = "no_pin_is_missed_by_a_drain_and_without_the_barrier_some_are";
     let cpus = process::allowed_cpus();
-    let membarrier = Membarrier::register();
+    let barrier = OwnerBarrier::register();
     let [drainer_cpu, pinner_cpu, ..] = cpus[..] else {
         return println!("SKIPPED {name}: one processor only");
     };
-    if !membarrier.is_global_available() {
+    if !barrier.is_asymmetric() {
         return println!("SKIPPED {name}: membarrier is refused here");
     }
     let directory = tempfile::tempdir().unwrap();
@@ -383,12 +286,13 @@ fn no_pin_is_missed_by_a_drain_and_without_the_barrier_some_are() {
     let file = |len: u64| MemoryFile::anonymous("pin-vs-drain", len, PageSize::Base).unwrap();
     let vmemmap = file(layout.nr_words() as u64 * 8);
     let ledger = file(ledger_layout.nr_words() as u64 * 8);
+    let counts = file(ledger_layout.nr_counts() as u64 * 4);
     let data = file(DATA_BYTES);
     let map = |file: &MemoryFile| WriteMapping::map(file, 0, file.len_bytes()).unwrap();
     let reader = ReadMapping::map(&ledger, 0, ledger.len_bytes()).unwrap();
     let mut drainer = Drainer {
-        vmemmap: Vmemmap::new(layout, Shared(map(&vmemmap))).unwrap(),
-        ledger: LedgerReader::new(ledger_layout, ReadOnly(reader), NoCounts).unwrap(),
+        vmemmap: Vmemmap::new(layout, Writable::new(map(&vmemmap))).unwrap(),
+        ledger: LedgerReader::new(ledger_layout, Readable(reader), NoCounts).unwrap(),
         data: map(&data),
         stamp: 0,
         random: support::Random(support::seed()),
@@ -398,14 +302,15 @@ fn no_pin_is_missed_by_a_drain_and_without_the_barrier_some_are() {
     let listener = Listener::bind(&place, 0o600).unwrap();
     let _pinner = Second::start(&pinner_cpu.to_string(), &place);
     let connection = support::wait_until("the pinner connects", || listener.accept().unwrap());
-    connection.send(b"memory", &[vmemmap.as_fd(), ledger.as_fd(), data.as_fd()]).unwrap();
+    let memory = [&vmemmap, &ledger, &counts, &data].map(|file| file.as_fd());
+    connection.send(b"memory", &memory).unwrap();
     let ready = support::wait_until("the pinner is ready", || connection.recv(&mut [0; 8]).ok());
     assert_eq!(ready.len, 5);
 
     let figures = std::thread::scope(|scope| {
         let both = scope.spawn(|| {
             process::pin_to_cpu(drainer_cpu).unwrap();
-            let shipped = Heavy::Membarrier(membarrier);
+            let shipped = Heavy::Shipped(barrier);
             let right = drainer.run(&shipped, |tally, _| tally.drains >= NR_DRAINS);
             let wrong = drainer.run(&Heavy::Broken, |_, seen| seen >= ENOUGH_VIOLATIONS);
             (right, wrong)

@@ -97,7 +97,7 @@ fn beside<T>(other: &Other, path: impl FnOnce() -> Result<T, Failure>) -> Result
 fn heavy(space: &Space, worker: &Worker) -> Done {
     let start = Instant::now();
     for _ in 0..worker.nr_ops {
-        space.barrier.heavy();
+        black_box(space.barrier.heavy());
     }
     Done::timed(worker.nr_ops, start.elapsed())
 }

@@ -38,8 +38,7 @@ impl Held {
     /// Pins `run` by count: one call, one count a folio.
     fn by_count(&self, run: PfnRange) -> Result<u64, Failure> {
         let pinner = &self.member.pinner;
-        let Extent { head_level, life, .. } = self.extent;
-        let life = pinner.side().vmemmap().life_word(head_level, self.extent.first(), life);
+        let life = pinner.side().vmemmap().life_of(&self.extent);
         let life = life.ok_or_else(|| Failure::new("no life word"))?;
         let pin = pinner.pin_longterm_under(life, run, Level::Pmd, Agent::Device)?;
         Ok(black_box(&pin).run().nr_pages())
@@ -78,8 +77,7 @@ impl Held {
 
     fn prove_that_every_folio_is_counted(&self) -> Result<(), Failure> {
         let pinner = &self.member.pinner;
-        let Extent { head_level, life, .. } = self.extent;
-        let life = pinner.side().vmemmap().life_word(head_level, self.extent.first(), life);
+        let life = pinner.side().vmemmap().life_of(&self.extent);
         let life = life.ok_or_else(|| Failure::new("no life word"))?;
         let pin = pinner.pin_longterm_under(life, self.extent.run, Level::Pmd, Agent::Device)?;
         let nr_holds = self.member.reader.all_holds().len() as u64;

@@ -10,6 +10,7 @@ use pgmap::mm::ledger::Agent;
 use pgmap::mm::level::Level;
 use pgmap::mm::pfn::{Pfn, PfnRange};
 use pgmap::mm::pin::{Lane, LaneParts, Pin, Pinner};
+use pgmap::mm::vmemmap::{LifeWord, Vmemmap};
 use pgmap::{Client, FolioSize, Owner, Pool, PoolOptions};
 
 use crate::failure::Failure;
@@ -18,7 +19,7 @@ use crate::random::Random;
 use crate::rivals;
 use crate::rows::floor::{self, F, Tree};
 use crate::rows::{BLOCK_BYTES, SPACE_BYTES};
-use crate::side::Side;
+use crate::side::{Readable, Side};
 use crate::space::{Member, Space};
 
 const NR_PAGES_MASK: u64 = SPACE_BYTES / 4096 - 1;
@@ -66,8 +67,16 @@ pub fn pin_at<'p>(
 ) -> Result<Pin<'p, Side>, Failure> {
     use pgmap::mm::pin::ClientSide;
     let vmemmap = pinner.side().vmemmap();
-    let Some(life) = vmemmap.life_at(Level::Pmd, pfn) else { return Err(no_frame()) };
+    let Some(life) = life_of_folio(vmemmap, pfn) else { return Err(no_frame()) };
     Ok(lane.pin_under(life, PfnRange::folio(pfn, Level::Pmd), Agent::Cpu)?)
+}
+
+/// The life word of the folio of 2 MiB that contains `pfn`, taken for an extent of its own: nobody drains
+/// while pins are measured.
+#[inline(always)]
+pub fn life_of_folio(vmemmap: &Vmemmap<Readable>, pfn: Pfn) -> Option<LifeWord> {
+    let word = vmemmap.load(Level::Pmd, pfn)?;
+    vmemmap.life_of(&Extent::new(PfnRange::folio(pfn, Level::Pmd), Level::Pmd, word)?)
 }
 
 #[cold]

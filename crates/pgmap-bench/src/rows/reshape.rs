@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use pgmap::memory::OwnerBarrier;
 use pgmap::mm::barrier::HeavyBarrier;
 use pgmap::mm::descriptor::FolioFlags;
 use pgmap::mm::extent::Extent;
@@ -19,12 +20,12 @@ use pgmap::mm::split::NoSmallCounts;
 use pgmap::mm::stamp::Stamp;
 use pgmap::mm::vmemmap::{Vmemmap, VmemmapLayout};
 use pgmap::mm::words::{Indexed, ReadWords, WriteWords};
-use pgmap::os::{Membarrier, MemoryFile, PageSize, WriteMapping};
+use pgmap::os::{MemoryFile, PageSize, WriteMapping};
 use pgmap::{Client, FolioSize, Owner, Pool, PoolOptions, Shape};
 
 use crate::failure::Failure;
 use crate::harness::{Done, Row, Scale, Scenario, Worker};
-use crate::side::{Heavy, Writable};
+use crate::side::Writable;
 
 const STORES: &str = "floor: 512 words into a page that is there";
 const FRESH: &str = "floor: 512 words into a fresh page";
@@ -220,9 +221,11 @@ fn floors() -> Result<Vec<Row>, Failure> {
         })
         .against(STORES),
         Row::new("floor: one heavy barrier", {
-            let heavy = Heavy(Membarrier::register());
+            let heavy = OwnerBarrier::register();
             move |worker| {
-                (0..worker.nr_ops).for_each(|_| heavy.heavy());
+                for _ in 0..worker.nr_ops {
+                    black_box(heavy.heavy());
+                }
                 Ok(Done::ops(worker.nr_ops))
             }
         })

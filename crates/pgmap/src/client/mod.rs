@@ -11,7 +11,7 @@ pub(crate) mod writer;
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use pgmap_mm::drain::ClientId;
@@ -26,7 +26,7 @@ use crate::client::events::Events;
 use crate::client::file::File;
 use crate::client::link::{Link, Remote, Trust};
 use crate::client::pinned::FilePin;
-use crate::client::side::{ProcessSide, new_identity};
+use crate::client::side::ProcessSide;
 use crate::client::writer::FileWriter;
 use crate::error::Error;
 use crate::memory::{Readable, Writable, WritableCounts};
@@ -151,16 +151,15 @@ impl Client {
         let parts = LedgerFile::new(&ledger_layout);
         let words = WriteMapping::map(&ledger, 0, parts.words_bytes)?;
         let counts = WriteMapping::map(&ledger, parts.words_bytes, parts.counts_bytes)?;
-        let side = ProcessSide {
-            ledger: Writable::over_file(words, Arc::clone(&ledger), 0),
-            counts: WritableCounts::over_file(counts, ledger, parts.words_bytes),
-            vmemmap: Vmemmap::new(layout, Readable(vmemmap))
-                .ok_or_else(|| odd("descriptors that are too short"))?,
-            mode: welcome.barrier_mode(),
-            doorbell: Mutex::new(handed.doorbell),
-            guard: side::guard_for(welcome.barrier_mode())?,
-            identity: new_identity(),
-        };
+        let vmemmap = Vmemmap::new(layout, Readable(vmemmap))
+            .ok_or_else(|| odd("descriptors that are too short"))?;
+        let side = ProcessSide::new(
+            Writable::over_file(words, Arc::clone(&ledger), 0),
+            WritableCounts::over_file(counts, ledger, parts.words_bytes),
+            vmemmap,
+            welcome.barrier_mode(),
+            handed.doorbell,
+        )?;
         let pinner =
             Pinner::new(side, ledger_layout).ok_or_else(|| odd("a ledger that is too short"))?;
         let index = IndexReader::new(index_layout, Readable(index))

@@ -14,25 +14,40 @@ use crate::memory::{Readable, Writable, WritableCounts};
 /// A process's side of a pool.
 #[derive(Debug)]
 pub struct ProcessSide {
-    pub(super) ledger: Writable,
-    pub(super) counts: WritableCounts,
-    pub(super) vmemmap: Vmemmap<Readable>,
-    pub(super) mode: BarrierMode,
+    ledger: Writable,
+    counts: WritableCounts,
+    vmemmap: Vmemmap<Readable>,
+    mode: BarrierMode,
     /// Replaced when the client resumes with a restarted owner.
     pub(super) doorbell: Mutex<Doorbell>,
-    pub(super) guard: ForkGuard,
-    pub(super) identity: u64,
+    guard: ForkGuard,
+    identity: u64,
 }
 
 /// What the fork guard reads where pins need a compiler fence only.
 const ASYMMETRIC_MARK: u32 = 1;
 
-/// A fork guard that also says how the client orders its stores before its loads.
-pub(super) fn guard_for(mode: BarrierMode) -> Result<ForkGuard, OsError> {
-    ForkGuard::with_mark(match mode {
-        BarrierMode::Asymmetric => NonZeroU32::MIN,
-        BarrierMode::Fenced => NonZeroU32::MAX,
-    })
+impl ProcessSide {
+    /// What a process that mapped these brings.
+    ///
+    /// # Errors
+    /// When there is no memory for the guard.
+    #[doc(hidden)]
+    pub fn new(
+        ledger: Writable,
+        counts: WritableCounts,
+        vmemmap: Vmemmap<Readable>,
+        mode: BarrierMode,
+        doorbell: Doorbell,
+    ) -> Result<Self, OsError> {
+        // A fork guard that also says how the client orders its stores before its loads.
+        let guard = ForkGuard::with_mark(match mode {
+            BarrierMode::Asymmetric => NonZeroU32::MIN,
+            BarrierMode::Fenced => NonZeroU32::MAX,
+        })?;
+        let (doorbell, identity) = (Mutex::new(doorbell), new_identity());
+        Ok(Self { ledger, counts, vmemmap, mode, doorbell, guard, identity })
+    }
 }
 
 /// A number no other client or address space of this process has or had.

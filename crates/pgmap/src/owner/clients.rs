@@ -86,9 +86,9 @@ impl Core {
         let id = ClientId(self.take_stamp()?.number());
         let (file, theirs) = self.pool.make_ledger(id.0)?;
         self.pool.keep_spare_ledger();
-        let ledger = self.map_ledger(&file)?;
-        self.clients.insert(id, ClientRecord { identity, ledger, file });
         let welcome = self.welcome(id, is_registered);
+        let ledger = self.map_ledger(&file)?.in_mode(welcome.barrier_mode());
+        self.clients.insert(id, ClientRecord { identity, ledger, file });
         Ok((id, Attachment { welcome, ledger: theirs }))
     }
 

@@ -99,7 +99,8 @@ impl Core {
         self.scan_for(runs)
     }
 
-    fn scan_for(&self, runs: SortedRuns) -> Drain {
+    /// One heavy barrier, one scan: who holds any of `runs`, whose life words are changed.
+    pub(crate) fn scan_for(&self, runs: SortedRuns) -> Drain {
         let ledgers = self.clients.iter().map(|(&id, client)| (id, &client.ledger));
         Drain::start(runs, &self.barrier, ledgers)
     }

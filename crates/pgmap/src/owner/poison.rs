@@ -4,7 +4,6 @@
 //! scan find who holds the frame, and each of those is told. A pin taken later fails with
 //! `EHWPOISON`. The frame comes back when its memory was replaced and its bytes were written anew.
 
-use pgmap_mm::barrier::HeavyBarrier;
 use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
 use pgmap_mm::drain::scan;
 use pgmap_mm::extent::Extent;
@@ -121,10 +120,7 @@ impl Core {
     }
 
     fn tell_of_failure(&mut self, frame: PfnRange, file: Option<String>) {
-        self.barrier.heavy();
-        let runs = SortedRuns::new(vec![frame]);
-        let ledgers = self.clients.iter().map(|(&id, client)| (id, &client.ledger));
-        for held in scan(&runs, ledgers) {
+        for held in self.scan_for(SortedRuns::new(vec![frame])).held() {
             let event = Event::MemoryFailure { file: file.clone(), pfn: frame.start() };
             let told = (held.client, event);
             if !self.events.contains(&told) {

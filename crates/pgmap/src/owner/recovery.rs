@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
+use pgmap_mm::barrier::BarrierMode;
 use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
 use pgmap_mm::drain::ClientId;
 use pgmap_mm::extent::Extent;
@@ -151,7 +152,11 @@ impl Core {
             let ledger = self.map_ledger(&file)?;
             let identity =
                 Identity { pid: 0, uid: 0, command: "(not connected)".into(), pidfd: None };
-            let record = ClientRecord { identity, ledger, file };
+            let mode = match ledger.is_asymmetric() {
+                true => BarrierMode::Asymmetric,
+                false => BarrierMode::Fenced,
+            };
+            let record = ClientRecord { identity, ledger: ledger.in_mode(mode), file };
             let is_alive = !matches!(file_lock::is_locked(&record.file), Ok(false));
             if is_alive && record.ledger.is_asymmetric() && !self.barrier.is_asymmetric() {
                 return Err(Error::BadPool {

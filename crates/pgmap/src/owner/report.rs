@@ -111,6 +111,7 @@ impl Core {
             HoldPlace::Slot(_) if self.is_leased(held.client, run) => HoldKind::Lease,
             HoldPlace::Slot(_) => HoldKind::Short,
             HoldPlace::LongSlot(_) | HoldPlace::Count(_) => HoldKind::Longterm,
+            HoldPlace::Unseen => HoldKind::Unseen,
         };
         Some(Holder {
             client: held.client.0,
