@@ -144,14 +144,28 @@ impl<S: ClientSide> Pinner<S> {
     /// after the pin; pins outlive their lane.
     ///
     /// # Errors
-    /// [`PinError::NoLane`] when all are taken just now, [`PinError::Detached`] in a forked child.
+    /// [`PinError::NoLane`] when all are taken just now, [`PinError::NoRoom`] when there is no memory for
+    /// its slots, [`PinError::Detached`] in a forked child.
     pub fn lane(&self) -> Result<Lane<'_, S>, PinError> {
         if self.side.is_detached() {
             return Err(PinError::Detached);
         }
         let nr_lanes = self.layout.nr_lanes();
         let (lane, cursor) = self.claims.take().ok_or(PinError::NoLane { nr_lanes })?;
+        if !self.reserve_slots(lane, 0..SLOT_STEP.min(self.layout.lane_slots())) {
+            self.claims.give_back(lane, cursor);
+            return Err(PinError::NoRoom);
+        }
         Ok(self.open_lane(lane, cursor))
+    }
+
+    /// Takes memory for slots of a lane and their tags, before the lane's mark covers them: the owner
+    /// looks at what the mark covers. Says whether there is some.
+    fn reserve_slots(&self, lane: usize, slots: core::ops::Range<usize>) -> bool {
+        let words = self.layout.slot(lane, slots.start)..self.layout.slot(lane, slots.end);
+        let tags = self.layout.tag_of(words.start)..self.layout.tag_of(words.end);
+        let ledger = self.side.ledger();
+        ledger.reserve(words) && ledger.reserve(tags)
     }
 
     fn open_lane(&self, lane: usize, cursor: usize) -> Lane<'_, S> {
@@ -250,6 +264,9 @@ impl<S: ClientSide> Pinner<S> {
         }
         // Doubling keeps the search above constant per pin, spread over the pins held.
         let raised = (high * 2).max(SLOT_STEP).min(bound);
+        if !self.reserve_slots(lane, high..raised) {
+            return None;
+        }
         // Release: stored before the slot it covers, so that a scan that must see the slot looks at
         // it; pairs with the scan's Acquire.
         ledger.store(self.layout.lane_mark(lane), raised as u64, Ordering::Release);

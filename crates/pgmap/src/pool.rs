@@ -157,6 +157,7 @@ impl Pool {
         let id = PoolId::random()?;
         // First of all, so that whatever else is found beside it was made by us.
         let unfinished = MemoryFile::create_named(&directory.file(CATALOG_NEW), 0)?;
+        unfinished.check_capacity(stored.size_bytes)?;
         let catalog = match layout.head {
             Some(_) => {
                 unfinished.reserve(0..HEADER_BYTES)?;
@@ -166,7 +167,6 @@ impl Pool {
         };
         directory.probe()?;
         let data = MemoryFile::create_named(&directory.file(DATA), 0)?;
-        data.check_capacity(stored.size_bytes)?;
         check_memory(&pool_name(Some(directory.path())), &data, stored.size_bytes)?;
         data.set_len(stored.capacity_bytes)?;
         let kind = data_kind(&stored);
