@@ -23,9 +23,17 @@ pub(crate) struct Holes {
     pub refused: Arc<Refused>,
 }
 
-/// The first address of a hole that something was written to, until somebody is told.
+/// The first address of a hole that something was written to through a guard, until somebody is told.
 #[derive(Debug, Default)]
 pub(crate) struct Refused(Mutex<Option<u64>>);
+
+impl Drop for Refused {
+    fn drop(&mut self) {
+        if let Some(address) = self.take() {
+            tracing::error!(address, "what was written to a hole of a file is dropped");
+        }
+    }
+}
 
 impl Refused {
     fn note(&self, address: u64) {

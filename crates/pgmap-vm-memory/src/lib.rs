@@ -12,9 +12,9 @@
 //!
 //! Areas that may not be both read and written are no part of it: vm-memory's regions know no
 //! permissions. What is written through vm-memory, and nothing else, is marked in
-//! [`Mm::dirty`](pgmap::mm::mm::Mm::dirty). A hole of a file reads as zeros. What is written there is
-//! dropped, and said: by the region's own calls at once; where only a slice was asked for, by the next
-//! use of the region.
+//! [`Mm::dirty`](pgmap::mm::mm::Mm::dirty). A hole of a file reads as zeros, and is not written to: the
+//! guard's and the region's own calls refuse; where only a slice was asked for, what is written is
+//! dropped, and the next use of the guard says so.
 
 mod bitmap;
 mod region;

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -31,14 +32,16 @@ use crate::bitmap::{DirtyPages, Holes, Refused};
 pub struct GuestRegion<'s> {
     slot: MemorySlot<'s>,
     dirty: DirtyPages<'s>,
-    /// Made when holes are handed out for the first time.
-    refused: OnceLock<Arc<Refused>>,
+    refused: SharedRefused,
 }
 
+/// One of a guard, made when holes are handed out for the first time.
+type SharedRefused = Arc<OnceLock<Arc<Refused>>>;
+
 impl<'s> GuestRegion<'s> {
-    fn new(space: &'s AddressSpace, slot: MemorySlot<'s>) -> Self {
+    fn new(space: &'s AddressSpace, slot: MemorySlot<'s>, refused: SharedRefused) -> Self {
         let dirty = DirtyPages::new(space.mm().dirty(), slot.range().start);
-        Self { slot, dirty, refused: OnceLock::new() }
+        Self { slot, dirty, refused }
     }
 
     /// Bytes from `offset` on, held, for an access of this kind; `No` where nobody knows which it will be.
@@ -229,23 +232,62 @@ fn refusal(error: SpaceError) -> GuestMemoryError {
     }
 }
 
+/// A write to a hole of a file.
+#[derive(Debug, Clone, Copy)]
+struct HoleWritten {
+    address: u64,
+}
+
+impl fmt::Display for HoleWritten {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { address } = self;
+        write!(
+            f,
+            "guest address {address:#x} lies in a hole of its file, which has no memory to write to"
+        )
+    }
+}
+
+impl std::error::Error for HoleWritten {}
+
 fn hole_written(address: u64) -> GuestMemoryError {
-    GuestMemoryError::IOError(io::Error::other(format!(
-        "guest address {address:#x} lies in a hole of its file, which has no memory to write to"
-    )))
+    GuestMemoryError::IOError(io::Error::other(HoleWritten { address }))
+}
+
+fn is_hole(error: &GuestMemoryError) -> bool {
+    let GuestMemoryError::IOError(error) = error else { return false };
+    error.get_ref().is_some_and(|inner| inner.is::<HoleWritten>())
 }
 
 /// The regions of a snapshot, by first address. There is more of it over time, and never less.
 #[derive(Debug)]
 pub(crate) struct Regions<'s> {
     space: &'s AddressSpace,
+    refused: SharedRefused,
     /// None of them is ever removed, replaced or moved while this lives.
     known: Mutex<BTreeMap<u64, Box<GuestRegion<'s>>>>,
 }
 
 impl<'s> Regions<'s> {
-    pub(crate) const fn new(space: &'s AddressSpace) -> Self {
-        Self { space, known: Mutex::new(BTreeMap::new()) }
+    pub(crate) fn new(space: &'s AddressSpace) -> Self {
+        Self { space, refused: Arc::default(), known: Mutex::default() }
+    }
+
+    /// An error if a file has a hole at any of these addresses: for who is about to write there. What else is
+    /// wrong with them shows when it is written.
+    pub(crate) fn refuse_holes(&self, address: u64, count: usize) -> GuestMemoryResult<()> {
+        let (mut at, end) = (address, address.saturating_add(count as u64));
+        while at < end
+            && let Some(region) = self.at(at)
+        {
+            let Range { start, end: region_end } = region.slot.range();
+            let len = end.min(region_end) - at;
+            match region.bytes(at - start, len as usize, Permissions::Write) {
+                Err(error) if is_hole(&error) => return Err(error),
+                _ => at += len,
+            }
+        }
+        Ok(())
     }
 
     /// The region with this address: a known one, or what the address space has there now between those
@@ -264,7 +306,10 @@ impl<'s> Regions<'s> {
                 let high = next.map_or(u64::MAX, |(&start, _)| start);
                 let slot = self.space.memory_slot(address, low..high)?;
                 let start = slot.range().start;
-                known.insert(start, Box::new(GuestRegion::new(self.space, slot)));
+                known.insert(
+                    start,
+                    Box::new(GuestRegion::new(self.space, slot, Arc::clone(&self.refused))),
+                );
                 start
             }
         };

@@ -1,11 +1,15 @@
 //! The guard: guest memory as it was when each block of it was first touched.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use pgmap::mm::level::PAGE_BYTES;
 use pgmap::mm::prot::Prot;
 use pgmap::space::AddressSpace;
-use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{
+    AtomicAccess, ByteValued, Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend,
+    GuestMemoryRegion, GuestMemoryResult, ReadVolatile,
+};
 
 use crate::region::{GuestRegion, Regions};
 
@@ -64,6 +68,80 @@ impl<'s> GuestAddressSpace for GuestSpace<'s> {
 pub struct GuestSnapshot<'s> {
     space: &'s AddressSpace,
     regions: Regions<'s>,
+}
+
+/// The calls of [`Bytes`] that write, for who has the guard itself: they refuse a hole of a file before anything is
+/// written, or taken from a source. Code that is generic over the memory cannot say that it writes
+/// (`docs/adr/0041-holes-under-a-guest.md`).
+impl GuestSnapshot<'_> {
+    /// As [`Bytes::write`].
+    ///
+    /// # Errors
+    /// As [`Bytes::write`], and where a file has a hole.
+    pub fn write(&self, buf: &[u8], addr: GuestAddress) -> GuestMemoryResult<usize> {
+        self.regions.refuse_holes(addr.0, buf.len())?;
+        Bytes::write(self, buf, addr)
+    }
+
+    /// As [`Bytes::write_slice`].
+    ///
+    /// # Errors
+    /// As [`Bytes::write_slice`], and where a file has a hole.
+    pub fn write_slice(&self, buf: &[u8], addr: GuestAddress) -> GuestMemoryResult<()> {
+        self.regions.refuse_holes(addr.0, buf.len())?;
+        Bytes::write_slice(self, buf, addr)
+    }
+
+    /// As [`Bytes::write_obj`].
+    ///
+    /// # Errors
+    /// As [`Bytes::write_obj`], and where a file has a hole.
+    pub fn write_obj<T: ByteValued>(&self, val: T, addr: GuestAddress) -> GuestMemoryResult<()> {
+        self.regions.refuse_holes(addr.0, size_of::<T>())?;
+        Bytes::write_obj(self, val, addr)
+    }
+
+    /// As [`Bytes::store`].
+    ///
+    /// # Errors
+    /// As [`Bytes::store`], and where a file has a hole.
+    pub fn store<T: AtomicAccess>(
+        &self,
+        val: T,
+        addr: GuestAddress,
+        order: Ordering,
+    ) -> GuestMemoryResult<()> {
+        self.regions.refuse_holes(addr.0, size_of::<T>())?;
+        Bytes::store(self, val, addr, order)
+    }
+
+    /// As [`Bytes::read_volatile_from`].
+    ///
+    /// # Errors
+    /// As [`Bytes::read_volatile_from`], and where a file has a hole.
+    pub fn read_volatile_from<F: ReadVolatile>(
+        &self,
+        addr: GuestAddress,
+        src: &mut F,
+        count: usize,
+    ) -> GuestMemoryResult<usize> {
+        self.regions.refuse_holes(addr.0, count)?;
+        Bytes::read_volatile_from(self, addr, src, count)
+    }
+
+    /// As [`Bytes::read_exact_volatile_from`].
+    ///
+    /// # Errors
+    /// As [`Bytes::read_exact_volatile_from`], and where a file has a hole.
+    pub fn read_exact_volatile_from<F: ReadVolatile>(
+        &self,
+        addr: GuestAddress,
+        src: &mut F,
+        count: usize,
+    ) -> GuestMemoryResult<()> {
+        self.regions.refuse_holes(addr.0, count)?;
+        Bytes::read_exact_volatile_from(self, addr, src, count)
+    }
 }
 
 impl<'s> GuestMemoryBackend for GuestSnapshot<'s> {

@@ -227,7 +227,7 @@ fn answer<M: GuestMemoryBackend>(memory: &M, call: &Call) -> String {
             told(memory.load::<u64>(at, Ordering::Relaxed))
         ),
         7 => told(memory.store(random.next() as u32, at, Ordering::Release)),
-        8..=11 | 12..=14 => transfer(memory, call, at),
+        8..=14 => transfer(memory, call, at),
         15 => {
             let checked = memory.check_range(at, call.len);
             let lens: Vec<_> = memory
@@ -289,7 +289,7 @@ fn transfer<M: GuestMemoryBackend>(memory: &M, call: &Call, at: GuestAddress) ->
     nonblocking(&theirs);
     let result = match call.number {
         12..=14 => {
-            if call.number != 13 || call.seed % 2 == 0 {
+            if call.number != 13 || call.seed.is_multiple_of(2) {
                 nonblocking(&ours);
             }
             told(memory.write_volatile_to(at, &mut ours, len.min(60_000)))
@@ -299,11 +299,11 @@ fn transfer<M: GuestMemoryBackend>(memory: &M, call: &Call, at: GuestAddress) ->
                 rustix::io::write(&theirs, message).unwrap();
             }
             // A read that would wait is one that would fail, and else neither waits.
-            if call.sent.is_empty() || call.seed % 2 == 0 {
+            if call.sent.is_empty() || call.seed.is_multiple_of(2) {
                 nonblocking(&ours);
             }
             match call.number {
-                11 if call.seed % 3 == 0 => {
+                11 if call.seed.is_multiple_of(3) => {
                     drop(theirs);
                     let whole = told(memory.read_exact_volatile_from(at, &mut ours, len));
                     nonblocking(&ours);
@@ -327,7 +327,7 @@ fn by_pointer<M: GuestMemoryBackend>(memory: &M, at: GuestAddress, len: usize) -
     }
     let pointer = memory.get_host_address(at).unwrap();
     // SAFETY: the range is in one region, and guest memory is one mapping.
-    let bytes = (0..len).map(|at| unsafe { pointer.add(at).read_volatile() });
+    let bytes = (0..len).map(|at| unsafe { pointer.wrapping_add(at).read_volatile() });
     format!("{:x}", checksum(&bytes.collect::<Vec<_>>()))
 }
 

@@ -102,7 +102,7 @@ fn what_a_guard_uses_later_goes_on_from_what_it_used_before_though_another_keeps
     assert_eq!(old.read_obj::<u8>(GuestAddress(2 * MIB)).unwrap(), 2);
     let pointer = young.get_host_address(line).unwrap();
     // SAFETY: the guard holds the region, and pointers into it go on.
-    assert_eq!(unsafe { pointer.add(8).read_volatile() }, 3);
+    assert_eq!(unsafe { pointer.wrapping_add(8).read_volatile() }, 3);
     // What was handed out before is still the same memory.
     kept.write_obj(0x0909_0909_0909_0909_u64, 0).unwrap();
     assert_eq!(young.read_obj::<u64>(line).unwrap(), 0x0909_0909_0909_0909);
@@ -191,6 +191,18 @@ fn an_unlinked_file_stays_while_a_guard_uses_it_and_is_gone_for_the_next() {
     assert_eq!(regions, [(4 * PAGE, 4 * PAGE)]);
 }
 
+/// The permissions of the mapping at an address, as the kernel shows them.
+fn permissions(address: *mut u8) -> String {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let line = maps.lines().find(|line| {
+        let (range, _) = line.split_once(' ').unwrap();
+        let (start, end) = range.split_once('-').unwrap();
+        let number = |text| usize::from_str_radix(text, 16).unwrap();
+        (number(start)..number(end)).contains(&(address as usize))
+    });
+    line.map_or_else(String::new, |line| line.split(' ').nth(1).unwrap().to_owned())
+}
+
 #[test]
 fn failed_memory_is_an_error_and_the_pages_around_it_are_not() {
     let owner = owner(16 * MIB);
@@ -198,7 +210,8 @@ fn failed_memory_is_an_error_and_the_pages_around_it_are_not() {
     put_filled(&client, "ram", FolioSize::Pages4K, 8 * PAGE, 7);
     let space = space(&client);
     map(&space, "ram", 0, 8 * PAGE, 0);
-    space.populate(0, 8 * PAGE).unwrap();
+    let well = GuestSpace::new(&space).memory().get_host_address(GuestAddress(0)).unwrap();
+    assert_eq!(permissions(well.wrapping_add(3 * PAGE as usize)), "rw-s");
     let pfn = space.mm().translate(3 * PAGE).unwrap().pfn;
     client.memory_failure(pfn.number()).unwrap();
     let memory = GuestSpace::new(&space).memory();
@@ -208,6 +221,10 @@ fn failed_memory_is_an_error_and_the_pages_around_it_are_not() {
     let error = memory.read_slice(&mut [0; 2 * PAGE as usize], GuestAddress(2 * PAGE)).unwrap_err();
     assert!(error.to_string().contains("failed"), "{error}");
     assert!(memory.get_host_address(GuestAddress(3 * PAGE)).is_err());
+    // Who goes on by pointer does not come upon the memory that failed, though it was shown before.
+    let pointer = memory.get_host_address(GuestAddress(0)).unwrap();
+    let seen = |page| permissions(pointer.wrapping_add((page * PAGE) as usize));
+    assert_eq!([2, 3, 4].map(seen), ["rw-s", "---p", "rw-s"]);
     assert!(!memory.check_range(GuestAddress(0), 8 * PAGE as usize));
     assert!(memory.check_range(GuestAddress(4 * PAGE), 4 * PAGE as usize));
     assert_eq!(memory.num_regions(), 1);
@@ -221,6 +238,7 @@ fn what_is_written_to_a_hole_is_refused_and_reaches_nobody() {
     client.punch("ram", 2 * PAGE, 2 * PAGE, 0).unwrap();
     let space = space(&client);
     map(&space, "ram", 0, 8 * PAGE, 0);
+    map(&space, "ram", 0, PAGE, 64 * PAGE);
     space.mm().dirty().start();
     let guest = GuestSpace::new(&space);
     let hole = GuestAddress(2 * PAGE + 100);
@@ -232,11 +250,30 @@ fn what_is_written_to_a_hole_is_refused_and_reaches_nobody() {
     assert!(region.store(5_u32, MemoryRegionAddress(hole.0), Ordering::Relaxed).is_err());
     assert_eq!(region.read_obj::<u64>(MemoryRegionAddress(hole.0)).unwrap(), 0);
     assert_eq!(space.mm().dirty().take(0, 1 << 20), []);
-    // A slice does not know; the next call says so, once.
+    // The guard's own calls know it, too, and take nothing from a source.
+    let mut source = &[5; 100][..];
+    for error in [
+        memory.write_obj(5_u64, hole).unwrap_err(),
+        memory.write(&[5; 9], hole).unwrap_err(),
+        memory.write_slice(&[5; 2 * PAGE as usize], GuestAddress(PAGE)).unwrap_err(),
+        memory.store(5_u32, hole, Ordering::Relaxed).unwrap_err(),
+        memory.read_volatile_from(hole, &mut source, 100).unwrap_err(),
+        memory.read_exact_volatile_from(hole, &mut source, 100).unwrap_err(),
+    ] {
+        assert!(error.to_string().contains("hole"), "{error}");
+    }
+    assert_eq!((source.len(), memory.read_obj::<u64>(hole).unwrap()), (100, 0));
+    assert_eq!(space.mm().dirty().take(0, 1 << 20), []);
+    // A slice does not know, nor does who is generic over the memory; the next use of the guard says so, once.
     let slice = memory.get_slice(GuestAddress(PAGE), 4 * PAGE as usize).unwrap();
     slice.write_slice(&[9; 4 * PAGE as usize], 0).unwrap();
     assert!(slice.bitmap().dirty_at(0) && !slice.bitmap().dirty_at(PAGE as usize));
     assert_eq!(space.mm().dirty().take(0, 1 << 20), [(1, 1), (4, 1)]);
+    let elsewhere = GuestAddress(64 * PAGE);
+    let error = memory.read_obj::<u8>(elsewhere).unwrap_err();
+    assert!(error.to_string().contains("hole"), "{error}");
+    assert_eq!(memory.read_obj::<u8>(elsewhere).unwrap(), 7);
+    Bytes::write_obj(&*memory, 9_u8, hole).unwrap();
     let error = memory.read_obj::<u8>(GuestAddress(0)).unwrap_err();
     assert!(error.to_string().contains("hole"), "{error}");
     assert_eq!(memory.read_obj::<u8>(GuestAddress(PAGE)).unwrap(), 9);

@@ -232,6 +232,13 @@ impl Mm {
         state.areas.around(address / PAGE_BYTES, wanted).cloned().collect()
     }
 
+    /// A number that every change of an area moves, and perhaps others do: for whoever keeps what it has
+    /// found out about areas.
+    #[must_use]
+    pub fn nr_changes(&self) -> u64 {
+        self.lock().areas.nr_changes()
+    }
+
     /// Every area, in order of address.
     #[must_use]
     pub fn areas(&self) -> Vec<Vma> {

@@ -10,6 +10,7 @@ pub(crate) struct VmaSet {
     areas: SortedAreas,
     /// Where the search for a gap starts: after the last area that a gap was found for.
     next_gap: u64,
+    nr_changes: u64,
 }
 
 impl VmaSet {
@@ -61,6 +62,11 @@ impl VmaSet {
         self.areas.len()
     }
 
+    /// How often anything was changed, or handed out to be changed.
+    pub(crate) const fn nr_changes(&self) -> u64 {
+        self.nr_changes
+    }
+
     /// Whether every page from `from` up to `to` is in some area.
     pub(crate) fn covers(&self, from: u64, to: u64) -> bool {
         let mut at = from;
@@ -86,6 +92,7 @@ impl VmaSet {
 
     /// Takes out every area from `from` up to `to`; areas across an edge are split there.
     pub(crate) fn remove(&mut self, from: u64, to: u64) {
+        self.nr_changes += 1;
         // The usual change is of exactly one area.
         if let Some(at) = self.place_of(from, to) {
             self.areas.remove(at);
@@ -116,6 +123,7 @@ impl VmaSet {
 
     /// Puts in an area where none is, and joins it to neighbours that it carries on.
     pub(crate) fn insert(&mut self, mut vma: Vma) {
+        self.nr_changes += 1;
         let mut at = self.areas.lower_bound(vma.page);
         if let Some(next) = self.areas.get(at).filter(|next| vma.carries_on_as(next)) {
             vma.nr_pages += next.nr_pages;
@@ -131,6 +139,7 @@ impl VmaSet {
     /// The area of exactly the pages from `from` up to `to`, if there is one. Made another, it may carry
     /// its neighbours on and stays an area of its own, which changes nothing but their number.
     pub(crate) fn exactly(&mut self, from: u64, to: u64) -> Option<&mut Vma> {
+        self.nr_changes += 1;
         self.place_of(from, to).and_then(|at| self.areas.get_mut(at))
     }
 

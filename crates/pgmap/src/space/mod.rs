@@ -36,6 +36,7 @@ mod faults;
 pub(crate) mod inner;
 mod lease;
 mod pinned;
+mod run;
 mod slot;
 mod tail;
 mod view;
@@ -64,6 +65,7 @@ pub use self::faults::{FaultAnswer, FaultHandler, TouchFault};
 use self::inner::SpaceInner;
 use self::pinned::{Asked, Held};
 pub use self::pinned::{MemorySegment, PinnedPages};
+use self::run::Runs;
 pub use self::slot::{MemorySlot, SlotBytes};
 pub use self::tail::Tails;
 use self::view::Views;
@@ -93,6 +95,7 @@ pub struct AddressSpace {
     files: Mutex<HashMap<u64, Weak<FileBacking>>>,
     /// Where stretches of it are contiguous in the process.
     views: Views,
+    runs: Runs,
     /// The frame where files end and devices begin.
     files_end: u64,
 }
@@ -216,6 +219,7 @@ impl AddressSpace {
             keeping: OnceLock::new(),
             files: Mutex::default(),
             views: Views::default(),
+            runs: Runs::default(),
             files_end,
         })
     }

@@ -29,11 +29,11 @@ use pgmap_mm::gup::{Dirty, GupError, GupFlags};
 use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::mm::FillError;
 use pgmap_mm::pin::ClientSide;
-use pgmap_mm::prot::Prot;
-use pgmap_mm::vma::{BackingError, Vma, VmaKind};
+use pgmap_mm::vma::BackingError;
 use pgmap_os::OsError;
 
 use super::copy::is_hole;
+use super::run::{Run, end_in};
 use super::view::{BLOCK_BYTES, Behind, NotShown, Piece, View, Wanted, block_of, push};
 use super::{AddressSpace, PinnedPages, SpaceError};
 use crate::error::Error;
@@ -113,19 +113,12 @@ impl AddressSpace {
         if self.is_detached() {
             return None;
         }
-        let page = address / PAGE_BYTES;
-        let mut run = 0..0;
-        for area in self.mm().areas_around(address, Prot::READ_WRITE) {
-            if run.end != area.page {
-                run.start = area.page;
-            }
-            run.end = end_of_file_in(&area);
-            if run.end < area.end() && page < area.end() {
-                break;
-            }
-        }
-        let range =
-            (run.start * PAGE_BYTES).max(within.start)..(run.end * PAGE_BYTES).min(within.end);
+        let found = self.runs.at(address).filter(|run| run.is_current(self.mm()));
+        let run = match found {
+            Some(run) => run,
+            None => self.runs.keep(Run::find(self.mm(), address)?),
+        };
+        let range = run.range.start.max(within.start)..run.range.end.min(within.end);
         range.contains(&address).then(|| MemorySlot { space: self, range, held: Mutex::default() })
     }
 
@@ -150,27 +143,11 @@ impl AddressSpace {
     /// The next address that may have memory behind a page that has none.
     fn after_missing(&self, address: u64) -> u64 {
         let page = address / PAGE_BYTES;
-        let end = self.mm().area_at(address).map_or(page + 1, |area| {
-            if end_of_file_in(&area) <= page { area.end() } else { page + 1 }
-        });
+        let end = self
+            .mm()
+            .area_at(address)
+            .map_or(page + 1, |area| if end_in(&area) <= page { area.end() } else { page + 1 });
         end * PAGE_BYTES
-    }
-}
-
-/// The page of the address space at which the file behind an area ends, or the area.
-fn end_of_file_in(area: &Vma) -> u64 {
-    if area.kind() == VmaKind::Raw {
-        // Nothing of it can be held.
-        return area.page;
-    }
-    let last = area.file_page_of(area.end() - 1);
-    match area.backing.extent_at(last) {
-        Err(BackingError::Dead) => area.page,
-        Err(BackingError::BeyondEnd) => {
-            let nr_pages = area.backing.nr_pages().saturating_sub(area.file_page);
-            area.end().min(area.page + nr_pages)
-        }
-        _ => area.end(),
     }
 }
 
