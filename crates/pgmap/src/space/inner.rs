@@ -87,9 +87,7 @@ impl SpaceInner {
             return;
         };
         // What is mapped for the processor is held: this client is told of it, and keeps the rest.
-        for run in cpu.wanted_back() {
-            let _told = self.mm.invalidate(run);
-        }
+        cpu.note_changed();
         self.restore();
     }
 
