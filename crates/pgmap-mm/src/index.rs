@@ -528,11 +528,10 @@ impl<W: WriteWords> IndexWriter<W> {
         Ok(EntryId(slot))
     }
 
-    /// Writes a file's length and extents again. Fails only where the file has more extents than
-    /// before.
+    /// Writes a file's length and extents again.
     ///
     /// # Errors
-    /// [`IndexFull`]; nothing is changed then.
+    /// [`IndexFull`], only where the file has more extents than before; nothing is changed then.
     pub fn update(
         &mut self,
         entry: EntryId,

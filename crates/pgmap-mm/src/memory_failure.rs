@@ -208,8 +208,9 @@ impl<W: WriteWords> Folios<W> {
             withheld = self.split(pfn, smallest)?.extent_after(&withheld);
         }
         let flags = withheld.life.flags().without(FolioFlags::PARTIAL);
-        let is_head = frame.first() == extent.first();
-        let state = if is_head { FolioState::Poisoned } else { FolioState::Quarantined };
+        let is_head_lost =
+            frame.first() == extent.first() || extent.life.state() == FolioState::Poisoned;
+        let state = if is_head_lost { FolioState::Poisoned } else { FolioState::Quarantined };
         withheld.life = Descriptor::new(state, flags, fresh);
         self.vmemmap().set(withheld.head_level, withheld.first(), withheld.life);
         self.change(frame, poisoned);

@@ -71,6 +71,7 @@ impl Core {
                 self.frames.release(run);
             }
             if !waiting.is_empty() {
+                waiting.iter().for_each(|run| self.frames.mark_held(run));
                 drain = drain.part(waiting);
                 self.ask_holders(&drain, None, OnDeadline::Fail);
                 let started_ms = clock::monotonic_ms();

@@ -193,3 +193,162 @@ impl Core {
         Some(id)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use pgmap_mm::extent::Extent;
+    use pgmap_mm::level::PAGE_BYTES;
+
+    use super::*;
+    use crate::client::Client;
+    use crate::owner::core::Outcome;
+    use crate::owner::handle::Owner;
+    use crate::pool::{Pool, PoolOptions};
+    use crate::wire::{CreateSpec, FolioSize, Reply, Request};
+
+    const POOL_BYTES: u64 = 16 << 20;
+
+    /// The books of a pool, without a thread: dropping them is being killed.
+    fn open(path: &Path) -> Core {
+        let pool = match path.exists() {
+            true => Pool::open(path),
+            false => Pool::create(&PoolOptions::in_directory(path, POOL_BYTES)),
+        };
+        Core::open(Arc::new(pool.unwrap())).unwrap()
+    }
+
+    fn put(core: &mut Core, client: ClientId, name: &FileName, len_bytes: u64) {
+        let spec = CreateSpec::new(name.clone(), len_bytes, FolioSize::Pages4K);
+        let outcome = core.handle(client, Request::Create(vec![spec]));
+        let Outcome::Answer(Reply::Created(drafts)) = outcome else { panic!("{outcome:?}") };
+        let id = drafts[0].as_ref().unwrap().id;
+        let outcome = core.handle(client, Request::Commit(vec![id]));
+        assert!(matches!(outcome, Outcome::Answer(Reply::Committed(_))), "{outcome:?}");
+    }
+
+    fn is_current(core: &Core, extent: &Extent) -> bool {
+        core.frames.vmemmap().load(extent.head_level, extent.first()) == Some(extent.life)
+    }
+
+    /// A punch waits for a holder and readers are told of three pieces when the owner is killed. The
+    /// file is whole again; none of the pieces may be believed, for when the file goes only the word of
+    /// the whole is changed. And the catalog has the words of now, or the next start changes them again.
+    #[test]
+    fn what_readers_knew_of_a_cut_that_a_killed_owner_began_is_never_true_again() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = directory.path().join("pool");
+        let name = FileName::new("a").unwrap();
+        let mut core = open(&path);
+        let (client, attachment) = core.attach(Identity::own(), false).unwrap();
+        put(&mut core, client, &name, 16 * PAGE_BYTES);
+        let whole = core.files[&name].extents.clone();
+        let pages = 5..6;
+        let cut = core.frames.begin_cut(&name, &whole, &pages, false).unwrap();
+        cut.off.iter().for_each(|&run| core.frames.retire_run(run));
+        let pieces: Vec<Extent> =
+            cut.extents.iter().filter(|piece| !piece.is_hole()).copied().collect();
+        assert_eq!(pieces.len(), 2);
+        assert!(pieces.iter().all(|piece| is_current(&core, piece)));
+        drop(core);
+
+        let core = open(&path);
+        drop(attachment);
+        let recovered = core.files[&name].extents.clone();
+        assert_eq!(recovered.len(), 1);
+        assert!(is_current(&core, &recovered[0]));
+        assert_eq!(recovered[0].run, whole[0].run);
+        for known in pieces.iter().chain(&whole) {
+            assert!(!is_current(&core, known), "{known:?} is believed");
+        }
+        let on_record = core.pool.catalog.as_ref().unwrap().files().unwrap();
+        assert_eq!(on_record[0].1, core.files[&name].stored());
+    }
+
+    /// An owner that is killed between putting a truncate on record and zeroing what it cut off.
+    #[test]
+    fn a_tail_that_a_killed_owner_did_not_zero_is_zeroed_by_the_next() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = directory.path().join("pool");
+        let name = FileName::new("a").unwrap();
+        let mut core = open(&path);
+        let (client, _attachment) = core.attach(Identity::own(), false).unwrap();
+        put(&mut core, client, &name, 100);
+        let file = core.files[&name].clone();
+        core.record(&[Change::Put(&name, file.stored()), Change::OpenTail(file.id.0)]).unwrap();
+        let at = file.extents[0].run.byte_range().start;
+        let data = path.join("data");
+        let page = || std::fs::read(&data).unwrap()[at as usize..][..4096].to_vec();
+        std::os::unix::fs::FileExt::write_all_at(
+            &std::fs::File::options().write(true).open(&data).unwrap(),
+            &[0xAA; 4096],
+            at,
+        )
+        .unwrap();
+        drop(core);
+
+        let core = open(&path);
+        assert_eq!(page()[..100], [0xAA; 100]);
+        assert!(page()[100..].iter().all(|&byte| byte == 0));
+        assert_eq!(core.pool.catalog.as_ref().unwrap().open_tails().unwrap(), []);
+    }
+
+    /// Pages of the backing that are larger than the frames of a dead client's device are replaced as a
+    /// whole, when nothing else of them is in use.
+    #[test]
+    fn a_device_hold_of_a_part_of_a_huge_page_ends_when_all_of_the_page_is_free() {
+        let options = PoolOptions::anonymous(8 << 20).huge_pages(pgmap_os::PageSize::Huge2M);
+        let owner = match Pool::create(&options).and_then(Owner::start) {
+            Ok(owner) => owner,
+            Err(error) => {
+                println!("skipped: no huge pages here ({error}); set vm.nr_hugepages to 8");
+                return;
+            }
+        };
+        let (client, other): (Client, Client) = (owner.client().unwrap(), owner.client().unwrap());
+        for name in ["a", "b"] {
+            client.create(name, 64 << 10, FolioSize::Pages4K).unwrap().commit().unwrap();
+        }
+        let pin = other.open("a").unwrap().pin_for_device(0, 64 << 10).unwrap();
+        std::mem::forget(pin);
+        drop(other);
+        assert_eq!(owner.info().orphaned_bytes, 64 << 10);
+        client.unlink("a").unwrap();
+        assert_eq!(owner.info().quarantined_bytes, 64 << 10, "\"b\" lies in the same page");
+        let epoch = client.detach_epoch();
+        client.unlink("b").unwrap();
+        let info = owner.info();
+        assert_eq!((info.quarantined_bytes, info.orphaned_bytes), (0, 0), "{info:?}");
+        assert_eq!(info.free_bytes, 8 << 20);
+        assert_eq!(client.detach_epoch() - epoch, 1);
+    }
+
+    /// A policy that changes while a cut waits holds for what the cut gives back, too.
+    #[test]
+    fn frames_that_a_cut_gives_back_have_the_policy_of_now() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let name = FileName::new("a").unwrap();
+        let mut core = open(&directory.path().join("pool"));
+        let (client, _attachment) = core.attach(Identity::own(), false).unwrap();
+        put(&mut core, client, &name, 16 * PAGE_BYTES);
+        let before = core.files[&name].clone();
+        let cut = core.frames.begin_cut(&name, &before.extents, &(5..16), true).unwrap();
+        cut.off.iter().for_each(|&run| core.frames.retire_run(run));
+        let now = FileRecord { extents: cut.extents.clone(), ..before.clone() };
+        core.files.insert(name.clone(), now);
+        core.files.get_mut(&name).unwrap().rules.is_read_only = true;
+        core.republish();
+        let flags = core.flags_of(&core.files[&name]);
+        assert_ne!(flags, before.extents[0].life.flags());
+        let now = core.files[&name].extents.clone();
+        let extents = core.frames.undo_cut(&cut, (&before.extents, &now), &(5..16), flags);
+        assert_eq!(extents.len(), 1);
+        let words = core.frames.vmemmap().folios(extents[0].run);
+        let partial = pgmap_mm::descriptor::FolioFlags::PARTIAL;
+        for (first, _, word) in words {
+            assert_eq!(word.flags().without(partial), flags, "{first}");
+        }
+    }
+}

@@ -34,7 +34,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use pgmap_mm::descriptor::FolioFlags;
+use pgmap_mm::descriptor::{FolioFlags, FolioState};
 use pgmap_mm::error::PinError;
 use pgmap_mm::error::errno::{EACCES, EFAULT, EINVAL, ESTALE};
 use pgmap_mm::extent::Extent;
@@ -44,6 +44,7 @@ use pgmap_mm::mm::{CpuMapping, Vacancy};
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::pin::{ClientSide, Lane, LaneParts, Pin, PinParts, Pinner};
 use pgmap_mm::prot::{Access, Prot};
+use pgmap_mm::runs::SortedRuns;
 use pgmap_os::Reservation;
 
 use crate::client::side::ProcessSide;
@@ -129,20 +130,25 @@ impl CpuView {
         std::mem::take(&mut self.lock().disturbed)
     }
 
-    /// Takes note of what is mapped under a life word that has changed since, whether or not an event has
-    /// said so. Only that word speaks for the frames of an extent, not the words of its other folios:
-    /// what is still the file's is to be mapped again under the words of now.
-    pub(super) fn note_changed(&self) {
+    /// The mapped frames that are being taken out of use, whether or not an event has said so.
+    pub(super) fn wanted_back(&self) -> Vec<PfnRange> {
         let mut state = self.lock();
+        let mut wanted = Vec::new();
+        let vmemmap = self.pinner().side().vmemmap();
         for (at, Stretch { len_bytes, access, hold }) in std::mem::take(&mut state.stretches) {
             // They are of this client.
             let Ok(pin) = Pin::from_parts(self.pinner(), hold) else { continue };
             if pin.is_wanted_back() {
-                state.disturbed.push((at..at + len_bytes, pin.run()));
+                let folios = vmemmap.folios(pin.run());
+                let going = folios.filter(|(_, _, word)| word.state() != FolioState::Live);
+                let of_pin =
+                    |(first, level, _)| PfnRange::folio(first, level).intersection(pin.run());
+                wanted.extend(going.filter_map(of_pin));
             }
             let hold = pin.into_parts();
             state.stretches.insert(at, Stretch { len_bytes, access, hold });
         }
+        SortedRuns::new(wanted).iter().collect()
     }
 
     /// Gives the addresses back and everything up that is held. Nothing can be mapped any more.

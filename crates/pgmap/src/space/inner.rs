@@ -87,7 +87,9 @@ impl SpaceInner {
             return;
         };
         // What is mapped for the processor is held: this client is told of it, and keeps the rest.
-        cpu.note_changed();
+        for run in cpu.wanted_back() {
+            let _told = self.mm.invalidate(run);
+        }
         self.restore();
     }
 

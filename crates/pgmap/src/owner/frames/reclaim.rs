@@ -28,38 +28,58 @@ const STEP_DETACHED_PAGES: u64 = 16_384;
 /// Most runs of free frames that one step of a trim looks at.
 const STEP_RUNS: usize = 1024;
 
-/// Frames that nobody holds and that are still to be freed.
+/// What is to be done with retired frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    /// Somebody holds them: say so in the word of each folio.
+    Mark,
+    /// Nobody does: free them.
+    Free,
+}
+
+/// Work that is left, in the order in which it came: frames are marked before they are freed.
 #[derive(Debug, Default)]
 pub(crate) struct Backlog {
-    runs: VecDeque<PfnRange>,
+    runs: VecDeque<(Work, PfnRange)>,
+    /// Frames that are to be freed.
     nr_pages: u64,
 }
 
 impl Backlog {
-    fn push(&mut self, run: PfnRange) {
-        self.nr_pages += run.nr_pages();
-        self.runs.push_back(run);
+    fn push(&mut self, work: Work, run: PfnRange) {
+        if work == Work::Free {
+            self.nr_pages += run.nr_pages();
+        }
+        self.runs.push_back((work, run));
     }
 
     /// The next run, cut after what `end_of` says of it; the rest stays first in line.
-    fn take(&mut self, end_of: impl FnOnce(PfnRange) -> u64) -> Option<PfnRange> {
-        let run = self.runs.pop_front()?;
+    fn take(&mut self, end_of: impl FnOnce(PfnRange) -> u64) -> Option<(Work, PfnRange)> {
+        let (work, run) = self.runs.pop_front()?;
         let nr_pages = end_of(run).clamp(run.start() + 1, run.end()) - run.start();
         if let Some(rest) = run.sub_run(nr_pages, run.nr_pages() - nr_pages) {
-            self.runs.push_front(rest);
+            self.runs.push_front((work, rest));
         }
-        self.nr_pages -= nr_pages;
-        run.sub_run(0, nr_pages)
+        if work == Work::Free {
+            self.nr_pages -= nr_pages;
+        }
+        Some((work, run.sub_run(0, nr_pages)?))
     }
 }
 
 impl PoolFrames {
     /// Nobody holds `run`, whose life is ended: it is freed in one of the next steps.
     pub(crate) fn release(&mut self, run: PfnRange) {
-        self.backlog.push(run);
+        self.backlog.push(Work::Free, run);
     }
 
-    /// Whether idle frames still are to be freed.
+    /// Somebody holds `run`, whose life is ended: the words of all its folios are to say so, for holders
+    /// who look at them because they missed the event. That is work for the next steps, too.
+    pub(crate) fn mark_held(&mut self, run: PfnRange) {
+        self.backlog.push(Work::Mark, run);
+    }
+
+    /// Whether there is work left for further steps.
     pub(crate) fn has_backlog(&self) -> bool {
         !self.backlog.runs.is_empty()
     }
@@ -71,7 +91,7 @@ impl PoolFrames {
 
     /// Whether a frame of `run` is still to be freed.
     pub(crate) fn is_in_backlog(&self, run: PfnRange) -> bool {
-        self.backlog.runs.iter().any(|waiting| waiting.overlaps(run))
+        self.backlog.runs.iter().any(|(_, waiting)| waiting.overlaps(run))
     }
 
     /// Frees one step's worth of what is to be freed.
@@ -81,8 +101,10 @@ impl PoolFrames {
             let mut backlog = std::mem::take(&mut self.backlog);
             let step = backlog.take(|run| self.end_of_step(run, &mut left));
             self.backlog = backlog;
-            if let Some(run) = step {
-                self.free(run);
+            match step {
+                Some((Work::Mark, run)) => self.retire_run(run),
+                Some((Work::Free, run)) => self.free(run),
+                None => {}
             }
         }
     }
