@@ -5,7 +5,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use pgmap_mm::frames::Frames;
-use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::pfn::{MAX_RUN_PAGES, PfnRange};
 use pgmap_os::{MemoryFile, WriteMapping};
 
@@ -94,11 +93,6 @@ impl Backing {
         mapping.copy_in(0, bytes).map_err(|error| failed(error.to_string()))?;
         // The file may count as synced already.
         self.data.sync().map_err(|error| failed(error.to_string()))
-    }
-
-    /// Frames of one page of the memory: less cannot be given back.
-    pub(crate) fn page_pages(&self) -> u64 {
-        self.data.page_size().len_bytes() / PAGE_BYTES
     }
 
     /// Bytes of memory behind the data now.
