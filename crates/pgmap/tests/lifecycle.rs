@@ -99,11 +99,10 @@ fn holds_device_across(kill_client_first: bool) {
     });
     assert_eq!((info.orphaned_bytes, info.nr_clients), (0, 1), "{info:?}");
     assert_eq!(client.detach_epoch() - epoch, 1, "the frames were detached before they were free");
-    assert_eq!(
-        std::fs::read_dir(place.join("pool/ledgers")).unwrap().count(),
-        1,
-        "its ledger went"
-    );
+    let ledgers = std::fs::read_dir(place.join("pool/ledgers")).unwrap();
+    let is_number = |name: std::ffi::OsString| name.to_str().unwrap().parse::<u64>().is_ok();
+    let nr_ledgers = ledgers.filter(|entry| is_number(entry.as_ref().unwrap().file_name())).count();
+    assert_eq!(nr_ledgers, 1, "its ledger went");
 }
 
 /// Story: recovery reaped dead clients before any file had its frames back. All frames were free then, a
@@ -149,7 +148,7 @@ fn a_ledger_that_cannot_be_read_stops_the_start_and_is_named() {
     start("create", &place).kill();
     let ledgers = place.join("pool/ledgers");
     std::fs::create_dir(ledgers.join("4711")).unwrap();
-    let error = Owner::start(Pool::open(place.join("pool")).unwrap()).map(drop).unwrap_err();
+    let error = Pool::open(place.join("pool")).and_then(Owner::start).map(drop).unwrap_err();
     assert!(error.to_string().contains("4711"), "{error}");
     std::fs::remove_dir(ledgers.join("4711")).unwrap();
     std::fs::rename(&ledgers, place.join("elsewhere")).unwrap();
@@ -508,10 +507,10 @@ fn a_failed_frame_stays_out_of_use_when_its_descriptor_is_lost() {
 }
 
 fn lose_descriptors(pool: &Path) {
+    // All but the page at the end that says whose file it is.
     let vmemmap = std::fs::File::options().write(true).open(pool.join("vmemmap")).unwrap();
     let len = vmemmap.metadata().unwrap().len();
-    vmemmap.set_len(0).unwrap();
-    vmemmap.set_len(len).unwrap();
+    vmemmap.write_all_at(&vec![0; len as usize - 4096], 0).unwrap();
 }
 
 #[test]

@@ -264,7 +264,7 @@ mod tests {
             assert!(!is_current(&core, known), "{known:?} is believed");
         }
         let on_record = core.pool.catalog.as_ref().unwrap().files().unwrap();
-        assert_eq!(on_record[0].1, core.files[&name].stored());
+        assert_eq!(on_record[&name], core.files[&name].stored());
     }
 
     /// An owner that is killed between putting a truncate on record and zeroing what it cut off.
@@ -290,9 +290,11 @@ mod tests {
         drop(core);
 
         let core = open(&path);
+        assert_eq!(core.pool.catalog.as_ref().unwrap().open_tails(), [file.id.0]);
         assert_eq!(page()[..100], [0xAA; 100]);
         assert!(page()[100..].iter().all(|&byte| byte == 0));
-        assert_eq!(core.pool.catalog.as_ref().unwrap().open_tails().unwrap(), []);
+        drop(core);
+        assert!(Pool::open(&path).unwrap().catalog.unwrap().open_tails().is_empty());
     }
 
     /// Pages of the backing that are larger than the frames of a dead client's device are replaced as a
