@@ -32,10 +32,16 @@
 //! `dax_break_layout` waits for one page's count after another, without a limit and without a name
 //! (Linux 7.1: fs/dax.c). Here one pass names every holder of the batch.
 
+use std::collections::BTreeMap;
+
 use crate::barrier::{BarrierMode, HeavyBarrier, Reached};
 use crate::ledger::{Hold, LedgerReader};
+use crate::pfn::PfnRange;
 use crate::runs::SortedRuns;
 use crate::words::{ReadCounts, ReadWords};
+
+/// Most ranges in which one client is asked for the frames of one drain.
+pub const MAX_ASKS: usize = 64;
 
 /// Which of the owner's clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,7 +60,10 @@ pub struct Held {
 #[derive(Clone, Debug)]
 pub struct Drain {
     runs: SortedRuns,
+    /// By first frame.
     held: Vec<Held>,
+    /// Frames of the longest of them, or more.
+    longest_pages: u64,
 }
 
 impl Drain {
@@ -81,7 +90,13 @@ impl Drain {
         for client in unreached {
             held.extend(runs.iter().map(|run| Held { client, hold: Hold::unseen(run) }));
         }
-        Self { runs, held }
+        Self::of(runs, held)
+    }
+
+    fn of(runs: SortedRuns, mut held: Vec<Held>) -> Self {
+        held.sort_by_key(|held| held.hold.run);
+        let longest_pages = held.iter().map(|held| held.hold.run.nr_pages()).max().unwrap_or(0);
+        Self { runs, held, longest_pages }
     }
 
     /// The frames.
@@ -90,18 +105,48 @@ impl Drain {
         &self.runs
     }
 
-    /// The holds in the way, as last seen.
+    /// The holds in the way, as last seen, by first frame.
     #[must_use]
     pub fn held(&self) -> &[Held] {
         &self.held
+    }
+
+    /// The frames of this drain that each client holds: at most [`MAX_ASKS`] ranges for each client, so that
+    /// who holds much is told little. Where a client's holds are in more pieces, ranges also cover frames
+    /// between them, to whose holds an unneeded request does no harm.
+    #[must_use]
+    pub fn asks(&self) -> BTreeMap<ClientId, Vec<PfnRange>> {
+        let mut asks: BTreeMap<ClientId, Vec<PfnRange>> = BTreeMap::new();
+        for Held { client, hold } in &self.held {
+            asks.entry(*client).or_default().push(hold.run);
+        }
+        for ranges in asks.values_mut() {
+            *ranges = self.runs.intersections(&SortedRuns::new(std::mem::take(ranges)));
+            let nr_joined = ranges.len().div_ceil(MAX_ASKS).max(1);
+            let around = |group: &[PfnRange]| match group {
+                [first, .., last] => PfnRange::new(first.start(), last.end() - first.start()),
+                _ => None,
+            };
+            *ranges = ranges
+                .chunks(nr_joined)
+                .flat_map(|group| around(group).map_or_else(|| group.to_vec(), |one| vec![one]))
+                .collect();
+        }
+        asks
     }
 
     /// The part of this drain that concerns `runs`, which lie inside its own: so that one barrier and
     /// one scan serve a batch whose members then wait each for its own holders.
     #[must_use]
     pub fn part(&self, runs: SortedRuns) -> Self {
-        let held = self.held.iter().copied().filter(|held| runs.overlaps(held.hold.run)).collect();
-        Self { runs, held }
+        let start_of = |held: &Held| held.hold.run.start();
+        let start = runs.iter().next().map_or(0, PfnRange::start);
+        let end = runs.iter().last().map_or(0, PfnRange::end);
+        let from = self.held.partition_point(|held| start_of(held) + self.longest_pages <= start);
+        let to = self.held.partition_point(|held| start_of(held) < end);
+        let concerned = self.held[from..to.max(from)].iter().copied();
+        let held = concerned.filter(|held| runs.overlaps(held.hold.run)).collect();
+        Self { runs, held, longest_pages: self.longest_pages }
     }
 
     /// Whether nobody holds any of the frames: they may be freed.
@@ -141,4 +186,55 @@ where
         ledger.for_each_hold(runs, |hold| held.push(Held { client, hold }));
     }
     held
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ledger::{Agent, HoldPlace};
+
+    fn run(first: u64, nr_pages: u64) -> PfnRange {
+        PfnRange::new(first, nr_pages).unwrap()
+    }
+
+    /// A drain of `runs` in whose way these holds of these clients are.
+    fn drain(runs: Vec<PfnRange>, holds: &[(u64, PfnRange)]) -> Drain {
+        let hold = |(number, &(client, run)): (usize, &(u64, PfnRange))| {
+            let place = HoldPlace::Slot(number);
+            let hold = Hold { place, run, agent: Agent::Cpu, nr_pins: 1, tag: 0 };
+            Held { client: ClientId(client), hold }
+        };
+        Drain::of(SortedRuns::new(runs), holds.iter().enumerate().map(hold).collect())
+    }
+
+    #[test]
+    fn a_part_has_all_holds_that_reach_into_it_and_no_others() {
+        let holds =
+            [(1, run(90, 5)), (1, run(0, 30)), (2, run(28, 1)), (1, run(29, 2)), (2, run(50, 9))];
+        let whole = drain(vec![run(0, 32), run(50, 50)], &holds);
+        let first_frames = |part: Vec<PfnRange>| {
+            let part = whole.part(SortedRuns::new(part));
+            part.held().iter().map(|held| held.hold.run.start()).collect::<Vec<u64>>()
+        };
+        assert_eq!(first_frames(vec![run(0, 32)]), [0, 28, 29]);
+        assert_eq!(first_frames(vec![run(29, 1)]), [0, 29]);
+        assert_eq!(first_frames(vec![run(30, 1)]), [29]);
+        assert_eq!(first_frames(vec![run(31, 1), run(58, 30)]), [50]);
+        assert_eq!(first_frames(vec![run(59, 31)]), [0; 0]);
+        assert_eq!(first_frames(vec![run(59, 32)]), [90]);
+    }
+
+    #[test]
+    fn each_client_is_asked_for_what_it_holds_in_a_few_ranges() {
+        let mut holds = vec![(7, run(0, 300)), (8, run(5, 1)), (8, run(5, 1)), (8, run(6, 1))];
+        holds.extend((0..1000).map(|n| (9, run(1000 + 3 * n, 1))));
+        let asks = drain(vec![run(2, 100), run(200, 5), run(1000, 3000)], &holds).asks();
+        assert_eq!(asks[&ClientId(7)], [run(2, 100), run(200, 5)]);
+        assert_eq!(asks[&ClientId(8)], [run(5, 2)]);
+        let many = &asks[&ClientId(9)];
+        assert!(many.len() <= MAX_ASKS && many.len() > MAX_ASKS / 2, "{} ranges", many.len());
+        let is_asked = |pfn: u64| many.iter().any(|range| range.overlaps(run(pfn, 1)));
+        assert!((0..1000).all(|n| is_asked(1000 + 3 * n)));
+        assert!(many.iter().all(|range| range.start() >= 1000 && range.end() <= 3998));
+    }
 }

@@ -4,29 +4,58 @@
 //! few slots that each lane keeps for those, in shared memory that only it writes and the owner reads. So no client can corrupt another's pins, and a
 //! killed client's pins vanish with its ledger.
 //!
+//! # States
+//!
+//! A lane's slots are grouped in *blocks*, and the lane fills slots of one block only, its *open* one.
+//!
+//! ```text
+//!            openings + 1: opened word of the block, then the lane's state
+//!   (closed) ───────────────────────────────────────────────▶ open: slots are filled and cleared
+//!       ▲        another block is opened, or the lane is given back  │
+//!       └────────────────────────────────────────────────────────────┘
+//!   closed: slots are cleared and narrowed, never filled
+//! ```
+//!
 //! # Layout
 //!
-//! Words: a header of one page (magic, lanes in use, kind of light barrier), one word per lane with the number of
-//! its slots that were ever used, a bitmap of the count pages ever touched, the lanes' slots, the
-//! slots' tags, the lanes' long-term slots. Counts: three arrays of `u32`, largest level first, in a region of their own. All
+//! Words: a header of one page (magic, lanes in use, kind of light barrier), four marks per lane
+//! (state, slots ever used, whether long-term holds were left behind), a bitmap of the count pages ever
+//! touched, the lanes' slots, the slots' tags, per block the opening in which it was opened last, the
+//! lanes' long-term slots. Counts: three arrays of `u32`, largest level first, in a region of their own. All
 //! of it is sparse: what was never written is not backed, and the owner never reads it, because on
 //! tmpfs even a read populates a hole.
 //!
 //! # Who may touch what
 //!
 //! Only the client stores (I2). A slot is taken only by the thread that owns its lane and cleared by
-//! whichever thread drops the pin. The owner loads, and believes nothing: a lane count or a slot
-//! that makes no sense is clamped or passed over (I9), which can only lose the liar's own pins.
+//! whichever thread drops the pin; a lane's marks and its blocks' are the lane owner's. The owner loads, and believes nothing: a
+//! mark or a slot that makes no sense is clamped or passed over (I9). A false mark hides slots of the
+//! liar's own ledger, so it can only lose the liar's own pins.
 //!
 //! # Orderings
 //!
-//! "Used" marks (lane in use, slots used, page touched) are stored before the record they cover and
+//! Marks (lane in use, slots used, block opened, lane state, page touched) are stored before the record they cover and
 //! both lie before the client's light barrier, so a scan after the heavy barrier that must see the
 //! record also sees its mark. Release on clearing a slot, Acquire on scanning it: what the client
 //! did to the bytes while it held them happens before the owner gives them to somebody else.
+//! The state is stored with Release and loaded with Acquire before anything else of the lane: data: every slot that was
+//! filled before the block was left.
+//!
+//! # Lost races
+//!
+//! *Scan against the opening of a block.* The scan reads the open block always, and of the others those that
+//! were opened since it last read them ([`remembered`]). Take a pin that the scan must see. If the state
+//! loaded is the one that opened its block, the block is read. If it is a later one, the block was left
+//! before that was stored, so its slots are seen as they were then, and it is read unless its opened word is what it
+//! was when it was read last. It cannot be an earlier one: the state was stored before the pin's light barrier. What is remembered of a
+//! block was read under a state not older than its opening, in which it was not open: so nothing was filled in since.
 
-use core::ops::Range;
+mod remembered;
 
+use core::ops::{ControlFlow, Range};
+use std::sync::Mutex;
+
+use self::remembered::{LaneView, Remembered};
 use crate::barrier::BarrierMode;
 use crate::level::Level;
 use crate::pfn::{PFN_BITS, Pfn, PfnRange, RUN_BITS};
@@ -43,10 +72,14 @@ pub const LANE_SLOTS: usize = 16_384;
 const LANES_PER_SHARED: usize = 8;
 /// Step in which a lane's "slots used" mark grows.
 pub(crate) const SLOT_STEP: usize = 64;
+/// Slots of one block: two cache lines.
+const BLOCK_SLOTS: usize = 16;
+/// Blocks of a lane at the least, so that the small lanes of models have several, too.
+const MIN_BLOCKS: usize = 4;
 /// Long-term pins that a lane holds in slots, one cache line of them; further ones are counts.
 pub(crate) const LONG_SLOTS: usize = 8;
 /// Written first into every ledger.
-pub const LEDGER_MAGIC: u64 = u64::from_le_bytes(*b"pgmapLG1");
+pub const LEDGER_MAGIC: u64 = u64::from_le_bytes(*b"pgmapLG2");
 
 const PAGE_WORDS: usize = 512;
 const COUNTS_PER_PAGE: usize = 1024;
@@ -56,6 +89,8 @@ pub(crate) const BARRIER_WORD: usize = 2;
 /// In the barrier word: this client's light barrier is a compiler fence.
 pub(crate) const IS_ASYMMETRIC: u64 = 1;
 const LANE_MARKS_START: usize = PAGE_WORDS;
+/// Words of a lane's marks.
+const LANE_MARK_WORDS: usize = 4;
 
 /// One half of a count word is for the processor's holds, the other for devices'.
 pub(crate) const CPU_ONE: u32 = 1;
@@ -110,6 +145,46 @@ impl SlotWord {
     }
 }
 
+/// What a lane says in one word: `openings:48 | open block + 1:16`. Zero before it was first taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LaneState(u64);
+
+impl LaneState {
+    const BLOCK_BITS: u32 = 16;
+    /// Most openings of one lane: a million a second for eight years.
+    const MAX_OPENINGS: u64 = (1 << 48) - 1;
+
+    pub(crate) const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    pub(crate) const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// How often a block of this lane was opened.
+    pub(crate) const fn openings(self) -> u64 {
+        self.0 >> Self::BLOCK_BITS
+    }
+
+    /// The block that slots are filled in; `None` while no thread has the lane.
+    pub(crate) const fn open_block(self) -> Option<usize> {
+        ((self.0 & ((1 << Self::BLOCK_BITS) - 1)) as usize).checked_sub(1)
+    }
+
+    /// The next state, in which `block` is open; `None` after the last opening that there is.
+    pub(crate) fn opening(self, block: usize) -> Option<Self> {
+        let openings = self.openings() + 1;
+        let is_possible = openings <= Self::MAX_OPENINGS && block + 1 < 1 << Self::BLOCK_BITS;
+        is_possible.then_some(Self(openings << Self::BLOCK_BITS | (block as u64 + 1)))
+    }
+
+    /// The state in which no block is open.
+    pub(crate) const fn closed(self) -> Self {
+        Self(self.openings() << Self::BLOCK_BITS)
+    }
+}
+
 /// Where everything lies in a ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LedgerLayout {
@@ -119,9 +194,11 @@ pub struct LedgerLayout {
     touched_start: usize,
     slots_start: usize,
     tags_start: usize,
+    opened_start: usize,
     long_start: usize,
     nr_lanes: usize,
     lane_slots: usize,
+    block_slots: usize,
 }
 
 impl LedgerLayout {
@@ -142,10 +219,14 @@ impl LedgerLayout {
         let pte = pmd + counts_of(Level::Pmd);
         let nr_counts = pte + counts_of(Level::Pte);
         let nr_lanes = nr_lanes.min(MAX_LANES);
-        let touched_start = LANE_MARKS_START + PAGE_WORDS;
+        let lane_slots = lane_slots.min(LANE_SLOTS);
+        let block_slots = lane_slots.div_ceil(MIN_BLOCKS).clamp(1, BLOCK_SLOTS);
+        let touched_start = LANE_MARKS_START + MAX_LANES * LANE_MARK_WORDS;
         let touched_words = nr_counts.div_ceil(COUNTS_PER_PAGE).div_ceil(64);
         let slots_start = touched_start + touched_words.next_multiple_of(PAGE_WORDS);
         let slot_words = (nr_lanes * lane_slots).next_multiple_of(PAGE_WORDS);
+        let opened_start = slots_start + 2 * slot_words;
+        let opened_words = nr_lanes * lane_slots.div_ceil(block_slots);
         Self {
             nr_pages,
             count_start: [pte, pmd, 0],
@@ -153,9 +234,11 @@ impl LedgerLayout {
             touched_start,
             slots_start,
             tags_start: slots_start + slot_words,
-            long_start: slots_start + 2 * slot_words,
+            opened_start,
+            long_start: opened_start + opened_words.next_multiple_of(PAGE_WORDS),
             nr_lanes,
             lane_slots,
+            block_slots,
         }
     }
 
@@ -169,11 +252,12 @@ impl LedgerLayout {
     /// makes a ledger sees to it that they have memory; the client does for all others when it first uses
     /// them.
     #[must_use]
-    pub fn always_used(&self) -> [Range<usize>; 3] {
+    pub fn always_used(&self) -> [Range<usize>; 4] {
         let page = |at: usize| at..(at + PAGE_WORDS).min(self.long_start);
         [
             0..(self.slots_start + PAGE_WORDS).min(self.long_start),
             page(self.tags_start),
+            page(self.opened_start),
             self.long_start..self.nr_words(),
         ]
     }
@@ -201,8 +285,42 @@ impl LedgerLayout {
         self.lane_slots
     }
 
-    pub(crate) const fn lane_mark(&self, lane: usize) -> usize {
-        LANE_MARKS_START + lane
+    /// The word with the lane's state.
+    pub(crate) const fn lane_state(&self, lane: usize) -> usize {
+        LANE_MARKS_START + lane * LANE_MARK_WORDS
+    }
+
+    /// The word with the number of the lane's slots that were ever used.
+    pub(crate) const fn lane_used(&self, lane: usize) -> usize {
+        self.lane_state(lane) + 1
+    }
+
+    /// The word that is not 0 when the lane was given back with long-term holds in its slots.
+    pub(crate) const fn lane_left(&self, lane: usize) -> usize {
+        self.lane_state(lane) + 2
+    }
+
+    /// Slots of a block.
+    pub(crate) const fn block_slots(&self) -> usize {
+        self.block_slots
+    }
+
+    /// The block of a lane that `slot` of it lies in.
+    pub(crate) const fn block_of(&self, slot: usize) -> usize {
+        slot / self.block_slots
+    }
+
+    /// The words of a lane's slots from `from` up to `to`, of their tags and of their blocks.
+    pub(crate) fn words_of(&self, lane: usize, from: usize, to: usize) -> [Range<usize>; 3] {
+        let slots = self.slot(lane, from)..self.slot(lane, to);
+        let tags = self.tag_of(slots.start)..self.tag_of(slots.end);
+        let last = self.block_of(to.saturating_sub(1));
+        [slots, tags, self.opened(lane, self.block_of(from))..self.opened(lane, last) + 1]
+    }
+
+    /// The word that says in which opening the block was opened last.
+    pub(crate) const fn opened(&self, lane: usize, block: usize) -> usize {
+        self.opened_start + lane * self.lane_slots.div_ceil(self.block_slots) + block
     }
 
     #[inline]
@@ -285,14 +403,22 @@ pub struct LedgerReader<W, C> {
     mode: BarrierMode,
     words: W,
     counts: C,
+    /// What earlier scans found, which later ones need not read again.
+    remembered: Mutex<Remembered>,
 }
 
 impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
     /// Reads the ledger in `words` and `counts`; none when there are too few words.
     #[must_use]
     pub fn new(layout: LedgerLayout, words: W, counts: C) -> Option<Self> {
-        let mode = BarrierMode::Asymmetric;
-        (words.nr_words() >= layout.nr_words()).then_some(Self { layout, mode, words, counts })
+        let remembered = Mutex::new(Remembered::default());
+        (words.nr_words() >= layout.nr_words()).then_some(Self {
+            layout,
+            mode: BarrierMode::Asymmetric,
+            words,
+            counts,
+            remembered,
+        })
     }
 
     /// The ledger of a client that was told to make its light barriers so.
@@ -314,37 +440,98 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
         self.words.load(BARRIER_WORD, Ordering::Acquire) == IS_ASYMMETRIC
     }
 
-    /// Calls `found` for every hold that overlaps one of `runs`.
+    /// Calls `found` for every hold that overlaps one of `runs`. Reads the slots that were filled since
+    /// the last call and those that may hold some of `runs`, not all that are held.
     pub fn for_each_hold(&self, runs: &SortedRuns, mut found: impl FnMut(Hold)) {
-        self.scan_slots(runs, &mut found);
-        let mut seen_to = [0; 3];
-        for run in runs.iter() {
-            self.scan_counts(run, &mut seen_to, &mut found);
-        }
+        let _all = self.try_for_each_hold(runs, |hold| {
+            found(hold);
+            ControlFlow::<()>::Continue(())
+        });
     }
 
-    fn scan_slots(&self, runs: &SortedRuns, found: &mut impl FnMut(Hold)) {
+    /// As [`for_each_hold`](Self::for_each_hold) for as long as `found` wants more.
+    pub fn try_for_each_hold<B>(
+        &self,
+        runs: &SortedRuns,
+        mut found: impl FnMut(Hold) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        let is_everything = runs.nr_pages() >= self.layout.nr_pages;
+        match self.remembered.try_lock() {
+            Ok(mut remembered) if !is_everything => {
+                self.scan_lanes(&mut remembered, runs, &mut found)?;
+            }
+            // Or another scan of this ledger is under way, or ended in a panic.
+            _ => self.walk_lanes(runs, &mut found)?,
+        }
+        self.walk_counts(runs, &mut found)
+    }
+
+    /// The lanes that were ever taken.
+    fn lanes(&self) -> impl Iterator<Item = (usize, LaneView)> + '_ {
         // Acquire here and below: pairs with the client's Release stores of marks and slots.
         let lanes = self.words.load(LANES_USED_WORD, Ordering::Acquire);
         let lanes = usize::try_from(lanes).unwrap_or(usize::MAX).min(self.layout.nr_lanes);
-        for lane in 0..lanes {
-            let used = self.words.load(self.layout.lane_mark(lane), Ordering::Acquire);
-            let used = usize::try_from(used).unwrap_or(usize::MAX).min(self.layout.lane_slots);
-            for slot in 0..used {
-                let index = self.layout.slot(lane, slot);
-                if let Some(hold) = self.read_slot(HoldPlace::Slot(index), index)
-                    && runs.overlaps(hold.run)
-                {
-                    let tag = self.words.load(self.layout.tag_of(index), Ordering::Relaxed);
-                    found(Hold { tag, ..hold });
+        (0..lanes).filter_map(|lane| Some((lane, self.lane_view(lane)?)))
+    }
+
+    /// A lane's marks, the state first.
+    fn lane_view(&self, lane: usize) -> Option<LaneView> {
+        let load = |index| self.words.load(index, Ordering::Acquire);
+        let state = LaneState::from_bits(load(self.layout.lane_state(lane)));
+        if state.bits() == 0 {
+            return None;
+        }
+        let used = usize::try_from(load(self.layout.lane_used(lane))).unwrap_or(usize::MAX);
+        Some(LaneView { state, nr_slots: used.min(self.layout.lane_slots) })
+    }
+
+    fn walk_lanes<B>(
+        &self,
+        runs: &SortedRuns,
+        found: &mut impl FnMut(Hold) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        for (lane, view) in self.lanes() {
+            for slot in 0..view.nr_slots {
+                if let Some(hold) = self.read_short_slot(self.layout.slot(lane, slot), runs) {
+                    found(hold)?;
                 }
             }
-            for slot in 0..LONG_SLOTS {
-                let index = self.layout.long_slot(lane, slot);
-                let hold = self.read_slot(HoldPlace::LongSlot(index), index);
-                hold.filter(|hold| runs.overlaps(hold.run)).into_iter().for_each(&mut *found);
+            self.walk_long_slots(lane, view.state, runs, found)?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn walk_long_slots<B>(
+        &self,
+        lane: usize,
+        state: LaneState,
+        runs: &SortedRuns,
+        found: &mut impl FnMut(Hold) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        // Acquire: pairs with Release in `close_lane`.
+        let has_left = || self.words.load(self.layout.lane_left(lane), Ordering::Acquire) != 0;
+        if state.open_block().is_none() && !has_left() {
+            return ControlFlow::Continue(());
+        }
+        for slot in 0..LONG_SLOTS {
+            let index = self.layout.long_slot(lane, slot);
+            if let Some(hold) = self.read_slot(HoldPlace::LongSlot(index), index)
+                && runs.overlaps(hold.run)
+            {
+                found(hold)?;
             }
         }
+        ControlFlow::Continue(())
+    }
+
+    /// The short-term hold at word `index`, if it overlaps one of `runs`.
+    fn read_short_slot(&self, index: usize, runs: &SortedRuns) -> Option<Hold> {
+        let hold = self.read_slot(HoldPlace::Slot(index), index)?;
+        runs.overlaps(hold.run).then(|| {
+            // Relaxed: a note to a human reader.
+            let tag = self.words.load(self.layout.tag_of(index), Ordering::Relaxed);
+            Hold { tag, ..hold }
+        })
     }
 
     fn read_slot(&self, place: HoldPlace, index: usize) -> Option<Hold> {
@@ -353,11 +540,25 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
         Some(Hold { place, run, agent, nr_pins: 1, tag: 0 })
     }
 
+    fn walk_counts<B>(
+        &self,
+        runs: &SortedRuns,
+        found: &mut impl FnMut(Hold) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        let mut seen_to = [0; 3];
+        runs.iter().try_for_each(|run| self.scan_counts(run, &mut seen_to, found))
+    }
+
     /// Folios below `seen_to` were found through an earlier run that shares a larger folio with this.
-    fn scan_counts(&self, run: PfnRange, seen_to: &mut [u64; 3], found: &mut impl FnMut(Hold)) {
+    fn scan_counts<B>(
+        &self,
+        run: PfnRange,
+        seen_to: &mut [u64; 3],
+        found: &mut impl FnMut(Hold) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
         let end = run.end().min(self.layout.nr_pages);
         if run.start() >= end {
-            return;
+            return ControlFlow::Continue(());
         }
         for level in Level::ALL {
             let mut folio = (run.start() >> level.shift()).max(seen_to[level as usize]);
@@ -367,27 +568,38 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
                 let index = self.layout.count(level, folio);
                 let (word, bit) = self.layout.touched(index);
                 // Acquire: pairs with the client's setting of the bit before the count.
-                if self.words.load(word, Ordering::Acquire) & bit == 0 {
-                    folio += (COUNTS_PER_PAGE - index % COUNTS_PER_PAGE) as u64;
+                let touched = self.words.load(word, Ordering::Acquire);
+                if touched & bit == 0 {
+                    // On to the next page of counts that was touched, or to the next word of them.
+                    let pages = (touched & !(bit - 1)).trailing_zeros() - bit.trailing_zeros();
+                    let skipped = pages as usize * COUNTS_PER_PAGE - index % COUNTS_PER_PAGE;
+                    folio += skipped as u64;
                     continue;
                 }
-                self.read_count(level, folio, found);
+                self.read_count(level, folio, found)?;
                 folio += 1;
             }
         }
+        ControlFlow::Continue(())
     }
 
-    fn read_count(&self, level: Level, folio: u64, found: &mut impl FnMut(Hold)) {
+    fn read_count<B>(
+        &self,
+        level: Level,
+        folio: u64,
+        found: &mut impl FnMut(Hold) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
         let index = self.layout.count(level, folio);
         // Acquire: pairs with Release in the long-term unpin; data: what the holder did.
         let count = self.counts.load(index, Ordering::Acquire);
-        let Some(pfn) = Pfn::new(folio << level.shift()) else { return };
+        let Some(pfn) = Pfn::new(folio << level.shift()) else { return ControlFlow::Continue(()) };
         let run = PfnRange::folio(pfn, level);
         for (agent, nr_pins) in [(Agent::Cpu, count & 0xffff), (Agent::Device, count >> 16)] {
             if nr_pins != 0 {
-                found(Hold { place: HoldPlace::Count(index), run, agent, nr_pins, tag: 0 });
+                found(Hold { place: HoldPlace::Count(index), run, agent, nr_pins, tag: 0 })?;
             }
         }
+        ControlFlow::Continue(())
     }
 
     /// Whether what `hold` recorded still covers some of `runs`: the question a waiting drain asks
@@ -416,7 +628,10 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
     pub fn all_holds(&self) -> Vec<Hold> {
         let everything = SortedRuns::covering(self.layout.nr_pages);
         let mut holds = Vec::new();
-        self.for_each_hold(&everything, |hold| holds.push(hold));
+        let _all = self.try_for_each_hold(&everything, |hold| {
+            holds.push(hold);
+            ControlFlow::<()>::Continue(())
+        });
         holds
     }
 }

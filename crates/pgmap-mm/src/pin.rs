@@ -59,8 +59,8 @@ use crate::descriptor::Descriptor;
 use crate::error::PinError;
 use crate::extent::Extent;
 use crate::ledger::{
-    Agent, BARRIER_WORD, IS_ASYMMETRIC, LANES_USED_WORD, LEDGER_MAGIC, LONG_SLOTS, LedgerLayout,
-    MAGIC_WORD, SLOT_STEP, SlotWord,
+    Agent, BARRIER_WORD, IS_ASYMMETRIC, LANES_USED_WORD, LEDGER_MAGIC, LONG_SLOTS, LaneState,
+    LedgerLayout, MAGIC_WORD, SLOT_STEP, SlotWord,
 };
 use crate::pfn::PfnRange;
 use crate::sync::Ordering;
@@ -150,25 +150,26 @@ impl<S: ClientSide> Pinner<S> {
         if self.side.is_detached() {
             return Err(PinError::Detached);
         }
-        let nr_lanes = self.layout.nr_lanes();
-        let (lane, cursor) = self.claims.take().ok_or(PinError::NoLane { nr_lanes })?;
-        if !self.reserve_slots(lane, 0..SLOT_STEP.min(self.layout.lane_slots())) {
-            self.claims.give_back(lane, cursor);
-            return Err(PinError::NoRoom);
+        // A lane whose blocks cannot be opened any more stays taken.
+        while let Some((lane, cursor)) = self.claims.take() {
+            match self.open_lane(lane, cursor) {
+                Err(PinError::NoLane { .. }) => {}
+                Err(error) => {
+                    self.claims.give_back(lane, cursor);
+                    return Err(error);
+                }
+                opened => return opened,
+            }
         }
-        Ok(self.open_lane(lane, cursor))
+        Err(self.no_lane())
     }
 
-    /// Takes memory for slots of a lane and their tags, before the lane's mark covers them: the owner
-    /// looks at what the mark covers. Says whether there is some.
-    fn reserve_slots(&self, lane: usize, slots: core::ops::Range<usize>) -> bool {
-        let words = self.layout.slot(lane, slots.start)..self.layout.slot(lane, slots.end);
-        let tags = self.layout.tag_of(words.start)..self.layout.tag_of(words.end);
-        let ledger = self.side.ledger();
-        ledger.reserve(words) && ledger.reserve(tags)
+    const fn no_lane(&self) -> PinError {
+        PinError::NoLane { nr_lanes: self.layout.nr_lanes() }
     }
 
-    fn open_lane(&self, lane: usize, cursor: usize) -> Lane<'_, S> {
+    /// Opens the block of slot `cursor` in a lane that was just taken.
+    fn open_lane(&self, lane: usize, cursor: usize) -> Result<Lane<'_, S>, PinError> {
         let ledger = self.side.ledger();
         // Relaxed: the mark only grows, under the claims above; the light barrier of the first pin
         // in the lane orders it before that pin's check.
@@ -176,15 +177,18 @@ impl<S: ClientSide> Pinner<S> {
         while used <= lane as u64 {
             used = self.raise_lanes_used(lane as u64 + 1);
         }
-        let mark = self.layout.lane_mark(lane);
+        let mark = self.layout.lane_used(lane);
         let mut high = ledger.load(mark, Ordering::Relaxed) as usize;
         if high == 0 {
             high = SLOT_STEP.min(self.layout.lane_slots());
+            self.reserve_slots(lane, 0, high)?;
             // Release: stored before the slots it covers, as in `search_lane`.
             ledger.store(mark, high as u64, Ordering::Release);
         }
+        let is_open = self.open_block(lane, self.layout.block_of(cursor));
+        is_open.ok_or_else(|| self.no_lane())?;
         let base = self.layout.slot(lane, 0);
-        Lane {
+        Ok(Lane {
             pinner: self,
             lane,
             base,
@@ -193,7 +197,30 @@ impl<S: ClientSide> Pinner<S> {
             high: Cell::new(high),
             long: Cell::new(ledger.slot(self.layout.long_slot(lane, 0))),
             known: KnownSpan::from_parts(self, KnownParts::default()),
-        }
+        })
+    }
+
+    /// Takes memory for slots of a lane, their tags and their blocks, before the lane's mark covers them:
+    /// the owner looks at what the mark covers.
+    fn reserve_slots(&self, lane: usize, from: usize, to: usize) -> Result<(), PinError> {
+        let mut words = self.layout.words_of(lane, from, to).into_iter();
+        let is_there = words.all(|range| self.side.ledger().reserve(range));
+        is_there.then_some(()).ok_or(PinError::NoRoom)
+    }
+
+    /// Makes `block` the one that the lane fills slots of; `None` after the last opening that there is.
+    fn open_block(&self, lane: usize, block: usize) -> Option<()> {
+        let ledger = self.side.ledger();
+        let state = self.layout.lane_state(lane);
+        // Relaxed: the lane's marks are its owner's, handed on with the claim.
+        let now = LaneState::from_bits(ledger.load(state, Ordering::Relaxed)).opening(block)?;
+        // Release: stored before the state, so that a scan that sees this opening's state, or a later
+        // one, sees that the block was opened; pairs with Acquire in `LedgerReader::scan_lanes`.
+        ledger.store(self.layout.opened(lane, block), now.openings(), Ordering::Release);
+        // Release: stored before the slots that are filled under it, and after those filled before; pairs
+        // with Acquire in `LedgerReader::lane_view`; data: the slots of the block that is left.
+        ledger.store(state, now.bits(), Ordering::Release);
+        Some(())
     }
 
     /// Sets the number of lanes in use to at least `to`. Written as bits so that two threads cannot
@@ -205,6 +232,27 @@ impl<S: ClientSide> Pinner<S> {
         let mark = to.next_power_of_two().max(2) - 1;
         let mark = if mark < to { (mark << 1) | 1 } else { mark };
         ledger.fetch_or(LANES_USED_WORD, mark, Ordering::Release) | mark
+    }
+
+    /// Says that no block of the lane is open, so that a scan need not look at it. The holds in it stay.
+    fn close_lane(&self, lane: usize) {
+        // A forked child has its own claims and its parent's ledger.
+        if self.side.is_detached() {
+            return;
+        }
+        let ledger = self.side.ledger();
+        let is_full = |at| {
+            // Relaxed: full slots of this lane were filled by its owner, before.
+            ledger.load(self.layout.long_slot(lane, at), Ordering::Relaxed) != 0
+        };
+        let has_left = (0..LONG_SLOTS).any(is_full);
+        // Release: before the state; pairs with Acquire in `LedgerReader::walk_long_slots`.
+        ledger.store(self.layout.lane_left(lane), u64::from(has_left), Ordering::Release);
+        let state = self.layout.lane_state(lane);
+        // Relaxed: as in `open_block`.
+        let now = LaneState::from_bits(ledger.load(state, Ordering::Relaxed)).closed();
+        // Release: as in `open_block`.
+        ledger.store(state, now.bits(), Ordering::Release);
     }
 
     /// Stores `bits` in a slot of this client, and makes the light barrier. False, with nothing done, in
@@ -245,32 +293,45 @@ impl<S: ClientSide> Pinner<S> {
         self.side.ring_doorbell();
     }
 
-    /// The number of an empty slot of the lane after `cursor`, of the `high` that a scan looks at, or of
-    /// more of them; and of how many then. None when all are full. Plain values, so that a lane can live
-    /// in registers.
+    /// The number of an empty slot of the lane after `cursor`, of the `high` that were used, or of
+    /// more of them; and of how many then. Its block is open. Plain values, so that a lane can live in
+    /// registers.
     #[cold]
     #[inline(never)]
-    fn search_lane(&self, lane: usize, cursor: usize, high: usize) -> Option<(usize, usize)> {
+    fn search_lane(
+        &self,
+        lane: usize,
+        cursor: usize,
+        high: usize,
+    ) -> Result<(usize, usize), PinError> {
         let (ledger, base) = (self.side.ledger(), self.layout.slot(lane, 0));
+        let full = PinError::LaneFull { nr_slots: self.layout.lane_slots() };
         // Acquire: pairs with the Release of whichever thread cleared it.
-        let is_free = |number: usize| ledger.slot(base + number).load(Ordering::Acquire) == 0;
-        let free = (1..=high).map(|step| (cursor + step) % high).find(|&number| is_free(number));
-        if let Some(number) = free {
-            return Some((number, high));
+        let is_free = |&number: &usize| ledger.slot(base + number).load(Ordering::Acquire) == 0;
+        let (block, block_slots) = (self.layout.block_of(cursor), self.layout.block_slots());
+        let (start, end) = (block * block_slots, ((block + 1) * block_slots).min(high));
+        // In the open block first: it need not be left then, and its two cache lines are at hand.
+        if let Some(free) = (cursor + 1..end).chain(start..cursor).find(is_free) {
+            return Ok((free, high));
+        }
+        if let Some(free) = (end..high).chain(0..start).find(is_free) {
+            self.open_block(lane, self.layout.block_of(free)).ok_or(full)?;
+            return Ok((free, high));
         }
         let bound = self.layout.lane_slots();
         if high >= bound {
-            return None;
+            return Err(full);
         }
         // Doubling keeps the search above constant per pin, spread over the pins held.
         let raised = (high * 2).max(SLOT_STEP).min(bound);
-        if !self.reserve_slots(lane, high..raised) {
-            return None;
-        }
+        self.reserve_slots(lane, high, raised)?;
         // Release: stored before the slot it covers, so that a scan that must see the slot looks at
         // it; pairs with the scan's Acquire.
-        ledger.store(self.layout.lane_mark(lane), raised as u64, Ordering::Release);
-        Some((high, raised))
+        ledger.store(self.layout.lane_used(lane), raised as u64, Ordering::Release);
+        if self.layout.block_of(high) != block {
+            self.open_block(lane, self.layout.block_of(high)).ok_or(full)?;
+        }
+        Ok((high, raised))
     }
 
     /// An empty long-term slot of the lane.
@@ -302,7 +363,7 @@ pub struct Lane<'p, S: ClientSide> {
     current: Cell<SlotOf<'p, S>>,
     /// Which slot of the lane that is.
     cursor: Cell<usize>,
-    /// Slots of this lane that a scan looks at.
+    /// Slots of this lane that were ever used.
     high: Cell<usize>,
     /// Where the last long-term pin went, if it went to a slot.
     long: Cell<SlotOf<'p, S>>,
@@ -312,6 +373,7 @@ pub struct Lane<'p, S: ClientSide> {
 
 impl<S: ClientSide> Drop for Lane<'_, S> {
     fn drop(&mut self) {
+        self.pinner.close_lane(self.lane);
         self.pinner.claims.give_back(self.lane, self.cursor.get());
     }
 }
@@ -522,9 +584,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         if pinner.side.is_detached() {
             return Err(PinError::Detached);
         }
-        let (number, high) = pinner
-            .search_lane(self.lane, self.cursor.get(), self.high.get())
-            .ok_or(PinError::LaneFull { nr_slots: pinner.layout.lane_slots() })?;
+        let (number, high) = pinner.search_lane(self.lane, self.cursor.get(), self.high.get())?;
         let slot = pinner.side.ledger().slot(self.base + number);
         self.high.set(high);
         self.cursor.set(number);

@@ -45,9 +45,28 @@ impl SortedRuns {
 
     /// Whether `run` has a frame in common with one of these.
     #[must_use]
+    #[inline]
     pub fn overlaps(&self, run: PfnRange) -> bool {
+        // Most runs that anybody asks for lie before or behind all of these.
+        let (Some(first), Some(last)) = (self.runs.first(), self.runs.last()) else { return false };
+        if run.end() <= first.start() || run.start() >= last.end() {
+            return false;
+        }
         let after = self.runs.partition_point(|r| r.end() <= run.start());
         self.runs.get(after).is_some_and(|r| r.overlaps(run))
+    }
+
+    /// What these and `others` have in common, in order.
+    #[must_use]
+    pub fn intersections(&self, others: &Self) -> Vec<PfnRange> {
+        let mut common = Vec::new();
+        let mut next = 0;
+        for run in &self.runs {
+            next += others.runs[next..].partition_point(|other| other.end() <= run.start());
+            let overlapping = others.runs[next..].iter().take_while(|o| o.start() < run.end());
+            common.extend(overlapping.filter_map(|other| run.intersection(*other)));
+        }
+        common
     }
 
     /// The runs in order.
@@ -86,5 +105,7 @@ mod tests {
         assert!(runs.overlaps(run(7, 1)) && !runs.overlaps(run(8, 12)));
         assert!(runs.overlaps(run(31, 9)) && !runs.overlaps(run(32, 9)));
         assert_eq!(runs.nr_pages(), 20);
+        let others = SortedRuns::new(vec![run(2, 2), run(6, 16), run(30, 9)]);
+        assert_eq!(runs.intersections(&others), [run(2, 2), run(6, 2), run(20, 2), run(30, 2)]);
     }
 }

@@ -177,6 +177,11 @@ fn a_forked_child_is_refused_everything_and_clears_nothing() {
     let longterm = client.pinner.pin_longterm(&extent, extent.run, Agent::Device).unwrap();
     let before = client.holds();
     assert_eq!(before.len(), 3);
+    let words = || {
+        let ledger = &client.ledger;
+        (0..ledger.nr_words()).map(|index| ledger.load(index, Ordering::Relaxed)).collect()
+    };
+    let before_words: Vec<u64> = words();
 
     client.is_detached.store(true, Ordering::Relaxed);
     let refused = Err(PinError::Detached);
@@ -186,8 +191,10 @@ fn a_forked_child_is_refused_everything_and_clears_nothing() {
     pin.set_tag(10);
     pin.set_agent(Agent::Device);
     world.vmemmap().set(Level::Pmd, extent.first(), extent.life.in_state(FolioState::Dying));
-    drop((pin, longterm));
+    drop((pin, longterm, lane));
     assert_eq!(client.holds(), before, "the parent's holds are the parent's");
+    let after: Vec<u64> = words();
+    assert!(after == before_words, "the child stored to its parent's ledger");
     assert_eq!(client.nr_bells(), 0);
 }
 

@@ -18,6 +18,7 @@ use pgmap_mm::gup::{
 use pgmap_mm::ledger::{Agent, Hold, HoldPlace};
 use pgmap_mm::level::Level;
 use pgmap_mm::mm::{MapRequest, Placed};
+use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::prot::{Access, Prot};
 use pgmap_mm::vma::{BackingError, VmaKind};
 
@@ -168,6 +169,20 @@ fn longterm_pins_beyond_the_slots_of_a_lane_are_counted_by_folio() {
     assert_eq!(places(&world), (1, 3));
     drop((counted, again));
     assert!(world.all_holds().is_empty());
+}
+
+#[test]
+fn a_longterm_pin_left_in_a_lane_that_is_given_back_is_found() {
+    let world = World::new(1);
+    let (mm, lane) = (world.mm(GIB), world.pinner.lane().unwrap());
+    let device = world.file(DAX_2M, Level::Pmd, &[HUGE]);
+    mm.map(&whole(&device, 0).filled()).unwrap();
+    let held = Gup::new(&mm, &lane).unwrap().fast_leaf_long(0, HUGE, WRITE).expect("a slot");
+    drop(lane);
+    let run = PfnRange::new(device.frame(0).unwrap(), 1).unwrap();
+    assert_eq!((world.held(run).len(), world.all_holds().len()), (1, 1));
+    drop(held);
+    assert_eq!((world.held(run).len(), world.all_holds().len()), (0, 0));
 }
 
 #[test]

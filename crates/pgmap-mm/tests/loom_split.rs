@@ -248,7 +248,7 @@ impl World {
         assert_eq!(extent.run.start(), 0);
 
         let ledger_layout = LedgerLayout::with_lanes(&layout, 1, 1);
-        let ledger = FewWords::new(ledger_layout.nr_words(), [0, 1, 2, 512, 1536]);
+        let ledger = FewWords::new(ledger_layout.nr_words(), [0, 1, 2, 512, 513, 514, 2048, 3072]);
         let bell = Arc::new(Doorbell::default());
         let vmemmap = Vmemmap::new(layout, words).unwrap();
         let side = Side { ledger: Arc::clone(&ledger), vmemmap, bell: Arc::clone(&bell) };

@@ -7,6 +7,7 @@ pub mod drain;
 pub mod extent;
 pub mod floor;
 pub mod get;
+pub mod held;
 pub mod hot;
 pub mod longterm;
 pub mod longterm_many;
@@ -36,6 +37,7 @@ pub const SCENARIOS: &[Entry] = &[
     Entry { name: "get", build: get::scenario },
     Entry { name: "put", build: put::scenario },
     Entry { name: "churn", build: churn::scenario },
+    Entry { name: "held elsewhere", build: held::scenario },
     Entry { name: "reshape", build: reshape::scenario },
     Entry { name: "bring-up", build: bring_up::scenario },
 ];

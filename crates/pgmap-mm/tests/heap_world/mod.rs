@@ -69,6 +69,7 @@ pub type Reader = LedgerReader<Arc<HeapWords>, Arc<HeapCounts>>;
 pub struct Client {
     pub pinner: Pinner<Side>,
     pub reader: Reader,
+    pub ledger: Arc<HeapWords>,
     pub is_detached: Arc<AtomicBool>,
     nr_bells: Arc<AtomicU64>,
 }
@@ -120,7 +121,8 @@ impl World {
         };
         Client {
             pinner: Pinner::new(side, layout).unwrap(),
-            reader: LedgerReader::new(layout, ledger, counts).unwrap(),
+            reader: LedgerReader::new(layout, Arc::clone(&ledger), counts).unwrap(),
+            ledger,
             is_detached,
             nr_bells,
         }

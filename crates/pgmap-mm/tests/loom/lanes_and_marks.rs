@@ -6,9 +6,11 @@ use std::sync::Arc;
 use loom::thread;
 use pgmap_mm::error::PinError;
 use pgmap_mm::ledger::Agent;
+use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::pin::Lane;
+use pgmap_mm::runs::SortedRuns;
 
-use crate::support::{Client, Frame, World, explore, explore_up_to, extent, leak};
+use crate::support::{Client, Frame, World, explore, explore_up_to, extent, folio, leak};
 
 /// One slot: the lane's owner can pin again only once the other thread cleared it, and that clearing
 /// must not hit the new pin.
@@ -200,4 +202,71 @@ fn loom_a_shared_lane_taken_in_turn_overwrites_no_pin() {
             holder.join().unwrap();
         }
     });
+}
+
+/// Three blocks of one slot each. A scan may read a block before it is opened, while it is open and when it
+/// was left again; what the first scan remembers must not hide a pin from the second.
+#[test]
+fn loom_a_scan_that_remembers_a_block_sees_what_was_filled_in_since() {
+    explore_up_to(3, || {
+        let world = World::new();
+        let Client { pinner, reader, .. } = world.client(1, 1, 3);
+        let frame = Frame::new(0);
+        let lane = pinner.lane().unwrap();
+        // Fills the first block, so that each further pin opens one.
+        let _first = lane.pin(&extent(1), extent(1).run, Agent::Cpu).unwrap();
+        let parts = lane.into_parts();
+        let holder = {
+            let (pinner, frame) = (Arc::clone(&pinner), Arc::clone(&frame));
+            thread::spawn(move || {
+                let lane = Lane::from_parts(&pinner, parts).unwrap();
+                match lane.pin(&extent(0), extent(0).run, Agent::Cpu) {
+                    Ok(_pin) => {
+                        let _next = lane.pin(&extent(1), extent(1).run, Agent::Cpu);
+                        frame.use_while_held();
+                    }
+                    Err(PinError::Changed { .. }) => {}
+                    Err(other) => panic!("{other}"),
+                }
+            })
+        };
+        // Nobody holds these frames: the scan reads blocks and remembers them.
+        reader.for_each_hold(&nobodys(), |hold| panic!("{hold:?}"));
+        world.kill(0);
+        world.drain(&[0], &[&reader]);
+        frame.reuse();
+        holder.join().unwrap();
+    });
+}
+
+/// A lane given back with a pin in its open block: the drain finds it among what was left.
+#[test]
+fn loom_a_pin_left_in_a_lane_that_is_given_back_is_seen() {
+    explore(|| {
+        let world = World::new();
+        let Client { pinner, reader, .. } = world.client(1, 1, 2);
+        let frame = Frame::new(0);
+        let parts = pinner.lane().unwrap().into_parts();
+        let holder = {
+            let (pinner, frame) = (Arc::clone(&pinner), Arc::clone(&frame));
+            thread::spawn(move || {
+                let lane = Lane::from_parts(&pinner, parts).unwrap();
+                let pin = lane.pin(&extent(0), extent(0).run, Agent::Cpu);
+                drop(lane);
+                if let Ok(_pin) = pin {
+                    frame.use_while_held();
+                }
+            })
+        };
+        reader.for_each_hold(&nobodys(), |hold| panic!("{hold:?}"));
+        world.kill(0);
+        world.drain(&[0], &[&reader]);
+        frame.reuse();
+        holder.join().unwrap();
+    });
+}
+
+/// Frames of neither folio of the world.
+fn nobodys() -> SortedRuns {
+    SortedRuns::new(vec![PfnRange::new(4 * folio(0).nr_pages(), 1).unwrap()])
 }

@@ -349,9 +349,11 @@ const NR_FOLIOS: u64 = 2;
 // Where things lie in a ledger for 1 GiB with lanes of at most 512 slots in all; `SparseWords` object
 // when the layout is another.
 const FIRST_LANE_MARK: usize = 512;
-const TOUCHED: usize = 1024;
-const FIRST_SLOT: usize = 1536;
-const FIRST_LONG_SLOT: usize = 2560;
+const LANE_MARKS: usize = 4;
+const TOUCHED: usize = 1536;
+const FIRST_SLOT: usize = 2048;
+const FIRST_BLOCK: usize = 3072;
+const FIRST_LONG_SLOT: usize = 3584;
 /// Where the counts of 2 MiB folios start.
 const FIRST_COUNT: usize = 1024;
 
@@ -399,9 +401,11 @@ impl World {
     ) -> Client {
         let layout = LedgerLayout::with_lanes(&self.layout, nr_lanes, lane_slots);
         let header = [0, 1, 2, TOUCHED];
-        let marks = (0..nr_lanes).map(|lane| FIRST_LANE_MARK + lane);
+        let marks = (0..nr_lanes * LANE_MARKS).map(|mark| FIRST_LANE_MARK + mark);
+        // The blocks of lanes as small as these have one slot each.
+        let blocks = (0..nr_lanes * lane_slots).map(|block| FIRST_BLOCK + block);
         let slots = (0..nr_lanes * lane_slots).map(|slot| FIRST_SLOT + slot);
-        let mapped = header.into_iter().chain(marks).chain(slots).chain(further);
+        let mapped = header.into_iter().chain(marks).chain(blocks).chain(slots).chain(further);
         let words = SparseWords::new(layout.nr_words(), mapped);
         let counts =
             (0..NR_FOLIOS as usize).map(|n| (FIRST_COUNT + n, Watched::new(AtomicU32::new(0))));

@@ -192,13 +192,7 @@ impl Core {
 
     pub(crate) fn give_up_cut(&mut self, pending: &PendingDrain, cut: &Cut) {
         let waited_ms = clock::monotonic_ms() - pending.started_ms;
-        let mut holders: Vec<_> = pending
-            .drain
-            .held()
-            .iter()
-            .filter_map(|held| self.holder(held, Some(waited_ms)))
-            .collect();
-        holders.truncate(crate::owner::report::MAX_HOLDERS);
+        let mut holders = self.holders(pending.drain.held(), Some(waited_ms));
         for holder in &mut holders {
             // What is cut off is no part of the file for as long as that lasts.
             holder.file.get_or_insert_with(|| cut.name.to_string());

@@ -115,19 +115,14 @@ impl Core {
         for run in drain.runs().iter() {
             self.tell_holder(Call::Drain(run, reason, until_ms));
         }
-        for held in drain.held() {
-            for run in drain.runs().iter().filter_map(|run| run.intersection(held.hold.run)) {
-                let event = Event::WantedBack {
-                    file: self.file_of(run),
-                    first_pfn: run.start(),
-                    nr_pages: run.nr_pages(),
-                    deadline_ms,
-                };
-                let told = (held.client, event);
-                if !self.events.contains(&told) {
-                    self.events.push(told);
-                }
-            }
+        // Only what is cut still is a file's.
+        let cut_run = deadline_ms.and_then(|_| drain.runs().iter().next());
+        let file = cut_run.and_then(|run| self.file_of(run));
+        for (client, ranges) in drain.asks() {
+            self.events.extend(ranges.into_iter().map(|run| {
+                let (first_pfn, nr_pages) = (run.start(), run.nr_pages());
+                (client, Event::WantedBack { file: file.clone(), first_pfn, nr_pages, deadline_ms })
+            }));
         }
     }
 

@@ -202,11 +202,6 @@ impl Core {
         }
     }
 
-    /// Whether a hold by slot of `client` on `run` is one that a lease allowed.
-    pub(crate) fn is_leased(&self, client: ClientId, run: PfnRange) -> bool {
-        self.leases.overlapping(run).any(|lease| lease.client == client && lease.run == run)
-    }
-
     fn ask_holder(
         &mut self,
         client: ClientId,

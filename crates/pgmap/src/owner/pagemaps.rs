@@ -208,13 +208,7 @@ impl Core {
 
     pub(crate) fn give_up_unplug(&mut self, pending: &PendingDrain, unplug: &Unplug) {
         let waited_ms = clock::monotonic_ms() - pending.started_ms;
-        let holders = pending
-            .drain
-            .held()
-            .iter()
-            .filter_map(|held| self.holder(held, Some(waited_ms)))
-            .take(crate::owner::report::MAX_HOLDERS)
-            .collect();
+        let holders = self.holders(pending.drain.held(), Some(waited_ms));
         let name = self.devices.get(&unplug.id).map(|device| device.name.to_string());
         let name = name.unwrap_or_default();
         self.answers

@@ -161,7 +161,7 @@ impl Core {
         if held.is_empty() {
             return Ok(());
         }
-        let holders = held.iter().filter_map(|held| self.holder(held, None)).collect();
+        let holders = self.holders(&held, None);
         Err(Refusal::Held { name: name.to_string(), holders, waited_ms: 0 })
     }
 

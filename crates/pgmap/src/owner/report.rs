@@ -1,7 +1,11 @@
 //! What the owner tells people: stat, list, who.
 
-use pgmap_mm::drain::{Held, scan};
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+
+use pgmap_mm::drain::{ClientId, Held};
 use pgmap_mm::extent::Extent;
+use pgmap_mm::index::FileId;
 use pgmap_mm::ledger::{Agent, HoldPlace};
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::runs::SortedRuns;
@@ -90,61 +94,170 @@ impl Core {
                 .runs()
                 .collect(),
         };
-        let ledgers = self.clients.iter().map(|(&id, client)| (id, &client.ledger));
-        let held = scan(&runs, ledgers);
-        let mut holders: Vec<Holder> = held.iter().filter_map(|h| self.holder(h, None)).collect();
-        let is_cut = holders.len() > MAX_HOLDERS;
-        holders.truncate(MAX_HOLDERS);
-        Ok(Reply::Who(holders, is_cut))
+        let mut held = Vec::new();
+        let _stopped = self.clients.iter().try_for_each(|(&client, record)| {
+            record.ledger.try_for_each_hold(&runs, |hold| {
+                held.push(Held { client, hold });
+                match held.len() > MAX_HOLDERS {
+                    true => ControlFlow::Break(()),
+                    false => ControlFlow::Continue(()),
+                }
+            })
+        });
+        let is_cut = held.len() > MAX_HOLDERS;
+        Ok(Reply::Who(self.holders(&held, None), is_cut))
     }
 
-    /// A hold as people read it.
-    pub(crate) fn holder(&self, held: &Held, seen_for_ms: Option<u64>) -> Option<Holder> {
-        let client = self.clients.get(&held.client)?;
-        let run = held.hold.run;
-        let is_draft = self
-            .drafts
-            .values()
-            .any(|d| d.client == held.client && d.extents.iter().any(|e| e.run.overlaps(run)));
-        let kind = match held.hold.place {
-            HoldPlace::Slot(_) if is_draft => HoldKind::Writer,
-            HoldPlace::Slot(_) if self.is_leased(held.client, run) => HoldKind::Lease,
-            HoldPlace::Slot(_) => HoldKind::Short,
-            HoldPlace::LongSlot(_) | HoldPlace::Count(_) => HoldKind::Longterm,
-            HoldPlace::Unseen => HoldKind::Unseen,
+    /// The first of `held` as people read them, at most [`MAX_HOLDERS`]. Each table of the owner is gone
+    /// through once for all of them.
+    pub(crate) fn holders(&self, held: &[Held], seen_for_ms: Option<u64>) -> Vec<Holder> {
+        let held = &held[..held.len().min(MAX_HOLDERS)];
+        let runs = || held.iter().map(|held| held.hold.run).enumerate();
+        let is_draft = self.drafts_among(held);
+        let is_leased = self.leases_among(held);
+        let mut files = self.files_among(held);
+        let mut seen_for = vec![seen_for_ms; held.len()];
+        if seen_for_ms.is_none() {
+            let now_ms = clock::monotonic_ms();
+            let mut sought = Sought::new(runs());
+            for pending in &self.drains {
+                for place in sought.take_any(pending.drain.runs().iter(), |_| true) {
+                    seen_for[place] = Some(now_ms.saturating_sub(pending.started_ms));
+                }
+            }
+        }
+        let holder = |(place, held): (usize, &Held)| {
+            let client = self.clients.get(&held.client)?;
+            let kind = match held.hold.place {
+                HoldPlace::Slot(_) if is_draft[place] => HoldKind::Writer,
+                HoldPlace::Slot(_) if is_leased[place] => HoldKind::Lease,
+                HoldPlace::Slot(_) => HoldKind::Short,
+                HoldPlace::LongSlot(_) | HoldPlace::Count(_) => HoldKind::Longterm,
+                HoldPlace::Unseen => HoldKind::Unseen,
+            };
+            Some(Holder {
+                client: held.client.0,
+                pid: client.identity.pid,
+                uid: client.identity.uid,
+                command: client.identity.command.clone(),
+                kind,
+                is_device: held.hold.agent == Agent::Device,
+                first_pfn: held.hold.run.start(),
+                nr_pages: held.hold.run.nr_pages(),
+                nr_pins: held.hold.nr_pins,
+                tag: held.hold.tag,
+                file: files[place].take(),
+                seen_for_ms: seen_for[place],
+            })
         };
-        Some(Holder {
-            client: held.client.0,
-            pid: client.identity.pid,
-            uid: client.identity.uid,
-            command: client.identity.command.clone(),
-            kind,
-            is_device: held.hold.agent == Agent::Device,
-            first_pfn: run.start(),
-            nr_pages: run.nr_pages(),
-            nr_pins: held.hold.nr_pins,
-            tag: held.hold.tag,
-            file: self.file_of(run),
-            seen_for_ms: seen_for_ms.or_else(|| self.seen_for(run)),
+        held.iter().enumerate().filter_map(holder).collect()
+    }
+
+    /// Which holds are of drafts that the same client is writing.
+    fn drafts_among(&self, held: &[Held]) -> Vec<bool> {
+        let mut is_draft = vec![false; held.len()];
+        let mut sought = Sought::new(held.iter().map(|held| held.hold.run).enumerate());
+        for draft in self.drafts.values() {
+            let is_theirs = |place: usize| held[place].client == draft.client;
+            for place in sought.take_any(runs_of(&draft.extents), is_theirs) {
+                is_draft[place] = true;
+            }
+        }
+        is_draft
+    }
+
+    /// Which holds are what a lease of the same client allowed.
+    fn leases_among(&self, held: &[Held]) -> Vec<bool> {
+        let leases: HashSet<(ClientId, PfnRange)> =
+            self.leases.iter().map(|lease| (lease.client, lease.run)).collect();
+        held.iter().map(|held| leases.contains(&(held.client, held.hold.run))).collect()
+    }
+
+    /// The names of the files or drafts that the frames held are of.
+    fn files_among(&self, held: &[Held]) -> Vec<Option<String>> {
+        let mut names: Vec<Option<String>> =
+            held.iter().map(|held| self.file_by_stamp(held.hold.run)).collect();
+        let left = held.iter().map(|held| held.hold.run).enumerate();
+        let mut sought = Sought::new(left.filter(|&(place, _)| names[place].is_none()));
+        let of_file = self.files.iter().map(|(name, file)| (name, &file.extents));
+        let of_draft = self.drafts.values().map(|draft| (&draft.name, &draft.extents));
+        for (name, extents) in of_file.chain(of_draft) {
+            if sought.is_empty() {
+                break;
+            }
+            for place in sought.take_any(runs_of(extents), |_| true) {
+                names[place] = Some(name.to_string());
+            }
+        }
+        names
+    }
+
+    /// The name of the file that `run` belongs to, for people only.
+    pub(crate) fn file_of(&self, run: PfnRange) -> Option<String> {
+        let is_in = |extents: &[Extent]| runs_of(extents).any(|of_it| of_it.overlaps(run));
+        let of_file = self.files.iter().map(|(name, file)| (name, &file.extents));
+        let of_draft = self.drafts.values().map(|draft| (&draft.name, &draft.extents));
+        self.file_by_stamp(run).or_else(|| {
+            let mut all = of_file.chain(of_draft);
+            all.find(|(_, extents)| is_in(extents)).map(|(name, _)| name.to_string())
         })
     }
 
-    /// The name of the file that `run` belongs to, found by going through all; for people only.
-    pub(crate) fn file_of(&self, run: PfnRange) -> Option<String> {
-        let is_in = |extents: &[Extent]| {
-            extents.iter().any(|extent| !extent.is_hole() && extent.run.overlaps(run))
-        };
-        let of_file = self.files.iter().map(|(name, file)| (name, &file.extents));
-        let of_draft = self.drafts.values().map(|draft| (&draft.name, &draft.extents));
-        of_file
-            .chain(of_draft)
-            .find(|(_, extents)| is_in(extents))
-            .map(|(name, _)| name.to_string())
+    /// As [`file_of`](Self::file_of) without going through all files: a file's number is the first stamp
+    /// of its frames, which they keep as long as nothing is taken out of it.
+    fn file_by_stamp(&self, run: PfnRange) -> Option<String> {
+        let (_, word) = self.folios.vmemmap().folio_of(run.first())?;
+        let id = FileId(word.stamp()?.number());
+        let file =
+            self.names.get(&id).and_then(|name| Some((name, &self.files.get(name)?.extents)));
+        let draft = || self.drafts.get(&id).map(|draft| (&draft.name, &draft.extents));
+        let (name, extents) = file.or_else(draft)?;
+        runs_of(extents).any(|of_it| of_it.overlaps(run)).then(|| name.to_string())
+    }
+}
+
+/// Frames of extents, without the holes.
+fn runs_of(extents: &[Extent]) -> impl Iterator<Item = PfnRange> + '_ {
+    extents.iter().filter(|extent| !extent.is_hole()).map(|extent| extent.run)
+}
+
+/// Runs that are looked for in many others, each until it is found.
+struct Sought {
+    left: Vec<(usize, PfnRange)>,
+    /// The frames of those left, to tell most others apart from them at once.
+    frames: SortedRuns,
+}
+
+impl Sought {
+    fn new(runs: impl Iterator<Item = (usize, PfnRange)>) -> Self {
+        let left: Vec<(usize, PfnRange)> = runs.collect();
+        let frames = left.iter().map(|&(_, run)| run).collect();
+        Self { left, frames }
     }
 
-    /// For how long a drain has been waiting for `run`.
-    fn seen_for(&self, run: PfnRange) -> Option<u64> {
-        let waiting = self.drains.iter().find(|pending| pending.drain.runs().overlaps(run))?;
-        Some(clock::monotonic_ms() - waiting.started_ms)
+    fn is_empty(&self) -> bool {
+        self.left.is_empty()
+    }
+
+    /// Takes out the places of all that overlap one of `runs` and are `wanted`.
+    fn take_any(
+        &mut self,
+        runs: impl Iterator<Item = PfnRange>,
+        wanted: impl Fn(usize) -> bool,
+    ) -> Vec<usize> {
+        let mut taken = Vec::new();
+        for run in runs {
+            if self.frames.overlaps(run) {
+                self.left.retain(|&(place, sought)| {
+                    let is_taken = sought.overlaps(run) && wanted(place);
+                    taken.extend(is_taken.then_some(place));
+                    !is_taken
+                });
+            }
+        }
+        if !taken.is_empty() {
+            self.frames = self.left.iter().map(|&(_, run)| run).collect();
+        }
+        taken
     }
 }

@@ -1,0 +1,174 @@
+//! Scans that remember what they read, against the list of all holds: pins in several lanes come, shrink
+//! and go between scans, lanes are given back and taken again.
+#![cfg(not(loom))]
+#![allow(clippy::unwrap_used, reason = "a fixture that is not there fails the test")]
+
+mod heap_world;
+
+use heap_world::{Client, Side, World, live, run};
+use pgmap_mm::descriptor::Descriptor;
+use pgmap_mm::error::PinError;
+use pgmap_mm::extent::Extent;
+use pgmap_mm::ledger::{Agent, HoldPlace};
+use pgmap_mm::level::Level;
+use pgmap_mm::pfn::PfnRange;
+use pgmap_mm::pin::{Lane, Pin};
+use pgmap_mm::runs::SortedRuns;
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseError;
+
+const NR_PAGES: u64 = 2 * Level::Pmd.nr_pages();
+const NR_LANES: usize = 2;
+/// Four blocks a lane, the last of them short.
+const LANE_SLOTS: usize = 22;
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// As many pins of one lane, each a little further on.
+    Pin {
+        lane: usize,
+        first: u64,
+        nr_pages: u64,
+        nr_pins: usize,
+    },
+    Drop {
+        pin: usize,
+    },
+    DropMost {
+        keep_every: usize,
+    },
+    Narrow {
+        pin: usize,
+    },
+    /// Gives the lane back, with its pins in it, or takes it again.
+    GiveBackOrTake {
+        lane: usize,
+    },
+    /// Scans for frames, as often as it takes until nothing is read twice.
+    Scan {
+        runs: Vec<(u64, u64)>,
+        nr_times: usize,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let frames = || (0..NR_PAGES, 1u64..40);
+    prop_oneof![
+        4 => (0..NR_LANES, frames(), 1usize..14).prop_map(|(lane, (first, nr_pages), nr_pins)| {
+            Step::Pin { lane, first, nr_pages, nr_pins }
+        }),
+        3 => any::<usize>().prop_map(|pin| Step::Drop { pin }),
+        1 => (2usize..9).prop_map(|keep_every| Step::DropMost { keep_every }),
+        2 => any::<usize>().prop_map(|pin| Step::Narrow { pin }),
+        1 => (0..NR_LANES).prop_map(|lane| Step::GiveBackOrTake { lane }),
+        5 => (prop::collection::vec(frames(), 1..5), 1usize..9)
+            .prop_map(|(runs, nr_times)| Step::Scan { runs, nr_times }),
+    ]
+}
+
+struct History<'p> {
+    client: &'p Client,
+    extent: Extent,
+    lanes: [Option<Lane<'p, Side>>; NR_LANES],
+    pins: Vec<Pin<'p, Side>>,
+}
+
+impl History<'_> {
+    fn take(&mut self, step: Step) -> Result<(), TestCaseError> {
+        match step {
+            Step::Pin { lane, first, nr_pages, nr_pins } => {
+                let Some(lane) = &self.lanes[lane] else { return Ok(()) };
+                for n in 0..nr_pins as u64 {
+                    let first = (first + 7 * n) % NR_PAGES;
+                    let run = run(first, nr_pages.min(NR_PAGES - first));
+                    match lane.pin(&self.extent, run, Agent::Cpu) {
+                        Ok(pin) => self.pins.push(pin),
+                        Err(error) => {
+                            prop_assert_eq!(error, PinError::LaneFull { nr_slots: LANE_SLOTS });
+                        }
+                    }
+                }
+            }
+            Step::Drop { pin } if !self.pins.is_empty() => {
+                drop(self.pins.swap_remove(pin % self.pins.len()));
+            }
+            Step::DropMost { keep_every } => {
+                let mut number = 0;
+                self.pins.retain(|_| {
+                    number += 1;
+                    number % keep_every == 0
+                });
+            }
+            Step::Narrow { pin } if !self.pins.is_empty() => {
+                let place = pin % self.pins.len();
+                let pin = &mut self.pins[place];
+                let rest = pin.run().sub_run(0, pin.run().nr_pages().div_ceil(2)).unwrap();
+                prop_assert!(pin.narrow(rest, Agent::Device));
+            }
+            Step::GiveBackOrTake { lane } => {
+                self.lanes[lane] = match self.lanes[lane].take() {
+                    Some(_given_back) => None,
+                    None => self.client.pinner.lane().ok(),
+                };
+            }
+            Step::Scan { runs, nr_times } => {
+                let runs = runs.into_iter().map(|(first, nr)| run(first, nr)).collect();
+                for _ in 0..nr_times {
+                    self.check(&runs)?;
+                }
+            }
+            Step::Drop { .. } | Step::Narrow { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn check(&self, runs: &SortedRuns) -> Result<(), TestCaseError> {
+        let mut found = Vec::new();
+        self.client.reader.for_each_hold(runs, |hold| found.push((hold.run, hold.place)));
+        let places: std::collections::HashSet<HoldPlace> = found.iter().map(|&(_, p)| p).collect();
+        prop_assert_eq!(places.len(), found.len(), "a hold was found twice");
+        let mut found: Vec<PfnRange> = found.into_iter().map(|(run, _)| run).collect();
+        found.sort_unstable();
+        let held = self.pins.iter().map(Pin::run).filter(|&run| runs.overlaps(run));
+        let mut held: Vec<PfnRange> = held.collect();
+        held.sort_unstable();
+        prop_assert_eq!(found, held);
+        Ok(())
+    }
+}
+
+fn one_extent(world: &World) -> Extent {
+    let extent = Extent::new(run(0, NR_PAGES), Level::Pmd, live(1)).unwrap();
+    world.vmemmap().set(Level::Pud, extent.first(), Descriptor::SPLIT);
+    world.vmemmap().set_run(Level::Pmd, extent.first(), 2, extent.life);
+    extent
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 2000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn a_scan_that_remembers_finds_what_is_held_and_nothing_twice(
+        steps in prop::collection::vec(step(), 0..60),
+    ) {
+        let world = World::new();
+        let client = world.client(1, NR_LANES, LANE_SLOTS);
+        let lanes = [(); NR_LANES].map(|()| client.pinner.lane().ok());
+        let mut history = History {
+            client: &client,
+            extent: one_extent(&world),
+            lanes,
+            pins: Vec::new(),
+        };
+        for step in steps {
+            history.take(step)?;
+        }
+        history.check(&SortedRuns::covering(NR_PAGES))?;
+        let nr_held = history.pins.len();
+        prop_assert_eq!(client.holds().len(), nr_held, "the look at everything agrees");
+    }
+}
