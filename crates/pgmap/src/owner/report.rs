@@ -206,7 +206,7 @@ impl Core {
     /// As [`file_of`](Self::file_of) without going through all files: a file's number is the first stamp
     /// of its frames, which they keep as long as nothing is taken out of it.
     fn file_by_stamp(&self, run: PfnRange) -> Option<String> {
-        let (_, word) = self.folios.vmemmap().folio_of(run.first())?;
+        let (_, word) = self.frames.vmemmap().folio_of(run.first())?;
         let id = FileId(word.stamp()?.number());
         let file =
             self.names.get(&id).and_then(|name| Some((name, &self.files.get(name)?.extents)));
