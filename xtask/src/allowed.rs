@@ -71,6 +71,5 @@ pub const ORDERING_FILES: &[&str] = &[
     "crates/pgmap-os/src/touch/table.rs",
     "crates/pgmap/src/client/side.rs",
     "crates/pgmap/src/memory.rs",
-    "crates/pgmap/src/owner/device_head.rs",
     "crates/pgmap/src/owner/handle.rs",
 ];

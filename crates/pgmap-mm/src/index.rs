@@ -52,6 +52,7 @@ use crate::sync::{Ordering, fence, pause};
 use crate::words::{ReadWords, WriteWords};
 
 mod room;
+pub use self::room::IndexFull;
 
 /// Longest name in bytes, as `NAME_MAX`.
 pub const MAX_NAME_BYTES: usize = 255;
@@ -461,15 +462,6 @@ impl<W: ReadWords> IndexReader<W> {
     fn extent_at(&self, at: usize) -> Option<Extent> {
         Extent::from_words([self.word(at, 0), self.word(at, 1), self.word(at, 2)])
     }
-}
-
-/// The index has no room for another file, or for so many extents.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct IndexFull {
-    /// Slots in all.
-    pub nr_slots: usize,
-    /// Whether it is not slots that are missing, but memory for them.
-    pub lacks_memory: bool,
 }
 
 /// The owner's side of the index.

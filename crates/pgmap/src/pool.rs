@@ -254,7 +254,6 @@ impl Pool {
             ledgers::make_place(path)?;
             ledgers::remove_all(path)?;
         }
-        ledgers::remove_unused(path)?;
         let has_live_client = ledgers::has_live_client(path)?;
         let open = |name, kind, len_bytes| {
             if has_live_client {

@@ -1,11 +1,20 @@
 //! Room in the index, and taking it over from an owner that was killed at any step.
 
 use super::{
-    EXTENTS_PER_MORE, FILE_ID, HASH, HEADER_WORDS, HIGH, INDEX_MAGIC, INLINE_EXTENTS, IndexFull,
-    IndexLayout, IndexWriter, MAGIC, MORE, SEED, SHAPE, SLOT_WORDS, STRUCTURE,
+    EXTENTS_PER_MORE, FILE_ID, HASH, HEADER_WORDS, HIGH, INDEX_MAGIC, INLINE_EXTENTS, IndexLayout,
+    IndexWriter, MAGIC, MORE, SEED, SHAPE, SLOT_WORDS, STRUCTURE,
 };
 use crate::sync::{Ordering, fence};
 use crate::words::WriteWords;
+
+/// The index has no room for another file, or for so many extents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IndexFull {
+    /// Slots in all.
+    pub nr_slots: usize,
+    /// Whether it is not slots that are missing, but memory for them.
+    pub lacks_memory: bool,
+}
 
 impl<W: WriteWords> IndexWriter<W> {
     /// Slots that a file of `nr_extents` extents takes.

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use pgmap_mm::ledger::LedgerLayout;
@@ -151,24 +152,37 @@ fn numbers_in(ledgers: &Path) -> Result<Vec<u64>, Error> {
     Ok(numbers)
 }
 
-/// Whether any client of an earlier owner lives: it has its ledger's lock.
+/// Whether any client of an earlier owner lives: it has its ledger's lock. Ledgers that no client ever
+/// attached by are removed.
 pub(crate) fn has_live_client(directory: &Path) -> Result<bool, Error> {
     let ledgers = directory.join(LEDGERS);
+    for name in [SPARE, NEW] {
+        remove_file(&ledgers.join(name))?;
+    }
+    let mut has_live_client = false;
     for number in numbers_in(&ledgers)? {
         let path = ledgers.join(number.to_string());
         let file = MemoryFile::open_named(&path, Access::ReadWrite)?;
-        if file_lock::is_locked(&file)
-            .map_err(|error| os_error("ask for the lock of", &path, error))?
-        {
-            return Ok(true);
+        let is_locked = file_lock::is_locked(&file)
+            .map_err(|error| os_error("ask for the lock of", &path, error))?;
+        has_live_client |= is_locked;
+        if !is_locked && is_unused(&file)? {
+            tracing::info!(ledger = number, "removing a ledger that no client attached by");
+            remove_file(&path)?;
         }
     }
-    Ok(false)
+    Ok(has_live_client)
 }
 
-/// Removes ledgers that no client ever had.
-pub(crate) fn remove_unused(directory: &Path) -> Result<(), Error> {
-    [SPARE, NEW].iter().try_for_each(|name| remove_file(&directory.join(LEDGERS).join(name)))
+/// Whether no client ever attached by a ledger: that writes a number to its start. A client that was
+/// killed at any moment before held nothing.
+fn is_unused(file: &MemoryFile) -> Result<bool, Error> {
+    let mut magic = [0; 8];
+    let len = file.len_bytes().min(8) as usize;
+    fs::File::from(file.try_clone_fd()?)
+        .read_exact_at(&mut magic[..len], 0)
+        .map_err(|error| OsError::new("read", file.name(), error))?;
+    Ok(magic == [0; 8])
 }
 
 /// Removes all ledgers: the machine was restarted, and no process and no device of theirs is left.

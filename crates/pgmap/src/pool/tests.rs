@@ -278,6 +278,25 @@ fn a_pool_without_its_catalog_is_neither_opened_nor_made_again() {
 }
 
 #[test]
+fn a_pool_on_its_device_is_a_pool_and_what_a_file_says_makes_none() {
+    let (directory, path) = place();
+    let options = PoolOptions::in_directory(&path, 64 << 20).metadata_on_device();
+    drop(Owner::start(Pool::create(&options).unwrap()).unwrap());
+    assert!(Pool::is_in(&path).unwrap());
+    let error = Pool::create(&options).map(drop).unwrap_err();
+    assert!(error.to_string().contains("there is a pool already"), "{error}");
+    let header = fs::read(path.join(directory::DATA)).unwrap()[..4096].to_vec();
+    // The first frame of another pool, as a client may write it.
+    let other = directory.path().join("other");
+    drop(create(&other));
+    let data = fs::File::options().write(true).open(other.join(directory::DATA)).unwrap();
+    data.write_all_at(&header, 0).unwrap();
+    drop(Owner::start(Pool::open(&other).unwrap()).unwrap());
+    fs::remove_file(other.join(directory::CATALOG)).unwrap();
+    assert!(!Pool::is_in(&other).unwrap());
+}
+
+#[test]
 fn a_creation_that_was_cut_short_is_done_again() {
     let (_directory, path) = place();
     drop(Pool::create(&PoolOptions::in_directory(&path, POOL_BYTES)).unwrap());
@@ -321,6 +340,22 @@ fn the_directory_is_the_users_own_and_no_link() {
     } else {
         println!("SKIPPED another user's directory: only root can make one");
     }
+}
+
+#[test]
+fn a_ledger_that_no_client_attached_by_shuts_nobody_out() {
+    let (_directory, path) = place();
+    put(&create(&path).client().unwrap(), "a", 1, 5000);
+    let ledgers = path.join(directory::LEDGERS);
+    for (number, len) in [("77", 0), ("78", 3), ("79", 4096), ("80", 1 << 24), ("spare", 7)] {
+        fs::File::create(ledgers.join(number)).unwrap().set_len(len).unwrap();
+    }
+    fs::write(ledgers.join("a note"), "mine").unwrap();
+    let owner = Owner::start(Pool::open(&path).unwrap()).unwrap();
+    assert_eq!(contents(&owner.client().unwrap())["a"], [1; 5000]);
+    assert_eq!(owner.info().free_bytes + 8192, POOL_BYTES);
+    assert!(["77", "78", "79", "80"].iter().all(|number| !ledgers.join(number).exists()));
+    assert_eq!(fs::read(ledgers.join("a note")).unwrap(), b"mine");
 }
 
 #[test]
