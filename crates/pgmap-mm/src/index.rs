@@ -42,8 +42,6 @@
 //!
 //! A directory look-up takes no reference on the inode here: the pin does, on the frames.
 
-use core::ops::Range;
-
 use crate::descriptor::Descriptor;
 use crate::extent::Extent;
 use crate::level::Level;
@@ -121,12 +119,6 @@ impl IndexLayout {
 
     const fn bucket(&self, hash: u64) -> usize {
         HEADER_WORDS + (hash as usize & (self.nr_buckets - 1))
-    }
-
-    /// Words that a look-up reads whatever is in the index.
-    #[must_use]
-    pub const fn always_used(&self) -> Range<usize> {
-        0..self.slots_start()
     }
 
     const fn slot(&self, slot: u32) -> usize {

@@ -95,7 +95,7 @@ fn limit_of(kind: Version, group: &Path) -> Option<MemoryLimit> {
 /// The machine's swap.
 fn swap_bytes() -> u64 {
     let machine = rustix::system::sysinfo();
-    u64::from(machine.totalswap).saturating_mul(u64::from(machine.mem_unit))
+    machine.totalswap.saturating_mul(u64::from(machine.mem_unit))
 }
 
 #[cfg(test)]

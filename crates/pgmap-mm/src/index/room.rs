@@ -1,5 +1,7 @@
 //! Room in the index, and taking it over from an owner that was killed at any step.
 
+use core::ops::Range;
+
 use super::{
     EXTENTS_PER_MORE, FILE_ID, HASH, HEADER_WORDS, HIGH, INDEX_MAGIC, INLINE_EXTENTS, IndexLayout,
     IndexWriter, MAGIC, MORE, SEED, SHAPE, SLOT_WORDS, STRUCTURE,
@@ -14,6 +16,14 @@ pub struct IndexFull {
     pub nr_slots: usize,
     /// Whether it is not slots that are missing, but memory for them.
     pub lacks_memory: bool,
+}
+
+impl IndexLayout {
+    /// Words that a look-up reads whatever is in the index.
+    #[must_use]
+    pub const fn always_used(&self) -> Range<usize> {
+        0..self.slots_start()
+    }
 }
 
 impl<W: WriteWords> IndexWriter<W> {
