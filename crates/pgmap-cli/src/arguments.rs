@@ -67,6 +67,7 @@ Examples:
     long_about = LONG_ABOUT,
     after_long_help = AFTER_LONG_HELP,
     disable_help_subcommand = true,
+    arg_required_else_help = true,
     max_term_width = 100
 )]
 pub struct Arguments {

@@ -40,8 +40,9 @@ fn answered(error: &clap::Error) -> ExitCode {
     // Where that cannot be printed there is nobody to tell.
     let _ = error.print();
     if error.use_stderr() && std::env::args_os().any(|argument| argument == "--json") {
+        let text = error.render().to_string();
         Output::new(Format::Json, Units::Bytes, Talk::Usual)
-            .report(&Failure::usage(error.render().to_string().trim_end()));
+            .report(&Failure::usage(text.trim_start_matches("error: ").trim_end()));
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage.code()))
 }
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
     };
     let (place, output) = (arguments.place(), arguments.output());
     logging::start(&arguments);
+    stop::keep_file_size_limit_an_error();
     match verbs::run(arguments.verb, &place, &output) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

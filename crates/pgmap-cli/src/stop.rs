@@ -7,7 +7,7 @@ use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use crate::failure::{Exit, Failure};
@@ -72,6 +72,12 @@ impl Stop {
             _ => "SIGTERM",
         }
     }
+}
+
+/// Makes writing past `RLIMIT_FSIZE` the error EFBIG: the signal that comes with it would end the process.
+pub fn keep_file_size_limit_an_error() {
+    // Where the handler is refused the signal ends the process as before.
+    let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
 }
 
 /// The signals that this process was started to ignore, one bit each from bit 0 for signal 1 on. None

@@ -202,7 +202,7 @@ fn an_error_has_a_kind_and_an_errno_and_the_exit_code_that_it_had() {
 #[test]
 fn a_verb_waits_for_an_owner_that_is_only_starting() {
     for _ in 0..5 {
-        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let directory = server::roomy();
         let socket = directory.path().join("socket");
         let mut put = pgmap();
         put.args(["put", "/proc/version", "early", "--wait", "20000"]).env("PGMAP_SOCKET", &socket);
@@ -259,7 +259,7 @@ fn a_default_place_that_another_user_prepared_is_not_trusted_unless_it_is_named(
     let place = std::path::PathBuf::from(format!("/dev/shm/pgmap-{}", user.id));
     let _ = std::fs::remove_dir_all(&place);
     let socket = place.join("pgmap/pgmap.sock");
-    let theirs = tempfile::tempdir_in("/dev/shm").unwrap();
+    let theirs = server::roomy();
     std::os::unix::fs::chown(theirs.path(), Some(thief), None).unwrap();
     let serve = |id: u32| {
         let mut command = user.command_as(id);
@@ -346,13 +346,14 @@ fn trim_says_how_much_memory_went_back() {
     server.good(&["put", &file, "b"]);
     server.good(&["rm", "a"]);
     until("it is free", || server.json(&["stat"])["free_bytes"] == 54 << 20);
-    assert_eq!(server.json(&["stat"])["backed_bytes"], 20 << 20);
+    let backed = |of: &Value| of["backed_bytes"].as_u64().unwrap();
+    let before = backed(&server.json(&["stat"]));
     let done = server.json(&["trim"]);
     assert_eq!(done["schema"], "pgmap.trim/1");
-    assert_eq!(
-        (&done["freed_bytes"], &done["backed_bytes"]),
-        (&(10 << 20).into(), &(10 << 20).into())
-    );
-    assert!(server.good(&["trim", "-u"]).contains("0 B"));
+    let freed = done["freed_bytes"].as_u64().unwrap();
+    // A file system on a disk counts blocks of its own, too.
+    assert!((10 << 20..11 << 20).contains(&freed), "{done}");
+    assert_eq!(before - backed(&done), freed);
+    assert!(server.good(&["trim", "-u"]).contains("given back"));
     assert!(server.pipe(&["get", "b"], b"") == noise(10 << 20));
 }

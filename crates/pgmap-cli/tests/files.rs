@@ -419,6 +419,31 @@ fn put_reads_what_is_there_whatever_length_the_system_says() {
     assert_eq!(server.json(&["stat"])["reserved_bytes"], 0);
 }
 
+#[test]
+fn what_cannot_be_written_out_is_an_error_to_the_last_byte() {
+    let server = Server::start();
+    server.pipe(&["put", "-", "short"], b"abc");
+    server.pipe(&["put", "-", "long"], &noise(1 << 20));
+    for arguments in [&["get", "short"][..], &["get", "long"], &["ls"], &["stat"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut command = server.command(arguments);
+        let output = command.stdout(full).stderr(Stdio::piped()).spawn().unwrap();
+        let output = output.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(text(&output.stderr).contains("No space left"), "{arguments:?}");
+    }
+    // The limit of the process, whose signal would end it.
+    let old = server.file("old", b"what was there");
+    let script =
+        format!("ulimit -f 8; exec '{}' get long '{old}' --json", env!("CARGO_BIN_EXE_pgmap"));
+    let mut shell = std::process::Command::new("sh");
+    let output = shell.args(["-c", &script]).env("PGMAP_SOCKET", server.path("socket")).output();
+    let error: serde_json::Value = serde_json::from_slice(&output.unwrap().stdout).unwrap();
+    assert_eq!(error["errno"]["name"], "EFBIG", "{error}");
+    assert_eq!(std::fs::read(&old).unwrap(), b"what was there");
+    nothing_is_left(&server);
+}
+
 fn nothing_is_left(server: &Server) {
     let left = std::fs::read_dir(server.directory.path()).unwrap();
     let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();

@@ -223,11 +223,12 @@ fn t12_a_reference_from_before_a_reuse_is_refused() {
     assert_eq!(reader.ask("pin-opened"), "generation 2", "a shortened file is the same file");
 }
 
-/// Cuts a process's connection to its owner, from outside.
-fn cut_connection(second: &Second) {
-    let sockets = support::sockets_of(second.pid());
+/// Cuts a process's connection to its owner, from outside; `None` where the system does not let it.
+fn cut_connection(second: &Second, test: &str) -> Option<()> {
+    let sockets = support::sockets_of(second.pid(), test)?;
     assert_eq!(sockets.len(), 1, "a client has one socket");
     rustix::net::shutdown(&sockets[0], rustix::net::Shutdown::Both).unwrap();
+    Some(())
 }
 
 #[test]
@@ -238,7 +239,10 @@ fn t15_no_pin_is_taken_from_a_living_holder_even_without_its_connection() {
     let mut holder = start(&socket);
     holder.must("pin a");
     holder.must("write draft 9 1000000");
-    cut_connection(&holder);
+    let test = "t15_no_pin_is_taken_from_a_living_holder_even_without_its_connection";
+    if cut_connection(&holder, test).is_none() {
+        return;
+    }
     for _ in 0..20 {
         let error = client.truncate("a", 100, 10).unwrap_err();
         let Error::Refused(Refusal::Held { holders, .. }) = &error else { panic!("{error}") };

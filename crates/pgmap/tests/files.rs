@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
+mod support;
+
 use pgmap::{CreateSpec, Error, FileName, FolioSize, Owner, Pool, PoolOptions, Refusal, Replace};
 
 fn owner(size_bytes: u64) -> Owner {
@@ -159,7 +161,7 @@ fn impossible_lengths_are_refused_and_the_owner_lives_on() {
 
 #[test]
 fn a_pool_in_a_directory_is_found_again() {
-    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let directory = support::roomy();
     let path = directory.path().join("pool");
     let bytes = vec![5; 3 << 20];
     {
@@ -184,7 +186,7 @@ fn a_pool_in_a_directory_is_found_again() {
 
 #[test]
 fn a_second_owner_is_refused() {
-    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let directory = support::roomy();
     let options = PoolOptions::in_directory(directory.path(), 1 << 20);
     let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
     let error = Pool::open(directory.path()).unwrap_err().to_string();
@@ -195,7 +197,7 @@ fn a_second_owner_is_refused() {
 
 #[test]
 fn a_pool_larger_than_its_file_system_is_an_error_at_creation() {
-    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let directory = support::roomy();
     let error = Pool::create(&PoolOptions::in_directory(directory.path(), 1 << 42)).unwrap_err();
     let text = error.to_string();
     assert!(text.contains("4398046511104"), "{text}");
@@ -305,7 +307,7 @@ fn folios_split_and_merge_under_live_pins() {
 
 #[test]
 fn descriptors_and_catalog_on_the_device_are_found_again() {
-    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let directory = support::roomy();
     let path = directory.path().join("pool");
     let options = PoolOptions::in_directory(&path, 256 << 20).metadata_on_device();
     let bytes = pattern(3 << 20);
@@ -373,7 +375,7 @@ fn a_piece_told_by_a_punch_that_was_given_up_is_not_believed_for_ever() {
 
 #[test]
 fn an_empty_file_is_a_file() {
-    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let directory = support::roomy();
     let path = directory.path().join("pool");
     let options = PoolOptions::in_directory(&path, 8 << 20);
     let mut owner = Owner::start(Pool::create(&options).unwrap()).unwrap();

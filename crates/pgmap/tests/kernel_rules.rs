@@ -53,7 +53,7 @@ fn share_in_catalog(pool: &Path, from: &str, to: &str) {
 
 #[test]
 fn scenario_31_and_57_a_frame_belongs_to_one_file() {
-    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let directory = support::roomy();
     let path = directory.path().join("pool");
     let owner =
         Owner::start(Pool::create(&PoolOptions::in_directory(&path, 16 * MIB)).unwrap()).unwrap();
@@ -264,7 +264,7 @@ fn scenario_46_a_size_above_the_region_is_enospc() {
 
 #[test]
 fn scenario_58_memory_that_does_not_outlive_power_is_refused_by_name() {
-    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let directory = support::roomy();
     let path = directory.path().join("pool");
     for options in [PoolOptions::anonymous(MIB), PoolOptions::in_directory(&path, MIB)] {
         let error = Pool::create(&options.clone().durability(Durability::PowerFailure));

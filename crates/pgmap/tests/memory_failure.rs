@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
+mod support;
+
 use pgmap::{Client, Error, Event, FolioSize, Owner, Pool, PoolOptions};
 
 const EHWPOISON: i32 = 133;
@@ -95,7 +97,7 @@ fn a_draft_whose_memory_failed_cannot_be_committed() {
 
 #[test]
 fn poison_survives_a_restart_of_the_owner() {
-    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let directory = support::roomy();
     let path = directory.path().join("pool");
     let bytes = pattern(3 << 20);
     {
@@ -124,7 +126,7 @@ fn poison_survives_a_restart_of_the_owner() {
 /// careless operator would do it: copies say so, and nobody is killed.
 #[test]
 fn copies_of_memory_that_went_away_are_errors_and_not_signals() {
-    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let directory = support::roomy();
     let path = directory.path().join("pool");
     let pool = Pool::create(&PoolOptions::in_directory(&path, 16 << 20)).unwrap();
     let owner = Owner::start(pool).unwrap();

@@ -41,7 +41,7 @@ fn start(role: &str, place: &Path) -> Second {
 }
 
 fn place() -> (tempfile::TempDir, PathBuf) {
-    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let directory = support::roomy();
     let path = directory.path().to_owned();
     (directory, path)
 }

@@ -348,7 +348,7 @@ fn whoever_is_killed_no_frame_is_lost_or_given_twice_and_every_byte_is_right() {
     let seconds = std::env::var("PGMAP_SOAK_SECONDS").ok().and_then(|text| text.parse().ok());
     let until = Instant::now() + Duration::from_secs(seconds.unwrap_or(DEFAULT_SECONDS));
     let mut random = Random(support::seed());
-    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let directory = support::roomy();
     let place = directory.path();
     let mut owner = start("owner", place);
     let worker = |random: &mut Random| start(&format!("worker {}", random.next()), place);

@@ -62,9 +62,11 @@ impl Get {
         let progress = Progress::start(output, shown.clone(), pin.len_bytes());
         let Some(file) = file else {
             let mut stdout = io::stdout().lock();
-            return copy(&pin, &progress, |chunk| {
+            copy(&pin, &progress, |chunk| {
                 stdout.write_all(chunk).map_err(|error| stdout_failure(&error))
-            });
+            })?;
+            // What is left in the buffer would be lost without a word.
+            return stdout.flush().map_err(|error| stdout_failure(&error));
         };
         let mut target = Target::open(file)?;
         // Before anything is there that a signal would leave behind. A pipe's reader may never read on.

@@ -1,7 +1,11 @@
 //! A server in a directory of its own, and the command as its users run it.
 
 #![allow(dead_code, reason = "each test file uses its part")]
-#![allow(clippy::unwrap_used, reason = "a failure of the stage fails the test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a failure of the stage fails the test"
+)]
 
 use std::ffi::OsStr;
 use std::io::Write;
@@ -34,6 +38,19 @@ pub fn pgmap() -> Command {
     command
 }
 
+/// A directory for pools: in shared memory where that has room, as it mostly does, else in the temporary
+/// directory. A plain container's `/dev/shm` is 64 MiB.
+pub fn roomy() -> TempDir {
+    let has_room = |place: &Path| {
+        let fs = rustix::fs::statvfs(place);
+        fs.is_ok_and(|fs| fs.f_bavail.saturating_mul(fs.f_frsize) >= 1 << 30)
+    };
+    let temporary = std::env::temp_dir();
+    let place = [Path::new("/dev/shm"), &temporary].into_iter().find(|place| has_room(place));
+    let place = place.expect("1 GiB is free in /dev/shm or the temporary directory ($TMPDIR)");
+    tempfile::tempdir_in(place).unwrap()
+}
+
 /// An ordinary user, as whom root runs the command.
 pub struct User {
     pub id: u32,
@@ -49,7 +66,7 @@ impl User {
             println!("skipped: {test}: it becomes another user; run the tests as root");
             return None;
         }
-        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let directory = roomy();
         let open = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(directory.path(), open).unwrap();
         let program = directory.path().join("pgmap");
@@ -88,14 +105,14 @@ pub struct Server {
 impl Server {
     /// Serves a new pool of 64 MiB.
     pub fn start() -> Self {
-        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let directory = roomy();
         let child = Self::serve_in(directory.path(), pgmap());
         Self { directory, child, user: None }
     }
 
     /// The same, all of it as `user`, in a directory of the user's.
     pub fn start_as(user: &User) -> Self {
-        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let directory = roomy();
         std::os::unix::fs::chown(directory.path(), Some(user.id), Some(user.id)).unwrap();
         let child = Self::serve_in(directory.path(), user.command());
         Self { directory, child, user: Some((user.program.clone(), user.id)) }

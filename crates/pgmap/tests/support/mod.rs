@@ -143,20 +143,32 @@ pub fn command(wrapper: &[&str], role: &str, place: &Path) -> Command {
     command
 }
 
-/// Copies of all sockets of process `pid`.
-pub fn sockets_of(pid: i32) -> Vec<std::os::fd::OwnedFd> {
+/// Copies of all connections of process `pid`. `None`, with a line that says so, where the system does not
+/// give them out, as container runtimes' filters may refuse.
+pub fn sockets_of(pid: i32, test: &str) -> Option<Vec<std::os::fd::OwnedFd>> {
+    use rustix::net::{SocketType, sockopt::socket_type};
     use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
     let pidfd = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
     let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
     let sockets = entries.filter(|entry| {
         std::fs::read_link(entry.path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"))
     });
-    sockets
-        .map(|entry| {
-            let number = entry.file_name().to_str().unwrap().parse().unwrap();
-            pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()).unwrap()
-        })
-        .collect()
+    let mut copies = Vec::new();
+    for entry in sockets {
+        let number = entry.file_name().to_str().unwrap().parse().unwrap();
+        match pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()) {
+            // The child's standard error may be a socket, too, of another kind.
+            Ok(copy) if socket_type(&copy) == Ok(SocketType::SEQPACKET) => copies.push(copy),
+            Ok(_) => {}
+            Err(error) => {
+                println!(
+                    "skipped: {test}: pidfd_getfd: {error}; it needs CAP_SYS_PTRACE or less of a filter"
+                );
+                return None;
+            }
+        }
+    }
+    Some(copies)
 }
 
 /// The output of a child, for tests that read it themselves.
@@ -273,4 +285,21 @@ impl Random {
     pub fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
+}
+
+/// A directory for pools of up to 256 MiB: in shared memory where that has room, as it mostly does, else in
+/// the temporary directory. A plain container's `/dev/shm` is 64 MiB.
+pub fn roomy() -> tempfile::TempDir {
+    roomy_for(512 << 20).expect("512 MiB are free in /dev/shm or the temporary directory ($TMPDIR)")
+}
+
+/// The same for files of so many bytes; `None` where no place could hold them.
+pub fn roomy_for(len_bytes: u64) -> Option<tempfile::TempDir> {
+    let has_room = |place: &Path| {
+        let fs = rustix::fs::statvfs(place);
+        fs.is_ok_and(|fs| fs.f_bavail.saturating_mul(fs.f_frsize) >= len_bytes)
+    };
+    let temporary = std::env::temp_dir();
+    let place = [Path::new("/dev/shm"), &temporary].into_iter().find(|place| has_room(place))?;
+    Some(tempfile::tempdir_in(place).unwrap())
 }
