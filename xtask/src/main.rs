@@ -3,10 +3,12 @@
 //! Run it as `cargo xtask <verb>`; `cargo xtask help` lists the verbs.
 
 mod allowed;
+mod container;
 mod layers;
 mod steps;
 mod test_run;
 mod tidy;
+mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -32,6 +34,7 @@ Verbs:
 Environment:
   CARGO_TARGET_DIR      where builds go; loom's go into its folder `loom`
   LOOM_MAX_PREEMPTIONS  how many preemptions loom explores per run (2 unless set)
+  PGMAP_STEP_LIMIT_FACTOR  multiplies the time that each step may take
 
 Exit codes: 0 all good, 1 something failed, 2 the command line is wrong.
 ";

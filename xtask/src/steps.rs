@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 use std::{env, io};
 
-use crate::tidy;
+use crate::watch::Limit;
+use crate::{container, tidy};
 
 /// How a step ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,20 +31,41 @@ pub struct Step {
     pub name: &'static str,
     /// What it checks, for `--list` and the heading.
     pub what: &'static str,
-    /// Runs it in the workspace at the given root.
-    pub run: fn(&Path) -> io::Result<Outcome>,
+    /// How long it may take: several times what it takes on two cores.
+    pub limit: Duration,
+    /// Runs it.
+    pub run: fn(&Run<'_>) -> io::Result<Outcome>,
+}
+
+/// What a step works with.
+#[derive(Clone, Copy, Debug)]
+pub struct Run<'r> {
+    /// The workspace.
+    pub root: &'r Path,
+    /// When the step ends at the latest.
+    pub limit: Limit,
 }
 
 /// Every step, in the order in which they run: the quick ones first.
 pub const STEPS: &[Step] = &[
-    Step { name: "fmt", what: "the formatter would change nothing", run: fmt },
-    Step { name: "clippy", what: "no lint fires, in tests and benchmarks too", run: clippy },
-    Step { name: "tidy", what: "the house rules hold", run: tidy_rules },
-    Step { name: "build", what: "the binaries that process tests start", run: build },
-    Step { name: "test", what: "unit, property, process and doc tests", run: test },
-    Step { name: "loom", what: "every interleaving of the protocols, bounded", run: loom },
-    Step { name: "bench", what: "each benchmark once, small", run: bench },
+    step("fmt", 2, "the formatter would change nothing", fmt),
+    step("clippy", 20, "no lint fires, in tests and benchmarks too", clippy),
+    step("tidy", 2, "the house rules hold", tidy_rules),
+    step("build", 20, "the binaries that process tests start", build),
+    step("test", 40, "unit, property, process and doc tests", test),
+    step("container", 15, "pools and the command with little memory, as anybody", container::run),
+    step("loom", 30, "every interleaving of the protocols, bounded", loom),
+    step("bench", 15, "each benchmark once, small", bench),
 ];
+
+const fn step(
+    name: &'static str,
+    minutes: u64,
+    what: &'static str,
+    run: fn(&Run<'_>) -> io::Result<Outcome>,
+) -> Step {
+    Step { name, what, limit: Duration::from_secs(60 * minutes), run }
+}
 
 /// The test binaries that hold loom's scenarios.
 const LOOM_TESTS: &[&str] = &["loom", "loom_gup", "loom_split"];
@@ -54,44 +77,38 @@ const LOOM_MAX_PREEMPTIONS: &str = "2";
 /// The loom scenarios are the tests whose name contains this.
 const LOOM_FILTER: &str = "loom";
 
-fn fmt(root: &Path) -> io::Result<Outcome> {
-    stream(cargo(root).args(["fmt", "--all", "--check"]))
+fn fmt(run: &Run<'_>) -> io::Result<Outcome> {
+    stream(run, cargo(run.root).args(["fmt", "--all", "--check"]))
 }
 
 /// Twice: once what ships, and once with the tests, whose helpers may fail as their tests do.
-fn clippy(root: &Path) -> io::Result<Outcome> {
-    let shipped = stream(cargo(root).args(["clippy", "--workspace", "--", "-D", "warnings"]))?;
+fn clippy(run: &Run<'_>) -> io::Result<Outcome> {
+    let mut shipped = cargo(run.root);
+    shipped.args(["clippy", "--workspace", "--", "-D", "warnings"]);
+    let shipped = stream(run, &mut shipped)?;
     if !matches!(shipped, Outcome::Passed) {
         return Ok(shipped);
     }
-    stream(cargo(root).args([
-        "clippy",
-        "--workspace",
-        "--all-targets",
-        "--",
-        "-D",
-        "warnings",
-        "-A",
-        "clippy::unwrap_used",
-        "-A",
-        "clippy::expect_used",
-    ]))
+    let mut all = cargo(run.root);
+    all.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
+    all.args(["-A", "clippy::unwrap_used", "-A", "clippy::expect_used"]);
+    stream(run, &mut all)
 }
 
-fn tidy_rules(root: &Path) -> io::Result<Outcome> {
-    tidy::run(root).map(Outcome::of)
+fn tidy_rules(run: &Run<'_>) -> io::Result<Outcome> {
+    tidy::run(run.root).map(Outcome::of)
 }
 
-fn build(root: &Path) -> io::Result<Outcome> {
-    stream(cargo(root).args(["build", "--workspace", "--bins"]))
+fn build(run: &Run<'_>) -> io::Result<Outcome> {
+    stream(run, cargo(run.root).args(["build", "--workspace", "--bins"]))
 }
 
-fn test(root: &Path) -> io::Result<Outcome> {
-    stream(cargo(root).args(["test", "--workspace"]))
+fn test(run: &Run<'_>) -> io::Result<Outcome> {
+    stream(run, cargo(run.root).args(["test", "--workspace"]))
 }
 
-fn loom(root: &Path) -> io::Result<Outcome> {
-    let listing = loom_tests(root).args(["--", "--list"]).stderr(Stdio::inherit()).output()?;
+fn loom(run: &Run<'_>) -> io::Result<Outcome> {
+    let listing = loom_tests(run.root).args(["--", "--list"]).stderr(Stdio::inherit()).output()?;
     if !listing.status.success() {
         return Ok(Outcome::Failed);
     }
@@ -102,7 +119,7 @@ fn loom(root: &Path) -> io::Result<Outcome> {
         );
         return Ok(Outcome::Failed);
     }
-    stream(&mut loom_tests(root))
+    stream(run, &mut loom_tests(run.root))
 }
 
 fn loom_tests(root: &Path) -> Command {
@@ -126,13 +143,13 @@ fn count_listed(listing: &str) -> usize {
     listing.lines().filter(|line| line.ends_with(": test")).count()
 }
 
-fn bench(root: &Path) -> io::Result<Outcome> {
-    if !root.join("crates/pgmap-bench/src/main.rs").is_file() {
+fn bench(run: &Run<'_>) -> io::Result<Outcome> {
+    if !run.root.join("crates/pgmap-bench/src/main.rs").is_file() {
         println!("skipped: pgmap-bench has no main.rs");
         return Ok(Outcome::Skipped);
     }
     let small = ["run", "--profile", "quick", "--package", "pgmap-bench", "--", "--small"];
-    stream(cargo(root).args(small))
+    stream(run, cargo(run.root).args(small))
 }
 
 fn target_dir(root: &Path) -> PathBuf {
@@ -141,20 +158,20 @@ fn target_dir(root: &Path) -> PathBuf {
 }
 
 /// The cargo that runs this tool, to be run at `root`.
-fn cargo(root: &Path) -> Command {
+pub fn cargo(root: &Path) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root);
     command
 }
 
 /// Runs `command` with its output where ours goes.
-fn stream(command: &mut Command) -> io::Result<Outcome> {
+fn stream(run: &Run<'_>, command: &mut Command) -> io::Result<Outcome> {
     println!("$ {}", shown(command));
-    command.status().map(|status| Outcome::of(status.success()))
+    run.limit.run(command).map(Outcome::of)
 }
 
 /// `command` as one would type it.
-fn shown(command: &Command) -> String {
+pub fn shown(command: &Command) -> String {
     let variables = command.get_envs().filter_map(|(name, value)| {
         Some(format!("{}='{}'", name.to_string_lossy(), value?.to_string_lossy()))
     });

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
-use crate::steps::{Outcome, STEPS, Step};
+use crate::steps::{Outcome, Run, STEPS, Step};
+use crate::watch::Limit;
 
 /// What the command line asks for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -81,7 +82,7 @@ impl fmt::Display for Row {
             Outcome::Failed => "FAILED",
             Outcome::Skipped => "skipped",
         };
-        write!(f, "{:<8} {outcome:<8} {:>8.1} s", self.name, self.elapsed.as_secs_f64())
+        write!(f, "{:<9} {outcome:<8} {:>8.1} s", self.name, self.elapsed.as_secs_f64())
     }
 }
 
@@ -92,7 +93,8 @@ impl fmt::Display for Row {
 pub fn run(root: &Path, options: &Options) -> io::Result<bool> {
     if options.is_listing {
         for step in STEPS {
-            println!("{:<8} {}", step.name, step.what);
+            let minutes = step.limit.as_secs() / 60;
+            println!("{:<9} {} (at most {minutes} min)", step.name, step.what);
         }
         return Ok(true);
     }
@@ -101,7 +103,7 @@ pub fn run(root: &Path, options: &Options) -> io::Result<bool> {
     for step in STEPS.iter().filter(|step| options.wants(step)) {
         println!("\n=== {}: {}", step.name, step.what);
         let step_started = Instant::now();
-        let outcome = (step.run)(root)?;
+        let outcome = (step.run)(&Run { root, limit: Limit::start(step.limit) })?;
         let row = Row { name: step.name, outcome, elapsed: step_started.elapsed() };
         println!("=== {row}");
         rows.push(row);
@@ -165,8 +167,8 @@ mod tests {
 
     #[test]
     fn a_row_lines_up() {
-        assert_eq!(row("fmt", Outcome::Passed).to_string(), "fmt      ok            1.5 s");
-        assert_eq!(row("clippy", Outcome::Failed).to_string(), "clippy   FAILED        1.5 s");
+        assert_eq!(row("fmt", Outcome::Passed).to_string(), "fmt       ok            1.5 s");
+        assert_eq!(row("clippy", Outcome::Failed).to_string(), "clippy    FAILED        1.5 s");
     }
 
     #[test]
