@@ -99,7 +99,7 @@ impl PinError {
                 _ => errno::ESTALE,
             },
             Self::NotPinnable { word } => match word.state() {
-                FolioState::Poisoned => errno::EHWPOISON,
+                FolioState::Poisoned | FolioState::Quarantined => errno::EHWPOISON,
                 _ if word.flags().contains(FolioFlags::RAW) => errno::EFAULT,
                 _ => errno::ESTALE,
             },
@@ -120,7 +120,9 @@ impl fmt::Display for PinError {
                 write!(f, "frames {run} are no longer what they were: now {now:?}; open them anew")
             }
             Self::NotPinnable { word } => match word.state() {
-                FolioState::Poisoned => f.write_str("memory there failed and cannot be pinned"),
+                FolioState::Poisoned | FolioState::Quarantined => {
+                    f.write_str("memory there failed and cannot be pinned")
+                }
                 _ if word.flags().contains(FolioFlags::RAW) => {
                     f.write_str("raw memory is mapped and never pinned")
                 }

@@ -220,6 +220,25 @@ impl<W: WriteWords> Folios<W> {
         self.frames.take_any_of(run);
     }
 
+    /// Describes `run`, which is nobody's and no longer among the free frames, as Dying: for a restarted
+    /// owner. Its folios keep their sizes where they are whole folios of `run`, and are the largest
+    /// that fit where the descriptors are not to be believed. False, with nothing done, where there is no
+    /// memory for that.
+    #[must_use]
+    pub fn stray(&mut self, run: PfnRange) -> bool {
+        let is_inside =
+            |(first, level, _): (Pfn, Level, Descriptor)| run.covers(PfnRange::folio(first, level));
+        if self.vmemmap.folios(run).all(is_inside) {
+            self.change(run, |word| word.in_state(FolioState::Dying));
+            return true;
+        }
+        if !self.vmemmap.reserve(run, Level::Pud) {
+            return false;
+        }
+        self.describe(run, Level::Pud, Descriptor::FREE.in_state(FolioState::Dying));
+        true
+    }
+
     /// Writes `word` for the folios of `run`, the largest that fit and are not above `most`.
     fn describe(&mut self, run: PfnRange, most: Level, word: Descriptor) {
         let mut at = run.start();

@@ -98,6 +98,26 @@ impl Frames {
         parts
     }
 
+    /// What of `run` is free, in order.
+    #[must_use]
+    pub fn within(&self, run: PfnRange) -> Vec<PfnRange> {
+        let before = self.by_start.range(..run.start()).next_back();
+        let inside = self.by_start.range(run.start()..run.end());
+        let runs = before.into_iter().chain(inside);
+        let parts = runs.filter_map(|(&start, &length)| {
+            let (from, to) = (start.max(run.start()), (start + length).min(run.end()));
+            PfnRange::new(from, to.checked_sub(from)?)
+        });
+        parts.collect()
+    }
+
+    /// Whether a frame of `run` is free.
+    #[must_use]
+    pub fn overlaps(&self, run: PfnRange) -> bool {
+        let before = self.by_start.range(..run.end()).next_back();
+        before.is_some_and(|(&start, &length)| start + length > run.start())
+    }
+
     /// Makes `run` free. Frames that are free already stay free; the return value is the number
     /// that were not.
     pub fn give(&mut self, run: PfnRange) -> u64 {
@@ -331,6 +351,13 @@ mod tests {
                         }
                     }
                 }
+                let asked = run(at, nr.max(1));
+                let inside = frames.within(asked);
+                let nr_inside = inside.iter().map(|r| r.nr_pages()).sum::<u64>();
+                let nr_free = (asked.start()..asked.end()).filter(|pfn| free.contains(pfn)).count();
+                prop_assert_eq!(nr_inside, nr_free as u64);
+                prop_assert!(inside.iter().all(|r| frames.is_free(*r)));
+                prop_assert_eq!(frames.overlaps(asked), nr_free > 0);
                 prop_assert_eq!(frames.free_pages(), free.len() as u64);
                 let listed: u64 = frames.runs().map(|(_, length)| length).sum();
                 prop_assert_eq!(listed, free.len() as u64);

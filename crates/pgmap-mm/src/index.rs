@@ -512,10 +512,10 @@ impl<W: WriteWords> IndexWriter<W> {
         Ok(EntryId(slot))
     }
 
-    /// Writes a file's length and extents anew.
+    /// Writes a file's length and extents again.
     ///
     /// # Errors
-    /// [`IndexFull`]; nothing is changed then.
+    /// [`IndexFull`], only where the file has more extents than before; nothing is changed then.
     pub fn update(
         &mut self,
         entry: EntryId,
@@ -600,31 +600,34 @@ impl<W: WriteWords> IndexWriter<W> {
         }
         let at = self.layout.slot(slot);
         let nr_more = extents.len().saturating_sub(INLINE_EXTENTS).div_ceil(EXTENTS_PER_MORE);
-        let mut new_more = Vec::with_capacity(nr_more);
-        for _ in 0..nr_more {
+        // The slots it has are written over while the sequence is odd, so an entry that does not
+        // grow never lacks room.
+        let mut more = self.more_slots(at);
+        let nr_had = more.len();
+        while more.len() < nr_more {
             match self.take_slot() {
-                Ok(more) => new_more.push(more),
+                Ok(slot) => more.push(slot),
                 Err(full) => {
-                    self.free.append(&mut new_more);
+                    self.free.extend(more.drain(nr_had..));
                     return Err(full);
                 }
             }
         }
-        let old_more = self.more_slots(at);
+        let surplus = more.split_off(nr_more);
         let sequence = self.begin(at);
         self.words.store(at + HASH, hash_name(self.seed, name), Ordering::Relaxed);
         self.words.store(at + FILE_ID, id.0, Ordering::Relaxed);
         self.words.store(at + LEN_BYTES, len_bytes, Ordering::Relaxed);
         let shape = (extents.len() as u64) << 16 | name.len() as u64;
         self.words.store(at + SHAPE, shape, Ordering::Relaxed);
-        let first_more = new_more.first().copied().unwrap_or(0);
+        let first_more = more.first().copied().unwrap_or(0);
         self.words.store(at + MORE, u64::from(first_more), Ordering::Relaxed);
         for (i, word) in name_words(name).enumerate() {
             self.words.store(at + NAME + i, word, Ordering::Relaxed);
         }
-        self.write_extents(at, &new_more, extents);
+        self.write_extents(at, &more, extents);
         self.end(at, sequence);
-        self.free.extend(old_more);
+        self.free.extend(surplus);
         Ok(())
     }
 

@@ -184,6 +184,39 @@ impl<W: WriteWords> Folios<W> {
         Ok(Isolated { frame, was, pieces })
     }
 
+    /// As [`isolate`](Self::isolate), for a file that can have no more extents: all of `extent` is
+    /// withheld under a Quarantined life word, because the frame cannot be cut out of it. Its other
+    /// frames are free again with the file.
+    ///
+    /// # Errors
+    /// As [`isolate`](Self::isolate).
+    pub fn isolate_in_whole(
+        &mut self,
+        pfn: Pfn,
+        extent: &Extent,
+        fresh: Stamp,
+    ) -> Result<Isolated, FailureError> {
+        let smallest = self.smallest();
+        let frame = PfnRange::folio(pfn, smallest);
+        let (level, word) = self.vmemmap().folio_of(pfn).ok_or(FailureError::NoMemory { pfn })?;
+        let was = word.state();
+        if !matches!(was, FolioState::Reserved | FolioState::Live) || !extent.run.covers(frame) {
+            return Err(FailureError::NeedsExtent { pfn, word });
+        }
+        let mut withheld = *extent;
+        if level > smallest {
+            withheld = self.split(pfn, smallest)?.extent_after(&withheld);
+        }
+        let flags = withheld.life.flags().without(FolioFlags::PARTIAL);
+        let is_head_lost =
+            frame.first() == extent.first() || extent.life.state() == FolioState::Poisoned;
+        let state = if is_head_lost { FolioState::Poisoned } else { FolioState::Quarantined };
+        withheld.life = Descriptor::new(state, flags, fresh);
+        self.vmemmap().set(withheld.head_level, withheld.first(), withheld.life);
+        self.change(frame, poisoned);
+        Ok(Isolated { frame, was, pieces: vec![withheld] })
+    }
+
     /// As [`change`](Self::change), but what failed stays Poisoned.
     pub fn change_healthy(&mut self, run: PfnRange, change: impl Fn(Descriptor) -> Descriptor) {
         self.change(run, |word| match word.state() {

@@ -240,6 +240,13 @@ pub struct NoSmallCounts {
 }
 
 impl NoSmallCounts {
+    /// For a folio that was split a moment ago and is to be as it was: small holds that were taken in
+    /// between are tied to it again.
+    #[must_use]
+    pub const fn of_a_folio_that_was_whole(folio: PfnRange) -> Self {
+        Self { folio }
+    }
+
     /// Looks through what a scan of every ledger found.
     ///
     /// # Errors

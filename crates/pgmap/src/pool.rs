@@ -25,7 +25,7 @@ use pgmap_os::{Access, MemoryFile, OsError, PageSize};
 use crate::error::Error;
 use crate::name::FileName;
 use crate::owner::catalog::header::{HEADER_BYTES, is_catalog};
-use crate::owner::catalog::{Catalog, StoredPool};
+use crate::owner::catalog::{Catalog, Change, StoredPool};
 use crate::owner::device_head::DeviceHead;
 use crate::pool::directory::{
     CATALOG, CATALOG_NEW, DATA, Directory, INDEX, VMEMMAP, holds_a_pool, remove_file,
@@ -33,6 +33,7 @@ use crate::pool::directory::{
 use crate::pool::identity::{BootId, FileKind, Found, PoolId, Seal};
 pub(crate) use crate::pool::ledgers::LedgerFile;
 pub use crate::pool::options::{Durability, MAX_POOL_BYTES, MIN_POOL_BYTES, PoolOptions, Populate};
+use crate::refusal::Refusal;
 
 fn pool_name(directory: Option<&Path>) -> String {
     directory.map_or_else(|| "(anonymous)".into(), |path| path.display().to_string())
@@ -360,6 +361,14 @@ impl Pool {
 
     pub(crate) fn ledger_layout(&self) -> LedgerLayout {
         LedgerLayout::new(&self.vmemmap_layout)
+    }
+
+    /// Puts changes on record where the pool has a catalog.
+    pub(crate) fn record(&self, changes: &[Change<'_>]) -> Result<(), Refusal> {
+        match &self.catalog {
+            Some(catalog) if !changes.is_empty() => Ok(catalog.record(changes)?),
+            _ => Ok(()),
+        }
     }
 
     /// Memory of descriptors and index now.

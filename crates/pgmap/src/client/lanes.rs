@@ -286,20 +286,17 @@ mod tests {
         let nr_lanes = nr_free_lanes(&client);
         let gate = Barrier::new(8);
         std::thread::scope(|scope| {
-            for _ in 0..8 {
-                scope.spawn(|| {
-                    drop(client.get("a").unwrap());
-                    gate.wait();
-                    if gate.wait().is_leader() {
-                        assert_eq!(
-                            nr_free_lanes(&client),
-                            nr_lanes - 8,
-                            "one each while they live"
-                        );
-                    }
-                    gate.wait();
-                });
-            }
+            let live = || {
+                drop(client.get("a").unwrap());
+                gate.wait();
+                if gate.wait().is_leader() {
+                    assert_eq!(nr_free_lanes(&client), nr_lanes - 8, "one each while they live");
+                }
+                gate.wait();
+            };
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(live)).collect();
+            // The end of a scope does not wait for the destructors of a thread's own values; a join does.
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
         });
         assert_eq!(nr_free_lanes(&client), nr_lanes);
     }

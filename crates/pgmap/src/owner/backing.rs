@@ -1,10 +1,10 @@
 //! The memory behind the frames: taken from the system when frames are handed out, so that a
 //! shortage is an error there and never a signal later.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use pgmap_mm::frames::Frames;
-use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::pfn::{MAX_RUN_PAGES, PfnRange};
 use pgmap_os::{MemoryFile, WriteMapping};
 
@@ -14,6 +14,7 @@ use crate::refusal::Refusal;
 #[derive(Debug)]
 pub(crate) struct Backing {
     data: Arc<MemoryFile>,
+    page_bytes: u64,
     /// Frames that have none, or may have none.
     missing: Frames,
 }
@@ -27,7 +28,8 @@ impl Backing {
             missing.give(run);
             at = run.end();
         }
-        Self { data, missing }
+        let page_bytes = data.page_size().len_bytes();
+        Self { data, page_bytes, missing }
     }
 
     /// Makes sure that `runs` have memory.
@@ -52,7 +54,7 @@ impl Backing {
     /// # Errors
     /// When the backing cannot do that; the frames must not be used again.
     pub(crate) fn detach(&mut self, run: PfnRange) -> Result<(), Refusal> {
-        let (bytes, page) = (run.byte_range(), self.data.page_size().len_bytes());
+        let (bytes, page) = (run.byte_range(), self.page_bytes);
         if !bytes.start.is_multiple_of(page) || !bytes.end.is_multiple_of(page) {
             // The system would only zero a part of a page, and leave the page to the device.
             let why = format!("{run} is not whole pages of {page} bytes, which can be detached");
@@ -65,6 +67,24 @@ impl Backing {
         Ok(())
     }
 
+    /// Bytes of one page of the backing, the least that can be replaced.
+    pub(crate) const fn page_bytes(&self) -> u64 {
+        self.page_bytes
+    }
+
+    /// Zeroes `bytes` of `run`, counted from its start.
+    pub(crate) fn zero(&self, run: PfnRange, bytes: Range<u64>) -> Result<(), Refusal> {
+        let start = run.byte_range().start;
+        let page = start - start % self.page_bytes;
+        let failed = |error: &dyn std::fmt::Display| Refusal::Internal {
+            why: format!("the rest of page {run} could not be zeroed: {error}"),
+        };
+        let mapping =
+            WriteMapping::map(&self.data, page, self.page_bytes).map_err(|error| failed(&error))?;
+        let zeros = vec![0; (bytes.end - bytes.start) as usize];
+        mapping.copy_in(start - page + bytes.start, &zeros).map_err(|error| failed(&error))
+    }
+
     /// Writes `bytes` to the start of `run`.
     pub(crate) fn fill(&self, run: PfnRange, bytes: &[u8]) -> Result<(), Refusal> {
         let failed = |why: String| Refusal::Internal { why };
@@ -73,11 +93,6 @@ impl Backing {
         mapping.copy_in(0, bytes).map_err(|error| failed(error.to_string()))?;
         // The file may count as synced already.
         self.data.sync().map_err(|error| failed(error.to_string()))
-    }
-
-    /// Frames of one page of the memory: less cannot be given back.
-    pub(crate) fn page_pages(&self) -> u64 {
-        self.data.page_size().len_bytes() / PAGE_BYTES
     }
 
     /// Bytes of memory behind the data now.

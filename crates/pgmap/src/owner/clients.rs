@@ -10,13 +10,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use pgmap_mm::barrier::BarrierMode;
 use pgmap_mm::drain::ClientId;
 use pgmap_mm::ledger::{Agent, LedgerReader};
-use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::runs::SortedRuns;
 use pgmap_os::{MemoryFile, ReadMapping, file_lock, process};
 
 use crate::error::Error;
 use crate::memory::{Readable, ReadableCounts};
-use crate::owner::core::{Core, Orphan};
+use crate::owner::core::Core;
 use crate::pool::LedgerFile;
 use crate::wire::Welcome;
 
@@ -83,7 +82,7 @@ impl Core {
         identity: Identity,
         is_registered: bool,
     ) -> Result<(ClientId, Attachment), Error> {
-        let id = ClientId(self.take_stamp()?.number());
+        let id = ClientId(self.frames.take_stamp()?.number());
         let (file, theirs) = self.pool.make_ledger(id.0)?;
         self.pool.keep_spare_ledger();
         let welcome = self.welcome(id, is_registered);
@@ -111,7 +110,7 @@ impl Core {
             nr_pages: self.pool.vmemmap_layout.nr_pages(),
             data_bytes: self.pool.capacity_bytes(),
             vmemmap_start: self.pool.head.map_or(0, |head| head.vmemmap_start),
-            smallest_level: self.folios.smallest().number(),
+            smallest_level: self.frames.smallest().number(),
             max_files: self.pool.max_files(),
             is_asymmetric: self.barrier.is_asymmetric() && is_registered,
         }
@@ -135,10 +134,9 @@ impl Core {
     /// gone, except that frames a device of it may still write to are noted as orphaned.
     pub fn reap(&mut self, id: ClientId) {
         let Some(client) = self.clients.remove(&id) else { return };
-        let orphaned = self.device_holds(&client.ledger);
-        let has_orphans = !orphaned.is_empty();
-        self.orphans.extend(orphaned.into_iter().map(|run| Orphan { client: id, run }));
-        if !has_orphans {
+        // A hold of a free folio is one that its check was about to undo: nobody was let in by it.
+        self.frames.orphan(id, device_holds(&client.ledger).iter(), false);
+        if !self.frames.has_orphans(id) {
             self.remove_ledger(id);
         }
         let (drafts, others) =
@@ -148,19 +146,6 @@ impl Core {
         self.retire_drafts(drafts.into_values().collect());
         self.reap_leases(id);
         self.look_again();
-    }
-
-    /// The frames that a device may still write to because of `ledger`, each once.
-    fn device_holds(&self, ledger: &Ledger) -> Vec<PfnRange> {
-        let holds = ledger.all_holds().into_iter().filter(|hold| hold.agent == Agent::Device);
-        // A ledger may say anything, also of frames that the pool does not have (I9).
-        let inside = holds.filter_map(|hold| {
-            let nr_pages = self.nr_pages().min(hold.run.end()).checked_sub(hold.run.start())?;
-            PfnRange::new(hold.run.start(), nr_pages)
-        });
-        let runs: SortedRuns = inside.collect();
-        // A hold of a free folio is one that its check was about to undo: nobody was let in by it.
-        runs.iter().flat_map(|run| self.folios.frames().without_free(run)).collect()
     }
 
     /// Removes a dead client's ledger from the pool's directory. As long as its devices may write,
@@ -195,6 +180,12 @@ impl Core {
             |client| format!("{} (pid {})", client.identity.command, client.identity.pid),
         )
     }
+}
+
+/// The frames that a device may still write to because of `ledger`, each once. It may say anything.
+pub(crate) fn device_holds(ledger: &Ledger) -> SortedRuns {
+    let holds = ledger.all_holds().into_iter();
+    holds.filter(|hold| hold.agent == Agent::Device).map(|hold| hold.run).collect()
 }
 
 impl Welcome {

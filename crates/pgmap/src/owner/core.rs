@@ -16,35 +16,27 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use pgmap_mm::descriptor::Descriptor;
 use pgmap_mm::drain::ClientId;
 use pgmap_mm::extent::Extent;
-use pgmap_mm::folio::Folios;
-use pgmap_mm::frames::Frames;
 use pgmap_mm::holder::{HolderSlot, Question, Questions};
-use pgmap_mm::index::{EntryId, FileId, IndexWriter};
+use pgmap_mm::index::{EntryId, FileId};
 use pgmap_mm::lease::LeaseTable;
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::memory_type::MemoryType;
 use pgmap_mm::pagemap::{DeviceRange, OpsPresent, PagemapSpec, PagemapTable, SUBSECTION_BYTES};
-use pgmap_mm::pfn::{Pfn, PfnRange};
-use pgmap_mm::stamp::{Stamp, StampSource};
-use pgmap_mm::vmemmap::Vmemmap;
-use pgmap_mm::words::WriteWords;
-use pgmap_os::WriteMapping;
+use pgmap_mm::pfn::PfnRange;
 
 use crate::error::Error;
-use crate::memory::{OwnerBarrier, Writable};
+use crate::memory::OwnerBarrier;
 use crate::name::FileName;
-use crate::owner::backing::Backing;
-use crate::owner::catalog::{Catalog, Change, StoredFile};
+use crate::owner::catalog::{Change, StoredFile};
 use crate::owner::clients::ClientRecord;
 use crate::owner::cut::Patience;
 use crate::owner::drains::PendingDrain;
+use crate::owner::frames::{Listed, PoolFrames};
 use crate::owner::holders::HolderLine;
 use crate::owner::leases::PendingLease;
 use crate::owner::pagemaps::{DEVICE, Devices};
-use crate::owner::reclaim::Backlog;
 use crate::pool::Pool;
 use crate::refusal::Refusal;
 use crate::wire::{Event, FileRules, FolioSize, Reply, Request};
@@ -86,6 +78,11 @@ impl FileRecord {
         }
     }
 
+    /// What the index says of it beside its extents.
+    pub(crate) const fn listed<'a>(&self, name: &'a FileName) -> Listed<'a> {
+        Listed { name, id: self.id, len_bytes: self.len_bytes }
+    }
+
     /// Its frames, without the holes.
     pub(crate) fn runs(&self) -> impl Iterator<Item = PfnRange> {
         self.extents.iter().filter(|extent| !extent.is_hole()).map(|extent| extent.run)
@@ -108,34 +105,17 @@ pub(crate) struct DraftRecord {
     pub extents: Vec<Extent>,
 }
 
-/// Frames that a dead client's device may still write to.
-#[derive(Debug)]
-pub(crate) struct Orphan {
-    pub client: ClientId,
-    pub run: PfnRange,
-}
-
 /// The owner's books.
 #[derive(Debug)]
 pub struct Core {
     pub(crate) pool: Arc<Pool>,
     pub(crate) barrier: OwnerBarrier,
-    pub(crate) folios: Folios<Writable>,
-    pub(crate) index: IndexWriter<Writable>,
-    pub(crate) backing: Backing,
-    pub(crate) stamps: StampSource,
+    pub(crate) frames: PoolFrames,
     pub(crate) files: BTreeMap<FileName, FileRecord>,
     pub(crate) names: HashMap<FileId, FileName>,
     pub(crate) drafts: BTreeMap<FileId, DraftRecord>,
     pub(crate) clients: BTreeMap<ClientId, ClientRecord>,
     pub(crate) drains: Vec<PendingDrain>,
-    pub(crate) backlog: Backlog,
-    /// Frames that dead clients' devices may still write to.
-    pub(crate) orphans: Vec<Orphan>,
-    /// Frames whose memory failed.
-    pub(crate) poisoned: Frames,
-    /// Frames that are out of use for good, because a device cannot be kept out of them.
-    pub(crate) quarantined: Frames,
     pub(crate) memory_type: MemoryType,
     pub(crate) pagemaps: PagemapTable,
     pub(crate) devices: Devices,
@@ -156,68 +136,23 @@ impl Core {
     ///
     /// # Errors
     /// [`Error::Os`] when the pool cannot be mapped, [`Error::Catalog`] or [`Error::BadPool`] when
-    /// its catalog is damaged.
+    /// its catalog is damaged, or a ledger cannot be read.
     pub fn open(pool: Arc<Pool>) -> Result<Self, Error> {
-        let bad = |why: &str| Error::BadPool { pool: pool.name(), why: why.into() };
-        let map = |file: &Arc<pgmap_os::MemoryFile>, start: u64, nr_words: usize| {
-            let mapping = WriteMapping::map(file, start, nr_words as u64 * 8)?;
-            mapping.advise_dont_fork()?;
-            let file = Arc::clone(file);
-            Ok::<_, Error>(match pool.directory() {
-                Some(_) => Writable::over_file(mapping, file, start),
-                None => Writable::over_memory(mapping, file, start),
-            })
-        };
-        let vmemmap_start = pool.head.map_or(0, |head| head.vmemmap_start);
-        let vmemmap_words = map(&pool.vmemmap, vmemmap_start, pool.vmemmap_layout.nr_words())?;
-        let no_room = || {
-            bad("its file system has no room for descriptors and index; make some, or enlarge it")
-        };
-        let is_there = vmemmap_words.reserve(pool.vmemmap_layout.always_used());
-        is_there.then_some(()).ok_or_else(no_room)?;
-        let vmemmap = Vmemmap::new(pool.vmemmap_layout, vmemmap_words)
-            .ok_or_else(|| bad("its descriptor file is too short"))?;
-        let index_words = map(&pool.index, 0, pool.index_layout.nr_words())?;
-        let is_there = index_words.reserve(pool.index_layout.always_used());
-        is_there.then_some(()).ok_or_else(no_room)?;
-        let index = if pool.is_new {
-            IndexWriter::new(pool.index_layout, index_words, random_seed())
-        } else {
-            IndexWriter::reopen(pool.index_layout, index_words, random_seed())
-        }
-        .ok_or_else(|| bad("its index file is too short"))?;
-        let mut folios = Folios::new(vmemmap);
-        if !Pfn::new(0).is_some_and(|first| folios.bring_online(first, pool.nr_pages())) {
-            return Err(no_room());
-        }
-        if let Some(head) = pool.head
-            && let Some(run) = PfnRange::new(0, head.head_bytes / PAGE_BYTES)
-        {
-            folios.has_descriptors(run, Level::Pud).then_some(()).ok_or_else(no_room)?;
-            folios.reclaim(run, Level::Pud, Descriptor::OFFLINE);
-        }
+        let frames = PoolFrames::open(&pool)?;
         if pool.directory().is_none() {
             // The descriptors are not sealed against writing: that would forbid punching them too.
             // Readers get a read-only description, see docs/adr/0005-no-write-seal.md.
             pool.data.seal_size()?;
         }
         pool.begin()?;
-        let first_stamp = pool.catalog.as_ref().map_or(1, Catalog::stamp_limit);
         let mut core = Self {
-            backing: Backing::new(Arc::clone(&pool.data), pool.vmemmap_layout.nr_pages()),
             barrier: OwnerBarrier::register(),
-            folios,
-            index,
-            stamps: StampSource::starting_at(first_stamp),
+            frames,
             files: BTreeMap::new(),
             names: HashMap::new(),
             drafts: BTreeMap::new(),
             clients: BTreeMap::new(),
             drains: Vec::new(),
-            backlog: Backlog::default(),
-            orphans: Vec::new(),
-            poisoned: Frames::new(),
-            quarantined: Frames::new(),
             memory_type: pool.memory_type(),
             pagemaps: own_pagemap(&pool)?,
             devices: Devices::new(),
@@ -299,23 +234,9 @@ impl Core {
         Ticket(self.next_ticket)
     }
 
-    /// A stamp that nobody had before, on record before it is used (I4).
-    pub(crate) fn take_stamp(&mut self) -> Result<Stamp, Refusal> {
-        if let Some(limit) = self.stamps.reservation_due() {
-            self.record(&[Change::StampLimit(limit)])?;
-            self.stamps.reserved_up_to(limit);
-        }
-        self.stamps
-            .take()
-            .ok_or_else(|| Refusal::Internal { why: "all 2^48 stamps are used up".into() })
-    }
-
     /// Puts changes on record where the pool has a catalog.
     pub(crate) fn record(&self, changes: &[Change<'_>]) -> Result<(), Refusal> {
-        match &self.pool.catalog {
-            Some(catalog) if !changes.is_empty() => Ok(catalog.record(changes)?),
-            _ => Ok(()),
-        }
+        self.pool.record(changes)
     }
 
     /// Puts a file's record into the catalog. A pagemap's file has none: it ends with its owner.
@@ -326,8 +247,26 @@ impl Core {
         self.record(&[Change::Put(name, file.stored())])
     }
 
+    /// Writes what the index says of a file again; the file has no more extents than there is room for.
+    pub(crate) fn relist(&mut self, name: &FileName, file: &FileRecord) -> Result<(), Refusal> {
+        self.frames.relist(file.entry, file.listed(name), &file.extents)
+    }
+
+    /// Puts a file's new extents, which its frames have already, into the index and the books. That
+    /// the catalog cannot be written is only logged: a successor finds descriptors that do not fit
+    /// the catalog, and mends them.
+    pub(crate) fn adopt(&mut self, name: &FileName, file: FileRecord) {
+        if let Err(refusal) = self.record_file(name, &file) {
+            tracing::warn!(file = %name, %refusal, "the catalog is behind");
+        }
+        if let Err(refusal) = self.relist(name, &file) {
+            tracing::error!(file = %name, %refusal, "a file keeps its old entry");
+        }
+        self.files.insert(name.clone(), file);
+    }
+
     pub(crate) fn draining_pages(&self) -> u64 {
-        self.drains.iter().map(PendingDrain::nr_pages).sum::<u64>() + self.backlog.nr_pages()
+        self.drains.iter().map(PendingDrain::nr_pages).sum::<u64>() + self.frames.backlog_pages()
     }
 
     /// The pool's size in frames.

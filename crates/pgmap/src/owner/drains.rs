@@ -1,15 +1,13 @@
 //! Drains: frames on their way out of use, and those that wait for their last holder.
 
-use pgmap_mm::descriptor::FolioState;
 use pgmap_mm::drain::Drain;
-use pgmap_mm::extent::Extent;
 use pgmap_mm::holder::DrainReason;
 use pgmap_mm::lease::PastDeadline;
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::runs::SortedRuns;
 use pgmap_os::clock;
 
-use crate::owner::core::{Core, DraftRecord, FileRecord, Orphan};
+use crate::owner::core::{Core, DraftRecord, FileRecord};
 use crate::owner::cut::Cut;
 use crate::owner::holders::Call;
 use crate::owner::pagemaps::Unplug;
@@ -45,25 +43,16 @@ impl PendingDrain {
 impl Core {
     /// Takes the frames of files that have no name any more out of use.
     pub(crate) fn retire(&mut self, files: Vec<FileRecord>) {
-        self.end_lives(files.iter().flat_map(|file| &file.extents));
+        self.frames.retire(files.iter().flat_map(|file| &file.extents));
         let runs = files.iter().map(|file| file.runs().collect()).collect();
         self.take_out(runs);
     }
 
     /// Takes the frames of drafts out of use.
     pub(crate) fn retire_drafts(&mut self, drafts: Vec<DraftRecord>) {
-        self.end_lives(drafts.iter().flat_map(|draft| &draft.extents));
+        self.frames.retire(drafts.iter().flat_map(|draft| &draft.extents));
         let runs = drafts.iter().map(|d| d.extents.iter().map(|e| e.run).collect()).collect();
         self.take_out(runs);
-    }
-
-    /// Changes the life word of each extent, under which all pins of it are taken. What the other
-    /// folios' words say matters to nobody any more.
-    fn end_lives<'e>(&mut self, extents: impl Iterator<Item = &'e Extent>) {
-        for extent in extents.filter(|extent| !extent.is_hole()) {
-            let head = PfnRange::folio(extent.first(), extent.head_level);
-            self.folios.change_healthy(head, |word| word.in_state(FolioState::Dying));
-        }
     }
 
     /// Scans once for the batch, whose life words are changed, frees what nobody holds and keeps the
@@ -79,9 +68,10 @@ impl Core {
             let held: Vec<PfnRange> = drain.held().iter().map(|held| held.hold.run).collect();
             let (idle, waiting) = self.split_by_holds(drain.runs(), &held);
             for run in idle {
-                self.backlog.push(run);
+                self.frames.release(run);
             }
             if !waiting.is_empty() {
+                waiting.iter().for_each(|run| self.frames.mark_held(run));
                 drain = drain.part(waiting);
                 self.ask_holders(&drain, None, OnDeadline::Fail);
                 let started_ms = clock::monotonic_ms();
@@ -91,11 +81,9 @@ impl Core {
         self.reclaim_some();
     }
 
-    /// Marks all of `runs` Dying and scans for their holders.
+    /// Retires all of `runs` and scans for their holders.
     pub(crate) fn start_drain(&mut self, runs: SortedRuns) -> Drain {
-        for run in runs.iter() {
-            self.folios.change_healthy(run, |word| word.in_state(FolioState::Dying));
-        }
+        runs.iter().for_each(|run| self.frames.retire_run(run));
         self.scan_for(runs)
     }
 
@@ -138,43 +126,17 @@ impl Core {
         }
     }
 
-    /// Frees frames that nobody holds, a step's worth of them, detaching them first from devices of the
-    /// dead.
-    pub(crate) fn free_step(&mut self, run: PfnRange) {
-        let orphaned: Vec<PfnRange> =
-            self.orphans.iter().filter_map(|orphan| orphan.run.intersection(run)).collect();
-        for part in &orphaned {
-            if let Err(refusal) = self.backing.detach(*part) {
-                // The frames cannot be told apart from the device's any more: keep them out of use.
-                tracing::warn!(run = %run, %refusal, "frames are quarantined");
-                self.folios.change_healthy(run, |word| word.in_state(FolioState::Quarantined));
-                self.quarantined.give(run);
-                return;
-            }
-        }
-        if !orphaned.is_empty() {
-            self.index.bump_detach_epoch();
-            self.forget_orphans(run);
-        }
-        // What failed stays out of use; it is in the books of failed frames already.
-        drop(self.folios.free_healthy(run));
+    /// Frees a step's worth of what is idle, and removes the ledgers of dead clients whose devices have no
+    /// way into the pool any more.
+    pub(crate) fn reclaim_some(&mut self) {
+        self.frames.reclaim_some();
+        self.remove_ended_ledgers();
     }
 
-    /// The dead clients' devices have no way into `run` any more.
-    fn forget_orphans(&mut self, run: PfnRange) {
-        let mut left = Vec::new();
-        let mut cleared = Vec::new();
-        for orphan in std::mem::take(&mut self.orphans) {
-            let client = orphan.client;
-            let (before, after) = orphan.run.without(run);
-            left.extend(before.into_iter().chain(after).map(|run| Orphan { client, run }));
-            cleared.push(client);
-        }
-        self.orphans = left;
-        for client in cleared {
-            if !self.orphans.iter().any(|orphan| orphan.client == client) {
-                self.remove_ledger(client);
-            }
+    /// Removes the ledgers of dead clients whose last frame was detached.
+    pub(crate) fn remove_ended_ledgers(&mut self) {
+        for client in self.frames.take_ended_orphans() {
+            self.remove_ledger(client);
         }
     }
 
@@ -212,7 +174,7 @@ impl Core {
         let held: Vec<PfnRange> = pending.drain.held().iter().map(|held| held.hold.run).collect();
         let (idle, waiting) = self.split_by_holds(pending.drain.runs(), &held);
         for run in idle {
-            self.backlog.push(run);
+            self.frames.release(run);
         }
         if !waiting.is_empty() {
             pending.drain = pending.drain.part(waiting);
@@ -226,7 +188,7 @@ impl Core {
             Purpose::FreeQuarantined => Some(pending.nr_pages()),
             Purpose::Free | Purpose::Cut(_) | Purpose::Unplug(_) => None,
         });
-        after_deadline.sum::<u64>() + self.quarantined.free_pages()
+        after_deadline.sum::<u64>() + self.frames.quarantined_pages()
     }
 
     /// When the next waiting truncate's time is up, in milliseconds of the monotonic clock.
@@ -243,6 +205,8 @@ impl Core {
     /// Whether any drain waits: then the owner polls slowly besides listening for the doorbell.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        !self.drains.is_empty() || self.has_backlog() || self.questions.next_deadline_ms().is_some()
+        !self.drains.is_empty()
+            || self.frames.has_backlog()
+            || self.questions.next_deadline_ms().is_some()
     }
 }

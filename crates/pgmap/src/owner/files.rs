@@ -6,13 +6,14 @@ use pgmap_mm::drain::ClientId;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::folio::Sizing;
 use pgmap_mm::frames::FramesShort;
-use pgmap_mm::index::{EntryId, ExtentList, FileId, IndexFull};
+use pgmap_mm::index::{EntryId, FileId};
 use pgmap_mm::memory_type::MemoryType;
 use pgmap_mm::stamp::Stamp;
 
 use crate::name::FileName;
 use crate::owner::catalog::Change;
 use crate::owner::core::{Core, DraftRecord, FileRecord, bytes};
+use crate::owner::frames::{Listed, MAX_FILE_EXTENTS};
 use crate::refusal::Refusal;
 use crate::wire::{
     self, Committed, CreateSpec, Draft, FileRules, MAX_BATCH, MAX_REPLY_EXTENTS, Reply,
@@ -28,15 +29,6 @@ fn checked_batch(nr_items: usize) -> Result<(), Refusal> {
         });
     }
     Ok(())
-}
-
-impl From<IndexFull> for Refusal {
-    fn from(full: IndexFull) -> Self {
-        if full.lacks_memory {
-            return Self::NoMemory { why: "its file system has no room for the index".into() };
-        }
-        Self::IndexFull { nr_slots: full.nr_slots as u64 }
-    }
 }
 
 impl Core {
@@ -63,57 +55,32 @@ impl Core {
         most_extents: usize,
     ) -> Result<Draft, Refusal> {
         self.check_name_free(&spec.name, spec.replace)?;
-        let bad_length = |why: String| Refusal::BadLength {
-            name: spec.name.to_string(),
-            len_bytes: spec.len_bytes,
-            why,
-        };
         let sizing = spec.folio_size.sizing();
-        let smallest = self.folios.smallest();
+        let smallest = self.frames.smallest();
         if matches!(sizing, Sizing::Fixed(level) if level < smallest) {
             let why = format!("the pool describes folios of {smallest} and larger; ask for those");
             return Err(Refusal::Invalid { why });
         }
-        let pages = self.folios.pages_for(spec.len_bytes, sizing);
-        let pages = pages.filter(|&pages| pages <= self.nr_pages()).ok_or_else(|| {
-            let has = bytes(self.nr_pages());
-            bad_length(match (sizing, pages) {
-                (Sizing::Fixed(level), Some(pages)) if spec.len_bytes <= has => {
-                    let takes = bytes(pages);
-                    format!(
-                        "in folios of {level} it takes {takes} bytes, and the pool has {has}; ask \
-                         for smaller folios"
-                    )
-                }
-                _ => format!("the whole pool has {has} bytes"),
-            })
-        })?;
-        let stamp = self.take_stamp()?;
-        let reserved = match pages {
+        let pages = self.frames.pages_for(spec.len_bytes, sizing);
+        let pages = pages
+            .filter(|&pages| pages <= self.nr_pages())
+            .ok_or_else(|| self.too_long(&spec, pages))?;
+        let stamp = self.frames.take_stamp()?;
+        let extents = match pages {
             // An empty file has no frames, and its number from the stamp as any other.
-            0 => Ok(Vec::new()),
-            _ => self.folios.reserve(pages, sizing, stamp),
+            0 => Vec::new(),
+            _ => self.reserve(pages, sizing, stamp)?,
         };
-        let extents = match reserved {
-            // What is missing may have been let go a moment ago.
-            Err(_) if self.is_draining() => {
-                self.look_again();
-                self.reserve_from_backlog(pages, sizing, stamp)
-            }
-            result => result,
-        }
-        .map_err(|short| self.no_space(short))?;
-        let give_back = |core: &mut Self| extents.iter().for_each(|e| core.folios.free(e.run));
         if extents.len() > most_extents {
-            give_back(self);
+            self.frames.give_back(&extents);
             return Err(Refusal::TooMuch {
                 what: "extents of a batch, because free memory is in pieces; ask for fewer".into(),
                 value: extents.len() as u64,
                 limit: most_extents as u64,
             });
         }
-        if let Err(refusal) = self.backing.ensure(extents.iter().map(|extent| extent.run)) {
-            give_back(self);
+        if let Err(refusal) = self.frames.back(&extents) {
+            self.frames.give_back(&extents);
             return Err(refusal);
         }
         let id = FileId(stamp.number());
@@ -133,19 +100,46 @@ impl Core {
         Ok(draft)
     }
 
-    /// Frees what is idle until there is enough, or nothing is left to free.
-    fn reserve_from_backlog(
+    /// Why a file of this length cannot be: it would take so many frames, if that is a number at all.
+    fn too_long(&self, spec: &CreateSpec, pages: Option<u64>) -> Refusal {
+        let has = bytes(self.nr_pages());
+        let why = match (spec.folio_size.sizing(), pages) {
+            (Sizing::Fixed(level), Some(pages)) if spec.len_bytes <= has => {
+                let takes = bytes(pages);
+                format!(
+                    "in folios of {level} it takes {takes} bytes, and the pool has {has}; ask for \
+                     smaller folios"
+                )
+            }
+            _ => format!("the whole pool has {has} bytes"),
+        };
+        Refusal::BadLength { name: spec.name.to_string(), len_bytes: spec.len_bytes, why }
+    }
+
+    /// Hands frames out. What is missing may have been let go a moment ago: then that is looked for.
+    fn reserve(
         &mut self,
-        nr_pages: u64,
+        pages: u64,
         sizing: Sizing,
         stamp: Stamp,
-    ) -> Result<Vec<Extent>, FramesShort> {
-        loop {
-            match self.folios.reserve(nr_pages, sizing, stamp) {
-                Err(_) if self.has_backlog() => self.reclaim_some(),
-                result => return result,
+    ) -> Result<Vec<Extent>, Refusal> {
+        let reserved = match self.frames.reserve(pages, sizing, stamp) {
+            Err(_) if self.is_draining() => {
+                self.look_again();
+                self.frames.reserve(pages, sizing, stamp)
             }
+            result => result,
+        };
+        let extents = reserved.map_err(|short| self.no_space(short))?;
+        if extents.len() > MAX_FILE_EXTENTS {
+            self.frames.give_back(&extents);
+            return Err(Refusal::TooMuch {
+                what: "extents of a file, because free memory is in pieces".into(),
+                value: extents.len() as u64,
+                limit: MAX_FILE_EXTENTS as u64,
+            });
         }
+        Ok(extents)
     }
 
     fn no_space(&self, short: FramesShort) -> Refusal {
@@ -185,6 +179,13 @@ impl Core {
             }
             results.push(verdict.map(|()| Committed { life: Vec::new() }));
         }
+        ready.retain(|(place, id)| {
+            let zeroed = self
+                .drafts
+                .get(id)
+                .map_or(Ok(()), |draft| self.frames.zero_tail(&draft.extents, draft.len_bytes));
+            zeroed.map_err(|refusal| results[*place] = Err(refusal)).is_ok()
+        });
         self.record_commits(&ready)?;
         let mut replaced = Vec::new();
         for (place, id) in ready {
@@ -218,9 +219,8 @@ impl Core {
         if is_named_twice {
             return Err(Refusal::Exists { name: draft.name.to_string() });
         }
-        *slots += self.index.slots_for(draft.extents.len());
-        self.index.check_room(*slots)?;
-        Ok(())
+        *slots += self.frames.slots_for(draft.extents.len());
+        self.frames.check_room(*slots)
     }
 
     fn record_commits(&self, ready: &[(usize, FileId)]) -> Result<(), Refusal> {
@@ -254,9 +254,17 @@ impl Core {
         draft: DraftRecord,
         replaced: &mut Vec<FileRecord>,
     ) -> Result<Committed, Refusal> {
-        let extents = self.folios.publish(&draft.extents, self.flags_for(draft.rules));
-        let list: ExtentList = extents.iter().copied().collect();
-        let entry = self.index.insert(draft.name.as_bytes(), id, draft.len_bytes, &list)?;
+        let listed = Listed { name: &draft.name, id, len_bytes: draft.len_bytes };
+        let published = self.frames.publish(listed, &draft.extents, self.flags_for(draft.rules));
+        let (extents, entry) = match published {
+            Ok(published) => published,
+            Err(refusal) => {
+                // Room was asked for before; should it be gone, nothing of the file stays.
+                self.record(&[Change::Delete(&draft.name)])?;
+                self.retire_drafts(vec![draft]);
+                return Err(refusal);
+            }
+        };
         let life = extents.iter().map(|extent| extent.life.bits()).collect();
         let record = FileRecord {
             id,
@@ -270,7 +278,7 @@ impl Core {
         self.names.insert(id, draft.name.clone());
         if let Some(old) = self.files.insert(draft.name.clone(), record) {
             // The new entry heads the chain, so nobody ever misses the name.
-            self.index.remove(old.entry, draft.name.as_bytes());
+            self.frames.unlist(old.entry, &draft.name);
             self.names.remove(&old.id);
             replaced.push(old);
         }
@@ -311,7 +319,7 @@ impl Core {
         let mut gone = Vec::with_capacity(going.len());
         for name in going {
             if let Some(file) = self.files.remove(name) {
-                self.index.remove(file.entry, name.as_bytes());
+                self.frames.unlist(file.entry, name);
                 self.names.remove(&file.id);
                 gone.push(file);
             }
@@ -334,15 +342,13 @@ impl Core {
             return Ok(Reply::Done);
         }
         self.check_name_free(&to, replace)?;
-        self.index.check_room(self.index.slots_for(file.extents.len()))?;
+        self.frames.check_room(self.frames.slots_for(file.extents.len()))?;
         self.record(&[Change::Put(&to, file.stored()), Change::Delete(from)])?;
         let mut file = self.files.remove(from).ok_or_else(not_found)?;
-        let list: ExtentList = file.extents.iter().copied().collect();
-        let names = (from.as_bytes(), to.as_bytes());
-        file.entry = self.index.rename(file.entry, names, file.id, file.len_bytes, &list)?;
+        file.entry = self.frames.rename(file.entry, from, file.listed(&to), &file.extents)?;
         self.names.insert(file.id, to.clone());
         if let Some(old) = self.files.insert(to.clone(), file) {
-            self.index.remove(old.entry, to.as_bytes());
+            self.frames.unlist(old.entry, &to);
             self.names.remove(&old.id);
             self.retire(vec![old]);
         }
@@ -370,30 +376,22 @@ impl Core {
         publish_flags(memory_type, rules.range_flags(), stance)
     }
 
-    /// Writes every file's policy anew, after a holder came or went.
+    /// The flags of a file's folios, by the memory it lies in.
+    pub(crate) fn flags_of(&self, file: &FileRecord) -> FolioFlags {
+        let frames = file.extents.iter().find(|extent| !extent.is_hole());
+        let memory_type = frames.map_or(self.memory_type, |extent| self.type_of(extent.first()));
+        self.flags_of_type(memory_type, file.rules)
+    }
+
+    /// Writes every file's policy again, after a holder came or went. What a cut is taking out of a file
+    /// gets it if the cut is given up.
     pub(crate) fn republish(&mut self) {
         let names: Vec<FileName> = self.files.keys().cloned().collect();
         for name in names {
             let Some(mut file) = self.files.get(&name).cloned() else { continue };
-            let memory_type =
-                file.extents.first().map_or(self.memory_type, |e| self.type_of(e.first()));
-            let flags = self.flags_of_type(memory_type, file.rules);
-            for extent in file.extents.iter_mut().filter(|e| e.life.state() == FolioState::Live) {
-                let kept = extent.life.flags().contains(FolioFlags::PARTIAL);
-                let partial = if kept { FolioFlags::PARTIAL } else { FolioFlags::NONE };
-                self.folios.change_healthy(extent.run, |word| match word.state() {
-                    FolioState::Live => word.with_flags(flags),
-                    _ => word,
-                });
-                extent.life = extent.life.with_flags(flags.with(partial));
-                self.folios.restore_life(extent);
-            }
-            let written =
-                self.record_file(&name, &file).and_then(|()| self.write_entry(&name, &file));
-            if let Err(refusal) = written {
-                tracing::warn!(file = %name, %refusal, "a file keeps its old entry");
-            }
-            self.files.insert(name, file);
+            let flags = self.flags_of(&file);
+            self.frames.set_flags(&mut file.extents, flags);
+            self.adopt(&name, file);
         }
     }
 }

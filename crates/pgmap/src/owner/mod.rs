@@ -8,6 +8,7 @@ pub(crate) mod cut;
 pub(crate) mod device_head;
 pub(crate) mod drains;
 pub(crate) mod files;
+pub(crate) mod frames;
 pub mod handle;
 pub(crate) mod holders;
 pub(crate) mod leases;

@@ -8,9 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pgmap_mm::descriptor::{Descriptor, FolioState};
-use pgmap_mm::extent::Extent;
 use pgmap_mm::holder::DrainReason;
-use pgmap_mm::index::{ExtentList, FileId};
+use pgmap_mm::index::FileId;
 use pgmap_mm::level::Level;
 use pgmap_mm::pagemap::{
     FailureFlags, PagemapError, PagemapId, PagemapOps, PagemapSpec, Step, Teardown, TeardownError,
@@ -22,6 +21,7 @@ use pgmap_os::clock;
 use crate::name::FileName;
 use crate::owner::core::{Core, FileRecord, Outcome, Ticket};
 use crate::owner::drains::{PendingDrain, Purpose};
+use crate::owner::frames::Listed;
 use crate::owner::holders::Call;
 use crate::refusal::Refusal;
 use crate::wire::{FileRules, OnDeadline, Reply};
@@ -74,7 +74,7 @@ impl Core {
         if self.files.contains_key(name) {
             return Err(Refusal::Exists { name: name.to_string() });
         }
-        let smallest = self.folios.smallest();
+        let smallest = self.frames.smallest();
         let is_described = |len_bytes: u64| len_bytes.is_multiple_of(smallest.size_bytes());
         if spec.largest_level < smallest.number()
             || !spec.ranges.iter().all(|range| is_described(range.len_bytes))
@@ -82,7 +82,7 @@ impl Core {
             let why = format!("the pool describes whole folios of {smallest} and larger");
             return Err(Refusal::Invalid { why });
         }
-        let stamp = self.take_stamp()?;
+        let stamp = self.frames.take_stamp()?;
         let present = ops.as_ref().map_or(spec.ops, |ops| ops.present());
         let spec = PagemapSpec { ops: present, ..spec.clone() };
         let id = self.pagemaps.add(&spec, &mut ())?;
@@ -92,23 +92,22 @@ impl Core {
         let Some((runs, largest, memory_type)) = added else {
             return Err(Refusal::Internal { why: "a pagemap vanished as it was made".into() });
         };
-        let parts: Vec<PfnRange> = runs.iter().collect();
-        if let Err(refusal) = self.backing.ensure(parts.iter().copied()) {
-            self.drop_pagemap(id);
-            return Err(refusal);
-        }
         let flags = self.flags_of_type(memory_type, FileRules::default());
         let word = Descriptor::new(FolioState::Live, flags, stamp);
-        if !parts.iter().all(|run| self.bring_up(*run, largest, word)) {
-            self.drop_pagemap(id);
-            let why = "its file system has no room for the pagemap's descriptors".into();
-            return Err(Refusal::NoMemory { why });
-        }
-        let extents: Vec<Extent> = parts.iter().filter_map(|run| self.folios.piece(*run)).collect();
-        let list: ExtentList = extents.iter().copied().collect();
+        let brought_up = self
+            .frames
+            .check_room(self.frames.slots_for(runs.iter().count()))
+            .and_then(|()| self.frames.bring_up(&runs, largest, word));
+        let extents = match brought_up {
+            Ok(extents) => extents,
+            Err(refusal) => {
+                self.drop_pagemap(id);
+                return Err(refusal);
+            }
+        };
         let len_bytes = runs.nr_pages() * pgmap_mm::level::PAGE_BYTES;
         let file_id = FileId(stamp.number());
-        let entry = self.index.insert(name.as_bytes(), file_id, len_bytes, &list)?;
+        let entry = self.frames.list(Listed { name, id: file_id, len_bytes }, &extents)?;
         self.names.insert(file_id, name.clone());
         let rules = FileRules::default();
         let doing = Some(DEVICE);
@@ -116,14 +115,6 @@ impl Core {
         self.files.insert(name.clone(), file);
         self.devices.insert(id, Device { name: name.clone(), runs, ops, teardown: None });
         Ok(id)
-    }
-
-    /// Makes the frames of `run` Live, without their ever being free for files. Says whether there is
-    /// memory for their descriptors.
-    fn bring_up(&mut self, run: PfnRange, largest: Level, word: Descriptor) -> bool {
-        self.folios.has_descriptors(run, largest)
-            && self.folios.bring_online(run.first(), run.nr_pages())
-            && self.folios.reclaim(run, largest, word)
     }
 
     /// Takes a pagemap that was not brought up out of the table again.
@@ -157,7 +148,7 @@ impl Core {
             let runs = device.runs.clone();
             teardown.done(Step::Kill, &mut self.pagemaps)?;
             if let Some(file) = self.files.remove(&name) {
-                self.index.remove(file.entry, name.as_bytes());
+                self.frames.unlist(file.entry, &name);
                 self.names.remove(&file.id);
             }
             for run in runs.iter() {
@@ -195,11 +186,9 @@ impl Core {
         let Some(mut device) = self.devices.remove(&unplug.id) else { return };
         for run in device.runs.iter() {
             self.free_device_folios(run, device.ops.as_deref());
-            if let Err(refusal) = self.backing.detach(run) {
-                tracing::warn!(%run, %refusal, "memory of a removed pagemap stays taken");
-            }
-            self.folios.change(run, |_| Descriptor::OFFLINE);
         }
+        self.frames.take_down(&device.runs);
+        self.remove_ended_ledgers();
         if let Some(teardown) = &mut device.teardown {
             let stepped =
                 teardown.drained(0).and_then(|_| teardown.done(Step::Free, &mut self.pagemaps));
@@ -212,7 +201,7 @@ impl Core {
 
     fn free_device_folios(&self, run: PfnRange, ops: Option<&dyn PagemapOps>) {
         let Some(ops) = ops else { return };
-        for (first, level, _) in self.folios.vmemmap().folios(run) {
+        for (first, level, _) in self.frames.vmemmap().folios(run) {
             ops.folio_free(PfnRange::folio(first, level));
         }
     }

@@ -9,40 +9,83 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use pgmap_mm::barrier::BarrierMode;
-use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
 use pgmap_mm::drain::ClientId;
-use pgmap_mm::extent::Extent;
-use pgmap_mm::index::{ExtentList, FileId};
+use pgmap_mm::index::{EntryId, FileId};
 use pgmap_mm::level::Level;
-use pgmap_mm::pfn::{Pfn, PfnRange};
+use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::runs::SortedRuns;
 use pgmap_os::{Access, MemoryFile, file_lock};
 
 use crate::error::Error;
 use crate::name::FileName;
-use crate::owner::catalog::StoredFile;
-use crate::owner::clients::{ClientRecord, Identity};
+use crate::owner::catalog::{Change, StoredFile};
+use crate::owner::clients::{ClientRecord, Identity, device_holds};
 use crate::owner::core::{Core, FileRecord};
-use crate::refusal::Refusal;
+use crate::wire::MAX_BATCH;
 
 impl Core {
-    /// Puts the books in order from the pool's files.
+    /// Puts the books in order from the pool's files. Whose a frame is comes first: only then can
+    /// anybody say which holds of the dead concern frames that are in use.
     pub(crate) fn recover(&mut self) -> Result<(), Error> {
-        let (files, failed) = match &self.pool.catalog {
-            Some(catalog) => (catalog.files()?, catalog.poisoned().to_vec()),
-            None => (BTreeMap::new(), Vec::new()),
+        let (files, failed, open_tails) = match &self.pool.catalog {
+            Some(catalog) => {
+                (catalog.files()?, catalog.poisoned().to_vec(), catalog.open_tails().to_vec())
+            }
+            None => (BTreeMap::new(), Vec::new(), Vec::new()),
         };
-        self.find_ledgers()?;
+        let ledgers = self.pool.ledgers_left()?;
+        let failed = self.frames.know_failed(&failed);
+        let mut changed = Vec::new();
         for (name, stored) in files {
-            self.recover_file(name, &stored)?;
+            if self.recover_file(&name, &stored, !ledgers.is_empty())? {
+                changed.push(name);
+            }
         }
-        self.recover_poison(&failed);
-        self.index.finish_reopening();
-        self.drain_strays();
+        for run in failed {
+            self.frames.recover_failed(run)?;
+        }
+        for names in changed.chunks(MAX_BATCH) {
+            let files = names.iter().filter_map(|name| Some((name, self.files.get(name)?)));
+            let changes: Vec<Change<'_>> =
+                files.map(|(name, file)| Change::Put(name, file.stored())).collect();
+            self.record(&changes)?;
+        }
+        self.close_tails(&open_tails)?;
+        let dead = self.find_ledgers(&ledgers)?;
+        let held = self.clients.values().flat_map(|client| client.ledger.all_holds());
+        let strays = self.frames.claim_strays(held.map(|hold| hold.run))?;
+        for (id, holds) in dead {
+            self.frames.orphan(id, holds.iter(), true);
+            if !self.frames.has_orphans(id) {
+                self.remove_ledger(id);
+            }
+        }
+        self.frames.finish_recovery();
+        if !strays.is_empty() {
+            tracing::info!(pages = strays.nr_pages(), "draining what an earlier owner left");
+            self.take_out(vec![strays]);
+        }
         Ok(())
     }
 
-    fn recover_file(&mut self, name: FileName, stored: &StoredFile) -> Result<(), Error> {
+    /// Zeroes what earlier cuts left behind the ends of files.
+    fn close_tails(&mut self, open: &[u64]) -> Result<(), Error> {
+        for &id in open {
+            match self.names.get(&FileId(id)).cloned() {
+                Some(name) => self.close_tail(&name)?,
+                None => self.record(&[Change::ClosedTail(id)])?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a file of the catalog back. Says whether its extents are not as the catalog has them.
+    fn recover_file(
+        &mut self,
+        name: &FileName,
+        stored: &StoredFile,
+        is_known: bool,
+    ) -> Result<bool, Error> {
         let pool = self.pool.name();
         let bad = |why: &str| Error::BadPool {
             pool: pool.clone(),
@@ -52,11 +95,11 @@ impl Core {
         let largest = Level::from_number(stored.largest_level)
             .ok_or_else(|| bad("has a folio size that is none"))?;
         let mut recovered = Vec::with_capacity(extents.len());
-        let unit = self.folios.smallest().nr_pages();
+        let unit = self.frames.smallest().nr_pages();
         for extent in &extents {
             let is_described = extent.run.start().is_multiple_of(unit)
                 && extent.run.nr_pages().is_multiple_of(unit)
-                && (extent.is_hole() || extent.head_level >= self.folios.smallest());
+                && (extent.is_hole() || extent.head_level >= self.frames.smallest());
             if !is_described {
                 return Err(bad("has folios smaller than the pool describes"));
             }
@@ -64,34 +107,26 @@ impl Core {
                 recovered.push(*extent);
                 continue;
             }
-            match self.recover_extent(extent, largest)? {
+            match self.frames.recover_extent(extent, largest, is_known, extents.len())? {
                 Some(pieces) => recovered.extend(pieces),
                 None => return Err(bad(&self.why_not_free(extent.run))),
             }
         }
         let is_changed = recovered != extents;
-        let extents = recovered;
-        let list: ExtentList = extents.iter().copied().collect();
         let id = FileId(stored.id);
-        let entry = self
-            .index
-            .insert(name.as_bytes(), id, stored.len_bytes, &list)
-            .map_err(crate::refusal::Refusal::from)?;
-        self.names.insert(id, name.clone());
-        let record = FileRecord {
+        let mut record = FileRecord {
             id,
             len_bytes: stored.len_bytes,
             largest,
             rules: stored.rules,
-            extents,
-            entry,
+            extents: recovered,
+            entry: EntryId::from_number(0),
             doing: None,
         };
-        if is_changed {
-            self.record_file(&name, &record)?;
-        }
-        self.files.insert(name, record);
-        Ok(())
+        record.entry = self.frames.list(record.listed(name), &record.extents)?;
+        self.names.insert(id, name.clone());
+        self.files.insert(name.clone(), record);
+        Ok(is_changed)
     }
 
     /// Why the frames that a file claims are not to be had: a frame belongs to one file.
@@ -104,51 +139,13 @@ impl Core {
         }
     }
 
-    /// Takes an extent's frames back and returns what readers are to be told of it. Descriptors that
-    /// survived keep their folio sizes. One whose head is not as the catalog says was being cut, split
-    /// or merged: readers may have been told of its pieces, so each of its folios gets a fresh stamp,
-    /// which ends all of them. None when a frame is another file's or outside the pool.
-    fn recover_extent(
-        &mut self,
-        extent: &Extent,
-        largest: Level,
-    ) -> Result<Option<Vec<Extent>>, Error> {
-        let Some(found) = self.folios.as_found(extent) else {
-            let largest = largest.min(extent.head_level).max(self.folios.smallest());
-            if !self.folios.has_descriptors(extent.run, largest) {
-                let why = format!("no room for the descriptors of frames {}", extent.run);
-                return Err(Refusal::NoMemory { why }.into());
-            }
-            let is_taken = self.folios.reclaim(extent.run, largest, extent.life);
-            return Ok(is_taken.then(|| vec![*extent]));
-        };
-        if !self.folios.claim(extent.run) {
-            return Ok(None);
-        }
-        self.folios.discard_stale_below(extent.run);
-        if found == *extent {
-            return Ok(Some(vec![*extent]));
-        }
-        let flags = extent.life.flags().without(FolioFlags::PARTIAL);
-        let life = Descriptor::new(FolioState::Live, flags, self.take_stamp()?);
-        self.folios.change_healthy(extent.run, |_| life);
-        let fresh = self.take_stamp()?;
-        let Some(piece) = self.folios.piece(extent.run) else { return Ok(None) };
-        let pieces = self.folios.cut_around_poison(&piece, fresh).map_err(Refusal::from)?;
-        Ok(Some(pieces))
-    }
-
-    /// Opens the ledgers of live clients and removes the dead ones'.
-    fn find_ledgers(&mut self) -> Result<(), Error> {
-        for number in self.pool.ledgers_left()? {
+    /// Opens the ledgers of live clients; returns what devices of the dead ones may still write to. A
+    /// ledger that cannot be read stops the start: its client may hold anything.
+    fn find_ledgers(&mut self, numbers: &[u64]) -> Result<Vec<(ClientId, SortedRuns)>, Error> {
+        let mut dead = Vec::new();
+        for &number in numbers {
             let Some(path) = self.pool.ledger_path(number) else { continue };
-            let file = match MemoryFile::open_named(&path, Access::ReadWrite) {
-                Ok(file) => file,
-                Err(error) => {
-                    tracing::warn!(%error, "a ledger cannot be opened");
-                    continue;
-                }
-            };
+            let file = MemoryFile::open_named(&path, Access::ReadWrite)?;
             let ledger = self.map_ledger(&file)?;
             let identity =
                 Identity { pid: 0, uid: 0, command: "(not connected)".into(), pidfd: None };
@@ -157,8 +154,11 @@ impl Core {
                 false => BarrierMode::Fenced,
             };
             let record = ClientRecord { identity, ledger: ledger.in_mode(mode), file };
-            let is_alive = !matches!(file_lock::is_locked(&record.file), Ok(false));
-            if is_alive && record.ledger.is_asymmetric() && !self.barrier.is_asymmetric() {
+            if matches!(file_lock::is_locked(&record.file), Ok(false)) {
+                dead.push((ClientId(number), device_holds(&record.ledger)));
+                continue;
+            }
+            if record.ledger.is_asymmetric() && !self.barrier.is_asymmetric() {
                 return Err(Error::BadPool {
                     pool: self.pool.name(),
                     why: format!(
@@ -168,53 +168,8 @@ impl Core {
                 });
             }
             self.clients.insert(ClientId(number), record);
-            if !is_alive {
-                self.reap(ClientId(number));
-            }
         }
-        Ok(())
-    }
-
-    /// Drains frames that no file has and that are not Free.
-    fn drain_strays(&mut self) {
-        let free: Vec<(u64, u64)> = self.folios.frames().runs().collect();
-        let mut strays = Vec::new();
-        for (start, length) in free {
-            let mut at = start;
-            while at < start + length {
-                let Some(pfn) = Pfn::new(at) else { break };
-                let Some((level, word)) = self.folios.vmemmap().folio_of(pfn) else { break };
-                let folio = PfnRange::folio(pfn, level);
-                if !matches!(
-                    word.state(),
-                    FolioState::Free | FolioState::Offline | FolioState::Poisoned
-                ) {
-                    strays.push(folio);
-                }
-                at = folio.end();
-            }
-        }
-        // A live client may also hold frames whose descriptors were lost with the machine's memory.
-        let held = self.clients.values().flat_map(|client| client.ledger.all_holds());
-        let unit = self.folios.smallest().nr_pages();
-        let whole = |run: PfnRange| {
-            let start = run.start() - run.start() % unit;
-            PfnRange::new(start, run.end().next_multiple_of(unit) - start)
-        };
-        let held: Vec<PfnRange> = held.filter_map(|hold| whole(hold.run)).collect();
-        strays.extend(held.into_iter().filter(|run| self.folios.frames().is_free(*run)));
-        let strays = SortedRuns::new(strays);
-        for run in strays.iter() {
-            self.folios.discard_stale_below(run);
-            self.folios.claim_any_of(run);
-        }
-        if !strays.is_empty() {
-            tracing::info!(pages = strays.nr_pages(), "draining what an earlier owner left");
-            for run in strays.iter() {
-                self.folios.change_healthy(run, |word| word.in_state(FolioState::Dying));
-            }
-            self.take_out(vec![strays]);
-        }
+        Ok(dead)
     }
 
     /// Joins a reconnecting client to the ledger it kept; none when there is no such live ledger.
@@ -236,5 +191,166 @@ impl Core {
         }
         client.identity = identity;
         Some(id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use pgmap_mm::extent::Extent;
+    use pgmap_mm::level::PAGE_BYTES;
+
+    use super::*;
+    use crate::client::Client;
+    use crate::owner::core::Outcome;
+    use crate::owner::handle::Owner;
+    use crate::pool::{Pool, PoolOptions};
+    use crate::wire::{CreateSpec, FolioSize, Reply, Request};
+
+    const POOL_BYTES: u64 = 16 << 20;
+
+    /// The books of a pool, without a thread: dropping them is being killed.
+    fn open(path: &Path) -> Core {
+        let pool = match path.exists() {
+            true => Pool::open(path),
+            false => Pool::create(&PoolOptions::in_directory(path, POOL_BYTES)),
+        };
+        Core::open(Arc::new(pool.unwrap())).unwrap()
+    }
+
+    fn put(core: &mut Core, client: ClientId, name: &FileName, len_bytes: u64) {
+        let spec = CreateSpec::new(name.clone(), len_bytes, FolioSize::Pages4K);
+        let outcome = core.handle(client, Request::Create(vec![spec]));
+        let Outcome::Answer(Reply::Created(drafts)) = outcome else { panic!("{outcome:?}") };
+        let id = drafts[0].as_ref().unwrap().id;
+        let outcome = core.handle(client, Request::Commit(vec![id]));
+        assert!(matches!(outcome, Outcome::Answer(Reply::Committed(_))), "{outcome:?}");
+    }
+
+    fn is_current(core: &Core, extent: &Extent) -> bool {
+        core.frames.vmemmap().load(extent.head_level, extent.first()) == Some(extent.life)
+    }
+
+    /// A punch waits for a holder and readers are told of three pieces when the owner is killed. The
+    /// file is whole again; none of the pieces may be believed, for when the file goes only the word of
+    /// the whole is changed. And the catalog has the words of now, or the next start changes them again.
+    #[test]
+    fn what_readers_knew_of_a_cut_that_a_killed_owner_began_is_never_true_again() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = directory.path().join("pool");
+        let name = FileName::new("a").unwrap();
+        let mut core = open(&path);
+        let (client, attachment) = core.attach(Identity::own(), false).unwrap();
+        put(&mut core, client, &name, 16 * PAGE_BYTES);
+        let whole = core.files[&name].extents.clone();
+        let pages = 5..6;
+        let cut = core.frames.begin_cut(&name, &whole, &pages, false).unwrap();
+        cut.off.iter().for_each(|&run| core.frames.retire_run(run));
+        let pieces: Vec<Extent> =
+            cut.extents.iter().filter(|piece| !piece.is_hole()).copied().collect();
+        assert_eq!(pieces.len(), 2);
+        assert!(pieces.iter().all(|piece| is_current(&core, piece)));
+        drop(core);
+
+        let core = open(&path);
+        drop(attachment);
+        let recovered = core.files[&name].extents.clone();
+        assert_eq!(recovered.len(), 1);
+        assert!(is_current(&core, &recovered[0]));
+        assert_eq!(recovered[0].run, whole[0].run);
+        for known in pieces.iter().chain(&whole) {
+            assert!(!is_current(&core, known), "{known:?} is believed");
+        }
+        let on_record = core.pool.catalog.as_ref().unwrap().files().unwrap();
+        assert_eq!(on_record[&name], core.files[&name].stored());
+    }
+
+    /// An owner that is killed between putting a truncate on record and zeroing what it cut off.
+    #[test]
+    fn a_tail_that_a_killed_owner_did_not_zero_is_zeroed_by_the_next() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = directory.path().join("pool");
+        let name = FileName::new("a").unwrap();
+        let mut core = open(&path);
+        let (client, _attachment) = core.attach(Identity::own(), false).unwrap();
+        put(&mut core, client, &name, 100);
+        let file = core.files[&name].clone();
+        core.record(&[Change::Put(&name, file.stored()), Change::OpenTail(file.id.0)]).unwrap();
+        let at = file.extents[0].run.byte_range().start;
+        let data = path.join("data");
+        let page = || std::fs::read(&data).unwrap()[at as usize..][..4096].to_vec();
+        std::os::unix::fs::FileExt::write_all_at(
+            &std::fs::File::options().write(true).open(&data).unwrap(),
+            &[0xAA; 4096],
+            at,
+        )
+        .unwrap();
+        drop(core);
+
+        let core = open(&path);
+        assert_eq!(core.pool.catalog.as_ref().unwrap().open_tails(), [file.id.0]);
+        assert_eq!(page()[..100], [0xAA; 100]);
+        assert!(page()[100..].iter().all(|&byte| byte == 0));
+        drop(core);
+        assert!(Pool::open(&path).unwrap().catalog.unwrap().open_tails().is_empty());
+    }
+
+    /// Pages of the backing that are larger than the frames of a dead client's device are replaced as a
+    /// whole, when nothing else of them is in use.
+    #[test]
+    fn a_device_hold_of_a_part_of_a_huge_page_ends_when_all_of_the_page_is_free() {
+        let options = PoolOptions::anonymous(8 << 20).huge_pages(pgmap_os::PageSize::Huge2M);
+        let owner = match Pool::create(&options).and_then(Owner::start) {
+            Ok(owner) => owner,
+            Err(error) => {
+                println!("skipped: no huge pages here ({error}); set vm.nr_hugepages to 8");
+                return;
+            }
+        };
+        let (client, other): (Client, Client) = (owner.client().unwrap(), owner.client().unwrap());
+        for name in ["a", "b"] {
+            client.create(name, 64 << 10, FolioSize::Pages4K).unwrap().commit().unwrap();
+        }
+        let pin = other.open("a").unwrap().pin_for_device(0, 64 << 10).unwrap();
+        std::mem::forget(pin);
+        drop(other);
+        assert_eq!(owner.info().orphaned_bytes, 64 << 10);
+        client.unlink("a").unwrap();
+        assert_eq!(owner.info().quarantined_bytes, 64 << 10, "\"b\" lies in the same page");
+        let epoch = client.detach_epoch();
+        client.unlink("b").unwrap();
+        let info = owner.info();
+        assert_eq!((info.quarantined_bytes, info.orphaned_bytes), (0, 0), "{info:?}");
+        assert_eq!(info.free_bytes, 8 << 20);
+        assert_eq!(client.detach_epoch() - epoch, 1);
+    }
+
+    /// A policy that changes while a cut waits holds for what the cut gives back, too.
+    #[test]
+    fn frames_that_a_cut_gives_back_have_the_policy_of_now() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let name = FileName::new("a").unwrap();
+        let mut core = open(&directory.path().join("pool"));
+        let (client, _attachment) = core.attach(Identity::own(), false).unwrap();
+        put(&mut core, client, &name, 16 * PAGE_BYTES);
+        let before = core.files[&name].clone();
+        let cut = core.frames.begin_cut(&name, &before.extents, &(5..16), true).unwrap();
+        cut.off.iter().for_each(|&run| core.frames.retire_run(run));
+        let now = FileRecord { extents: cut.extents.clone(), ..before.clone() };
+        core.files.insert(name.clone(), now);
+        core.files.get_mut(&name).unwrap().rules.is_read_only = true;
+        core.republish();
+        let flags = core.flags_of(&core.files[&name]);
+        assert_ne!(flags, before.extents[0].life.flags());
+        let now = core.files[&name].extents.clone();
+        let extents = core.frames.undo_cut(&cut, (&before.extents, &now), &(5..16), flags);
+        assert_eq!(extents.len(), 1);
+        let words = core.frames.vmemmap().folios(extents[0].run);
+        let partial = pgmap_mm::descriptor::FolioFlags::PARTIAL;
+        for (first, _, word) in words {
+            assert_eq!(word.flags().without(partial), flags, "{first}");
+        }
     }
 }

@@ -39,7 +39,7 @@ impl Core {
     fn file_info(&self, name: &FileName, file: &FileRecord) -> FileInfo {
         let mut nr_folios = [0; 3];
         for run in file.runs() {
-            for (_, level, _) in self.folios.vmemmap().folios(run) {
+            for (_, level, _) in self.frames.vmemmap().folios(run) {
                 nr_folios[level as usize] += 1;
             }
         }
@@ -57,20 +57,20 @@ impl Core {
     pub(crate) fn pool_info(&self) -> PoolInfo {
         // Each frame is counted once: what a deadline has passed for waits too, and is quarantined.
         let (draining, quarantined) = (self.draining_pages(), self.quarantined_pages());
-        let draining = (draining + self.quarantined.free_pages()).saturating_sub(quarantined);
+        let draining = (draining + self.frames.quarantined_pages()).saturating_sub(quarantined);
         let drafts = self.drafts.values().flat_map(|draft| &draft.extents);
         let ledgers: u64 = self.clients.values().map(|client| client.file.resident_bytes()).sum();
         PoolInfo {
             size_bytes: self.pool.size_bytes(),
-            free_bytes: bytes(self.folios.frames().free_pages()),
+            free_bytes: bytes(self.frames.free_pages()),
             live_bytes: bytes(self.live_pages()),
             reserved_bytes: drafts.map(|extent| extent.run.len_bytes()).sum(),
             draining_bytes: bytes(draining),
             quarantined_bytes: bytes(quarantined),
-            poisoned_bytes: bytes(self.poisoned.free_pages()),
-            orphaned_bytes: self.orphans.iter().map(|orphan| orphan.run.len_bytes()).sum(),
-            longest_free_bytes: bytes(self.folios.frames().longest_run_pages()),
-            backed_bytes: self.backing.resident_bytes(),
+            poisoned_bytes: bytes(self.frames.failed_pages()),
+            orphaned_bytes: bytes(self.frames.orphaned_pages()),
+            longest_free_bytes: bytes(self.frames.longest_free_run()),
+            backed_bytes: self.frames.resident_bytes(),
             metadata_bytes: self.pool.metadata_bytes() + ledgers,
             nr_files: self.files.len() as u64,
             nr_clients: self.clients.len() as u64,

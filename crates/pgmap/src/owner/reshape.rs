@@ -9,6 +9,7 @@ use pgmap_mm::runs::SortedRuns;
 use pgmap_mm::split::{NoSmallCounts, ReshapeError};
 
 use crate::name::FileName;
+use crate::owner::catalog::Change;
 use crate::owner::core::{Core, FileRecord};
 use crate::owner::files::file_idle;
 use crate::refusal::Refusal;
@@ -37,23 +38,26 @@ impl Core {
         })?;
         let bad_level =
             |level| Refusal::Invalid { why: format!("folios have level 0, 1 or 2, not {level}") };
-        let reshaped = match shape {
+        match shape {
             Shape::Split { to } => {
                 let to = Level::from_number(to).ok_or_else(|| bad_level(to))?;
-                let reshaped = self.folios.split(pfn, to)?;
+                let reshaped = self.frames.split(pfn, to, |planned| {
+                    file.extents[at] = planned.extent_after(&file.extents[at]);
+                    self.pool.record(&[Change::Put(name, file.stored())])
+                })?;
                 self.tell_driver_of_split(reshaped.folio(), pfn, to);
-                reshaped
             }
             Shape::Merge { to } => {
                 let to = Level::from_number(to).ok_or_else(|| bad_level(to))?;
                 let proof = self.no_small_counts(PfnRange::folio(pfn, to))?;
-                let fresh = self.take_stamp()?;
-                self.folios.merge(&file.extents[at], pfn, to, fresh, &proof)?
+                let extent = file.extents[at];
+                self.frames.merge(&extent, pfn, to, &proof, |planned| {
+                    file.extents[at] = planned.extent_after(&extent);
+                    self.pool.record(&[Change::Put(name, file.stored())])
+                })?;
             }
-        };
-        file.extents[at] = reshaped.extent_after(&file.extents[at]);
-        self.record_file(name, &file)?;
-        self.write_entry(name, &file)?;
+        }
+        self.relist(name, &file)?;
         self.files.insert(name.clone(), file);
         Ok(Reply::Done)
     }

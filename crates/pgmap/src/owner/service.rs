@@ -100,7 +100,7 @@ impl Service {
 
     fn timeout(&self) -> Option<Duration> {
         let state = self.shared.lock();
-        if state.core.has_backlog() {
+        if state.core.frames.has_backlog() {
             return Some(Duration::ZERO);
         }
         let greeting = self.silent.front().map(|&(_, since_ms)| {

@@ -235,7 +235,8 @@ fn checked(client: &Client, backed: Backed) -> Result<Backed, BackingError> {
     if backed.extent.run.byte_range().end > client.pool_bytes() {
         return Err(BackingError::BeyondEnd);
     }
-    if backed.extent.life.state() == FolioState::Poisoned {
+    // Quarantined: withheld with a page that failed, because the file can have no more extents.
+    if matches!(backed.extent.life.state(), FolioState::Poisoned | FolioState::Quarantined) {
         return Err(BackingError::Poisoned);
     }
     Ok(backed)

@@ -1,0 +1,245 @@
+//! Freeing frames in bounded steps, so that a large reclaim keeps nobody waiting (T10).
+//!
+//! A dead client may leave 200 GB behind, in 4 KiB folios: to free them is a descriptor each. They are
+//! idle by then, for good: their extents' life words are changed, and a scan after the heavy barrier
+//! found nobody. So there is no hurry and no protocol left, only work, and the owner serves others
+//! between two steps of it. A successor of an owner that was killed meanwhile finds frames that are
+//! no file's and not Free, and drains them.
+//!
+//! # Frames of dead clients' devices
+//!
+//! They are detached first, by whole pages of the backing: the rest of a huge page must be free, or
+//! part of what is being freed. Where it is not, the frames stay in quarantine until it is.
+
+use std::collections::VecDeque;
+
+use pgmap_mm::level::PAGE_BYTES;
+use pgmap_mm::pfn::PfnRange;
+use pgmap_mm::runs::SortedRuns;
+
+use super::PoolFrames;
+use crate::refusal::Refusal;
+
+/// Most folios that one step frees: well below a millisecond.
+pub(crate) const STEP_FOLIOS: usize = 16_384;
+/// Most frames of one step where devices of the dead must be kept out first: the system frees and
+/// makes again each of these pages.
+const STEP_DETACHED_PAGES: u64 = 16_384;
+/// Most runs of free frames that one step of a trim looks at.
+const STEP_RUNS: usize = 1024;
+
+/// What is to be done with retired frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    /// Somebody holds them: say so in the word of each folio.
+    Mark,
+    /// Nobody does: free them.
+    Free,
+}
+
+/// Work that is left, in the order in which it came: frames are marked before they are freed.
+#[derive(Debug, Default)]
+pub(crate) struct Backlog {
+    runs: VecDeque<(Work, PfnRange)>,
+    /// Frames that are to be freed.
+    nr_pages: u64,
+}
+
+impl Backlog {
+    fn push(&mut self, work: Work, run: PfnRange) {
+        if work == Work::Free {
+            self.nr_pages += run.nr_pages();
+        }
+        self.runs.push_back((work, run));
+    }
+
+    /// The next run, cut after what `end_of` says of it; the rest stays first in line.
+    fn take(&mut self, end_of: impl FnOnce(PfnRange) -> u64) -> Option<(Work, PfnRange)> {
+        let (work, run) = self.runs.pop_front()?;
+        let nr_pages = end_of(run).clamp(run.start() + 1, run.end()) - run.start();
+        if let Some(rest) = run.sub_run(nr_pages, run.nr_pages() - nr_pages) {
+            self.runs.push_front((work, rest));
+        }
+        if work == Work::Free {
+            self.nr_pages -= nr_pages;
+        }
+        Some((work, run.sub_run(0, nr_pages)?))
+    }
+}
+
+impl PoolFrames {
+    /// Nobody holds `run`, whose life is ended: it is freed in one of the next steps.
+    pub(crate) fn release(&mut self, run: PfnRange) {
+        self.backlog.push(Work::Free, run);
+    }
+
+    /// Somebody holds `run`, whose life is ended: the words of all its folios are to say so, for holders
+    /// who look at them because they missed the event. That is work for the next steps, too.
+    pub(crate) fn mark_held(&mut self, run: PfnRange) {
+        self.backlog.push(Work::Mark, run);
+    }
+
+    /// Whether there is work left for further steps.
+    pub(crate) fn has_backlog(&self) -> bool {
+        !self.backlog.runs.is_empty()
+    }
+
+    /// Idle frames that still are to be freed.
+    pub(crate) const fn backlog_pages(&self) -> u64 {
+        self.backlog.nr_pages
+    }
+
+    /// Whether a frame of `run` is still to be freed.
+    pub(crate) fn is_in_backlog(&self, run: PfnRange) -> bool {
+        self.backlog.runs.iter().any(|(_, waiting)| waiting.overlaps(run))
+    }
+
+    /// Frees one step's worth of what is to be freed.
+    pub(crate) fn reclaim_some(&mut self) {
+        let mut left = STEP_FOLIOS;
+        while left > 0 && self.has_backlog() {
+            let mut backlog = std::mem::take(&mut self.backlog);
+            let step = backlog.take(|run| self.end_of_step(run, &mut left));
+            self.backlog = backlog;
+            match step {
+                Some((Work::Mark, run)) => self.retire_run(run),
+                Some((Work::Free, run)) => self.free(run),
+                None => {}
+            }
+        }
+    }
+
+    /// Gives the memory behind free frames back to the system: a step's worth, from frame `from` on. Says
+    /// how many bytes that were, and where to go on.
+    ///
+    /// # Errors
+    /// When the backing cannot do that.
+    pub(crate) fn trim(&mut self, from: u64) -> Result<(u64, Option<u64>), Refusal> {
+        let unit = self.backing.page_bytes() / PAGE_BYTES;
+        let free = self.folios.frames().runs().filter(|&(start, length)| start + length > from);
+        let mut runs: Vec<PfnRange> = Vec::new();
+        let (mut left, mut next) = (STEP_DETACHED_PAGES.max(unit), None);
+        for (number, (start, length)) in free.enumerate() {
+            let first = start.max(from).next_multiple_of(unit);
+            let end = (start + length) / unit * unit;
+            let taken = end.saturating_sub(first).min(left);
+            runs.extend(PfnRange::new(first, taken));
+            left -= taken;
+            if first + taken < end || number + 1 == STEP_RUNS {
+                next = Some((first + taken).max(from + 1));
+                break;
+            }
+        }
+        let before = self.resident_bytes();
+        for run in &runs {
+            self.detach(*run)?;
+        }
+        Ok((before.saturating_sub(self.resident_bytes()), next))
+    }
+
+    /// The frame after the last folio of `run` that fits into this step, which has `left` folios left.
+    fn end_of_step(&self, run: PfnRange, left: &mut usize) -> u64 {
+        let is_orphaned = self.orphans.overlaps(run);
+        let most = if is_orphaned { run.start() + STEP_DETACHED_PAGES } else { u64::MAX };
+        let mut end = run.start();
+        for (first, level, _) in self.vmemmap().folios(run) {
+            if *left == 0 || end >= most {
+                break;
+            }
+            *left -= 1;
+            end = PfnRange::folio(first, level).end();
+        }
+        if end >= most {
+            *left = 0;
+        }
+        end
+    }
+
+    /// Frees frames that nobody holds, detaching them first from devices of the dead.
+    fn free(&mut self, run: PfnRange) {
+        let mut rest = vec![run];
+        if self.orphans.overlaps(run) {
+            let orphaned = self.orphans.within(run);
+            let pages: SortedRuns = orphaned.iter().map(|part| self.whole_pages(*part)).collect();
+            for pages in pages.iter() {
+                if let Err(refusal) = self.detach_with(pages, run)
+                    && let Some(kept) = pages.intersection(run)
+                {
+                    let kept = self.whole_folios(kept).unwrap_or(kept);
+                    // They cannot be told apart from the device's any more, or not yet.
+                    tracing::warn!(run = %kept, %refusal, "frames are quarantined");
+                    self.quarantine_run(kept);
+                    self.quarantined.give(kept);
+                    rest = without(rest, kept);
+                }
+            }
+        }
+        for part in rest {
+            // What failed stays out of use; it is in the books of failed frames already.
+            drop(self.folios.free_healthy(part));
+        }
+        self.end_quarantine_around(run);
+    }
+
+    /// Detaches `pages`, whole pages of the backing, while `freed` is being freed: what of them is not
+    /// part of it must be free.
+    pub(super) fn detach_with(&mut self, pages: PfnRange, freed: PfnRange) -> Result<(), Refusal> {
+        let (before, after) = pages.without(freed);
+        let others = before.into_iter().chain(after);
+        for other in others {
+            if !self.is_free(other) {
+                let why = format!(
+                    "{other} is in use, in the same page of {} bytes as {freed}",
+                    self.backing.page_bytes()
+                );
+                return Err(Refusal::Internal { why });
+            }
+        }
+        self.detach(pages)
+    }
+
+    /// Looks whether frames in quarantine are alone now in their pages of memory, of which `freed` was
+    /// a part: then the pages are detached, and the frames are free.
+    fn end_quarantine_around(&mut self, freed: PfnRange) {
+        if self.quarantined.free_pages() == 0 || self.backing.page_bytes() == PAGE_BYTES {
+            return;
+        }
+        let ends = [freed.start(), freed.end() - 1];
+        let pages = ends.iter().filter_map(|&at| Some(self.whole_pages(PfnRange::new(at, 1)?)));
+        let pages: SortedRuns = pages.collect();
+        for pages in pages.iter() {
+            let waiting = self.quarantined.within(pages);
+            let mut others = vec![pages];
+            for run in &waiting {
+                others = without(others, *run);
+            }
+            let is_alone = others.iter().all(|other| self.is_free(*other));
+            if waiting.is_empty() || !is_alone || self.detach(pages).is_err() {
+                continue;
+            }
+            for run in waiting {
+                self.quarantined.take_exactly(run);
+                drop(self.folios.free_healthy(run));
+            }
+        }
+    }
+}
+
+impl PoolFrames {
+    /// `part`, up to where the folios at its ends begin and end.
+    pub(crate) fn whole_folios(&self, part: PfnRange) -> Option<PfnRange> {
+        let last = part.sub_run(part.nr_pages() - 1, 1)?.first();
+        let first = PfnRange::folio(part.first(), self.vmemmap().folio_of(part.first())?.0);
+        let last = PfnRange::folio(last, self.vmemmap().folio_of(last)?.0);
+        PfnRange::new(first.start(), last.end() - first.start())
+    }
+}
+
+/// What of `runs` is left without `gone`.
+fn without(runs: Vec<PfnRange>, gone: PfnRange) -> Vec<PfnRange> {
+    let left = runs.into_iter().flat_map(|run| {
+        let (before, after) = run.without(gone);
+        before.into_iter().chain(after)
+    });
+    left.collect()
+}
