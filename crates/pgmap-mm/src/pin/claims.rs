@@ -68,7 +68,7 @@ impl LaneClaims {
             // Acquire: pairs with Release in `give_back`; data: slot stores and the cursor.
             let before = word.fetch_or(1 << at, Ordering::Acquire);
             if before & (1 << at) == 0 {
-                // Relaxed: written and read by whoever has the lane.
+                // Relaxed: written and read by the one who has the lane.
                 let cursor = self.cursor(lane).map_or(0, |cursor| cursor.load(Ordering::Relaxed));
                 return Some((lane, cursor as usize));
             }

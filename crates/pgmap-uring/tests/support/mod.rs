@@ -1,6 +1,7 @@
 //! What the tests of rings have in common.
 
 #![allow(dead_code, reason = "each test program uses some of it")]
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
 use std::fs::File;
 use std::io::Write;

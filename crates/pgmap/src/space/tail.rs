@@ -2,7 +2,7 @@
 //!
 //! A device moves whole sectors and a mapping whole pages, so both reach behind the end. The kernel
 //! clears that part before it writes a page out (Linux 7.1: fs/iomap/buffered-io.c,
-//! `iomap_writeback_handle_eof`); here it is cleared by whoever starts or ends a transfer.
+//! `iomap_writeback_handle_eof`); here it is cleared when a transfer starts and when it ends.
 
 use std::sync::Arc;
 
