@@ -13,6 +13,8 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::time::Instant;
 
 use pgmap::FolioSize;
+use pgmap::mm::mm::Placed;
+use pgmap::mm::prot::Prot;
 use pgmap::space::AddressSpace;
 use pgmap_vm_memory::GuestSpace;
 use support::{MIB, PAGE, map, map_by_turns, owner, put_filled, space};
@@ -279,4 +281,28 @@ fn fragments_cost_what_fragments_cost_and_not_their_square() {
     println!("{nr_pages} fragments: checked in {fresh:?}, then {read:?} a read");
     // With a list that is searched they took 6.6 s and 105 us.
     assert!(fresh.as_millis() < 3000 && read.as_micros() < 20, "{fresh:?}, {read:?} a read");
+}
+
+#[test]
+fn guest_memory_may_lie_in_a_process_address_space_too() {
+    let owner = owner(16 * MIB);
+    let (client, other) = (owner.client().unwrap(), owner.client().unwrap());
+    for (name, byte) in [("a", 1), ("b", 2)] {
+        put_filled(&client, name, FolioSize::Pages4K, 8 * PAGE, byte);
+    }
+    let space = AddressSpace::for_process(&client, 1 << 30).unwrap();
+    let file = client.open("a").unwrap();
+    let at = space.map(&file, 0, 8 * PAGE, Placed::Anywhere, Prot::READ_WRITE).unwrap();
+    map_by_turns(&space, ["a", "b"], 16, at);
+    let guest = GuestSpace::new(&space);
+    let memory = guest.memory();
+    fill_by_pointer(&*memory, at + 100, 15 * PAGE as usize, 9);
+    let mut bytes = [0; 8];
+    space.read_at(at + 9 * PAGE, &mut bytes).unwrap();
+    assert_eq!(bytes, [9; 8], "the processor sees the same memory");
+    assert!(other.truncate("a", PAGE, 20).is_err(), "the guard holds it");
+    drop(memory);
+    other.truncate("a", PAGE, 10_000).unwrap();
+    assert!(guest.memory().read_obj::<u8>(GuestAddress(at + 2 * PAGE)).is_err());
+    assert_eq!(guest.memory().read_obj::<u8>(GuestAddress(at + 3 * PAGE)).unwrap(), 9);
 }
