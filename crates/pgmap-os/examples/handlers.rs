@@ -5,8 +5,8 @@
 
 use pgmap_os::{MemoryFile, PageSize, WriteMapping, touch};
 
-/// Has both handlers installed, for one touch watch that ends at once and one mapping that goes again. Returns an
-/// error number, or 0.
+/// Has both handlers installed, for one touch watch that ends at once and one mapping that goes
+/// again. Returns an error number, or 0.
 // SAFETY: no other library that the test opens exports the name.
 #[unsafe(no_mangle)]
 pub extern "C" fn install_handlers(address: usize) -> i32 {

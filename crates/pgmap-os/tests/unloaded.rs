@@ -1,5 +1,5 @@
-//! A library that installed pgmap's signal handlers and is closed again: a fault after that still reaches the
-//! program's own handler.
+//! A library that installed pgmap's signal handlers and is closed again: a fault after that still
+//! reaches the program's own handler.
 
 // UNSAFETY: a library is opened by name, and a fault is made.
 #![allow(unsafe_code)]

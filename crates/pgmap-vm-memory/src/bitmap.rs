@@ -23,7 +23,7 @@ pub(crate) struct Holes {
     pub refused: Arc<Refused>,
 }
 
-/// The first address of a hole that something was written to through a guard, until somebody is told.
+/// The first address of a hole that something was written to through a guard, until it is reported.
 #[derive(Debug, Default)]
 pub(crate) struct Refused(Mutex<Option<u64>>);
 

@@ -26,8 +26,8 @@ use vm_memory::{
 
 use crate::bitmap::{DirtyPages, Holes, Refused};
 
-/// A stretch of guest memory: as far as areas of the guest adjoin each other and their files reach, whatever files and frames
-/// lie below. It lives in the snapshot that made it.
+/// A stretch of guest memory: as far as areas of the guest adjoin each other and their files reach,
+/// whatever files and frames lie below. It lives in the snapshot that made it.
 #[derive(Debug)]
 pub struct GuestRegion<'s> {
     slot: MemorySlot<'s>,
@@ -44,7 +44,8 @@ impl<'s> GuestRegion<'s> {
         Self { slot, dirty, refused }
     }
 
-    /// Bytes from `offset` on, held, for an access of this kind; `No` where nobody knows which it will be.
+    /// Bytes from `offset` on, held, for an access of this kind; `No` where nobody knows which it
+    /// will be.
     fn bytes(
         &self,
         offset: u64,
@@ -72,9 +73,9 @@ impl<'s> GuestRegion<'s> {
             }
         };
         let bitmap = self.dirty.over(offset, holes);
-        // SAFETY: the slot holds the bytes and keeps them at this address as long as it lives, and the
-        // slice borrows it (I1). Everybody reaches pool memory by volatile or atomic access or by
-        // copies that the compiler cannot see (I6).
+        // SAFETY: the slot holds the bytes and keeps them at this address as long as it lives, and
+        // the slice borrows it (I1). Everybody reaches pool memory by volatile or atomic access or
+        // by copies that the compiler cannot see (I6).
         Ok(unsafe { VolatileSlice::with_bitmap(ptr, count, bitmap, None) })
     }
 
@@ -124,7 +125,8 @@ impl<'s> GuestMemoryRegion for GuestRegion<'s> {
     }
 }
 
-/// As vm-memory's own for plain memory, without a slice of the whole region: what is used is held, and no more.
+/// As vm-memory's own for plain memory, without a slice of the whole region: what is used is held,
+/// and no more.
 impl Bytes<MemoryRegionAddress> for GuestRegion<'_> {
     type E = GuestMemoryError;
 
@@ -273,8 +275,8 @@ impl<'s> Regions<'s> {
         Self { space, refused: Arc::default(), known: Mutex::default() }
     }
 
-    /// An error if a file has a hole at any of these addresses: for who is about to write there. What else is
-    /// wrong with them shows when it is written.
+    /// An error if a file has a hole at any of these addresses: for a caller that is about to write
+    /// there. What else is wrong with them shows when it is written.
     pub(crate) fn refuse_holes(&self, address: u64, count: usize) -> GuestMemoryResult<()> {
         let (mut at, end) = (address, address.saturating_add(count as u64));
         while at < end
@@ -290,8 +292,9 @@ impl<'s> Regions<'s> {
         Ok(())
     }
 
-    /// The region with this address: a known one, or what the address space has there now between those
-    /// that are known. None in a forked child, where another thread's lock would never be given back.
+    /// The region with this address: a known one, or what the address space has there now between
+    /// those that are known. Returns `None` in a forked child, where another thread may have left
+    /// the lock taken.
     pub(crate) fn at(&self, address: u64) -> Option<&GuestRegion<'s>> {
         if self.space.is_detached() {
             return None;
@@ -328,8 +331,9 @@ impl<'s> Regions<'s> {
     /// Lends a region, which is one of `known`, for longer than the lock is held.
     fn lend(&self, region: &GuestRegion<'s>) -> &GuestRegion<'s> {
         let region: *const GuestRegion<'s> = region;
-        // SAFETY: the region lies in a box of its own, which is removed only when `self` is dropped; the
-        // borrow of `self` ends before. Nobody has it mutably: regions are only ever lent out shared.
+        // SAFETY: the region lies in a box of its own, which is removed only when `self` is
+        // dropped; the borrow of `self` ends before. Nobody has it mutably: regions are only ever
+        // lent out shared.
         unsafe { &*region }
     }
 }

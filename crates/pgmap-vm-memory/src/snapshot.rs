@@ -39,8 +39,8 @@ use crate::region::{GuestRegion, Regions};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// A backend that wants `'static` (a thread, a vhost-user device) gets it where the guest's memory lives as
-/// long as the program does: `GuestSpace::new(Box::leak(Box::new(space)))`.
+/// A backend that wants `'static` (a thread, a vhost-user device) gets it where the guest's memory
+/// lives as long as the program does: `GuestSpace::new(Box::leak(Box::new(space)))`.
 #[derive(Clone, Copy, Debug)]
 pub struct GuestSpace<'s> {
     space: &'s AddressSpace,
@@ -70,9 +70,9 @@ pub struct GuestSnapshot<'s> {
     regions: Regions<'s>,
 }
 
-/// The calls of [`Bytes`] that write, for who has the guard itself: they refuse a hole of a file before anything is
-/// written, or taken from a source. Code that is generic over the memory cannot say that it writes
-/// (`docs/adr/0041-holes-under-a-guest.md`).
+/// The calls of [`Bytes`] that write, for callers that have the guard itself: they refuse a hole of
+/// a file before anything is written, or taken from a source. Code that is generic over the memory
+/// cannot say that it writes (`docs/adr/0041-holes-under-a-guest.md`).
 impl GuestSnapshot<'_> {
     /// As [`Bytes::write`].
     ///

@@ -1,5 +1,6 @@
-//! Random calls of vm-memory on pgmap's guest memory and on vm-memory's own, over random layouts: every answer, every
-//! byte, and every byte that a socket or a pipe gives and gets must be alike. `PGMAP_SEED` repeats a run.
+//! Random calls of vm-memory on pgmap's guest memory and on vm-memory's own, over random layouts:
+//! every answer, every byte, and every byte that a socket or a pipe gives and gets must be alike.
+//! `PGMAP_SEED` repeats a run.
 
 // UNSAFETY: bytes are compared through the address that `get_host_address` gives.
 #![allow(unsafe_code)]

@@ -1,7 +1,9 @@
-//! What a guard holds: others' frames are never reached, whatever is cut, punched, unlinked, mapped over or failed under the
-//! guest; what was used stays until the guard is dropped; and a forked child has nothing.
+//! What a guard holds: others' frames are never reached, whatever is cut, punched, unlinked, mapped
+//! over or failed under the guest; what was used stays until the guard is dropped; and a forked
+//! child has nothing.
 
-// UNSAFETY: bytes are read and written through raw addresses, as monitors do, and fork is a subject.
+// UNSAFETY: bytes are read and written through raw addresses, as monitors do, and fork is a
+// subject.
 #![allow(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
@@ -264,7 +266,8 @@ fn what_is_written_to_a_hole_is_refused_and_reaches_nobody() {
     }
     assert_eq!((source.len(), memory.read_obj::<u64>(hole).unwrap()), (100, 0));
     assert_eq!(space.mm().dirty().take(0, 1 << 20), []);
-    // A slice does not know, nor does who is generic over the memory; the next use of the guard says so, once.
+    // A slice does not know, nor does code that is generic over the memory; the next use of the
+    // guard says so, once.
     let slice = memory.get_slice(GuestAddress(PAGE), 4 * PAGE as usize).unwrap();
     slice.write_slice(&[9; 4 * PAGE as usize], 0).unwrap();
     assert!(slice.bitmap().dirty_at(0) && !slice.bitmap().dirty_at(PAGE as usize));
@@ -286,7 +289,8 @@ fn what_is_written_to_a_hole_is_refused_and_reaches_nobody() {
     assert_eq!(bytes, [0; 8]);
 }
 
-/// Files of one byte each by turns at one place, and readers who must never see one mixed with another.
+/// Files of one byte each by turns at one place, and readers who must never see one mixed with
+/// another.
 #[test]
 fn slices_are_of_one_time_while_the_memory_below_is_replaced() {
     const NR_PAGES: u64 = 24;
@@ -366,7 +370,7 @@ fn replace_for(
 }
 
 #[test]
-fn a_forked_child_is_told_that_it_has_nothing_and_the_parent_goes_on() {
+fn a_forked_child_gets_errors_and_the_parent_goes_on() {
     let owner = owner(16 * MIB);
     let client = owner.client().unwrap();
     four_pages(&client, "a", 1);
@@ -376,8 +380,8 @@ fn a_forked_child_is_told_that_it_has_nothing_and_the_parent_goes_on() {
     let memory = guest.memory();
     assert_eq!(byte_at(&*memory, 0), Some(1));
     let region = memory.find_region(GuestAddress(0)).unwrap();
-    // SAFETY: the child makes no call but those under test and leaves without exit handlers; no other
-    // thread of this process is in the library.
+    // SAFETY: the child makes no call but those under test and leaves without exit handlers; no
+    // other thread of this process is in the library.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
         let unavailable = |error| matches!(error, GuestMemoryError::HostAddressNotAvailable);

@@ -1,5 +1,5 @@
-//! A process that may have no mapping more: guest memory that lies in a row in the pool is had through the
-//! client's window, the rest is an error, and all is well once there is room.
+//! A process that may have no mapping more: guest memory that lies in a row in the pool is had
+//! through the client's window, the rest is an error, and all is well once there is room.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 // UNSAFETY: mappings are made until the kernel refuses.

@@ -1,5 +1,6 @@
 //! Guest memory is one mapping in the process: what a call of vm-memory does never depends on which
-//! files, folios and frames lie below. These are the faults that were seen from outside, told again.
+//! files, folios and frames lie below. These are the faults that were seen from outside, told
+//! again.
 
 // UNSAFETY: writing through the address that `get_host_address` gives is what monitors do.
 #![allow(unsafe_code)]

@@ -1,5 +1,5 @@
-//! A real virtio queue over an address space: descriptor chains are read, followed and answered while
-//! regions come and go.
+//! A real virtio queue over an address space: descriptor chains are read, followed and answered
+//! while regions come and go.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 

@@ -1,5 +1,5 @@
-//! What virtio-queue's own tests ask of a queue, asked of one in pgmap's memory: rings and buffers lie over every
-//! border that files, pages and lines of 2 MiB make.
+//! What virtio-queue's own tests ask of a queue, asked of one in pgmap's memory: rings and buffers
+//! lie over every border that files, pages and lines of 2 MiB make.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
@@ -40,7 +40,8 @@ fn descriptor(address: u64, len: u32, flags: u16, next: u16) -> RawDescriptor {
     RawDescriptor::from(Descriptor::new(address, len, flags, next))
 }
 
-/// Chains of these lengths, one after the other; `is_writable` says which descriptors the device writes.
+/// Chains of these lengths, one after the other; `is_writable` says which descriptors the device
+/// writes.
 fn chains(lens: &[u16], is_writable: impl Fn(u16) -> bool) -> Vec<RawDescriptor> {
     let mut descriptors = Vec::new();
     for &len in lens {
@@ -63,7 +64,8 @@ fn with_queue(check: impl Fn(&GuestSnapshot<'_>, &Mock<'_, '_>, Queue)) {
     });
 }
 
-/// Answers all there is, as a device does that switches notifications off meanwhile; returns how often it looked.
+/// Answers all there is, as a device does that switches notifications off meanwhile; returns how
+/// often it looked.
 fn serve(memory: &GuestSnapshot<'_>, queue: &mut Queue, mut meanwhile: impl FnMut()) -> usize {
     let mut nr_looks = 0;
     loop {
@@ -163,7 +165,7 @@ fn an_indirect_table_lies_anywhere_also_over_a_border() {
             let whole = chain(memory, mock, mock.start(), 0);
             let addresses: Vec<_> = whole.map(|descriptor| descriptor.addr().0).collect();
             assert_eq!(addresses, [0, 1, 2, 3, 4].map(buffer));
-            // A table in a table is none, nor is half a descriptor.
+            // A table in a table is refused, and so is half a descriptor.
             entries.store(0, descriptor(table, 16, INDIRECT, 0)).unwrap();
             let nr_found = || chain(memory, mock, mock.start(), 0).count();
             assert_eq!(nr_found(), 1);

@@ -1,4 +1,5 @@
-//! What vm-memory's own tests ask of its memory, asked of pgmap's, in layouts that vm-memory never sees.
+//! What vm-memory's own tests ask of its memory, asked of pgmap's, in layouts that vm-memory never
+//! sees.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
@@ -146,7 +147,7 @@ fn objects_and_streams_go_over_every_border() {
             let mut sink = Vec::new();
             memory.write_all_volatile_to(at(border - 31), &mut sink, 64).unwrap();
             assert_eq!(sink, image);
-            // A source that ends is a short read, and an error for whoever wants all.
+            // A source that ends is a short read, and an error for a call that wants all.
             let short = memory.read_volatile_from(at(border - 1), &mut &image[..5], 64).unwrap();
             assert_eq!(short, 5);
             assert!(memory.read_exact_volatile_from(at(border), &mut &image[..5], 64).is_err());
@@ -177,7 +178,8 @@ fn atomics_are_where_they_are_aligned_and_nowhere_else() {
     });
 }
 
-/// A word at the end of a page and more behind it: whoever reads it while it is written finds one of two.
+/// A word at the end of a page and more behind it: a read of it while it is written finds one of
+/// two.
 fn is_whole<T>(memory: &GuestSnapshot<'_>)
 where
     T: ByteValued + From<u8> + std::ops::Not<Output = T> + PartialEq + std::fmt::Debug,

@@ -224,7 +224,7 @@ impl Mm {
     }
 
     /// The area that contains the address and those that adjoin it on either side without a gap, in order
-    /// of address, as far as all allow `prot`; none where that area does not.
+    /// of address, as far as all allow `prot`. Empty if that area does not.
     #[must_use]
     pub fn areas_around(&self, address: u64, prot: Prot) -> Vec<Vma> {
         let state = self.lock();
@@ -232,8 +232,8 @@ impl Mm {
         state.areas.around(address / PAGE_BYTES, wanted).cloned().collect()
     }
 
-    /// A number that every change of an area moves, and perhaps others do: for whoever keeps what it has
-    /// found out about areas.
+    /// A number that every change of an area moves, and perhaps others do: for a caller that keeps what it
+    /// has found out about areas.
     #[must_use]
     pub fn nr_changes(&self) -> u64 {
         self.lock().areas.nr_changes()

@@ -35,8 +35,8 @@ pub fn space(client: &Client) -> AddressSpace {
     AddressSpace::for_device(client, 0, 1 << 32).unwrap()
 }
 
-/// Files a and b by turns, a page of each after the other from `at` on: no two neighbours in the guest
-/// are neighbours in the pool.
+/// Files a and b by turns, a page of each after the other from `at` on: no two neighbours in the
+/// guest are neighbours in the pool.
 pub fn map_by_turns(space: &AddressSpace, [a, b]: [&str; 2], nr_pages: u64, at: u64) {
     for page in 0..nr_pages {
         let name = if page % 2 == 0 { a } else { b };

@@ -1,7 +1,8 @@
 //! Runs: how far memory that can be held goes on around an address, remembered until it changes.
 //!
-//! Areas that adjoin each other make one run, and there may be one for every page. So a run is found once, and then
-//! only asked whether it is what it was: by a number that every change of an area moves, and by where each of its files ends.
+//! Areas that adjoin each other make one run, and there may be one for every page. So a run is
+//! found once, and then only asked whether it is what it was: by a number that every change of an
+//! area moves, and by where each of its files ends.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -15,8 +16,8 @@ use pgmap_mm::vma::{Backing, BackingError, Vma, VmaKind};
 /// Most runs that are remembered.
 const MAX_RUNS: usize = 4096;
 
-/// Addresses in a row that may be read and written, each with a page of a file behind it: one with memory, or that failed, or of a
-/// hole.
+/// Addresses in a row that may be read and written, each with a page of a file behind it: one with
+/// memory, or that failed, or of a hole.
 #[derive(Debug)]
 pub(super) struct Run {
     pub range: Range<u64>,
@@ -87,8 +88,8 @@ fn end_before(file: &dyn Backing, page: u64) -> Option<u64> {
     }
 }
 
-/// The page of the address space at which the file behind an area ends, or the area; its first page where nothing of
-/// it can ever be held.
+/// The page of the address space at which the file behind an area ends, or the area; its first page
+/// where nothing of it can ever be held.
 pub(super) fn end_in(area: &Vma) -> u64 {
     if area.kind() == VmaKind::Raw {
         return area.page;

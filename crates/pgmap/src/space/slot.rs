@@ -1,24 +1,26 @@
-//! Memory slots: a stretch of an address space that is contiguous in the process, too, as a virtual machine
-//! monitor's slots of guest memory are, and held where it is used.
+//! Memory slots: a stretch of an address space that is contiguous in the process, too, as a virtual
+//! machine monitor's slots of guest memory are, and held where it is used.
 //!
 //! # States
 //! Of a block of the stretch, for one slot:
 //! ```text
-//!   unknown ── first use: pin, then show ──▶ held and shown ── slot dropped: release, then unpin ──▶ unknown
+//!            first use: pin, then show                     dropped: release, then unpin
+//!   unknown ───────────────────────────▶ held and shown ───────────────────────────────▶ unknown
 //! ```
 //!
 //! # Who may touch what
 //! Any thread, under the slot's lock. Bytes are for those who had them held, while the slot lives.
 //!
 //! # Lost races
-//! *Use against a cut of the file.* If the pin is first, the owner waits for the slot. If the owner is first, the pin
-//! fails, and the use is an error.
+//! *Use against a cut of the file.* If the pin is first, the owner waits for the slot. If the owner
+//! is first, the pin fails, and the use is an error.
 //!
-//! *Use against a change of the address space.* What was used before stays as it was. What is used afterwards is what is mapped then.
+//! *Use against a change of the address space.* What was used before stays as it was. What is used
+//! afterwards is what is mapped then.
 //!
 //! # Differs from Linux
-//! KVM's slots follow the process's mappings through `mmu_notifier` (Linux 7.1: virt/kvm/kvm_main.c). Here a slot keeps
-//! what was used, and whoever wants the new memory takes a new slot.
+//! KVM's slots follow the process's mappings through `mmu_notifier` (Linux 7.1:
+//! virt/kvm/kvm_main.c). Here a slot keeps what was used, and a new slot has the new memory.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -41,14 +43,15 @@ use crate::error::Error;
 /// It is the processor that reads and writes, and it reaches a device's memory too.
 const FLAGS: GupFlags = GupFlags::WRITE.with(GupFlags::HWPOISON).with(GupFlags::P2PDMA);
 
-/// The shared view, another shared one, and one of the slot's own, which nobody else can have taken.
+/// The shared view, another shared one, and one of the slot's own, which nobody else can have
+/// taken.
 const MAX_VIEWS_TRIED: usize = 3;
 
 /// A stretch of an address space at process addresses in a row.
 ///
-/// What is used of it is held, block by block of 2 MiB, from the first use on until the slot is dropped, whatever
-/// becomes of the mapping and the file. What nobody says was written stays clean in
-/// [`Mm::dirty`](pgmap_mm::mm::Mm::dirty).
+/// What is used of it is held, block by block of 2 MiB, from the first use on until the slot is
+/// dropped, whatever becomes of the mapping and the file. What nobody says was written stays clean
+/// in [`Mm::dirty`](pgmap_mm::mm::Mm::dirty).
 #[derive(Debug)]
 pub struct MemorySlot<'s> {
     space: &'s AddressSpace,
@@ -61,8 +64,8 @@ pub struct MemorySlot<'s> {
 pub struct SlotBytes {
     /// The first of them; the others follow.
     pub ptr: *mut u8,
-    /// Which of the addresses lie in holes of files: they read as zeros, and what is written there is of this slot alone
-    /// and goes with it.
+    /// Which of the addresses lie in holes of files: they read as zeros, and what is written there
+    /// is of this slot alone and goes with it.
     pub holes: Vec<Range<u64>>,
 }
 
@@ -91,7 +94,7 @@ struct Used {
     blocks: Vec<u64>,
 }
 
-/// Pages that whoever wrote to them has marked.
+/// Pages whose writers have marked them.
 #[derive(Debug)]
 struct CleanPin<'s>(Option<PinnedPages<'s>>);
 
@@ -104,8 +107,9 @@ impl Drop for CleanPin<'_> {
 }
 
 impl AddressSpace {
-    /// The memory around `address`, as far as areas that may be read and written adjoin each other and their files reach,
-    /// inside `within`. None where there is no such memory at the address, and in a forked child.
+    /// The memory around `address`, as far as areas that may be read and written adjoin each other
+    /// and their files reach, inside `within`. Returns `None` if there is no such memory at the
+    /// address, and in a forked child.
     ///
     /// A hole in a file or failed memory is no end of it: [`MemorySlot::hold`] tells.
     #[must_use]
@@ -122,8 +126,8 @@ impl AddressSpace {
         range.contains(&address).then(|| MemorySlot { space: self, range, held: Mutex::default() })
     }
 
-    /// Whether this process is a forked child of the one that has the address space, where nothing is
-    /// held and nothing can be.
+    /// Whether this process is a forked child of the one that has the address space, where nothing
+    /// is held and nothing can be.
     #[must_use]
     pub fn is_detached(&self) -> bool {
         self.client.inner.pinner.side().is_detached()
@@ -158,8 +162,9 @@ impl<'s> MemorySlot<'s> {
         self.range.clone()
     }
 
-    /// Holds `len_bytes` bytes from `address` on, at least one, and says where they are in the process. They stay there for as
-    /// long as the slot lives, and may be read and written by volatile or atomic accesses (I6).
+    /// Holds `len_bytes` bytes from `address` on, at least one, and says where they are in the
+    /// process. They stay there for as long as the slot lives, and may be read and written by
+    /// volatile or atomic accesses (I6).
     ///
     /// # Errors
     /// [`SpaceError::Gup`] names the first address that has nothing to be held, and says why;
@@ -173,8 +178,8 @@ impl<'s> MemorySlot<'s> {
         Ok(SlotBytes { ptr, holes })
     }
 
-    /// Holds the whole slot, as far as that can be had, and says where `address` is in the process: for whoever
-    /// goes on from there by pointer. What cannot be had is inaccessible.
+    /// Holds the whole slot, as far as that can be had, and says where `address` is in the process:
+    /// for a caller that goes on from there by pointer. What cannot be had is inaccessible.
     ///
     /// # Errors
     /// As [`hold`](Self::hold); also when there are more pieces than this client can hold.
@@ -352,7 +357,8 @@ impl Held<'_> {
         Some((number, &self.views[number].view))
     }
 
-    /// Has the last view show the bytes; `None` where another slot uses a block of it for something else.
+    /// Has the last view show the bytes; `None` where another slot uses a block of it for something
+    /// else.
     fn show_in_last(&mut self, bytes: &Range<u64>) -> Result<Option<*mut u8>, OsError> {
         let Some(number) = self.views.len().checked_sub(1) else { return Ok(None) };
         let blocks = self.blocks.range(block_of(bytes.start)..bytes.end);

@@ -1,29 +1,30 @@
-//! Process addresses at which a stretch of an address space is shown: side by side, as its addresses are,
-//! whatever files and frames lie below.
+//! Process addresses at which a stretch of an address space is shown: side by side, as its
+//! addresses are, whatever files and frames lie below.
 //!
-//! A view is a window and no hold, as the client's window on the pool is. Whoever reads or writes through it holds the frames
-//! by pins of its own, takes pins first, then has them shown, and drops the pins last. Views are shared: mapping
-//! takes system calls, and the next user mostly wants what the last one saw.
+//! A view is a window and no hold, as the client's window on the pool is. A user of it holds the
+//! frames by pins of its own: it pins first, then has the frames shown, and unpins last. Views are
+//! shared: mapping takes system calls, and the next user mostly wants what the last one saw.
 //!
 //! # States
 //! Of a block of addresses:
 //! ```text
-//!            show                  last release
-//!   empty ─────────▶ shown, used ◀──────────────▶ shown, unused ── show of something else ──▶ shown, used
-//!     ▲                   │       show of the same      │
-//!     └──── last release, if it has holes ──────────────┴── too many mappings ──▶ empty
+//!            show                  last release                 show of something else
+//!   empty ─────────▶ shown, used ◀─────────────▶ shown, unused ───────────────────────▶ shown, used
+//!     ▲                   │       show of the same     │
+//!     └─── last release, if it has holes ──────────────┴── too many mappings ──▶ empty
 //! ```
 //!
 //! # Who may touch what
-//! The lock is held while mappings change. Bytes of a block are for those who had it shown and have not
-//! released it: what is left of an unused block may be anybody's by now.
+//! The lock is held while mappings change. Bytes of a block are for those who had it shown and have
+//! not released it: what is left of an unused block may be anybody's by now.
 //!
 //! # Lost races
-//! *Two who want different things at one address*, because the address space changed in between and the first one's
-//! frames are still held: the second is refused, and has itself shown what it wants in another view.
+//! *Two who want different things at one address*, because the address space changed in between and
+//! the first one's frames are still held: the second is refused, and has itself shown what it wants
+//! in another view.
 //!
 //! # Differs from Linux
-//! A process has one mapping of an address, and whoever unmaps it takes it from everybody. Here what
+//! A process has one mapping of an address, and an unmap takes it from everybody. Here what
 //! was shown stays until it is released.
 
 use std::collections::BTreeMap;
@@ -126,8 +127,8 @@ struct Shown {
 }
 
 impl Shown {
-    /// Whether it may be shared with one who wants these. Who writes to a hole writes to this very
-    /// process's zeros, so those are not shared.
+    /// Whether it may be shared with one who wants these. Zeros of a hole can be written to, so
+    /// those are not shared.
     fn is(&self, wanted: &[Piece]) -> bool {
         self.pieces.as_deref() == Some(wanted) && !has_hole(wanted)
     }
