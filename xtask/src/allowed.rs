@@ -61,6 +61,7 @@ pub const ORDERING_FILES: &[&str] = &[
     "crates/pgmap-mm/src/page_table/span.rs",
     "crates/pgmap-mm/src/page_table/walk.rs",
     "crates/pgmap-mm/src/pin.rs",
+    "crates/pgmap-mm/src/pin/blocks.rs",
     "crates/pgmap-mm/src/pin/claims.rs",
     "crates/pgmap-mm/src/vmemmap.rs",
     "crates/pgmap-mm/src/words.rs",
