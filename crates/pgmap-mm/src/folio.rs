@@ -200,9 +200,11 @@ impl<W: WriteWords> Folios<W> {
     }
 
     /// Takes exactly `run` out of the free frames and describes it: how a restarted owner puts back
-    /// what the catalog says. Refused, with nothing changed, when a frame of it is not free.
+    /// what the catalog says. Refused, with nothing changed, when a frame of it is not free, or there is
+    /// no memory for its descriptors.
     pub fn reclaim(&mut self, run: PfnRange, most: Level, word: Descriptor) -> bool {
-        if !self.vmemmap.layout().covers(run) || !self.frames.take_exactly(run) {
+        let is_free = self.vmemmap.layout().covers(run) && self.frames.is_free(run);
+        if !is_free || !self.vmemmap.reserve(run, most) || !self.frames.take_exactly(run) {
             return false;
         }
         self.describe(run, most, word);
@@ -270,7 +272,8 @@ impl<W: WriteWords> Folios<W> {
     /// Gives back the metadata below a folio whose own word no longer says Split.
     pub(crate) fn discard_tables_below(&mut self, level: Level, pfn: Pfn) {
         let Some(below) = level.below().filter(|&below| below >= self.smallest()) else { return };
-        if below != Level::Pte {
+        // A table that cannot be had has nothing in it.
+        if below != Level::Pte && self.vmemmap.reserve_below(level, pfn) {
             for i in 0..FANOUT {
                 let Some(child) = Pfn::new(pfn.number() + i * below.nr_pages()) else { break };
                 if self.vmemmap.load(below, child).is_some_and(|w| w.state() == FolioState::Split) {

@@ -53,6 +53,11 @@ use crate::words::WriteWords;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FailureError {
+    /// There is no memory for the descriptor of the frame, which is free.
+    NoRoom {
+        /// The frame.
+        pfn: Pfn,
+    },
     /// No memory is described at this frame.
     NoMemory {
         /// The frame.
@@ -90,6 +95,7 @@ impl FailureError {
     pub const fn errno(&self) -> i32 {
         match self {
             Self::NoMemory { .. } => errno::ENXIO,
+            Self::NoRoom { .. } => errno::ENOSPC,
             Self::AlreadyPoisoned { .. } => errno::EHWPOISON,
             Self::NeedsExtent { .. } => errno::EBUSY,
             Self::Reshape(error) => error.errno(),
@@ -102,6 +108,11 @@ impl fmt::Display for FailureError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoMemory { pfn } => write!(f, "pfn {pfn} has no memory that could fail"),
+            Self::NoRoom { pfn } => write!(
+                f,
+                "pfn {pfn} failed, and the pool's file system has no room to describe it; make room \
+                 and report it again"
+            ),
             Self::AlreadyPoisoned { pfn } => write!(f, "pfn {pfn} is poisoned already"),
             Self::NeedsExtent { pfn, word } => {
                 write!(f, "pfn {pfn} is {word:?} and no extent was given to cut it out of")
@@ -143,6 +154,7 @@ impl<W: WriteWords> Folios<W> {
     ///
     /// # Errors
     /// [`FailureError::AlreadyPoisoned`], [`FailureError::NoMemory`], [`FailureError::NeedsExtent`],
+    /// [`FailureError::NoRoom`]
     /// and [`FailureError::Reshape`] when `extent` is not what it is now.
     pub fn isolate(
         &mut self,
@@ -161,8 +173,11 @@ impl<W: WriteWords> Folios<W> {
             }
             FolioState::Free => {
                 let word = Descriptor::new(FolioState::Poisoned, FolioFlags::NONE, fresh);
-                if !self.reclaim(frame, smallest, word) {
+                if !self.frames().is_free(frame) {
                     return Err(FailureError::NeedsExtent { pfn, word });
+                }
+                if !self.reclaim(frame, smallest, word) {
+                    return Err(FailureError::NoRoom { pfn });
                 }
                 Vec::new()
             }

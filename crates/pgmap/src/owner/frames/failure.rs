@@ -163,7 +163,12 @@ impl PoolFrames {
             return Ok(());
         }
         let word = Descriptor::new(FolioState::Poisoned, FolioFlags::NONE, self.take_stamp()?);
-        if !self.folios.reclaim(run, smallest, word) {
+        if self.is_free(run) {
+            if !self.folios.reclaim(run, smallest, word) {
+                let why = format!("no room for the descriptors of frames {run}");
+                return Err(Refusal::NoMemory { why });
+            }
+        } else {
             // It is a file's that lost all of the extent around it, or part of a run that is not free.
             if level > smallest {
                 let split = self.folios.split(run.first(), smallest);

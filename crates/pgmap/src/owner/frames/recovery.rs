@@ -45,12 +45,12 @@ impl PoolFrames {
             let flags = extent.life.flags().without(FolioFlags::PARTIAL);
             Descriptor::new(extent.life.state(), flags, self.take_stamp()?)
         };
-        if !self.folios.has_descriptors(extent.run, most) {
-            let why = format!("no room for the descriptors of frames {}", extent.run);
-            return Err(Refusal::NoMemory { why });
+        if !self.is_free(extent.run) {
+            return Ok(None);
         }
         if !self.folios.reclaim(extent.run, most, life) {
-            return Ok(None);
+            let why = format!("no room for the descriptors of frames {}", extent.run);
+            return Err(Refusal::NoMemory { why });
         }
         self.folios.discard_stale_below(extent.run);
         let piece = Extent { life, ..*extent };
