@@ -99,6 +99,13 @@ impl Drain {
         Self { runs, held, longest_pages }
     }
 
+    /// Adds holds that no ledger says: those of a client whose ledger cannot be read.
+    pub fn add(&mut self, held: impl IntoIterator<Item = Held>) {
+        let (runs, mut all) = (core::mem::take(&mut self.runs), core::mem::take(&mut self.held));
+        all.extend(held);
+        *self = Self::of(runs, all);
+    }
+
     /// The frames.
     #[must_use]
     pub const fn runs(&self) -> &SortedRuns {

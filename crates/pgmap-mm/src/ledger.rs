@@ -372,6 +372,8 @@ pub enum HoldPlace {
     Count(usize),
     /// Nowhere: the heavy barrier did not reach the client, so it may have stored what was not seen.
     Unseen,
+    /// Nowhere: the ledger cannot be read any more, and may have said so.
+    Lost,
 }
 
 /// One hold, as an owner reads it.
@@ -438,6 +440,13 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
     pub fn is_asymmetric(&self) -> bool {
         // Acquire: pairs with Release in `Pinner::new`.
         self.words.load(BARRIER_WORD, Ordering::Acquire) == IS_ASYMMETRIC
+    }
+
+    /// Whether some of the ledger could not be read: what it said there is not known, and the holds that
+    /// were found need not be all.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.words.is_lost() || self.counts.is_lost()
     }
 
     /// Calls `found` for every hold that overlaps one of `runs`. Reads the slots that were filled since
@@ -606,7 +615,9 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
     /// again. The slot may have been cleared and reused for a pin of something else.
     #[must_use]
     pub fn still_holds(&self, hold: &Hold, runs: &SortedRuns) -> bool {
-        match hold.place {
+        let holds = match hold.place {
+            // As long as there is a client, or a ledger.
+            HoldPlace::Lost | HoldPlace::Unseen => true,
             HoldPlace::Slot(index) | HoldPlace::LongSlot(index) => {
                 self.read_slot(hold.place, index).is_some_and(|now| runs.overlaps(now.run))
             }
@@ -618,9 +629,9 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
                     Agent::Device => count >> 16 != 0,
                 }
             }
-            // As long as there is a ledger.
-            HoldPlace::Unseen => true,
-        }
+        };
+        // What cannot be read any more has not said that it let go.
+        holds || self.is_lost()
     }
 
     /// Every hold in the ledger, wherever it lies: what a dead client leaves behind.

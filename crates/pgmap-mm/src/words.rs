@@ -49,6 +49,11 @@ pub trait ReadWords: Send + Sync {
     /// # Panics
     /// When `index` is not below [`nr_words`](Self::nr_words), as a slice does.
     fn load(&self, index: usize, order: Ordering) -> u64;
+
+    /// Whether some load found that the words are no longer there, and answered 0 instead.
+    fn is_lost(&self) -> bool {
+        false
+    }
 }
 
 /// Words that the caller may also change.
@@ -154,6 +159,11 @@ pub trait ReadCounts: Send + Sync {
     /// # Panics
     /// When `index` is out of range.
     fn load(&self, index: usize, order: Ordering) -> u32;
+
+    /// As [`ReadWords::is_lost`].
+    fn is_lost(&self) -> bool {
+        false
+    }
 }
 
 /// 32-bit counters that the caller may also change.

@@ -145,7 +145,7 @@ impl World {
         self.ledger.for_each_hold(&SortedRuns::new(vec![run]), |hold| match hold.place {
             HoldPlace::Slot(_) => short += 1,
             HoldPlace::LongSlot(_) | HoldPlace::Count(_) => long += hold.nr_pins,
-            HoldPlace::Unseen => unreachable!("a scan sees what it finds"),
+            HoldPlace::Unseen | HoldPlace::Lost => unreachable!("a scan sees what it finds"),
         });
         (short, long)
     }

@@ -89,6 +89,26 @@ impl WriteMapping {
     }
 }
 
+/// Loads one word, aligned, that others may change or take away meanwhile.
+///
+/// # Safety
+/// `source` must be aligned and lie in a mapping that stays; its memory need not answer.
+#[inline]
+pub(crate) unsafe fn load_u64(source: *const u64) -> Result<u64, FaultCause> {
+    // SAFETY: the caller's promises are those of the call.
+    unsafe { machine::load_u64(source) }.map_err(|fault| fault.cause)
+}
+
+/// As [`load_u64`], four bytes.
+///
+/// # Safety
+/// As [`load_u64`].
+#[inline]
+pub(crate) unsafe fn load_u32(source: *const u32) -> Result<u32, FaultCause> {
+    // SAFETY: the caller's promises are those of the call.
+    unsafe { machine::load_u32(source) }.map_err(|fault| fault.cause)
+}
+
 /// A range that was found to lie inside its mapping.
 struct MappedRange {
     mapping: Range<usize>,

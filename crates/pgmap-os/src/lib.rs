@@ -20,6 +20,7 @@
 //! | [`doorbell`] | "something happened", across processes (eventfd) |
 //! | [`seqpacket`] | messages and descriptors between processes, and who sent them |
 //! | [`fork_guard`] | "am I the child of the process that made this?" in one load |
+//! | [`parent_fd`] | descriptors that a forked child does not keep |
 //! | [`poll`] | which descriptor is ready (epoll, level-triggered) |
 //! | [`process`] | names, deaths and CPUs of processes |
 //! | [`places`] | where the sockets and pools of a user live |
@@ -41,6 +42,7 @@ pub mod mapping;
 pub mod membarrier;
 pub mod memory_file;
 pub mod memory_limit;
+pub mod parent_fd;
 pub mod places;
 pub mod poll;
 pub mod process;
@@ -60,6 +62,7 @@ pub use mapping::{Populated, ReadMapping, ReadOnlyWord, WriteMapping};
 pub use membarrier::Membarrier;
 pub use memory_file::{Access, MemoryFile, PageSize};
 pub use memory_limit::{MemoryLimit, memory_limit};
+pub use parent_fd::ParentFd;
 pub use poll::{Interest, Poller, Ready};
 pub use reservation::Reservation;
 pub use seqpacket::{BindError, Blocking, Connection, Listener, Peer, Received, TransferError};

@@ -20,7 +20,7 @@
 // UNSAFETY: this file turns an address range into atomics; the kernel, not the compiler, owns it.
 #![allow(unsafe_code)]
 
-use crate::{MemoryFile, OsError};
+use crate::{FaultCause, MemoryFile, OsError};
 use region::{HarmlessAdvice, Region};
 use rustix::io::Errno;
 use rustix::mm::ProtFlags;
@@ -125,6 +125,50 @@ impl ReadMapping {
         // SAFETY: as in `load_u64`.
         let count = unsafe { count.as_ref() };
         load_with_fences(|| count.load(Ordering::Relaxed), order)
+    }
+
+    /// Loads the 8-byte word number `index`, which an error answers where its memory does not: for
+    /// files that somebody else may cut shorter. An acquire load. On machines other than x86-64 such a
+    /// load kills, as any other does.
+    ///
+    /// # Errors
+    /// Why its memory did not answer.
+    ///
+    /// # Panics
+    /// If the word is out of bounds, as a slice does.
+    #[inline]
+    pub fn try_load_u64(&self, index: usize) -> Result<u64, FaultCause> {
+        let nr_words = self.region.len() / size_of::<u64>();
+        if index >= nr_words {
+            out_of_bounds(index, nr_words);
+        }
+        let word = self.region.base().as_ptr().cast::<u64>().wrapping_add(index);
+        // SAFETY: the index was checked, so the word lies inside the mapping, aligned as its base is.
+        let loaded = unsafe { crate::bytes::load_u64(word) };
+        // Acquire: pairs with whatever release the writer did.
+        fence(Ordering::Acquire);
+        loaded
+    }
+
+    /// As [`Self::try_load_u64`], the 4-byte count number `index`.
+    ///
+    /// # Errors
+    /// As [`Self::try_load_u64`].
+    ///
+    /// # Panics
+    /// As [`Self::try_load_u64`].
+    #[inline]
+    pub fn try_load_u32(&self, index: usize) -> Result<u32, FaultCause> {
+        let nr_counts = self.region.len() / size_of::<u32>();
+        if index >= nr_counts {
+            out_of_bounds(index, nr_counts);
+        }
+        let count = self.region.base().as_ptr().cast::<u32>().wrapping_add(index);
+        // SAFETY: the index was checked, so the count lies inside the mapping, aligned as its base is.
+        let loaded = unsafe { crate::bytes::load_u32(count) };
+        // Acquire: as above.
+        fence(Ordering::Acquire);
+        loaded
     }
 
     /// Returns the address of the first byte. Reading through it is the caller's to answer for;
@@ -316,6 +360,24 @@ mod tests {
             assert_eq!(reader.load_u32(15, order), u32::MAX);
         }
         assert_eq!(writer.counts()[14].load(Ordering::Relaxed), u32::MAX - 1);
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn a_load_where_the_file_was_cut_shorter_is_an_error_and_others_go_on() {
+        let file = file(8192);
+        let writer = WriteMapping::map(&file, 0, 8192).unwrap();
+        let reader = ReadMapping::map(&file, 0, 8192).unwrap();
+        writer.words()[3].store(u64::MAX - 7, Ordering::Relaxed);
+        writer.counts()[1030].store(77, Ordering::Relaxed);
+        assert_eq!(reader.try_load_u64(3), Ok(u64::MAX - 7));
+        assert_eq!(reader.try_load_u32(1030), Ok(77));
+        file.set_len(4096).unwrap();
+        assert_eq!(reader.try_load_u64(3), Ok(u64::MAX - 7));
+        assert_eq!(reader.try_load_u64(512), Err(FaultCause::Unbacked));
+        assert_eq!(reader.try_load_u32(1030), Err(FaultCause::Unbacked));
+        file.set_len(8192).unwrap();
+        assert_eq!(reader.try_load_u64(512), Ok(0));
     }
 
     #[test]

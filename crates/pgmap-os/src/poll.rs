@@ -6,8 +6,8 @@
 //! the open file description, which a copy elsewhere may keep alive.
 
 use crate::OsError;
-use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -114,6 +114,29 @@ impl Poller {
     }
 }
 
+/// Waits until one of a few descriptors is ready for what it is listed with, or hung up, or `timeout`
+/// has passed, and says which are. For waits that come and go; a [`Poller`] is for those that stay.
+///
+/// # Errors
+/// What the kernel says; none is known for open descriptors.
+pub fn wait_for<const N: usize>(
+    fds: [(BorrowedFd<'_>, Interest); N],
+    timeout: Duration,
+) -> Result<[bool; N], OsError> {
+    let deadline = Instant::now().checked_add(timeout);
+    let mut polled = fds.map(|(fd, interest)| PollFd::from_borrowed_fd(fd, interest.poll_flags()));
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        match rustix::event::poll(&mut polled, left.as_ref()) {
+            Ok(_) => return Ok(polled.map(|one| !one.revents().is_empty())),
+            // Bounded by the deadline, as above.
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(OsError::new("wait for", "a few descriptors", errno)),
+        }
+    }
+}
+
 impl AsFd for Poller {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
@@ -127,6 +150,17 @@ impl Interest {
             Self::Write => EventFlags::OUT | EventFlags::RDHUP,
             Self::ReadWrite => EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP,
             Self::HangUp => EventFlags::RDHUP,
+        }
+    }
+}
+
+impl Interest {
+    fn poll_flags(self) -> PollFlags {
+        match self {
+            Self::Read => PollFlags::IN | PollFlags::RDHUP,
+            Self::Write => PollFlags::OUT | PollFlags::RDHUP,
+            Self::ReadWrite => PollFlags::IN | PollFlags::OUT | PollFlags::RDHUP,
+            Self::HangUp => PollFlags::RDHUP,
         }
     }
 }
@@ -195,6 +229,20 @@ mod tests {
         let mut ready = Vec::new();
         poller.wait(None, &mut ready).unwrap();
         assert!(ready[0].is_hung_up);
+    }
+
+    #[test]
+    fn a_wait_for_a_few_says_which_are_ready_and_ends_by_itself() {
+        let (left, right) = (Doorbell::new().unwrap(), Doorbell::new().unwrap());
+        let both = || [(left.as_fd(), Interest::Read), (right.as_fd(), Interest::Read)];
+        assert_eq!(wait_for(both(), Duration::from_millis(1)).unwrap(), [false, false]);
+        right.ring().unwrap();
+        assert_eq!(wait_for(both(), Duration::MAX).unwrap(), [false, true]);
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let hung_up = || wait_for([(reader.as_fd(), Interest::HangUp)], Duration::ZERO).unwrap();
+        assert_eq!(hung_up(), [false]);
+        drop(writer);
+        assert_eq!(hung_up(), [true]);
     }
 
     #[test]

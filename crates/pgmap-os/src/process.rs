@@ -3,7 +3,7 @@
 use crate::OsError;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::pidfd_send_signal;
+use rustix::process::{Resource, Rlimit, getrlimit, pidfd_send_signal, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::fs;
 use std::os::fd::BorrowedFd;
@@ -42,6 +42,27 @@ pub fn kill_by_pidfd(pidfd: BorrowedFd<'_>, signal: Signal) -> Result<(), OsErro
     pidfd_send_signal(pidfd, signal).map_err(|errno| {
         OsError::new("signal", format!("a process by pidfd with {signal:?}"), errno)
     })
+}
+
+/// Raises the process's soft limit of open files to its hard one.
+///
+/// # Errors
+/// What the kernel says; none is known for a limit that stays below the hard one.
+pub fn raise_descriptor_limit() -> Result<(), OsError> {
+    let limits = getrlimit(Resource::Nofile);
+    if limits.current == limits.maximum {
+        return Ok(());
+    }
+    let raised = Rlimit { current: limits.maximum, ..limits };
+    setrlimit(Resource::Nofile, raised)
+        .map_err(|errno| OsError::new("raise", "the limit of open files (RLIMIT_NOFILE)", errno))
+}
+
+/// Returns how many more descriptors this process may open now.
+pub fn descriptors_left() -> u64 {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let nr_open = fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    limit.saturating_sub(nr_open as u64)
 }
 
 /// Lets the calling thread, and those that it starts from now on, run on one CPU only.

@@ -43,6 +43,49 @@ fn fork_guard_tells_child_from_parent() {
 }
 
 #[test]
+fn a_forked_child_keeps_no_lock_no_listener_and_no_connection_of_its_parent() {
+    use pgmap_os::{Connection, Listener, ParentFd};
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("locked");
+    let open = || std::fs::File::options().read(true).write(true).create(true).open(&path).unwrap();
+    let lock = ParentFd::from(open());
+    assert!(file_lock::try_lock_exclusive(&lock).unwrap());
+    let socket = directory.path().join("s");
+    let listener = Listener::bind(&socket, 0o600).unwrap();
+    let caller = Connection::connect(&socket).unwrap();
+    let accepted = listener.accept().unwrap().unwrap();
+    let (mut said, say) = std::io::pipe().unwrap();
+    let (go_on, mut tell) = std::io::pipe().unwrap();
+    // SAFETY: the child only reads a pipe and leaves.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        use std::io::{Read, Write};
+        drop(tell);
+        // What it inherited it may drop: those numbers are /dev/null's now.
+        drop((accepted, caller));
+        let _ = (&say).write_all(b"x");
+        let _ = (&go_on).read(&mut [0]);
+        // SAFETY: ends the child without running the parent's exit handlers.
+        unsafe { libc::_exit(0) };
+    }
+    use std::io::{Read, Write};
+    said.read_exact(&mut [0]).unwrap();
+    // The parent lets go; the child is there, and nothing is held by it.
+    drop(lock);
+    assert!(file_lock::try_lock_exclusive(open()).unwrap(), "the child keeps no lock");
+    drop(accepted);
+    assert!(caller.recv(&mut [0]).unwrap().is_end(), "the child keeps no connection");
+    drop(listener);
+    let again = Listener::bind(&socket, 0o600).unwrap();
+    drop(again);
+    tell.write_all(b"x").unwrap();
+    let mut status = 0;
+    // SAFETY: waits for our own child; the status lives on this stack.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!(status, 0);
+}
+
+#[test]
 fn mapping_is_shared_with_a_child_unless_it_is_left_out() {
     let file = MemoryFile::anonymous("fork-test", 8192, PageSize::Base).unwrap();
     let shared = WriteMapping::map(&file, 0, 4096).unwrap();

@@ -15,6 +15,11 @@ impl Deadline {
         Self { timeout, until: Instant::now().checked_add(timeout) }
     }
 
+    /// How long the wait may last in all.
+    pub(crate) const fn timeout(self) -> Duration {
+        self.timeout
+    }
+
     /// How long there is left; zero when it is over.
     pub(crate) fn left(self) -> Duration {
         self.until.map_or(self.timeout, |until| until.saturating_duration_since(Instant::now()))

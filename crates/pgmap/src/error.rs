@@ -41,6 +41,21 @@ pub enum Error {
         /// How that showed.
         why: String,
     },
+    /// The owner did not answer in time. Whether it did, or yet does, what it was asked is not known;
+    /// what a late answer brings is given back.
+    #[error(
+        "the owner{} did not answer a {call} within {waited_ms} ms: it is stopped or busy; wait for \
+         it, or allow the client a longer deadline",
+        match owner_pid { 0 => String::new(), pid => format!(" (pid {pid})") }
+    )]
+    TimedOut {
+        /// What it was asked.
+        call: &'static str,
+        /// How long the client waited.
+        waited_ms: u64,
+        /// The owner's process, 0 if it lives in a pid namespace that the client cannot see.
+        owner_pid: i32,
+    },
     /// The peer said something this version does not understand.
     #[error("the peer sent {what}; are both sides of the same version?")]
     Protocol {
@@ -89,6 +104,7 @@ impl Error {
             Self::OutOfRange { .. } => "out_of_range",
             Self::Memory(_) => "memory",
             Self::OwnerGone { .. } => "owner_gone",
+            Self::TimedOut { .. } => "timed_out",
             Self::Protocol { .. } => "protocol",
             Self::BadPool { .. } => "bad_pool",
             Self::NotDurable { .. } => "not_durable",
@@ -108,6 +124,7 @@ impl Error {
             Self::Memory(error) => error.errno(),
             Self::OutOfRange { .. } | Self::BadPool { .. } => 22,
             Self::OwnerGone { .. } => 108,
+            Self::TimedOut { .. } => 110,
             Self::Protocol { .. } => 71,
             Self::NotDurable { .. } => pgmap_mm::error::errno::EOPNOTSUPP,
             Self::Catalog { .. } => 5,

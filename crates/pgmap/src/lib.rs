@@ -40,7 +40,7 @@ pub use client::file::File;
 pub use client::pinned::{FilePin, Segment};
 pub use client::side::ProcessSide;
 pub use client::writer::FileWriter;
-pub use client::{Client, Replace};
+pub use client::{Client, ConnectOptions, DEFAULT_DEADLINE, Replace};
 pub use error::Error;
 pub use name::FileName;
 pub use owner::Owner;

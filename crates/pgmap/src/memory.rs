@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use pgmap_mm::barrier::{HeavyBarrier, Reached};
-use pgmap_mm::words::{ReadCounts, ReadWord, ReadWords, WriteCounts, WriteWords};
+use pgmap_mm::words::{Indexed, ReadCounts, ReadWord, ReadWords, WriteCounts, WriteWords};
 use pgmap_os::{Membarrier, MemoryFile, ReadMapping, ReadOnlyWord, WriteMapping};
 
 /// Bytes of a word, of a count and of a page.
@@ -49,14 +49,118 @@ impl ReadWords for Readable {
     }
 }
 
-/// Counts somebody else writes.
+/// A window on a client's ledger. Its file may be cut shorter by somebody who has no business to: what
+/// lay there is then lost. A hole for which there is no memory is none of that: it reads as zero, as any
+/// hole does.
 #[derive(Debug)]
-pub struct ReadableCounts(pub ReadMapping);
+struct LedgerWindow {
+    mapping: ReadMapping,
+    file: Arc<MemoryFile>,
+    /// Where in the file the window starts, and how long the file is as long as nobody cuts it.
+    start_bytes: u64,
+    whole_bytes: u64,
+    /// Where the file ended when something turned out to be missing; nothing from there on is looked at
+    /// again.
+    end_bytes: AtomicU64,
+}
 
-impl ReadCounts for ReadableCounts {
+impl LedgerWindow {
+    fn new(mapping: ReadMapping, file: &Arc<MemoryFile>, start: u64, whole_bytes: u64) -> Self {
+        let (file, end_bytes) = (Arc::clone(file), AtomicU64::new(u64::MAX));
+        Self { mapping, file, start_bytes: start, whole_bytes, end_bytes }
+    }
+
+    /// What lies `at` bytes into the window, as `load` finds it.
     #[inline]
-    fn load(&self, index: usize, order: Ordering) -> u32 {
-        self.0.load_u32(index, order)
+    fn load<T: Default, E>(&self, at: u64, load: impl FnOnce(&ReadMapping) -> Result<T, E>) -> T {
+        // Relaxed here and below: the owner's lock orders those who ask.
+        if self.start_bytes + at >= self.end_bytes.load(Ordering::Relaxed) {
+            return T::default();
+        }
+        load(&self.mapping).unwrap_or_else(|_| self.missing())
+    }
+
+    /// What is read where the memory did not answer.
+    #[cold]
+    fn missing<T: Default>(&self) -> T {
+        let len_bytes = self.file.len_bytes();
+        if len_bytes < self.whole_bytes {
+            self.end_bytes.store(len_bytes.next_multiple_of(PAGE_BYTES), Ordering::Relaxed);
+        }
+        T::default()
+    }
+
+    fn is_lost(&self) -> bool {
+        self.end_bytes.load(Ordering::Relaxed) != u64::MAX
+    }
+}
+
+/// The words of a client's ledger.
+#[derive(Debug)]
+pub struct LedgerWords(LedgerWindow);
+
+impl LedgerWords {
+    /// Words of `mapping`, which begins at `start_bytes` of a file that has `whole_bytes` as long as
+    /// nobody cuts it.
+    #[must_use]
+    pub fn new(
+        mapping: ReadMapping,
+        file: &Arc<MemoryFile>,
+        start_bytes: u64,
+        whole_bytes: u64,
+    ) -> Self {
+        Self(LedgerWindow::new(mapping, file, start_bytes, whole_bytes))
+    }
+}
+
+impl ReadWords for LedgerWords {
+    type Word<'w> = Indexed<'w, Self>;
+
+    fn nr_words(&self) -> usize {
+        (self.0.mapping.len_bytes() / WORD_BYTES) as usize
+    }
+
+    fn word(&self, index: usize) -> Indexed<'_, Self> {
+        Indexed::new(self, index)
+    }
+
+    /// An acquire load, whatever less is asked for.
+    #[inline]
+    fn load(&self, index: usize, _order: Ordering) -> u64 {
+        self.0.load(index as u64 * WORD_BYTES, |mapping| mapping.try_load_u64(index))
+    }
+
+    fn is_lost(&self) -> bool {
+        self.0.is_lost()
+    }
+}
+
+/// The counts of a client's ledger.
+#[derive(Debug)]
+pub struct LedgerCounts(LedgerWindow);
+
+impl LedgerCounts {
+    /// As [`LedgerWords::new`].
+    #[must_use]
+    pub fn new(
+        mapping: ReadMapping,
+        file: &Arc<MemoryFile>,
+        start_bytes: u64,
+        whole_bytes: u64,
+    ) -> Self {
+        Self(LedgerWindow::new(mapping, file, start_bytes, whole_bytes))
+    }
+}
+
+impl ReadCounts for LedgerCounts {
+    /// An acquire load, whatever less is asked for.
+    #[inline]
+    fn load(&self, index: usize, _order: Ordering) -> u32 {
+        self.0.load(index as u64 * COUNT_BYTES, |mapping| mapping.try_load_u32(index))
+    }
+
+    fn is_lost(&self) -> bool {
+        self.0.is_lost()
     }
 }
 

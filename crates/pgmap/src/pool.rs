@@ -316,6 +316,15 @@ impl Pool {
         catalog.end()
     }
 
+    /// Lets another become the pool's owner, whoever still has this.
+    pub(crate) fn release(&self) {
+        if let Some(directory) = &self.directory
+            && let Err(error) = directory.release()
+        {
+            tracing::warn!(%error, pool = %self.name(), "the owner's lock could not be given back");
+        }
+    }
+
     pub(crate) const fn id(&self) -> PoolId {
         self.id
     }

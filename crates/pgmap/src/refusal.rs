@@ -18,6 +18,8 @@ pub enum HoldKind {
     /// Unknown: the client relies on `membarrier`, which the owner may not use any more. Ends with the
     /// client.
     Unseen,
+    /// Perhaps: the client's ledger was cut short, and cannot say.
+    Unreadable,
 }
 
 impl HoldKind {
@@ -30,6 +32,7 @@ impl HoldKind {
             Self::Lease => "lease",
             Self::Writer => "writer",
             Self::Unseen => "unseen",
+            Self::Unreadable => "unreadable",
         }
     }
 }
@@ -46,6 +49,8 @@ pub struct Holder {
     pub uid: u32,
     /// The process's name when it attached.
     pub command: String,
+    /// What the client calls itself.
+    pub label: String,
     /// How it holds.
     pub kind: HoldKind,
     /// Whether a device may be writing through the hold.
@@ -67,15 +72,13 @@ pub struct Holder {
 impl std::fmt::Display for Holder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let device = if self.is_device { " device" } else { "" };
-        let end = self.first_pfn + self.nr_pages;
-        write!(
-            f,
-            "{} (pid {}): {}{device} pin of {:#x}..{end:#x}",
-            self.command,
-            self.pid,
-            self.kind.name(),
-            self.first_pfn,
-        )
+        let end = self.first_pfn.saturating_add(self.nr_pages);
+        // Without a number the process lives where the owner cannot see it: it names itself.
+        match self.pid {
+            0 => write!(f, "{} (outside the owner's pid namespace)", self.label)?,
+            pid => write!(f, "{} (pid {pid})", self.command)?,
+        }
+        write!(f, ": {}{device} pin of {:#x}..{end:#x}", self.kind.name(), self.first_pfn)
     }
 }
 
@@ -171,10 +174,15 @@ pub enum Refusal {
         doing: String,
     },
     /// No such draft, or somebody else's.
-    #[error("there is no uncommitted file {id} of this client")]
+    #[error(
+        "there is no uncommitted file {id} of this client{}",
+        if why.is_empty() { String::new() } else { format!(": {why}") }
+    )]
     NoDraft {
         /// Its number.
         id: u64,
+        /// Why not, where that is known.
+        why: String,
     },
     /// Memory under the file failed.
     #[error("memory of \"{name}\" failed while it was written; create it again")]
@@ -215,7 +223,29 @@ pub enum Refusal {
     /// The owner stops while the request waits for holders.
     #[error("the owner is stopping")]
     Stopping,
+    /// A truncate or punch was called off while it waited for holders; the file is as before.
+    #[error("the change of \"{name}\" was called off; the file is as before")]
+    CalledOff {
+        /// The file.
+        name: String,
+    },
+    /// The owner serves as many clients as it can.
+    #[error(
+        "the pool is full: {nr_clients} clients of at most {limit}, {nr_adrift} of which live on \
+         without a connection; end some of them, or start the owner with a higher limit of open files"
+    )]
+    Full {
+        /// Clients attached.
+        nr_clients: u64,
+        /// How many there may be.
+        limit: u64,
+        /// Those that closed their connection and keep their ledger.
+        nr_adrift: u64,
+    },
 }
+
+/// What is kept of a name in a refusal that has to be short, in characters.
+const SHORT_NAME_CHARS: usize = 32;
 
 impl Refusal {
     /// A name for programs, in snake case. It stays what it is.
@@ -239,7 +269,35 @@ impl Refusal {
             Self::Invalid { .. } => "invalid",
             Self::Internal { .. } => "owner_failed",
             Self::Stopping => "owner_stopping",
+            Self::CalledOff { .. } => "called_off",
+            Self::Full { .. } => "pool_full",
         }
+    }
+
+    /// Cuts long names and reasons; false if there were none.
+    pub(crate) fn shorten(&mut self) -> bool {
+        let text = match self {
+            Self::NotFound { name }
+            | Self::Exists { name }
+            | Self::BadLength { name, .. }
+            | Self::Held { name, .. }
+            | Self::InUse { name, .. }
+            | Self::CalledOff { name }
+            | Self::Poisoned { name } => name,
+            Self::BadName { starts_with, .. } => starts_with,
+            Self::NoMemory { why }
+            | Self::NoDraft { why, .. }
+            | Self::Denied { why, .. }
+            | Self::Invalid { why }
+            | Self::Internal { why } => why,
+            _ => return false,
+        };
+        let mut ends = text.char_indices().skip(SHORT_NAME_CHARS);
+        let (Some((end, _)), Some(_)) = (ends.next(), ends.nth(2)) else { return false };
+        text.truncate(end);
+        // Without the dots it would name another file.
+        text.push_str("...");
+        true
     }
 
     /// The Linux error number that says the same.
@@ -258,6 +316,8 @@ impl Refusal {
             Self::Poisoned { .. } => errno::EHWPOISON,
             Self::Internal { .. } => 5,
             Self::Stopping => 108,
+            Self::CalledOff { .. } => 125,
+            Self::Full { .. } => 23,
         }
     }
 }

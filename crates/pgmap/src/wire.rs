@@ -26,6 +26,8 @@ pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 pub const MAX_BATCH: usize = 256;
 /// Most extents one reply carries for all items together.
 pub const MAX_REPLY_EXTENTS: usize = 2000;
+/// Longest label of a client, in characters.
+pub const MAX_LABEL_CHARS: usize = 64;
 /// Most files one page of a listing carries.
 pub const MAX_LIST: usize = 100;
 
@@ -38,6 +40,17 @@ pub struct Hello {
     pub is_registered: bool,
     /// The client that this connection continues, after a restart of the owner.
     pub resume: Option<u64>,
+    /// What the client calls itself: for people, above all where the owner cannot see its process.
+    pub label: String,
+}
+
+/// A label as tools may print it: at most [`MAX_LABEL_CHARS`] characters, none of which controls a
+/// terminal or turns a line around.
+#[must_use]
+pub fn clean_label(label: &str) -> String {
+    let is_plain =
+        |c: char| c.is_ascii_graphic() || c == ' ' || (!c.is_ascii() && c.is_alphanumeric());
+    label.chars().take(MAX_LABEL_CHARS).map(|c| if is_plain(c) { c } else { '?' }).collect()
 }
 
 /// The owner's answer; with it come the descriptors of data, vmemmap, index, doorbell and, unless it resumes, ledger.
@@ -358,6 +371,50 @@ pub enum Request {
         /// The first frame to look at.
         from_pfn: u64,
     },
+    /// Nobody waits for the answer to the request of this number any more: what it waits for is called
+    /// off. Has no answer.
+    Forget(u64),
+    /// Call off the truncate or punch of this file that waits for holders, whoever asked for it.
+    CancelCut(FileName),
+}
+
+impl Request {
+    /// Whether its answer may come later.
+    pub(crate) const fn may_wait(&self) -> bool {
+        matches!(
+            self,
+            Self::Create(_) | Self::Truncate { .. } | Self::Punch { .. } | Self::Lease(_)
+        )
+    }
+
+    /// As messages call it.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Create(_) => "create",
+            Self::Commit(_) => "commit",
+            Self::Abort(_) => "abort",
+            Self::Unlink(_) => "unlink",
+            Self::Rename { .. } => "rename",
+            Self::Truncate { .. } => "truncate",
+            Self::Punch { .. } => "punch",
+            Self::Lease(_) => "lease",
+            Self::ReleaseLeases(_) => "release of leases",
+            Self::Locate(_) => "locate",
+            Self::Stat(_) => "stat",
+            Self::List(_) => "list",
+            Self::MemoryFailure(_) => "report of failed memory",
+            Self::ClearPoison { .. } => "clearing of poison",
+            Self::Reshape { .. } => "reshape",
+            Self::RepairFree => "repair of free frames",
+            Self::PoolStat => "stat of the pool",
+            Self::Who(_) => "who",
+            Self::Leave => "leave",
+            Self::Forget(_) => "forget",
+            Self::CancelCut(_) => "cancel",
+            Self::Trim { .. } => "trim",
+        }
+    }
 }
 
 /// What an owner tells a client unasked. Its number is [`EVENT_NUMBER`].
@@ -444,6 +501,8 @@ pub enum Reply {
         /// Where to go on; `None` at the end.
         next: Option<u64>,
     },
+    /// To any that takes long: the owner is at work on it, and the answer comes later.
+    Working,
 }
 
 /// A request or reply and the number that joins them.

@@ -10,7 +10,10 @@ mod support;
 use std::io::{Read, Write};
 use std::path::Path;
 
-use pgmap::{Client, Error, File, FilePin, FileWriter, FolioSize, Owner, PinError, Replace};
+use pgmap::{
+    Client, Error, File, FilePin, FileWriter, FolioSize, Owner, PinError, Pool, PoolOptions,
+    Replace,
+};
 use support::{Second, block};
 
 const POOL_BYTES: u64 = 32 << 20;
@@ -43,6 +46,14 @@ fn child_entry() {
     let Some((role, place)) = support::role() else { return };
     if role == "fork-under-owner" {
         fork_under_owner();
+        std::process::exit(0);
+    }
+    if role == "own-and-fork-a-worker" {
+        own_and_fork_a_worker(&place);
+        std::process::exit(0);
+    }
+    if role == "loop-fails" {
+        own_loop_fails(&place);
         std::process::exit(0);
     }
     let client = Client::connect(&place).unwrap();
@@ -210,6 +221,7 @@ fn t6_a_child_with_its_parents_descriptors_does_not_keep_a_dead_parents_holds() 
     rustix::process::kill_process(child, rustix::process::Signal::KILL).unwrap();
 }
 
+/// None of what a forked child inherited of an owner touches the pool.
 #[test]
 fn a_forked_child_may_drop_the_owner_that_it_inherited() {
     let mut parent = Second::start("fork-under-owner", Path::new("/"));
@@ -226,7 +238,10 @@ fn fork_under_owner() {
     let child = forked(|| {
         let owner = inherited.take().unwrap();
         let is_told = matches!(owner.client(), Err(Error::Detached))
-            && matches!(owner.serve(directory.path().join("t")), Err(Error::Detached));
+            && matches!(owner.serve(directory.path().join("t")), Err(Error::Detached))
+            && matches!(client.stat("a"), Err(Error::Detached))
+            && owner.pagemap_at(0).is_none()
+            && owner.info().size_bytes == 0;
         drop(owner);
         if is_told { 7 } else { 8 }
     });
@@ -254,4 +269,94 @@ fn wait_within_bound(pid: i32) -> Option<i32> {
     unsafe { libc::kill(pid, libc::SIGKILL) };
     wait_for(pid);
     None
+}
+
+/// Owns a pool, pins in it, serves it, and forks a worker that never calls exec.
+fn own_and_fork_a_worker(place: &Path) {
+    let options = PoolOptions::in_directory(place.join("pool"), POOL_BYTES);
+    let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
+    owner.serve(place.join("s")).unwrap();
+    let client = owner.client().unwrap();
+    support::put(&client, "a", &block::make(1, 3 << 20)).unwrap();
+    support::put(&client, "b", &block::make(2, 3 << 20)).unwrap();
+    let _pin = client.get("a").unwrap();
+    client.unlink("a").unwrap();
+    support::say("serving");
+    let mut commands = support::commands();
+    assert_eq!(commands.next().as_deref(), Some("fork"));
+    let worker = forked(|| {
+        loop {
+            // SAFETY: waits for a signal; touches nothing.
+            unsafe { libc::pause() };
+        }
+    });
+    support::say(worker);
+    assert_eq!(commands.count(), 0);
+}
+
+/// A worker pool that its owner forked kept the lock, the socket and the embedded client alive.
+#[test]
+fn a_worker_that_an_owner_forked_keeps_nothing_of_the_pool() {
+    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let (pool, socket) = (directory.path().join("pool"), directory.path().join("s"));
+    let mut first = Second::start("own-and-fork-a-worker", directory.path());
+    assert_eq!(first.answer(), "serving");
+    let remote = Client::connect(&socket).unwrap();
+    let worker: i32 = first.ask("fork").parse().unwrap();
+    first.kill();
+    // Who was connected hears of it, although the worker had a copy of the connection.
+    let gone = remote.next_event(std::time::Duration::from_secs(60)).unwrap_err();
+    assert!(matches!(gone, Error::OwnerGone { .. }), "{gone}");
+    let owner = Owner::start(Pool::open(&pool).unwrap()).unwrap();
+    owner.serve(&socket).unwrap();
+    assert!(Path::new(&format!("/proc/{worker}")).exists(), "the worker was there all the time");
+    assert_eq!(block::check(&remote.get("b").unwrap().to_vec().unwrap()), Ok(2));
+    assert_eq!(remote.stat("b").unwrap().len_bytes, 3 << 20, "it is served again");
+    // The first owner's own client died with it, pin and all.
+    let info = support::wait_for_info(&owner, "the dead are reaped", |info| info.nr_clients == 1);
+    assert_eq!((info.draining_bytes, info.live_bytes), (0, 3 << 20), "{info:?}");
+    let worker = rustix::process::Pid::from_raw(worker).unwrap();
+    rustix::process::kill_process(worker, rustix::process::Signal::KILL).unwrap();
+}
+
+/// An owner whose loop cannot wait any more: its descriptor for that is somebody else's.
+fn own_loop_fails(place: &Path) {
+    let options = PoolOptions::anonymous(POOL_BYTES);
+    let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
+    owner.serve(place.join("s")).unwrap();
+    let client = owner.client().unwrap();
+    let remote = Client::connect(place.join("s")).unwrap();
+    support::put(&client, "a", &block::make(1, 3 << 20)).unwrap();
+    let pin = client.get("a").unwrap();
+    let epoll: i32 = std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .flatten()
+        .find(|entry| {
+            std::fs::read_link(entry.path())
+                .is_ok_and(|to| to.to_string_lossy().contains("eventpoll"))
+        })
+        .and_then(|entry| entry.file_name().to_str()?.parse().ok())
+        .unwrap();
+    let nothing = std::fs::File::open("/dev/null").unwrap();
+    // SAFETY: both are open descriptors of this process; what reads the second finds no epoll set.
+    let replaced = unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&nothing), epoll) };
+    assert_eq!(replaced, epoll);
+    // An embedded truncate without end, and a call from outside.
+    let error = client.truncate("a", 4096, u64::MAX).unwrap_err();
+    assert_eq!(error.errno(), 108, "{error}");
+    let error = client.stat("a").unwrap_err();
+    assert!(matches!(error, Error::OwnerGone { .. }), "{error}");
+    let error = remote.next_event(std::time::Duration::from_secs(60)).unwrap_err();
+    assert!(matches!(error, Error::OwnerGone { .. }), "{error}");
+    assert_eq!(block::check(&pin.to_vec().unwrap()), Ok(1));
+    drop((pin, owner));
+    support::say("done");
+}
+
+#[test]
+fn an_owner_whose_loop_fails_is_stopped_and_nobody_waits_for_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut second = Second::start("loop-fails", directory.path());
+    assert_eq!(second.answer(), "done");
+    assert!(second.end().success());
 }

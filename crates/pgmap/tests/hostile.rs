@@ -76,6 +76,10 @@ impl Victim {
     }
 }
 
+fn hello(version: u32, resume: Option<u64>) -> Hello {
+    Hello { version, is_registered: resume.is_some(), resume, label: "a liar".into() }
+}
+
 /// A connection that has said hello, without the library around it.
 struct Raw {
     // The ledger goes first: its lock is the sign of life.
@@ -87,7 +91,7 @@ struct Raw {
 impl Raw {
     fn attach(socket: &Path) -> Self {
         let connection = Connection::connect(socket).unwrap();
-        let hello = Hello { version: wire::VERSION, is_registered: false, resume: None };
+        let hello = hello(wire::VERSION, None);
         connection.send(&wire::encode(&hello).unwrap(), &[]).unwrap();
         let mut buffer = vec![0; wire::MAX_MESSAGE_BYTES];
         let mut received = connection.recv(&mut buffer).unwrap();
@@ -179,13 +183,13 @@ fn bytes_that_are_no_greeting_are_told_so_and_cut_off() {
     }
     assert!(nr_refused > 400, "{nr_refused}");
     for version in [0, wire::VERSION + 1, u32::MAX] {
-        let hello = Hello { version, is_registered: true, resume: None };
+        let hello = hello(version, None);
         let (said, ..) = greet(&wire::encode(&hello).unwrap());
         let why = said.unwrap_err().to_string();
         assert!(why.contains(&version.to_string()), "it names both versions: {why}");
     }
     for resume in [0, 1, 5, u64::MAX] {
-        let hello = Hello { version: wire::VERSION, is_registered: true, resume: Some(resume) };
+        let hello = hello(wire::VERSION, Some(resume));
         assert!(greet(&wire::encode(&hello).unwrap()).0.is_err(), "no ledger is shown");
     }
     // Longer than any message, and nothing at all.
@@ -220,7 +224,7 @@ fn a_greeting_with_descriptors_nobody_asked_for_is_refused_and_they_are_closed()
     let victim = Victim::new();
     let (pipe, _other_end) = rustix::pipe::pipe().unwrap();
     let (pair, _other) = Connection::pair().unwrap();
-    let hello = Hello { version: wire::VERSION, is_registered: true, resume: None };
+    let hello = hello(wire::VERSION, None);
     let hello = wire::encode(&hello).unwrap();
     for fds in [vec![pipe.as_fd()], vec![pair.as_fd(), pipe.as_fd()], vec![pipe.as_fd(); 16]] {
         let connection = Connection::connect(&victim.socket).unwrap();
@@ -412,7 +416,7 @@ fn nobody_resumes_another_client_and_it_keeps_what_it_has() {
     let mine = Raw::attach(&socket);
     let resume = |number: u64, shown: &[BorrowedFd<'_>]| {
         let connection = Connection::connect(&socket).unwrap();
-        let hello = Hello { version: wire::VERSION, is_registered: true, resume: Some(number) };
+        let hello = hello(wire::VERSION, Some(number));
         connection.send(&wire::encode(&hello).unwrap(), shown).unwrap();
         let mut buffer = [0; 512];
         let received = connection.recv(&mut buffer).unwrap();
@@ -455,7 +459,11 @@ fn five_thousand_connections_do_not_end_the_owner() {
     assert!(open.len() > 100);
     // While they are there the owner may refuse others, but says so.
     if let Err(error) = Client::connect(&victim.socket) {
-        assert!(matches!(error, Error::Os(_) | Error::OwnerGone { .. }), "{error}");
+        let is_said = matches!(
+            error,
+            Error::Os(_) | Error::TimedOut { .. } | Error::Refused(Refusal::Full { .. })
+        );
+        assert!(is_said, "{error}");
     }
     let _ = victim.owner.info();
     drop(open);

@@ -33,11 +33,13 @@ pub struct HolderRow {
     pub pid: i32,
     /// The process's name when it attached.
     pub command: String,
+    /// What the client calls itself.
+    pub label: String,
     /// The process's user.
     pub uid: u32,
     /// The owner's number for the client.
     pub client: u64,
-    /// `short`, `long-term`, `lease` or `writer`.
+    /// `short`, `long-term`, `lease`, `writer` or `unreadable`.
     pub kind: &'static str,
     /// Whether a device may be writing through the hold.
     pub is_device: bool,
@@ -65,6 +67,7 @@ impl From<&Holder> for HolderRow {
         Self {
             pid: holder.pid,
             command: holder.command.clone(),
+            label: holder.label.clone(),
             uid: holder.uid,
             client: holder.client,
             kind: holder.kind.name(),
@@ -110,6 +113,7 @@ impl Show for Holders {
         let mut table = Table::new(&[
             ("PID", Side::Right),
             ("COMMAND", Side::Left),
+            ("LABEL", Side::Left),
             ("UID", Side::Right),
             ("KIND", Side::Left),
             ("AGENT", Side::Left),
@@ -124,6 +128,7 @@ impl Show for Holders {
             table.row(vec![
                 holder.pid.to_string(),
                 holder.command.clone(),
+                holder.label.clone(),
                 holder.uid.to_string(),
                 holder.kind.into(),
                 holder.agent.into(),

@@ -352,7 +352,10 @@ impl<'p> History<'p> {
         let name = |held: &pgmap_mm::drain::Held| {
             let what = format!("{} {:?} {:?}", held.client.0, held.hold.run, held.hold.agent);
             match held.hold.place {
-                HoldPlace::Slot(_) | HoldPlace::LongSlot(_) | HoldPlace::Unseen => what,
+                HoldPlace::Slot(_)
+                | HoldPlace::LongSlot(_)
+                | HoldPlace::Unseen
+                | HoldPlace::Lost => what,
                 HoldPlace::Count(_) => format!("{what} x{}", held.hold.nr_pins),
             }
         };

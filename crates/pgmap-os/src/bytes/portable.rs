@@ -9,6 +9,8 @@
 #![allow(unsafe_code)]
 
 use super::Fault;
+#[cfg(not(target_arch = "x86_64"))]
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 const WORD_BYTES: usize = size_of::<u64>();
 
@@ -51,6 +53,20 @@ pub(super) unsafe fn zero(target: *mut u8, len: usize) -> Result<(), Fault> {
         done += 1;
     }
     Ok(())
+}
+
+/// See [`super::load_u64`].
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) unsafe fn load_u64(source: *const u64) -> Result<u64, Fault> {
+    // SAFETY: aligned and mapped by the caller's promise; every bit pattern is a u64.
+    Ok(unsafe { AtomicU64::from_ptr(source.cast_mut()) }.load(Ordering::Relaxed))
+}
+
+/// See [`super::load_u32`].
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) unsafe fn load_u32(source: *const u32) -> Result<u32, Fault> {
+    // SAFETY: aligned and mapped by the caller's promise; every bit pattern is a u32.
+    Ok(unsafe { AtomicU32::from_ptr(source.cast_mut()) }.load(Ordering::Relaxed))
 }
 
 /// Ends no copy: see the head of the file.

@@ -16,7 +16,7 @@ use std::arch::{global_asm, is_x86_feature_detected};
 /// What a loop returns in `rax` and `rdx`: all zero when it came to its end.
 #[repr(C)]
 struct Outcome {
-    /// Where memory did not answer.
+    /// Where memory did not answer, or what was loaded.
     address: usize,
     /// The signal's `si_code`, never 0.
     code: usize,
@@ -30,6 +30,10 @@ unsafe extern "C" {
     /// The same by 16-byte registers. What lies before it needs `vzeroupper` on the way out.
     fn pgmap_os_copy_sse(target: *mut u8, source: *const u8, len: usize) -> Outcome;
     fn pgmap_os_zero(target: *mut u8, len: usize) -> Outcome;
+    /// Loads eight bytes at once. What it loaded comes in place of the address.
+    fn pgmap_os_load_u64(source: *const u64) -> Outcome;
+    /// Loads four bytes at once.
+    fn pgmap_os_load_u32(source: *const u32) -> Outcome;
     /// Only an address: the way out of the loop of 32-byte registers, the end of what is guarded.
     fn pgmap_os_copy_fixup_avx();
     /// Only an address: the way out of everything else.
@@ -43,6 +47,20 @@ pub(super) unsafe fn copy(source: *const u8, target: *mut u8, len: usize) -> Res
     // SAFETY: the caller's promises are those of the loop; AVX is there where it is used.
     let outcome = unsafe { copy_loop(target, source, len) };
     outcome.into_result()
+}
+
+/// See [`super::load_u64`].
+pub(super) unsafe fn load_u64(source: *const u64) -> Result<u64, Fault> {
+    // SAFETY: the caller's promises are those of the load.
+    let outcome = unsafe { pgmap_os_load_u64(source) };
+    outcome.into_value()
+}
+
+/// See [`super::load_u32`].
+pub(super) unsafe fn load_u32(source: *const u32) -> Result<u32, Fault> {
+    // SAFETY: the caller's promises are those of the load.
+    let outcome = unsafe { pgmap_os_load_u32(source) };
+    outcome.into_value().map(|value| value as u32)
 }
 
 /// What [`copy`] does on a machine without AVX.
@@ -84,6 +102,12 @@ pub(crate) fn end_copy(context: &mut libc::ucontext_t, address: usize, code: i32
 
 impl Outcome {
     #[inline]
+    fn into_value(self) -> Result<u64, Fault> {
+        let value = self.address as u64;
+        self.into_result().map(|()| value)
+    }
+
+    #[inline]
     fn into_result(self) -> Result<(), Fault> {
         if self.code == 0 {
             return Ok(());
@@ -103,8 +127,10 @@ impl Outcome {
 global_asm!(
     ".pushsection .text.pgmap_os_copy, \"ax\", @progbits",
     ".globl pgmap_os_copy_avx, pgmap_os_copy_sse, pgmap_os_zero",
+    ".globl pgmap_os_load_u64, pgmap_os_load_u32",
     ".globl pgmap_os_copy_fixup_avx, pgmap_os_copy_fixup",
     ".hidden pgmap_os_copy_avx, pgmap_os_copy_sse, pgmap_os_zero",
+    ".hidden pgmap_os_load_u64, pgmap_os_load_u32",
     ".hidden pgmap_os_copy_fixup_avx, pgmap_os_copy_fixup",
     ".type pgmap_os_copy_avx, @function",
     ".type pgmap_os_copy_sse, @function",
@@ -210,6 +236,15 @@ global_asm!(
     "mov rcx, rsi",
     "xor eax, eax",
     "rep stosb",
+    "xor edx, edx",
+    "ret",
+    // A load of an aligned word is one access, and later loads come after it, as on all x86.
+    "pgmap_os_load_u64:",
+    "mov rax, [rdi]",
+    "xor edx, edx",
+    "ret",
+    "pgmap_os_load_u32:",
+    "mov eax, [rdi]",
     "xor edx, edx",
     "ret",
     "pgmap_os_copy_fixup_avx:",

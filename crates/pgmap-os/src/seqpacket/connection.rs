@@ -1,7 +1,7 @@
 //! One connection: messages and descriptors, each whole or not at all.
 
 use super::{MAX_FDS, MAX_MESSAGE_BYTES, Peer, address, new_socket};
-use crate::OsError;
+use crate::{OsError, ParentFd};
 use rustix::io::{Errno, IoSlice, IoSliceMut, retry_on_intr};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
@@ -25,10 +25,11 @@ pub enum Blocking {
     Never,
 }
 
-/// One end of a connection. New connections wait ([`Blocking::Wait`]); accepted ones never do.
+/// One end of a connection. New connections wait ([`Blocking::Wait`]); accepted ones never do. A forked
+/// child does not keep it, so that the peer hears of this process's end.
 #[derive(Debug)]
 pub struct Connection {
-    fd: OwnedFd,
+    fd: ParentFd,
 }
 
 /// A message that arrived: its bytes lie in the caller's buffer.
@@ -56,7 +57,7 @@ impl Connection {
     /// `ENOENT` without a socket, `ECONNREFUSED` if nobody listens, `EACCES`, `ENAMETOOLONG`,
     /// `EAGAIN` if the listener has more callers waiting than it keeps.
     pub fn connect(path: &Path) -> Result<Self, OsError> {
-        let connection = Self { fd: new_socket()? };
+        let connection = Self { fd: ParentFd::new(new_socket()?) };
         rustix::net::connect(&connection.fd, &address(path)?).map_err(|errno| {
             let error = OsError::new("connect to", path.display().to_string(), errno);
             match errno {
@@ -78,7 +79,7 @@ impl Connection {
         let (left, right) =
             rustix::net::socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)
                 .map_err(|errno| OsError::new("create", "a pair of connections", errno))?;
-        Ok((Self { fd: left }, Self { fd: right }))
+        Ok((Self { fd: ParentFd::new(left) }, Self { fd: ParentFd::new(right) }))
     }
 
     /// Takes over a connected SEQPACKET socket, for instance one inherited from a parent.
@@ -87,7 +88,7 @@ impl Connection {
     /// `EINVAL` for any other kind of descriptor.
     pub fn from_fd(fd: OwnedFd) -> Result<Self, OsError> {
         match rustix::net::sockopt::socket_type(&fd) {
-            Ok(SocketType::SEQPACKET) => Ok(Self { fd }),
+            Ok(SocketType::SEQPACKET) => Ok(Self { fd: ParentFd::new(fd) }),
             Ok(_) | Err(Errno::NOTSOCK) => {
                 let error = OsError::new("accept", "a descriptor as a connection", Errno::INVAL);
                 Err(error.with_advice("it must be a SOCK_SEQPACKET socket"))
@@ -97,7 +98,7 @@ impl Connection {
     }
 
     pub(super) fn accepted(fd: OwnedFd) -> Self {
-        Self { fd }
+        Self { fd: ParentFd::new(fd) }
     }
 
     /// Sends one message with descriptors, whole or not at all. The peer gets copies of the
@@ -218,7 +219,7 @@ impl AsFd for Connection {
 
 impl From<Connection> for OwnedFd {
     fn from(connection: Connection) -> Self {
-        connection.fd
+        connection.fd.into_inner()
     }
 }
 

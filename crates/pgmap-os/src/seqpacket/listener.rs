@@ -9,17 +9,19 @@
 //!    nothing of the lock. Refused: a leftover, which is removed. Not a socket: not ours to remove;
 //!    (The listener sees the question as a caller that hangs up at once.)
 //! 3. bind, set the mode, and only then listen, so that nobody gets in under a laxer mode.
+//!
+//! A forked child keeps none of it ([`ParentFd`]), so none of it outlives the process.
 
 use super::{Connection, Peer, address, new_socket};
 use crate::process::command_name;
-use crate::{OsError, file_lock};
+use crate::{OsError, ParentFd, file_lock};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 /// Callers that may wait to be accepted; the next gets `EAGAIN`.
@@ -31,7 +33,7 @@ const MAX_LOCK_TRIES: usize = 16;
 /// A listening socket. Its name is removed on drop, if it is still ours.
 #[derive(Debug)]
 pub struct Listener {
-    fd: OwnedFd,
+    fd: ParentFd,
     path: PathBuf,
     /// Device and inode of the name we made, to recognise it by.
     identity: (u64, u64),
@@ -50,7 +52,7 @@ impl Listener {
         let address = address(path)?;
         let lock = LockFile::take(path)?;
         remove_leftover(path)?;
-        let fd = new_socket()?;
+        let fd = ParentFd::new(new_socket()?);
         // The socket's own mode is what the name is made with, less the umask; hence once more after.
         let mode = Mode::from_bits_truncate(mode & 0o777);
         rustix::fs::fchmod(&fd, mode).map_err(failed)?;
@@ -210,7 +212,7 @@ fn unlink_if_still(path: &Path, identity: (u64, u64)) {
 /// `PATH.lock`, locked. Removed on drop, while still locked.
 #[derive(Debug)]
 struct LockFile {
-    _fd: OwnedFd,
+    _fd: ParentFd,
     path: PathBuf,
     identity: (u64, u64),
 }
@@ -238,7 +240,7 @@ impl LockFile {
             let identity = (stat.st_dev, stat.st_ino);
             let named = rustix::fs::statat(CWD, &path, AtFlags::SYMLINK_NOFOLLOW);
             if named.is_ok_and(|named| (named.st_dev, named.st_ino) == identity) {
-                return Ok(Self { _fd: fd, path, identity });
+                return Ok(Self { _fd: ParentFd::new(fd), path, identity });
             }
         }
         Err(failed(Errno::BUSY.into()).with_advice("its name keeps changing; try again").into())

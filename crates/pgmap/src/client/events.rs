@@ -276,7 +276,7 @@ impl Client {
         let (inner, events) = (&self.inner, &self.inner.events);
         events.desk().lost = Some(error.to_string());
         events.changed.notify_all();
-        while events.is_kept_by(keeper) && self.take_up().is_err() {
+        while events.is_kept_by(keeper) && self.reconnect_now().is_err() {
             events.look_for_missed(self);
             events.pause(keeper, OWNER_PAUSE);
         }

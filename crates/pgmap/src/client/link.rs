@@ -1,13 +1,24 @@
 //! How a client reaches its owner: a call in the same process, or a message to another.
+//!
+//! Every call ends: with its answer, with the loss of the owner, or with its deadline. The connection
+//! never blocks; whoever waits for it waits in `poll`, and only as long as its own deadline allows.
+//! An owner that says that it is at work starts the deadline again.
+//!
+//! # After a call that timed out
+//! The connection stays in use. The answer may come late: it is known by its number, for which nobody
+//! waits any more, and what it brought (reserved frames, leases) is given back. The owner is asked to
+//! forget the request. What does not fit into the connection at that moment is *owed*: it goes out
+//! before the next call.
 
 use std::collections::{HashMap, VecDeque};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pgmap_mm::drain::ClientId;
-use pgmap_os::{Connection, Doorbell, Interest, Poller, TransferError};
+use pgmap_os::poll::wait_for;
+use pgmap_os::{Blocking, Connection, Doorbell, Interest, OsError, ParentFd, TransferError};
 
 use crate::deadline::Deadline;
 use crate::error::Error;
@@ -19,12 +30,18 @@ use crate::wire::{
 
 /// Descriptors that come with a welcome: data, vmemmap, index, doorbell, ledger.
 const NR_HANDED: usize = 5;
-/// How long structural calls wait for an owner that restarts.
+/// How long structural calls wait for an owner that restarts, if their deadline allows that much.
 const RESTART_WAIT: Duration = Duration::from_secs(5);
 const RESTART_POLL: Duration = Duration::from_millis(20);
 /// How long a thread that waits for events keeps the connection to itself. It hands replies to whoever
 /// waits for them, and an interruption ends the wait.
 const EVENT_POLL: Duration = Duration::from_secs(1);
+/// How long a thread waits for room while another reads.
+const ROOM_POLL: Duration = Duration::from_millis(50);
+/// Most requests that wait for room in the connection. The owner learns the same from the client's end.
+const MAX_OWED: usize = 1024;
+/// The error number of a listener whose queue is full.
+const EAGAIN: i32 = 11;
 
 /// The way to the owner.
 #[derive(Debug)]
@@ -44,77 +61,117 @@ pub(super) enum Trust {
     OwnUser,
 }
 
-impl Trust {
-    /// Connects, and says nothing to anybody who is not trusted.
-    fn connect(self, path: &Path) -> Result<Connection, Error> {
-        let connection = Connection::connect(path)?;
-        if self == Self::OwnUser {
-            connection.check_peer_user(path)?;
-        }
-        Ok(connection)
-    }
-}
-
 /// A connection shared by the threads of a client: whichever waits reads for all.
 #[derive(Debug)]
 pub(super) struct Remote {
     path: PathBuf,
     trust: Trust,
+    label: String,
     state: Mutex<Calls>,
     arrived: Condvar,
     /// Rung to end a wait for events.
     interruption: Doorbell,
 }
 
+/// A call that waits for its answer.
+#[derive(Debug)]
+enum Call {
+    /// Not answered; the owner said so often that it is at work.
+    Waiting(u64),
+    Answered(Reply),
+}
+
 #[derive(Debug)]
 struct Calls {
     connection: Arc<Connection>,
+    owner_pid: i32,
     /// Counts reconnections, so that two threads do not both reconnect for one loss.
     generation: u64,
     next_number: u64,
     is_reading: bool,
+    is_connecting: bool,
     nr_interruptions: u64,
-    replies: HashMap<u64, Reply>,
+    calls: HashMap<u64, Call>,
+    /// Requests without a caller that found no room.
+    owed: VecDeque<Request>,
     events: VecDeque<Event>,
     failed: Option<String>,
 }
 
 impl Calls {
     fn take(&mut self, received: Result<Numbered<Reply>, Error>) {
-        match received {
-            Ok(Numbered { body: Reply::Event(event), .. }) => {
+        let Numbered { number, body } = match received {
+            Ok(reply) => reply,
+            Err(error) => {
+                self.failed = Some(error.to_string());
+                return;
+            }
+        };
+        match (body, self.calls.get_mut(&number)) {
+            (Reply::Event(event), _) => {
                 if self.events.len() >= MAX_EVENTS {
                     self.events.pop_front();
                 }
                 self.events.push_back(event);
             }
-            Ok(reply) => drop(self.replies.insert(reply.number, reply.body)),
-            Err(error) => self.failed = Some(error.to_string()),
+            (Reply::Working, Some(Call::Waiting(nr_signs))) => *nr_signs += 1,
+            (reply, Some(call)) => *call = Call::Answered(reply),
+            (reply, None) => self.give_back(reply),
         }
+    }
+
+    /// Gives back what an answer brings that nobody waits for.
+    fn give_back(&mut self, late: Reply) {
+        match late {
+            Reply::Created(drafts) => {
+                let ids: Vec<u64> = drafts.into_iter().flatten().map(|draft| draft.id).collect();
+                if !ids.is_empty() {
+                    self.owe(Request::Abort(ids));
+                }
+            }
+            Reply::Leased { grants, .. } => {
+                self.owe(Request::ReleaseLeases(grants.iter().map(|grant| grant.lease).collect()));
+            }
+            _ => {}
+        }
+    }
+
+    fn owe(&mut self, request: Request) {
+        if self.owed.len() >= MAX_OWED {
+            self.owed.pop_front();
+        }
+        self.owed.push_back(request);
+    }
+
+    /// Sends what is owed, as far as there is room.
+    fn pay(&mut self) {
+        while let Some(request) = self.owed.front() {
+            let number = self.next_number;
+            let Ok(message) = wire::encode(&Numbered { number, body: request }) else {
+                self.owed.pop_front();
+                continue;
+            };
+            match self.connection.send(&message, &[]) {
+                Ok(()) => {
+                    self.next_number += 1;
+                    self.owed.pop_front();
+                }
+                // Whoever reads next finds out if that is the end.
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn gone(&self) -> Option<Error> {
+        self.failed.as_ref().map(|why| Error::OwnerGone { why: why.clone() })
     }
 }
 
-/// Waits until there is something to read; not longer than until `interruption` rings.
-fn wait_readable(
-    connection: &Connection,
-    interruption: &Doorbell,
-    timeout: Duration,
-) -> Result<bool, Error> {
-    const CONNECTION: u64 = 0;
-    const INTERRUPTION: u64 = 1;
-    let poller = Poller::new()?;
-    poller.add(connection.as_fd(), CONNECTION, Interest::Read)?;
-    poller.add(interruption, INTERRUPTION, Interest::Read)?;
-    let mut ready = Vec::new();
-    poller.wait(Some(timeout), &mut ready)?;
-    Ok(ready.iter().any(|one| one.token == CONNECTION))
-}
-
 impl Link {
-    /// The next thing the owner says unasked, waiting up to `timeout` for it, or until there were more
-    /// interruptions than the `seen` ones. Whoever waits reads [`nr_interruptions`](Self::nr_interruptions)
-    /// first, and then looks whether there is a reason to wait: an interruption after that ends the wait,
-    /// and is nobody's to take away.
+    /// The next thing the owner says of its own accord, waiting up to `timeout` for it, or until there
+    /// were more interruptions than the `seen` ones. Whoever waits reads
+    /// [`nr_interruptions`](Self::nr_interruptions) first, and then looks whether there is a reason to
+    /// wait: an interruption after that ends the wait, and is nobody's to take away.
     pub(super) fn next_event(
         &self,
         client: ClientId,
@@ -143,7 +200,7 @@ impl Link {
         }
     }
 
-    /// How often the client took up with another owner. What the one before said in between is lost.
+    /// How often the client reconnected to another owner. What the one before said in between is lost.
     pub(super) fn generation(&self) -> u64 {
         match self {
             Self::Embedded(_) => 0,
@@ -151,12 +208,22 @@ impl Link {
         }
     }
 
-    /// Takes up with a restarted owner, if it is there by now, after the old one was lost.
-    pub(super) fn take_up(
+    /// An error if the owner that the client had at `generation` is certainly gone, and with it the
+    /// files that it had reserved and not committed. Asks nobody.
+    pub(super) fn check_owner(&self, generation: u64) -> Result<(), Error> {
+        match self {
+            Self::Embedded(shared) => shared.check_running(),
+            Self::Remote(remote) => remote.check_owner(generation),
+        }
+    }
+
+    /// Reconnects to a restarted owner, if it is there by now, after the old one was lost.
+    pub(super) fn reconnect_now(
         &self,
         client: ClientId,
         resume: impl Fn(Doorbell),
-        ledger: &OwnedFd,
+        ledger: &ParentFd,
+        limit: Duration,
     ) -> Result<(), Error> {
         let remote = match self {
             Self::Remote(remote) => remote,
@@ -168,48 +235,62 @@ impl Link {
         }
         let generation = state.generation;
         drop(state);
-        if let Some(doorbell) = remote.reconnect(client, generation, ledger, Duration::ZERO)? {
-            resume(doorbell);
-        }
+        let deadline = Deadline::after(limit);
+        let found = remote.reconnect(client, generation, ledger, Duration::ZERO, deadline)?;
+        found.into_iter().for_each(resume);
         Ok(())
     }
 
-    /// Asks the owner. `resume` is called to take up with a restarted owner.
+    /// Asks the owner, and waits up to `limit` for its answer. `resume` is called when the client
+    /// reconnects to a restarted owner.
     pub(super) fn call(
         &self,
         client: ClientId,
         request: Request,
+        limit: Duration,
         resume: impl Fn(Doorbell),
-        ledger: &OwnedFd,
+        ledger: &ParentFd,
     ) -> Result<Reply, Error> {
         match self {
-            Self::Embedded(shared) => shared.call(client, request),
-            Self::Remote(remote) => remote.call_resuming(client, request, resume, ledger),
+            Self::Embedded(shared) => shared.call(client, request, limit),
+            Self::Remote(remote) => remote.call_resuming(client, request, limit, resume, ledger),
         }
     }
 
-    /// Tells the owner that the client holds nothing and goes; it may be gone itself.
-    pub(super) fn leave(&self, client: ClientId) {
-        let result = match self {
-            Self::Embedded(shared) => shared.call(client, Request::Leave),
-            Self::Remote(remote) => remote.call(Request::Leave),
-        };
-        if let Err(error) = result {
-            tracing::debug!(%error, "the owner was not there to be told of leaving");
+    /// Tells the owner something without waiting for an answer, or for room: then it goes out with the
+    /// next call.
+    pub(super) fn post(&self, client: ClientId, request: Request) {
+        match self {
+            Self::Embedded(shared) => {
+                if let Err(error) = shared.call(client, request, Duration::ZERO) {
+                    tracing::debug!(%error, "the owner was not there to be notified");
+                }
+            }
+            Self::Remote(remote) => {
+                let mut state = remote.lock();
+                if state.failed.is_none() {
+                    state.owe(request);
+                    state.pay();
+                }
+            }
         }
     }
 }
 
 impl Remote {
-    /// Connects to the owner at `path` and says hello.
+    /// Connects to the owner at `path` and says hello, within `limit`.
     pub(super) fn connect(
         path: &Path,
         trust: Trust,
+        label: &str,
         is_registered: bool,
+        limit: Duration,
     ) -> Result<(Self, Handed), Error> {
-        let connection = trust.connect(path)?;
-        let hello = Hello { version: VERSION, is_registered, resume: None };
-        let (welcome, fds) = greet(&connection, &hello, &[])?;
+        let deadline = Deadline::after(limit);
+        let (connection, owner_pid) = connect(path, trust, deadline)?;
+        let hello =
+            Hello { version: VERSION, is_registered, resume: None, label: label.to_owned() };
+        let (welcome, fds) = greet(&connection, owner_pid, &hello, &[], deadline)?;
         let nr_fds = fds.len();
         let Ok([data, vmemmap, index, doorbell, ledger]) = <[OwnedFd; NR_HANDED]>::try_from(fds)
         else {
@@ -218,16 +299,20 @@ impl Remote {
         let doorbell = Doorbell::from_fd(doorbell)?;
         let calls = Calls {
             connection: Arc::new(connection),
+            owner_pid,
             generation: 0,
             next_number: 1,
             is_reading: false,
+            is_connecting: false,
             nr_interruptions: 0,
-            replies: HashMap::new(),
+            calls: HashMap::new(),
+            owed: VecDeque::new(),
             events: VecDeque::new(),
             failed: None,
         };
-        let (path, state, arrived) = (path.into(), Mutex::new(calls), Condvar::new());
-        let remote = Self { path, trust, state, arrived, interruption: Doorbell::new()? };
+        let (state, arrived) = (Mutex::new(calls), Condvar::new());
+        let (path, label, interruption) = (path.into(), label.to_owned(), Doorbell::new()?);
+        let remote = Self { path, trust, label, state, arrived, interruption };
         Ok((remote, Handed { welcome, data, vmemmap, index, doorbell, ledger }))
     }
 
@@ -235,43 +320,96 @@ impl Remote {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Calls; if the owner is gone, waits for its successor and calls again.
+    /// Waits for something to arrive, or `left`.
+    fn pause<'a>(&self, state: MutexGuard<'a, Calls>, left: Duration) -> MutexGuard<'a, Calls> {
+        self.arrived.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn check_owner(&self, generation: u64) -> Result<(), Error> {
+        let state = self.lock();
+        if let Some(gone) = state.gone() {
+            return Err(gone);
+        }
+        if state.generation != generation {
+            return Err(Error::OwnerGone { why: "it was restarted".into() });
+        }
+        let connection = Arc::clone(&state.connection);
+        drop(state);
+        match wait_for([(connection.as_fd(), Interest::HangUp)], Duration::ZERO)? {
+            [false] => Ok(()),
+            [true] => Err(Error::OwnerGone { why: "it closed the connection".into() }),
+        }
+    }
+
+    /// Calls; if the owner is gone, waits for its successor and calls again. What the old one had
+    /// reserved the successor does not know: a commit waits for nobody.
     fn call_resuming(
         &self,
         client: ClientId,
         request: Request,
+        limit: Duration,
         resume: impl Fn(Doorbell),
-        ledger: &OwnedFd,
+        ledger: &ParentFd,
     ) -> Result<Reply, Error> {
-        let until = Instant::now() + RESTART_WAIT;
+        let deadline = Deadline::after(limit);
+        let wait = match request {
+            Request::Commit(_) => Duration::ZERO,
+            _ => RESTART_WAIT.min(limit),
+        };
+        let until = Instant::now() + wait;
         loop {
             let generation = self.lock().generation;
-            match self.call(request.clone()) {
-                Err(Error::OwnerGone { .. }) if Instant::now() < until => {}
+            let gone = match self.call(&request, limit, deadline) {
+                Err(gone @ Error::OwnerGone { .. }) => gone,
                 result => return result,
+            };
+            let left = until.saturating_duration_since(Instant::now());
+            match self.reconnect(client, generation, ledger, left, deadline) {
+                Ok(doorbell) => doorbell.into_iter().for_each(&resume),
+                Err(Error::OwnerGone { .. }) => return Err(gone),
+                Err(error) => return Err(error),
             }
-            if let Some(doorbell) = self.reconnect(client, generation, ledger, RESTART_WAIT)? {
-                resume(doorbell);
+            if deadline.left().is_zero() || (left.is_zero() && wait != Duration::ZERO) {
+                return Err(gone);
             }
         }
     }
 
-    fn call(&self, request: Request) -> Result<Reply, Error> {
+    fn call(&self, request: &Request, limit: Duration, deadline: Deadline) -> Result<Reply, Error> {
         let mut state = self.lock();
-        if let Some(why) = &state.failed {
-            return Err(Error::OwnerGone { why: why.clone() });
+        if let Some(gone) = state.gone() {
+            return Err(gone);
         }
+        state.pay();
         let number = state.next_number;
         state.next_number += 1;
         let message = wire::encode(&Numbered { number, body: request })?;
         let (connection, generation) = (Arc::clone(&state.connection), state.generation);
+        state.calls.insert(number, Call::Waiting(0));
         drop(state);
-        if let Err(error) = connection.send(&message, &[]) {
-            return Err(self.fail(generation, error.to_string()));
-        }
-        match self.wait_for(number, &connection, generation)? {
-            Reply::Refused(refusal) => Err(refusal.into()),
-            reply => Ok(reply),
+        let answer =
+            self.send(&message, &connection, generation, deadline).and_then(
+                |is_sent| match is_sent {
+                    true => self.wait_for(number, &connection, generation, limit, deadline),
+                    false => Ok(None),
+                },
+            );
+        let mut state = self.lock();
+        state.calls.remove(&number);
+        match answer? {
+            Some(Reply::Refused(refusal)) => Err(refusal.into()),
+            Some(reply) => Ok(reply),
+            None => {
+                if state.generation == generation {
+                    state.owe(Request::Forget(number));
+                    state.pay();
+                }
+                Err(Error::TimedOut {
+                    call: request.name(),
+                    waited_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+                    owner_pid: state.owner_pid,
+                })
+            }
         }
     }
 
@@ -285,36 +423,102 @@ impl Remote {
         Error::OwnerGone { why }
     }
 
+    /// Sends a message; false if the deadline passed before there was room. An owner whose answers
+    /// nobody reads takes no further requests, so this reads as well.
+    fn send(
+        &self,
+        message: &[u8],
+        connection: &Arc<Connection>,
+        generation: u64,
+        deadline: Deadline,
+    ) -> Result<bool, Error> {
+        loop {
+            match connection.send(message, &[]) {
+                Ok(()) => return Ok(true),
+                Err(TransferError::WouldBlock) => {}
+                Err(error) => return Err(self.fail(generation, error.to_string())),
+            }
+            let left = deadline.left();
+            if left.is_zero() {
+                return Ok(false);
+            }
+            let mut state = self.lock();
+            if state.is_reading || state.generation != generation {
+                drop(state);
+                wait_for([(connection.as_fd(), Interest::Write)], left.min(ROOM_POLL))?;
+                continue;
+            }
+            state.is_reading = true;
+            drop(state);
+            let waited = wait_for([(connection.as_fd(), Interest::ReadWrite)], left);
+            drop(self.read_once(connection, generation, waited.map(drop)));
+        }
+    }
+
+    /// Takes one message, if there is one, for whoever waits for it. The caller has `is_reading`.
+    fn read_once(
+        &self,
+        connection: &Connection,
+        generation: u64,
+        waited: Result<(), OsError>,
+    ) -> MutexGuard<'_, Calls> {
+        let received = waited.map_err(Error::from).and_then(|()| receive(connection)).transpose();
+        let mut state = self.lock();
+        state.is_reading = false;
+        if let Some(received) = received
+            && state.generation == generation
+        {
+            state.take(received);
+            state.pay();
+        }
+        self.arrived.notify_all();
+        state
+    }
+
+    /// Waits for the answer of this number; `None` if the deadline passed.
     fn wait_for(
         &self,
         number: u64,
         connection: &Arc<Connection>,
         generation: u64,
-    ) -> Result<Reply, Error> {
+        limit: Duration,
+        mut deadline: Deadline,
+    ) -> Result<Option<Reply>, Error> {
+        let mut nr_signs = 0;
         let mut state = self.lock();
         loop {
-            if let Some(reply) = state.replies.remove(&number) {
-                return Ok(reply);
+            match state.calls.get(&number) {
+                Some(Call::Waiting(signs)) if *signs == nr_signs => {}
+                Some(Call::Waiting(signs)) => {
+                    nr_signs = *signs;
+                    deadline = Deadline::after(limit);
+                }
+                Some(Call::Answered(_)) => {
+                    return Ok(match state.calls.remove(&number) {
+                        Some(Call::Answered(reply)) => Some(reply),
+                        _ => None,
+                    });
+                }
+                None => return Ok(None),
             }
             if state.generation != generation {
                 return Err(Error::OwnerGone { why: "it was restarted during a call".into() });
             }
-            if let Some(why) = &state.failed {
-                return Err(Error::OwnerGone { why: why.clone() });
+            if let Some(gone) = state.gone() {
+                return Err(gone);
+            }
+            let left = deadline.left();
+            if left.is_zero() {
+                return Ok(None);
             }
             if state.is_reading {
-                state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self.pause(state, left);
                 continue;
             }
             state.is_reading = true;
             drop(state);
-            let received = receive(connection);
-            state = self.lock();
-            state.is_reading = false;
-            if state.generation == generation {
-                state.take(received);
-            }
-            self.arrived.notify_all();
+            let waited = wait_for([(connection.as_fd(), Interest::Read)], left);
+            state = self.read_once(connection, generation, waited.map(drop));
         }
     }
 
@@ -329,16 +533,15 @@ impl Remote {
             if state.nr_interruptions != seen {
                 return Ok(None);
             }
-            if let Some(why) = &state.failed {
-                return Err(Error::OwnerGone { why: why.clone() });
+            if let Some(gone) = state.gone() {
+                return Err(gone);
             }
             let left = deadline.left();
             if left.is_zero() {
                 return Ok(None);
             }
             if state.is_reading {
-                let waited = self.arrived.wait_timeout(state, left);
-                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                state = self.pause(state, left);
                 continue;
             }
             // Of an interruption that was seen. A later one is counted first and rung for afterwards.
@@ -346,20 +549,10 @@ impl Remote {
             state.is_reading = true;
             let (connection, generation) = (Arc::clone(&state.connection), state.generation);
             drop(state);
-            let left = left.min(EVENT_POLL);
-            let received = match wait_readable(&connection, &self.interruption, left) {
-                Ok(true) => Some(receive(&connection)),
-                Ok(false) => None,
-                Err(error) => Some(Err(error)),
-            };
-            state = self.lock();
-            state.is_reading = false;
-            if let Some(received) = received
-                && state.generation == generation
-            {
-                state.take(received);
-            }
-            self.arrived.notify_all();
+            let both =
+                [(connection.as_fd(), Interest::Read), (self.interruption.as_fd(), Interest::Read)];
+            let waited = wait_for(both, left.min(EVENT_POLL));
+            state = self.read_once(&connection, generation, waited.map(drop));
         }
     }
 
@@ -371,14 +564,15 @@ impl Remote {
         }
     }
 
-    /// Takes up with a restarted owner, waiting up to `wait` for it; none when another thread has done
-    /// so.
+    /// Reconnects to a restarted owner, waiting up to `wait` for it to be there and until `deadline`
+    /// for it to answer; `None` if another thread has done so.
     fn reconnect(
         &self,
         client: ClientId,
         lost: u64,
-        ledger: &OwnedFd,
+        ledger: &ParentFd,
         wait: Duration,
+        deadline: Deadline,
     ) -> Result<Option<Doorbell>, Error> {
         let until = Instant::now() + wait;
         loop {
@@ -386,19 +580,38 @@ impl Remote {
             if state.generation != lost {
                 return Ok(None);
             }
-            match self.resume_once(client, ledger) {
-                Ok((connection, doorbell)) => {
+            if state.is_connecting {
+                let left = deadline.left();
+                if left.is_zero() {
+                    return Err(Error::OwnerGone { why: "another call reconnects".into() });
+                }
+                drop(self.pause(state, left));
+                continue;
+            }
+            state.is_connecting = true;
+            drop(state);
+            let resumed = self.resume_once(client, ledger, deadline);
+            let mut state = self.lock();
+            state.is_connecting = false;
+            self.arrived.notify_all();
+            match resumed {
+                Ok((connection, owner_pid, doorbell)) => {
                     state.connection = Arc::new(connection);
+                    state.owner_pid = owner_pid;
                     state.generation += 1;
                     state.failed = None;
-                    state.replies.clear();
+                    state.owed.clear();
                     drop(state);
                     // Whoever waits for events is to see that some may have been missed.
                     self.interrupt();
                     return Ok(Some(doorbell));
                 }
-                Err(error @ (Error::Refused(_) | Error::Protocol { .. })) => return Err(error),
-                Err(error) if Instant::now() >= until => {
+                Err(
+                    error @ (Error::Refused(_) | Error::Protocol { .. } | Error::TimedOut { .. }),
+                ) => {
+                    return Err(error);
+                }
+                Err(error) if Instant::now() >= until || deadline.left().is_zero() => {
                     return Err(Error::OwnerGone { why: error.to_string() });
                 }
                 Err(_) => drop(state),
@@ -410,48 +623,112 @@ impl Remote {
     fn resume_once(
         &self,
         client: ClientId,
-        ledger: &OwnedFd,
-    ) -> Result<(Connection, Doorbell), Error> {
-        let connection = self.trust.connect(&self.path)?;
+        ledger: &ParentFd,
+        deadline: Deadline,
+    ) -> Result<(Connection, i32, Doorbell), Error> {
+        let (connection, owner_pid) = connect(&self.path, self.trust, deadline)?;
         let is_registered = pgmap_os::Membarrier::register().is_global_available();
-        let hello = Hello { version: VERSION, is_registered, resume: Some(client.0) };
-        let (_, fds) = greet(&connection, &hello, &[ledger.as_fd()])?;
+        let hello = Hello {
+            version: VERSION,
+            is_registered,
+            resume: Some(client.0),
+            label: self.label.clone(),
+        };
+        let (_, fds) = greet(&connection, owner_pid, &hello, &[ledger.as_fd()], deadline)?;
         let doorbell = fds
             .into_iter()
             .nth(NR_HANDED - 2)
             .ok_or_else(|| Error::Protocol { what: "a welcome without a doorbell".into() })?;
-        Ok((connection, Doorbell::from_fd(doorbell)?))
+        Ok((connection, owner_pid, Doorbell::from_fd(doorbell)?))
     }
+}
+
+/// A connection that never blocks, and who listens at `path`; nothing is said to anybody who is not
+/// trusted. A listener whose queue is full is asked again until the deadline.
+fn connect(path: &Path, trust: Trust, deadline: Deadline) -> Result<(Connection, i32), Error> {
+    loop {
+        match Connection::connect(path) {
+            Ok(connection) => {
+                if trust == Trust::OwnUser {
+                    connection.check_peer_user(path)?;
+                }
+                connection.set_blocking(Blocking::Never)?;
+                let owner_pid = connection.peer()?.pid;
+                return Ok((connection, owner_pid));
+            }
+            Err(error) if error.errno() == EAGAIN && !deadline.left().is_zero() => {
+                std::thread::sleep(RESTART_POLL.min(deadline.left()));
+            }
+            Err(error) if error.errno() == EAGAIN => return Err(timed_out(0, deadline)),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn timed_out(owner_pid: i32, deadline: Deadline) -> Error {
+    let waited_ms = u64::try_from(deadline.timeout().as_millis()).unwrap_or(u64::MAX);
+    Error::TimedOut { call: "greeting", waited_ms, owner_pid }
 }
 
 fn greet(
     connection: &Connection,
+    owner_pid: i32,
     hello: &Hello,
-    shown: &[std::os::fd::BorrowedFd<'_>],
+    shown: &[BorrowedFd<'_>],
+    deadline: Deadline,
 ) -> Result<(Welcome, Vec<OwnedFd>), Error> {
     let gone = |error: TransferError| Error::OwnerGone { why: error.to_string() };
-    connection.send(&wire::encode(hello)?, shown).map_err(gone)?;
+    let message = wire::encode(hello)?;
     let mut buffer = vec![0; MAX_MESSAGE_BYTES];
-    let received = connection.recv(&mut buffer).map_err(gone)?;
-    if received.is_end() {
-        return Err(Error::OwnerGone { why: "it closed the connection".into() });
+    let (mut is_said, mut is_closed) = (false, false);
+    loop {
+        if !is_said {
+            match connection.send(&message, shown) {
+                // An owner that is full answers without hearing, and hangs up: hear it all the same.
+                Ok(()) | Err(TransferError::Closed) => is_said = true,
+                Err(TransferError::WouldBlock) => {}
+                Err(error) => return Err(gone(error)),
+            }
+        }
+        match connection.recv(&mut buffer) {
+            Ok(received) if received.is_end() => {
+                return Err(Error::OwnerGone { why: "it closed the connection".into() });
+            }
+            Ok(received) => {
+                let welcome: Result<Welcome, Refusal> = wire::decode(&buffer[..received.len])?;
+                let welcome = welcome?;
+                if welcome.version != VERSION {
+                    let what = format!("version {}, this is {VERSION}", welcome.version);
+                    return Err(Error::Protocol { what });
+                }
+                return Ok((welcome, received.fds));
+            }
+            Err(TransferError::WouldBlock) => {}
+            // Reported once, before what it had said.
+            Err(TransferError::Closed) if !is_closed => {
+                is_closed = true;
+                continue;
+            }
+            Err(error) => return Err(gone(error)),
+        }
+        let left = deadline.left();
+        if left.is_zero() {
+            return Err(timed_out(owner_pid, deadline));
+        }
+        let interest = if is_said { Interest::Read } else { Interest::ReadWrite };
+        wait_for([(connection.as_fd(), interest)], left)?;
     }
-    let welcome: Result<Welcome, Refusal> = wire::decode(&buffer[..received.len])?;
-    let welcome = welcome?;
-    if welcome.version != VERSION {
-        let what = format!("version {}, this is {VERSION}", welcome.version);
-        return Err(Error::Protocol { what });
-    }
-    Ok((welcome, received.fds))
 }
 
-fn receive(connection: &Connection) -> Result<Numbered<Reply>, Error> {
+/// The next message, if there is one.
+fn receive(connection: &Connection) -> Result<Option<Numbered<Reply>>, Error> {
     let mut buffer = vec![0; MAX_MESSAGE_BYTES];
-    let received = connection
-        .recv(&mut buffer)
-        .map_err(|error| Error::OwnerGone { why: error.to_string() })?;
-    if received.is_end() {
-        return Err(Error::OwnerGone { why: "it closed the connection".into() });
+    match connection.recv(&mut buffer) {
+        Ok(received) if received.is_end() => {
+            Err(Error::OwnerGone { why: "it closed the connection".into() })
+        }
+        Ok(received) => wire::decode(&buffer[..received.len]).map(Some),
+        Err(TransferError::WouldBlock) => Ok(None),
+        Err(error) => Err(Error::OwnerGone { why: error.to_string() }),
     }
-    wire::decode(&buffer[..received.len])
 }

@@ -9,9 +9,8 @@ pub(crate) mod pinned;
 pub(crate) mod side;
 pub(crate) mod writer;
 
-use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use pgmap_mm::drain::ClientId;
@@ -20,7 +19,7 @@ use pgmap_mm::ledger::LedgerLayout;
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::pin::{ClientSide, Pinner};
 use pgmap_mm::vmemmap::{Vmemmap, VmemmapLayout};
-use pgmap_os::{Membarrier, MemoryFile, ReadMapping, WriteMapping};
+use pgmap_os::{Membarrier, MemoryFile, ParentFd, ReadMapping, WriteMapping};
 
 use crate::client::events::Events;
 use crate::client::file::File;
@@ -28,6 +27,7 @@ use crate::client::link::{Link, Remote, Trust};
 use crate::client::pinned::FilePin;
 use crate::client::side::ProcessSide;
 use crate::client::writer::FileWriter;
+use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::memory::{Readable, Writable, WritableCounts};
 use crate::name::{Escaped, FileName};
@@ -35,12 +35,68 @@ use crate::owner::handle::{Handed, Shared};
 use crate::pool::LedgerFile;
 use crate::refusal::{Holder, Refusal};
 use crate::wire::{
-    CreateSpec, Event, FileInfo, FolioSize, LeaseGrant, LeaseSpec, MAX_BATCH, MAX_LIST, OnDeadline,
-    PoolInfo, Reply, Request, Shape,
+    self, CreateSpec, Event, FileInfo, FolioSize, LeaseGrant, LeaseSpec, MAX_BATCH, MAX_LIST,
+    OnDeadline, PoolInfo, Reply, Request, Shape,
 };
 
 /// Attempts of an open or get while the owner changes the file under it.
 const MAX_ATTEMPTS: usize = 16;
+/// How long a call waits for the owner's answer if the client says nothing else.
+pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
+/// How much longer than its own deadline a truncate or punch waits for the answer, at most.
+const CUT_GRACE: Duration = Duration::from_secs(2);
+
+/// How a client attaches.
+///
+/// ```
+/// use std::time::Duration;
+/// use pgmap::ConnectOptions;
+///
+/// let options = ConnectOptions::new().label("loader").deadline(Duration::from_secs(2));
+/// # drop(options);
+/// ```
+#[derive(Clone, Debug)]
+pub struct ConnectOptions {
+    label: Option<String>,
+    deadline: Duration,
+}
+
+impl Default for ConnectOptions {
+    fn default() -> Self {
+        Self { label: None, deadline: DEFAULT_DEADLINE }
+    }
+}
+
+impl ConnectOptions {
+    /// The process's name and number as the label, and [`DEFAULT_DEADLINE`].
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Says what the client is called where people ask who holds what. Of it
+    /// [`wire::MAX_LABEL_CHARS`](crate::wire::MAX_LABEL_CHARS) characters are kept, and those that
+    /// control a terminal are replaced.
+    #[must_use]
+    pub fn label(mut self, label: impl Into<String>) -> Self {
+        self.label = Some(label.into());
+        self
+    }
+
+    /// Says how long attaching, and each call after it, waits for the owner.
+    #[must_use]
+    pub const fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+}
+
+/// What a process calls itself that was given no name.
+pub(crate) fn default_label() -> String {
+    let pid = std::process::id();
+    let command = i32::try_from(pid).ok().and_then(pgmap_os::process::command_name);
+    format!("{} (own pid {pid})", command.as_deref().unwrap_or("?"))
+}
 
 /// What a client has mapped and how it reaches its owner.
 #[derive(Debug)]
@@ -51,10 +107,12 @@ pub(crate) struct Inner {
     pub data_file: MemoryFile,
     pub events: Events,
     index: IndexReader<Readable>,
+    /// Its lock says that this client lives. Dropped before the connection: who hears of the end of that
+    /// finds the lock free.
+    ledger: ParentFd,
     link: Link,
     id: ClientId,
-    /// Its lock says that this client lives.
-    ledger: OwnedFd,
+    deadline: Mutex<Duration>,
 }
 
 impl Inner {
@@ -68,15 +126,18 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // A forked child is not the client and must not say that the client leaves.
         if !self.pinner.side().is_detached() {
-            self.link.leave(self.id);
+            self.link.post(self.id, Request::Leave);
         }
     }
 }
 
 /// A process's attachment to a pool. Cheap to clone; all clones are one client.
 ///
-/// Opening, pinning and releasing never leave the process. Creating, committing, truncating,
-/// renaming, unlinking and listing call the owner.
+/// Opening, pinning and releasing never leave the process, except that a look-up which finds the index
+/// changing under it again and again asks the owner where the file is. Creating, committing,
+/// truncating, renaming, unlinking and listing call the owner. A call waits no longer than
+/// [`set_deadline`](Self::set_deadline) says, and ends with [`Error::TimedOut`] then. Dropping the
+/// last clone, a [`FileWriter`] or a leased pin waits for nobody.
 ///
 /// ```
 /// use pgmap::{FolioSize, Owner, Pool, PoolOptions};
@@ -100,9 +161,10 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Os`] when nobody listens there, [`Error::OwnerGone`] when the owner goes meanwhile,
-    /// [`Error::Protocol`] when it speaks another version.
+    /// [`Error::TimedOut`] when it does not answer, [`Error::Protocol`] when it speaks another version,
+    /// [`Refusal::Full`] when it serves as many clients as it can.
     pub fn connect(path: impl AsRef<Path>) -> Result<Self, Error> {
-        Self::connect_to(path.as_ref(), Trust::Anybody)
+        Self::connect_with(path, &ConnectOptions::new())
     }
 
     /// As [`connect`](Self::connect), for a path that nobody chose: refuses an owner that is neither
@@ -111,20 +173,32 @@ impl Client {
     /// # Errors
     /// As [`connect`](Self::connect), and [`Error::Os`] with `EPERM`.
     pub fn connect_own(path: impl AsRef<Path>) -> Result<Self, Error> {
-        Self::connect_to(path.as_ref(), Trust::OwnUser)
+        Self::connect_to(path.as_ref(), Trust::OwnUser, &ConnectOptions::new())
     }
 
-    fn connect_to(path: &Path, trust: Trust) -> Result<Self, Error> {
+    /// As [`connect`](Self::connect), with a name and a deadline of one's own.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub fn connect_with(path: impl AsRef<Path>, options: &ConnectOptions) -> Result<Self, Error> {
+        Self::connect_to(path.as_ref(), Trust::Anybody, options)
+    }
+
+    fn connect_to(path: &Path, trust: Trust, options: &ConnectOptions) -> Result<Self, Error> {
         let is_registered = Membarrier::register().is_global_available();
-        let (remote, handed) = Remote::connect(path, trust, is_registered)?;
-        Self::assemble(handed, Link::Remote(remote))
+        let label = options.label.clone().unwrap_or_else(default_label);
+        // What the owner keeps of it is all that has to travel.
+        let label = wire::clean_label(&label);
+        let limit = options.deadline;
+        let (remote, handed) = Remote::connect(path, trust, &label, is_registered, limit)?;
+        Self::assemble(handed, Link::Remote(remote), limit)
     }
 
     pub(crate) fn embedded(handed: Handed, shared: Arc<Shared>) -> Result<Self, Error> {
-        Self::assemble(handed, Link::Embedded(shared))
+        Self::assemble(handed, Link::Embedded(shared), DEFAULT_DEADLINE)
     }
 
-    fn assemble(handed: Handed, link: Link) -> Result<Self, Error> {
+    fn assemble(handed: Handed, link: Link, deadline: Duration) -> Result<Self, Error> {
         let welcome = handed.welcome;
         let odd = |what: &str| Error::Protocol { what: what.into() };
         let layout = Level::from_number(welcome.smallest_level)
@@ -143,10 +217,11 @@ impl Client {
             .map_err(|_| odd("an index size that is none"))?;
         let index = MemoryFile::from_fd(handed.index)?;
         let index = ReadMapping::map(&index, 0, index_layout.nr_words() as u64 * 8)?;
-        let ledger =
-            Arc::new(MemoryFile::from_fd(handed.ledger.try_clone().map_err(|error| {
-                pgmap_os::OsError::new("duplicate", "the ledger's descriptor", error)
-            })?)?);
+        let ledger = MemoryFile::from_fd(handed.ledger.try_clone().map_err(|error| {
+            pgmap_os::OsError::new("duplicate", "the ledger's descriptor", error)
+        })?)?;
+        // Another description: who keeps this one, a forked child too, does not keep the lock.
+        let ledger = Arc::new(ledger.reopen(pgmap_os::Access::ReadWrite)?);
         let ledger_layout = LedgerLayout::new(&layout);
         let parts = LedgerFile::new(&ledger_layout);
         let words = WriteMapping::map(&ledger, 0, parts.words_bytes)?;
@@ -170,9 +245,11 @@ impl Client {
             data_file,
             events: Events::default(),
             index,
+            // A forked child is not this client, and must not keep it alive.
+            ledger: ParentFd::new(handed.ledger),
             link,
             id: ClientId(welcome.client),
-            ledger: handed.ledger,
+            deadline: Mutex::new(deadline),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -203,7 +280,21 @@ impl Client {
         (self.inner.data.as_ptr(), self.inner.data.len_bytes() as usize)
     }
 
-    /// The next thing the owner says unasked, waiting up to `timeout` for it: frames that this
+    /// Says how long calls of this client, and of all its clones, wait for the owner's answer from now
+    /// on: [`DEFAULT_DEADLINE`] unless something else is said. An owner that says that it is at work on
+    /// a call starts its time again. A truncate or punch waits as long as its own deadline says,
+    /// and a little for the answer.
+    pub fn set_deadline(&self, deadline: Duration) {
+        *self.inner.deadline.lock().unwrap_or_else(PoisonError::into_inner) = deadline;
+    }
+
+    /// How long calls wait for the owner's answer.
+    #[must_use]
+    pub fn deadline(&self) -> Duration {
+        *self.inner.deadline.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next thing the owner says of its own accord, waiting up to `timeout` for it: frames that this
     /// client holds are wanted back. Every [`AddressSpace`](crate::space::AddressSpace) of the client
     /// has been told of it before.
     ///
@@ -214,17 +305,39 @@ impl Client {
     }
 
     fn call(&self, request: Request) -> Result<Reply, Error> {
+        self.call_within(request, self.deadline())
+    }
+
+    fn call_within(&self, request: Request, limit: Duration) -> Result<Reply, Error> {
         let inner = &self.inner;
         if inner.pinner.side().is_detached() {
             return Err(Error::Detached);
         }
-        inner.link.call(inner.id, request, |doorbell| inner.resume(doorbell), &inner.ledger)
+        inner.link.call(inner.id, request, limit, |bell| inner.resume(bell), &inner.ledger)
     }
 
-    /// Takes up with a restarted owner, if it is there by now.
-    pub(crate) fn take_up(&self) -> Result<(), Error> {
+    /// Notifies the owner, without waiting for an answer.
+    fn post(&self, request: Request) {
+        if !self.inner.pinner.side().is_detached() {
+            self.inner.link.post(self.inner.id, request);
+        }
+    }
+
+    /// Reconnects to a restarted owner, if it is there by now.
+    pub(crate) fn reconnect_now(&self) -> Result<(), Error> {
         let inner = &self.inner;
-        inner.link.take_up(inner.id, |doorbell| inner.resume(doorbell), &inner.ledger)
+        let limit = self.deadline();
+        inner.link.reconnect_now(inner.id, |bell| inner.resume(bell), &inner.ledger, limit)
+    }
+
+    /// How often the client reconnected, to ask [`check_owner`](Self::check_owner) later.
+    pub(crate) fn generation(&self) -> u64 {
+        self.inner.link.generation()
+    }
+
+    /// An error if the owner of `generation` is gone.
+    pub(crate) fn check_owner(&self, generation: u64) -> Result<(), Error> {
+        self.inner.link.check_owner(generation)
     }
 
     /// Reserves frames for a file of `len_bytes` that will be called `name`. Nobody else sees it
@@ -275,10 +388,11 @@ impl Client {
         FileWriter::commit_all(self, writers)
     }
 
-    /// Finds a file by name, without a call.
+    /// Finds a file by name, without a call unless the owner keeps changing the index there: then it is
+    /// asked, for no longer than [`set_deadline`](Self::set_deadline) says in all.
     ///
     /// # Errors
-    /// [`Refusal::NotFound`] and [`Refusal::BadName`] as [`Error::Refused`].
+    /// [`Refusal::NotFound`] and [`Refusal::BadName`] as [`Error::Refused`]; [`Error::TimedOut`].
     pub fn open(&self, name: impl AsRef<[u8]>) -> Result<File<'_>, Error> {
         let entry = self.look_up(name.as_ref())?;
         Ok(File::new(self, entry))
@@ -289,7 +403,7 @@ impl Client {
         names.iter().map(|name| self.open(name)).collect()
     }
 
-    /// Finds a file by name and pins all of it, without a call.
+    /// Finds a file by name and pins all of it, with a call only where [`open`](Self::open) makes one.
     ///
     /// # Errors
     /// As [`open`](Self::open) and [`File::pin`].
@@ -322,9 +436,14 @@ impl Client {
     /// Asks the owner where a file is, when its index was too busy to tell.
     #[cold]
     fn look_up_slowly(&self, name: &[u8]) -> Result<FileEntry, Error> {
+        let deadline = Deadline::after(self.deadline());
         for _ in 0..MAX_ATTEMPTS {
-            let info = self.stat(name)?;
-            if let Some(entry) = self.locate(info.id)? {
+            let stat = Request::Stat(FileName::new(name)?);
+            let id = match self.call_within(stat, deadline.left())? {
+                Reply::Stat(info) => info.id,
+                reply => return Err(unexpected(&reply)),
+            };
+            if let Some(entry) = self.locate(id, deadline.left())? {
                 return Ok(entry);
             }
         }
@@ -337,16 +456,17 @@ impl Client {
         if let Lookup::Found(entry) = self.inner.index.reread(old.entry, old.id) {
             return Ok(entry);
         }
+        let deadline = Deadline::after(self.deadline());
         for _ in 0..MAX_ATTEMPTS {
-            if let Some(entry) = self.locate(old.id.0)? {
+            if let Some(entry) = self.locate(old.id.0, deadline.left())? {
                 return Ok(entry);
             }
         }
         Err(Refusal::Stale { id: old.id.0 }.into())
     }
 
-    fn locate(&self, id: u64) -> Result<Option<FileEntry>, Error> {
-        match self.call(Request::Locate(id))? {
+    fn locate(&self, id: u64, limit: Duration) -> Result<Option<FileEntry>, Error> {
+        match self.call_within(Request::Locate(id), limit)? {
             Reply::Located { entry, .. } => {
                 let entry = pgmap_mm::index::EntryId::from_number(entry);
                 match self.inner.index.reread(entry, pgmap_mm::index::FileId(id)) {
@@ -422,11 +542,13 @@ impl Client {
         on_deadline: OnDeadline,
     ) -> Result<Vec<Holder>, Error> {
         let name = FileName::new(name)?;
-        self.cut(Request::Truncate { name, len_bytes, deadline_ms, on_deadline })
+        self.cut(Request::Truncate { name, len_bytes, deadline_ms, on_deadline }, deadline_ms)
     }
 
-    fn cut(&self, request: Request) -> Result<Vec<Holder>, Error> {
-        match self.call(request)? {
+    fn cut(&self, request: Request, deadline_ms: u64) -> Result<Vec<Holder>, Error> {
+        let grace = self.deadline().min(CUT_GRACE);
+        let limit = Duration::from_millis(deadline_ms).saturating_add(grace);
+        match self.call_within(request, limit)? {
             Reply::Done => Ok(Vec::new()),
             Reply::Quarantined(holders) => Ok(holders),
             reply => Err(unexpected(&reply)),
@@ -466,7 +588,16 @@ impl Client {
     ) -> Result<Vec<Holder>, Error> {
         let name = FileName::new(name)?;
         let (offset, len_bytes) = (bytes.start, bytes.end.saturating_sub(bytes.start));
-        self.cut(Request::Punch { name, offset, len_bytes, deadline_ms, on_deadline })
+        self.cut(Request::Punch { name, offset, len_bytes, deadline_ms, on_deadline }, deadline_ms)
+    }
+
+    /// Calls off the truncate or punch of a file that waits for holders, whoever asked for it. That call
+    /// ends with [`Refusal::CalledOff`], and the file is as before.
+    ///
+    /// # Errors
+    /// [`Refusal::NotFound`]; [`Refusal::Invalid`] if nothing waits there.
+    pub fn cancel_cut(&self, name: impl AsRef<[u8]>) -> Result<(), Error> {
+        self.done(Request::CancelCut(FileName::new(name)?))
     }
 
     fn done(&self, request: Request) -> Result<(), Error> {
@@ -602,9 +733,17 @@ impl Client {
     ) -> Result<Vec<Result<crate::wire::Committed, Refusal>>, Error> {
         debug_assert!(ids.len() <= MAX_BATCH);
         let nr = ids.len();
-        match self.call(Request::Commit(ids))? {
-            Reply::Committed(results) if results.len() == nr => Ok(results),
-            reply => Err(unexpected(&reply)),
+        match self.call(Request::Commit(ids.clone())) {
+            Ok(Reply::Committed(results)) if results.len() == nr => Ok(results),
+            Ok(reply) => Err(unexpected(&reply)),
+            Err(Error::OwnerGone { why }) => {
+                let why = format!(
+                    "the owner that reserved it is gone ({why}); unless the file is there, put it again"
+                );
+                let lost = |id| Err(Refusal::NoDraft { id, why: why.clone() });
+                Ok(ids.into_iter().map(lost).collect())
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -616,14 +755,12 @@ impl Client {
     }
 
     pub(crate) fn release_leases(&self, leases: Vec<u64>) {
-        if let Err(error) = self.done(Request::ReleaseLeases(leases)) {
-            // The slots are empty, and those are the hold.
-            tracing::debug!(%error, "leases could not be given back");
-        }
+        // The slots are empty, and those are the hold.
+        self.post(Request::ReleaseLeases(leases));
     }
 
-    pub(crate) fn abort_ids(&self, ids: Vec<u64>) -> Result<(), Error> {
-        self.done(Request::Abort(ids))
+    pub(crate) fn abort_ids(&self, ids: Vec<u64>) {
+        self.post(Request::Abort(ids));
     }
 }
 

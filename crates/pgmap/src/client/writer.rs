@@ -10,7 +10,11 @@ use pgmap_mm::pin::Pin;
 use crate::client::side::ProcessSide;
 use crate::client::{Client, lanes};
 use crate::error::Error;
+use crate::refusal::Refusal;
 use crate::wire::{Draft, MAX_BATCH, extents_from_words};
+
+/// How many bytes are written between two looks at the connection to the owner.
+const CHECK_BYTES: u64 = 8 << 20;
 
 /// Frames reserved for a file and the means to fill them.
 ///
@@ -30,6 +34,10 @@ pub struct FileWriter<'c> {
     written_to: u64,
     /// Where [`io::Write`] goes on.
     position: u64,
+    /// How often the client had reconnected when the frames were reserved.
+    generation: u64,
+    /// Bytes written since somebody looked whether the owner is still there.
+    unchecked_bytes: u64,
     /// Whether somebody had raw pointers: then what is unwritten is theirs to know.
     is_raw: bool,
     is_done: bool,
@@ -46,6 +54,8 @@ impl<'c> FileWriter<'c> {
             holds: Vec::new(),
             written_to: 0,
             position: 0,
+            generation: client.generation(),
+            unchecked_bytes: 0,
             is_raw: false,
             is_done: false,
         };
@@ -81,7 +91,8 @@ impl<'c> FileWriter<'c> {
     ///
     /// # Errors
     /// [`Error::OutOfRange`] when the file is shorter; nothing is copied then. [`Error::Detached`]
-    /// in a forked child.
+    /// in a forked child. [`Refusal::NoDraft`] if the owner went meanwhile, and the file with it; that
+    /// is looked at every 8 MiB.
     pub fn write_all_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         let end = offset.checked_add(bytes.len() as u64).filter(|&end| end <= self.len_bytes);
         let Some(end) = end else {
@@ -92,12 +103,33 @@ impl<'c> FileWriter<'c> {
         if offset > self.written_to && !self.is_raw {
             self.zero(self.written_to, offset)?;
         }
-        self.each_part(offset, end, |pool_offset, part| {
-            let source = &bytes[(part.start - offset) as usize..(part.end - offset) as usize];
-            self.client.inner.data.copy_in(pool_offset, source)
-        })?;
+        let mut at = offset;
+        while at < end {
+            let piece = CHECK_BYTES.saturating_sub(self.unchecked_bytes).min(end - at);
+            self.each_part(at, at + piece, |pool_offset, part| {
+                let source = &bytes[(part.start - offset) as usize..(part.end - offset) as usize];
+                self.client.inner.data.copy_in(pool_offset, source)
+            })?;
+            at += piece;
+            self.unchecked_bytes += piece;
+            if self.unchecked_bytes >= CHECK_BYTES {
+                self.check_owner()?;
+            }
+        }
         self.written_to = self.written_to.max(end);
         Ok(())
+    }
+
+    /// Refuses to go on if the owner that reserved the frames is gone: its successor knows of no draft.
+    fn check_owner(&mut self) -> Result<(), Error> {
+        self.unchecked_bytes = 0;
+        self.client.check_owner(self.generation).map_err(|gone| match gone {
+            Error::OwnerGone { why } => {
+                let why = format!("the owner that reserved it is gone ({why}); put it again");
+                Refusal::NoDraft { id: self.id, why }.into()
+            }
+            other => other,
+        })
     }
 
     fn check_attached(&self) -> Result<(), Error> {
@@ -108,10 +140,19 @@ impl<'c> FileWriter<'c> {
         Ok(())
     }
 
-    fn zero(&self, from: u64, to: u64) -> Result<(), Error> {
-        self.each_part(from, to, |pool_offset, part| {
-            self.client.inner.data.fill_zero(pool_offset, part.end - part.start)
-        })
+    fn zero(&mut self, from: u64, to: u64) -> Result<(), Error> {
+        let mut at = from;
+        while at < to {
+            let piece = CHECK_BYTES.min(to - at);
+            self.each_part(at, at + piece, |pool_offset, part| {
+                self.client.inner.data.fill_zero(pool_offset, part.end - part.start)
+            })?;
+            at += piece;
+            if at < to {
+                self.check_owner()?;
+            }
+        }
+        Ok(())
     }
 
     /// Calls `part` for each extent's share of the file range: where it lies in the pool, and which
@@ -203,12 +244,9 @@ impl<'c> FileWriter<'c> {
 impl Drop for FileWriter<'_> {
     fn drop(&mut self) {
         self.holds.clear();
-        if !self.is_done
-            && self.check_attached().is_ok()
-            && let Err(error) = self.client.abort_ids(vec![self.id])
-        {
+        if !self.is_done && self.check_attached().is_ok() {
             // A dead owner's successor finds the draft in nobody's books.
-            tracing::debug!(%error, id = self.id, "a draft could not be given up");
+            self.client.abort_ids(vec![self.id]);
         }
     }
 }

@@ -48,6 +48,17 @@ impl Backing {
         Ok(())
     }
 
+    /// How many frames of `run` have no memory, or may have none.
+    pub(crate) fn missing_pages(&self, run: PfnRange) -> u64 {
+        let backed: u64 = self.missing.without_free(run).iter().map(|run| run.nr_pages()).sum();
+        run.nr_pages() - backed
+    }
+
+    /// Takes note that all of `run` has memory.
+    pub(crate) fn has_memory(&mut self, run: PfnRange) {
+        self.missing.take_any_of(run);
+    }
+
     /// Replaces the memory behind `run`, which nobody holds but perhaps a dead process's device: the
     /// device keeps the old physical pages, whoever gets the frames next gets others.
     ///

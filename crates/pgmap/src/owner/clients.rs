@@ -6,21 +6,23 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use pgmap_mm::barrier::BarrierMode;
-use pgmap_mm::drain::ClientId;
-use pgmap_mm::ledger::{Agent, LedgerReader};
+use pgmap_mm::drain::{ClientId, Held};
+use pgmap_mm::ledger::{Agent, Hold, HoldPlace, LedgerReader};
 use pgmap_mm::runs::SortedRuns;
 use pgmap_os::{MemoryFile, ReadMapping, file_lock, process};
 
 use crate::error::Error;
-use crate::memory::{Readable, ReadableCounts};
+use crate::memory::{LedgerCounts, LedgerWords};
 use crate::owner::core::Core;
 use crate::pool::LedgerFile;
+use crate::refusal::Refusal;
 use crate::wire::Welcome;
 
 /// One client's ledger as the owner reads it.
-pub(crate) type Ledger = LedgerReader<Readable, ReadableCounts>;
+pub(crate) type Ledger = LedgerReader<LedgerWords, LedgerCounts>;
 
 /// Whose client it is.
 #[derive(Debug)]
@@ -31,7 +33,9 @@ pub struct Identity {
     pub uid: u32,
     /// Its name.
     pub command: String,
-    /// Tells when it ends; none for a client in the owner's own process.
+    /// What the client calls itself.
+    pub label: String,
+    /// Tells when it ends; `None` for a client in the owner's own process.
     pub pidfd: Option<OwnedFd>,
 }
 
@@ -44,6 +48,7 @@ impl Identity {
             pid,
             uid: rustix_uid(),
             command: process::command_name(pid).unwrap_or_default(),
+            label: crate::client::default_label(),
             pidfd: None,
         }
     }
@@ -60,7 +65,11 @@ pub(crate) struct ClientRecord {
     pub identity: Identity,
     pub ledger: Ledger,
     /// The owner's own description of the ledger's file, to ask about the client's lock.
-    pub file: MemoryFile,
+    pub file: Arc<MemoryFile>,
+    /// Whether it has a connection, or is a client of this process.
+    pub is_connected: bool,
+    /// The frames that it may hold, once its ledger cannot be read any more.
+    pub may_hold: Option<SortedRuns>,
 }
 
 /// What a client is handed when it attaches.
@@ -72,32 +81,79 @@ pub struct Attachment {
     pub ledger: OwnedFd,
 }
 
+/// Most clients at a time, however many descriptors there are: a drain looks into every ledger.
+pub(crate) const MAX_CLIENTS: u64 = 4096;
+/// Descriptors of an owner per client: its connection, its ledger, and two watches on its process.
+const FDS_PER_CLIENT: u64 = 4;
+/// Descriptors that are left for everything else.
+const FDS_KEPT: u64 = 64;
+/// The error numbers of a process, and of a system, that has no descriptor left.
+const NO_DESCRIPTORS: [i32; 2] = [24, 23];
+
 impl Core {
+    /// Takes no more clients from now on than `nr_descriptors` further descriptors allow.
+    pub(crate) fn set_client_limit(&mut self, nr_descriptors: u64) {
+        let room = nr_descriptors.saturating_sub(FDS_KEPT) / FDS_PER_CLIENT;
+        self.max_clients = (self.clients.len() as u64 + room).min(MAX_CLIENTS);
+    }
+
+    /// What a newcomer hears that there is no room for.
+    pub(crate) fn full(&self) -> Refusal {
+        let is_adrift = |client: &&ClientRecord| !client.is_connected;
+        Refusal::Full {
+            nr_clients: self.clients.len() as u64,
+            limit: self.max_clients,
+            nr_adrift: self.clients.values().filter(is_adrift).count() as u64,
+        }
+    }
+
     /// Takes a new client in.
     ///
     /// # Errors
-    /// [`Error::Os`] when its ledger cannot be made.
+    /// [`Refusal::Full`]; [`Error::Os`] when its ledger cannot be made.
     pub fn attach(
+        &mut self,
+        identity: Identity,
+        is_registered: bool,
+    ) -> Result<(ClientId, Attachment), Error> {
+        if self.clients.len() as u64 >= self.max_clients {
+            return Err(self.full().into());
+        }
+        match self.attach_new(identity, is_registered) {
+            Err(Error::Os(error)) if NO_DESCRIPTORS.contains(&error.errno()) => {
+                Err(self.full().into())
+            }
+            result => result,
+        }
+    }
+
+    fn attach_new(
         &mut self,
         identity: Identity,
         is_registered: bool,
     ) -> Result<(ClientId, Attachment), Error> {
         let id = ClientId(self.frames.take_stamp()?.number());
         let (file, theirs) = self.pool.make_ledger(id.0)?;
+        let file = Arc::new(file);
         self.pool.keep_spare_ledger();
         let welcome = self.welcome(id, is_registered);
         let ledger = self.map_ledger(&file)?.in_mode(welcome.barrier_mode());
-        self.clients.insert(id, ClientRecord { identity, ledger, file });
+        let record = ClientRecord { identity, ledger, file, is_connected: true, may_hold: None };
+        self.clients.insert(id, record);
         Ok((id, Attachment { welcome, ledger: theirs }))
     }
 
-    pub(crate) fn map_ledger(&self, file: &MemoryFile) -> Result<Ledger, Error> {
+    pub(crate) fn map_ledger(&self, file: &Arc<MemoryFile>) -> Result<Ledger, Error> {
         let layout = self.pool.ledger_layout();
         let parts = LedgerFile::new(&layout);
         let words = ReadMapping::map(file, 0, parts.words_bytes)?;
         let counts = ReadMapping::map(file, parts.words_bytes, parts.counts_bytes)?;
-        LedgerReader::new(layout, Readable(words), ReadableCounts(counts)).ok_or_else(|| {
-            Error::BadPool { pool: "ledger".into(), why: format!("{} is too short", file.name()) }
+        let whole_bytes = parts.len_bytes;
+        let words = LedgerWords::new(words, file, 0, whole_bytes);
+        let counts = LedgerCounts::new(counts, file, parts.words_bytes, whole_bytes);
+        LedgerReader::new(layout, words, counts).ok_or_else(|| Error::BadPool {
+            pool: "ledger".into(),
+            why: format!("{} is too short", file.name()),
         })
     }
 
@@ -135,7 +191,7 @@ impl Core {
     pub fn reap(&mut self, id: ClientId) {
         let Some(client) = self.clients.remove(&id) else { return };
         // A hold of a free folio is one that its check was about to undo: nobody was let in by it.
-        self.frames.orphan(id, device_holds(&client.ledger).iter(), false);
+        self.frames.orphan(id, self.orphans_of(&client).iter(), false);
         if !self.frames.has_orphans(id) {
             self.remove_ledger(id);
         }
@@ -146,6 +202,69 @@ impl Core {
         self.retire_drafts(drafts.into_values().collect());
         self.reap_leases(id);
         self.look_again();
+    }
+
+    /// Finds clients whose ledgers turned out to be unreadable, and has them cut off. What such a ledger
+    /// said is not known, so from now on its client may hold every frame that is in use now
+    /// (docs/adr/0053-a-lost-ledger-holds.md).
+    pub(crate) fn find_lost_ledgers(&mut self) {
+        // What was cut off inside a page reads as zero, so the length is asked for as well. A memfd is
+        // sealed, and keeps it.
+        let is_sealed = self.pool.directory().is_none();
+        let whole_bytes = LedgerFile::new(&self.pool.ledger_layout()).len_bytes;
+        let is_lost = |(_, client): &(&ClientId, &ClientRecord)| {
+            client.may_hold.is_none()
+                && (client.ledger.is_lost()
+                    || (!is_sealed && client.file.len_bytes() < whole_bytes))
+        };
+        let lost: Vec<ClientId> = self.clients.iter().filter(is_lost).map(|(&id, _)| id).collect();
+        for id in lost {
+            tracing::error!(
+                client = %self.describe_client(id),
+                "its ledger was cut short: it is cut off, and may hold what is in use now"
+            );
+            let in_use = self.frames.all_in_use();
+            if let Some(client) = self.clients.get_mut(&id) {
+                client.may_hold = Some(in_use);
+            }
+            self.cut_off.push(id);
+        }
+    }
+
+    /// The holds on any of `runs` of clients whose ledgers cannot be read.
+    pub(crate) fn lost_holds(&mut self, runs: &SortedRuns) -> Vec<Held> {
+        self.find_lost_ledgers();
+        let mut held = Vec::new();
+        for (&client, record) in &self.clients {
+            let Some(may_hold) = &record.may_hold else { continue };
+            for run in runs.iter() {
+                let parts = may_hold.iter().filter_map(|part| part.intersection(run));
+                held.extend(parts.map(|run| {
+                    let (place, agent) = (HoldPlace::Lost, Agent::Device);
+                    Held { client, hold: Hold { place, run, agent, nr_pins: 1, tag: 0 } }
+                }));
+            }
+        }
+        held
+    }
+
+    /// Clients whose connections are to end.
+    pub(crate) fn take_cut_off(&mut self) -> Vec<ClientId> {
+        std::mem::take(&mut self.cut_off)
+    }
+
+    /// The frames that a device of a dead client may still write to: what its ledger says, and all that
+    /// it may hold if that is not known.
+    fn orphans_of(&self, client: &ClientRecord) -> SortedRuns {
+        let runs = device_holds(&client.ledger);
+        let whole_bytes = LedgerFile::new(&self.pool.ledger_layout()).len_bytes;
+        match &client.may_hold {
+            Some(may_hold) => runs.iter().chain(may_hold.iter()).collect(),
+            None if client.ledger.is_lost() || client.file.len_bytes() < whole_bytes => {
+                runs.iter().chain(self.frames.all_in_use().iter()).collect()
+            }
+            None => runs,
+        }
     }
 
     /// Removes a dead client's ledger from the pool's directory. As long as its devices may write,
@@ -164,6 +283,13 @@ impl Core {
     #[must_use]
     pub fn clients_adrift(&self) -> Vec<ClientId> {
         self.clients.keys().copied().collect()
+    }
+
+    /// Takes note that a client has no connection any more and lives on.
+    pub(crate) fn set_adrift(&mut self, id: ClientId) {
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.is_connected = false;
+        }
     }
 
     /// A watch on a client's process.

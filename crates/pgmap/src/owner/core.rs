@@ -13,7 +13,7 @@
 //! scan, and only then the frames. A truncate changes the catalog last, when its frames are idle and
 //! before they are freed, so that a killed owner's successor finds the file whole or shortened.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use pgmap_mm::drain::ClientId;
@@ -30,13 +30,14 @@ use crate::error::Error;
 use crate::memory::OwnerBarrier;
 use crate::name::FileName;
 use crate::owner::catalog::{Change, StoredFile};
-use crate::owner::clients::ClientRecord;
+use crate::owner::clients::{ClientRecord, MAX_CLIENTS};
 use crate::owner::cut::Patience;
 use crate::owner::drains::PendingDrain;
 use crate::owner::frames::{Listed, PoolFrames};
 use crate::owner::holders::HolderLine;
 use crate::owner::leases::PendingLease;
 use crate::owner::pagemaps::{DEVICE, Devices};
+use crate::owner::populate::Population;
 use crate::pool::Pool;
 use crate::refusal::Refusal;
 use crate::wire::{Event, FileRules, FolioSize, Reply, Request};
@@ -126,6 +127,12 @@ pub struct Core {
     pub(crate) holder_slot: HolderSlot,
     pub(crate) holder_line: Option<HolderLine>,
     pub(crate) holder_patience_ms: u64,
+    /// Files whose memory is being taken from the system, a step at a time.
+    pub(crate) populations: VecDeque<Population>,
+    /// Clients whose connections are to end.
+    pub(crate) cut_off: Vec<ClientId>,
+    /// Most clients at a time.
+    pub(crate) max_clients: u64,
     pub(crate) answers: Vec<(Ticket, Reply)>,
     pub(crate) events: Vec<(ClientId, Event)>,
     next_ticket: u64,
@@ -142,7 +149,10 @@ impl Core {
         if pool.directory().is_none() {
             // The descriptors are not sealed against writing: that would forbid punching them too.
             // Readers get a read-only description, see docs/adr/0005-no-write-seal.md.
-            pool.data.seal_size()?;
+            // A client that changes the size of one of these cannot take memory from under the owner.
+            for file in [&pool.data, &pool.vmemmap, &pool.index] {
+                file.seal_size()?;
+            }
         }
         pool.begin()?;
         let mut core = Self {
@@ -163,6 +173,9 @@ impl Core {
             holder_slot: HolderSlot::new(),
             holder_line: None,
             holder_patience_ms: 0,
+            populations: VecDeque::new(),
+            cut_off: Vec::new(),
+            max_clients: MAX_CLIENTS,
             answers: Vec::new(),
             events: Vec::new(),
             next_ticket: 0,
@@ -179,8 +192,9 @@ impl Core {
     pub fn handle(&mut self, client: ClientId, request: Request) -> Outcome {
         let answer =
             |result: Result<Reply, Refusal>| Outcome::Answer(result.unwrap_or_else(Reply::Refused));
+        let refused = |refusal| Outcome::Answer(Reply::Refused(refusal));
         match request {
-            Request::Create(specs) => answer(self.create(client, specs)),
+            Request::Create(specs) => self.create(client, specs).unwrap_or_else(refused),
             Request::Commit(ids) => answer(self.commit(client, &ids)),
             Request::Abort(ids) => answer(self.abort(client, &ids)),
             Request::Unlink(names) => answer(self.unlink(&names)),
@@ -206,6 +220,9 @@ impl Core {
             Request::Trim { from_pfn } => answer(self.trim(from_pfn)),
             Request::PoolStat => Outcome::Answer(Reply::PoolStat(self.pool_info())),
             Request::Who(name) => answer(self.who(name.as_ref())),
+            Request::CancelCut(name) => answer(self.cancel_cut(&name)),
+            // The connection knows which ticket that is.
+            Request::Forget(_) => Outcome::Answer(Reply::Done),
             Request::Leave => {
                 self.reap(client);
                 Outcome::Answer(Reply::Done)

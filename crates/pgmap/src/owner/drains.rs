@@ -7,11 +7,13 @@ use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::runs::SortedRuns;
 use pgmap_os::clock;
 
-use crate::owner::core::{Core, DraftRecord, FileRecord};
+use crate::name::FileName;
+use crate::owner::core::{Core, DraftRecord, FileRecord, Ticket};
 use crate::owner::cut::Cut;
 use crate::owner::holders::Call;
 use crate::owner::pagemaps::Unplug;
-use crate::wire::{Event, OnDeadline};
+use crate::refusal::Refusal;
+use crate::wire::{Event, OnDeadline, Reply};
 
 /// Frames that wait for their holders.
 #[derive(Debug)]
@@ -88,9 +90,12 @@ impl Core {
     }
 
     /// One heavy barrier, one scan: who holds any of `runs`, whose life words are changed.
-    pub(crate) fn scan_for(&self, runs: SortedRuns) -> Drain {
+    pub(crate) fn scan_for(&mut self, runs: SortedRuns) -> Drain {
         let ledgers = self.clients.iter().map(|(&id, client)| (id, &client.ledger));
-        Drain::start(runs, &self.barrier, ledgers)
+        let mut drain = Drain::start(runs, &self.barrier, ledgers);
+        let lost = self.lost_holds(drain.runs());
+        drain.add(lost);
+        drain
     }
 
     /// Tells each client that is in the way that its frames are wanted back (T14).
@@ -167,7 +172,46 @@ impl Core {
                 Purpose::Cut(_) | Purpose::Unplug(_) => self.drains.push(pending),
             }
         }
+        self.find_lost_ledgers();
         self.reclaim_some();
+    }
+
+    /// Ends what waits for this ticket's answer, as if nobody had asked: a cut leaves the file as it was.
+    pub(crate) fn call_off(&mut self, ticket: Ticket) {
+        self.drop_population(ticket);
+        self.drop_pending_lease(ticket);
+        let is_its = |pending: &PendingDrain| match &pending.purpose {
+            Purpose::Cut(cut) => cut.ticket == ticket,
+            Purpose::Free | Purpose::FreeQuarantined | Purpose::Unplug(_) => false,
+        };
+        let Some(place) = self.drains.iter().position(is_its) else { return };
+        let mut pending = self.drains.swap_remove(place);
+        if let Purpose::Cut(cut) = &mut pending.purpose {
+            // Whatever its deadline would have done.
+            cut.on_deadline = OnDeadline::Fail;
+        }
+        let Purpose::Cut(cut) = &pending.purpose else { return };
+        self.give_up_cut(&pending, cut);
+        // Its answer is about a deadline that did not pass.
+        self.answers.retain(|(answered, _)| *answered != ticket);
+    }
+
+    /// Calls off the cut of a file, whoever asked for it.
+    pub(crate) fn cancel_cut(&mut self, name: &FileName) -> Result<Reply, Refusal> {
+        if !self.files.contains_key(name) {
+            return Err(Refusal::NotFound { name: name.to_string() });
+        }
+        let ticket = self.drains.iter().find_map(|pending| match &pending.purpose {
+            Purpose::Cut(cut) if cut.name == *name => Some(cut.ticket),
+            _ => None,
+        });
+        let ticket = ticket.ok_or_else(|| Refusal::Invalid {
+            why: format!("\"{name}\" is not being truncated or punched"),
+        })?;
+        self.call_off(ticket);
+        let refusal = Refusal::CalledOff { name: name.to_string() };
+        self.answers.push((ticket, Reply::Refused(refusal)));
+        Ok(Reply::Done)
     }
 
     pub(crate) fn continue_free(&mut self, mut pending: PendingDrain) {

@@ -8,12 +8,14 @@ use pgmap_mm::folio::Sizing;
 use pgmap_mm::frames::FramesShort;
 use pgmap_mm::index::{EntryId, FileId};
 use pgmap_mm::memory_type::MemoryType;
+use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::stamp::Stamp;
 
 use crate::name::FileName;
 use crate::owner::catalog::Change;
-use crate::owner::core::{Core, DraftRecord, FileRecord, bytes};
+use crate::owner::core::{Core, DraftRecord, FileRecord, Outcome, bytes};
 use crate::owner::frames::{Listed, MAX_FILE_EXTENTS};
+use crate::owner::populate::STEP_PAGES;
 use crate::refusal::Refusal;
 use crate::wire::{
     self, Committed, CreateSpec, Draft, FileRules, MAX_BATCH, MAX_REPLY_EXTENTS, Reply,
@@ -31,29 +33,45 @@ fn checked_batch(nr_items: usize) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// What is left for the rest of a batch: extents of the answer, and frames whose memory is taken at once.
+struct Room {
+    nr_extents: usize,
+    nr_pages: u64,
+}
+
 impl Core {
-    /// Reserves frames for files.
+    /// Reserves frames for files. Memory for the first few is taken at once; for more the answer comes
+    /// later.
     pub(crate) fn create(
         &mut self,
         client: ClientId,
         specs: Vec<CreateSpec>,
-    ) -> Result<Reply, Refusal> {
+    ) -> Result<Outcome, Refusal> {
         checked_batch(specs.len())?;
-        let mut left = MAX_REPLY_EXTENTS;
-        let drafts = specs.into_iter().map(|spec| {
-            let draft = self.create_one(client, spec, left)?;
-            left -= draft.extents.len();
-            Ok(draft)
-        });
-        Ok(Reply::Created(drafts.collect()))
+        let mut room = Room { nr_extents: MAX_REPLY_EXTENTS, nr_pages: STEP_PAGES };
+        let mut drafts = Vec::with_capacity(specs.len());
+        let mut todo = Vec::new();
+        for spec in specs {
+            let draft = self.create_one(client, spec, &mut room);
+            if let Ok((id, runs)) = &draft
+                && !runs.is_empty()
+            {
+                todo.push((drafts.len(), FileId(id.id), runs.clone()));
+            }
+            drafts.push(draft.map(|(draft, _)| draft));
+        }
+        if todo.is_empty() {
+            return Ok(Outcome::Answer(Reply::Created(drafts)));
+        }
+        Ok(Outcome::Later(self.populate(client, drafts, todo)))
     }
 
     fn create_one(
         &mut self,
         client: ClientId,
         spec: CreateSpec,
-        most_extents: usize,
-    ) -> Result<Draft, Refusal> {
+        room: &mut Room,
+    ) -> Result<(Draft, Vec<PfnRange>), Refusal> {
         self.check_name_free(&spec.name, spec.replace)?;
         let sizing = spec.folio_size.sizing();
         let smallest = self.frames.smallest();
@@ -71,18 +89,25 @@ impl Core {
             0 => Vec::new(),
             _ => self.reserve(pages, sizing, stamp)?,
         };
-        if extents.len() > most_extents {
+        if extents.len() > room.nr_extents {
             self.frames.give_back(&extents);
             return Err(Refusal::TooMuch {
                 what: "extents of a batch, because free memory is in pieces; ask for fewer".into(),
                 value: extents.len() as u64,
-                limit: most_extents as u64,
+                limit: room.nr_extents as u64,
             });
         }
-        if let Err(refusal) = self.frames.back(&extents) {
+        let missing: u64 = extents.iter().map(|e| self.frames.missing_pages(e.run)).sum();
+        let mut lacking: Vec<PfnRange> = Vec::new();
+        if missing > room.nr_pages {
+            lacking = extents.iter().rev().map(|extent| extent.run).collect();
+        } else if let Err(refusal) = self.frames.back(&extents) {
             self.frames.give_back(&extents);
             return Err(refusal);
+        } else {
+            room.nr_pages -= missing;
         }
+        room.nr_extents -= extents.len();
         let id = FileId(stamp.number());
         let draft = Draft { id: id.0, extents: extents_to_words(&extents) };
         self.drafts.insert(
@@ -97,7 +122,7 @@ impl Core {
                 extents,
             },
         );
-        Ok(draft)
+        Ok((draft, lacking))
     }
 
     /// Why a file of this length cannot be: it would take so many frames, if that is a number at all.
@@ -207,8 +232,9 @@ impl Core {
             .drafts
             .get(&id)
             .filter(|draft| draft.client == client)
+            .filter(|_| !self.lacks_memory(id))
             .filter(|_| !ready.iter().any(|&(_, other)| other == id))
-            .ok_or(Refusal::NoDraft { id: id.0 })?;
+            .ok_or(Refusal::NoDraft { id: id.0, why: String::new() })?;
         if Self::is_damaged(&draft.extents) {
             return Err(Refusal::Poisoned { name: draft.name.to_string() });
         }

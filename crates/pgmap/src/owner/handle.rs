@@ -12,7 +12,7 @@ use pgmap_mm::drain::ClientId;
 use pgmap_mm::holder::{Holder, HolderId};
 use pgmap_mm::memory_type::MemoryType;
 use pgmap_mm::pagemap::{PagemapId, PagemapOps, PagemapSpec};
-use pgmap_os::{Access, Doorbell, ForkGuard, Listener};
+use pgmap_os::{Access, Doorbell, ForkGuard, Listener, process};
 
 use crate::client::Client;
 use crate::deadline::Deadline;
@@ -35,11 +35,12 @@ pub(crate) struct State {
     answered: HashMap<Ticket, Reply>,
     /// What clients of this process have not been told yet.
     told: HashMap<ClientId, VecDeque<Event>>,
-    /// Clients of this process whose wait for events ends early.
     /// How often waits of each client for events were interrupted.
     interruptions: HashMap<ClientId, u64>,
 }
 
+/// How much longer than its own deadline the removal of a pagemap waits for its answer.
+const UNPLUG_GRACE: Duration = Duration::from_secs(10);
 /// Most events kept for a client that does not ask for them; the oldest go first.
 pub(crate) const MAX_EVENTS: usize = 1024;
 
@@ -48,7 +49,7 @@ impl State {
         self.interruptions.get(&client).copied().unwrap_or(0)
     }
 
-    /// Keeps an event for a client of this process; false when it is none.
+    /// Keeps an event for a client of this process; false if it is another's.
     pub(crate) fn tell_local(&mut self, client: ClientId, event: Event) -> bool {
         let Some(queue) = self.told.get_mut(&client) else { return false };
         if queue.len() >= MAX_EVENTS {
@@ -77,6 +78,7 @@ pub(crate) struct Shared {
     pub doorbell: Doorbell,
     pub wake: Doorbell,
     stopping: AtomicBool,
+    guard: ForkGuard,
 }
 
 impl Shared {
@@ -86,19 +88,43 @@ impl Shared {
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
-        // Acquire: pairs with Release in `Owner::drop`.
+        // Acquire: pairs with Release in `stop`.
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// An error once it is stopping.
+    /// An error once it is stopping, and in a forked child, which has a copy of the books and must not
+    /// write into the pool by them.
     pub(crate) fn check_running(&self) -> Result<(), Error> {
+        if self.guard.is_child() {
+            return Err(Error::Detached);
+        }
         if self.is_stopping() {
             return Err(Error::OwnerGone { why: "it was stopped".into() });
         }
         Ok(())
     }
 
-    fn wake(&self) {
+    /// Ends the owner's work: its loop, and every wait for an answer that will not come.
+    pub(crate) fn stop(&self) {
+        // Release: pairs with Acquire in `is_stopping`.
+        self.stopping.store(true, Ordering::Release);
+        self.wake();
+        // Under the lock: whoever looked before the store above is waiting by now.
+        let state = self.lock();
+        self.answered.notify_all();
+        drop(state);
+    }
+
+    /// The books, if the owner is running.
+    fn lock_running(&self) -> Result<MutexGuard<'_, State>, Error> {
+        // Before the lock: in a forked child nobody may ever give it back.
+        self.check_running()?;
+        let state = self.lock();
+        self.check_running()?;
+        Ok(state)
+    }
+
+    pub(crate) fn wake(&self) {
         if let Err(error) = self.wake.ring() {
             tracing::error!(%error, "the owner's thread cannot be woken");
         }
@@ -143,19 +169,31 @@ impl Shared {
         self.lock().nr_interruptions(client)
     }
 
-    /// Does what a client in this process asks.
-    pub(crate) fn call(&self, client: ClientId, request: Request) -> Result<Reply, Error> {
+    /// Does what a client in this process asks, and waits up to `limit` for an answer that comes later.
+    pub(crate) fn call(
+        &self,
+        client: ClientId,
+        request: Request,
+        limit: Duration,
+    ) -> Result<Reply, Error> {
+        let name = request.name();
         if matches!(request, Request::Leave) {
-            let mut state = self.lock();
+            let mut state = self.lock_running()?;
             state.told.remove(&client);
             state.interruptions.remove(&client);
         }
-        self.await_outcome(|core| core.handle(client, request))
+        self.await_outcome(name, limit, |core| core.handle(client, request))
     }
 
-    /// Has the core do something, and waits for its answer when that comes later.
-    fn await_outcome(&self, act: impl FnOnce(&mut Core) -> Outcome) -> Result<Reply, Error> {
-        let mut state = self.lock();
+    /// Has the core do something, and waits for its answer if that comes later. What is not answered in
+    /// time is called off.
+    fn await_outcome(
+        &self,
+        name: &'static str,
+        limit: Duration,
+        act: impl FnOnce(&mut Core) -> Outcome,
+    ) -> Result<Reply, Error> {
+        let mut state = self.lock_running()?;
         let outcome = act(&mut state.core);
         let reply = match outcome {
             Outcome::Answer(reply) => {
@@ -169,6 +207,7 @@ impl Shared {
                 state.waiting.insert(ticket);
                 state.core.consult_holder();
                 self.wake();
+                let mut deadline = Deadline::after(limit);
                 loop {
                     if let Some(reply) = state.answered.remove(&ticket) {
                         break reply;
@@ -176,7 +215,20 @@ impl Shared {
                     if self.is_stopping() {
                         break Reply::Refused(Refusal::Stopping);
                     }
-                    state = self.answered.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    if state.core.is_populating(ticket) {
+                        deadline = Deadline::after(limit);
+                    }
+                    let left = deadline.left();
+                    if left.is_zero() {
+                        state.waiting.remove(&ticket);
+                        state.core.call_off(ticket);
+                        self.wake();
+                        let waited_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+                        let owner_pid = i32::try_from(std::process::id()).unwrap_or(0);
+                        return Err(Error::TimedOut { call: name, waited_ms, owner_pid });
+                    }
+                    let waited = self.answered.wait_timeout(state, left);
+                    state = waited.unwrap_or_else(PoisonError::into_inner).0;
                 }
             }
         };
@@ -207,7 +259,6 @@ pub(crate) struct Handed {
 pub struct Owner {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
-    guard: ForkGuard,
 }
 
 impl Owner {
@@ -234,24 +285,31 @@ impl Owner {
             doorbell: Doorbell::new()?,
             wake: Doorbell::new()?,
             stopping: AtomicBool::new(false),
+            guard: ForkGuard::new()?,
         });
-        let guard = ForkGuard::new()?;
         let service = Service::new(Arc::clone(&shared))?;
         let thread = std::thread::Builder::new()
             .name("pgmap-owner".into())
             .spawn(move || service.run())
             .map_err(|error| pgmap_os::OsError::new("start", "the owner's thread", error))?;
-        Ok(Self { shared, thread: Some(thread), guard })
+        Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Listens at `path` for clients of other processes, until the owner is dropped.
+    /// Listens at `path` for clients of other processes, until the owner is dropped. Each of them costs
+    /// four descriptors, so the process's soft limit of open files is raised to its hard one.
     ///
     /// # Errors
     /// [`Error::Os`] when somebody listens there already, or the path cannot be used.
     pub fn serve(&self, path: impl AsRef<Path>) -> Result<(), Error> {
-        self.check_attached()?;
+        self.shared.check_running()?;
         let listener = Listener::bind(path.as_ref(), 0o600)?;
-        self.shared.lock().new_listener = Some(listener);
+        if let Err(error) = process::raise_descriptor_limit() {
+            tracing::warn!(%error, "few clients will find room");
+        }
+        let mut state = self.shared.lock_running()?;
+        state.core.set_client_limit(process::descriptors_left());
+        state.new_listener = Some(listener);
+        drop(state);
         self.shared.wake();
         Ok(())
     }
@@ -261,9 +319,8 @@ impl Owner {
     /// # Errors
     /// [`Error::Os`] when its ledger cannot be made.
     pub fn client(&self) -> Result<Client, Error> {
-        self.check_attached()?;
         let is_registered = pgmap_os::Membarrier::register().is_global_available();
-        let mut state = self.shared.lock();
+        let mut state = self.shared.lock_running()?;
         let (id, attachment) = state.core.attach(Identity::own(), is_registered)?;
         state.told.insert(id, VecDeque::new());
         drop(state);
@@ -273,11 +330,6 @@ impl Owner {
             self.shared.lock().core.reap(id);
         }
         client
-    }
-
-    /// A forked child has a copy of the books and must not write into the pool by them.
-    fn check_attached(&self) -> Result<(), Error> {
-        if self.guard.is_child() { Err(Error::Detached) } else { Ok(()) }
     }
 
     fn embed(&self, attachment: Attachment) -> Result<Client, Error> {
@@ -309,15 +361,20 @@ impl Owner {
     ) -> Result<HolderRegistration, Error> {
         let shared = Arc::downgrade(&self.shared);
         let answered = move |question, answer| {
-            if let Some(shared) = shared.upgrade() {
-                shared.lock().core.holder_answered(question, answer);
+            if let Some(shared) = shared.upgrade()
+                && let Ok(mut state) = shared.lock_running()
+            {
+                state.core.holder_answered(question, answer);
+                drop(state);
                 shared.wake();
             }
         };
         let line = HolderLine::open(holder, answered)
             .map_err(|error| pgmap_os::OsError::new("start", "the holder's thread", error))?;
         let patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
-        self.shared.lock().core.set_holder(id, line, patience_ms).map_err(Refusal::from)?;
+        let mut state = self.shared.lock_running()?;
+        state.core.set_holder(id, line, patience_ms).map_err(Refusal::from)?;
+        drop(state);
         Ok(HolderRegistration { shared: Arc::clone(&self.shared), id })
     }
 
@@ -334,7 +391,7 @@ impl Owner {
         ops: Option<Arc<dyn PagemapOps>>,
     ) -> Result<PagemapId, Error> {
         let name = FileName::new(name)?;
-        Ok(self.shared.lock().core.add_pagemap(&name, spec, ops)?)
+        Ok(self.shared.lock_running()?.core.add_pagemap(&name, spec, ops)?)
     }
 
     /// Takes a pagemap down: nobody new gets in, the holder and every holder of a frame are told, and
@@ -345,20 +402,25 @@ impl Owner {
     /// nobody else's, and this can be called again.
     pub fn remove_pagemap(&self, id: PagemapId, deadline: Duration) -> Result<(), Error> {
         let wait_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
-        self.shared.await_outcome(|core| core.remove_pagemap(id, wait_ms)).map(drop)
+        let limit = deadline.saturating_add(UNPLUG_GRACE);
+        let name = "removal of a pagemap";
+        self.shared.await_outcome(name, limit, |core| core.remove_pagemap(id, wait_ms)).map(drop)
     }
 
-    /// The type of the pagemap around a frame; none where there is none or it is dying.
+    /// The type of the pagemap around a frame; `None` if there is no living one, and in a forked child.
     #[must_use]
     pub fn pagemap_at(&self, pfn: u64) -> Option<(PagemapId, MemoryType)> {
-        let state = self.shared.lock();
+        let state = self.shared.lock_running().ok()?;
         let map = state.core.pagemaps.get(pgmap_mm::pfn::Pfn::new(pfn)?)?;
         Some((map.id(), map.memory_type()))
     }
 
-    /// The pool at a glance.
+    /// The pool at a glance. A forked child owns nothing, and sees zeros.
     #[must_use]
     pub fn info(&self) -> PoolInfo {
+        if self.shared.guard.is_child() {
+            return PoolInfo::default();
+        }
         self.shared.lock().core.pool_info()
     }
 
@@ -379,23 +441,24 @@ pub struct HolderRegistration {
 
 impl Drop for HolderRegistration {
     fn drop(&mut self) {
-        if let Err(error) = self.shared.lock().core.unset_holder(self.id) {
+        // A stopped owner's books are nobody's: the pool may have another owner by now.
+        let Ok(mut state) = self.shared.lock_running() else { return };
+        if let Err(error) = state.core.unset_holder(self.id) {
             tracing::debug!(%error, "a holder had gone already");
         }
+        drop(state);
         self.shared.wake();
     }
 }
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        if self.guard.is_child() {
+        if self.shared.guard.is_child() {
             // The thread, and the pool, are the parent's.
             std::mem::forget(self.thread.take());
             return;
         }
-        // Release: pairs with Acquire in `is_stopping`.
-        self.shared.stopping.store(true, Ordering::Release);
-        self.shared.wake();
+        self.shared.stop();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -404,9 +467,8 @@ impl Drop for Owner {
         if let Err(error) = self.shared.pool.end() {
             tracing::error!(%error, "the pool could not be synced; files may be lost when the machine stops");
         }
-        // Under the lock: whoever looked before the store above is waiting by now.
-        let state = self.shared.lock();
-        self.shared.answered.notify_all();
-        drop(state);
+        // Clients of this process may keep the books for as long as they like, and the pool's lock with
+        // them. Nobody uses those books any more: every way to them asks whether the owner runs.
+        self.shared.pool.release();
     }
 }

@@ -76,6 +76,11 @@ impl Core {
         Ok(Outcome::Later(ticket))
     }
 
+    /// Forgets a lease that nobody waits for any more.
+    pub(crate) fn drop_pending_lease(&mut self, ticket: Ticket) {
+        self.pending_leases.retain(|pending| pending.ticket != ticket);
+    }
+
     /// The extents that a lease would cover, and which part of each.
     fn parts_of(&self, spec: &LeaseSpec) -> Result<Vec<(Extent, PfnRange)>, Refusal> {
         let stale = Refusal::Stale { id: spec.file };

@@ -14,6 +14,7 @@ pub(crate) mod holders;
 pub(crate) mod leases;
 pub(crate) mod pagemaps;
 pub(crate) mod poison;
+pub(crate) mod populate;
 pub(crate) mod reclaim;
 pub(crate) mod recovery;
 pub(crate) mod report;

@@ -67,7 +67,18 @@ mod tests {
         let name = FileName::new("draft").unwrap();
         let spec = CreateSpec::new(name, nr_pages * 4096, FolioSize::Pages4K);
         let outcome = core.handle(client, Request::Create(vec![spec]));
-        let Outcome::Answer(Reply::Created(drafts)) = outcome else { panic!("{outcome:?}") };
+        if let Outcome::Answer(Reply::Created(drafts)) = &outcome {
+            return drafts[0].as_ref().unwrap().id;
+        }
+        let Outcome::Later(ticket) = outcome else { panic!("{outcome:?}") };
+        // As the owner's loop does, between other things.
+        while let Some(step) = core.next_step() {
+            let result = step.take();
+            core.step_taken(&step, result);
+        }
+        let answers = core.take_answers();
+        let [(answered, Reply::Created(drafts))] = &answers[..] else { panic!("{answers:?}") };
+        assert_eq!(*answered, ticket);
         drafts[0].as_ref().unwrap().id
     }
 

@@ -7,10 +7,13 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
 
 use pgmap_mm::barrier::BarrierMode;
 use pgmap_mm::drain::ClientId;
 use pgmap_mm::index::{EntryId, FileId};
+use pgmap_mm::ledger::LEDGER_MAGIC;
 use pgmap_mm::level::Level;
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::runs::SortedRuns;
@@ -21,6 +24,7 @@ use crate::name::FileName;
 use crate::owner::catalog::{Change, StoredFile};
 use crate::owner::clients::{ClientRecord, Identity, device_holds};
 use crate::owner::core::{Core, FileRecord};
+use crate::pool::LedgerFile;
 use crate::wire::MAX_BATCH;
 
 impl Core {
@@ -145,15 +149,37 @@ impl Core {
         let mut dead = Vec::new();
         for &number in numbers {
             let Some(path) = self.pool.ledger_path(number) else { continue };
-            let file = MemoryFile::open_named(&path, Access::ReadWrite)?;
+            let file = Arc::new(MemoryFile::open_named(&path, Access::ReadWrite)?);
+            let whole_bytes = LedgerFile::new(&self.pool.ledger_layout()).len_bytes;
+            if file.len_bytes() < whole_bytes && matches!(file_lock::is_locked(&file), Ok(false)) {
+                if was_attached(&path) {
+                    // Cut short, and its client dead: what it said of devices is not known.
+                    dead.push((ClientId(number), self.frames.all_in_use()));
+                } else {
+                    // A predecessor was killed while it made it: no client ever had it.
+                    self.remove_ledger(ClientId(number));
+                }
+                continue;
+            }
             let ledger = self.map_ledger(&file)?;
-            let identity =
-                Identity { pid: 0, uid: 0, command: "(not connected)".into(), pidfd: None };
+            let identity = Identity {
+                pid: 0,
+                uid: 0,
+                command: "(not connected)".into(),
+                label: "(not connected)".into(),
+                pidfd: None,
+            };
             let mode = match ledger.is_asymmetric() {
                 true => BarrierMode::Asymmetric,
                 false => BarrierMode::Fenced,
             };
-            let record = ClientRecord { identity, ledger: ledger.in_mode(mode), file };
+            let record = ClientRecord {
+                identity,
+                ledger: ledger.in_mode(mode),
+                file,
+                is_connected: false,
+                may_hold: None,
+            };
             if matches!(file_lock::is_locked(&record.file), Ok(false)) {
                 dead.push((ClientId(number), device_holds(&record.ledger)));
                 continue;
@@ -190,8 +216,17 @@ impl Core {
             return None;
         }
         client.identity = identity;
+        client.is_connected = true;
         Some(id)
     }
+}
+
+/// Whether a client ever wrote to this ledger: the first thing that it writes is the mark.
+fn was_attached(path: &Path) -> bool {
+    use std::io::Read;
+    let mut first = [0; 8];
+    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut first));
+    read.is_ok() && first == LEDGER_MAGIC.to_le_bytes()
 }
 
 #[cfg(test)]

@@ -84,7 +84,7 @@ impl Core {
     }
 
     /// Who holds a file, or anything.
-    pub(crate) fn who(&self, name: Option<&FileName>) -> Result<Reply, Refusal> {
+    pub(crate) fn who(&mut self, name: Option<&FileName>) -> Result<Reply, Refusal> {
         let runs = match name {
             None => SortedRuns::covering(self.pool.vmemmap_layout.nr_pages()),
             Some(name) => self
@@ -104,6 +104,9 @@ impl Core {
                 }
             })
         });
+        // First: nothing else says why these clients were cut off.
+        let lost = self.lost_holds(&runs);
+        held.splice(0..0, lost);
         let is_cut = held.len() > MAX_HOLDERS;
         Ok(Reply::Who(self.holders(&held, None), is_cut))
     }
@@ -134,12 +137,14 @@ impl Core {
                 HoldPlace::Slot(_) => HoldKind::Short,
                 HoldPlace::LongSlot(_) | HoldPlace::Count(_) => HoldKind::Longterm,
                 HoldPlace::Unseen => HoldKind::Unseen,
+                HoldPlace::Lost => HoldKind::Unreadable,
             };
             Some(Holder {
                 client: held.client.0,
                 pid: client.identity.pid,
                 uid: client.identity.uid,
                 command: client.identity.command.clone(),
+                label: client.identity.label.clone(),
                 kind,
                 is_device: held.hold.agent == Agent::Device,
                 first_pfn: held.hold.run.start(),

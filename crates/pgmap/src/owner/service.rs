@@ -1,9 +1,14 @@
 //! The owner's one loop: sockets, deaths, the doorbell and deadlines.
 //!
 //! It moves bytes and calls the core; what they mean is decided there. It never waits for a client:
-//! sending never blocks, and a client that does not read its answers is disconnected.
+//! sending never blocks. A client that does not read its answers is not heard meanwhile, so that what
+//! waits for it stays small, and is disconnected when it has not read for a while.
+//!
+//! However the loop ends, by the owner's wish, an error or a panic, the owner is then stopped: nobody
+//! waits for an answer of a loop that is gone.
 
 use std::collections::{HashMap, VecDeque};
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,17 +22,23 @@ use crate::error::Error;
 use crate::owner::clients::Identity;
 use crate::owner::core::Ticket;
 use crate::owner::handle::Shared;
-use crate::owner::session::{Reaction, Session, answer};
-use crate::wire::{EVENT_NUMBER, MAX_MESSAGE_BYTES, Reply};
+use crate::owner::session::{Greeting, MAX_AWAITED, Reaction, Session, answer, tell};
+use crate::wire::{self, EVENT_NUMBER, MAX_MESSAGE_BYTES, Reply};
 
 /// How often waiting drains are looked at although no bell rang, for clients that never ring.
 const SLOW_POLL: Duration = Duration::from_millis(20);
-/// Most connections at a time.
-const MAX_CONNECTIONS: usize = 1024;
+/// How often clients without a connection are asked whether they still hold their ledger.
+const ADRIFT_POLL: Duration = Duration::from_millis(250);
+/// Most connections at a time beyond those of clients: newcomers that have not greeted.
+const MAX_NEWCOMERS: u64 = 128;
 /// How long a connection may stay silent before its first message; a client greets as it connects.
 const GREETING_MS: u64 = 2_000;
-/// Most answers that wait for a client to read.
-const MAX_UNSENT: usize = 64;
+/// How long a client may leave its answers unread once they fill the connection.
+const UNREAD_MS: u64 = 5_000;
+/// How long the loop looks away from newcomers for whom there is no descriptor at all.
+const LISTENER_PAUSE_MS: u64 = 200;
+/// How often the same complaint goes to the log.
+const LOG_PAUSE_MS: u64 = 10_000;
 
 const DOORBELL: u64 = 0;
 const WAKE: u64 = 1;
@@ -38,10 +49,33 @@ const FIRST: u64 = 16;
 struct Link {
     connection: Connection,
     session: Session,
+    /// Answers that found no room in the connection. While there are any no request is taken.
     unsent: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
+    /// When the client last read, as long as something is unsent.
+    unread_since_ms: u64,
     /// Watches the process, once it is a client.
     pidfd: Option<OwnedFd>,
     awaited: Vec<(Ticket, u64)>,
+}
+
+/// Says the same thing once in a while, and how often it would have said it.
+#[derive(Default)]
+struct Complaint {
+    next_ms: u64,
+    nr_silenced: u64,
+}
+
+impl Complaint {
+    /// How often the complaint was held back since it was last made; `None` to hold this one back.
+    fn due(&mut self) -> Option<u64> {
+        let now_ms = clock::monotonic_ms();
+        if now_ms < self.next_ms {
+            self.nr_silenced += 1;
+            return None;
+        }
+        self.next_ms = now_ms + LOG_PAUSE_MS;
+        Some(std::mem::take(&mut self.nr_silenced))
+    }
 }
 
 /// The loop's own state.
@@ -49,13 +83,31 @@ pub(crate) struct Service {
     shared: Arc<Shared>,
     poller: Poller,
     listener: Option<Listener>,
+    /// Until when newcomers are not looked at.
+    listener_paused_ms: Option<u64>,
+    /// Given up for a moment to refuse a newcomer for whom there is no descriptor.
+    spare: Option<File>,
+    full: Complaint,
     links: HashMap<u64, Link>,
     next_link: u64,
+    /// The connection of each client that has one.
+    link_of: HashMap<ClientId, u64>,
     /// Connections in the order in which they came, and when, until they greeted or had their time.
     silent: VecDeque<(u64, u64)>,
+    /// Connections whose answers found no room, and since when.
+    unread: VecDeque<(u64, u64)>,
     /// Clients without a connection that are not known to be dead, and what watches them.
     adrift: Vec<(ClientId, Option<(u64, OwnedFd)>)>,
     buffer: Vec<u8>,
+}
+
+/// Stops the owner when the loop ends, however it does.
+struct StopAtEnd(Arc<Shared>);
+
+impl Drop for StopAtEnd {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
 }
 
 impl Service {
@@ -68,9 +120,14 @@ impl Service {
             shared,
             poller,
             listener: None,
+            listener_paused_ms: None,
+            spare: open_spare(),
+            full: Complaint::default(),
             links: HashMap::new(),
             next_link: 0,
+            link_of: HashMap::new(),
             silent: VecDeque::new(),
+            unread: VecDeque::new(),
             adrift: adrift.into_iter().map(|client| (client, None)).collect(),
             buffer: vec![0; MAX_MESSAGE_BYTES],
         })
@@ -78,10 +135,12 @@ impl Service {
 
     /// Runs until the owner stops.
     pub(crate) fn run(mut self) {
+        // Dropped before the connections are, so that who hears of their end finds the owner stopped.
+        let _stop = StopAtEnd(Arc::clone(&self.shared));
         let mut ready = Vec::new();
         while !self.shared.is_stopping() {
             if let Err(error) = self.poller.wait(self.timeout(), &mut ready) {
-                tracing::error!(%error, "the owner's loop cannot wait");
+                tracing::error!(%error, "the owner's loop cannot wait: the owner stops");
                 return;
             }
             for event in &ready {
@@ -89,33 +148,57 @@ impl Service {
             }
             self.find_dead_adrift();
             self.end_silent();
+            self.end_unread();
+            self.resume_listener();
             {
                 let mut state = self.shared.lock();
                 state.core.look_again();
                 state.core.consult_holder();
             }
+            self.populate();
             self.hand_out_answers();
         }
     }
 
     fn timeout(&self) -> Option<Duration> {
         let state = self.shared.lock();
-        if state.core.frames.has_backlog() {
+        if state.core.frames.has_backlog() || state.core.has_populations() {
             return Some(Duration::ZERO);
         }
-        let greeting = self.silent.front().map(|&(_, since_ms)| {
-            let due_ms = since_ms + GREETING_MS;
-            Duration::from_millis(due_ms.saturating_sub(clock::monotonic_ms()))
-        });
+        let now_ms = clock::monotonic_ms();
+        let until = |due_ms: u64| Duration::from_millis(due_ms.saturating_sub(now_ms));
         let is_watched = |(_, watch): &(ClientId, Option<_>)| watch.is_some();
-        if !state.core.is_draining() && self.adrift.iter().all(is_watched) {
-            return greeting;
+        let is_polling = state.core.is_draining() || !self.adrift.iter().all(is_watched);
+        [
+            self.silent.front().map(|&(_, since_ms)| until(since_ms + GREETING_MS)),
+            self.unread.front().map(|&(_, since_ms)| until(since_ms + UNREAD_MS)),
+            self.listener_paused_ms.map(until),
+            state.core.next_deadline_ms().filter(|_| is_polling).map(until),
+            is_polling.then_some(SLOW_POLL),
+            (!self.adrift.is_empty()).then_some(ADRIFT_POLL),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Takes the next step's worth of memory for a large file, while others may use the books.
+    fn populate(&mut self) {
+        let mut state = self.shared.lock();
+        let Some(step) = state.core.next_step() else { return };
+        let signs = state.core.signs_due();
+        drop(state);
+        let result = step.take();
+        self.shared.lock().core.step_taken(&step, result);
+        for ticket in signs {
+            let working = self.links.iter().find_map(|(&number, link)| {
+                let (_, request) = link.awaited.iter().find(|(awaited, _)| *awaited == ticket)?;
+                link.unsent.is_empty().then_some((number, *request))
+            });
+            if let Some((number, request)) = working {
+                self.react(number, answer(request, Reply::Working));
+            }
         }
-        let deadline = state
-            .core
-            .next_deadline_ms()
-            .map(|deadline| Duration::from_millis(deadline.saturating_sub(clock::monotonic_ms())));
-        Some([deadline, greeting].into_iter().flatten().fold(SLOW_POLL, Duration::min))
     }
 
     fn on_event(&mut self, event: &Ready) {
@@ -138,27 +221,70 @@ impl Service {
         }
     }
 
+    /// Looks at newcomers again after a pause.
+    fn resume_listener(&mut self) {
+        if self.listener_paused_ms.is_some_and(|until_ms| until_ms <= clock::monotonic_ms())
+            && let Some(listener) = &self.listener
+        {
+            match self.poller.add(listener.as_fd(), LISTENER, Interest::Read) {
+                Ok(()) => self.listener_paused_ms = None,
+                Err(error) => tracing::error!(%error, "the socket cannot be watched"),
+            }
+        }
+    }
+
     fn accept(&mut self) {
         let Some(listener) = &self.listener else { return };
-        let connection = match listener.accept() {
-            Ok(Some(connection)) => connection,
-            Ok(None) => return,
-            Err(error) => {
-                tracing::warn!(%error, "a connection cannot be taken");
-                if self.end_longest_silent() {
-                    return;
-                }
-                // The connection stays in the queue: do not spin on it.
-                std::thread::sleep(Duration::from_millis(5));
-                return;
-            }
-        };
-        if self.links.len() >= MAX_CONNECTIONS && !self.end_longest_silent() {
-            tracing::warn!(limit = MAX_CONNECTIONS, "too many connections; one is refused");
-            return;
+        match listener.accept() {
+            Ok(Some(connection)) => self.take_newcomer(connection),
+            Ok(None) => {}
+            Err(_) if self.end_longest_silent() => {}
+            Err(error) => self.refuse_without_descriptor(&error),
+        }
+    }
+
+    fn take_newcomer(&mut self, connection: Connection) {
+        let max_links = self.shared.lock().core.max_clients + MAX_NEWCOMERS;
+        if self.links.len() as u64 >= max_links && !self.end_longest_silent() {
+            return self.refuse(&connection);
         }
         if let Err(error) = self.add_link(connection) {
             tracing::warn!(%error, "a connection cannot be served");
+        }
+    }
+
+    /// Tells a newcomer that there is no room, before it says anything.
+    fn refuse(&mut self, connection: &Connection) {
+        let full = self.shared.lock().core.full();
+        if let Some(nr_silenced) = self.full.due() {
+            tracing::warn!(reason = %full, nr_silenced, "a newcomer is refused");
+        }
+        if let Ok(said) = wire::encode(&Greeting::Err(full)) {
+            // Who has gone meanwhile hears nothing.
+            drop(connection.send(&said, &[]));
+        }
+    }
+
+    /// Takes a newcomer by a descriptor that was kept for this, tells it that there is no room, and lets it
+    /// go. If even that fails it stays in the queue, and the loop looks away for a while.
+    fn refuse_without_descriptor(&mut self, error: &OsError) {
+        if self.spare.take().is_some()
+            && let Some(listener) = &self.listener
+            && let Ok(Some(connection)) = listener.accept()
+        {
+            self.refuse(&connection);
+            drop(connection);
+            self.spare = open_spare();
+            return;
+        }
+        self.spare = open_spare();
+        if let Some(nr_silenced) = self.full.due() {
+            tracing::warn!(%error, nr_silenced, "a connection cannot be taken");
+        }
+        if let Some(listener) = &self.listener
+            && self.poller.remove(listener.as_fd()).is_ok()
+        {
+            self.listener_paused_ms = Some(clock::monotonic_ms() + LISTENER_PAUSE_MS);
         }
     }
 
@@ -171,6 +297,7 @@ impl Service {
             connection,
             session: Session::Greeting,
             unsent: VecDeque::new(),
+            unread_since_ms: 0,
             pidfd: None,
             awaited: Vec::new(),
         };
@@ -198,8 +325,28 @@ impl Service {
         }
     }
 
-    /// Ends the connection that has been silent for longest, to make room for another: whoever only
-    /// connects keeps no client out. False when there is none.
+    /// Ends connections whose clients have not read their answers for a while.
+    fn end_unread(&mut self) {
+        let now_ms = clock::monotonic_ms();
+        while let Some(&(number, since_ms)) = self.unread.front() {
+            if now_ms < since_ms + UNREAD_MS {
+                return;
+            }
+            self.unread.pop_front();
+            let Some(link) = self.links.get(&number) else { continue };
+            if link.unsent.is_empty() {
+                continue;
+            }
+            if link.unread_since_ms > since_ms {
+                self.unread.push_back((number, link.unread_since_ms));
+                continue;
+            }
+            self.close(number, "it does not read its answers");
+        }
+    }
+
+    /// Ends the connection that has been silent longest, to make room for another: who only connects keeps
+    /// no client out. False if there is none.
     fn end_longest_silent(&mut self) -> bool {
         while let Some((number, _)) = self.silent.pop_front() {
             if self.is_silent(number) {
@@ -217,6 +364,13 @@ impl Service {
         if event.is_writable {
             self.flush(number);
         }
+        let Some(link) = self.links.get(&number) else { return };
+        if !link.unsent.is_empty() {
+            if event.is_hung_up || event.is_failed {
+                self.close(number, "the connection ended before its answers were read");
+            }
+            return;
+        }
         // One message a turn, so that a client that sends without pause does not shut others out.
         if event.is_readable || event.is_hung_up || event.is_failed {
             self.receive(number);
@@ -233,6 +387,7 @@ impl Service {
         };
         let message = &self.buffer[..received.len];
         let connection = &link.connection;
+        let has_room = link.awaited.len() < MAX_AWAITED;
         let mut state = self.shared.lock();
         let reaction = link.session.on_message(
             &mut state.core,
@@ -240,12 +395,13 @@ impl Service {
             || identify(connection),
             message,
             received.fds,
+            has_room,
         );
         let client = link.session.client();
         let pidfd = client.and_then(|client| state.core.pidfd_of(client));
         drop(state);
         if let Some(client) = client
-            && link.pidfd.is_none()
+            && self.link_of.insert(client, number) != Some(number)
         {
             self.adrift.retain(|(adrift, watch)| {
                 let is_another = *adrift != client;
@@ -279,6 +435,7 @@ impl Service {
                     link.awaited.push((ticket, request));
                 }
             }
+            Reaction::Forget(request) => self.forget_request(number, request),
             Reaction::Close(said, why) => {
                 if let Some(said) = said {
                     self.send(number, said, Vec::new());
@@ -288,30 +445,59 @@ impl Service {
         }
     }
 
-    fn send(&mut self, number: u64, bytes: Vec<u8>, fds: Vec<OwnedFd>) {
+    /// Calls off what a client no longer waits for.
+    fn forget_request(&mut self, number: u64, request: u64) {
         let Some(link) = self.links.get_mut(&number) else { return };
-        link.unsent.push_back((bytes, fds));
-        if link.unsent.len() > MAX_UNSENT {
-            return self.close(number, "it does not read its answers");
+        let place = link.awaited.iter().position(|&(_, awaited)| awaited == request);
+        if let Some(place) = place {
+            let (ticket, _) = link.awaited.swap_remove(place);
+            self.shared.lock().core.call_off(ticket);
         }
-        self.flush(number);
+    }
+
+    fn send(&mut self, number: u64, mut bytes: Vec<u8>, fds: Vec<OwnedFd>) {
+        let Some(link) = self.links.get_mut(&number) else { return };
+        // It may lie there for a while.
+        bytes.shrink_to_fit();
+        let was_empty = link.unsent.is_empty();
+        link.unsent.push_back((bytes, fds));
+        if was_empty {
+            link.unread_since_ms = clock::monotonic_ms();
+            self.flush(number);
+        }
     }
 
     fn flush(&mut self, number: u64) {
         let Some(link) = self.links.get_mut(&number) else { return };
-        let had_queue = link.unsent.len() > 1;
+        let (nr_before, since_ms) = (link.unsent.len(), link.unread_since_ms);
         while let Some((bytes, fds)) = link.unsent.front() {
             let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
             match link.connection.send(bytes, &fds) {
-                Ok(()) => drop(link.unsent.pop_front()),
+                Ok(()) => {
+                    link.unsent.pop_front();
+                    link.unread_since_ms = clock::monotonic_ms();
+                }
                 Err(TransferError::WouldBlock) => break,
                 Err(error) => return self.close(number, &error.to_string()),
             }
         }
-        let interest = if link.unsent.is_empty() { Interest::Read } else { Interest::ReadWrite };
-        if (had_queue || !link.unsent.is_empty())
-            && let Err(error) =
-                self.poller.modify(link.connection.as_fd(), FIRST + 2 * number, interest)
+        let interest = match link.unsent.is_empty() {
+            // The usual case: the first answer went out at once, and nothing changes.
+            true if nr_before == 1 && !self.unread.iter().any(|&(unread, _)| unread == number) => {
+                return;
+            }
+            true => {
+                link.unsent.shrink_to_fit();
+                self.unread.retain(|&(unread, _)| unread != number);
+                Interest::Read
+            }
+            false => Interest::Write,
+        };
+        if interest == Interest::Write && !self.unread.iter().any(|&(unread, _)| unread == number) {
+            self.unread.push_back((number, since_ms));
+        }
+        if let Err(error) =
+            self.poller.modify(link.connection.as_fd(), FIRST + 2 * number, interest)
         {
             tracing::warn!(%error, "a connection cannot be watched");
         }
@@ -331,10 +517,16 @@ impl Service {
     fn close(&mut self, number: u64, why: &str) {
         let Some(link) = self.links.remove(&number) else { return };
         self.forget(&link.connection);
+        if !link.awaited.is_empty() {
+            // Nobody is there any more to hear how it ends.
+            let mut state = self.shared.lock();
+            link.awaited.iter().for_each(|&(ticket, _)| state.core.call_off(ticket));
+        }
         let Some(client) = link.session.client() else {
             link.pidfd.iter().for_each(|pidfd| self.forget(pidfd));
             return;
         };
+        self.link_of.remove(&client);
         let mut state = self.shared.lock();
         let who = state.core.describe_client(client);
         if state.core.is_dead(client) {
@@ -343,6 +535,7 @@ impl Service {
             state.core.reap(client);
         } else {
             tracing::info!(client = %who, why, "client disconnected; its holds stand");
+            state.core.set_adrift(client);
             drop(state);
             let watch = link.pidfd.map(|pidfd| (FIRST + 2 * number + 1, pidfd));
             self.adrift.push((client, watch));
@@ -386,18 +579,20 @@ impl Service {
         for (ticket, reply) in answers {
             let awaiting = self.links.iter_mut().find_map(|(&number, link)| {
                 let place = link.awaited.iter().position(|&(awaited, _)| awaited == ticket)?;
-                Some((number, link.awaited.swap_remove(place).1))
+                Some((number, link.session.client()?, link.awaited.swap_remove(place).1))
             });
             match awaiting {
-                Some((number, request)) => remote.push((number, answer(request, reply))),
+                Some((number, client, request)) => {
+                    remote.push((number, tell(&mut state.core, client, request, reply)));
+                }
                 None => has_local |= state.answer_local(ticket, reply),
             }
         }
+        let cut_off = state.core.take_cut_off();
         let mut events = Vec::new();
         for (client, event) in state.core.take_events() {
-            let link = self.links.iter().find(|(_, link)| link.session.client() == Some(client));
-            match link {
-                Some((&number, _)) => events.push((number, event)),
+            match self.link_of.get(&client) {
+                Some(&number) => events.push((number, event)),
                 None => has_local |= state.tell_local(client, event),
             }
         }
@@ -405,12 +600,17 @@ impl Service {
         if has_local {
             self.shared.answered.notify_all();
         }
+        for client in cut_off {
+            if let Some(&number) = self.link_of.get(&client) {
+                self.close(number, "its ledger was cut short");
+            }
+        }
         for (number, reaction) in remote {
             self.react(number, reaction);
         }
         for (number, event) in events {
-            // Whoever reads nothing while it calls nothing must not lose its connection for it, as it
-            // would for answers: it is told no more, and can still ask its pins.
+            // Who reads nothing while it calls nothing must not lose its connection for it, as it would
+            // for answers: it hears no more, and can still ask its pins.
             if self.links.get(&number).is_some_and(|link| link.unsent.is_empty()) {
                 self.react(number, answer(EVENT_NUMBER, Reply::Event(event)));
             }
@@ -422,8 +622,14 @@ fn identify(connection: &Connection) -> Result<Identity, Error> {
     let peer = connection.peer()?;
     Ok(Identity {
         command: process::command_name(peer.pid).unwrap_or_else(|| "?".into()),
+        label: String::new(),
         pid: peer.pid,
         uid: peer.uid,
         pidfd: peer.pidfd,
     })
+}
+
+/// A descriptor for a moment in which there is no other.
+fn open_spare() -> Option<File> {
+    File::open("/dev/null").ok()
 }

@@ -21,6 +21,9 @@ use crate::owner::core::{Core, Outcome, Ticket};
 use crate::refusal::Refusal;
 use crate::wire::{self, Hello, Numbered, Reply, Request, VERSION, Welcome};
 
+/// Most requests of one client that wait at a time; it hears the others refused.
+pub(crate) const MAX_AWAITED: usize = 256;
+
 /// What the loop must do next for a connection.
 #[derive(Debug)]
 pub(crate) enum Reaction {
@@ -28,6 +31,8 @@ pub(crate) enum Reaction {
     Send(Vec<u8>, Vec<OwnedFd>),
     /// Send the answer to this ticket under this number, when it comes.
     Await(Ticket, u64),
+    /// Nobody waits for the answer of this number any more.
+    Forget(u64),
     /// Send this, if anything, and close; the text says why.
     Close(Option<Vec<u8>>, String),
 }
@@ -55,7 +60,8 @@ impl Session {
         }
     }
 
-    /// Takes one message. `identity` is asked for once, at the greeting.
+    /// Takes one message. `identity` is asked for once, at the greeting; `has_room` says whether a request
+    /// may wait.
     pub(crate) fn on_message(
         &mut self,
         core: &mut Core,
@@ -63,6 +69,7 @@ impl Session {
         identity: impl FnOnce() -> Result<Identity, Error>,
         message: &[u8],
         fds: Vec<OwnedFd>,
+        has_room: bool,
     ) -> Reaction {
         match *self {
             Self::Greeting => match self.greet(core, doorbell, identity, message, fds) {
@@ -73,7 +80,7 @@ impl Session {
                     Reaction::Close(said, why)
                 }
             },
-            Self::Attached(client) => self.serve(core, client, message, &fds),
+            Self::Attached(client) => self.serve(core, client, message, &fds, has_room),
             Self::Gone => Reaction::Close(None, "a message after Leave".into()),
         }
     }
@@ -91,7 +98,8 @@ impl Session {
             let why = format!("the client speaks version {}, the owner {VERSION}", hello.version);
             return Err(Refusal::Invalid { why }.into());
         }
-        let identity = identity()?;
+        let label = wire::clean_label(&hello.label);
+        let identity = Identity { label, ..identity()? };
         let (client, welcome, ledger) = match (hello.resume, fds.first()) {
             (None, None) => {
                 let (client, attachment) = core.attach(identity, hello.is_registered)?;
@@ -128,54 +136,107 @@ impl Session {
         client: ClientId,
         message: &[u8],
         fds: &[OwnedFd],
+        has_room: bool,
     ) -> Reaction {
         let request: Numbered<Request> = match wire::decode(message) {
             Ok(request) if fds.is_empty() => request,
             Ok(_) => return Reaction::Close(None, "a request with descriptors".into()),
             Err(error) => return Reaction::Close(None, error.to_string()),
         };
-        if matches!(request.body, Request::Leave) {
-            *self = Self::Gone;
+        match request.body {
+            Request::Leave => *self = Self::Gone,
+            Request::Forget(number) => return Reaction::Forget(number),
+            _ if !has_room && request.body.may_wait() => {
+                let refusal = Refusal::TooMuch {
+                    what: "requests of one client that wait; wait for some of them".into(),
+                    value: MAX_AWAITED as u64 + 1,
+                    limit: MAX_AWAITED as u64,
+                };
+                return answer(request.number, Reply::Refused(refusal));
+            }
+            _ => {}
         }
         match core.handle(client, request.body) {
-            Outcome::Answer(reply) => {
-                give_back_untellable(core, client, request.number, &reply);
-                answer(request.number, reply)
-            }
+            Outcome::Answer(reply) => tell(core, client, request.number, reply),
             Outcome::Later(ticket) => Reaction::Await(ticket, request.number),
         }
     }
 }
 
-/// Gives up drafts that the client will never hear of, because the answer that names them is too
-/// long for a message: its refusals may repeat long names.
+/// Encodes the answer to a client. What it reserves and cannot tell is given back.
+pub(crate) fn tell(core: &mut Core, client: ClientId, number: u64, reply: Reply) -> Reaction {
+    give_back_untellable(core, client, number, &reply);
+    answer(number, reply)
+}
+
+/// Gives up drafts and leases that the client will never hear of, because the answer that names them is
+/// too long for a message, however short its refusals: then it becomes a refusal, and nothing was done.
 fn give_back_untellable(core: &mut Core, client: ClientId, number: u64, reply: &Reply) {
-    let Reply::Created(drafts) = reply else { return };
-    if wire::encode(&Numbered { number, body: reply }).is_err() {
-        let ids = drafts.iter().flatten().map(|draft| draft.id).collect();
-        drop(core.handle(client, Request::Abort(ids)));
+    let (Reply::Created(_) | Reply::Leased { .. }) = reply else { return };
+    if encoded_short(number, reply.clone()).is_ok() {
+        return;
+    }
+    let back = match reply {
+        Reply::Created(drafts) => {
+            Request::Abort(drafts.iter().flatten().map(|draft| draft.id).collect())
+        }
+        Reply::Leased { grants, .. } => {
+            Request::ReleaseLeases(grants.iter().map(|grant| grant.lease).collect())
+        }
+        _ => return,
+    };
+    drop(core.handle(client, back));
+}
+
+/// Takes out of a reply that is too long for a message what it can do without, a step at a time: half of
+/// the holders, what commits say of life words (whose writers then ring a bell too many), and the ends
+/// of long names in refusals. Never what was done. False if there is nothing left to take.
+fn shorten(reply: &mut Reply) -> bool {
+    let halve = |holders: &mut Vec<_>| {
+        let is_long = holders.len() > 1;
+        holders.truncate(holders.len().div_ceil(2));
+        is_long
+    };
+    match reply {
+        Reply::Who(holders, is_cut) => {
+            *is_cut = true;
+            halve(holders)
+        }
+        Reply::Quarantined(holders) | Reply::Refused(Refusal::Held { holders, .. }) => {
+            halve(holders)
+        }
+        Reply::Committed(results) => {
+            let is_long = results.iter().flatten().any(|done| !done.life.is_empty());
+            results.iter_mut().flatten().for_each(|done| done.life.clear());
+            is_long | shorten_refusals(results)
+        }
+        Reply::Created(results) => shorten_refusals(results),
+        Reply::Unlinked(results) => shorten_refusals(results),
+        _ => false,
     }
 }
 
-/// Takes some of the holders out of a reply that names too many for one message.
-fn shorten(reply: &mut Reply) -> bool {
-    let holders = match reply {
-        Reply::Who(holders, is_cut) => {
-            *is_cut = true;
-            holders
-        }
-        Reply::Refused(Refusal::Held { holders, .. }) => holders,
-        _ => return false,
-    };
-    let half = holders.len() / 2;
-    holders.truncate(half);
-    half > 0
+fn shorten_refusals<T>(results: &mut [Result<T, Refusal>]) -> bool {
+    let mut is_long = false;
+    for refusal in results.iter_mut().filter_map(|result| result.as_mut().err()) {
+        is_long |= refusal.shorten();
+    }
+    is_long
 }
 
-/// Encodes a reply; one that does not fit names fewer holders, or becomes a refusal that says so.
-pub(crate) fn answer(number: u64, mut reply: Reply) -> Reaction {
-    while wire::encode(&Numbered { number, body: &reply }).is_err() && shorten(&mut reply) {}
-    let encoded = wire::encode(&Numbered { number, body: reply })
+fn encoded_short(number: u64, mut reply: Reply) -> Result<Vec<u8>, Error> {
+    loop {
+        let encoded = wire::encode(&Numbered { number, body: &reply });
+        if encoded.is_ok() || !shorten(&mut reply) {
+            return encoded;
+        }
+    }
+}
+
+/// Encodes a reply. One that does not fit becomes shorter; what then does not fit either is a refusal that
+/// says so.
+pub(crate) fn answer(number: u64, reply: Reply) -> Reaction {
+    let encoded = encoded_short(number, reply)
         .or_else(|error| wire::encode(&Numbered { number, body: Reply::Refused(error.into()) }));
     match encoded {
         Ok(bytes) => Reaction::Send(bytes, Vec::new()),

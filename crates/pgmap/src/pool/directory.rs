@@ -4,12 +4,12 @@
 //! through a link.
 
 use std::ffi::OsString;
-use std::fs::{self, File, FileType};
+use std::fs::{self, FileType};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use pgmap_os::{FileSystem, MemoryFile, OsError, file_lock};
+use pgmap_os::{FileSystem, MemoryFile, OsError, ParentFd, file_lock};
 
 use crate::error::Error;
 use crate::owner::catalog::header::is_unfinished;
@@ -27,12 +27,12 @@ const PROBE: &str = "probe.new";
 /// Enough to see whether a file system stores holes.
 const PROBE_BYTES: u64 = 1 << 20;
 
-/// A pool's directory, and the lock that says "this pool has an owner".
+/// A pool's directory, and the lock that says "this pool has an owner". A forked child does not keep it.
 #[derive(Debug)]
 pub(crate) struct Directory {
     path: PathBuf,
     /// Held for as long as the pool has an owner.
-    _lock: File,
+    lock: ParentFd,
 }
 
 impl Directory {
@@ -44,6 +44,11 @@ impl Directory {
             .create(path)
             .map_err(|error| os_error("create", path, error))?;
         Self::open(path)
+    }
+
+    /// Gives the lock back before its time.
+    pub(super) fn release(&self) -> std::io::Result<()> {
+        file_lock::unlock(&self.lock)
     }
 
     /// Takes the lock of the directory at `path`.
@@ -69,7 +74,7 @@ impl Directory {
         if metadata.mode() & 0o077 != 0 {
             lock.set_permissions(fs::Permissions::from_mode(0o600)).map_err(failed)?;
         }
-        Ok(Self { path: path.into(), _lock: lock })
+        Ok(Self { path: path.into(), lock: lock.into() })
     }
 
     pub(crate) fn path(&self) -> &Path {

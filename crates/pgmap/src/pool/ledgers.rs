@@ -54,7 +54,10 @@ impl Pool {
             (Some(ledgers), Some(path)) => self.make_ledger_in(&ledgers, client, &path)?,
             _ => {
                 let len = LedgerFile::new(&self.ledger_layout()).len_bytes;
-                MemoryFile::anonymous("pgmap-ledger", len, PageSize::Base)?
+                let file = MemoryFile::anonymous("pgmap-ledger", len, PageSize::Base)?;
+                // Its client writes it and must not take it from under the owner.
+                file.seal_size()?;
+                file
             }
         };
         let theirs = file.reopen_handle(Access::ReadWrite)?;

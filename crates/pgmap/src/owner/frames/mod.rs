@@ -250,6 +250,22 @@ impl PoolFrames {
         self.backing.ensure(extents.iter().map(|extent| extent.run))
     }
 
+    /// How many frames of `run` have no memory, or may have none.
+    pub(crate) fn missing_pages(&self, run: PfnRange) -> u64 {
+        self.backing.missing_pages(run)
+    }
+
+    /// Takes note that all of `run` has memory.
+    pub(crate) fn has_memory(&mut self, run: PfnRange) {
+        self.backing.has_memory(run);
+    }
+
+    /// All frames that are not free.
+    pub(crate) fn all_in_use(&self) -> SortedRuns {
+        let all = SortedRuns::covering(self.pool.nr_pages());
+        all.iter().flat_map(|run| self.folios.frames().without_free(run)).collect()
+    }
+
     /// Takes back what [`reserve`](Self::reserve) handed out, before anybody was told of it.
     pub(crate) fn give_back(&mut self, extents: &[Extent]) {
         extents.iter().for_each(|extent| self.folios.free(extent.run));

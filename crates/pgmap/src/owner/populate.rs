@@ -1,0 +1,153 @@
+//! Taking memory from the system for a large file in bounded steps, so that others are served meanwhile.
+//!
+//! The frames are reserved at once, and their draft is in the books; its answer comes when the memory is
+//! there. A step is taken without the books' lock: only the thread that runs the owner's loop takes them,
+//! and a frame whose draft is still in the books is freed, and its memory given back, by nobody.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use pgmap_mm::drain::ClientId;
+use pgmap_mm::index::FileId;
+use pgmap_mm::level::PAGE_BYTES;
+use pgmap_mm::pfn::PfnRange;
+use pgmap_os::{MemoryFile, OsError, clock};
+
+use crate::owner::core::{Core, Ticket};
+use crate::refusal::Refusal;
+use crate::wire::{Draft, Reply};
+
+/// Memory of one step, in frames: 4 MiB, which takes a few milliseconds.
+pub(crate) const STEP_PAGES: u64 = 1024;
+/// How often whoever waits hears that the owner is at work.
+const SIGN_MS: u64 = 500;
+
+/// A batch of files whose memory is not all there yet.
+#[derive(Debug)]
+pub(crate) struct Population {
+    ticket: Ticket,
+    client: ClientId,
+    /// The answer so far.
+    drafts: Vec<Result<Draft, Refusal>>,
+    /// Which of them lack memory: its place among them, its number, and the runs to be looked at, last
+    /// first.
+    todo: Vec<(usize, FileId, Vec<PfnRange>)>,
+    signed_ms: u64,
+}
+
+/// One step: what to ask the system for.
+#[derive(Debug)]
+pub(crate) struct Step {
+    data: Arc<MemoryFile>,
+    run: PfnRange,
+}
+
+impl Step {
+    /// Takes the memory. This is what takes long.
+    pub(crate) fn take(&self) -> Result<(), OsError> {
+        let Range { start, end } = self.run.byte_range();
+        self.data.reserve(start..end)
+    }
+}
+
+impl Core {
+    /// Answers later, when the drafts in `todo` have memory.
+    pub(crate) fn populate(
+        &mut self,
+        client: ClientId,
+        drafts: Vec<Result<Draft, Refusal>>,
+        todo: Vec<(usize, FileId, Vec<PfnRange>)>,
+    ) -> Ticket {
+        let ticket = self.new_ticket();
+        let signed_ms = clock::monotonic_ms();
+        self.populations.push_back(Population { ticket, client, drafts, todo, signed_ms });
+        ticket
+    }
+
+    /// Whether a step of a population is due.
+    pub(crate) fn has_populations(&self) -> bool {
+        !self.populations.is_empty()
+    }
+
+    /// Whether the answer to this ticket waits for memory.
+    pub(crate) fn is_populating(&self, ticket: Ticket) -> bool {
+        self.populations.iter().any(|population| population.ticket == ticket)
+    }
+
+    /// Whether a draft lacks memory; nobody was told of it.
+    pub(crate) fn lacks_memory(&self, id: FileId) -> bool {
+        self.populations.iter().flat_map(|p| &p.todo).any(|(_, lacking, _)| *lacking == id)
+    }
+
+    /// Those who wait and have not heard for a while that the owner is at work.
+    pub(crate) fn signs_due(&mut self) -> Vec<Ticket> {
+        let now_ms = clock::monotonic_ms();
+        let due = self.populations.iter_mut().filter(|p| now_ms >= p.signed_ms + SIGN_MS);
+        due.map(|population| {
+            population.signed_ms = now_ms;
+            population.ticket
+        })
+        .collect()
+    }
+
+    /// What to ask the system for next; a population that lacks nothing is answered.
+    pub(crate) fn next_step(&mut self) -> Option<Step> {
+        // Every turn takes something off a list.
+        while let Some(population) = self.populations.front_mut() {
+            let Some((_, id, runs)) = population.todo.last_mut() else {
+                if let Some(done) = self.populations.pop_front() {
+                    self.answers.push((done.ticket, Reply::Created(done.drafts)));
+                }
+                continue;
+            };
+            let is_wanted = self.drafts.get(id).is_some_and(|d| d.client == population.client);
+            let Some(run) = runs.pop().filter(|_| is_wanted) else {
+                population.todo.pop();
+                continue;
+            };
+            let unit = (self.pool.data.page_size().len_bytes() / PAGE_BYTES).max(STEP_PAGES);
+            let in_step = unit - run.start() % unit;
+            let Some(step) = run.sub_run(0, in_step.min(run.nr_pages())) else { continue };
+            runs.extend(run.without(step).1);
+            if self.frames.missing_pages(step) > 0 {
+                return Some(Step { data: Arc::clone(&self.pool.data), run: step });
+            }
+        }
+        None
+    }
+
+    /// Takes note of what became of a step.
+    pub(crate) fn step_taken(&mut self, step: &Step, result: Result<(), OsError>) {
+        let Some(population) = self.populations.front_mut() else { return };
+        let Some((place, id, _)) = population.todo.last() else { return };
+        let (place, id) = (*place, *id);
+        let holds = self.drafts.get(&id).is_some_and(|draft| {
+            draft.client == population.client
+                && draft.extents.iter().any(|extent| extent.run.overlaps(step.run))
+        });
+        if !holds {
+            // Its client died or left, and the frames may have gone through other hands since.
+            return;
+        }
+        match result {
+            Ok(()) => self.frames.has_memory(step.run),
+            Err(error) => {
+                population.drafts[place] = Err(Refusal::NoMemory { why: error.to_string() });
+                population.todo.pop();
+                if let Some(draft) = self.drafts.remove(&id) {
+                    // Nobody was told of these frames, so nobody holds them.
+                    self.frames.give_back(&draft.extents);
+                }
+            }
+        }
+    }
+
+    /// Gives up a population that nobody waits for any more, and all its drafts.
+    pub(crate) fn drop_population(&mut self, ticket: Ticket) {
+        let Some(place) = self.populations.iter().position(|p| p.ticket == ticket) else { return };
+        let Some(population) = self.populations.remove(place) else { return };
+        let ids: Vec<u64> = population.drafts.iter().flatten().map(|draft| draft.id).collect();
+        let given_up = ids.iter().filter_map(|&id| self.drafts.remove(&FileId(id))).collect();
+        self.retire_drafts(given_up);
+    }
+}
