@@ -37,10 +37,11 @@ pub mod wire;
 
 pub use client::failure::FailureReporter;
 pub use client::file::File;
+pub use client::options::{ConnectOptions, DEFAULT_DEADLINE};
 pub use client::pinned::{FilePin, Segment};
 pub use client::side::ProcessSide;
 pub use client::writer::FileWriter;
-pub use client::{Client, ConnectOptions, DEFAULT_DEADLINE, Replace};
+pub use client::{Client, Replace};
 pub use error::Error;
 pub use name::FileName;
 pub use owner::Owner;

@@ -10,23 +10,25 @@
 //! forget the request. What does not fit into the connection at that moment is *owed*: it goes out
 //! before the next call.
 
+mod greeting;
+
 use std::collections::{HashMap, VecDeque};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pgmap_mm::drain::ClientId;
 use pgmap_os::poll::wait_for;
-use pgmap_os::{Blocking, Connection, Doorbell, Interest, OsError, ParentFd, TransferError};
+use pgmap_os::{Connection, Doorbell, Interest, OsError, ParentFd, TransferError};
 
+use crate::client::link::greeting::{connect, greet};
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::owner::handle::{Handed, MAX_EVENTS, Shared};
-use crate::refusal::Refusal;
-use crate::wire::{
-    self, Event, Hello, MAX_MESSAGE_BYTES, Numbered, Reply, Request, VERSION, Welcome,
-};
+use crate::wire::{self, Event, Hello, MAX_MESSAGE_BYTES, Numbered, Reply, Request, VERSION};
+
+pub(super) use greeting::Trust;
 
 /// Descriptors that come with a welcome: data, vmemmap, index, doorbell, ledger.
 const NR_HANDED: usize = 5;
@@ -40,8 +42,6 @@ const EVENT_POLL: Duration = Duration::from_secs(1);
 const ROOM_POLL: Duration = Duration::from_millis(50);
 /// Most requests that wait for room in the connection. The owner learns the same from the client's end.
 const MAX_OWED: usize = 1024;
-/// The error number of a listener whose queue is full.
-const EAGAIN: i32 = 11;
 
 /// The way to the owner.
 #[derive(Debug)]
@@ -49,16 +49,7 @@ pub(super) enum Link {
     /// The owner is in this process.
     Embedded(Arc<Shared>),
     /// The owner listens at a socket.
-    Remote(Remote),
-}
-
-/// Whose process a client takes for the pool's owner.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Trust {
-    /// Whoever listens at the path.
-    Anybody,
-    /// A process of this user or of root.
-    OwnUser,
+    Remote(Box<Remote>),
 }
 
 /// A connection shared by the threads of a client: whichever waits reads for all.
@@ -640,83 +631,6 @@ impl Remote {
             .nth(NR_HANDED - 2)
             .ok_or_else(|| Error::Protocol { what: "a welcome without a doorbell".into() })?;
         Ok((connection, owner_pid, Doorbell::from_fd(doorbell)?))
-    }
-}
-
-/// A connection that never blocks, and who listens at `path`; nothing is said to anybody who is not
-/// trusted. A listener whose queue is full is asked again until the deadline.
-fn connect(path: &Path, trust: Trust, deadline: Deadline) -> Result<(Connection, i32), Error> {
-    loop {
-        match Connection::connect(path) {
-            Ok(connection) => {
-                if trust == Trust::OwnUser {
-                    connection.check_peer_user(path)?;
-                }
-                connection.set_blocking(Blocking::Never)?;
-                let owner_pid = connection.peer()?.pid;
-                return Ok((connection, owner_pid));
-            }
-            Err(error) if error.errno() == EAGAIN && !deadline.left().is_zero() => {
-                std::thread::sleep(RESTART_POLL.min(deadline.left()));
-            }
-            Err(error) if error.errno() == EAGAIN => return Err(timed_out(0, deadline)),
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-fn timed_out(owner_pid: i32, deadline: Deadline) -> Error {
-    let waited_ms = u64::try_from(deadline.timeout().as_millis()).unwrap_or(u64::MAX);
-    Error::TimedOut { call: "greeting", waited_ms, owner_pid }
-}
-
-fn greet(
-    connection: &Connection,
-    owner_pid: i32,
-    hello: &Hello,
-    shown: &[BorrowedFd<'_>],
-    deadline: Deadline,
-) -> Result<(Welcome, Vec<OwnedFd>), Error> {
-    let gone = |error: TransferError| Error::OwnerGone { why: error.to_string() };
-    let message = wire::encode(hello)?;
-    let mut buffer = vec![0; MAX_MESSAGE_BYTES];
-    let (mut is_said, mut is_closed) = (false, false);
-    loop {
-        if !is_said {
-            match connection.send(&message, shown) {
-                // An owner that is full answers without hearing, and hangs up: hear it all the same.
-                Ok(()) | Err(TransferError::Closed) => is_said = true,
-                Err(TransferError::WouldBlock) => {}
-                Err(error) => return Err(gone(error)),
-            }
-        }
-        match connection.recv(&mut buffer) {
-            Ok(received) if received.is_end() => {
-                return Err(Error::OwnerGone { why: "it closed the connection".into() });
-            }
-            Ok(received) => {
-                let welcome: Result<Welcome, Refusal> = wire::decode(&buffer[..received.len])?;
-                let welcome = welcome?;
-                if welcome.version != VERSION {
-                    let what = format!("version {}, this is {VERSION}", welcome.version);
-                    return Err(Error::Protocol { what });
-                }
-                return Ok((welcome, received.fds));
-            }
-            Err(TransferError::WouldBlock) => {}
-            // Reported once, before what it had said.
-            Err(TransferError::Closed) if !is_closed => {
-                is_closed = true;
-                continue;
-            }
-            Err(error) => return Err(gone(error)),
-        }
-        let left = deadline.left();
-        if left.is_zero() {
-            return Err(timed_out(owner_pid, deadline));
-        }
-        let interest = if is_said { Interest::Read } else { Interest::ReadWrite };
-        wait_for([(connection.as_fd(), interest)], left)?;
     }
 }
 

@@ -5,8 +5,10 @@ pub(crate) mod failure;
 pub(crate) mod file;
 pub(crate) mod lanes;
 pub(crate) mod link;
+pub(crate) mod options;
 pub(crate) mod pinned;
 pub(crate) mod side;
+mod upkeep;
 pub(crate) mod writer;
 
 use std::path::Path;
@@ -24,6 +26,7 @@ use pgmap_os::{Membarrier, MemoryFile, ParentFd, ReadMapping, WriteMapping};
 use crate::client::events::Events;
 use crate::client::file::File;
 use crate::client::link::{Link, Remote, Trust};
+use crate::client::options::{ConnectOptions, DEFAULT_DEADLINE, default_label};
 use crate::client::pinned::FilePin;
 use crate::client::side::ProcessSide;
 use crate::client::writer::FileWriter;
@@ -36,67 +39,13 @@ use crate::pool::LedgerFile;
 use crate::refusal::{Holder, Refusal};
 use crate::wire::{
     self, CreateSpec, Event, FileInfo, FolioSize, LeaseGrant, LeaseSpec, MAX_BATCH, MAX_LIST,
-    OnDeadline, PoolInfo, Reply, Request, Shape,
+    OnDeadline, PoolInfo, Reply, Request,
 };
 
 /// Attempts of an open or get while the owner changes the file under it.
 const MAX_ATTEMPTS: usize = 16;
-/// How long a call waits for the owner's answer if the client says nothing else.
-pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 /// How much longer than its own deadline a truncate or punch waits for the answer, at most.
 const CUT_GRACE: Duration = Duration::from_secs(2);
-
-/// How a client attaches.
-///
-/// ```
-/// use std::time::Duration;
-/// use pgmap::ConnectOptions;
-///
-/// let options = ConnectOptions::new().label("loader").deadline(Duration::from_secs(2));
-/// # drop(options);
-/// ```
-#[derive(Clone, Debug)]
-pub struct ConnectOptions {
-    label: Option<String>,
-    deadline: Duration,
-}
-
-impl Default for ConnectOptions {
-    fn default() -> Self {
-        Self { label: None, deadline: DEFAULT_DEADLINE }
-    }
-}
-
-impl ConnectOptions {
-    /// The process's name and number as the label, and [`DEFAULT_DEADLINE`].
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Says what the client is called where people ask who holds what. Of it
-    /// [`wire::MAX_LABEL_CHARS`](crate::wire::MAX_LABEL_CHARS) characters are kept, and those that
-    /// control a terminal are replaced.
-    #[must_use]
-    pub fn label(mut self, label: impl Into<String>) -> Self {
-        self.label = Some(label.into());
-        self
-    }
-
-    /// Says how long attaching, and each call after it, waits for the owner.
-    #[must_use]
-    pub const fn deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline;
-        self
-    }
-}
-
-/// What a process calls itself that was given no name.
-pub(crate) fn default_label() -> String {
-    let pid = std::process::id();
-    let command = i32::try_from(pid).ok().and_then(pgmap_os::process::command_name);
-    format!("{} (own pid {pid})", command.as_deref().unwrap_or("?"))
-}
 
 /// What a client has mapped and how it reaches its owner.
 #[derive(Debug)]
@@ -191,7 +140,7 @@ impl Client {
         let label = wire::clean_label(&label);
         let limit = options.deadline;
         let (remote, handed) = Remote::connect(path, trust, &label, is_registered, limit)?;
-        Self::assemble(handed, Link::Remote(remote), limit)
+        Self::assemble(handed, Link::Remote(Box::new(remote)), limit)
     }
 
     pub(crate) fn embedded(handed: Handed, shared: Arc<Shared>) -> Result<Self, Error> {
@@ -616,69 +565,6 @@ impl Client {
             Reply::Stat(info) => Ok(info),
             reply => Err(unexpected(&reply)),
         }
-    }
-
-    /// Says that the memory of frame `pfn` failed: its holders are told, pins of it taken later fail
-    /// with `EHWPOISON`, everything around it lives on.
-    ///
-    /// # Errors
-    /// [`Refusal::Invalid`] when there is no such frame or it has failed already.
-    pub fn memory_failure(&self, pfn: u64) -> Result<(), Error> {
-        self.done(Request::MemoryFailure(pfn))
-    }
-
-    /// Replaces the memory of a failed page of a file and fills it with `bytes`, 4096 of them.
-    ///
-    /// # Errors
-    /// [`Refusal::Invalid`] when the page at `offset` has not failed, [`Refusal::Held`] while somebody
-    /// still holds it.
-    pub fn clear_poison(
-        &self,
-        name: impl AsRef<[u8]>,
-        offset: u64,
-        bytes: &[u8],
-    ) -> Result<(), Error> {
-        let name = FileName::new(name)?;
-        self.done(Request::ClearPoison { name, offset, bytes: bytes.into() })
-    }
-
-    /// Splits the folio around a byte of a file, or merges the folios around it. Pins stand.
-    ///
-    /// # Errors
-    /// [`Refusal::Denied`] when the folios there cannot take that shape; it says why.
-    pub fn reshape(&self, name: impl AsRef<[u8]>, offset: u64, shape: Shape) -> Result<(), Error> {
-        let name = FileName::new(name)?;
-        self.done(Request::Reshape { name, offset, shape })
-    }
-
-    /// Replaces the memory of failed frames that no file has, and frees them.
-    ///
-    /// # Errors
-    /// [`Error::OwnerGone`].
-    pub fn repair_free(&self) -> Result<(), Error> {
-        self.done(Request::RepairFree)
-    }
-
-    /// Gives the memory behind free frames back to the system, which takes it again when they are
-    /// handed out. Returns how many bytes of memory came back. Pins of files are not concerned;
-    /// whoever registered the pool's memory with a device must register it again, as
-    /// [`detach_epoch`](Self::detach_epoch) tells.
-    ///
-    /// # Errors
-    /// [`Refusal::Internal`] if the memory cannot be given back, as on a device; [`Error::OwnerGone`].
-    pub fn trim(&self) -> Result<u64, Error> {
-        let (mut freed_bytes, mut next) = (0, Some(0));
-        while let Some(from_pfn) = next {
-            match self.call(Request::Trim { from_pfn })? {
-                Reply::Trimmed { freed_bytes: freed, next: after } => {
-                    freed_bytes += freed;
-                    // Never backwards, whatever an owner says.
-                    next = after.filter(|&after| after > from_pfn);
-                }
-                reply => return Err(unexpected(&reply)),
-            }
-        }
-        Ok(freed_bytes)
     }
 
     /// Describes every file, in the order of their names. Files that come and go meanwhile may or

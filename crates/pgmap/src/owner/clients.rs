@@ -48,7 +48,7 @@ impl Identity {
             pid,
             uid: rustix_uid(),
             command: process::command_name(pid).unwrap_or_default(),
-            label: crate::client::default_label(),
+            label: crate::client::options::default_label(),
             pidfd: None,
         }
     }

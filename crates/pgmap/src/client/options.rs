@@ -1,0 +1,58 @@
+//! How a client attaches: what it is called, and how long it waits for its owner.
+
+use std::time::Duration;
+
+/// How long a call waits for the owner's answer if the client says nothing else.
+pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How a client attaches.
+///
+/// ```
+/// use std::time::Duration;
+/// use pgmap::ConnectOptions;
+///
+/// let options = ConnectOptions::new().label("loader").deadline(Duration::from_secs(2));
+/// # drop(options);
+/// ```
+#[derive(Clone, Debug)]
+pub struct ConnectOptions {
+    pub(super) label: Option<String>,
+    pub(super) deadline: Duration,
+}
+
+impl Default for ConnectOptions {
+    fn default() -> Self {
+        Self { label: None, deadline: DEFAULT_DEADLINE }
+    }
+}
+
+impl ConnectOptions {
+    /// The process's name and number as the label, and [`DEFAULT_DEADLINE`].
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Says what the client is called where people ask who holds what. Of it
+    /// [`wire::MAX_LABEL_CHARS`](crate::wire::MAX_LABEL_CHARS) characters are kept, and those that
+    /// control a terminal are replaced.
+    #[must_use]
+    pub fn label(mut self, label: impl Into<String>) -> Self {
+        self.label = Some(label.into());
+        self
+    }
+
+    /// Says how long attaching, and each call after it, waits for the owner.
+    #[must_use]
+    pub const fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+}
+
+/// What a process calls itself that was given no name.
+pub(crate) fn default_label() -> String {
+    let pid = std::process::id();
+    let command = i32::try_from(pid).ok().and_then(pgmap_os::process::command_name);
+    format!("{} (own pid {pid})", command.as_deref().unwrap_or("?"))
+}
