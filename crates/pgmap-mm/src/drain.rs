@@ -24,6 +24,9 @@
 //! that can matter: a drain waits for exactly those and ignores later ones, and a client that
 //! keeps trying in vain cannot starve it.
 //!
+//! Many holds need not be looked at in one go: holds that the scan found only end, so a drain may be cut in
+//! parts, and its holds looked at a few at a time, in any order.
+//!
 //! A client that the heavy barrier did not reach may hold what the scan did not see. It counts as holding
 //! all of the drain until it is gone.
 //!
@@ -36,7 +39,7 @@ use std::collections::BTreeMap;
 
 use crate::barrier::{BarrierMode, HeavyBarrier, Reached};
 use crate::ledger::{Hold, LedgerReader};
-use crate::pfn::PfnRange;
+use crate::pfn::{Pfn, PfnRange};
 use crate::runs::SortedRuns;
 use crate::words::{ReadCounts, ReadWords};
 
@@ -57,13 +60,17 @@ pub struct Held {
 }
 
 /// Frames being taken out of use and the holds that are still in the way.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Drain {
     runs: SortedRuns,
     /// By first frame.
     held: Vec<Held>,
     /// Frames of the longest of them, or more.
     longest_pages: u64,
+    /// Holds looked at in the round that is under way.
+    nr_looked: usize,
+    /// Which of these have ended.
+    ended: Vec<usize>,
 }
 
 impl Drain {
@@ -96,7 +103,7 @@ impl Drain {
     fn of(runs: SortedRuns, mut held: Vec<Held>) -> Self {
         held.sort_by_key(|held| held.hold.run);
         let longest_pages = held.iter().map(|held| held.hold.run.nr_pages()).max().unwrap_or(0);
-        Self { runs, held, longest_pages }
+        Self { runs, held, longest_pages, nr_looked: 0, ended: Vec::new() }
     }
 
     /// Adds holds that no ledger says: those of a client whose ledger cannot be read.
@@ -118,18 +125,18 @@ impl Drain {
         &self.held
     }
 
-    /// The frames of this drain that each client holds: at most [`MAX_ASKS`] ranges for each client, so that
+    /// The frames of this drain that each client holds: at most `most` ranges for each client, so that
     /// who holds much is told little. Where a client's holds are in more pieces, ranges also cover frames
     /// between them, to whose holds an unneeded request does no harm.
     #[must_use]
-    pub fn asks(&self) -> BTreeMap<ClientId, Vec<PfnRange>> {
+    pub fn asks(&self, most: usize) -> BTreeMap<ClientId, Vec<PfnRange>> {
         let mut asks: BTreeMap<ClientId, Vec<PfnRange>> = BTreeMap::new();
         for Held { client, hold } in &self.held {
             asks.entry(*client).or_default().push(hold.run);
         }
         for ranges in asks.values_mut() {
             *ranges = self.runs.intersections(&SortedRuns::new(std::mem::take(ranges)));
-            let nr_joined = ranges.len().div_ceil(MAX_ASKS).max(1);
+            let nr_joined = ranges.len().div_ceil(most.max(1)).max(1);
             let around = |group: &[PfnRange]| match group {
                 [first, .., last] => PfnRange::new(first.start(), last.end() - first.start()),
                 _ => None,
@@ -153,7 +160,52 @@ impl Drain {
         let to = self.held.partition_point(|held| start_of(held) < end);
         let concerned = self.held[from..to.max(from)].iter().copied();
         let held = concerned.filter(|held| runs.overlaps(held.hold.run)).collect();
-        Self { runs, held, longest_pages: self.longest_pages }
+        Self { held, longest_pages: self.longest_pages, ..Self::of(runs, Vec::new()) }
+    }
+
+    /// This drain in parts of about `most` holds, each of which then waits on its own. `start_of` says where
+    /// the folio of a frame starts; holds of the same folio, and those that overlap, stay together.
+    #[must_use]
+    pub fn in_parts(self, most: usize, start_of: impl Fn(Pfn) -> u64) -> Vec<Self> {
+        if self.held.len() <= most {
+            return vec![self];
+        }
+        let (mut cuts, mut reach, mut first) = (Vec::new(), 0, 0);
+        for (place, held) in self.held.iter().enumerate() {
+            let run = held.hold.run;
+            if place - first >= most && run.start() >= reach {
+                let cut = start_of(run.first());
+                if cut >= reach {
+                    cuts.push((place, cut));
+                    first = place;
+                }
+            }
+            reach = reach.max(run.end());
+        }
+        if cuts.is_empty() {
+            return vec![self];
+        }
+        cuts.push((self.held.len(), u64::MAX));
+        let (mut held, mut runs) = (self.held.as_slice(), self.runs.iter());
+        let (mut rest, mut first) = (runs.next(), 0);
+        let part = |(place, cut): (usize, u64)| {
+            let mut below = Vec::new();
+            while let Some(run) = rest.filter(|run| run.start() < cut) {
+                let nr_below = run.nr_pages().min(cut - run.start());
+                below.extend(run.sub_run(0, nr_below));
+                rest = run.sub_run(nr_below, run.nr_pages() - nr_below).or_else(|| runs.next());
+            }
+            let (of_it, after) = held.split_at(place - first);
+            (held, first) = (after, place);
+            Self::of(SortedRuns::new(below), of_it.to_vec())
+        };
+        cuts.into_iter().map(part).collect()
+    }
+
+    /// This drain for `waiting`: what of its frames anybody holds.
+    #[must_use]
+    pub fn of_frames(self, waiting: SortedRuns) -> Self {
+        Self { runs: waiting, ..self }
     }
 
     /// Whether nobody holds any of the frames: they may be freed.
@@ -162,7 +214,7 @@ impl Drain {
         self.held.is_empty()
     }
 
-    /// Looks again at the holds in the way. `ledger_of` gives a client's ledger, or none when the
+    /// Looks again at the holds in the way. `ledger_of` gives a client's ledger, or `None` if the
     /// client is dead: then its holds are gone.
     pub fn look_again<'l, W, C>(
         &mut self,
@@ -171,10 +223,49 @@ impl Drain {
         W: ReadWords + 'l,
         C: ReadCounts + 'l,
     {
-        let runs = &self.runs;
-        self.held.retain(|held| {
-            ledger_of(held.client).is_some_and(|ledger| ledger.still_holds(&held.hold, runs))
-        });
+        (self.nr_looked, self.ended) = (0, Vec::new());
+        let _whole = self.look_on(usize::MAX, ledger_of);
+    }
+
+    /// As [`look_again`](Self::look_again), at `most` of them, from where the last look ended. Holds that
+    /// ended count as in the way until the round is finished: then it returns how many those are.
+    pub fn look_on<'l, W, C>(
+        &mut self,
+        most: usize,
+        ledger_of: impl Fn(ClientId) -> Option<&'l LedgerReader<W, C>>,
+    ) -> Option<usize>
+    where
+        W: ReadWords + 'l,
+        C: ReadCounts + 'l,
+    {
+        let still_holds = |held: &Held| {
+            let ledger = ledger_of(held.client);
+            ledger.is_some_and(|ledger| ledger.still_holds(&held.hold, &self.runs))
+        };
+        let left = self.held.iter().enumerate().skip(self.nr_looked).take(most);
+        let ended = left.filter(|(_, held)| !still_holds(held)).map(|(place, _)| place);
+        self.ended.extend(ended);
+        self.nr_looked = self.nr_looked.saturating_add(most);
+        if self.is_in_round() {
+            return None;
+        }
+        self.nr_looked = 0;
+        let mut ended = std::mem::take(&mut self.ended).into_iter().peekable();
+        let nr_ended = ended.len();
+        if nr_ended > 0 {
+            let mut place = 0;
+            self.held.retain(|_| {
+                place += 1;
+                ended.next_if_eq(&(place - 1)).is_none()
+            });
+        }
+        Some(nr_ended)
+    }
+
+    /// Whether some of the holds in the way were looked at, and others not yet.
+    #[must_use]
+    pub fn is_in_round(&self) -> bool {
+        0 < self.nr_looked && self.nr_looked < self.held.len()
     }
 }
 
@@ -232,10 +323,41 @@ mod tests {
     }
 
     #[test]
+    fn parts_have_each_hold_once_and_no_folio_or_hold_lies_in_two() {
+        let mut holds: Vec<(u64, PfnRange)> = (0..100).map(|n| (1, run(10 + 3 * n, 1))).collect();
+        holds.extend([(2, run(100, 64)), (2, run(230, 1)), (3, run(5, 8))]);
+        let runs = vec![run(8, 120), run(136, 100), run(240, 100)];
+        let frames = SortedRuns::new(runs.clone());
+        holds.retain(|&(_, run)| frames.overlaps(run));
+        let whole = drain(runs, &holds);
+        let parts = whole.clone().in_parts(10, |pfn| pfn.number() / 8 * 8);
+        assert!(parts.len() > 5, "{} parts", parts.len());
+        let held: Vec<Held> = parts.iter().flat_map(|part| part.held().to_vec()).collect();
+        assert_eq!(held, whole.held());
+        let frames: SortedRuns = parts.iter().flat_map(|part| part.runs().iter()).collect();
+        assert_eq!(frames, *whole.runs());
+        let mut before = 0;
+        for part in &parts {
+            let start = part.runs().iter().next().unwrap().start();
+            assert!(start >= before && start % 8 == 0, "a folio lies in two");
+            before = part.runs().iter().last().unwrap().end();
+            let others = parts.iter().filter(|other| !std::ptr::eq(*other, part));
+            for held in part.held() {
+                assert!(part.runs().overlaps(held.hold.run));
+                assert!(others.clone().all(|other| !other.runs().overlaps(held.hold.run)));
+            }
+        }
+        assert_eq!(whole.clone().in_parts(103, |pfn| pfn.number()).len(), 1);
+        let all_overlap: Vec<_> = (0..100).map(|n| (1, run(n, 100))).collect();
+        let parts = drain(vec![run(0, 200)], &all_overlap).in_parts(10, |pfn| pfn.number());
+        assert_eq!(parts.len(), 1);
+    }
+
+    #[test]
     fn each_client_is_asked_for_what_it_holds_in_a_few_ranges() {
         let mut holds = vec![(7, run(0, 300)), (8, run(5, 1)), (8, run(5, 1)), (8, run(6, 1))];
         holds.extend((0..1000).map(|n| (9, run(1000 + 3 * n, 1))));
-        let asks = drain(vec![run(2, 100), run(200, 5), run(1000, 3000)], &holds).asks();
+        let asks = drain(vec![run(2, 100), run(200, 5), run(1000, 3000)], &holds).asks(MAX_ASKS);
         assert_eq!(asks[&ClientId(7)], [run(2, 100), run(200, 5)]);
         assert_eq!(asks[&ClientId(8)], [run(5, 2)]);
         let many = &asks[&ClientId(9)];

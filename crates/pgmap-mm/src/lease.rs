@@ -242,11 +242,11 @@ impl LeaseTable {
         Ok(id)
     }
 
-    /// Asks every lease of `run` back and returns whom to tell. A lease that is recalled already is
+    /// Asks every lease of any of `runs` back and returns whom to tell. A lease that is recalled already is
     /// told again only when it has to hurry more; a lapsed one has no time left.
-    pub fn recall(&mut self, run: PfnRange, recall: Recall) -> Vec<Tell> {
+    pub fn recall(&mut self, runs: &SortedRuns, recall: Recall) -> Vec<Tell> {
         let mut tells = Vec::new();
-        for lease in self.leases.values_mut().filter(|lease| lease.run.overlaps(run)) {
+        for lease in self.leases.values_mut().filter(|lease| runs.overlaps(lease.run)) {
             let deadline_ms = match lease.state {
                 LeaseState::Held => recall.deadline_ms,
                 LeaseState::Lapsed => recall.asked_ms,
@@ -263,9 +263,9 @@ impl LeaseTable {
         tells
     }
 
-    /// Takes back recalls of `run` whose reason is gone: the truncate was given up.
-    pub fn call_off(&mut self, run: PfnRange) {
-        for lease in self.leases.values_mut().filter(|lease| lease.run.overlaps(run)) {
+    /// Takes back recalls of `runs` whose reason is gone: the truncate was given up.
+    pub fn call_off(&mut self, runs: &SortedRuns) {
+        for lease in self.leases.values_mut().filter(|lease| runs.overlaps(lease.run)) {
             if let LeaseState::Recalled(_) = lease.state {
                 lease.state = LeaseState::Held;
             }
@@ -403,6 +403,10 @@ mod tests {
         PfnRange::new(first, nr_pages).unwrap()
     }
 
+    fn runs(first: u64, nr_pages: u64) -> SortedRuns {
+        SortedRuns::new(vec![run(first, nr_pages)])
+    }
+
     fn recall(deadline_ms: u64, past_deadline: PastDeadline) -> Recall {
         Recall { asked_ms: 100, deadline_ms, past_deadline }
     }
@@ -412,10 +416,10 @@ mod tests {
         let mut table = LeaseTable::new();
         let a = table.grant(A, run(0, 512), Agent::Device, 0, None).unwrap();
         table.grant(B, run(512, 512), Agent::Cpu, 0, None).unwrap();
-        let told = table.recall(run(0, 100), recall(500, PastDeadline::Quarantine));
+        let told = table.recall(&runs(0, 100), recall(500, PastDeadline::Quarantine));
         assert_eq!(told, [Tell { id: a, client: A, run: run(0, 512), deadline_ms: 500 }]);
-        assert!(table.recall(run(0, 1), recall(600, PastDeadline::Quarantine)).is_empty());
-        assert_eq!(table.recall(run(0, 1), recall(400, PastDeadline::Quarantine)).len(), 1);
+        assert!(table.recall(&runs(0, 1), recall(600, PastDeadline::Quarantine)).is_empty());
+        assert_eq!(table.recall(&runs(0, 1), recall(400, PastDeadline::Quarantine)).len(), 1);
         assert_eq!(table.next_due_ms(), Some(400));
     }
 
@@ -424,7 +428,7 @@ mod tests {
         for choice in [PastDeadline::Quarantine, PastDeadline::FailTruncate] {
             let mut table = LeaseTable::new();
             let id = table.grant(A, run(0, 512), Agent::Device, 0, None).unwrap();
-            table.recall(run(0, 512), recall(500, choice));
+            table.recall(&runs(0, 512), recall(500, choice));
             assert!(table.expire(499).is_empty());
             let overdue = table.expire(500);
             match (choice, &overdue[..]) {
@@ -447,7 +451,7 @@ mod tests {
         table.grant(A, run(0, 1), Agent::Cpu, 0, Some(50)).unwrap();
         assert!(matches!(table.expire(50)[..], [Overdue::Lapsed(_)]));
         assert!(table.expire(60).is_empty());
-        let told = table.recall(run(0, 1), recall(500, PastDeadline::FailTruncate));
+        let told = table.recall(&runs(0, 1), recall(500, PastDeadline::FailTruncate));
         assert_eq!(told[0].deadline_ms, 100);
     }
 
@@ -459,7 +463,10 @@ mod tests {
         table.grant(B, run(2, 1), Agent::Cpu, 0, None).unwrap();
         let bequest = table.client_died(A);
         assert_eq!((bequest.ended.len(), bequest.orphaned.len(), table.len()), (1, 1, 2));
-        assert!(table.recall(run(0, 3), recall(1, PastDeadline::Quarantine)).len() == 1, "B only");
+        assert!(
+            table.recall(&runs(0, 3), recall(1, PastDeadline::Quarantine)).len() == 1,
+            "B only"
+        );
         assert_eq!(table.release(A, device), Err(LeaseError::NotYours { id: device }));
         assert_eq!(table.release_stranded(device).unwrap().run, run(1, 1));
         assert!(table.release_stranded(device).is_err());
@@ -469,10 +476,10 @@ mod tests {
     fn nobody_gets_a_lease_on_frames_that_are_wanted_back() {
         let mut table = LeaseTable::new();
         table.grant(A, run(0, 8), Agent::Cpu, 0, None).unwrap();
-        table.recall(run(0, 1), recall(500, PastDeadline::FailTruncate));
+        table.recall(&runs(0, 1), recall(500, PastDeadline::FailTruncate));
         let refused = table.grant(B, run(7, 1), Agent::Cpu, 0, None);
         assert_eq!(refused.map_err(|e| e.errno()), Err(errno::EBUSY));
-        table.call_off(run(0, 1));
+        table.call_off(&runs(0, 1));
         assert!(table.grant(B, run(7, 1), Agent::Cpu, 0, None).is_ok());
         assert!(table.grant(B, run(7, 1), Agent::Cpu, 9, Some(9)).is_err());
     }

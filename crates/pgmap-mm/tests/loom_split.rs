@@ -411,7 +411,8 @@ fn loom_a_recall_meets_the_last_unpin_and_the_release() {
         let recall =
             Recall { asked_ms: 0, deadline_ms: 10, past_deadline: PastDeadline::Quarantine };
         world.folios.change_healthy(extent.run, |word| word.in_state(FolioState::Dying));
-        let nr_told = table.lock().unwrap().recall(extent.run, recall).len();
+        let nr_told =
+            table.lock().unwrap().recall(&SortedRuns::new(vec![extent.run]), recall).len();
         let runs = SortedRuns::new(vec![extent.run]);
         let mut drain = Drain::start(runs.clone(), &PortableBarrier, [(id, &world.ledger)]);
         loop {

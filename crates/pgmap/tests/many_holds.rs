@@ -8,7 +8,12 @@ mod support;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use pgmap::{Client, Event, FilePin, FolioSize, Owner, Pool, PoolOptions};
+use pgmap::mm::ledger::{Agent, LANE_SLOTS, LedgerLayout, SlotWord};
+use pgmap::mm::pfn::PfnRange;
+use pgmap::mm::vmemmap::VmemmapLayout;
+use pgmap::os::{Connection, MemoryFile, WriteMapping};
+use pgmap::wire::{self, Hello, Welcome};
+use pgmap::{Client, Event, FilePin, FolioSize, Owner, Pool, PoolOptions, Refusal};
 
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
@@ -141,15 +146,11 @@ fn the_first_200_holders_cost_what_200_holders_cost() {
     assert!(many < 4 * few + Duration::from_millis(2), "{many:?} instead of {few:?}");
 }
 
-#[test]
-fn an_unlink_with_65536_holders_keeps_nobody_waiting() {
-    const NR_HOLDERS: u64 = 65_536;
-    let owner = owner(512 * MIB);
-    let (client, holder, third) =
-        (owner.client().unwrap(), owner.client().unwrap(), owner.client().unwrap());
+/// How long it takes to unlink `a`, and the longest that another call takes until all of it is free, which
+/// it is once `let_go` was called.
+fn unlink_beside_others(owner: &Owner, let_go: impl FnOnce()) -> (Duration, Duration) {
+    let (client, third) = (owner.client().unwrap(), owner.client().unwrap());
     make(&client, "other", 1);
-    make(&client, "a", NR_HOLDERS);
-    let pins = pin_pages(&holder, "a", NR_HOLDERS, NR_HOLDERS);
     let is_over = AtomicBool::new(false);
     let (took, longest) = std::thread::scope(|scope| {
         let asking = scope.spawn(|| {
@@ -160,15 +161,110 @@ fn an_unlink_with_65536_holders_keeps_nobody_waiting() {
             longest
         });
         let took = timed(1, || client.unlink("a").unwrap());
-        drop(pins);
-        support::wait_for_info(&owner, "the frames are free", |info| info.draining_bytes == 0);
+        let_go();
+        support::wait_for_info(owner, "the frames are free", |info| info.draining_bytes == 0);
         is_over.store(true, Ordering::Relaxed);
         (took, asking.join().unwrap())
     });
     println!("unlink: {took:?}; longest of another call until all was free: {longest:?}");
+    (took, longest)
+}
+
+#[test]
+fn an_unlink_with_65536_holders_keeps_nobody_waiting() {
+    const NR_HOLDERS: u64 = 65_536;
+    let owner = owner(512 * MIB);
+    let (client, holder) = (owner.client().unwrap(), owner.client().unwrap());
+    make(&client, "a", NR_HOLDERS);
+    let pins = pin_pages(&holder, "a", NR_HOLDERS, NR_HOLDERS);
+    let (took, longest) = unlink_beside_others(&owner, || drop(pins));
     // They were 2.6 s each while each holder was looked for among all events.
     assert!(took < Duration::from_millis(600), "{took:?}");
     assert!(longest < Duration::from_millis(600), "{longest:?}");
+}
+
+/// A ledger whose words its client wrote itself: `NR_FORGED` slots, the n-th of which holds `run_of(n)`.
+fn forge(owner: &Owner, run_of: impl Fn(u64) -> PfnRange) -> Forged {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("s");
+    owner.serve(&socket).unwrap();
+    let connection = Connection::connect(&socket).unwrap();
+    let hello = Hello {
+        version: wire::VERSION,
+        is_registered: false,
+        resume: None,
+        label: "a liar".into(),
+    };
+    connection.send(&wire::encode(&hello).unwrap(), &[]).unwrap();
+    let mut buffer = vec![0; wire::MAX_MESSAGE_BYTES];
+    let mut received = connection.recv(&mut buffer).unwrap();
+    let welcome: Result<Welcome, Refusal> = wire::decode(&buffer[..received.len]).unwrap();
+    let ledger = MemoryFile::from_fd(received.fds.pop().unwrap()).unwrap();
+    let layout = LedgerLayout::new(&VmemmapLayout::for_pages(welcome.unwrap().nr_pages).unwrap());
+    let [head, _, opened, _] = layout.always_used();
+    let (marks_start, slots_start) = (512, head.end as u64 - 512);
+    let mapping = WriteMapping::map(&ledger, 0, layout.nr_words() as u64 * 8).unwrap();
+    let put = |at: u64, word: u64| mapping.copy_in(at * 8, &word.to_le_bytes()).unwrap();
+    let nr_lanes = NR_FORGED / LANE_SLOTS as u64;
+    put(1, nr_lanes);
+    for lane in 0..nr_lanes {
+        put(marks_start + 4 * lane, 1 << 16);
+        put(marks_start + 4 * lane + 1, LANE_SLOTS as u64);
+    }
+    // Each block of 16 slots was opened.
+    (0..NR_FORGED / 16).for_each(|block| put(opened.start as u64 + block, 1));
+    for n in 0..NR_FORGED {
+        put(slots_start + n, SlotWord::new(run_of(n), Agent::Cpu).bits());
+    }
+    Forged { mapping, slots_start, _ledger: ledger, _connection: connection, _directory: directory }
+}
+
+const NR_FORGED: u64 = 262_144;
+
+struct Forged {
+    mapping: WriteMapping,
+    slots_start: u64,
+    _ledger: MemoryFile,
+    _connection: Connection,
+    _directory: tempfile::TempDir,
+}
+
+impl Forged {
+    fn empty(&self, n: u64) {
+        self.mapping.copy_in((self.slots_start + n) * 8, &[0; 8]).unwrap();
+    }
+}
+
+/// An owner with a file of 2 GiB, which only a forged ledger holds, is unlinked beside others.
+fn unlink_with_forged(run_of: impl Fn(u64, u64) -> PfnRange) {
+    const NR_PAGES: u64 = 2 * NR_FORGED;
+    let owner = owner((NR_PAGES * PAGE).next_multiple_of(MIB) + 64 * MIB);
+    let client = owner.client().unwrap();
+    make(&client, "a", NR_PAGES);
+    let pins = pin_pages(&client, "a", 1, 1);
+    let first = client.who(Some(b"a")).unwrap().0[0].first_pfn;
+    drop(pins);
+    let forged = forge(&owner, |n| run_of(first, n));
+    let (held, is_cut) = client.who(Some(b"a")).unwrap();
+    assert_eq!((held.len(), is_cut), (200, true));
+    let (took, longest) = unlink_beside_others(&owner, || {
+        // Those of the first half end one by one, then the client goes.
+        (0..NR_FORGED / 2).for_each(|n| forged.empty(n));
+        drop(forged);
+    });
+    // It was 114 s.
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert!(longest < Duration::from_secs(1), "{longest:?}");
+}
+
+#[test]
+fn an_unlink_with_262144_forged_holds_keeps_nobody_waiting() {
+    let run = |first, nr_pages| PfnRange::new(first, nr_pages).unwrap();
+    // Every other frame, in a row, from the last to the first, and such that all overlap.
+    unlink_with_forged(|first, n| run(first + 2 * n, 1));
+    unlink_with_forged(|first, n| run(first + n, 1));
+    unlink_with_forged(|first, n| run(first + 2 * (NR_FORGED - 1 - n), 1));
+    unlink_with_forged(|first, n| run(first + n, NR_FORGED));
 }
 
 #[test]

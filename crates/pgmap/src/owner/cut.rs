@@ -3,6 +3,7 @@
 //! A folio of which only a part goes is split first, so that a pin of the part that stays is never in
 //! the way (Linux waits for the whole entry: fs/dax.c, dax_busy_page; semantics scenario 53).
 
+use pgmap_mm::drain::MAX_ASKS;
 use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::pfn::PfnRange;
 use pgmap_os::clock;
@@ -134,12 +135,13 @@ impl Core {
         self.relist(&name, &after)?;
         self.files.insert(name.clone(), after);
         let drain = self.start_drain(cut.off.iter().copied().collect());
-        self.ask_holders(&drain, Some(wait_ms), on_deadline);
+        self.ask_holders(&drain, MAX_ASKS, Some(wait_ms), on_deadline);
         let ticket = self.new_ticket();
         let started_ms = clock::monotonic_ms();
         let deadline_ms = started_ms.saturating_add(wait_ms);
         let cut = Cut { ticket, name, deadline_ms, on_deadline, pages, before, frames: cut };
-        self.drains.push(PendingDrain { drain, started_ms, purpose: Purpose::Cut(cut) });
+        let purpose = Purpose::Cut(cut);
+        self.drains.push_front(PendingDrain { drain, started_ms, purpose, unasked: None });
         self.look_again();
         let answered = self.answers.iter().position(|&(answered, _)| answered == ticket);
         Ok(match answered {
@@ -200,9 +202,7 @@ impl Core {
         if cut.on_deadline == OnDeadline::Quarantine {
             return self.quarantine_cut(pending, cut, holders);
         }
-        for run in pending.drain.runs().iter() {
-            self.leases.call_off(run);
-        }
+        self.leases.call_off(pending.drain.runs());
         self.restore(cut);
         let refusal = Refusal::Held { name: cut.name.to_string(), holders, waited_ms };
         self.answers.push((cut.ticket, Reply::Refused(refusal)));
@@ -218,7 +218,7 @@ impl Core {
         }
         let purpose = Purpose::FreeQuarantined;
         let (drain, started_ms) = (pending.drain.clone(), pending.started_ms);
-        self.continue_free(PendingDrain { drain, started_ms, purpose });
+        self.continue_free(PendingDrain { drain, started_ms, purpose, unasked: None });
         self.answers.push((cut.ticket, Reply::Quarantined(holders)));
     }
 

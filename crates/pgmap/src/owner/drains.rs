@@ -1,6 +1,6 @@
 //! Drains: frames on their way out of use, and those that wait for their last holder.
 
-use pgmap_mm::drain::Drain;
+use pgmap_mm::drain::{Drain, MAX_ASKS};
 use pgmap_mm::holder::DrainReason;
 use pgmap_mm::lease::PastDeadline;
 use pgmap_mm::pfn::PfnRange;
@@ -15,12 +15,18 @@ use crate::owner::pagemaps::Unplug;
 use crate::refusal::Refusal;
 use crate::wire::{Event, OnDeadline, Reply};
 
+/// Most holds that one step looks at again, and about as many are in the way of one drain of frames that
+/// are only to be freed: well below a millisecond.
+pub(crate) const STEP_HOLDS: usize = 2048;
+
 /// Frames that wait for their holders.
 #[derive(Debug)]
 pub(crate) struct PendingDrain {
     pub drain: Drain,
     pub started_ms: u64,
     pub purpose: Purpose,
+    /// In how many ranges each holder is to be asked for the frames; `None` once they were.
+    pub unasked: Option<usize>,
 }
 
 /// What happens when nobody holds the frames any more.
@@ -64,23 +70,39 @@ impl Core {
         if all.is_empty() {
             return;
         }
-        let drain = self.scan_for(all);
+        let mut drain = self.scan_for(all);
+        let is_one = batch.len() == 1;
         for runs in batch {
-            let mut drain = drain.part(runs);
-            let held: Vec<PfnRange> = drain.held().iter().map(|held| held.hold.run).collect();
-            let (idle, waiting) = self.split_by_holds(drain.runs(), &held);
-            for run in idle {
-                self.frames.release(run);
+            let drain = if is_one { std::mem::take(&mut drain) } else { drain.part(runs) };
+            let parts = self.in_steps(drain);
+            let most_asks = (MAX_ASKS / parts.len().max(1)).max(1);
+            let started_ms = clock::monotonic_ms();
+            let pending = |drain| PendingDrain {
+                drain,
+                started_ms,
+                purpose: Purpose::Free,
+                unasked: Some(most_asks),
+            };
+            let mut parts = parts.into_iter().map(pending);
+            // Most files have few holders. The parts of one with many wait each for its step.
+            if let Some(first) = parts.next() {
+                self.continue_free(first);
             }
-            if !waiting.is_empty() {
-                waiting.iter().for_each(|run| self.frames.mark_held(run));
-                drain = drain.part(waiting);
-                self.ask_holders(&drain, None, OnDeadline::Fail);
-                let started_ms = clock::monotonic_ms();
-                self.drains.push(PendingDrain { drain, started_ms, purpose: Purpose::Free });
+            if parts.len() > 0 {
+                self.drains.extend(parts);
+                self.nr_to_look_at = self.drains.len();
             }
         }
         self.reclaim_some();
+    }
+
+    /// A drain in parts that a step can look at.
+    fn in_steps(&self, drain: Drain) -> Vec<Drain> {
+        drain.in_parts(STEP_HOLDS, |pfn| {
+            let folio =
+                PfnRange::new(pfn.number(), 1).and_then(|one| self.frames.whole_folios(one));
+            folio.map_or(pfn.number(), PfnRange::start)
+        })
     }
 
     /// Retires all of `runs` and scans for their holders.
@@ -98,10 +120,11 @@ impl Core {
         drain
     }
 
-    /// Tells each client that is in the way that its frames are wanted back (T14).
+    /// Asks each client that is in the way for its frames, in at most `most_asks` ranges (T14).
     pub(crate) fn ask_holders(
         &mut self,
         drain: &Drain,
+        most_asks: usize,
         deadline_ms: Option<u64>,
         on_deadline: OnDeadline,
     ) {
@@ -112,7 +135,7 @@ impl Core {
             OnDeadline::Fail => PastDeadline::FailTruncate,
             OnDeadline::Quarantine => PastDeadline::Quarantine,
         };
-        self.recall_leases(drain, deadline_ms, past_deadline);
+        self.recall_leases(drain.runs(), deadline_ms, past_deadline);
         let reason =
             if deadline_ms.is_some() { DrainReason::Truncate } else { DrainReason::Unlink };
         let until_ms =
@@ -123,7 +146,7 @@ impl Core {
         // Only what is cut still is a file's.
         let cut_run = deadline_ms.and_then(|_| drain.runs().iter().next());
         let file = cut_run.and_then(|run| self.file_of(run));
-        for (client, ranges) in drain.asks() {
+        for (client, ranges) in drain.asks(most_asks) {
             self.events.extend(ranges.into_iter().map(|run| {
                 let (first_pfn, nr_pages) = (run.start(), run.nr_pages());
                 (client, Event::WantedBack { file: file.clone(), first_pfn, nr_pages, deadline_ms })
@@ -145,32 +168,42 @@ impl Core {
         }
     }
 
-    /// Looks at every waiting drain again: after the doorbell, a death, or a while. Frees a step's worth
-    /// of what is idle.
+    /// Looks at the waiting drains again: after the doorbell, a death, or a while. That is a step's worth;
+    /// [`look_on`](Self::look_on) does the rest.
     pub fn look_again(&mut self) {
+        // What the step under way has seen of the first one is seen again.
+        let in_round = self.drains.front().is_some_and(|first| first.drain.is_in_round());
+        self.nr_to_look_at = self.drains.len() + usize::from(in_round);
+        self.look_on();
+    }
+
+    /// Whether drains are left to look at in further steps.
+    #[must_use]
+    pub const fn is_looking(&self) -> bool {
+        self.nr_to_look_at > 0
+    }
+
+    /// Looks at a step's worth of what is left to look at. Frees a step's worth of what is idle.
+    pub fn look_on(&mut self) {
         self.expire_leases();
-        for mut pending in std::mem::take(&mut self.drains) {
+        let mut left = STEP_HOLDS;
+        while left > 0 && self.is_looking() {
+            let Some(mut pending) = self.drains.pop_front() else { break };
             let nr_held = pending.drain.held().len();
             let clients = &self.clients;
-            pending.drain.look_again(|id| clients.get(&id).map(|client| &client.ledger));
-            let is_idle = pending.drain.is_idle();
-            match &pending.purpose {
-                Purpose::Free | Purpose::FreeQuarantined
-                    if pending.drain.held().len() == nr_held =>
-                {
-                    self.drains.push(pending);
+            let looked =
+                pending.drain.look_on(left, |id| clients.get(&id).map(|client| &client.ledger));
+            left = left.saturating_sub(nr_held.max(1));
+            match looked {
+                None => self.drains.push_front(pending),
+                Some(nr_ended) => {
+                    self.nr_to_look_at -= 1;
+                    self.on_looked(pending, nr_ended);
                 }
-                Purpose::Free | Purpose::FreeQuarantined => self.continue_free(pending),
-                Purpose::Cut(cut) if is_idle => self.finish_cut(&pending, cut),
-                Purpose::Cut(cut) if cut.deadline_ms <= clock::monotonic_ms() => {
-                    self.give_up_cut(&pending, cut);
-                }
-                Purpose::Unplug(unplug) if is_idle => self.finish_unplug(unplug),
-                Purpose::Unplug(unplug) if unplug.deadline_ms <= clock::monotonic_ms() => {
-                    self.give_up_unplug(&pending, unplug);
-                }
-                Purpose::Cut(_) | Purpose::Unplug(_) => self.drains.push(pending),
             }
+        }
+        if self.drains.is_empty() {
+            self.nr_to_look_at = 0;
         }
         self.find_lost_ledgers();
         self.reclaim_some();
@@ -185,7 +218,8 @@ impl Core {
             Purpose::Free | Purpose::FreeQuarantined | Purpose::Unplug(_) => false,
         };
         let Some(place) = self.drains.iter().position(is_its) else { return };
-        let mut pending = self.drains.swap_remove(place);
+        let Some(mut pending) = self.drains.remove(place) else { return };
+        self.nr_to_look_at -= usize::from(place < self.nr_to_look_at);
         if let Purpose::Cut(cut) = &mut pending.purpose {
             // Whatever its deadline would have done.
             cut.on_deadline = OnDeadline::Fail;
@@ -214,16 +248,45 @@ impl Core {
         Ok(Reply::Done)
     }
 
-    pub(crate) fn continue_free(&mut self, mut pending: PendingDrain) {
-        let held: Vec<PfnRange> = pending.drain.held().iter().map(|held| held.hold.run).collect();
-        let (idle, waiting) = self.split_by_holds(pending.drain.runs(), &held);
+    /// All holds of `pending` were looked at, and so many have ended.
+    fn on_looked(&mut self, pending: PendingDrain, nr_ended: usize) {
+        let is_idle = pending.drain.is_idle();
+        match &pending.purpose {
+            Purpose::Free | Purpose::FreeQuarantined
+                if nr_ended == 0 && pending.unasked.is_none() =>
+            {
+                self.drains.push_back(pending);
+            }
+            Purpose::Free | Purpose::FreeQuarantined => self.continue_free(pending),
+            Purpose::Cut(cut) if is_idle => self.finish_cut(&pending, cut),
+            Purpose::Cut(cut) if cut.deadline_ms <= clock::monotonic_ms() => {
+                self.give_up_cut(&pending, cut);
+            }
+            Purpose::Unplug(unplug) if is_idle => self.finish_unplug(unplug),
+            Purpose::Unplug(unplug) if unplug.deadline_ms <= clock::monotonic_ms() => {
+                self.give_up_unplug(&pending, unplug);
+            }
+            Purpose::Cut(_) | Purpose::Unplug(_) => self.drains.push_back(pending),
+        }
+    }
+
+    /// Frees what nobody holds any more of what waits to be freed, and asks the holders of the rest for it
+    /// if they were not asked before.
+    pub(crate) fn continue_free(&mut self, pending: PendingDrain) {
+        let (idle, waiting) = self.split_by_holds(&pending.drain);
         for run in idle {
             self.frames.release(run);
         }
-        if !waiting.is_empty() {
-            pending.drain = pending.drain.part(waiting);
-            self.drains.push(pending);
+        if waiting.is_empty() {
+            return;
         }
+        let PendingDrain { drain, started_ms, purpose, unasked } = pending;
+        let drain = drain.of_frames(waiting);
+        if let Some(most_asks) = unasked {
+            drain.runs().iter().for_each(|run| self.frames.mark_held(run));
+            self.ask_holders(&drain, most_asks, None, OnDeadline::Fail);
+        }
+        self.drains.push_back(PendingDrain { drain, started_ms, purpose, unasked: None });
     }
 
     /// Frames that are out of use after a deadline, or for good.

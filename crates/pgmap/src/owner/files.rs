@@ -1,5 +1,7 @@
 //! Files: create, commit, abort, unlink, rename.
 
+use std::collections::HashSet;
+
 use pgmap_mm::admission::{HolderStance, publish_flags};
 use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
 use pgmap_mm::drain::ClientId;
@@ -151,6 +153,9 @@ impl Core {
         let reserved = match self.frames.reserve(pages, sizing, stamp) {
             Err(_) if self.is_draining() => {
                 self.look_again();
+                while self.is_looking() {
+                    self.look_on();
+                }
                 self.frames.reserve(pages, sizing, stamp)
             }
             result => result,
@@ -196,12 +201,20 @@ impl Core {
         checked_batch(ids.len())?;
         let mut results: Vec<Result<Committed, Refusal>> = Vec::with_capacity(ids.len());
         let mut ready: Vec<(usize, FileId)> = Vec::new();
+        let (mut seen, mut names) = (HashSet::new(), HashSet::new());
         let mut slots = 0;
         for (place, &id) in ids.iter().enumerate() {
-            let verdict = self.may_commit(client, FileId(id), &ready, &mut slots);
-            if verdict.is_ok() {
-                ready.push((place, FileId(id)));
-            }
+            let id = FileId(id);
+            let draft = self.drafts.get(&id).filter(|draft| draft.client == client);
+            let draft = draft.filter(|_| !self.lacks_memory(id) && !seen.contains(&id));
+            let draft = draft.ok_or(Refusal::NoDraft { id: id.0, why: String::new() });
+            let verdict = draft.and_then(|draft| {
+                self.may_commit(draft, names.contains(&draft.name), &mut slots)?;
+                seen.insert(id);
+                names.insert(&draft.name);
+                ready.push((place, id));
+                Ok(())
+            });
             results.push(verdict.map(|()| Committed { life: Vec::new() }));
         }
         ready.retain(|(place, id)| {
@@ -221,27 +234,17 @@ impl Core {
         Ok(Reply::Committed(results))
     }
 
+    /// Whether `draft` may get its name, which others of the batch may have been given already.
     fn may_commit(
         &self,
-        client: ClientId,
-        id: FileId,
-        ready: &[(usize, FileId)],
+        draft: &DraftRecord,
+        is_named_twice: bool,
         slots: &mut usize,
     ) -> Result<(), Refusal> {
-        let draft = self
-            .drafts
-            .get(&id)
-            .filter(|draft| draft.client == client)
-            .filter(|_| !self.lacks_memory(id))
-            .filter(|_| !ready.iter().any(|&(_, other)| other == id))
-            .ok_or(Refusal::NoDraft { id: id.0, why: String::new() })?;
         if Self::is_damaged(&draft.extents) {
             return Err(Refusal::Poisoned { name: draft.name.to_string() });
         }
         self.check_name_free(&draft.name, draft.replace)?;
-        let is_named_twice = ready
-            .iter()
-            .any(|(_, other)| self.drafts.get(other).is_some_and(|other| other.name == draft.name));
         if is_named_twice {
             return Err(Refusal::Exists { name: draft.name.to_string() });
         }
@@ -329,13 +332,14 @@ impl Core {
     pub(crate) fn unlink(&mut self, names: &[FileName]) -> Result<Reply, Refusal> {
         checked_batch(names.len())?;
         let mut results = Vec::with_capacity(names.len());
-        let mut going: Vec<&FileName> = Vec::new();
+        let (mut going, mut seen) = (Vec::new(), HashSet::new());
         for name in names {
             let verdict = match self.files.get(name) {
-                Some(file) if !going.contains(&name) => file_idle(name, file),
+                Some(file) if !seen.contains(name) => file_idle(name, file),
                 _ => Err(Refusal::NotFound { name: name.to_string() }),
             };
             if verdict.is_ok() {
+                seen.insert(name);
                 going.push(name);
             }
             results.push(verdict);

@@ -5,7 +5,7 @@
 //! hold, and it outlives the owner that granted it.
 
 use pgmap_mm::admission::{self, Admission, Denied, Ground, HolderStance};
-use pgmap_mm::drain::{ClientId, Drain};
+use pgmap_mm::drain::ClientId;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::holder::{HolderAnswer, Question, QuestionId, Requester, Verdict};
 use pgmap_mm::index::FileId;
@@ -14,6 +14,7 @@ use pgmap_mm::ledger::Agent;
 use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::prot::Access;
+use pgmap_mm::runs::SortedRuns;
 use pgmap_os::clock;
 
 use crate::owner::core::{Core, Outcome, Ticket};
@@ -183,27 +184,24 @@ impl Core {
         Reply::Done
     }
 
-    /// Asks the clients that lease any of a drain's frames to give them back.
+    /// Asks the clients that lease any of `runs` to give them back.
     pub(crate) fn recall_leases(
         &mut self,
-        drain: &Drain,
+        runs: &SortedRuns,
         wait_ms: Option<u64>,
         past_deadline: PastDeadline,
     ) {
         let now_ms = clock::monotonic_ms();
         let deadline_ms = wait_ms.map_or(u64::MAX, |wait_ms| now_ms.saturating_add(wait_ms));
         let recall = Recall { asked_ms: now_ms, deadline_ms, past_deadline };
-        let runs: Vec<PfnRange> = drain.runs().iter().collect();
-        for run in runs {
-            for tell in self.leases.recall(run, recall) {
-                let event = Event::LeaseRecalled {
-                    lease: tell.id.0,
-                    first_pfn: tell.run.start(),
-                    nr_pages: tell.run.nr_pages(),
-                    deadline_ms: wait_ms,
-                };
-                self.events.push((tell.client, event));
-            }
+        for tell in self.leases.recall(runs, recall) {
+            let event = Event::LeaseRecalled {
+                lease: tell.id.0,
+                first_pfn: tell.run.start(),
+                nr_pages: tell.run.nr_pages(),
+                deadline_ms: wait_ms,
+            };
+            self.events.push((tell.client, event));
         }
     }
 

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pgmap_mm::descriptor::{Descriptor, FolioState};
+use pgmap_mm::drain::MAX_ASKS;
 use pgmap_mm::holder::DrainReason;
 use pgmap_mm::index::FileId;
 use pgmap_mm::level::Level;
@@ -165,12 +166,12 @@ impl Core {
         }
         let runs = self.devices.get(&id).map(|device| device.runs.clone()).ok_or_else(absent)?;
         let drain = self.start_drain(runs);
-        self.ask_holders(&drain, Some(wait_ms), OnDeadline::Fail);
+        self.ask_holders(&drain, MAX_ASKS, Some(wait_ms), OnDeadline::Fail);
         let ticket = self.new_ticket();
         let started_ms = clock::monotonic_ms();
         let deadline_ms = started_ms.saturating_add(wait_ms);
         let purpose = Purpose::Unplug(Unplug { ticket, id, deadline_ms });
-        self.drains.push(PendingDrain { drain, started_ms, purpose });
+        self.drains.push_front(PendingDrain { drain, started_ms, purpose, unasked: None });
         self.look_again();
         Ok(ticket)
     }

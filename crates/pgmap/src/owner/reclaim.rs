@@ -1,5 +1,6 @@
 //! Which frames of a drain are idle, and which wait for a holder.
 
+use pgmap_mm::drain::Drain;
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::runs::SortedRuns;
 
@@ -14,14 +15,12 @@ impl Core {
         Ok(Reply::Trimmed { freed_bytes, next })
     }
 
-    /// The folios of `runs` that no run of `held` touches, and those that one does. Takes as long as
-    /// there are runs, not folios.
-    pub(crate) fn split_by_holds(
-        &self,
-        runs: &SortedRuns,
-        held: &[PfnRange],
-    ) -> (Vec<PfnRange>, SortedRuns) {
-        let held: Vec<PfnRange> = SortedRuns::new(held.to_vec()).iter().collect();
+    /// The folios of a drain that no hold touches, and those that one does. Takes as long as there are
+    /// runs, not folios.
+    pub(crate) fn split_by_holds(&self, drain: &Drain) -> (Vec<PfnRange>, SortedRuns) {
+        let runs = drain.runs();
+        let held: SortedRuns = drain.held().iter().map(|held| held.hold.run).collect();
+        let held: Vec<PfnRange> = held.iter().collect();
         let (mut idle, mut waiting) = (Vec::new(), Vec::new());
         let mut next = 0;
         for run in runs.iter() {

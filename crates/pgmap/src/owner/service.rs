@@ -151,8 +151,13 @@ impl Service {
             self.end_unread();
             self.resume_listener();
             {
+                let rang = ready.iter().any(|event| event.token == DOORBELL);
                 let mut state = self.shared.lock();
-                state.core.look_again();
+                if rang || !state.core.is_looking() {
+                    state.core.look_again();
+                } else {
+                    state.core.look_on();
+                }
                 state.core.consult_holder();
             }
             self.populate();
@@ -162,7 +167,8 @@ impl Service {
 
     fn timeout(&self) -> Option<Duration> {
         let state = self.shared.lock();
-        if state.core.frames.has_backlog() || state.core.has_populations() {
+        let core = &state.core;
+        if core.frames.has_backlog() || core.has_populations() || core.is_looking() {
             return Some(Duration::ZERO);
         }
         let now_ms = clock::monotonic_ms();

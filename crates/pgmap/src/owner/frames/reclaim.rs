@@ -22,6 +22,8 @@ use crate::refusal::Refusal;
 
 /// Most folios that one step frees: well below a millisecond.
 pub(crate) const STEP_FOLIOS: usize = 16_384;
+/// What a run of frames costs beside the folios in it, in folios.
+const RUN_FOLIOS: usize = 15;
 /// Most frames of one step where devices of the dead must be kept out first: the system frees and
 /// makes again each of these pages.
 const STEP_DETACHED_PAGES: u64 = 16_384;
@@ -101,6 +103,7 @@ impl PoolFrames {
             let mut backlog = std::mem::take(&mut self.backlog);
             let step = backlog.take(|run| self.end_of_step(run, &mut left));
             self.backlog = backlog;
+            left = left.saturating_sub(RUN_FOLIOS);
             match step {
                 Some((Work::Mark, run)) => self.retire_run(run),
                 Some((Work::Free, run)) => self.free(run),
