@@ -67,7 +67,10 @@ pub fn attach(place: &Place) -> Result<Client, Failure> {
             false => Client::connect_own(&place.socket),
         };
         match attached {
-            Err(Error::Os(error)) if is_nobody(error.kind()) && Instant::now() < until => {
+            Err(Error::Os(error))
+                if (is_nobody(error.kind()) || error.kind() == ErrorKind::WouldBlock)
+                    && Instant::now() < until =>
+            {
                 thread::sleep(RETRY);
                 // Whoever makes the directory meanwhile must be trusted as well.
                 place.check()?;

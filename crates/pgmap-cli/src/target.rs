@@ -193,7 +193,7 @@ impl Draft {
         if (new.uid(), new.gid()) != (old.uid(), old.gid()) {
             fchown(&draft.file, Some(old.uid()), Some(old.gid()))?;
         }
-        draft.file.set_permissions(Permissions::from_mode(old.mode() & 0o7777))?;
+        draft.file.set_permissions(Permissions::from_mode(old.mode() & 0o777))?;
         Ok(Some(draft))
     }
 

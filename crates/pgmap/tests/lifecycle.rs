@@ -157,6 +157,32 @@ fn a_ledger_that_cannot_be_read_stops_the_start_and_is_named() {
     assert!(opened.unwrap_err().to_string().contains("ledgers"));
 }
 
+/// Names in the directory of ledgers that the pool would not write are nobody's ledgers.
+#[test]
+fn other_spellings_of_a_number_are_no_ledgers() {
+    let (_directory, place) = place();
+    start("create", &place).kill();
+    for name in ["00005", "+5", "5.bak"] {
+        std::fs::write(place.join("pool/ledgers").join(name), b"").unwrap();
+    }
+    let owner = Pool::open(place.join("pool")).and_then(Owner::start).unwrap();
+    assert_eq!(owner.info().nr_clients, 0);
+}
+
+#[test]
+fn a_pool_takes_as_many_files_as_it_was_made_for() {
+    let options = PoolOptions::anonymous(4 * MIB).max_files(2);
+    let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
+    let client = owner.client().unwrap();
+    put(&client, "a", FolioSize::Pages4K, b"1");
+    put(&client, "b", FolioSize::Pages4K, b"2");
+    let error = client.create("c", 1, FolioSize::Pages4K).unwrap().commit().unwrap_err();
+    assert!(matches!(error, Error::Refused(Refusal::IndexFull { nr_slots: 2 })), "{error}");
+    client.rename("a", "c", pgmap::Replace::No).unwrap();
+    client.unlink("b").unwrap();
+    put(&client, "d", FolioSize::Pages4K, b"3");
+}
+
 #[test]
 fn an_owner_killed_while_a_truncate_waits_leaves_the_file_whole() {
     let (_directory, place) = place();

@@ -207,8 +207,9 @@ impl<'c> Hands<'c> {
             frames.extend(first..first + len_bytes.div_ceil(PAGE_BYTES));
         }
         // Frames of the last folio past the file's end.
-        let last = frames[frames.len() - 1];
-        frames.extend((1..=nr_pages - frames.len() as u64).map(|more| last + more));
+        if let Some(&last) = frames.last() {
+            frames.extend((1..=nr_pages - frames.len() as u64).map(|more| last + more));
+        }
         let given: BTreeSet<u64> = frames.iter().copied().collect();
         prop_assert_eq!(given.len(), frames.len(), "a frame was given twice");
         let others = [model.live(), model.reserved(), model.only_pinned(), model.poisoned.clone()];

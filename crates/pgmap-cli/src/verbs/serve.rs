@@ -1,7 +1,7 @@
 //! `pgmap serve`: owns a pool until it is told to stop.
 
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
@@ -181,7 +181,11 @@ impl Serve {
 
 /// A pool that could not be opened because it has an owner is busy.
 fn not_opened(directory: &Path, error: Error) -> Failure {
-    let lock = fs::File::open(directory.join(OWNER_LOCK));
+    // Whatever has that name: opening a named pipe would wait for a writer.
+    let lock = fs::File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(directory.join(OWNER_LOCK));
     let is_owned = lock.is_ok_and(|lock| file_lock::is_locked(&lock).unwrap_or(false));
     match error {
         error @ Error::BadPool { .. } if is_owned => {

@@ -202,14 +202,15 @@ impl Core {
         let mut results: Vec<Result<Committed, Refusal>> = Vec::with_capacity(ids.len());
         let mut ready: Vec<(usize, FileId)> = Vec::new();
         let (mut seen, mut names) = (HashSet::new(), HashSet::new());
-        let mut slots = 0;
+        // Slots of the index that the batch takes, and names that are new.
+        let mut room = (0, 0);
         for (place, &id) in ids.iter().enumerate() {
             let id = FileId(id);
             let draft = self.drafts.get(&id).filter(|draft| draft.client == client);
             let draft = draft.filter(|_| !self.lacks_memory(id) && !seen.contains(&id));
             let draft = draft.ok_or(Refusal::NoDraft { id: id.0, why: String::new() });
             let verdict = draft.and_then(|draft| {
-                self.may_commit(draft, names.contains(&draft.name), &mut slots)?;
+                self.may_commit(draft, names.contains(&draft.name), &mut room)?;
                 seen.insert(id);
                 names.insert(&draft.name);
                 ready.push((place, id));
@@ -239,7 +240,7 @@ impl Core {
         &self,
         draft: &DraftRecord,
         is_named_twice: bool,
-        slots: &mut usize,
+        (slots, new_names): &mut (usize, usize),
     ) -> Result<(), Refusal> {
         if Self::is_damaged(&draft.extents) {
             return Err(Refusal::Poisoned { name: draft.name.to_string() });
@@ -247,6 +248,11 @@ impl Core {
         self.check_name_free(&draft.name, draft.replace)?;
         if is_named_twice {
             return Err(Refusal::Exists { name: draft.name.to_string() });
+        }
+        let max_files = self.pool.max_files();
+        *new_names += usize::from(!self.files.contains_key(&draft.name));
+        if (self.files.len() + *new_names) as u64 > max_files.max(self.files.len() as u64) {
+            return Err(Refusal::IndexFull { nr_slots: max_files });
         }
         *slots += self.frames.slots_for(draft.extents.len());
         self.frames.check_room(*slots)

@@ -150,7 +150,11 @@ fn numbers_in(ledgers: &Path) -> Result<Vec<u64>, Error> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir(ledgers).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
-        numbers.extend(name.to_str().and_then(|name| name.parse::<u64>().ok()));
+        // As the pool writes them: "+5" and "05" are somebody else's names.
+        let number = name
+            .to_str()
+            .and_then(|name| name.parse::<u64>().ok().filter(|number| number.to_string() == name));
+        numbers.extend(number);
     }
     Ok(numbers)
 }
