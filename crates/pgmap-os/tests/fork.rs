@@ -47,7 +47,15 @@ fn a_forked_child_keeps_no_lock_no_listener_and_no_connection_of_its_parent() {
     use pgmap_os::{Connection, Listener, ParentFd};
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("locked");
-    let open = || std::fs::File::options().read(true).write(true).create(true).open(&path).unwrap();
+    let open = || {
+        std::fs::File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .unwrap()
+    };
     let lock = ParentFd::from(open());
     assert!(file_lock::try_lock_exclusive(&lock).unwrap());
     let socket = directory.path().join("s");

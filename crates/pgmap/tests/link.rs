@@ -82,7 +82,8 @@ fn every_call_of_a_stopped_owner_ends_with_its_deadline_and_works_again_when_it_
     assert_eq!(client.clone().deadline(), limit, "all clones are one client");
     owner.stop();
     let pid = owner.pid();
-    let calls: [(&str, &dyn Fn() -> Result<(), Error>); 11] = [
+    type Call<'c> = (&'c str, &'c dyn Fn() -> Result<(), Error>);
+    let calls: [Call<'_>; 11] = [
         ("stat", &|| client.stat("a").map(drop)),
         ("list", &|| client.list().map(drop)),
         ("stat of the pool", &|| client.pool_stat().map(drop)),
