@@ -1,12 +1,12 @@
 //! A process of the demo: its roles, and how it is told to start and to end.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use pgmap::Client;
-use pgmap::os::{Access, MemoryFile};
+use pgmap::os::MemoryFile;
 use serde::Serialize;
 
 use super::dma::Wanted;
@@ -95,7 +95,7 @@ impl DemoChild {
     /// # Errors
     /// When it cannot be opened.
     pub fn board(&self) -> Result<Board, Failure> {
-        Ok(Board::over(&MemoryFile::open_named(&self.board, Access::ReadWrite)?)?)
+        Ok(Board::over(&open_shared(&self.board)?)?)
     }
 
     /// A client of the demo's pool.
@@ -184,4 +184,14 @@ impl Dice {
         self.0 ^= self.0 << 17;
         (self.0 >> 11) % limit
     }
+}
+
+/// Opens memory of the demo's first process by its descriptor in /proc, which is a link.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn open_shared(path: &Path) -> Result<MemoryFile, Failure> {
+    let file = std::fs::File::options().read(true).write(true).open(path);
+    let file = file.map_err(|error| Failure::io("open", path.display(), &error))?;
+    Ok(MemoryFile::from_fd(file.into())?)
 }

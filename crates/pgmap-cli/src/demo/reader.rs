@@ -6,12 +6,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pgmap::os::{Access, MemoryFile, WriteMapping};
+use pgmap::os::WriteMapping;
 use pgmap::{Error, Refusal};
 use serde::{Deserialize, Serialize};
 
 use super::block::{BLOCK_BYTES, Identity, Verdict, judge};
-use super::child::{DemoChild, Dice, file_name, say_tally, wait_for_start};
+use super::child::{DemoChild, Dice, file_name, open_shared, say_tally, wait_for_start};
 use super::lease::Phase;
 use super::{NR_BLOCKS, PLAIN_BYTES};
 use crate::failure::Failure;
@@ -55,7 +55,7 @@ impl ReaderTally {
 /// # Errors
 /// When they cannot be mapped.
 pub fn open_plain(child: &DemoChild) -> Result<Arc<WriteMapping>, Failure> {
-    let file = MemoryFile::open_named(&child.plain, Access::ReadWrite)?;
+    let file = open_shared(&child.plain)?;
     Ok(Arc::new(WriteMapping::map(&file, 0, PLAIN_BYTES)?))
 }
 

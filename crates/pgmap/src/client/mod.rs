@@ -169,8 +169,12 @@ impl Client {
         let ledger = MemoryFile::from_fd(handed.ledger.try_clone().map_err(|error| {
             pgmap_os::OsError::new("duplicate", "the ledger's descriptor", error)
         })?)?;
-        // Another description: who keeps this one, a forked child too, does not keep the lock.
-        let ledger = Arc::new(ledger.reopen(pgmap_os::Access::ReadWrite)?);
+        // Another description: who keeps this one, a forked child too, does not keep the lock. A client of
+        // another user than the owner's may not have one.
+        let ledger = Arc::new(match ledger.reopen(pgmap_os::Access::ReadWrite) {
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => ledger,
+            reopened => reopened?,
+        });
         let ledger_layout = LedgerLayout::new(&layout);
         let parts = LedgerFile::new(&ledger_layout);
         let words = WriteMapping::map(&ledger, 0, parts.words_bytes)?;
