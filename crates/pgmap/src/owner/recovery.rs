@@ -268,7 +268,7 @@ mod tests {
         core.frames.vmemmap().load(extent.head_level, extent.first()) == Some(extent.life)
     }
 
-    /// A punch waits for a holder and readers are told of three pieces when the owner is killed. The
+    /// A punch waits for a holder and readers know three pieces when the owner is killed. The
     /// file is whole again; none of the pieces may be believed, for when the file goes only the word of
     /// the whole is changed. And the catalog has the words of now, or the next start changes them again.
     #[test]

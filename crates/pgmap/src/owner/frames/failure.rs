@@ -6,7 +6,6 @@
 use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
 use pgmap_mm::extent::Extent;
 use pgmap_mm::index::MAX_EXTENTS;
-use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::memory_failure::{FailureError, Isolated};
 use pgmap_mm::pfn::{Pfn, PfnRange};
 
@@ -74,7 +73,7 @@ impl PoolFrames {
         }
     }
 
-    /// Whether a page of `pages` can be replaced one by one: pages of the backing are no larger.
+    /// Bytes of one page of the backing, the least that can be replaced.
     pub(crate) const fn page_bytes(&self) -> u64 {
         self.backing.page_bytes()
     }
@@ -208,5 +207,3 @@ pub(crate) fn frame_of(extents: &[Extent], page: u64) -> Option<(usize, PfnRange
     }
     None
 }
-
-const _: () = assert!(Level::Pte.size_bytes() == PAGE_BYTES);

@@ -148,8 +148,8 @@ impl PoolFrames {
         if let Some(head) = pool.head
             && let Some(run) = PfnRange::new(0, head.head_bytes / PAGE_BYTES)
         {
-            folios.has_descriptors(run, Level::Pud).then_some(()).ok_or_else(no_room)?;
-            folios.reclaim(run, Level::Pud, Descriptor::OFFLINE);
+            let is_described = folios.reclaim(run, Level::Pud, Descriptor::OFFLINE);
+            is_described.then_some(()).ok_or_else(no_room)?;
         }
         let first_stamp = pool.catalog.as_ref().map_or(1, Catalog::stamp_limit);
         Ok(Self {
@@ -266,7 +266,7 @@ impl PoolFrames {
         all.iter().flat_map(|run| self.folios.frames().without_free(run)).collect()
     }
 
-    /// Takes back what [`reserve`](Self::reserve) handed out, before anybody was told of it.
+    /// Takes back what [`reserve`](Self::reserve) handed out, before anybody knows of it.
     pub(crate) fn give_back(&mut self, extents: &[Extent]) {
         extents.iter().for_each(|extent| self.folios.free(extent.run));
     }
