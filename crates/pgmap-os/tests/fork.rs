@@ -5,6 +5,14 @@
 
 use pgmap_os::{Access, ForkGuard, MemoryFile, PageSize, WriteMapping, file_lock};
 use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Each test forks alone: a child of another test, forked while a descriptor is being opened here,
+/// keeps it for as long as it lives. One that dumps core lives long enough to be seen.
+fn fork_alone() -> MutexGuard<'static, ()> {
+    static FORK: Mutex<()> = Mutex::new(());
+    FORK.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// How a child ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -37,6 +45,7 @@ fn in_forked_child(child: impl Fn() -> i32) -> End {
 
 #[test]
 fn fork_guard_tells_child_from_parent() {
+    let _alone = fork_alone();
     let guard = ForkGuard::new().unwrap();
     assert_eq!(in_forked_child(|| i32::from(guard.is_child())), End::Exit(1));
     assert!(!guard.is_child(), "the parent stays what it is");
@@ -44,6 +53,7 @@ fn fork_guard_tells_child_from_parent() {
 
 #[test]
 fn a_forked_child_keeps_no_lock_no_listener_and_no_connection_of_its_parent() {
+    let _alone = fork_alone();
     use pgmap_os::{Connection, Listener, ParentFd};
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("locked");
@@ -95,6 +105,7 @@ fn a_forked_child_keeps_no_lock_no_listener_and_no_connection_of_its_parent() {
 
 #[test]
 fn mapping_is_shared_with_a_child_unless_it_is_left_out() {
+    let _alone = fork_alone();
     let file = MemoryFile::anonymous("fork-test", 8192, PageSize::Base).unwrap();
     let shared = WriteMapping::map(&file, 0, 4096).unwrap();
     let private = WriteMapping::map(&file, 4096, 4096).unwrap();
@@ -115,6 +126,7 @@ fn mapping_is_shared_with_a_child_unless_it_is_left_out() {
 
 #[test]
 fn forked_child_shares_the_lock_and_cannot_be_told_apart_by_it() {
+    let _alone = fork_alone();
     let file = MemoryFile::anonymous("fork-lock", 4096, PageSize::Base).unwrap();
     let other = file.reopen(Access::ReadWrite).unwrap();
     assert!(file_lock::try_lock_exclusive(&file).unwrap());
