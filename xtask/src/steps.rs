@@ -104,7 +104,7 @@ fn build(run: &Run<'_>) -> io::Result<Outcome> {
 }
 
 fn test(run: &Run<'_>) -> io::Result<Outcome> {
-    stream(run, cargo(run.root).args(["test", "--workspace"]))
+    stream(run, cargo(run.root).args(["test", "--workspace", "--no-fail-fast"]))
 }
 
 fn loom(run: &Run<'_>) -> io::Result<Outcome> {
