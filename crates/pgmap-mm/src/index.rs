@@ -399,14 +399,14 @@ impl<W: ReadWords> IndexReader<W> {
         if !sequence.is_multiple_of(2) {
             return Walk::Disturbed;
         }
-        let entry = wanted(at).then(|| self.copy_entry(slot, at)).flatten();
+        let entry = if wanted(at) { self.copy_entry(slot, at) } else { Walk::End };
         // Acquire fence: the words were loaded before the second look at the sequence; pairs with
         // the writer's Release fence after it made the sequence odd.
         fence(Ordering::Acquire);
         if self.words.load(at + SEQUENCE, Ordering::Relaxed) != sequence {
             return Walk::Disturbed;
         }
-        entry.map_or(Walk::End, Walk::Found)
+        entry
     }
 
     #[inline]
@@ -421,9 +421,22 @@ impl<W: ReadWords> IndexReader<W> {
             && name_words(name).enumerate().all(|(i, word)| self.word(at, NAME + i) == word)
     }
 
-    fn copy_entry(&self, slot: u32, at: usize) -> Option<FileEntry> {
+    /// The file in the entry at `at`. An entry that names a file and cannot be true was never written so:
+    /// to go on along the chain would be to read it again for every turn of a chain that is a circle.
+    fn copy_entry(&self, slot: u32, at: usize) -> Walk {
+        let id = FileId(self.word(at, FILE_ID));
+        if id.0 == 0 {
+            return Walk::End;
+        }
+        let len_bytes = self.word(at, LEN_BYTES);
+        self.copy_extents(at).map_or(Walk::Disturbed, |extents| {
+            Walk::Found(FileEntry { entry: EntryId(slot), id, len_bytes, extents })
+        })
+    }
+
+    fn copy_extents(&self, at: usize) -> Option<ExtentList> {
         let nr_extents = (self.word(at, SHAPE) >> 16) as usize;
-        if self.word(at, FILE_ID) == 0 || nr_extents > MAX_EXTENTS {
+        if nr_extents > MAX_EXTENTS {
             return None;
         }
         let mut extents = ExtentList::default();
@@ -443,12 +456,7 @@ impl<W: ReadWords> IndexReader<W> {
             }
             more = self.word(base, NEXT);
         }
-        Some(FileEntry {
-            entry: EntryId(slot),
-            id: FileId(self.word(at, FILE_ID)),
-            len_bytes: self.word(at, LEN_BYTES),
-            extents,
-        })
+        Some(extents)
     }
 
     fn extent_at(&self, at: usize) -> Option<Extent> {
@@ -559,20 +567,6 @@ impl<W: WriteWords> IndexWriter<W> {
         self.free.push(entry.0);
     }
 
-    fn take_slot(&mut self) -> Result<u32, IndexFull> {
-        if let Some(slot) = self.free.pop() {
-            return Ok(slot);
-        }
-        if self.high as usize >= self.layout.nr_slots {
-            return Err(self.full());
-        }
-        self.reserve_slots(1)?;
-        self.high += 1;
-        // Relaxed: read by the owner's successor only.
-        self.words.store(HIGH, u64::from(self.high), Ordering::Relaxed);
-        Ok(self.high - 1)
-    }
-
     /// Makes the sequence odd and returns it.
     fn begin(&self, at: usize) -> u64 {
         let sequence = self.words.load(at + SEQUENCE, Ordering::Relaxed) | 1;
@@ -662,6 +656,7 @@ impl<W: WriteWords> IndexWriter<W> {
         let mut more = self.words.load(at + MORE, Ordering::Relaxed);
         while let Ok(slot @ 1..) = u32::try_from(more)
             && slots.len() < MAX_MORE_SLOTS
+            && (slot as usize) < self.layout.nr_slots
         {
             slots.push(slot);
             more = self.words.load(self.layout.slot(slot) + NEXT, Ordering::Relaxed);
@@ -685,7 +680,9 @@ impl<W: WriteWords> IndexWriter<W> {
                 break;
             }
             match u32::try_from(here) {
-                Ok(other @ 1..) => link = self.layout.slot(other) + NEXT,
+                Ok(other @ 1..) if (other as usize) < self.layout.nr_slots => {
+                    link = self.layout.slot(other) + NEXT;
+                }
                 _ => break,
             }
         }

@@ -395,6 +395,48 @@ fn a_chain_bent_into_a_circle_ends_a_lookup_as_busy() {
     assert_eq!(reader.lookup(b"two"), Lookup::Busy);
 }
 
+/// An entry that names the file and cannot be true was passed over: the name was said to be absent, and in
+/// a chain that was a circle the entry was copied once for every turn.
+#[test]
+fn an_entry_that_cannot_be_true_is_busy_and_its_name_not_absent() {
+    let layout = IndexLayout::for_files(4);
+    let words = HeapWords::new(layout.nr_words());
+    let mut writer = IndexWriter::new(layout, &words, 7).unwrap();
+    let reader = IndexReader::new(layout, &words).unwrap();
+    let entry = writer.insert(b"one", FileId(1), 1, &extents_from(0, 3)).unwrap();
+    let length_of_third = 512 + 64 + entry.number() as usize * 64 + 40 + 2 * 3 + 1;
+    words.store(length_of_third, 0, Ordering::Relaxed);
+    assert_eq!(reader.lookup(b"one"), Lookup::Busy);
+    assert_eq!(reader.reread(entry, FileId(1)), Lookup::Busy);
+    assert_eq!(reader.lookup(b"two"), Lookup::Absent);
+}
+
+/// Damage to the number of slots in use left old entries where the next owner saw fresh slots. What such
+/// an entry said of further slots was believed: a panic, or slots given out twice.
+#[test]
+fn what_lies_in_a_fresh_slot_is_not_believed_by_the_next_owner() {
+    let layout = IndexLayout::for_files(8);
+    let words = HeapWords::new(layout.nr_words());
+    let mut writer = IndexWriter::new(layout, &words, 7).unwrap();
+    writer.insert(b"one", FileId(1), 1, &extents_from(0, 1)).unwrap();
+    for (slot, more) in [(2, 5000), (3, 4)] {
+        let at = 512 + 64 + slot * 64;
+        words.store(at + 3, 9, Ordering::Relaxed);
+        words.store(at + 6, more, Ordering::Relaxed);
+    }
+    let mut writer = IndexWriter::reopen(layout, &words, 7).unwrap();
+    let names = [&b"a"[..], b"b", b"c", b"d"];
+    for (id, name) in (1..).zip(names) {
+        writer.insert(name, FileId(id), 1, &extents_from(id, 1)).unwrap();
+    }
+    writer.finish_reopening();
+    let reader = IndexReader::new(layout, &words).unwrap();
+    for (id, name) in (1..).zip(names) {
+        let Lookup::Found(found) = reader.lookup(name) else { panic!("{name:?} is lost") };
+        assert_eq!(found.extents, extents_from(id, 1));
+    }
+}
+
 #[test]
 fn a_ledger_too_small_for_its_layout_is_no_ledger() {
     let vmemmap = VmemmapLayout::for_pages(1).unwrap();

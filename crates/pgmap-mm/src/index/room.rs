@@ -45,6 +45,24 @@ impl<W: WriteWords> IndexWriter<W> {
         self.reserve_slots(nr_slots.saturating_sub(self.free.len()))
     }
 
+    /// A slot for an entry or for further extents.
+    pub(super) fn take_slot(&mut self) -> Result<u32, IndexFull> {
+        if let Some(slot) = self.free.pop() {
+            return Ok(slot);
+        }
+        if self.high as usize >= self.layout.nr_slots {
+            return Err(self.full());
+        }
+        self.reserve_slots(1)?;
+        // Nothing is there, unless the words were damaged before this owner took them over.
+        let file_id = self.layout.slot(self.high) + FILE_ID;
+        self.words.store(file_id, 0, Ordering::Relaxed);
+        self.high += 1;
+        // Relaxed: read by the owner's successor only.
+        self.words.store(HIGH, u64::from(self.high), Ordering::Relaxed);
+        Ok(self.high - 1)
+    }
+
     /// Takes memory for the next `nr_slots` slots that were never used.
     pub(super) fn reserve_slots(&self, nr_slots: usize) -> Result<(), IndexFull> {
         let words = |slot: usize| self.layout.slots_start() + slot * SLOT_WORDS;

@@ -230,9 +230,14 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
     ) -> ControlFlow<B> {
         let LaneMemory { blocks, sorted, .. } = memory;
         let mut ended = Vec::new();
-        let mut before = 0;
+        let (mut before, mut nr_met) = (0, 0);
         for run in runs.iter() {
-            for at in sorted.candidates(run.start(), run.end()) {
+            // A long hold makes many entries candidates for each run. Once that came to as many as there
+            // are, all further runs are looked for together: so the work is linear, not a product.
+            let is_for_all = nr_met > sorted.entries.len();
+            let end = if is_for_all { u64::MAX } else { run.end() };
+            for at in sorted.candidates(run.start(), end) {
+                nr_met += 1;
                 let slot = sorted.entries[at].slot;
                 if slot == ENDED {
                     ended.push(at);
@@ -246,13 +251,16 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
                     ended.push(at);
                     continue;
                 };
-                // One that overlaps the run before, too, was found there.
-                if hold.run.overlaps(run)
+                // One that overlaps a run before, too, was found there.
+                if (is_for_all || hold.run.overlaps(run))
                     && hold.run.start() >= before
                     && let Some(hold) = self.read_short_slot(index, runs)
                 {
                     found(hold)?;
                 }
+            }
+            if is_for_all {
+                break;
             }
             before = run.end();
         }
