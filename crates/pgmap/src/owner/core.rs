@@ -185,10 +185,22 @@ impl Core {
             pool,
         };
         if !core.pool.is_new {
-            core.recover()?;
+            core.recover().map_err(|error| core.bad_start(error))?;
         }
         core.pool.keep_spare_ledger();
         Ok(core)
+    }
+
+    /// The error of a start that found in the pool's files what cannot be.
+    fn bad_start(&self, error: Error) -> Error {
+        match error {
+            Error::Refused(Refusal::NoMemory { .. }) => error,
+            Error::Refused(refusal) => Error::BadPool {
+                pool: self.pool.name(),
+                why: format!("what its catalog says cannot be put back: {refusal}"),
+            },
+            other => other,
+        }
     }
 
     /// Does what `client` asks.

@@ -14,7 +14,7 @@ use pgmap_mm::barrier::BarrierMode;
 use pgmap_mm::drain::ClientId;
 use pgmap_mm::index::{EntryId, FileId};
 use pgmap_mm::ledger::LEDGER_MAGIC;
-use pgmap_mm::level::Level;
+use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::runs::SortedRuns;
 use pgmap_os::{Access, MemoryFile, file_lock};
@@ -98,6 +98,10 @@ impl Core {
         let extents = stored.extents().ok_or_else(|| bad("has an extent that is none"))?;
         let largest = Level::from_number(stored.largest_level)
             .ok_or_else(|| bad("has a folio size that is none"))?;
+        let nr_pages: u64 = extents.iter().map(|extent| extent.run.nr_pages()).sum();
+        if stored.len_bytes > nr_pages * PAGE_BYTES {
+            return Err(bad("is longer than its frames"));
+        }
         let mut recovered = Vec::with_capacity(extents.len());
         let unit = self.frames.smallest().nr_pages();
         for extent in &extents {
@@ -235,7 +239,6 @@ mod tests {
     use std::sync::Arc;
 
     use pgmap_mm::extent::Extent;
-    use pgmap_mm::level::PAGE_BYTES;
 
     use super::*;
     use crate::client::Client;

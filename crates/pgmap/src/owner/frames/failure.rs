@@ -161,6 +161,10 @@ impl PoolFrames {
             self.folios.claim_any_of(run);
             return Ok(());
         }
+        if word.state() == FolioState::Offline {
+            // Of a pagemap that ended with its owner, or of the head: nobody is given it.
+            return Ok(());
+        }
         let word = Descriptor::new(FolioState::Poisoned, FolioFlags::NONE, self.take_stamp()?);
         if self.is_free(run) {
             if !self.folios.reclaim(run, smallest, word) {
