@@ -8,7 +8,8 @@
 pub(crate) mod directory;
 pub(crate) mod identity;
 pub(crate) mod ledgers;
-mod options;
+pub(crate) mod mark;
+pub(crate) mod options;
 #[cfg(test)]
 mod tests;
 
@@ -25,13 +26,15 @@ use pgmap_os::{Access, MemoryFile, OsError, PageSize};
 use crate::error::Error;
 use crate::name::FileName;
 use crate::owner::catalog::header::{HEADER_BYTES, is_catalog};
-use crate::owner::catalog::{Catalog, Change, StoredPool};
+use crate::owner::catalog::{CLOSING_CHANGES, Catalog, Change, StoredPool};
 use crate::owner::device_head::DeviceHead;
 use crate::pool::directory::{
-    CATALOG, CATALOG_NEW, DATA, Directory, INDEX, VMEMMAP, holds_a_pool, remove_file,
+    CATALOG, CATALOG_NEW, DATA, Directory, INDEX, VMEMMAP, check_no_parts, holds_a_pool,
+    remove_file,
 };
 use crate::pool::identity::{BootId, FileKind, Found, PoolId, Seal};
 pub(crate) use crate::pool::ledgers::LedgerFile;
+use crate::pool::mark::{FoundMark, Mark};
 pub use crate::pool::options::{Durability, MAX_POOL_BYTES, MIN_POOL_BYTES, PoolOptions, Populate};
 use crate::refusal::Refusal;
 
@@ -231,6 +234,7 @@ impl Pool {
     /// As [`open`](Self::open), as if the machine were in the boot `boot`.
     pub(crate) fn open_in_boot(path: &Path, boot: BootId) -> Result<Self, Error> {
         if !holds_a_pool(path)? {
+            check_no_parts(path)?;
             return Err(bad(path, "there is no pool; create one"));
         }
         let directory = Directory::open(path)?;
@@ -245,6 +249,12 @@ impl Pool {
         };
         let (id, stored) = (catalog.id(), catalog.pool());
         check_data(&directory, id, &stored, &data)?;
+        check_mark(&directory, &catalog, &data)?;
+        if stored.has_metadata_on_device && catalog_path.exists() {
+            let why = "its catalog lies in its data, and there is a file `catalog` beside that, which \
+                       is not its own; move that away";
+            return Err(bad(path, why));
+        }
         check_memory(&pool_name(Some(path)), &data, stored.size_bytes)?;
         let layout = Layout::of(&stored, &pool_name(Some(path)))?;
         if let Some(head) = &layout.head {
@@ -303,15 +313,21 @@ impl Pool {
 
     /// Takes the pool over for changes.
     pub(crate) fn begin(&self) -> Result<(), Error> {
-        match &self.catalog {
-            Some(catalog) if !self.is_new => catalog.begin(),
-            _ => Ok(()),
+        let Some(catalog) = &self.catalog else { return Ok(()) };
+        Mark::Open(catalog.state().sequence).write(&self.data, self.id)?;
+        if self.is_new {
+            return Ok(());
         }
+        catalog.begin()?;
+        // And again: the catalog of before this owner does not go with the data any more.
+        Mark::Open(catalog.state().sequence).write(&self.data, self.id)
     }
 
     /// Syncs data and catalog, and puts that on record.
     pub(crate) fn end(&self) -> Result<(), Error> {
         let Some(catalog) = &self.catalog else { return Ok(()) };
+        let last = catalog.state().sequence + CLOSING_CHANGES;
+        Mark::Closed(last).write(&self.data, self.id)?;
         self.data.sync()?;
         catalog.end()
     }
@@ -481,6 +497,16 @@ fn check_data(
         ),
     };
     Err(bad(directory.path(), why))
+}
+
+/// Refuses a catalog and data of which one is an old copy.
+fn check_mark(directory: &Directory, catalog: &Catalog, data: &MemoryFile) -> Result<(), Error> {
+    let why = match Mark::read(data, catalog.id())? {
+        FoundMark::Mark(mark) => mark.mismatch(catalog.state()),
+        FoundMark::None => None,
+        FoundMark::Damaged => Some("the mark behind its data is damaged".to_owned()),
+    };
+    why.map_or(Ok(()), |why| Err(bad(directory.path(), why)))
 }
 
 /// Whether a data file has a catalog at its head. What lies there in other data is a file's, and may

@@ -22,12 +22,17 @@ use crate::name::FileName;
 use crate::owner::catalog::header::Header;
 use crate::owner::catalog::log::{Log, Medium};
 use crate::pool::identity::{BootId, PoolId};
+use crate::pool::mark::CatalogState;
+use crate::pool::options::{MAX_FILES, MAX_POOL_BYTES, MIN_POOL_BYTES};
 use crate::wire::FileRules;
 
 pub(crate) mod header;
 mod log;
 #[cfg(test)]
 mod tests;
+
+/// Changes of the header by which an owner that stops says so: one for each slot.
+pub(crate) const CLOSING_CHANGES: u64 = 2;
 
 /// What was fixed when the pool was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +49,21 @@ pub struct StoredPool {
     pub has_metadata_on_device: bool,
     /// The smallest folio that the head has room to describe; 4 KiB where it is not on the device.
     pub smallest: Level,
+}
+
+impl StoredPool {
+    /// Whether any pool is made so.
+    pub(crate) fn is_possible(&self) -> bool {
+        let unit = self.smallest.size_bytes();
+        let is_size = |bytes: u64| (MIN_POOL_BYTES..=MAX_POOL_BYTES).contains(&bytes);
+        is_size(self.size_bytes)
+            && is_size(self.capacity_bytes)
+            && self.size_bytes <= self.capacity_bytes
+            && self.size_bytes.is_multiple_of(unit)
+            && self.capacity_bytes.is_multiple_of(unit)
+            && (1..=MAX_FILES).contains(&self.max_files)
+            && (self.smallest == Level::Pte || self.has_metadata_on_device)
+    }
 }
 
 /// One committed file.
@@ -237,6 +257,17 @@ impl Catalog {
     #[must_use]
     pub fn id(&self) -> PoolId {
         self.log().header().id
+    }
+
+    /// How far it is.
+    pub(crate) fn state(&self) -> CatalogState {
+        let log = self.log();
+        let header = log.header();
+        CatalogState {
+            sequence: header.sequence,
+            is_clean: header.is_clean,
+            is_unsynced: log.is_unsynced(self.boot),
+        }
     }
 
     /// Whether processes of the last owner's time may still run: the machine was not restarted.

@@ -155,6 +155,17 @@ pub(crate) fn holds_a_pool(path: &Path) -> Result<bool, Error> {
     Ok(kind_of(&path.join(CATALOG))?.is_some() || crate::pool::has_head(&path.join(DATA)))
 }
 
+/// Refuses a directory in which parts of a pool lie without a catalog.
+pub(crate) fn check_no_parts(path: &Path) -> Result<(), Error> {
+    let mut found: Vec<OsString> = Vec::new();
+    for name in [DATA, VMEMMAP, INDEX] {
+        if kind_of(&path.join(name)).is_ok_and(|kind| kind.is_some()) {
+            found.push(name.into());
+        }
+    }
+    if found.is_empty() { Ok(()) } else { Err(foreign(path, &found)) }
+}
+
 /// Refuses a directory that another user owns or may change, that a link stands for, or on a file
 /// system that no pool can be on.
 fn check_place(path: &Path) -> Result<(), Error> {

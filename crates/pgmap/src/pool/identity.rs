@@ -164,8 +164,8 @@ impl Seal {
         };
         let id = PoolId(u128::from(field(3)) | u128::from(field(4)) << 64);
         let seal = Self { id, kind, len_bytes: field(5) };
-        let is_whole =
-            seal.to_bytes() == bytes && Self::file_bytes(seal.len_bytes) == at + PAGE_BYTES;
+        let is_whole = seal.to_bytes() == bytes
+            && seal.len_bytes.checked_next_multiple_of(PAGE_BYTES) == Some(at);
         Ok(if is_whole { Found::Seal(seal) } else { Found::Nothing })
     }
 }
@@ -193,6 +193,19 @@ mod tests {
         }
         file.set_len(8192).unwrap();
         assert_eq!(Seal::read(&file).unwrap(), Found::Nothing);
+    }
+
+    /// A seal with the right checksum that says a length near 2^64 was an overflow where it was rounded up.
+    #[test]
+    fn a_seal_of_an_impossible_length_is_none() {
+        let file = MemoryFile::anonymous("seal-test", 8192, PageSize::Base).unwrap();
+        let id = PoolId::random().unwrap();
+        for len_bytes in [u64::MAX, u64::MAX - 4096, 4097] {
+            let seal = Seal { id, kind: FileKind::Data, len_bytes };
+            let raw = fs::File::from(file.try_clone_fd().unwrap());
+            raw.write_all_at(&seal.to_bytes(), 4096).unwrap();
+            assert_eq!(Seal::read(&file).unwrap(), Found::Nothing);
+        }
     }
 
     #[test]

@@ -15,7 +15,8 @@ pub const MIN_POOL_BYTES: u64 = PAGE_BYTES;
 /// Largest pool.
 pub const MAX_POOL_BYTES: u64 = 1 << 46;
 const MIN_FILES: u64 = 1024;
-const MAX_FILES: u64 = 1 << 24;
+/// Most files that a pool can be made for.
+pub(crate) const MAX_FILES: u64 = 1 << 24;
 
 /// When the pool's memory is taken from the system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -19,6 +19,8 @@ use crate::pool::identity::{BootId, FORMAT, PoolId};
 /// Bytes before the log.
 pub(crate) const HEADER_BYTES: u64 = PAGE_BYTES;
 const SLOT_STEP_BYTES: usize = 2048;
+/// More than the records of all files that a pool has room for.
+const MAX_AREA_BYTES: u64 = 1 << 48;
 const MAGIC: [u8; 7] = *b"pgmapCT";
 const NR_FIELDS: usize = 18;
 pub(super) const SLOT_BYTES: usize = NR_FIELDS * 8 + 4;
@@ -62,6 +64,22 @@ impl Header {
     /// Where in the file the slot of a change lies.
     pub(super) const fn offset(sequence: u64) -> u64 {
         sequence % 2 * SLOT_STEP_BYTES as u64
+    }
+
+    /// Whether any log is so: where it lies and ends, and that there is a change after this one.
+    pub(super) fn is_possible(&self) -> bool {
+        let area_bytes = self.area_bytes;
+        let is_area = (1..=MAX_AREA_BYTES).contains(&area_bytes);
+        is_area
+            && [HEADER_BYTES, HEADER_BYTES + area_bytes].contains(&self.start)
+            && (self.start..=self.start + area_bytes).contains(&self.end)
+            && self.sequence < u64::MAX / 2
+            && self.pool.is_possible()
+    }
+
+    /// Bytes of a file with both areas.
+    pub(super) const fn file_bytes(&self) -> u64 {
+        HEADER_BYTES + 2 * self.area_bytes
     }
 
     pub(super) fn to_bytes(&self) -> [u8; SLOT_BYTES] {

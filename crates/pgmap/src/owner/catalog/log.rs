@@ -23,7 +23,7 @@ use pgmap_os::MemoryFile;
 use crate::error::Error;
 use crate::name::FileName;
 use crate::owner::catalog::header::{HEADER_BYTES, Header, Slot, read_slots};
-use crate::owner::catalog::{Change, Contents, Recorded};
+use crate::owner::catalog::{CLOSING_CHANGES, Change, Contents, Recorded};
 use crate::pool::identity::{BootId, PoolId};
 
 /// Kept for what is no file: stamps, failed frames.
@@ -202,19 +202,15 @@ impl Log {
     /// What the log says, every record of it checked.
     pub(super) fn contents(&self) -> Result<Contents, Error> {
         let (start, end) = (self.header.start, self.header.end);
-        if start < HEADER_BYTES
-            || self.header.area_bytes == 0
-            || !(start..=self.area_end()).contains(&end)
-        {
+        if !self.header.is_possible() {
             return Err(self.medium.failed("its header is damaged"));
         }
-        let bytes = self.medium.read(start, end - start)?;
-        if bytes.len() as u64 != end - start {
-            return Err(self.medium.failed(format_args!(
-                "it is cut off: it ends at {} and its log at {end}",
-                start + bytes.len() as u64
-            )));
+        let (needed, len) = (self.header.file_bytes(), self.medium.memory.len_bytes());
+        if len < needed {
+            let why = format!("it is cut off: it has {len} bytes, and its log is kept in {needed}");
+            return Err(self.medium.failed(why));
         }
+        let bytes = self.medium.read(start, end - start)?;
         let mut contents = Contents::default();
         let mut rest = bytes.as_slice();
         while !rest.is_empty() {
@@ -269,7 +265,7 @@ impl Log {
 
     /// Changes what the header says of owners and syncs. Both slots then say the same.
     pub(super) fn mark(&mut self, mark: impl Fn(&mut Header)) -> Result<(), Error> {
-        for _ in 0..2 {
+        for _ in 0..CLOSING_CHANGES {
             let mut header = self.header.clone();
             mark(&mut header);
             self.commit(header)?;
