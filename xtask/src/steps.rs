@@ -53,6 +53,7 @@ pub const STEPS: &[Step] = &[
     step("tidy", 2, "the house rules hold", tidy_rules),
     step("build", 20, "the binaries that process tests start", build),
     step("test", 40, "unit, property, process and doc tests", test),
+    step("sim", 15, "the shipped code in a machine that breaks", sim),
     step("container", 15, "pools and the command with little memory, as anybody", container::run),
     step("loom", 30, "every interleaving of the protocols, bounded", loom),
     step("bench", 15, "each benchmark once, small", bench),
@@ -77,6 +78,11 @@ const LOOM_MAX_PREEMPTIONS: &str = "2";
 /// The loom scenarios are the tests whose name contains this.
 const LOOM_FILTER: &str = "loom";
 
+/// Built by itself: what it has compiled into the other crates does not ship.
+const SIMULATION: &str = "pgmap-sim";
+/// How long fresh seeds are run.
+const SIMULATION_SECONDS: &str = "90";
+
 fn fmt(run: &Run<'_>) -> io::Result<Outcome> {
     stream(run, cargo(run.root).args(["fmt", "--all", "--check"]))
 }
@@ -84,13 +90,22 @@ fn fmt(run: &Run<'_>) -> io::Result<Outcome> {
 /// Twice: once what ships, and once with the tests, whose helpers may fail as their tests do.
 fn clippy(run: &Run<'_>) -> io::Result<Outcome> {
     let mut shipped = cargo(run.root);
-    shipped.args(["clippy", "--workspace", "--", "-D", "warnings"]);
+    shipped.args(["clippy", "--workspace", "--exclude", SIMULATION, "--", "-D", "warnings"]);
     let shipped = stream(run, &mut shipped)?;
     if !matches!(shipped, Outcome::Passed) {
         return Ok(shipped);
     }
     let mut all = cargo(run.root);
-    all.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
+    all.args([
+        "clippy",
+        "--workspace",
+        "--exclude",
+        SIMULATION,
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ]);
     all.args(["-A", "clippy::unwrap_used", "-A", "clippy::expect_used"]);
     stream(run, &mut all)
 }
@@ -100,11 +115,42 @@ fn tidy_rules(run: &Run<'_>) -> io::Result<Outcome> {
 }
 
 fn build(run: &Run<'_>) -> io::Result<Outcome> {
-    stream(run, cargo(run.root).args(["build", "--workspace", "--bins"]))
+    stream(run, cargo(run.root).args(["build", "--workspace", "--exclude", SIMULATION, "--bins"]))
 }
 
 fn test(run: &Run<'_>) -> io::Result<Outcome> {
-    stream(run, cargo(run.root).args(["test", "--workspace", "--no-fail-fast"]))
+    stream(
+        run,
+        cargo(run.root).args(["test", "--workspace", "--exclude", SIMULATION, "--no-fail-fast"]),
+    )
+}
+
+/// The plans that failed once, and seeds that no earlier state of the tree was run with.
+fn sim(run: &Run<'_>) -> io::Result<Outcome> {
+    let mut clippy = cargo(run.root);
+    clippy.args(["clippy", "--package", SIMULATION, "--", "-D", "warnings"]);
+    let mut tests = cargo(run.root);
+    tests.args(["test", "--package", SIMULATION]);
+    let mut corpus = cargo(run.root);
+    corpus.args(["run", "--package", SIMULATION, "--", "--replay", "crates/pgmap-sim/corpus"]);
+    let mut fresh = cargo(run.root);
+    fresh.args(["run", "--package", SIMULATION, "--", "--seed", &seed_of_tree(run.root)]);
+    fresh.args(["--steps", "1000000000", "--seconds", SIMULATION_SECONDS]);
+    for command in [&mut clippy, &mut tests, &mut corpus, &mut fresh] {
+        let outcome = stream(run, command)?;
+        if !matches!(outcome, Outcome::Passed) {
+            return Ok(outcome);
+        }
+    }
+    Ok(Outcome::Passed)
+}
+
+/// A seed that is the same for the same tree, so that a run can be repeated, and another for each other.
+fn seed_of_tree(root: &Path) -> String {
+    let asked = Command::new("git").current_dir(root).args(["rev-parse", "HEAD^{tree}"]).output();
+    let tree = asked.map(|output| output.stdout).unwrap_or_default();
+    let digits = tree.iter().filter_map(|&digit| char::from(digit).to_digit(16)).take(12);
+    (1 + digits.fold(0, |seed, digit| seed * 16 + u64::from(digit))).to_string()
 }
 
 fn loom(run: &Run<'_>) -> io::Result<Outcome> {

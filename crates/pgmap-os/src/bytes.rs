@@ -21,6 +21,7 @@
 // UNSAFETY: raw pointers and assembly are what a copy the compiler cannot see is made of.
 #![allow(unsafe_code)]
 
+use crate::sim;
 use crate::{ReadMapping, WriteMapping};
 use std::ops::Range;
 
@@ -67,6 +68,9 @@ impl WriteMapping {
     #[inline]
     pub fn copy_in(&self, offset: u64, source: &[u8]) -> Result<(), CopyError> {
         let range = MappedRange::new(self.addresses(), offset, source.len() as u64)?;
+        if !sim::word() {
+            return Ok(());
+        }
         let target = self.as_ptr().wrapping_add(offset as usize);
         // SAFETY: the target range was checked against the mapping, which is writable until `self`
         // is dropped; no reference to plain bytes of a mapping exists; the source is a slice of the
@@ -82,6 +86,9 @@ impl WriteMapping {
     #[inline]
     pub fn fill_zero(&self, offset: u64, len: u64) -> Result<(), CopyError> {
         let range = MappedRange::new(self.addresses(), offset, len)?;
+        if !sim::word() {
+            return Ok(());
+        }
         let target = self.as_ptr().wrapping_add(offset as usize);
         // SAFETY: as in `copy_in`.
         let filled = unsafe { zero(target, len as usize) };

@@ -10,6 +10,7 @@
 //! is harmless.
 
 use crate::OsError;
+use crate::sim;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -19,6 +20,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 #[derive(Debug)]
 pub struct Doorbell {
     fd: OwnedFd,
+    /// Whether another process made it, which may never hear it.
+    #[cfg(feature = "sim")]
+    is_foreign: bool,
 }
 
 impl Doorbell {
@@ -29,7 +33,11 @@ impl Doorbell {
     pub fn new() -> Result<Self, OsError> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| OsError::new("create", "a doorbell (eventfd)", errno))?;
-        Ok(Self { fd })
+        Ok(Self {
+            fd,
+            #[cfg(feature = "sim")]
+            is_foreign: false,
+        })
     }
 
     /// Takes over a doorbell that another process sent.
@@ -50,7 +58,11 @@ impl Doorbell {
             .map_err(|errno| OsError::new("read the flags of", "a doorbell", errno))?;
         rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)
             .map_err(|errno| OsError::new("set the flags of", "a doorbell", errno))?;
-        Ok(Self { fd })
+        Ok(Self {
+            fd,
+            #[cfg(feature = "sim")]
+            is_foreign: true,
+        })
     }
 
     /// Rings. A bell that is already ringing as loud as it can counts as rung.
@@ -58,7 +70,17 @@ impl Doorbell {
     /// # Errors
     /// What the kernel says; none is known for an eventfd.
     pub fn ring(&self) -> Result<(), OsError> {
-        match rustix::io::retry_on_intr(|| rustix::io::write(&self.fd, &1u64.to_ne_bytes())) {
+        let write = || rustix::io::write(&self.fd, &1u64.to_ne_bytes());
+        #[cfg(feature = "sim")]
+        let heard = sim::ring(self.is_foreign);
+        #[cfg(not(feature = "sim"))]
+        let heard = sim::ring();
+        let rung = heard.and_then(|is_heard| match is_heard {
+            true => rustix::io::retry_on_intr(write),
+            false => Ok(0),
+        });
+        sim::happened();
+        match rung {
             Ok(_) | Err(Errno::AGAIN) => Ok(()),
             Err(errno) => Err(OsError::new("ring", "a doorbell", errno)),
         }
@@ -70,7 +92,8 @@ impl Doorbell {
     /// What the kernel says; none is known for an eventfd.
     pub fn clear(&self) -> Result<bool, OsError> {
         let mut count = [0u8; 8];
-        match rustix::io::retry_on_intr(|| rustix::io::read(&self.fd, &mut count)) {
+        let read = || rustix::io::read(&self.fd, &mut count);
+        match sim::call("clear").and_then(|()| rustix::io::retry_on_intr(read)) {
             Ok(_) => Ok(true),
             Err(Errno::AGAIN) => Ok(false),
             Err(errno) => Err(OsError::new("clear", "a doorbell", errno)),
@@ -82,9 +105,14 @@ impl Doorbell {
     /// # Errors
     /// `EMFILE` when descriptors run out.
     pub fn try_clone(&self) -> Result<Self, OsError> {
-        let fd = rustix::io::fcntl_dupfd_cloexec(&self.fd, 0)
+        let fd = sim::call("dup")
+            .and_then(|()| rustix::io::fcntl_dupfd_cloexec(&self.fd, 0))
             .map_err(|errno| OsError::new("duplicate", "a doorbell", errno))?;
-        Ok(Self { fd })
+        Ok(Self {
+            fd,
+            #[cfg(feature = "sim")]
+            is_foreign: self.is_foreign,
+        })
     }
 }
 

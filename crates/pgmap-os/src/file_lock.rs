@@ -12,6 +12,7 @@
 #![allow(unsafe_code)]
 
 use crate::OsError;
+use crate::sim;
 use rustix::fs::{Mode, OFlags};
 use std::fs::File;
 use std::io;
@@ -30,7 +31,8 @@ pub fn open_lock_file(path: &Path) -> Result<File, OsError> {
         | OFlags::NOFOLLOW
         | OFlags::NONBLOCK
         | OFlags::NOCTTY;
-    rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)
+    sim::call("open")
+        .and_then(|()| rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR))
         .map(File::from)
         .map_err(|errno| OsError::new("open", path.display().to_string(), errno))
 }
@@ -42,6 +44,7 @@ pub fn open_lock_file(path: &Path) -> Result<File, OsError> {
 /// # Errors
 /// `EBADF` if the descriptor is not open for writing; else what the file system says.
 pub fn try_lock_exclusive(fd: impl AsFd) -> io::Result<bool> {
+    sim::call("lock")?;
     match control(fd.as_fd(), libc::F_OFD_SETLK, libc::F_WRLCK) {
         Ok(_) => Ok(true),
         Err(error) if is_contention(&error) => Ok(false),

@@ -22,6 +22,9 @@ const GUARD_LEN_BYTES: usize = 4096;
 #[derive(Debug)]
 pub struct ForkGuard {
     word: NonNull<AtomicU32>,
+    /// Whose guard it is in a simulation, where a child is another party.
+    #[cfg(feature = "sim")]
+    pid: u32,
 }
 
 // SAFETY: the guard owns its page; the pointer is only ever used for atomic loads and in Drop.
@@ -53,7 +56,11 @@ impl ForkGuard {
             // The kernel puts nothing at address 0 unless asked to.
             return Err(OsError::new("map", "a fork guard page", rustix::io::Errno::NOMEM));
         };
-        let guard = Self { word };
+        let guard = Self {
+            word,
+            #[cfg(feature = "sim")]
+            pid: crate::process::id(),
+        };
         // SAFETY: the range is the page mapped above, which nobody else knows.
         let advised = unsafe { madvise(base, GUARD_LEN_BYTES, Advice::LinuxWipeOnFork) };
         advised.map_err(|errno| {
@@ -73,6 +80,10 @@ impl ForkGuard {
     /// Returns the mark, or 0 in a forked child of the process that made the guard.
     #[inline(always)]
     pub fn mark(&self) -> u32 {
+        #[cfg(feature = "sim")]
+        if crate::process::id() != self.pid {
+            return 0;
+        }
         // Relaxed: the only other writer is the kernel, before the child's first instruction.
         self.word().load(Ordering::Relaxed)
     }

@@ -24,6 +24,9 @@
 //! | [`poll`] | which descriptor is ready (epoll, level-triggered) |
 //! | [`process`] | names, deaths and CPUs of processes |
 //! | [`places`] | where the sockets and pools of a user live |
+//! | [`disk`] | names of files: made, replaced, removed |
+//! | [`sync`], [`thread`] | locks and threads, the standard library's unless simulated |
+//! | [`identity`] | numbers that nobody else has |
 //! | [`clock`] | the one clock that all processes of a machine share |
 //!
 //! Linux only, 64-bit only.
@@ -33,11 +36,13 @@ compile_error!("pgmap-os needs 64-bit Linux: file offsets are used as addresses 
 
 pub mod bytes;
 pub mod clock;
+pub mod disk;
 pub mod doorbell;
 pub mod error;
 pub mod file_lock;
 pub mod file_system;
 pub mod fork_guard;
+pub mod identity;
 pub mod mapping;
 pub mod membarrier;
 pub mod memory_file;
@@ -50,6 +55,10 @@ pub mod reservation;
 pub mod seqpacket;
 pub mod sigbus;
 mod signal_chain;
+#[doc(hidden)]
+pub mod sim;
+pub mod sync;
+pub mod thread;
 pub mod touch;
 pub mod zeroed;
 

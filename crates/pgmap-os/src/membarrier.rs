@@ -29,6 +29,10 @@ pub struct Membarrier {
 impl Membarrier {
     /// Registers the calling process for both expedited barriers, as far as it may.
     pub fn register() -> Self {
+        #[cfg(feature = "sim")]
+        if let Some(is_there) = crate::sim::with(|world| world.has_membarrier()) {
+            return Self { global: is_there, private: is_there };
+        }
         let offered = membarrier_query();
         let accepts = |register, command| {
             offered.contains_command(register)
@@ -93,6 +97,7 @@ fn run(registered: bool, command: MembarrierCommand) -> io::Result<()> {
     if !registered {
         return Err(Errno::OPNOTSUPP.into());
     }
+    crate::sim::call("membarrier")?;
     membarrier(command).map_err(io::Error::from)
 }
 

@@ -12,8 +12,10 @@
 //! out (booked when the file is created).
 
 use crate::OsError;
+use crate::sim;
 use rustix::fs::{CWD, FallocateFlags, FileType, MemfdFlags, Mode, OFlags, SealFlags, StatFs};
 use rustix::io::Errno;
+use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -59,8 +61,11 @@ impl MemoryFile {
         let subject = format!("memfd:{name}");
         let basic = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | page_size.memfd_flags();
         // Linux before 6.3 does not know NOEXEC_SEAL and refuses it.
-        let fd = rustix::fs::memfd_create(name, basic | MemfdFlags::NOEXEC_SEAL)
-            .or_else(|_| rustix::fs::memfd_create(name, basic))
+        let fd = sim::call("memfd_create")
+            .and_then(|()| {
+                rustix::fs::memfd_create(name, basic | MemfdFlags::NOEXEC_SEAL)
+                    .or_else(|_| rustix::fs::memfd_create(name, basic))
+            })
             .map_err(|errno| match page_size {
                 PageSize::Base => OsError::new("create", subject.clone(), errno),
                 _ => huge_pages::shortage("create", &subject, page_size, len, errno),
@@ -81,7 +86,8 @@ impl MemoryFile {
     pub fn create_named(path: &Path, len: u64) -> Result<Self, OsError> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
         let subject = path.display().to_string();
-        let fd = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)
+        let fd = sim::call("open")
+            .and_then(|()| rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR))
             .map_err(|errno| OsError::new("create", subject.clone(), errno))?;
         let made = Self::inspect(fd, subject).and_then(|file| {
             file.give_length(len)?;
@@ -102,12 +108,10 @@ impl MemoryFile {
     pub fn open_named(path: &Path, access: Access) -> Result<Self, OsError> {
         let subject = path.display().to_string();
         // NONBLOCK: opening a named pipe must fail below, not hang here. Regular files ignore it.
-        let fd = rustix::fs::open(
-            path,
-            access.flags() | OFlags::NOFOLLOW | OFlags::NONBLOCK,
-            Mode::empty(),
-        )
-        .map_err(|errno| OsError::new("open", subject.clone(), errno))?;
+        let flags = access.flags() | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let fd = sim::call("open")
+            .and_then(|()| rustix::fs::open(path, flags, Mode::empty()))
+            .map_err(|errno| OsError::new("open", subject.clone(), errno))?;
         Self::inspect(fd, subject)
     }
 
@@ -138,9 +142,11 @@ impl MemoryFile {
     /// beyond the process's limit for the size of files.
     pub fn set_len(&self, len: u64) -> Result<(), OsError> {
         self.check_size_limit(len)?;
-        rustix::fs::ftruncate(&self.fd, len).map_err(|errno| {
-            OsError::new("set the length of", format!("{} to {len} bytes", self.name), errno)
-        })
+        sim::call("ftruncate").and_then(|()| rustix::fs::ftruncate(&self.fd, len)).map_err(
+            |errno| {
+                OsError::new("set the length of", format!("{} to {len} bytes", self.name), errno)
+            },
+        )
     }
 
     /// Makes sure that memory or disk is there for `range`, and enlarges the file to hold it.
@@ -154,7 +160,7 @@ impl MemoryFile {
         self.check_size_limit(range.end)?;
         let len = range.end.saturating_sub(range.start);
         let call = || rustix::fs::fallocate(&self.fd, FallocateFlags::empty(), range.start, len);
-        rustix::io::retry_on_intr(call).map_err(|errno| {
+        sim::call("fallocate").and_then(|()| rustix::io::retry_on_intr(call)).map_err(|errno| {
             let subject = format!("bytes {}..{} of {}", range.start, range.end, self.name);
             match (self.page_size, errno) {
                 (PageSize::Base, Errno::NOSPC) => self.no_space("reserve", subject, len, errno),
@@ -176,10 +182,13 @@ impl MemoryFile {
         let len = range.end.saturating_sub(range.start);
         let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let call = || rustix::fs::fallocate(&self.fd, mode, range.start, len);
-        rustix::io::retry_on_intr(call).map_err(|errno| {
+        sim::call("punch").and_then(|()| rustix::io::retry_on_intr(call)).map_err(|errno| {
             let subject = format!("bytes {}..{} out of {}", range.start, range.end, self.name);
             OsError::new("punch", subject, errno)
-        })
+        })?;
+        #[cfg(feature = "sim")]
+        sim::with(|world| world.punched(self.fd.as_fd(), range.clone()));
+        Ok(())
     }
 
     /// Returns the bytes that the file really occupies, in memory, in swap or on disk.
@@ -226,8 +235,51 @@ impl MemoryFile {
     /// # Errors
     /// `EIO`, `ENOSPC`: what was written since the last time may be lost.
     pub fn sync(&self) -> Result<(), OsError> {
-        rustix::fs::fdatasync(&self.fd)
-            .map_err(|errno| OsError::new("sync", self.name.clone(), errno))
+        sim::call("fdatasync")
+            .and_then(|()| rustix::fs::fdatasync(&self.fd))
+            .map_err(|errno| OsError::new("sync", self.name.clone(), errno))?;
+        #[cfg(feature = "sim")]
+        sim::with(|world| world.synced(self.fd.as_fd()));
+        Ok(())
+    }
+
+    /// Reads `bytes.len()` bytes from `offset` on, without a mapping.
+    ///
+    /// # Errors
+    /// `EIO`; an end of the file before the last byte has kind `UnexpectedEof`.
+    pub fn read_exact_at(&self, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
+        sim::call("pread")?;
+        while !bytes.is_empty() {
+            let call = || rustix::io::pread(&self.fd, &mut *bytes, offset);
+            let nr_read = rustix::io::retry_on_intr(call)?;
+            if nr_read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            bytes = &mut bytes[nr_read..];
+            offset += nr_read as u64;
+        }
+        Ok(())
+    }
+
+    /// Writes `bytes` from `offset` on, without a mapping. After an error some may have been written.
+    ///
+    /// # Errors
+    /// `ENOSPC`, `EIO`, `EBADF` when read-only; `EFBIG` beyond the process's limit for the size of
+    /// files.
+    pub fn write_all_at(&self, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+        let end = offset.saturating_add(bytes.len() as u64);
+        self.check_size_limit(end).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+        while !bytes.is_empty() {
+            let piece = sim::writable(bytes.len())?;
+            let call = || rustix::io::pwrite(&self.fd, &bytes[..piece], offset);
+            let nr_written = rustix::io::retry_on_intr(call)?;
+            if nr_written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            bytes = &bytes[nr_written..];
+            offset += nr_written as u64;
+        }
+        Ok(())
     }
 
     /// Says as an error what Linux says by SIGXFSZ, which ends the process.
@@ -263,7 +315,11 @@ impl MemoryFile {
     /// # Errors
     /// As [`Self::reopen`].
     pub fn reopen_handle(&self, access: Access) -> Result<OwnedFd, OsError> {
-        rustix::fs::openat(CWD, proc_path(self.fd.as_fd()), access.flags(), Mode::empty())
+        let flags = access.flags();
+        sim::call("open")
+            .and_then(|()| {
+                rustix::fs::openat(CWD, proc_path(self.fd.as_fd()), flags, Mode::empty())
+            })
             .map_err(|errno| OsError::new("reopen", format!("{} {access:?}", self.name), errno))
     }
 
@@ -317,7 +373,8 @@ impl MemoryFile {
     /// # Errors
     /// `EMFILE` when descriptors run out.
     pub fn try_clone_fd(&self) -> Result<OwnedFd, OsError> {
-        rustix::io::fcntl_dupfd_cloexec(&self.fd, 0)
+        sim::call("dup")
+            .and_then(|()| rustix::io::fcntl_dupfd_cloexec(&self.fd, 0))
             .map_err(|errno| OsError::new("duplicate", self.name.clone(), errno))
     }
 

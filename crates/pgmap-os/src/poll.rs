@@ -95,6 +95,10 @@ impl Poller {
     /// What the kernel says; none is known for a valid set.
     pub fn wait(&self, timeout: Option<Duration>, ready: &mut Vec<Ready>) -> Result<(), OsError> {
         ready.clear();
+        #[cfg(feature = "sim")]
+        if crate::sim::with(|_| ()).is_some() {
+            return self.wait_simulated(timeout, ready);
+        }
         // A time-out too long for the clock is no time-out.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut events: Vec<Event> = Vec::with_capacity(MAX_READY);
@@ -112,6 +116,25 @@ impl Poller {
         ready.extend(events.iter().map(|event| Ready::new(event.data.u64(), event.flags)));
         Ok(())
     }
+
+    /// As [`Self::wait`], in a simulation, which never makes the thread of the machine wait.
+    #[cfg(feature = "sim")]
+    fn wait_simulated(
+        &self,
+        timeout: Option<Duration>,
+        ready: &mut Vec<Ready>,
+    ) -> Result<(), OsError> {
+        crate::sim::wait(timeout, || {
+            let mut events: Vec<Event> = Vec::with_capacity(MAX_READY);
+            let room = rustix::buffer::spare_capacity(&mut events);
+            let waited = epoll::wait(&self.epoll, room, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+            waited.map_err(|errno| OsError::new("wait for", "an epoll set", errno))?;
+            ready.extend(events.iter().map(|event| Ready::new(event.data.u64(), event.flags)));
+            crate::sim::with(|world| world.arrange(ready));
+            Ok((!ready.is_empty()).then_some(()))
+        })
+        .map(drop)
+    }
 }
 
 /// Waits until one of a few descriptors is ready for what it is listed with, or hung up, or `timeout`
@@ -125,6 +148,18 @@ pub fn wait_for<const N: usize>(
 ) -> Result<[bool; N], OsError> {
     let deadline = Instant::now().checked_add(timeout);
     let mut polled = fds.map(|(fd, interest)| PollFd::from_borrowed_fd(fd, interest.poll_flags()));
+    #[cfg(feature = "sim")]
+    if crate::sim::with(|_| ()).is_some() {
+        let is_ready =
+            |polled: &[PollFd<'_>; N]| std::array::from_fn(|at| !polled[at].revents().is_empty());
+        let ready = crate::sim::wait(Some(timeout), || {
+            rustix::event::poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))
+                .map_err(|errno| OsError::new("wait for", "a few descriptors", errno))?;
+            let ready: [bool; N] = is_ready(&polled);
+            Ok(ready.contains(&true).then_some(ready))
+        })?;
+        return Ok(ready.unwrap_or([false; N]));
+    }
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let left = left.and_then(|left| Timespec::try_from(left).ok());

@@ -15,10 +15,23 @@ pub fn effective_uid() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
+/// Returns the number of this process.
+pub fn id() -> u32 {
+    #[cfg(feature = "sim")]
+    if let Some(pid) = crate::sim::with(|world| world.pid()) {
+        return pid.unsigned_abs();
+    }
+    std::process::id()
+}
+
 /// Returns the command name of a process as `ps` shows it (at most 15 bytes), if it can be read.
 ///
 /// The number may name another process by the time of the answer: for people, never for decisions.
 pub fn command_name(pid: i32) -> Option<String> {
+    #[cfg(feature = "sim")]
+    if crate::sim::with(|_| ()).is_some() {
+        return Some(format!("party-{pid}"));
+    }
     let name = fs::read(format!("/proc/{pid}/comm")).ok()?;
     Some(String::from_utf8_lossy(&name).trim_end_matches('\n').to_owned())
 }

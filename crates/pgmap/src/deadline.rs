@@ -1,6 +1,7 @@
 //! The end of a wait.
 
-use std::time::{Duration, Instant};
+use pgmap_os::clock::Instant;
+use std::time::Duration;
 
 /// When a wait is over. One that no clock can tell is never.
 #[derive(Clone, Copy, Debug)]

@@ -37,6 +37,9 @@ pub mod wire;
 
 pub use client::failure::FailureReporter;
 pub use client::file::File;
+#[cfg(feature = "sim")]
+#[doc(hidden)]
+pub use client::lanes::ThreadLanes;
 pub use client::options::{ConnectOptions, DEFAULT_DEADLINE};
 pub use client::pinned::{FilePin, Segment};
 pub use client::side::ProcessSide;

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use pgmap_mm::barrier::{HeavyBarrier, Reached};
-use pgmap_mm::words::{Indexed, ReadCounts, ReadWord, ReadWords, WriteCounts, WriteWords};
+use pgmap_mm::words::{
+    Indexed, ReadCounts, ReadWord, ReadWords, WriteCounts, WriteWord, WriteWords,
+};
+use pgmap_os::sim;
 use pgmap_os::{Membarrier, MemoryFile, ReadMapping, ReadOnlyWord, WriteMapping};
 
 /// Bytes of a word, of a count and of a page.
@@ -27,6 +30,7 @@ pub struct ReadableWord<'m>(ReadOnlyWord<'m>);
 impl ReadWord for ReadableWord<'_> {
     #[inline(always)]
     fn load(self, order: Ordering) -> u64 {
+        sim::word();
         self.0.load(order)
     }
 }
@@ -45,6 +49,7 @@ impl ReadWords for Readable {
 
     #[inline]
     fn load(&self, index: usize, order: Ordering) -> u64 {
+        sim::word();
         self.0.load_u64(index, order)
     }
 }
@@ -74,6 +79,7 @@ impl LedgerWindow {
     #[inline]
     fn load<T: Default, E>(&self, at: u64, load: impl FnOnce(&ReadMapping) -> Result<T, E>) -> T {
         // Relaxed here and below: the owner's lock orders those who ask.
+        sim::word();
         if self.start_bytes + at >= self.end_bytes.load(Ordering::Relaxed) {
             return T::default();
         }
@@ -262,38 +268,77 @@ impl Writable {
     }
 }
 
+/// A word that this process writes.
+#[cfg(not(feature = "sim"))]
+type WritableWord<'w> = &'w AtomicU64;
+
+/// A word that this process writes, where others may run before each load and store.
+#[cfg(feature = "sim")]
+#[derive(Clone, Copy, Debug)]
+pub struct WritableWord<'w>(&'w AtomicU64);
+
+#[cfg(feature = "sim")]
+impl ReadWord for WritableWord<'_> {
+    fn load(self, order: Ordering) -> u64 {
+        sim::word();
+        self.0.load(order)
+    }
+}
+
+#[cfg(feature = "sim")]
+impl WriteWord for WritableWord<'_> {
+    fn store(self, value: u64, order: Ordering) {
+        if sim::word() {
+            self.0.store(value, order);
+        }
+    }
+}
+
+impl Writable {
+    #[inline(always)]
+    fn at(&self, index: usize) -> WritableWord<'_> {
+        let word = &self.mapping.words()[index];
+        #[cfg(feature = "sim")]
+        let word = WritableWord(word);
+        word
+    }
+}
+
 impl ReadWords for Writable {
-    type Word<'w> = &'w AtomicU64;
+    type Word<'w> = WritableWord<'w>;
 
     fn nr_words(&self) -> usize {
         self.mapping.words().len()
     }
 
     #[inline(always)]
-    fn word(&self, index: usize) -> &AtomicU64 {
-        &self.mapping.words()[index]
+    fn word(&self, index: usize) -> WritableWord<'_> {
+        self.at(index)
     }
 
     #[inline]
     fn load(&self, index: usize, order: Ordering) -> u64 {
-        self.mapping.words()[index].load(order)
+        self.at(index).load(order)
     }
 }
 
 impl WriteWords for Writable {
-    type Slot<'w> = &'w AtomicU64;
+    type Slot<'w> = WritableWord<'w>;
 
     #[inline(always)]
-    fn slot(&self, index: usize) -> &AtomicU64 {
-        &self.mapping.words()[index]
+    fn slot(&self, index: usize) -> WritableWord<'_> {
+        self.at(index)
     }
 
     #[inline]
     fn store(&self, index: usize, value: u64, order: Ordering) {
-        self.mapping.words()[index].store(value, order);
+        WriteWord::store(self.at(index), value, order);
     }
 
     fn fetch_or(&self, index: usize, bits: u64, order: Ordering) -> u64 {
+        if !sim::word() {
+            return 0;
+        }
         self.mapping.words()[index].fetch_or(bits, order)
     }
 
@@ -313,6 +358,9 @@ impl WriteWords for Writable {
             && let Behind::Unlimited(file, offset) = &self.behind
             && file.punch(offset + bytes.start..offset + bytes.end).is_ok()
         {
+            return;
+        }
+        if !sim::word() {
             return;
         }
         for word in &self.mapping.words()[range] {
@@ -348,11 +396,17 @@ impl ReadCounts for WritableCounts {
 impl WriteCounts for WritableCounts {
     #[inline]
     fn fetch_add(&self, index: usize, by: u32, order: Ordering) -> u32 {
+        if !sim::word() {
+            return 0;
+        }
         self.mapping.counts()[index].fetch_add(by, order)
     }
 
     #[inline]
     fn fetch_sub(&self, index: usize, by: u32, order: Ordering) -> u32 {
+        if !sim::word() {
+            return 1;
+        }
         self.mapping.counts()[index].fetch_sub(by, order)
     }
 
@@ -395,7 +449,9 @@ impl OwnerBarrier {
             match self.membarrier.global_expedited() {
                 Ok(()) => return true,
                 // For the list of processors (Linux 7.1: kernel/sched/membarrier.c).
-                Err(error) if error.kind() == ErrorKind::OutOfMemory => std::thread::yield_now(),
+                Err(error) if error.kind() == ErrorKind::OutOfMemory => {
+                    pgmap_os::thread::yield_now()
+                }
                 Err(error) => {
                     // Relaxed: says it once, more or less.
                     if !self.was_refused.swap(true, Ordering::Relaxed) {

@@ -21,7 +21,7 @@ use pgmap_mm::ledger::LedgerLayout;
 use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::memory_type::MemoryType;
 use pgmap_mm::vmemmap::VmemmapLayout;
-use pgmap_os::{Access, MemoryFile, OsError, PageSize};
+use pgmap_os::{Access, MemoryFile, OsError, PageSize, disk};
 
 use crate::error::Error;
 use crate::name::FileName;
@@ -197,6 +197,11 @@ impl Pool {
             stored,
         };
         pool.populate(options.populate)?;
+        // Before the catalog says that there is a pool: a file that lost its seal with the power looks
+        // damaged ever after.
+        for file in [&pool.data, &pool.vmemmap, &pool.index] {
+            file.sync()?;
+        }
         let unfinished = directory.file(CATALOG_NEW);
         match &pool.head {
             Some(head) => {
@@ -205,7 +210,7 @@ impl Pool {
                     Some(Catalog::create(Arc::clone(&pool.data), most_bytes, id, &pool.stored)?);
                 remove_file(&unfinished)?;
             }
-            None => std::fs::rename(&unfinished, directory.file(CATALOG))
+            None => disk::rename(&unfinished, &directory.file(CATALOG))
                 .map_err(|error| os_error("rename", &unfinished, error))?,
         }
         Ok(pool)

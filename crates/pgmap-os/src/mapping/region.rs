@@ -60,7 +60,9 @@ impl Region {
         }
         let mapped_len = len.next_multiple_of(page) as usize;
         let alignment = alignment_for(mapped_len as u64, page) as usize;
-        let base = reserve(mapped_len, alignment).map_err(failed)?;
+        let base = crate::sim::call("mmap")
+            .and_then(|()| reserve(mapped_len, alignment))
+            .map_err(failed)?;
         // Booked huge pages must stay booked; everything else is taken when it is touched.
         // Copies rely on it, and here it costs them nothing.
         crate::sigbus::install()?;

@@ -1,6 +1,7 @@
 //! One connection: messages and descriptors, each whole or not at all.
 
 use super::{MAX_FDS, MAX_MESSAGE_BYTES, Peer, address, new_socket};
+use crate::sim;
 use crate::{OsError, ParentFd};
 use rustix::io::{Errno, IoSlice, IoSliceMut, retry_on_intr};
 use rustix::net::{
@@ -58,7 +59,11 @@ impl Connection {
     /// `EAGAIN` if the listener has more callers waiting than it keeps.
     pub fn connect(path: &Path) -> Result<Self, OsError> {
         let connection = Self { fd: ParentFd::new(new_socket()?) };
-        rustix::net::connect(&connection.fd, &address(path)?).map_err(|errno| {
+        let address = address(path)?;
+        sim::call("connect")
+            .and_then(|()| sim::name_caller(connection.fd.as_fd()))
+            .map_err(|errno| OsError::new("connect to", path.display().to_string(), errno))?;
+        rustix::net::connect(&connection.fd, &address).map_err(|errno| {
             let error = OsError::new("connect to", path.display().to_string(), errno);
             match errno {
                 Errno::NOENT | Errno::CONNREFUSED => error.with_advice("is the service running?"),
@@ -66,6 +71,7 @@ impl Connection {
                 _ => error,
             }
         })?;
+        sim::happened();
         connection.set_blocking(Blocking::Wait)?;
         Ok(connection)
     }
@@ -118,6 +124,9 @@ impl Connection {
         if fds.len() > MAX_FDS {
             return Err(TransferError::TooManyDescriptors { nr_fds: fds.len() });
         }
+        if let Err(errno) = sim::call("sendmsg") {
+            return Err(TransferError::from_errno("send", errno));
+        }
         let sent = retry_on_intr(|| {
             let mut space = [MaybeUninit::uninit(); CONTROL_BYTES];
             let mut control = SendAncillaryBuffer::new(&mut space);
@@ -129,6 +138,7 @@ impl Connection {
             // Linux raises SIGPIPE for stream sockets only (net/unix/af_unix.c); POSIX allows it here.
             rustix::net::sendmsg(&self.fd, &bytes, &mut control, SendFlags::NOSIGNAL)
         });
+        sim::happened();
         match sent {
             // SEQPACKET sends whole messages or none.
             Ok(_) => Ok(()),
@@ -144,6 +154,9 @@ impl Connection {
     /// descriptors: it is lost, and all of its descriptors are closed.
     pub fn recv(&self, buffer: &mut [u8]) -> Result<Received, TransferError> {
         let room = buffer.len();
+        if let Err(errno) = sim::call("recvmsg") {
+            return Err(TransferError::from_errno("receive", errno));
+        }
         let mut space = [MaybeUninit::uninit(); CONTROL_BYTES];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let message = retry_on_intr(|| {
@@ -151,6 +164,7 @@ impl Connection {
             rustix::net::recvmsg(&self.fd, &mut bytes, &mut control, RecvFlags::CMSG_CLOEXEC)
         })
         .map_err(|errno| TransferError::from_errno("receive", errno))?;
+        sim::happened();
         // Take the descriptors in any case: those of a message that is refused close right here.
         let mut fds = Vec::new();
         for part in control.drain() {

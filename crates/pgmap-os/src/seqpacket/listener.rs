@@ -14,6 +14,7 @@
 
 use super::{Connection, Peer, address, new_socket};
 use crate::process::command_name;
+use crate::sim;
 use crate::{OsError, ParentFd, file_lock};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -56,12 +57,15 @@ impl Listener {
         // The socket's own mode is what the name is made with, less the umask; hence once more after.
         let mode = Mode::from_bits_truncate(mode & 0o777);
         rustix::fs::fchmod(&fd, mode).map_err(failed)?;
+        sim::call("bind").map_err(failed)?;
         rustix::net::bind(&fd, &address).map_err(failed)?;
         let stat = rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
         let identity = (stat.st_dev, stat.st_ino);
         let listener = Self { fd, path: path.to_owned(), identity, _lock: lock };
         rustix::fs::chmod(path, mode).map_err(failed)?;
+        sim::call("listen").map_err(failed)?;
         rustix::net::listen(&listener.fd, BACKLOG).map_err(failed)?;
+        sim::listens(path);
         Ok(listener)
     }
 
@@ -72,7 +76,8 @@ impl Listener {
     /// free one first or look away for a while.
     pub fn accept(&self) -> Result<Option<Connection>, OsError> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        match rustix::io::retry_on_intr(|| rustix::net::accept_with(&self.fd, flags)) {
+        let call = || rustix::net::accept_with(&self.fd, flags);
+        match sim::call("accept").and_then(|()| rustix::io::retry_on_intr(call)) {
             Ok(fd) => Ok(Some(Connection::accepted(fd))),
             // A caller that left again while it waited is nobody.
             Err(Errno::AGAIN | Errno::CONNABORTED) => Ok(None),
@@ -202,7 +207,8 @@ fn probe(path: &Path) -> Probe {
 
 /// Removes a name if it is still the thing that we know it as.
 fn unlink_if_still(path: &Path, identity: (u64, u64)) {
-    let stat = rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW);
+    let stat =
+        sim::call("unlink").and_then(|()| rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW));
     if stat.is_ok_and(|stat| (stat.st_dev, stat.st_ino) == identity) {
         // Whoever comes next can deal with a leftover, so a failure is no loss.
         let _ = rustix::fs::unlink(path);

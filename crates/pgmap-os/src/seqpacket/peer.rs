@@ -34,6 +34,12 @@ impl Peer {
     /// Asks the kernel about the other end of `socket`.
     pub(super) fn of(socket: BorrowedFd<'_>) -> Result<Self, OsError> {
         let failed = |error| OsError::new("identify", "the peer of a connection", error);
+        #[cfg(feature = "sim")]
+        if let Some(pid) = crate::sim::peer(socket) {
+            let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+            let pidfd = crate::sim::with(|world| world.pidfd(pid)).flatten();
+            return Ok(Self { pid, uid: uid.as_raw(), gid: gid.as_raw(), pidfd });
+        }
         let mut who = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
         // SAFETY: a ucred is three integers; any bytes that the kernel writes are valid.
         unsafe { get_option(socket, libc::SO_PEERCRED, &mut who) }.map_err(failed)?;

@@ -27,10 +27,12 @@
 //! `mmu_notifier` runs in the thread that unmaps (Linux 7.1: mm/mmu_notifier.c); here that thread is in
 //! another process, and waits for the holds to go.
 
+use pgmap_os::clock::Instant;
+use pgmap_os::sync::{Condvar, Mutex, MutexGuard};
+use pgmap_os::thread::JoinHandle;
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::Duration;
 
 use pgmap_mm::mm::Unmapped;
 use pgmap_mm::pin::ClientSide;
@@ -203,7 +205,7 @@ impl Client {
             let keeper = lifecycle.last_keeper;
             events.desk().keeper = keeper;
             let client = self.clone();
-            let started = std::thread::Builder::new()
+            let started = pgmap_os::thread::Builder::new()
                 .name("pgmap-keeper".into())
                 .spawn(move || client.keep(keeper));
             match started {
@@ -311,7 +313,7 @@ impl Drop for Keeping {
         // The keeper may be in a subscriber that asks for a keeper.
         drop(lifecycle);
         if let Some(thread) = thread
-            && thread.thread().id() != std::thread::current().id()
+            && thread.thread().id() != pgmap_os::thread::current().id()
             && thread.join().is_err()
         {
             tracing::error!("a keeper's thread panicked");

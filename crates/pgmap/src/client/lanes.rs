@@ -4,9 +4,10 @@
 //! lanes than it may have threads, so some are shared: a thread that comes when all others are kept takes a
 //! shared one for the time of a pin (ADR 0043).
 
+use pgmap_os::clock::Instant;
 use std::cell::{Cell, RefCell};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pgmap_mm::error::PinError;
 use pgmap_mm::extent::Extent;
@@ -31,6 +32,7 @@ thread_local! {
     static OTHERS: RefCell<Lanes> = const { RefCell::new(Lanes { lanes: Vec::new() }) };
 }
 
+#[derive(Debug)]
 struct Owned {
     client: Weak<Inner>,
     identity: u64,
@@ -38,6 +40,7 @@ struct Owned {
     parts: Option<LaneParts>,
 }
 
+#[derive(Default)]
 struct Lanes {
     lanes: Vec<Owned>,
 }
@@ -75,6 +78,28 @@ impl Lanes {
             .iter_mut()
             .find(|owned| owned.identity == identity && owned.parts.is_some())?;
         owned.parts.take()
+    }
+}
+
+/// A thread's lanes, taken out of it: threads of a simulation share one of the machine's.
+#[cfg(feature = "sim")]
+#[derive(Debug, Default)]
+pub struct ThreadLanes {
+    current: Option<LaneParts>,
+    others: Vec<Owned>,
+}
+
+#[cfg(feature = "sim")]
+impl ThreadLanes {
+    /// Exchanges these with the calling thread's.
+    pub fn exchange(&mut self) {
+        self.current = CURRENT.replace(self.current.take());
+        OTHERS.with_borrow_mut(|lanes| std::mem::swap(&mut lanes.lanes, &mut self.others));
+    }
+
+    /// The calling thread ends: gives back what it has.
+    pub fn end() {
+        drop(OTHERS.take());
     }
 }
 
@@ -205,7 +230,7 @@ pub(crate) fn claim(pinner: &Pinner<ProcessSide>) -> Result<Lane<'_, ProcessSide
     loop {
         match pinner.lane() {
             Err(PinError::NoLane { .. }) if start.elapsed() < LANE_WAIT => {
-                std::thread::yield_now();
+                pgmap_os::thread::yield_now();
             }
             result => return result,
         }

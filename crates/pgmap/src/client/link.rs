@@ -12,11 +12,13 @@
 
 mod greeting;
 
+use pgmap_os::clock::Instant;
+use pgmap_os::sync::{Condvar, Mutex, MutexGuard};
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use pgmap_mm::drain::ClientId;
 use pgmap_os::poll::wait_for;
@@ -607,7 +609,7 @@ impl Remote {
                 }
                 Err(_) => drop(state),
             }
-            std::thread::sleep(RESTART_POLL);
+            pgmap_os::thread::sleep(RESTART_POLL);
         }
     }
 

@@ -11,8 +11,9 @@ pub(crate) mod side;
 mod upkeep;
 pub(crate) mod writer;
 
+use pgmap_os::sync::Mutex;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use pgmap_mm::drain::ClientId;

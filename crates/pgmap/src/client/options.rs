@@ -52,7 +52,7 @@ impl ConnectOptions {
 
 /// What a process calls itself that was given no name.
 pub(crate) fn default_label() -> String {
-    let pid = std::process::id();
+    let pid = pgmap_os::process::id();
     let command = i32::try_from(pid).ok().and_then(pgmap_os::process::command_name);
     format!("{} (own pid {pid})", command.as_deref().unwrap_or("?"))
 }

@@ -1,8 +1,9 @@
 //! What a client brings to the page model: its ledger, the owner's descriptors, the doorbell.
 
+use pgmap_os::sync::Mutex;
 use std::num::NonZeroU32;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use pgmap_mm::barrier::BarrierMode;
 use pgmap_mm::pin::ClientSide;

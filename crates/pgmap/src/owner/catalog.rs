@@ -7,9 +7,10 @@
 //! It is a log of checksummed records ([`log`]) under a header ([`header`]). Damage to any part that
 //! counts is an error that says where; see docs/adr/0050-the-catalog-is-a-log.md.
 
+use pgmap_os::sync::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use pgmap_mm::extent::Extent;
 use pgmap_mm::level::Level;
@@ -190,7 +191,7 @@ impl Catalog {
             boot,
             is_clean: false,
         };
-        let log = Log::create(Medium::new(memory, most_bytes)?, header)?;
+        let log = Log::create(Medium::new(memory, most_bytes), header)?;
         Ok(Self::with(log, Contents::default(), boot))
     }
 
@@ -210,7 +211,7 @@ impl Catalog {
         most_bytes: u64,
         boot: BootId,
     ) -> Result<Self, Error> {
-        let (log, mut contents) = Log::open(Medium::new(memory, most_bytes)?, boot)?;
+        let (log, mut contents) = Log::open(Medium::new(memory, most_bytes), boot)?;
         let mut unsynced = Vec::new();
         if log.is_unsynced(boot) {
             let synced_below = log.header().synced_below;

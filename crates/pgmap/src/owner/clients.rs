@@ -12,7 +12,7 @@ use pgmap_mm::barrier::BarrierMode;
 use pgmap_mm::drain::{ClientId, Held};
 use pgmap_mm::ledger::{Agent, Hold, HoldPlace, LedgerReader};
 use pgmap_mm::runs::SortedRuns;
-use pgmap_os::{MemoryFile, ReadMapping, file_lock, process};
+use pgmap_os::{MemoryFile, ReadMapping, disk, file_lock, process};
 
 use crate::error::Error;
 use crate::memory::{LedgerCounts, LedgerWords};
@@ -43,7 +43,7 @@ impl Identity {
     /// This process.
     #[must_use]
     pub fn own() -> Self {
-        let pid = i32::try_from(std::process::id()).unwrap_or(0);
+        let pid = i32::try_from(pgmap_os::process::id()).unwrap_or(0);
         Self {
             pid,
             uid: rustix_uid(),
@@ -271,7 +271,7 @@ impl Core {
     /// the ledger stays, so that a restarted owner knows of them too.
     pub(crate) fn remove_ledger(&self, id: ClientId) {
         if let Some(path) = self.pool.ledger_path(id.0)
-            && let Err(error) = std::fs::remove_file(&path)
+            && let Err(error) = disk::remove_file(&path)
             && error.kind() != std::io::ErrorKind::NotFound
         {
             tracing::warn!(path = %path.display(), %error, "a ledger could not be removed");

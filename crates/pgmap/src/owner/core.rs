@@ -337,9 +337,3 @@ fn own_pagemap(pool: &Pool) -> Result<PagemapTable, Error> {
 pub(crate) const fn bytes(nr_pages: u64) -> u64 {
     nr_pages * PAGE_BYTES
 }
-
-/// A number that outsiders cannot guess, so that they cannot aim at the index's chains.
-pub(crate) fn random_seed() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(pgmap_os::clock::monotonic_ns())
-}

@@ -1,11 +1,12 @@
 //! The owner as the embedding program holds it.
 
+use pgmap_os::sync::{Condvar, Mutex, MutexGuard};
+use pgmap_os::thread::JoinHandle;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use pgmap_mm::drain::ClientId;
@@ -224,7 +225,7 @@ impl Shared {
                         state.core.call_off(ticket);
                         self.wake();
                         let waited_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
-                        let owner_pid = i32::try_from(std::process::id()).unwrap_or(0);
+                        let owner_pid = i32::try_from(pgmap_os::process::id()).unwrap_or(0);
                         return Err(Error::TimedOut { call: name, waited_ms, owner_pid });
                     }
                     let waited = self.answered.wait_timeout(state, left);
@@ -288,7 +289,7 @@ impl Owner {
             guard: ForkGuard::new()?,
         });
         let service = Service::new(Arc::clone(&shared))?;
-        let thread = std::thread::Builder::new()
+        let thread = pgmap_os::thread::Builder::new()
             .name("pgmap-owner".into())
             .spawn(move || service.run())
             .map_err(|error| pgmap_os::OsError::new("start", "the owner's thread", error))?;

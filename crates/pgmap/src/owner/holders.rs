@@ -42,7 +42,7 @@ impl HolderLine {
     ) -> Result<Self, std::io::Error> {
         let (calls, taken) = sync_channel(MAX_CALLS);
         // Not joined: a holder that blocks for ever must not keep the owner from stopping.
-        std::thread::Builder::new()
+        pgmap_os::thread::Builder::new()
             .name("pgmap-holder".into())
             .spawn(move || work(&*holder, &taken, &answered))?;
         Ok(Self { calls })

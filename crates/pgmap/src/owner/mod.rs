@@ -1,5 +1,7 @@
 //! The owner: the one who changes descriptors.
 
+#[cfg(feature = "sim")]
+mod audit;
 pub(crate) mod backing;
 pub mod catalog;
 pub mod clients;

@@ -227,10 +227,10 @@ impl Core {
 
 /// Whether a client ever wrote to this ledger: the first thing that it writes is the mark.
 fn was_attached(path: &Path) -> bool {
-    use std::io::Read;
     let mut first = [0; 8];
-    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut first));
-    read.is_ok() && first == LEDGER_MAGIC.to_le_bytes()
+    MemoryFile::open_named(path, Access::ReadOnly)
+        .is_ok_and(|file| file.read_exact_at(&mut first, 0).is_ok())
+        && first == LEDGER_MAGIC.to_le_bytes()
 }
 
 #[cfg(test)]

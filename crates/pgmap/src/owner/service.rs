@@ -162,6 +162,10 @@ impl Service {
             }
             self.populate();
             self.hand_out_answers();
+            #[cfg(feature = "sim")]
+            if let Err(what) = self.shared.lock().core.audit() {
+                pgmap_os::sim::with(|world| world.failed(&what));
+            }
         }
     }
 

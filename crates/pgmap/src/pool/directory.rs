@@ -6,10 +6,10 @@
 use std::ffi::OsString;
 use std::fs::{self, FileType};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use pgmap_os::{FileSystem, MemoryFile, OsError, ParentFd, file_lock};
+use pgmap_os::{FileSystem, MemoryFile, OsError, ParentFd, disk, file_lock};
 
 use crate::error::Error;
 use crate::owner::catalog::header::is_unfinished;
@@ -38,11 +38,7 @@ pub(crate) struct Directory {
 impl Directory {
     /// Makes the directory where it is missing, and takes the lock.
     pub(crate) fn make(path: &Path) -> Result<Self, Error> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(|error| os_error("create", path, error))?;
+        disk::create_dir_all(path).map_err(|error| os_error("create", path, error))?;
         Self::open(path)
     }
 
@@ -107,7 +103,7 @@ impl Directory {
         match kind_of(&ledgers)? {
             Some(kind) if kind.is_dir() => {
                 let mut entries =
-                    fs::read_dir(&ledgers).map_err(|error| os_error("read", &ledgers, error))?;
+                    disk::read_dir(&ledgers).map_err(|error| os_error("read", &ledgers, error))?;
                 if entries.next().is_some() {
                     found.push(LEDGERS.into());
                 }
@@ -149,7 +145,7 @@ impl Directory {
 
 /// Whether a pool, of whatever format, lies in the directory at `path`.
 pub(crate) fn holds_a_pool(path: &Path) -> Result<bool, Error> {
-    if !fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir()) {
+    if !disk::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir()) {
         return Ok(false);
     }
     Ok(kind_of(&path.join(CATALOG))?.is_some() || crate::pool::has_head(&path.join(DATA)))
@@ -170,7 +166,7 @@ pub(crate) fn check_no_parts(path: &Path) -> Result<(), Error> {
 /// system that no pool can be on.
 fn check_place(path: &Path) -> Result<(), Error> {
     let failed = |error| os_error("inspect", path, error);
-    let metadata = fs::symlink_metadata(path).map_err(failed)?;
+    let metadata = disk::symlink_metadata(path).map_err(failed)?;
     if metadata.is_symlink() {
         return Err(bad(path, "it is a symbolic link; name the directory itself"));
     }
@@ -204,7 +200,7 @@ fn check_place(path: &Path) -> Result<(), Error> {
 
 /// What lies at `path`, without following a link.
 fn kind_of(path: &Path) -> Result<Option<FileType>, Error> {
-    match fs::symlink_metadata(path) {
+    match disk::symlink_metadata(path) {
         Ok(metadata) => Ok(Some(metadata.file_type())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(os_error("inspect", path, error)),
@@ -235,7 +231,7 @@ fn foreign(directory: &Path, names: &[OsString]) -> Error {
 
 fn describe(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().display().to_string();
-    let Ok(metadata) = fs::symlink_metadata(path) else { return name };
+    let Ok(metadata) = disk::symlink_metadata(path) else { return name };
     let kind = metadata.file_type();
     if kind.is_symlink() {
         let target = fs::read_link(path).unwrap_or_default();
@@ -256,7 +252,7 @@ fn bad(directory: &Path, why: &str) -> Error {
 }
 
 pub(crate) fn remove_file(path: &Path) -> Result<(), Error> {
-    match fs::remove_file(path) {
+    match disk::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(OsError::new("remove", path.display().to_string(), error).into())
         }

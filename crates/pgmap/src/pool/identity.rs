@@ -5,11 +5,9 @@
 //! which extended attributes and inode numbers do not do; see docs/adr/0050-the-catalog-is-a-log.md.
 
 use std::fmt;
-use std::fs;
-use std::os::unix::fs::FileExt;
 
 use pgmap_mm::level::PAGE_BYTES;
-use pgmap_os::{MemoryFile, OsError};
+use pgmap_os::{MemoryFile, OsError, identity};
 
 use crate::error::Error;
 
@@ -27,7 +25,7 @@ pub struct PoolId(pub(crate) u128);
 impl PoolId {
     /// A fresh one.
     pub(crate) fn random() -> Result<Self, Error> {
-        read_uuid("/proc/sys/kernel/random/uuid").map(Self)
+        Ok(Self(identity::random_id()?))
     }
 }
 
@@ -50,17 +48,8 @@ pub(crate) struct BootId(pub(crate) u128);
 impl BootId {
     /// The boot that the machine is in.
     pub(crate) fn current() -> Result<Self, Error> {
-        read_uuid("/proc/sys/kernel/random/boot_id").map(Self)
+        Ok(Self(identity::boot_id()?))
     }
-}
-
-fn read_uuid(path: &'static str) -> Result<u128, Error> {
-    let text = fs::read_to_string(path).map_err(|error| OsError::new("read", path, error))?;
-    let digits: String = text.trim().chars().filter(|&digit| digit != '-').collect();
-    u128::from_str_radix(&digits, 16).map_err(|_| {
-        let odd = std::io::Error::new(std::io::ErrorKind::InvalidData, "it is no UUID");
-        OsError::new("read", path, odd).into()
-    })
 }
 
 /// What a file of a pool is.
@@ -141,8 +130,7 @@ impl Seal {
     pub(crate) fn write(self, file: &MemoryFile) -> Result<(), Error> {
         let at = Self::file_bytes(self.len_bytes) - PAGE_BYTES;
         file.reserve(at..at + PAGE_BYTES)?;
-        fs::File::from(file.try_clone_fd()?)
-            .write_all_at(&self.to_bytes(), at)
+        file.write_all_at(&self.to_bytes(), at)
             .map_err(|error| OsError::new("write the seal of", file.name(), error).into())
     }
 
@@ -150,8 +138,7 @@ impl Seal {
     pub(crate) fn read(file: &MemoryFile) -> Result<Found, Error> {
         let Some(at) = file.len_bytes().checked_sub(PAGE_BYTES) else { return Ok(Found::Nothing) };
         let mut bytes = [0; SEAL_BYTES];
-        fs::File::from(file.try_clone_fd()?)
-            .read_exact_at(&mut bytes, at)
+        file.read_exact_at(&mut bytes, at)
             .map_err(|error| OsError::new("read the seal of", file.name(), error))?;
         let field = |number: usize| {
             bytes[number * 8..][..8]
@@ -172,6 +159,9 @@ impl Seal {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::FileExt;
+
     use super::*;
     use pgmap_os::PageSize;
 

@@ -3,14 +3,12 @@
 //! A ledger is made under a name of its own, sized, sealed and given the memory that its client and
 //! the owner touch unasked, and only then called by its number: whatever has a number was whole.
 
-use std::fs;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use pgmap_mm::ledger::LedgerLayout;
 use pgmap_mm::level::PAGE_BYTES;
-use pgmap_os::{Access, MemoryFile, OsError, PageSize, file_lock};
+use pgmap_os::{Access, MemoryFile, OsError, PageSize, disk, file_lock};
 
 use crate::error::Error;
 use crate::pool::directory::{LEDGERS, remove_file};
@@ -80,11 +78,11 @@ impl Pool {
         let (new, spare) = (ledgers.join(NEW), ledgers.join(SPARE));
         let file = match self.fill_ledger(&new) {
             Ok(file) => {
-                fs::rename(&new, path).map_err(|error| os_error("rename", &new, error))?;
+                disk::rename(&new, path).map_err(|error| os_error("rename", &new, error))?;
                 file
             }
             Err(Error::Os(error)) if error.kind() == std::io::ErrorKind::StorageFull => {
-                if fs::rename(&spare, path).is_err() {
+                if disk::rename(&spare, path).is_err() {
                     return Err(error.into());
                 }
                 MemoryFile::open_named(path, Access::ReadWrite)?
@@ -128,7 +126,8 @@ impl Pool {
             return;
         }
         let made = self.fill_ledger(&ledgers.join(NEW)).and_then(|_| {
-            fs::rename(ledgers.join(NEW), &spare).map_err(|error| os_error("rename", &spare, error))
+            disk::rename(&ledgers.join(NEW), &spare)
+                .map_err(|error| os_error("rename", &spare, error))
         });
         if let Err(error) = made {
             tracing::debug!(%error, "there is no spare ledger");
@@ -148,7 +147,7 @@ impl Pool {
 fn numbers_in(ledgers: &Path) -> Result<Vec<u64>, Error> {
     let failed = |error| os_error("read", ledgers, error);
     let mut numbers = Vec::new();
-    for entry in fs::read_dir(ledgers).map_err(failed)? {
+    for entry in disk::read_dir(ledgers).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
         // As the pool writes them: "+5" and "05" are somebody else's names.
         let number = name
@@ -186,8 +185,7 @@ pub(crate) fn has_live_client(directory: &Path) -> Result<bool, Error> {
 fn is_unused(file: &MemoryFile) -> Result<bool, Error> {
     let mut magic = [0; 8];
     let len = file.len_bytes().min(8) as usize;
-    fs::File::from(file.try_clone_fd()?)
-        .read_exact_at(&mut magic[..len], 0)
+    file.read_exact_at(&mut magic[..len], 0)
         .map_err(|error| OsError::new("read", file.name(), error))?;
     Ok(magic == [0; 8])
 }
@@ -203,9 +201,8 @@ pub(crate) fn remove_all(directory: &Path) -> Result<(), Error> {
 
 /// Makes the directory of ledgers.
 pub(crate) fn make_place(directory: &Path) -> Result<(), Error> {
-    use std::os::unix::fs::DirBuilderExt;
     let path = directory.join(LEDGERS);
-    match fs::DirBuilder::new().mode(0o700).create(&path) {
+    match disk::create_dir(&path) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(Error::BadPool {
             pool: pool_name(Some(directory)),
             why: format!("its ledgers cannot be made: {error}"),

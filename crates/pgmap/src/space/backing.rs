@@ -21,7 +21,8 @@
 //!
 //! A hole has no page, not even one of zeros: a fault there fails, and says that it is a hole (ADR 0033).
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use pgmap_os::sync::{Mutex, MutexGuard};
+use std::sync::PoisonError;
 
 use pgmap_mm::descriptor::{FolioFlags, FolioState};
 use pgmap_mm::extent::Extent;
@@ -223,7 +224,7 @@ impl Backing for FileBacking {
                 _ => {}
             }
             if attempt > 1 {
-                std::thread::yield_now();
+                pgmap_os::thread::yield_now();
             }
             self.read_anew(&mut state)?;
         }

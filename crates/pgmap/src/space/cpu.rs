@@ -30,9 +30,10 @@
 //! A mapping of fsdax counts in the page itself (Linux 7.1: fs/dax.c) and a truncate removes it from
 //! every page table by itself; here the process removes it, and one that is stopped is named.
 
+use pgmap_os::sync::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 use pgmap_mm::descriptor::{FolioFlags, FolioState};
 use pgmap_mm::error::PinError;

@@ -6,10 +6,11 @@
 //! for a little; all else goes to the program's handler; without one the thread that touched gets its
 //! SIGSEGV, at that instruction.
 
+use pgmap_os::clock::Instant;
+use pgmap_os::thread::JoinHandle;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pgmap_mm::error::errno::ESTALE;
 use pgmap_mm::fault::FaultError;
@@ -81,7 +82,7 @@ impl FaultService {
     ) -> Result<Self, Error> {
         let watch = Arc::new(touch::watch(addresses)?);
         let served = Arc::clone(&watch);
-        let thread = std::thread::Builder::new()
+        let thread = pgmap_os::thread::Builder::new()
             .name("pgmap-faults".into())
             .spawn(move || serve(&served, &space))
             .map_err(|error| pgmap_os::OsError::new("start", "a thread for faults", error))?;
@@ -99,7 +100,7 @@ impl Drop for FaultService {
         }
         self.watch.stop();
         if let Some(thread) = thread
-            && thread.thread().id() != std::thread::current().id()
+            && thread.thread().id() != pgmap_os::thread::current().id()
             && thread.join().is_err()
         {
             tracing::error!("a thread for faults panicked");
@@ -176,7 +177,7 @@ fn fault_patiently(
             Err(FaultError::Fill {
                 error: FillError::Backing(BackingError::Busy) | FillError::Cpu(ESTALE),
                 ..
-            }) => std::thread::sleep(LOOK_PAUSE),
+            }) => pgmap_os::thread::sleep(LOOK_PAUSE),
             result => return result,
         }
         result = space.fault(address, access);

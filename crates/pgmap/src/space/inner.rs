@@ -1,8 +1,9 @@
 //! What of an address space other threads reach: the one that hears events, the one that answers
 //! touches.
 
+use pgmap_os::sync::Mutex;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use pgmap_mm::extent::Extent;
 use pgmap_mm::fault::FaultError;

@@ -41,8 +41,9 @@ mod slot;
 mod tail;
 mod view;
 
+use pgmap_os::sync::Mutex;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use pgmap_mm::fault::FaultError;
@@ -517,7 +518,7 @@ impl AddressSpace {
         ended
     }
 
-    fn files(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Weak<FileBacking>>> {
+    fn files(&self) -> pgmap_os::sync::MutexGuard<'_, HashMap<u64, Weak<FileBacking>>> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

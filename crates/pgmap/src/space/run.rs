@@ -4,9 +4,10 @@
 //! found once, and then only asked whether it is what it was: by a number that every change of an
 //! area moves, and by where each of its files ends.
 
+use pgmap_os::sync::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 
 use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::mm::Mm;

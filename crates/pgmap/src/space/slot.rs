@@ -22,9 +22,10 @@
 //! KVM's slots follow the process's mappings through `mmu_notifier` (Linux 7.1:
 //! virt/kvm/kvm_main.c). Here a slot keeps what was used, and a new slot has the new memory.
 
+use pgmap_os::sync::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use pgmap_mm::fault::FaultError;
 use pgmap_mm::gup::{Dirty, GupError, GupFlags};

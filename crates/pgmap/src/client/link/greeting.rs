@@ -43,7 +43,7 @@ pub(super) fn connect(
                 return Ok((connection, owner_pid));
             }
             Err(error) if error.errno() == EAGAIN && !deadline.left().is_zero() => {
-                std::thread::sleep(QUEUE_PAUSE.min(deadline.left()));
+                pgmap_os::thread::sleep(QUEUE_PAUSE.min(deadline.left()));
             }
             Err(error) if error.errno() == EAGAIN => return Err(timed_out(0, deadline)),
             Err(error) => return Err(error.into()),

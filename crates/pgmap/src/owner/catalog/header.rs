@@ -4,13 +4,11 @@
 //! is whole whatever happens to the write. Both are whole after every change that ended, so a slot
 //! that is not whole is damage, or the machine stopped in the middle of the write.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::memory_type::MemoryType;
-use pgmap_os::{Access, MemoryFile, OsError};
+use pgmap_os::{Access, MemoryFile, OsError, disk};
 
 use crate::error::Error;
 use crate::owner::catalog::StoredPool;
@@ -180,7 +178,7 @@ pub(crate) fn is_catalog(memory: &MemoryFile) -> bool {
 /// Whether the file at `path` is the catalog of a pool whose creation did not end. Such a file is
 /// empty, zero, or a catalog: it is made with its room first and its header last.
 pub(crate) fn is_unfinished(path: &Path) -> Result<bool, Error> {
-    let is_file = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file());
+    let is_file = disk::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file());
     if !is_file {
         return Ok(false);
     }
@@ -193,7 +191,7 @@ pub(crate) fn is_unfinished(path: &Path) -> Result<bool, Error> {
 fn read_page(memory: &MemoryFile) -> Result<Vec<u8>, Error> {
     let len = memory.len_bytes().min(HEADER_BYTES) as usize;
     let mut page = vec![0; len];
-    File::from(memory.try_clone_fd()?)
+    memory
         .read_exact_at(&mut page, 0)
         .map_err(|error| OsError::new("read", memory.name(), error))?;
     Ok(page)

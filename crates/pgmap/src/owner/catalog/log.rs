@@ -13,9 +13,7 @@
 //! use, every record that adds a file leaves room behind it in which all files can be removed again: a
 //! full file system, or a full area, keeps nobody from emptying the pool.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use pgmap_os::MemoryFile;
@@ -41,15 +39,13 @@ const CHANGES_PER_RECORD: usize = 256;
 #[derive(Debug)]
 pub(super) struct Medium {
     memory: Arc<MemoryFile>,
-    file: File,
     /// Bytes that it may have, header included.
     most_bytes: u64,
 }
 
 impl Medium {
-    pub(super) fn new(memory: Arc<MemoryFile>, most_bytes: u64) -> Result<Self, Error> {
-        let file = File::from(memory.try_clone_fd()?);
-        Ok(Self { memory, file, most_bytes })
+    pub(super) const fn new(memory: Arc<MemoryFile>, most_bytes: u64) -> Self {
+        Self { memory, most_bytes }
     }
 
     fn failed(&self, why: impl std::fmt::Display) -> Error {
@@ -66,11 +62,11 @@ impl Medium {
     }
 
     fn write(&self, bytes: &[u8], at: u64) -> Result<(), Error> {
-        self.file.write_all_at(bytes, at).map_err(|error| self.failed(format!("write: {error}")))
+        self.memory.write_all_at(bytes, at).map_err(|error| self.failed(format!("write: {error}")))
     }
 
     fn sync(&self) -> Result<(), Error> {
-        self.file.sync_data().map_err(|error| self.failed(format!("sync: {error}")))
+        self.memory.sync().map_err(|error| self.failed(error))
     }
 
     /// Reads up to `len` bytes, fewer where the file ends.
@@ -78,7 +74,7 @@ impl Medium {
         let mut bytes = Vec::new();
         let there = self.memory.len_bytes().saturating_sub(at).min(len);
         bytes.resize(usize::try_from(there).map_err(|error| self.failed(error))?, 0);
-        self.file
+        self.memory
             .read_exact_at(&mut bytes, at)
             .map_err(|error: io::Error| self.failed(format!("read: {error}")))?;
         Ok(bytes)
@@ -170,8 +166,8 @@ impl Log {
 
     /// Puts another description of the file in the place of the one that is read and written.
     #[cfg(test)]
-    pub(super) fn exchange_file(&mut self, file: File) -> File {
-        std::mem::replace(&mut self.medium.file, file)
+    pub(super) fn exchange_file(&mut self, file: Arc<MemoryFile>) -> Arc<MemoryFile> {
+        std::mem::replace(&mut self.medium.memory, file)
     }
 
     pub(super) const fn bound(&mut self, most_bytes: u64) {

@@ -134,7 +134,7 @@ impl PoolFrames {
         let index_words = map(&pool.index, 0, pool.index_layout.nr_words())?;
         let is_there = index_words.reserve(pool.index_layout.always_used());
         is_there.then_some(()).ok_or_else(no_room)?;
-        let seed = crate::owner::core::random_seed();
+        let seed = pgmap_os::identity::random_u64();
         let index = if pool.is_new {
             IndexWriter::new(pool.index_layout, index_words, seed)
         } else {

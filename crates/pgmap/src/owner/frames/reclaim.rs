@@ -69,6 +69,29 @@ impl Backlog {
     }
 }
 
+#[cfg(feature = "sim")]
+impl PoolFrames {
+    /// Frames that are to be freed.
+    pub(crate) fn backlog_runs(&self) -> impl Iterator<Item = PfnRange> + '_ {
+        self.backlog.runs.iter().filter(|(work, _)| *work == Work::Free).map(|&(_, run)| run)
+    }
+
+    /// Runs of frames that are out of use for dead clients' devices: start and pages.
+    pub(crate) fn quarantined_runs(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.quarantined.runs()
+    }
+
+    /// Runs of frames whose memory failed: start and pages.
+    pub(crate) fn failed_runs(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.failed.runs()
+    }
+
+    /// Runs of free frames: start and pages.
+    pub(crate) fn free_runs(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.folios.frames().runs()
+    }
+}
+
 impl PoolFrames {
     /// Nobody holds `run`, whose life is ended: it is freed in one of the next steps.
     pub(crate) fn release(&mut self, run: PfnRange) {

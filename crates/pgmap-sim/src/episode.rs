@@ -1,0 +1,368 @@
+//! One run of a plan, from an empty directory to the last check.
+
+use std::cell::{Cell, RefCell};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use pgmap_os::sim::World;
+use pgmap_os::{Access, MemoryFile, WriteMapping};
+
+use crate::machine::{Machine, Panicked, Pid};
+use crate::model::{Model, fill};
+use crate::plan::{Fate, Plan};
+use crate::{client, owner};
+
+/// Steps in which everything that can end must end once nothing fails any more.
+const MAX_LAST_STEPS: u64 = 3_000_000;
+/// Owners that may end before one serves the pool at last.
+const MAX_LAST_OWNERS: u32 = 20;
+/// Most steps of a run before it is ended.
+const MAX_STEPS_PER_OP: u64 = 20_000;
+
+/// What a device still writes.
+struct Transfer {
+    number: u64,
+    /// Page of the pool, page of the file, how often its memory had been given back.
+    pages: Vec<(u64, u64, u64)>,
+    at_step: u64,
+    is_done: Rc<Cell<bool>>,
+}
+
+/// What the parties of a run share with its checks.
+pub struct Episode {
+    pub machine: Machine,
+    pub model: RefCell<Model>,
+    pub plan: Plan,
+    pub directory: PathBuf,
+    pub socket: PathBuf,
+    /// The next operation of each client.
+    pub next_op: RefCell<Vec<usize>>,
+    /// Whether clients are to end.
+    pub is_last: Cell<bool>,
+    /// Whether the owner is to stop.
+    pub is_owner_to_end: Cell<bool>,
+    /// Why the owner last could not be there.
+    pub owner_error: RefCell<Option<String>>,
+    failure: RefCell<Option<String>>,
+    transfers: RefCell<Vec<Transfer>>,
+    data: RefCell<Option<WriteMapping>>,
+    /// Whether a deadline or a dead device may have taken frames out of use.
+    pub may_quarantine: Cell<bool>,
+    pub has_operator_ended: Cell<bool>,
+    /// How many owners there were.
+    pub nr_owners: Cell<u32>,
+}
+
+thread_local! {
+    static EPISODE: RefCell<Option<Rc<Episode>>> = const { RefCell::new(None) };
+}
+
+/// The run that the calling party is part of.
+pub fn episode() -> Rc<Episode> {
+    EPISODE.with_borrow(|episode| match episode {
+        Some(episode) => Rc::clone(episode),
+        None => panic!("a party runs outside a run"),
+    })
+}
+
+/// How a run went.
+pub struct Outcome {
+    pub nr_steps: u64,
+    /// What was wrong.
+    pub failure: Option<String>,
+    pub trace: Vec<String>,
+    /// Sum over what happened: the same for each run of a plan.
+    pub sum: u64,
+}
+
+thread_local! {
+    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Keeps what a panic says, and where it was.
+pub fn note_panic(panic: &std::panic::PanicHookInfo<'_>) {
+    let is_first = PANIC.with_borrow_mut(|noted| {
+        let is_first = noted.is_none();
+        noted.get_or_insert(panic.to_string());
+        is_first
+    });
+    if !is_first {
+        eprintln!("{panic}");
+    }
+}
+
+/// Runs a plan in `place`, an empty directory.
+pub fn run(plan: &Plan, place: &Path, is_traced: bool) -> Outcome {
+    let machine = Machine::new(plan.seed, plan.knobs, is_traced);
+    let episode = Rc::new(Episode {
+        machine,
+        model: RefCell::default(),
+        directory: place.join("pool"),
+        socket: place.join("s"),
+        next_op: RefCell::new(vec![0; plan.scripts.len()]),
+        is_last: Cell::new(false),
+        is_owner_to_end: Cell::new(false),
+        owner_error: RefCell::new(None),
+        failure: RefCell::new(None),
+        transfers: RefCell::default(),
+        data: RefCell::new(None),
+        may_quarantine: Cell::new(false),
+        has_operator_ended: Cell::new(false),
+        nr_owners: Cell::new(0),
+        plan: plan.clone(),
+    });
+    EPISODE.set(Some(Rc::clone(&episode)));
+    let failure = pgmap_os::sim::enter(&episode.machine, || {
+        let played = episode.play();
+        // Everybody is gone before the machine is.
+        let ended = episode.machine.kill_all();
+        match (episode.failure.take(), played.and(ended)) {
+            (Some(failure), _) => Some(failure),
+            (None, Err(Panicked { party, what })) => {
+                let what = PANIC.take().unwrap_or(what);
+                Some(format!("{party} panicked: {what}"))
+            }
+            (None, Ok(())) => None,
+        }
+    });
+    EPISODE.set(None);
+    Outcome {
+        nr_steps: episode.machine.steps(),
+        failure,
+        trace: episode.machine.take_trace(),
+        sum: World::now_ns(&episode.machine) ^ World::random(&episode.machine),
+    }
+}
+
+impl Episode {
+    /// Says that something is wrong; the first word counts.
+    pub fn fail(&self, what: impl Into<String>) {
+        let what = what.into();
+        self.machine.note(|| format!("FAILURE: {what}"));
+        self.failure.borrow_mut().get_or_insert(what);
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failure.borrow().is_some()
+    }
+
+    pub fn check(&self, result: Result<(), String>) {
+        if let Err(what) = result {
+            self.fail(what);
+        }
+    }
+
+    fn play(&self) -> Result<(), Panicked> {
+        let mut fates = self.plan.fates.iter().copied().peekable();
+        let mut ends: Vec<(u64, Fate)> = Vec::new();
+        let mut owner: Pid = 0;
+        let mut clients = vec![0; self.plan.scripts.len()];
+        let nr_ops: usize = self.plan.scripts.iter().map(Vec::len).sum();
+        let most_steps = (nr_ops as u64 + 10) * MAX_STEPS_PER_OP;
+        let mut last_from = None;
+        loop {
+            let step = self.machine.steps();
+            if let Some(what) = self.machine.wrong() {
+                self.fail(what);
+            }
+            if self.has_failed() {
+                return Ok(());
+            }
+            if last_from.is_none() {
+                while let Some((_, fate)) = fates.next_if(|&(at, _)| at <= step) {
+                    self.befall(fate, owner, &clients, &mut ends)?;
+                }
+                ends.retain(|&(at, fate)| {
+                    if at > step {
+                        return true;
+                    }
+                    match fate {
+                        Fate::FullDisk { .. } => self.machine.set_disk_full(false),
+                        Fate::BrokenDisk { .. } => self.machine.set_disk_broken(false),
+                        _ => self.machine.set_short_of_descriptors(0),
+                    }
+                    false
+                });
+            }
+            self.complete_transfers(step);
+            if !self.machine.is_alive(owner) && (self.plan.is_kept || self.nr_owners.get() == 0) {
+                owner = self.start_owner();
+            }
+            let mut is_work_left = false;
+            for (number, pid) in clients.iter_mut().enumerate() {
+                let is_left = self.next_op.borrow()[number] < self.plan.scripts[number].len();
+                is_work_left |= is_left || self.machine.is_alive(*pid);
+                if is_left && !self.machine.is_alive(*pid) && last_from.is_none() {
+                    *pid =
+                        self.machine.start(&format!("client{number}"), move || client::run(number));
+                }
+            }
+            let is_pool_gone = !self.plan.is_kept && !self.machine.is_alive(owner);
+            if last_from.is_none() && (!is_work_left || is_pool_gone || step > most_steps) {
+                self.machine.note(|| "nothing fails from here on".to_owned());
+                self.machine.set_faults(false);
+                self.is_last.set(true);
+                self.next_op.borrow_mut().iter_mut().for_each(|next| *next = usize::MAX);
+                last_from = Some(step);
+            }
+            if let Some(from) = last_from {
+                let is_quiet = clients.iter().all(|&pid| !self.machine.is_alive(pid))
+                    && self.transfers.borrow().is_empty();
+                if is_quiet {
+                    return self.end(owner);
+                }
+                if step > from + MAX_LAST_STEPS {
+                    self.fail(format!("a client does not end: {clients:?}"));
+                }
+            }
+            if !self.machine.turn()? {
+                // Nobody waits for anything: time passes for devices only.
+                self.machine.pass(1);
+            }
+        }
+    }
+
+    fn start_owner(&self) -> Pid {
+        self.is_owner_to_end.set(false);
+        self.nr_owners.set(self.nr_owners.get() + 1);
+        self.machine.start("owner", owner::run)
+    }
+
+    fn befall(
+        &self,
+        fate: Fate,
+        owner: Pid,
+        clients: &[Pid],
+        ends: &mut Vec<(u64, Fate)>,
+    ) -> Result<(), Panicked> {
+        self.machine.note(|| format!("{fate:?}"));
+        let step = self.machine.steps();
+        match fate {
+            Fate::KillOwner => self.machine.kill(owner)?,
+            Fate::KillClient(client) => self.machine.kill(clients[usize::from(client)])?,
+            Fate::EndOwner => self.is_owner_to_end.set(true),
+            Fate::StopOwner { steps } => self.machine.stop(owner, steps.into()),
+            Fate::StopClient { client, steps } => {
+                self.machine.stop(clients[usize::from(client)], steps.into());
+            }
+            Fate::FullDisk { steps } => {
+                self.machine.set_disk_full(true);
+                ends.push((step + u64::from(steps), fate));
+            }
+            Fate::BrokenDisk { steps } => {
+                self.machine.set_disk_broken(true);
+                ends.push((step + u64::from(steps), fate));
+            }
+            Fate::NoDescriptors { steps } => {
+                self.machine.set_short_of_descriptors(owner);
+                ends.push((step + u64::from(steps), fate));
+            }
+            Fate::LosePower => {
+                self.machine.lose_power(&self.directory)?;
+                self.transfers.borrow_mut().clear();
+                self.model.borrow_mut().power_failed(self.machine.steps());
+            }
+        }
+        Ok(())
+    }
+
+    /// A device writes a file's pages, and is ready after `steps` steps.
+    pub fn transfer(&self, number: u64, pages: &[u64], steps: u32) -> Rc<Cell<bool>> {
+        let pages = pages
+            .iter()
+            .enumerate()
+            .map(|(at, &page)| (page, at as u64, self.machine.times_punched(page)))
+            .collect();
+        let is_done = Rc::new(Cell::new(false));
+        let at_step = self.machine.steps() + u64::from(steps);
+        let transfer = Transfer { number, pages, at_step, is_done: Rc::clone(&is_done) };
+        self.transfers.borrow_mut().push(transfer);
+        is_done
+    }
+
+    fn complete_transfers(&self, step: u64) {
+        let mut transfers = self.transfers.borrow_mut();
+        let due = transfers.extract_if(.., |transfer| transfer.at_step <= step);
+        for transfer in due.collect::<Vec<_>>() {
+            let data = self.data.borrow();
+            let Some(data) = &*data else { continue };
+            for (page, at, punched) in transfer.pages {
+                if self.machine.times_punched(page) != punched {
+                    // The memory that the device has is nobody's any more.
+                    continue;
+                }
+                let mut bytes = [0; 4096];
+                fill(&mut bytes, transfer.number, at);
+                if let Err(error) = data.copy_in(page * 4096, &bytes) {
+                    self.fail(format!("a device cannot write page {page}: {error}"));
+                }
+            }
+            transfer.is_done.set(true);
+            self.machine.note(|| format!("the device has written version {}", transfer.number));
+        }
+    }
+
+    /// The pool was made: devices reach its memory from now on.
+    pub fn made(&self) {
+        if self.data.borrow().is_some() || !self.plan.is_kept {
+            return;
+        }
+        let path = self.directory.join("data");
+        let Ok(metadata) = std::fs::metadata(&path) else { return };
+        let mapped = MemoryFile::open_named(&path, Access::ReadWrite)
+            .and_then(|file| WriteMapping::map(&file, 0, u64::from(self.plan.pool_pages) * 4096));
+        if let Ok(mapping) = mapped {
+            self.machine.set_data_inode(metadata.ino());
+            *self.data.borrow_mut() = Some(mapping);
+        }
+    }
+
+    /// What lies in the pool's memory; nothing where devices do not reach it.
+    pub fn data_at(&self, offset: u64, len: u64) -> Vec<u8> {
+        let data = self.data.borrow();
+        let Some(data) = &*data else { return Vec::new() };
+        let mut bytes = vec![0; len as usize];
+        match data.copy_out(offset, &mut bytes) {
+            Ok(()) => bytes,
+            Err(error) => {
+                self.fail(format!("the pool's memory cannot be read at {offset}: {error}"));
+                Vec::new()
+            }
+        }
+    }
+
+    pub fn has_devices(&self) -> bool {
+        self.data.borrow().is_some()
+    }
+
+    /// Everybody but the owner is gone: an operator looks at what is left.
+    fn end(&self, mut owner: Pid) -> Result<(), Panicked> {
+        if !self.plan.is_kept && !self.machine.is_alive(owner) {
+            return Ok(());
+        }
+        let (from, before) = (self.machine.steps(), self.nr_owners.get());
+        let operator = self.machine.start("operator", client::operate);
+        while self.machine.is_alive(operator) && !self.has_failed() {
+            if !self.machine.is_alive(owner) {
+                if !self.plan.is_kept {
+                    return Ok(());
+                }
+                owner = self.start_owner();
+            }
+            if self.nr_owners.get() > MAX_LAST_OWNERS + before {
+                let why = self.owner_error.borrow().clone();
+                self.fail(format!("no owner can serve the pool any more: {why:?}"));
+            }
+            let is_late = self.machine.steps() > from + MAX_LAST_STEPS;
+            if !self.machine.turn()? || is_late {
+                let why = self.owner_error.borrow().clone();
+                self.fail(format!("the pool does not come to rest: {why:?}"));
+            }
+        }
+        if !self.has_operator_ended.get() && !self.has_failed() {
+            self.fail("the operator ended early");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,40 @@
+//! What a run has of each fault, drawn from its seed.
+
+use serde::{Deserialize, Serialize};
+
+/// Rates are out of 65,536 calls.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Knobs {
+    /// Most steps of a thread before another may run.
+    pub longest_turn: u32,
+    /// How much time a step takes.
+    pub step_ns: u32,
+    pub no_space: u32,
+    pub io_error: u32,
+    pub full_socket: u32,
+    pub no_memory: u32,
+    pub no_membarrier: u32,
+    pub lost_ring: u32,
+    pub late_event: u32,
+}
+
+impl Knobs {
+    /// Draws them; about half of the faults are absent from a run.
+    pub fn draw(chance: &mut fastrand::Rng) -> Self {
+        let mut rate = |most: u32| if chance.bool() { 0 } else { chance.u32(1..=most) };
+        let (no_space, io_error, full_socket) = (rate(400), rate(200), rate(4_000));
+        let (no_memory, lost_ring, late_event) = (rate(200), rate(20_000), rate(30_000));
+        let no_membarrier = if chance.u32(0..6) == 0 { 20_000 } else { 0 };
+        Self {
+            longest_turn: [2, 8, 30, 120, 500][chance.usize(0..5)],
+            step_ns: [10, 100, 1_000, 20_000][chance.usize(0..4)],
+            no_space,
+            io_error,
+            full_socket,
+            no_memory,
+            no_membarrier,
+            lost_ring,
+            late_event,
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! `pgmap-sim`: the shipped owner and clients in a simulated machine that breaks. `docs/simulation.md`
+//! explains it.
+
+mod client;
+mod episode;
+mod knobs;
+mod machine;
+mod model;
+mod owner;
+mod plan;
+mod shrink;
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+
+use crate::plan::Plan;
+
+/// Lines of a trace that are printed of a run that failed.
+const LAST_LINES: usize = 120;
+
+/// Runs the shipped owner and client code in a simulated machine that breaks.
+///
+/// Each run has a seed of its own, counted up from --seed, and is the same each time: the seed draws
+/// which faults it has, what its clients do, and who runs when. A run that fails is shortened, written
+/// to a file, and its trace printed. Exit codes: 0 nothing was wrong, 1 a run failed, 2 the command
+/// line is wrong.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Seed of the first run
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Steps in all, over as many runs as that takes
+    #[arg(long, default_value_t = 1_000_000)]
+    steps: u64,
+    /// Ends after so many seconds, if that comes first
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// Steps of one run, about
+    #[arg(long, default_value_t = 20_000)]
+    run_steps: u64,
+    /// Runs the plan in FILE, or each in a directory, instead of drawing plans
+    #[arg(long, value_name = "FILE")]
+    replay: Option<PathBuf>,
+    /// Prints everything that happens
+    #[arg(long)]
+    trace: bool,
+    /// Seconds for shortening a run that failed
+    #[arg(long, default_value_t = 60)]
+    shrink_seconds: u64,
+    /// Where a shortened run is written
+    #[arg(long, value_name = "FILE", default_value = "pgmap-sim-failed.json")]
+    out: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // What a party panics with is part of its run's outcome.
+    std::panic::set_hook(Box::new(episode::note_panic));
+    match run(&arguments) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("pgmap-sim: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Says whether nothing was wrong.
+fn run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
+    let place = tempfile::Builder::new().prefix("pgmap-sim-").tempdir_in("/dev/shm")?;
+    let start = Instant::now();
+    let (mut nr_steps, mut nr_runs) = (0, 0);
+    let mut play = |plan: &Plan| {
+        let directory = place.path().join(format!("run-{nr_runs}"));
+        let outcome = shrink::run_traced_in(plan, &directory, arguments.trace);
+        nr_steps += outcome.nr_steps;
+        nr_runs += 1;
+        outcome.trace.iter().for_each(|line| println!("{line}"));
+        if arguments.trace {
+            println!("seed {}: {} steps, sum {:016x}", plan.seed, outcome.nr_steps, outcome.sum);
+        }
+        match outcome.failure {
+            None => Ok::<_, Box<dyn Error>>(nr_steps),
+            Some(failure) => Err(failure.into()),
+        }
+    };
+    if let Some(path) = &arguments.replay {
+        for path in plans_at(path)? {
+            let plan: Plan = serde_json::from_slice(&std::fs::read(&path)?)?;
+            if let Err(failure) = play(&plan) {
+                println!("{}: {failure}", path.display());
+                return Ok(false);
+            }
+        }
+    } else {
+        let limit = arguments.seconds.map(Duration::from_secs);
+        for seed in arguments.seed.. {
+            let plan = Plan::draw(seed, arguments.run_steps);
+            match play(&plan) {
+                Ok(nr_steps) if nr_steps >= arguments.steps => break,
+                Ok(_) if limit.is_some_and(|limit| start.elapsed() >= limit) => break,
+                Ok(_) => {}
+                Err(failure) => {
+                    println!("seed {seed}: {failure}");
+                    report(arguments, &plan, &failure.to_string(), place.path())?;
+                    return Ok(false);
+                }
+            }
+        }
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    let rate = nr_steps as f64 / seconds;
+    println!(
+        "{nr_runs} runs, {nr_steps} steps in {seconds:.1} s ({rate:.0} a second): nothing wrong"
+    );
+    Ok(true)
+}
+
+/// The plans in a file or a directory, in order.
+fn plans_at(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let entries = std::fs::read_dir(path)?;
+    let mut paths: Vec<PathBuf> =
+        entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
+    paths.sort();
+    Ok(paths)
+}
+
+/// Shortens a plan that failed, writes it down and prints what happens in it.
+fn report(
+    arguments: &Arguments,
+    plan: &Plan,
+    failure: &str,
+    place: &Path,
+) -> Result<(), Box<dyn Error>> {
+    let limit = Duration::from_secs(arguments.shrink_seconds);
+    let shortest = shrink::shrink(plan, failure, place, limit);
+    std::fs::write(&arguments.out, serde_json::to_vec_pretty(&shortest)?)?;
+    let outcome = shrink::run_traced_in(&shortest, &place.join("last"), true);
+    let skipped = outcome.trace.len().saturating_sub(LAST_LINES);
+    outcome.trace.iter().skip(skipped).for_each(|line| println!("{line}"));
+    let nr_ops: usize = shortest.scripts.iter().map(Vec::len).sum();
+    println!(
+        "shortest run: {nr_ops} operations, {} fates, {} steps: {}; repeat it with --replay {}",
+        shortest.fates.len(),
+        outcome.nr_steps,
+        outcome.failure.as_deref().unwrap_or("it no longer fails"),
+        arguments.out.display()
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sum(plan: &Plan) -> (u64, u64, Option<String>) {
+        let place = tempfile::Builder::new().tempdir_in("/dev/shm").unwrap();
+        let outcome = shrink::run_in(plan, &place.path().join("run"));
+        (outcome.nr_steps, outcome.sum, outcome.failure)
+    }
+
+    #[test]
+    fn a_seed_is_a_run_bit_for_bit() {
+        for seed in 1..=12 {
+            let plan = Plan::draw(seed, 20_000);
+            assert_eq!(sum(&plan), sum(&plan), "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn a_plan_that_was_written_down_is_the_same_run() {
+        let plan = Plan::draw(7, 20_000);
+        let read: Plan = serde_json::from_slice(&serde_json::to_vec(&plan).unwrap()).unwrap();
+        assert_eq!(sum(&plan), sum(&read));
+    }
+}

@@ -1,0 +1,48 @@
+//! The owner's process.
+
+use std::time::Duration;
+
+use pgmap::{Error, Owner, Pool, PoolOptions};
+
+use crate::episode::{Episode, episode};
+
+/// How often it looks whether it is to stop.
+const LOOK: Duration = Duration::from_millis(40);
+
+/// Makes or opens the pool and serves it until it is asked to stop.
+pub fn run() {
+    let episode = episode();
+    match serve(&episode) {
+        Ok(()) => *episode.owner_error.borrow_mut() = None,
+        Err(error) => {
+            episode.machine.note(|| format!("the owner ends: {error}"));
+            *episode.owner_error.borrow_mut() = Some(error.to_string());
+            pgmap_os::thread::sleep(LOOK);
+        }
+    }
+}
+
+fn serve(episode: &Episode) -> Result<(), Error> {
+    let plan = &episode.plan;
+    let size = u64::from(plan.pool_pages) * 4096;
+    let options = match plan.is_kept {
+        true => PoolOptions::in_directory(&episode.directory, size),
+        false => PoolOptions::anonymous(size),
+    };
+    let options = options.max_files(plan.max_files.into());
+    let is_there = plan.is_kept && Pool::is_in(&episode.directory)?;
+    let pool = match is_there {
+        true => Pool::open(&episode.directory)?,
+        false => Pool::create(&options)?,
+    };
+    episode.made();
+    let owner = Owner::start(pool)?;
+    owner.serve(&episode.socket)?;
+    episode.machine.note(|| "serves".to_owned());
+    while !episode.is_owner_to_end.get() {
+        pgmap_os::thread::sleep(LOOK);
+    }
+    episode.machine.note(|| "stops".to_owned());
+    drop(owner);
+    Ok(())
+}

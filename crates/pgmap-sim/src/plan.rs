@@ -1,0 +1,227 @@
+//! What a run does: who is there, what each is asked to do, and what befalls them when.
+//!
+//! A plan is data, drawn from a seed, so that a failing one can be written down, shortened by leaving
+//! parts out, and run again.
+
+use serde::{Deserialize, Serialize};
+
+use crate::knobs::Knobs;
+
+/// Most names in use; few, so that parties meet.
+const MAX_NAMES: u8 = 6;
+
+/// What a client is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Op {
+    /// Creates, fills and commits a file of so many bytes.
+    Put {
+        name: u8,
+        len: u32,
+        replace: bool,
+    },
+    /// As `Put`, and a device writes it, which takes so many steps.
+    PutByDevice {
+        name: u8,
+        pages: u8,
+        steps: u32,
+    },
+    /// Creates files and gives them up.
+    Draft {
+        pages: u8,
+        files: u8,
+    },
+    /// Reads a file, and holds it for so many steps.
+    Get {
+        name: u8,
+        steps: u32,
+    },
+    Unlink {
+        name: u8,
+    },
+    Rename {
+        name: u8,
+        to: u8,
+        replace: bool,
+    },
+    Truncate {
+        name: u8,
+        len: u32,
+        deadline_ms: u32,
+        quarantine: bool,
+    },
+    Punch {
+        name: u8,
+        page: u8,
+        pages: u8,
+        deadline_ms: u32,
+        quarantine: bool,
+    },
+    List,
+    Who,
+    Stat,
+    Trim,
+    Sleep {
+        ms: u32,
+    },
+    /// Detaches and attaches again.
+    Leave,
+}
+
+/// What befalls a party.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fate {
+    KillOwner,
+    KillClient(u8),
+    /// The owner is asked to stop.
+    EndOwner,
+    StopOwner {
+        steps: u32,
+    },
+    StopClient {
+        client: u8,
+        steps: u32,
+    },
+    /// The file system is full for so many steps.
+    FullDisk {
+        steps: u32,
+    },
+    /// The file system fails for so many steps.
+    BrokenDisk {
+        steps: u32,
+    },
+    /// The owner may open no descriptor for so many steps.
+    NoDescriptors {
+        steps: u32,
+    },
+    LosePower,
+}
+
+/// A run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Plan {
+    pub seed: u64,
+    pub knobs: Knobs,
+    pub pool_pages: u32,
+    pub max_files: u32,
+    /// Whether the pool lies in a directory, and so outlives its owner.
+    pub is_kept: bool,
+    /// Threads of each client.
+    pub threads: u8,
+    /// What each client does.
+    pub scripts: Vec<Vec<Op>>,
+    /// What happens at which step.
+    pub fates: Vec<(u64, Fate)>,
+}
+
+impl Plan {
+    /// Draws a plan of about `nr_steps` steps.
+    pub fn draw(seed: u64, nr_steps: u64) -> Self {
+        let mut chance = fastrand::Rng::with_seed(seed);
+        let knobs = Knobs::draw(&mut chance);
+        let is_kept = chance.u32(0..8) != 0;
+        let pool_pages = [24, 48, 96, 256, 1024][chance.usize(0..5)];
+        let nr_clients = chance.usize(1..=4);
+        let nr_ops = (nr_steps / 400).max(4) as usize;
+        let mut scripts = vec![Vec::new(); nr_clients];
+        let weights = Weights::draw(&mut chance);
+        let names = chance.u8(1..=MAX_NAMES);
+        for _ in 0..nr_ops {
+            let script = chance.usize(0..nr_clients);
+            scripts[script].push(weights.op(&mut chance, names, pool_pages));
+        }
+        let mut fates = Vec::new();
+        let nr_fates = chance.usize(0..=8);
+        let kinds: Vec<u8> = (0..9).filter(|_| chance.bool()).collect();
+        for _ in 0..nr_fates {
+            let at = chance.u64(0..nr_steps);
+            if let Some(fate) = draw_fate(&mut chance, &kinds, nr_clients, nr_steps) {
+                fates.push((at, fate));
+            }
+        }
+        fates.sort_by_key(|&(at, _)| at);
+        Self {
+            seed,
+            knobs,
+            pool_pages,
+            max_files: [4, 16, 64][chance.usize(0..3)],
+            is_kept,
+            threads: chance.u8(1..=2),
+            scripts,
+            fates,
+        }
+    }
+}
+
+fn draw_fate(
+    chance: &mut fastrand::Rng,
+    kinds: &[u8],
+    nr_clients: usize,
+    nr_steps: u64,
+) -> Option<Fate> {
+    let kind = *kinds.get(chance.usize(0..kinds.len().max(1)))?;
+    let client = chance.u8(0..nr_clients as u8);
+    let steps = chance.u32(1..=(nr_steps / 4).max(2) as u32);
+    Some(match kind {
+        0 => Fate::KillOwner,
+        1 => Fate::KillClient(client),
+        2 => Fate::EndOwner,
+        3 => Fate::StopOwner { steps },
+        4 => Fate::StopClient { client, steps },
+        5 => Fate::FullDisk { steps },
+        6 => Fate::BrokenDisk { steps },
+        7 => Fate::NoDescriptors { steps },
+        _ => Fate::LosePower,
+    })
+}
+
+/// How often a run has each kind of operation.
+struct Weights([u32; 14]);
+
+impl Weights {
+    fn draw(chance: &mut fastrand::Rng) -> Self {
+        let most = [30, 15, 5, 30, 10, 10, 10, 2, 2, 2, 1, 4, 2, 6];
+        let mut weights =
+            most.map(|most| if chance.u32(0..3) == 0 { 0 } else { chance.u32(1..=most) });
+        // Without files nothing happens.
+        weights[0] = weights[0].max(10);
+        Self(weights)
+    }
+
+    fn op(&self, chance: &mut fastrand::Rng, names: u8, pool_pages: u32) -> Op {
+        let mut at = chance.u32(0..self.0.iter().sum());
+        let mut kind = 0;
+        while at >= self.0[kind] {
+            at -= self.0[kind];
+            kind += 1;
+        }
+        let name = chance.u8(0..names);
+        let pages = match chance.u32(0..12) {
+            0 => 0,
+            1 => (pool_pages / 2).min(600),
+            2..=4 => chance.u32(1..=16),
+            _ => chance.u32(1..=3),
+        };
+        let len = pages * 4096 - if pages > 0 && chance.bool() { chance.u32(0..4096) } else { 0 };
+        let (deadline_ms, quarantine) = ([0, 1, 30, 2_000][chance.usize(0..4)], chance.bool());
+        let steps = chance.u32(0..3_000);
+        match kind {
+            0 => Op::Put { name, len, replace: chance.bool() },
+            1 => Op::PutByDevice { name, pages: pages.clamp(1, 40) as u8, steps },
+            2 => Op::Draft { pages: pages.min(40) as u8, files: chance.u8(1..=4) },
+            3 => Op::Get { name, steps },
+            4 => Op::Unlink { name },
+            5 => Op::Truncate { name, len: len / 2, deadline_ms, quarantine },
+            6 => {
+                let page = chance.u8(0..8);
+                Op::Punch { name, page, pages: chance.u8(1..=4), deadline_ms, quarantine }
+            }
+            7 => Op::List,
+            8 => Op::Who,
+            9 => Op::Stat,
+            10 => Op::Trim,
+            11 => Op::Sleep { ms: chance.u32(0..400) },
+            12 => Op::Leave,
+            _ => Op::Rename { name, to: chance.u8(0..names), replace: chance.bool() },
+        }
+    }
+}

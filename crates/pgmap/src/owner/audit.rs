@@ -1,0 +1,75 @@
+//! Whether each frame is in one book: asked by simulations after every turn of the owner's loop.
+
+use pgmap_mm::pfn::PfnRange;
+
+use crate::owner::core::Core;
+use crate::owner::drains::Purpose;
+
+/// In which books a frame may be.
+const FREE: u8 = 1;
+const FILE: u8 = 2;
+const DRAFT: u8 = 4;
+/// It waits for holders, or to be freed, or is out of use for a dead client's device.
+const GOING: u8 = 8;
+const FAILED: u8 = 16;
+
+impl Core {
+    /// Checks that each frame of the pool is in exactly one book. A failed frame of a file is in two
+    /// until the file lets go of it, and so is what a cut is waiting for.
+    ///
+    /// # Errors
+    /// Which frame is in which books.
+    pub(crate) fn audit(&self) -> Result<(), String> {
+        let mut books = vec![0_u8; self.pool.nr_pages() as usize];
+        let mut twice = None;
+        let mut enter = |book: u8, run: PfnRange| {
+            for pfn in run.start()..run.end() {
+                let Some(frame) = books.get_mut(pfn as usize) else {
+                    twice.get_or_insert(format!("frame {pfn} is outside the pool"));
+                    continue;
+                };
+                if *frame & book != 0 && book != GOING {
+                    twice.get_or_insert(format!("frame {pfn} is twice in book {book}"));
+                }
+                *frame |= book;
+            }
+        };
+        for file in self.files.values() {
+            file.runs().for_each(|run| enter(FILE, run));
+        }
+        for draft in self.drafts.values() {
+            draft.extents.iter().for_each(|extent| enter(DRAFT, extent.run));
+        }
+        for pending in &self.drains {
+            if !matches!(pending.purpose, Purpose::Unplug(_)) {
+                pending.drain.runs().iter().for_each(|run| enter(GOING, run));
+            }
+        }
+        self.frames.backlog_runs().for_each(|run| enter(GOING, run));
+        for (start, nr_pages) in self.frames.quarantined_runs() {
+            PfnRange::new(start, nr_pages).into_iter().for_each(|run| enter(GOING, run));
+        }
+        for (start, nr_pages) in self.frames.failed_runs() {
+            PfnRange::new(start, nr_pages).into_iter().for_each(|run| enter(FAILED, run));
+        }
+        for (start, nr_pages) in self.frames.free_runs() {
+            PfnRange::new(start, nr_pages).into_iter().for_each(|run| enter(FREE, run));
+        }
+        if let Some(twice) = twice {
+            return Err(twice);
+        }
+        for (pfn, &frame) in books.iter().enumerate() {
+            let is_one = frame.count_ones() == 1
+                || frame == FILE | FAILED
+                || frame == FILE | GOING
+                || frame == GOING | FAILED
+                || frame == FILE | GOING | FAILED;
+            if !is_one {
+                return Err(format!(
+                    "frame {pfn} is in books {frame:#07b} (failed, going, draft, file, free)"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
