@@ -16,7 +16,7 @@ use pgmap::mm::prot::Prot;
 use pgmap::space::AddressSpace;
 use pgmap::{
     Access, Agent, Client, CreateSpec, Error, FileName, FileRules, FolioSize, LongtermRule,
-    MemoryType, Owner, Pool, PoolOptions, Refusal,
+    MemoryType, Owner, Pool, PoolOptions, Refusal, Shape,
 };
 use support::{Random, Second, block};
 
@@ -207,6 +207,26 @@ fn an_owner_killed_while_a_truncate_waits_leaves_the_file_whole() {
     support::wait_until("all is free", || {
         (client.pool_stat().unwrap().free_bytes == POOL_BYTES).then_some(())
     });
+}
+
+/// Story: without a client the descriptors are made anew, and were made of folios as small as the file was
+/// asked for. The catalog said that the first one is large, nobody found it, and the file was "gone".
+#[test]
+fn a_file_whose_folios_were_merged_is_there_after_a_restart_without_clients() {
+    let (_directory, place) = place();
+    let path = place.join("pool");
+    let options = PoolOptions::in_directory(&path, POOL_BYTES);
+    let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
+    let client = owner.client().unwrap();
+    put(&client, "a", FolioSize::Pages4K, &block::make(1, 2 << 20));
+    client.reshape("a", 0, Shape::Merge { to: 1 }).unwrap();
+    drop((client, owner));
+    let owner = Owner::start(Pool::open(&path).unwrap()).unwrap();
+    let client = owner.client().unwrap();
+    assert_eq!(block::check(&client.get("a").unwrap().to_vec().unwrap()), Ok(1));
+    assert_eq!(client.stat("a").unwrap().nr_folios, [0, 1, 0]);
+    client.unlink("a").unwrap();
+    support::wait_for_info(&owner, "all is free", |info| info.free_bytes == POOL_BYTES);
 }
 
 #[test]

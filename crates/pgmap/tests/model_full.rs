@@ -367,10 +367,10 @@ impl<'c> Hands<'c> {
     fn memory_failure(&self, model: &mut Model, place: Place) -> Checked {
         let frame = match place {
             Place::Frame(frame) => Some(frame),
-            Place::PageOf { name, page } => model
-                .files
-                .get(&name_of(name))
-                .and_then(|file| file.pages[page as usize % file.pages.len()].frame()),
+            Place::PageOf { name, page } => model.files.get(&name_of(name)).and_then(|file| {
+                let at = (page as usize).checked_rem(file.pages.len())?;
+                file.pages[at].frame()
+            }),
             Place::Pinned { pin, frame } => picked(&self.pins, pin).and_then(|at| {
                 let held: Vec<u64> = model.pins[&self.pins[at].1].iter().copied().collect();
                 picked(&held, frame).map(|at| held[at])

@@ -115,7 +115,7 @@ impl Core {
                 recovered.push(*extent);
                 continue;
             }
-            match self.frames.recover_extent(extent, largest, is_known, extents.len())? {
+            match self.frames.recover_extent(extent, is_known, extents.len())? {
                 Some(pieces) => recovered.extend(pieces),
                 None => return Err(bad(&self.why_not_free(extent.run))),
             }

@@ -115,7 +115,12 @@ pub fn rules() -> impl Strategy<Value = FileRules> {
 
 pub fn action() -> impl Strategy<Value = Action> {
     let name = || 0..5u8;
-    let len = || prop_oneof![4 => 1..60_000u64, 2 => 1..3_000_000u64, 1 => Just(2u64 << 20), 1 => Just(9_000_000)];
+    let len = || {
+        prop_oneof![
+            4 => 0..60_000u64, 2 => 1..3_000_000u64, 1 => Just(2u64 << 20), 1 => Just(9_000_000),
+            1 => Just(0u64),
+        ]
+    };
     let size = select(vec![FolioSize::BestFit, FolioSize::Pages4K, FolioSize::Pages2M]);
     let replace = || select(vec![Replace::No, Replace::Yes]);
     let on_deadline = || select(vec![OnDeadline::Fail, OnDeadline::Quarantine]);

@@ -9,7 +9,6 @@ use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
 use pgmap_mm::drain::ClientId;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::index::MAX_EXTENTS;
-use pgmap_mm::level::Level;
 use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::runs::SortedRuns;
 
@@ -26,7 +25,6 @@ impl PoolFrames {
     pub(crate) fn recover_extent(
         &mut self,
         extent: &Extent,
-        largest: Level,
         is_known: bool,
         nr_extents: usize,
     ) -> Result<Option<Vec<Extent>>, Refusal> {
@@ -37,7 +35,7 @@ impl PoolFrames {
             }
             return Ok(is_claimed.then(|| vec![*extent]));
         }
-        let most = largest.min(extent.head_level).max(self.smallest());
+        let most = extent.head_level.max(self.smallest());
         let is_lost = self.folios.as_found(extent).is_none();
         let life = if is_lost && !is_known {
             extent.life
@@ -53,7 +51,7 @@ impl PoolFrames {
             return Err(Refusal::NoMemory { why });
         }
         self.folios.discard_stale_below(extent.run);
-        let piece = Extent { life, ..*extent };
+        let piece = self.folios.piece(extent.run).unwrap_or(Extent { life, ..*extent });
         if life.state() != FolioState::Live {
             return Ok(Some(vec![piece]));
         }
