@@ -329,7 +329,10 @@ fn own_pagemap(pool: &Pool) -> Result<PagemapTable, Error> {
         ops: OpsPresent::FOLIO_FREE,
         altmap: None,
     };
-    table.add(&spec, &mut ()).map_err(Refusal::from)?;
+    table.add(&spec, &mut ()).map_err(|error| Error::BadPool {
+        pool: pool.name(),
+        why: format!("its kind of memory cannot be a pool's: {error}"),
+    })?;
     Ok(table)
 }
 

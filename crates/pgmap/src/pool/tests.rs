@@ -234,6 +234,16 @@ fn failed_frames_that_are_offline_now_do_not_keep_a_pool_from_being_opened() {
     assert_eq!(contents(&owner.client().unwrap())["a"], [1; 5000]);
 }
 
+/// The refusal said nothing of the pool. No pool is of memory that processors cannot reach.
+#[test]
+fn a_pool_of_memory_that_needs_a_driver_is_refused_by_name() {
+    let (_directory, path) = place();
+    let options = PoolOptions::in_directory(&path, POOL_BYTES).memory_type(MemoryType::Private);
+    let pool = Pool::create(&options).unwrap();
+    let error = Owner::start(pool).map(drop).unwrap_err().to_string();
+    assert!(error.contains(path.to_str().unwrap()) && error.contains("private"), "{error}");
+}
+
 #[test]
 fn a_pool_without_its_catalog_is_neither_opened_nor_made_again() {
     let (_directory, path) = place();
