@@ -50,6 +50,7 @@ pub const UNSAFE_FILES: &[&str] = &[
 pub const ORDERING_FILES: &[&str] = &[
     "crates/pgmap-bench/src/",
     "crates/pgmap-cli/src/demo/lease.rs",
+    "crates/pgmap-fuzz/src/words.rs",
     "crates/pgmap-mm/src/barrier.rs",
     "crates/pgmap-mm/src/holder.rs",
     "crates/pgmap-mm/src/index.rs",

@@ -4,6 +4,7 @@
 
 mod allowed;
 mod container;
+mod fuzz;
 mod layers;
 mod steps;
 mod test_run;
@@ -29,11 +30,15 @@ Verbs:
   loom   run the loom scenarios of pgmap-mm; the same as `test --only loom`
   tidy   check the house rules (STYLE.md); one line per violation:
            path:line: rule: what to do
+  fuzz   run the fuzzers of fuzz/ for a while; skipped where cargo-fuzz or nightly are missing
+           [TARGET]        this one alone
+           --seconds N     for all of them together (120)
   help   print this text
 
 Environment:
   CARGO_TARGET_DIR      where builds go; loom's go into its folder `loom`
   LOOM_MAX_PREEMPTIONS  how many preemptions loom explores per run (2 unless set)
+  PGMAP_FUZZ_SANITIZER  the sanitizer that fuzzers are built with: address (cargo-fuzz's own), none
   PGMAP_STEP_LIMIT_FACTOR  multiplies the time that each step may take
 
 Exit codes: 0 all good, 1 something failed, 2 the command line is wrong.
@@ -50,6 +55,10 @@ fn main() -> ExitCode {
         ["loom"] => workspace_root().and_then(|root| test_run::run(&root, &Options::only("loom"))),
         ["test", rest @ ..] => match Options::parse(rest) {
             Ok(options) => workspace_root().and_then(|root| test_run::run(&root, &options)),
+            Err(message) => return usage(&message),
+        },
+        ["fuzz", rest @ ..] if !rest.contains(&"--help") => match fuzz::Options::parse(rest) {
+            Ok(options) => workspace_root().and_then(|root| fuzz::run(&root, &options)),
             Err(message) => return usage(&message),
         },
         ["help" | "--help" | "-h"] | [_, "--help" | "-h"] => {

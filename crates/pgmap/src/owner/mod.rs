@@ -22,6 +22,7 @@ pub(crate) mod recovery;
 pub(crate) mod report;
 pub(crate) mod reshape;
 pub(crate) mod service;
-pub(crate) mod session;
+#[doc(hidden)]
+pub mod session;
 
 pub use handle::Owner;

@@ -26,7 +26,7 @@ pub(crate) const MAX_AWAITED: usize = 256;
 
 /// What the loop must do next for a connection.
 #[derive(Debug)]
-pub(crate) enum Reaction {
+pub enum Reaction {
     /// Send this.
     Send(Vec<u8>, Vec<OwnedFd>),
     /// Send the answer to this ticket under this number, when it comes.
@@ -39,7 +39,7 @@ pub(crate) enum Reaction {
 
 /// A connection's state.
 #[derive(Debug)]
-pub(crate) enum Session {
+pub enum Session {
     /// Nothing said yet.
     Greeting,
     /// A client.
@@ -49,11 +49,12 @@ pub(crate) enum Session {
 }
 
 /// The owner's answer to a greeting.
-pub(crate) type Greeting = Result<Welcome, Refusal>;
+pub type Greeting = Result<Welcome, Refusal>;
 
 impl Session {
     /// The client behind the connection.
-    pub(crate) const fn client(&self) -> Option<ClientId> {
+    #[must_use]
+    pub const fn client(&self) -> Option<ClientId> {
         match self {
             Self::Attached(client) => Some(*client),
             Self::Greeting | Self::Gone => None,
@@ -62,7 +63,7 @@ impl Session {
 
     /// Takes one message. `identity` is asked for once, at the greeting; `has_room` says whether a request
     /// may wait.
-    pub(crate) fn on_message(
+    pub fn on_message(
         &mut self,
         core: &mut Core,
         doorbell: &Doorbell,

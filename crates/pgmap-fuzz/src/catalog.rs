@@ -1,0 +1,86 @@
+//! A catalog: any headers and any log, opened by the code that opens a pool's.
+
+use std::path::Path;
+use std::{fs, thread};
+
+use pgmap::owner::catalog::{Catalog, Change, StoredFile};
+use pgmap::{Error, FileName, FileRules};
+
+use crate::catalog_file::CatalogFile;
+use crate::input::Input;
+
+thread_local! {
+    static PLACE: tempfile::TempDir = place();
+}
+
+/// A directory in memory that goes away with its thread.
+pub fn place() -> tempfile::TempDir {
+    let thread = format!("pgmap-fuzz-{:?}-", thread::current().id());
+    tempfile::Builder::new().prefix(&thread).tempdir_in("/dev/shm").unwrap()
+}
+
+/// Writes `bytes` to a file and makes it `len` bytes long.
+pub fn write(path: &Path, bytes: &[u8], len: u64) {
+    fs::write(path, bytes).unwrap();
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.set_len(len).unwrap();
+}
+
+/// What is opened can be written and opened again; everything else is an error of the catalog.
+pub fn catalog(bytes: &[u8]) {
+    let mut input = Input::new(bytes);
+    let file = CatalogFile::take_headers(&mut input).with_log(input.rest());
+    let path = PLACE.with(|place| place.path().join("catalog"));
+    let (bytes, len) = file.bytes();
+    write(&path, &bytes, len);
+    let catalog = match Catalog::open(&path) {
+        Ok(catalog) => catalog,
+        Err(error) => {
+            check_error(&error, &path);
+            return;
+        }
+    };
+    let pool = catalog.pool();
+    assert!(pool.size_bytes <= pool.capacity_bytes && pool.max_files > 0, "{pool:?}");
+    let mut expected = catalog.files().unwrap();
+    expected.values().for_each(|file| drop(file.extents()));
+    if !file.is_of_this_boot() {
+        return;
+    }
+    assert!(catalog.unsynced().is_empty());
+    let name = FileName::new("a new file").unwrap();
+    let added = StoredFile {
+        id: 77,
+        len_bytes: 4096,
+        largest_level: 0,
+        rules: FileRules::default(),
+        extents: vec![[1, 1, 77]; 30],
+    };
+    let mut is_added = false;
+    for _ in 0..3 {
+        let done = catalog.record(&[Change::Put(&name, added.clone()), Change::OpenTail(77)]);
+        match done {
+            Ok(()) => is_added = true,
+            Err(error) => check_error(&error, &path),
+        }
+    }
+    if is_added {
+        expected.insert(name, added);
+    }
+    let removed = expected.keys().next().cloned();
+    if let Some(name) = removed
+        && catalog.record(&[Change::Delete(&name), Change::Poisoned(5)]).is_ok()
+    {
+        expected.remove(&name);
+    }
+    let id = catalog.id();
+    drop(catalog);
+    let again = Catalog::open(&path).unwrap_or_else(|error| panic!("it was opened once: {error}"));
+    assert_eq!((again.id(), again.pool()), (id, pool));
+    assert_eq!(again.files().unwrap(), expected);
+}
+
+fn check_error(error: &Error, path: &Path) {
+    assert!(matches!(error, Error::Catalog { .. } | Error::Os(_)), "{error}");
+    assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+}
