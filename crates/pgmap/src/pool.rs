@@ -33,7 +33,7 @@ use crate::pool::directory::{
     remove_file,
 };
 use crate::pool::identity::{BootId, FileKind, Found, PoolId, Seal};
-pub(crate) use crate::pool::ledgers::LedgerFile;
+pub(crate) use crate::pool::ledgers::{LedgerFile, LedgerIdentity};
 use crate::pool::mark::{FoundMark, Mark};
 pub use crate::pool::options::{Durability, MAX_POOL_BYTES, MIN_POOL_BYTES, PoolOptions, Populate};
 use crate::refusal::Refusal;
@@ -269,7 +269,7 @@ impl Pool {
             ledgers::make_place(path)?;
             ledgers::remove_all(path)?;
         }
-        let has_live_client = ledgers::has_live_client(path)?;
+        let has_live_client = ledgers::has_live_client(path, id, &data)?;
         let open = |name, kind, len_bytes| {
             if has_live_client {
                 return kept(&directory, id, name, kind, len_bytes);

@@ -24,7 +24,7 @@ use crate::name::FileName;
 use crate::owner::catalog::{Change, StoredFile};
 use crate::owner::clients::{ClientRecord, Identity, device_holds};
 use crate::owner::core::{Core, FileRecord};
-use crate::pool::LedgerFile;
+use crate::pool::{LedgerFile, LedgerIdentity};
 use crate::wire::MAX_BATCH;
 
 impl Core {
@@ -58,6 +58,7 @@ impl Core {
         let dead = self.find_ledgers(&ledgers)?;
         let held = self.clients.values().flat_map(|client| client.ledger.all_holds());
         let strays = self.frames.claim_strays(held.map(|hold| hold.run))?;
+        self.doubt_ledgers();
         for (id, holds) in dead {
             self.frames.orphan(id, holds.iter(), true);
             if !self.frames.has_orphans(id) {
@@ -155,9 +156,11 @@ impl Core {
             let Some(path) = self.pool.ledger_path(number) else { continue };
             let file = Arc::new(MemoryFile::open_named(&path, Access::ReadWrite)?);
             let whole_bytes = LedgerFile::new(&self.pool.ledger_layout()).len_bytes;
-            if file.len_bytes() < whole_bytes && matches!(file_lock::is_locked(&file), Ok(false)) {
+            let is_its = self.pool.ledger_identity(number, &file)? == LedgerIdentity::Its;
+            let is_whole = is_its && file.len_bytes() >= whole_bytes;
+            if !is_whole && matches!(file_lock::is_locked(&file), Ok(false)) {
                 if was_attached(&path) {
-                    // Cut short, and its client dead: what it said of devices is not known.
+                    // Cut short or written over, its client dead: nobody knows what it said.
                     dead.push((ClientId(number), self.frames.all_in_use()));
                 } else {
                     // A predecessor was killed while it made it: no client ever had it.
@@ -182,7 +185,8 @@ impl Core {
                 ledger: ledger.in_mode(mode),
                 file,
                 is_connected: false,
-                may_hold: None,
+                // What that is, is known when all frames in use are.
+                may_hold: (!is_its).then(SortedRuns::default),
             };
             if matches!(file_lock::is_locked(&record.file), Ok(false)) {
                 dead.push((ClientId(number), device_holds(&record.ledger)));
@@ -202,13 +206,27 @@ impl Core {
         Ok(dead)
     }
 
-    /// Joins a reconnecting client to the ledger it kept; none when there is no such live ledger.
-    /// The descriptor it shows must be of that very file.
+    /// Live clients whose ledgers were written over may hold whatever is in use.
+    fn doubt_ledgers(&mut self) {
+        let in_use = self.frames.all_in_use();
+        for (id, client) in &mut self.clients {
+            if let Some(may_hold) = &mut client.may_hold {
+                tracing::error!(
+                    client = id.0,
+                    "its ledger was written over: it is cut off, and may hold what is in use now"
+                );
+                may_hold.clone_from(&in_use);
+            }
+        }
+    }
+
+    /// Joins a reconnecting client to the ledger it kept; none when there is no such live ledger, or it
+    /// cannot be read. The descriptor it shows must be of that very file.
     pub fn resume(&mut self, number: u64, identity: Identity, shown: &OwnedFd) -> Option<ClientId> {
         use std::os::unix::fs::MetadataExt;
         let id = ClientId(number);
         let path = self.pool.ledger_path(number)?;
-        let client = self.clients.get_mut(&id)?;
+        let client = self.clients.get_mut(&id).filter(|client| client.may_hold.is_none())?;
         let ours = std::fs::metadata(path).ok()?;
         let theirs = std::fs::File::from(shown.try_clone().ok()?).metadata().ok()?;
         if (ours.dev(), ours.ino()) != (theirs.dev(), theirs.ino()) {

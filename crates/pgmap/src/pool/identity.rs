@@ -5,6 +5,8 @@
 //! which extended attributes and inode numbers do not do; see docs/adr/0050-the-catalog-is-a-log.md.
 
 use std::fmt;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use pgmap_mm::level::PAGE_BYTES;
 use pgmap_os::{MemoryFile, OsError, identity};
@@ -15,8 +17,9 @@ use crate::error::Error;
 pub(crate) const FORMAT: u64 = 2;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"pgmapID2");
-const NR_FIELDS: usize = 6;
-const SEAL_BYTES: usize = NR_FIELDS * 8 + 4;
+/// Fields of a ledger's seal; those of other files have two less.
+const MAX_FIELDS: usize = 8;
+const MAX_SEAL_BYTES: usize = MAX_FIELDS * 8 + 4;
 
 /// A pool's number, which no other pool has.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -52,6 +55,19 @@ impl BootId {
     }
 }
 
+/// Which file of this machine a file is, as long as that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileNumber(u64);
+
+impl FileNumber {
+    pub(crate) fn of(file: &MemoryFile) -> Result<Self, Error> {
+        let metadata = fs::File::from(file.try_clone_fd()?)
+            .metadata()
+            .map_err(|error| OsError::new("inspect", file.name(), error))?;
+        Ok(Self(metadata.ino() ^ metadata.dev().rotate_left(40)))
+    }
+}
+
 /// What a file of a pool is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FileKind {
@@ -63,8 +79,9 @@ pub(crate) enum FileKind {
     Vmemmap,
     /// The index.
     Index,
-    /// The ledger of the client with this number.
-    Ledger(u64),
+    /// The ledger of the client with this number, with the numbers of this very file and of the data file
+    /// that the client maps: copies of either are other files.
+    Ledger { client: u64, file: FileNumber, data: FileNumber },
 }
 
 impl FileKind {
@@ -74,17 +91,20 @@ impl FileKind {
             Self::DataWithHead => (2, 0),
             Self::Vmemmap => (3, 0),
             Self::Index => (4, 0),
-            Self::Ledger(client) => (5, client),
+            Self::Ledger { client, .. } => (5, client),
         }
     }
 
-    const fn from_numbers(kind: u64, client: u64) -> Option<Self> {
+    const fn from_numbers(kind: u64, client: u64, files: [u64; 2]) -> Option<Self> {
         Some(match kind {
             1 => Self::Data,
             2 => Self::DataWithHead,
             3 => Self::Vmemmap,
             4 => Self::Index,
-            5 => Self::Ledger(client),
+            5 => {
+                let [file, data] = files;
+                Self::Ledger { client, file: FileNumber(file), data: FileNumber(data) }
+            }
             _ => return None,
         })
     }
@@ -113,16 +133,15 @@ impl Seal {
         len_bytes.next_multiple_of(PAGE_BYTES) + PAGE_BYTES
     }
 
-    fn to_bytes(self) -> [u8; SEAL_BYTES] {
+    fn to_bytes(self) -> Vec<u8> {
         let (kind, client) = self.kind.numbers();
         let (low, high) = (self.id.0 as u64, (self.id.0 >> 64) as u64);
-        let mut bytes = [0; SEAL_BYTES];
-        let fields: [u64; NR_FIELDS] = [MAGIC, kind, client, low, high, self.len_bytes];
-        for (place, field) in bytes.chunks_exact_mut(8).zip(fields) {
-            place.copy_from_slice(&field.to_le_bytes());
+        let mut fields = vec![MAGIC, kind, client, low, high, self.len_bytes];
+        if let FileKind::Ledger { file, data, .. } = self.kind {
+            fields.extend([file.0, data.0]);
         }
-        let sum = crc32fast::hash(&bytes[..NR_FIELDS * 8]);
-        bytes[NR_FIELDS * 8..].copy_from_slice(&sum.to_le_bytes());
+        let mut bytes: Vec<u8> = fields.into_iter().flat_map(u64::to_le_bytes).collect();
+        bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
         bytes
     }
 
@@ -137,7 +156,7 @@ impl Seal {
     /// Reads what `file` ends with.
     pub(crate) fn read(file: &MemoryFile) -> Result<Found, Error> {
         let Some(at) = file.len_bytes().checked_sub(PAGE_BYTES) else { return Ok(Found::Nothing) };
-        let mut bytes = [0; SEAL_BYTES];
+        let mut bytes = [0; MAX_SEAL_BYTES];
         file.read_exact_at(&mut bytes, at)
             .map_err(|error| OsError::new("read the seal of", file.name(), error))?;
         let field = |number: usize| {
@@ -146,12 +165,12 @@ impl Seal {
                 .rev()
                 .fold(0, |value, &byte| value << 8 | u64::from(byte))
         };
-        let Some(kind) = FileKind::from_numbers(field(1), field(2)) else {
+        let Some(kind) = FileKind::from_numbers(field(1), field(2), [field(6), field(7)]) else {
             return Ok(Found::Nothing);
         };
         let id = PoolId(u128::from(field(3)) | u128::from(field(4)) << 64);
         let seal = Self { id, kind, len_bytes: field(5) };
-        let is_whole = seal.to_bytes() == bytes
+        let is_whole = bytes.starts_with(&seal.to_bytes())
             && seal.len_bytes.checked_next_multiple_of(PAGE_BYTES) == Some(at);
         Ok(if is_whole { Found::Seal(seal) } else { Found::Nothing })
     }
@@ -169,12 +188,13 @@ mod tests {
     fn a_seal_is_read_as_written_and_not_when_a_bit_of_it_changed() {
         let file = MemoryFile::anonymous("seal-test", 0, PageSize::Base).unwrap();
         let id = PoolId::random().unwrap();
-        let seal = Seal { id, kind: FileKind::Ledger(7), len_bytes: 5000 };
+        let kind = FileKind::Ledger { client: 7, file: FileNumber(8), data: FileNumber(9) };
+        let seal = Seal { id, kind, len_bytes: 5000 };
         seal.write(&file).unwrap();
         assert_eq!(file.len_bytes(), 12288);
         assert_eq!(Seal::read(&file).unwrap(), Found::Seal(seal));
         let raw = fs::File::from(file.try_clone_fd().unwrap());
-        for bit in 0..SEAL_BYTES as u64 * 8 {
+        for bit in 0..MAX_SEAL_BYTES as u64 * 8 {
             let mut byte = [0];
             raw.read_exact_at(&mut byte, 8192 + bit / 8).unwrap();
             raw.write_all_at(&[byte[0] ^ 1 << (bit % 8)], 8192 + bit / 8).unwrap();

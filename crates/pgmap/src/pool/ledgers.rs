@@ -2,6 +2,10 @@
 //!
 //! A ledger is made under a name of its own, sized, sealed and given the memory that its client and
 //! the owner touch unasked, and only then called by its number: whatever has a number was whole.
+//!
+//! The seal says which pool, which client and which file the ledger is. A client goes on writing into
+//! the file that it was given, whatever lies under its number now, so an owner that starts asks
+//! whether it is that file (ADR 0060).
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -12,8 +16,8 @@ use pgmap_os::{Access, MemoryFile, OsError, PageSize, disk, file_lock};
 
 use crate::error::Error;
 use crate::pool::directory::{LEDGERS, remove_file};
-use crate::pool::identity::{FileKind, Seal};
-use crate::pool::{Pool, os_error, pool_name};
+use crate::pool::identity::{FileKind, FileNumber, Found, PoolId, Seal};
+use crate::pool::{Pool, bad, os_error, pool_name};
 
 /// A ledger that nobody has yet: what a client gets when the file system has no room for another.
 const SPARE: &str = "spare";
@@ -33,6 +37,47 @@ impl LedgerFile {
         let counts_bytes = (layout.nr_counts() as u64 * 4).next_multiple_of(PAGE_BYTES);
         Self { words_bytes, counts_bytes, len_bytes: words_bytes + counts_bytes }
     }
+}
+
+/// Whose ledger a file is, by its seal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LedgerIdentity {
+    /// The file that the client was given.
+    Its,
+    /// Another file: a copy, another client's or another pool's.
+    Another,
+    /// The pool's data is a copy: whose ledger this is never held any of it.
+    OfOtherData,
+    /// It does not say: it was cut short or written over.
+    Unknown,
+}
+
+fn identity_of(
+    id: PoolId,
+    client: u64,
+    file: &MemoryFile,
+    data: &MemoryFile,
+) -> Result<LedgerIdentity, Error> {
+    let Found::Seal(seal) = Seal::read(file)? else { return Ok(LedgerIdentity::Unknown) };
+    let (file, data) = (FileNumber::of(file)?, FileNumber::of(data)?);
+    Ok(match seal.kind {
+        FileKind::Ledger { data: theirs, .. } if seal.id == id && theirs != data => {
+            LedgerIdentity::OfOtherData
+        }
+        kind if seal.id == id && kind == (FileKind::Ledger { client, file, data }) => {
+            LedgerIdentity::Its
+        }
+        _ => LedgerIdentity::Another,
+    })
+}
+
+/// The error for a file under a client's number that nobody has, and that is not its ledger.
+pub(crate) fn replaced(directory: &Path, client: u64) -> Error {
+    let why = format!(
+        "{LEDGERS}/{client} is not the file that client {client} was given, which may live and hold \
+         anything; put that back, or end all clients of the pool and remove this one"
+    );
+    bad(directory, why)
 }
 
 impl Pool {
@@ -89,9 +134,23 @@ impl Pool {
             }
             Err(error) => return Err(error),
         };
-        let len_bytes = LedgerFile::new(&self.ledger_layout()).len_bytes;
-        Seal { id: self.id(), kind: FileKind::Ledger(client), len_bytes }.write(&file)?;
+        self.ledger_seal(client, &file)?.write(&file)?;
         Ok(file)
+    }
+
+    fn ledger_seal(&self, client: u64, file: &MemoryFile) -> Result<Seal, Error> {
+        let len_bytes = LedgerFile::new(&self.ledger_layout()).len_bytes;
+        let (file, data) = (FileNumber::of(file)?, FileNumber::of(&self.data)?);
+        Ok(Seal { id: self.id(), kind: FileKind::Ledger { client, file, data }, len_bytes })
+    }
+
+    /// Whether `file` is the ledger that `client` was given.
+    pub(crate) fn ledger_identity(
+        &self,
+        client: u64,
+        file: &MemoryFile,
+    ) -> Result<LedgerIdentity, Error> {
+        identity_of(self.id(), client, file, &self.data)
     }
 
     /// Makes a ledger with all the memory that it needs before anything is pinned.
@@ -105,9 +164,7 @@ impl Pool {
             .into_iter()
             .try_for_each(|words| file.reserve(words.start as u64 * 8..words.end as u64 * 8))
             .map_err(Error::from)
-            .and_then(|()| {
-                Seal { id: self.id(), kind: FileKind::Ledger(0), len_bytes }.write(&file)
-            });
+            .and_then(|()| self.ledger_seal(0, &file)?.write(&file));
         match filled {
             Ok(()) => Ok(file),
             Err(error) => {
@@ -160,7 +217,14 @@ fn numbers_in(ledgers: &Path) -> Result<Vec<u64>, Error> {
 
 /// Whether any client of an earlier owner lives: it has its ledger's lock. Ledgers that no client ever
 /// attached by are removed.
-pub(crate) fn has_live_client(directory: &Path) -> Result<bool, Error> {
+///
+/// # Errors
+/// [`Error::BadPool`] where a ledger was replaced: then nobody can say.
+pub(crate) fn has_live_client(
+    directory: &Path,
+    id: PoolId,
+    data: &MemoryFile,
+) -> Result<bool, Error> {
     let ledgers = directory.join(LEDGERS);
     for name in [SPARE, NEW] {
         remove_file(&ledgers.join(name))?;
@@ -172,10 +236,17 @@ pub(crate) fn has_live_client(directory: &Path) -> Result<bool, Error> {
         let is_locked = file_lock::is_locked(&file)
             .map_err(|error| os_error("ask for the lock of", &path, error))?;
         has_live_client |= is_locked;
-        if !is_locked && is_unused(&file)? {
-            tracing::info!(ledger = number, "removing a ledger that no client attached by");
-            remove_file(&path)?;
+        if is_locked {
+            continue;
         }
+        let why = match identity_of(id, number, &file, data)? {
+            _ if is_unused(&file)? => "no client attached by it",
+            LedgerIdentity::OfOtherData => "it is of the data that this is a copy of",
+            LedgerIdentity::Another => return Err(replaced(directory, number)),
+            LedgerIdentity::Its | LedgerIdentity::Unknown => continue,
+        };
+        tracing::info!(ledger = number, why, "removing a ledger");
+        remove_file(&path)?;
     }
     Ok(has_live_client)
 }
