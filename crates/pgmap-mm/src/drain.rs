@@ -24,7 +24,7 @@
 //! that can matter: a drain waits for exactly those and ignores later ones, and a client that
 //! keeps trying in vain cannot starve it.
 //!
-//! Many holds need not be looked at in one go: holds that the scan found only end, so a drain may be cut in
+//! The scan may be made in steps: see [`Scan`]. Many holds need not be looked at in one go: holds that the scan found only end, so a drain may be cut in
 //! parts, and its holds looked at a few at a time, in any order.
 //!
 //! A client that the heavy barrier did not reach may hold what the scan did not see. It counts as holding
@@ -35,9 +35,12 @@
 //! `dax_break_layout` waits for one page's count after another, without a limit and without a name
 //! (Linux 7.1: fs/dax.c). Here one pass names every holder of the batch.
 
+mod scan;
+
 use std::collections::BTreeMap;
 
-use crate::barrier::{BarrierMode, HeavyBarrier, Reached};
+pub use self::scan::Scan;
+use crate::barrier::HeavyBarrier;
 use crate::ledger::{Hold, LedgerReader};
 use crate::pfn::{Pfn, PfnRange};
 use crate::runs::SortedRuns;
@@ -86,28 +89,29 @@ impl Drain {
         W: ReadWords + 'l,
         C: ReadCounts + 'l,
     {
-        let reached = barrier.heavy();
-        let mut unreached = Vec::new();
-        let ledgers = ledgers.into_iter().inspect(|(client, ledger)| {
-            if reached == Reached::Fenced && ledger.mode() == BarrierMode::Asymmetric {
-                unreached.push(*client);
-            }
-        });
-        let mut held = scan(&runs, ledgers);
-        for client in unreached {
-            held.extend(runs.iter().map(|run| Held { client, hold: Hold::unseen(run) }));
-        }
-        Self::of(runs, held)
+        let mut ledgers: Vec<_> = ledgers.into_iter().collect();
+        ledgers.sort_by_key(|&(client, _)| client);
+        let mut scan = Scan::start(runs, barrier, ledgers.iter().copied());
+        while !scan.look_on(usize::MAX, ledgers.iter().copied()) {}
+        scan.finish()
     }
 
     fn of(runs: SortedRuns, mut held: Vec<Held>) -> Self {
         held.sort_by_key(|held| held.hold.run);
+        Self::in_order(runs, held)
+    }
+
+    fn in_order(runs: SortedRuns, held: Vec<Held>) -> Self {
         let longest_pages = held.iter().map(|held| held.hold.run.nr_pages()).max().unwrap_or(0);
         Self { runs, held, longest_pages, nr_looked: 0, ended: Vec::new() }
     }
 
     /// Adds holds that no ledger says: those of a client whose ledger cannot be read.
     pub fn add(&mut self, held: impl IntoIterator<Item = Held>) {
+        let mut held = held.into_iter().peekable();
+        if held.peek().is_none() {
+            return;
+        }
         let (runs, mut all) = (core::mem::take(&mut self.runs), core::mem::take(&mut self.held));
         all.extend(held);
         *self = Self::of(runs, all);

@@ -51,11 +51,13 @@
 //! block was read under a state not older than its opening, in which it was not open: so nothing was filled in since.
 
 mod remembered;
+mod steps;
 
 use core::ops::{ControlFlow, Range};
 use std::sync::Mutex;
 
 use self::remembered::{LaneView, Remembered};
+pub use self::steps::ScanPlace;
 use crate::barrier::BarrierMode;
 use crate::level::Level;
 use crate::pfn::{PFN_BITS, Pfn, PfnRange, RUN_BITS};
@@ -464,23 +466,17 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
         runs: &SortedRuns,
         mut found: impl FnMut(Hold) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
-        let is_everything = runs.nr_pages() >= self.layout.nr_pages;
-        match self.remembered.try_lock() {
-            Ok(mut remembered) if !is_everything => {
-                self.scan_lanes(&mut remembered, runs, &mut found)?;
-            }
-            // Or another scan of this ledger is under way, or ended in a panic.
-            _ => self.walk_lanes(runs, &mut found)?,
-        }
+        let (mut next, mut left) = (0, usize::MAX);
+        self.scan_lanes(runs, &mut next, &mut left, &mut found)?;
         self.walk_counts(runs, &mut found)
     }
 
-    /// The lanes that were ever taken.
-    fn lanes(&self) -> impl Iterator<Item = (usize, LaneView)> + '_ {
+    /// The lanes from number `from` on that were ever taken.
+    fn lanes(&self, from: usize) -> impl Iterator<Item = (usize, LaneView)> + '_ {
         // Acquire here and below: pairs with the client's Release stores of marks and slots.
         let lanes = self.words.load(LANES_USED_WORD, Ordering::Acquire);
         let lanes = usize::try_from(lanes).unwrap_or(usize::MAX).min(self.layout.nr_lanes);
-        (0..lanes).filter_map(|lane| Some((lane, self.lane_view(lane)?)))
+        (from..lanes).filter_map(|lane| Some((lane, self.lane_view(lane)?)))
     }
 
     /// A lane's marks, the state first.
@@ -494,20 +490,20 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
         Some(LaneView { state, nr_slots: used.min(self.layout.lane_slots) })
     }
 
-    fn walk_lanes<B>(
+    fn walk_lane<B>(
         &self,
+        lane: usize,
+        view: LaneView,
         runs: &SortedRuns,
         found: &mut impl FnMut(Hold) -> ControlFlow<B>,
-    ) -> ControlFlow<B> {
-        for (lane, view) in self.lanes() {
-            for slot in 0..view.nr_slots {
-                if let Some(hold) = self.read_short_slot(self.layout.slot(lane, slot), runs) {
-                    found(hold)?;
-                }
+    ) -> ControlFlow<B, usize> {
+        for slot in 0..view.nr_slots {
+            if let Some(hold) = self.read_short_slot(self.layout.slot(lane, slot), runs) {
+                found(hold)?;
             }
-            self.walk_long_slots(lane, view.state, runs, found)?;
         }
-        ControlFlow::Continue(())
+        self.walk_long_slots(lane, view.state, runs, found)?;
+        ControlFlow::Continue(view.nr_slots)
     }
 
     fn walk_long_slots<B>(

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use heap_world::{Client, Side, World, live, run};
+use pgmap_mm::barrier::PortableBarrier;
 use pgmap_mm::descriptor::Descriptor;
+use pgmap_mm::drain::{ClientId, Scan};
 use pgmap_mm::error::PinError;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::ledger::{Agent, HoldPlace, LedgerLayout, LedgerReader};
@@ -136,7 +138,12 @@ impl History<'_> {
         let held = self.pins.iter().map(Pin::run).filter(|&run| runs.overlaps(run));
         let mut held: Vec<PfnRange> = held.collect();
         held.sort_unstable();
-        prop_assert_eq!(found, held);
+        prop_assert_eq!(&found, &held);
+        let ledgers = || [(ClientId(1), &self.client.reader)];
+        let mut scan = Scan::start(runs.clone(), &PortableBarrier, ledgers());
+        while !scan.look_on(1, ledgers().into_iter().skip((scan.next_client().0 > 1).into())) {}
+        let in_steps: Vec<PfnRange> = scan.finish().held().iter().map(|h| h.hold.run).collect();
+        prop_assert_eq!(in_steps, held, "found in steps, and in order");
         Ok(())
     }
 }

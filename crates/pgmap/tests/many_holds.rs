@@ -146,13 +146,12 @@ fn the_first_200_holders_cost_what_200_holders_cost() {
     assert!(many < 4 * few + Duration::from_millis(2), "{many:?} instead of {few:?}");
 }
 
-/// How long it takes to unlink `a`, and the longest that another call takes until all of it is free, which
-/// it is once `let_go` was called.
-fn unlink_beside_others(owner: &Owner, let_go: impl FnOnce()) -> (Duration, Duration) {
-    let (client, third) = (owner.client().unwrap(), owner.client().unwrap());
-    make(&client, "other", 1);
+/// How long `what` takes, and the longest that another call takes meanwhile.
+fn beside_others(owner: &Owner, what: impl FnOnce()) -> (Duration, Duration) {
+    let third = owner.client().unwrap();
+    make(&third, "other", 1);
     let is_over = AtomicBool::new(false);
-    let (took, longest) = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let asking = scope.spawn(|| {
             let mut longest = Duration::ZERO;
             while !is_over.load(Ordering::Relaxed) {
@@ -160,11 +159,23 @@ fn unlink_beside_others(owner: &Owner, let_go: impl FnOnce()) -> (Duration, Dura
             }
             longest
         });
-        let took = timed(1, || client.unlink("a").unwrap());
-        let_go();
-        support::wait_for_info(owner, "the frames are free", |info| info.draining_bytes == 0);
+        let start = Instant::now();
+        what();
+        let took = start.elapsed();
         is_over.store(true, Ordering::Relaxed);
         (took, asking.join().unwrap())
+    })
+}
+
+/// How long it takes to unlink `a`, and the longest that another call takes until all of it is free, which
+/// it is once `let_go` was called.
+fn unlink_beside_others(owner: &Owner, let_go: impl FnOnce()) -> (Duration, Duration) {
+    let client = owner.client().unwrap();
+    let mut took = Duration::ZERO;
+    let (_, longest) = beside_others(owner, || {
+        took = timed(1, || client.unlink("a").unwrap());
+        let_go();
+        support::wait_for_info(owner, "the frames are free", |info| info.draining_bytes == 0);
     });
     println!("unlink: {took:?}; longest of another call until all was free: {longest:?}");
     (took, longest)
@@ -265,6 +276,28 @@ fn an_unlink_with_262144_forged_holds_keeps_nobody_waiting() {
     unlink_with_forged(|first, n| run(first + n, 1));
     unlink_with_forged(|first, n| run(first + 2 * (NR_FORGED - 1 - n), 1));
     unlink_with_forged(|first, n| run(first + n, NR_FORGED));
+}
+
+/// Reading all its slots, and putting them in order, were one step each.
+#[test]
+fn a_truncate_with_262144_forged_holds_keeps_nobody_waiting() {
+    const NR_PAGES: u64 = 2 * NR_FORGED;
+    let owner = owner((NR_PAGES * PAGE).next_multiple_of(MIB) + 64 * MIB);
+    let client = owner.client().unwrap();
+    make(&client, "a", NR_PAGES);
+    let pins = pin_pages(&client, "a", 1, 1);
+    let first = client.who(Some(b"a")).unwrap().0[0].first_pfn;
+    drop(pins);
+    let forged = forge(&owner, |n| PfnRange::new(first + n * 7919 % NR_PAGES, 1).unwrap());
+    let (took, longest) = beside_others(&owner, || {
+        let refused = client.truncate("a", PAGE, 0).unwrap_err();
+        assert!(matches!(refused.refusal(), Some(Refusal::Held { .. })), "{refused}");
+        assert_eq!(client.stat("a").unwrap().len_bytes, NR_PAGES * PAGE);
+    });
+    println!("truncate: {took:?}; longest of another call: {longest:?}");
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(longest < Duration::from_secs(1), "{longest:?}");
+    drop(forged);
 }
 
 #[test]

@@ -164,37 +164,38 @@ impl Sorted {
 }
 
 impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
-    /// Calls `found` for each hold by slot that overlaps one of `runs`.
-    pub(super) fn scan_lanes<B>(
+    /// Calls `found` for each hold by slot of `lane` that overlaps one of `runs`. Says how many slots were
+    /// read. Sorts the lane if it `may_sort` and that is worth while; then it may not again, so that no
+    /// step takes much longer than it would without.
+    pub(super) fn scan_lane<B>(
         &self,
         remembered: &mut Remembered,
+        (lane, view): (usize, LaneView),
         runs: &SortedRuns,
+        may_sort: &mut bool,
         found: &mut impl FnMut(Hold) -> ControlFlow<B>,
-    ) -> ControlFlow<B> {
-        // One lane a scan, so that no scan takes much longer than it would without.
-        let mut may_sort = true;
-        for (lane, view) in self.lanes() {
-            if remembered.lanes.len() <= lane {
-                remembered.lanes.resize_with(lane + 1, LaneMemory::default);
-            }
-            let Remembered { lanes, nr_sorted } = &mut *remembered;
-            let memory = &mut lanes[lane];
-            let nr_blocks = view.nr_slots.div_ceil(self.layout.block_slots());
-            memory.catch_up(view, nr_blocks, |block| {
-                // Acquire: pairs with Release in `Pinner::open_block`; see the module's text.
-                self.words.load(self.layout.opened(lane, block), Ordering::Acquire)
-            });
-            self.scan_loose(lane, view, memory, runs, found)?;
-            self.scan_sorted(lane, memory, runs, found)?;
-            if may_sort && memory.is_worth_sorting(self.layout.block_slots()) {
-                may_sort = false;
-                *nr_sorted -= memory.sorted.entries.len();
-                self.sort(lane, view, memory, MAX_SORTED - *nr_sorted);
-                *nr_sorted += memory.sorted.entries.len();
-            }
-            self.walk_long_slots(lane, view.state, runs, found)?;
+    ) -> ControlFlow<B, usize> {
+        if remembered.lanes.len() <= lane {
+            remembered.lanes.resize_with(lane + 1, LaneMemory::default);
         }
-        ControlFlow::Continue(())
+        let Remembered { lanes, nr_sorted } = remembered;
+        let memory = &mut lanes[lane];
+        let nr_blocks = view.nr_slots.div_ceil(self.layout.block_slots());
+        memory.catch_up(view, nr_blocks, |block| {
+            // Acquire: pairs with Release in `Pinner::open_block`; see the module's text.
+            self.words.load(self.layout.opened(lane, block), Ordering::Acquire)
+        });
+        let nr_loose = memory.loose.len() * self.layout.block_slots();
+        self.scan_loose(lane, view, memory, runs, found)?;
+        let nr_sorted_read = self.scan_sorted(lane, memory, runs, found)?;
+        if *may_sort && memory.is_worth_sorting(self.layout.block_slots()) {
+            *may_sort = false;
+            *nr_sorted -= memory.sorted.entries.len();
+            self.sort(lane, view, memory, MAX_SORTED - *nr_sorted);
+            *nr_sorted += memory.sorted.entries.len();
+        }
+        self.walk_long_slots(lane, view.state, runs, found)?;
+        ControlFlow::Continue(nr_loose + nr_sorted_read)
     }
 
     fn scan_loose<B>(
@@ -227,7 +228,7 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
         memory: &mut LaneMemory,
         runs: &SortedRuns,
         found: &mut impl FnMut(Hold) -> ControlFlow<B>,
-    ) -> ControlFlow<B> {
+    ) -> ControlFlow<B, usize> {
         let LaneMemory { blocks, sorted, .. } = memory;
         let mut ended = Vec::new();
         let (mut before, mut nr_met) = (0, 0);
@@ -269,7 +270,7 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
             sorted.entries[at].slot = ENDED;
         }
         sorted.forget_ended();
-        ControlFlow::Continue(())
+        ControlFlow::Continue(nr_met)
     }
 
     /// Sorts in what the lane has left, as long as there are at most `most` entries then.

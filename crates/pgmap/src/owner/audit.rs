@@ -4,6 +4,7 @@ use pgmap_mm::pfn::PfnRange;
 
 use crate::owner::core::Core;
 use crate::owner::drains::Purpose;
+use crate::owner::restore::Restoration;
 
 /// In which books a frame may be.
 const FREE: u8 = 1;
@@ -45,6 +46,9 @@ impl Core {
                 pending.drain.runs().iter().for_each(|run| enter(GOING, run));
             }
         }
+        let scanned = self.scans.iter().flat_map(|pending| pending.runs().iter());
+        let restored = self.restorations.iter().flat_map(Restoration::runs);
+        scanned.chain(restored).for_each(|run| enter(GOING, run));
         self.frames.backlog_runs().for_each(|run| enter(GOING, run));
         for (start, nr_pages) in self.frames.quarantined_runs() {
             PfnRange::new(start, nr_pages).into_iter().for_each(|run| enter(GOING, run));

@@ -38,6 +38,8 @@ use crate::owner::holders::HolderLine;
 use crate::owner::leases::PendingLease;
 use crate::owner::pagemaps::{DEVICE, Devices};
 use crate::owner::populate::Population;
+use crate::owner::restore::Restoration;
+use crate::owner::scans::PendingScan;
 use crate::pool::Pool;
 use crate::refusal::Refusal;
 use crate::wire::{Event, FileRules, FolioSize, Reply, Request};
@@ -116,6 +118,8 @@ pub struct Core {
     pub(crate) names: HashMap<FileId, FileName>,
     pub(crate) drafts: BTreeMap<FileId, DraftRecord>,
     pub(crate) clients: BTreeMap<ClientId, ClientRecord>,
+    /// Scans for drains that have not ended.
+    pub(crate) scans: VecDeque<PendingScan>,
     pub(crate) drains: VecDeque<PendingDrain>,
     /// How many of the drains are left to look at, from the first on.
     pub(crate) nr_to_look_at: usize,
@@ -131,6 +135,8 @@ pub struct Core {
     pub(crate) holder_patience_ms: u64,
     /// Files whose memory is being taken from the system, a step at a time.
     pub(crate) populations: VecDeque<Population>,
+    /// Files that are being given back what a cut was to take.
+    pub(crate) restorations: VecDeque<Restoration>,
     /// Clients whose connections are to end.
     pub(crate) cut_off: Vec<ClientId>,
     /// Most clients at a time.
@@ -164,6 +170,7 @@ impl Core {
             names: HashMap::new(),
             drafts: BTreeMap::new(),
             clients: BTreeMap::new(),
+            scans: VecDeque::new(),
             drains: VecDeque::new(),
             nr_to_look_at: 0,
             memory_type: pool.memory_type(),
@@ -177,6 +184,7 @@ impl Core {
             holder_line: None,
             holder_patience_ms: 0,
             populations: VecDeque::new(),
+            restorations: VecDeque::new(),
             cut_off: Vec::new(),
             max_clients: MAX_CLIENTS,
             answers: Vec::new(),
@@ -298,7 +306,10 @@ impl Core {
     }
 
     pub(crate) fn draining_pages(&self) -> u64 {
-        self.drains.iter().map(PendingDrain::nr_pages).sum::<u64>() + self.frames.backlog_pages()
+        self.drains.iter().map(PendingDrain::nr_pages).sum::<u64>()
+            + self.scans.iter().map(|pending| pending.runs().nr_pages()).sum::<u64>()
+            + self.restorations.iter().map(Restoration::nr_pages).sum::<u64>()
+            + self.frames.backlog_pages()
     }
 
     /// The pool's size in frames.

@@ -3,7 +3,7 @@
 //! A folio of which only a part goes is split first, so that a pin of the part that stays is never in
 //! the way (Linux waits for the whole entry: fs/dax.c, dax_busy_page; semantics scenario 53).
 
-use pgmap_mm::drain::MAX_ASKS;
+use pgmap_mm::drain::{Drain, MAX_ASKS};
 use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::pfn::PfnRange;
 use pgmap_os::clock;
@@ -14,6 +14,7 @@ use crate::owner::core::{Core, FileRecord, Outcome, Ticket};
 use crate::owner::drains::{PendingDrain, Purpose};
 use crate::owner::files::file_idle;
 use crate::owner::frames::CutFrames;
+use crate::owner::scans::Scanning;
 use crate::refusal::{Holder, Refusal};
 use crate::wire::{OnDeadline, Reply};
 
@@ -22,7 +23,9 @@ use crate::wire::{OnDeadline, Reply};
 pub(crate) struct Cut {
     pub ticket: Ticket,
     pub name: FileName,
-    pub deadline_ms: u64,
+    pub started_ms: u64,
+    /// How long it waits for holders.
+    pub wait_ms: u64,
     /// What happens then.
     pub on_deadline: OnDeadline,
     /// Which pages of the file go, and what was there before, to go back to.
@@ -30,6 +33,13 @@ pub(crate) struct Cut {
     pub before: FileRecord,
     /// What became of its frames.
     pub frames: CutFrames,
+}
+
+impl Cut {
+    /// When it has waited long enough.
+    pub(crate) const fn deadline_ms(&self) -> u64 {
+        self.started_ms.saturating_add(self.wait_ms)
+    }
 }
 
 /// How long a cut waits for holders, and what happens then.
@@ -134,15 +144,24 @@ impl Core {
         };
         self.relist(&name, &after)?;
         self.files.insert(name.clone(), after);
-        let drain = self.start_drain(cut.off.iter().copied().collect());
-        self.ask_holders(&drain, MAX_ASKS, Some(wait_ms), on_deadline);
+        self.frames.retire_cut(&cut.off);
         let ticket = self.new_ticket();
         let started_ms = clock::monotonic_ms();
-        let deadline_ms = started_ms.saturating_add(wait_ms);
-        let cut = Cut { ticket, name, deadline_ms, on_deadline, pages, before, frames: cut };
-        let purpose = Purpose::Cut(cut);
-        self.drains.push_front(PendingDrain { drain, started_ms, purpose, unasked: None });
-        self.look_again();
+        let runs = cut.off.iter().copied().collect();
+        let cut = Cut {
+            ticket,
+            name: name.clone(),
+            started_ms,
+            wait_ms,
+            on_deadline,
+            pages,
+            before,
+            frames: cut,
+        };
+        self.scan_then(runs, Scanning::Cut(Box::new(cut)));
+        if self.scanned_for(&name).is_none() {
+            self.look_again();
+        }
         let answered = self.answers.iter().position(|&(answered, _)| answered == ticket);
         Ok(match answered {
             Some(place) => Outcome::Answer(self.answers.swap_remove(place).1),
@@ -150,18 +169,26 @@ impl Core {
         })
     }
 
-    /// Puts a cut on record and zeroes what is left behind the new end. Where that fails the file is given
-    /// back what it lost, the caller gets the refusal, and the answer is false.
-    fn settle(&mut self, cut: &Cut) -> bool {
-        let Some(file) = self.files.get(&cut.name) else { return true };
+    /// The holders of what is cut off are known now: they are asked for it, and waited for.
+    pub(crate) fn wait_for_holders(&mut self, drain: Drain, cut: Cut) {
+        let (_, held) = self.split_by_holds(&drain);
+        held.iter().for_each(|run| self.frames.mark_held(run));
+        self.ask_holders(&drain, MAX_ASKS, Some(cut.wait_ms), cut.on_deadline);
+        let (started_ms, purpose) = (cut.started_ms, Purpose::Cut(cut));
+        self.drains.push_front(PendingDrain { drain, started_ms, purpose, unasked: None });
+        self.nr_to_look_at += 1;
+    }
+
+    /// Puts a cut on record and zeroes what is left behind the new end.
+    ///
+    /// # Errors
+    /// When it cannot be put on record: the file is to be given back what it lost.
+    fn settle(&mut self, cut: &Cut) -> Result<(), Refusal> {
+        let Some(file) = self.files.get(&cut.name) else { return Ok(()) };
         let tail = (file.len_bytes < cut.before.len_bytes).then_some(Change::OpenTail(file.id.0));
         let put = Change::Put(&cut.name, file.stored());
         let changes: Vec<Change<'_>> = [put].into_iter().chain(tail).collect();
-        if let Err(refusal) = self.record(&changes) {
-            self.restore(cut);
-            self.answers.push((cut.ticket, Reply::Refused(refusal)));
-            return false;
-        }
+        self.record(&changes)?;
         // A killed owner's successor zeroes it again.
         if let Err(refusal) = self.close_tail(&cut.name) {
             tracing::error!(file = %cut.name, %refusal, "what was cut off is still behind the end");
@@ -169,7 +196,7 @@ impl Core {
         if let Some(file) = self.files.get_mut(&cut.name) {
             file.doing = None;
         }
-        true
+        Ok(())
     }
 
     /// Zeroes what lies behind a file's end in its last page, which a cut left open, and notes that.
@@ -182,54 +209,42 @@ impl Core {
         self.record(&[Change::ClosedTail(file.id.0)])
     }
 
-    pub(crate) fn finish_cut(&mut self, pending: &PendingDrain, cut: &Cut) {
-        if !self.settle(cut) {
-            return;
+    /// Nobody holds any more what was cut off.
+    pub(crate) fn finish_cut(&mut self, drain: &Drain, cut: Cut) {
+        if let Err(refusal) = self.settle(&cut) {
+            return self.restore(cut, Some(Reply::Refused(refusal)));
         }
-        for run in pending.drain.runs().iter() {
+        for run in drain.runs().iter() {
             self.frames.release(run);
         }
         self.answers.push((cut.ticket, Reply::Done));
     }
 
-    pub(crate) fn give_up_cut(&mut self, pending: &PendingDrain, cut: &Cut) {
-        let waited_ms = clock::monotonic_ms() - pending.started_ms;
-        let mut holders = self.holders(pending.drain.held(), Some(waited_ms));
+    /// The deadline passed, and somebody holds what was cut off.
+    pub(crate) fn give_up_cut(&mut self, drain: Drain, cut: Cut) {
+        let waited_ms = clock::monotonic_ms() - cut.started_ms;
+        let mut holders = self.holders(drain.held(), Some(waited_ms));
         for holder in &mut holders {
             // What is cut off is no part of the file for as long as that lasts.
             holder.file.get_or_insert_with(|| cut.name.to_string());
         }
         if cut.on_deadline == OnDeadline::Quarantine {
-            return self.quarantine_cut(pending, cut, holders);
+            return self.quarantine_cut(drain, cut, holders);
         }
-        self.leases.call_off(pending.drain.runs());
-        self.restore(cut);
+        self.leases.call_off(drain.runs());
         let refusal = Refusal::Held { name: cut.name.to_string(), holders, waited_ms };
-        self.answers.push((cut.ticket, Reply::Refused(refusal)));
+        self.restore(cut, Some(Reply::Refused(refusal)));
     }
 
     /// Ends a cut although somebody holds what was cut off: that stays out of use until it is let go.
-    fn quarantine_cut(&mut self, pending: &PendingDrain, cut: &Cut, holders: Vec<Holder>) {
-        if !self.settle(cut) {
-            return;
+    fn quarantine_cut(&mut self, drain: Drain, cut: Cut, holders: Vec<Holder>) {
+        if let Err(refusal) = self.settle(&cut) {
+            return self.restore(cut, Some(Reply::Refused(refusal)));
         }
-        for run in pending.drain.runs().iter() {
-            self.frames.quarantine_run(run);
-        }
-        let purpose = Purpose::FreeQuarantined;
-        let (drain, started_ms) = (pending.drain.clone(), pending.started_ms);
+        let (_, held) = self.split_by_holds(&drain);
+        held.iter().for_each(|run| self.frames.mark_quarantined(run));
+        let (started_ms, purpose) = (cut.started_ms, Purpose::FreeQuarantined);
         self.continue_free(PendingDrain { drain, started_ms, purpose, unasked: None });
         self.answers.push((cut.ticket, Reply::Quarantined(holders)));
-    }
-
-    /// Gives a file back what a cut was to take: folios and extents are as before.
-    fn restore(&mut self, cut: &Cut) {
-        let Some(file) = self.files.get(&cut.name) else { return };
-        let flags = self.flags_of(&cut.before);
-        let extents = (&*cut.before.extents, &*file.extents);
-        let extents = self.frames.undo_cut(&cut.frames, extents, &cut.pages, flags);
-        let len_bytes = cut.before.len_bytes;
-        let after = FileRecord { len_bytes, extents, doing: None, ..file.clone() };
-        self.adopt(&cut.name, after);
     }
 }

@@ -12,6 +12,7 @@ use crate::owner::core::{Core, DraftRecord, FileRecord, Ticket};
 use crate::owner::cut::Cut;
 use crate::owner::holders::Call;
 use crate::owner::pagemaps::Unplug;
+use crate::owner::scans::Scanning;
 use crate::refusal::Refusal;
 use crate::wire::{Event, OnDeadline, Reply};
 
@@ -64,13 +65,16 @@ impl Core {
     }
 
     /// Scans once for the batch, whose life words are changed, frees what nobody holds and keeps the
-    /// rest waiting, file by file.
+    /// rest waiting, file by file. A long scan goes on in further steps.
     pub(crate) fn take_out(&mut self, batch: Vec<SortedRuns>) {
         let all: SortedRuns = batch.iter().flat_map(SortedRuns::iter).collect();
-        if all.is_empty() {
-            return;
+        if !all.is_empty() {
+            self.scan_then(all, Scanning::Free(batch));
         }
-        let mut drain = self.scan_for(all);
+    }
+
+    /// As [`take_out`](Self::take_out), when the scan has ended.
+    pub(crate) fn took_out(&mut self, mut drain: Drain, batch: Vec<SortedRuns>) {
         let is_one = batch.len() == 1;
         for runs in batch {
             let drain = if is_one { std::mem::take(&mut drain) } else { drain.part(runs) };
@@ -109,15 +113,6 @@ impl Core {
     pub(crate) fn start_drain(&mut self, runs: SortedRuns) -> Drain {
         runs.iter().for_each(|run| self.frames.retire_run(run));
         self.scan_for(runs)
-    }
-
-    /// One heavy barrier, one scan: who holds any of `runs`, whose life words are changed.
-    pub(crate) fn scan_for(&mut self, runs: SortedRuns) -> Drain {
-        let ledgers = self.clients.iter().map(|(&id, client)| (id, &client.ledger));
-        let mut drain = Drain::start(runs, &self.barrier, ledgers);
-        let lost = self.lost_holds(drain.runs());
-        drain.add(lost);
-        drain
     }
 
     /// Asks each client that is in the way for its frames, in at most `most_asks` ranges (T14).
@@ -177,17 +172,18 @@ impl Core {
         self.look_on();
     }
 
-    /// Whether drains are left to look at in further steps.
+    /// Whether scans or drains are left to look at in further steps.
     #[must_use]
-    pub const fn is_looking(&self) -> bool {
-        self.nr_to_look_at > 0
+    pub fn is_looking(&self) -> bool {
+        self.nr_to_look_at > 0 || !self.scans.is_empty()
     }
 
     /// Looks at a step's worth of what is left to look at. Frees a step's worth of what is idle.
     pub fn look_on(&mut self) {
         self.expire_leases();
+        self.scan_some();
         let mut left = STEP_HOLDS;
-        while left > 0 && self.is_looking() {
+        while left > 0 && self.nr_to_look_at > 0 {
             let Some(mut pending) = self.drains.pop_front() else { break };
             let nr_held = pending.drain.held().len();
             let clients = &self.clients;
@@ -206,6 +202,7 @@ impl Core {
             self.nr_to_look_at = 0;
         }
         self.find_lost_ledgers();
+        self.restore_some();
         self.reclaim_some();
     }
 
@@ -217,17 +214,19 @@ impl Core {
             Purpose::Cut(cut) => cut.ticket == ticket,
             Purpose::Free | Purpose::FreeQuarantined | Purpose::Unplug(_) => false,
         };
-        let Some(place) = self.drains.iter().position(is_its) else { return };
-        let Some(mut pending) = self.drains.remove(place) else { return };
+        let Some(place) = self.drains.iter().position(is_its) else {
+            if let Some(cut) = self.take_scanned_cut(ticket) {
+                self.restore(cut, None);
+            }
+            return self.restore_without_answer(ticket);
+        };
+        let Some(pending) = self.drains.remove(place) else { return };
         self.nr_to_look_at -= usize::from(place < self.nr_to_look_at);
-        if let Purpose::Cut(cut) = &mut pending.purpose {
-            // Whatever its deadline would have done.
-            cut.on_deadline = OnDeadline::Fail;
+        if let Purpose::Cut(cut) = pending.purpose {
+            self.leases.call_off(pending.drain.runs());
+            // Its answer would be about a deadline that did not pass.
+            self.restore(cut, None);
         }
-        let Purpose::Cut(cut) = &pending.purpose else { return };
-        self.give_up_cut(&pending, cut);
-        // Its answer is about a deadline that did not pass.
-        self.answers.retain(|(answered, _)| *answered != ticket);
     }
 
     /// Calls off the cut of a file, whoever asked for it.
@@ -239,6 +238,7 @@ impl Core {
             Purpose::Cut(cut) if cut.name == *name => Some(cut.ticket),
             _ => None,
         });
+        let ticket = ticket.or_else(|| self.scanned_for(name)).or_else(|| self.restored_for(name));
         let ticket = ticket.ok_or_else(|| Refusal::Invalid {
             why: format!("\"{name}\" is not being truncated or punched"),
         })?;
@@ -250,23 +250,26 @@ impl Core {
 
     /// All holds of `pending` were looked at, and so many have ended.
     fn on_looked(&mut self, pending: PendingDrain, nr_ended: usize) {
-        let is_idle = pending.drain.is_idle();
-        match &pending.purpose {
-            Purpose::Free | Purpose::FreeQuarantined
-                if nr_ended == 0 && pending.unasked.is_none() =>
-            {
-                self.drains.push_back(pending);
+        let PendingDrain { drain, started_ms, purpose, unasked } = pending;
+        let now_ms = clock::monotonic_ms();
+        let purpose = match purpose {
+            Purpose::Cut(cut) if drain.is_idle() => return self.finish_cut(&drain, cut),
+            Purpose::Cut(cut) if cut.deadline_ms() <= now_ms => {
+                return self.give_up_cut(drain, cut);
             }
-            Purpose::Free | Purpose::FreeQuarantined => self.continue_free(pending),
-            Purpose::Cut(cut) if is_idle => self.finish_cut(&pending, cut),
-            Purpose::Cut(cut) if cut.deadline_ms <= clock::monotonic_ms() => {
-                self.give_up_cut(&pending, cut);
+            Purpose::Unplug(unplug) if drain.is_idle() => return self.finish_unplug(&unplug),
+            Purpose::Unplug(unplug) if unplug.deadline_ms <= now_ms => {
+                return self.give_up_unplug(&drain, started_ms, &unplug);
             }
-            Purpose::Unplug(unplug) if is_idle => self.finish_unplug(unplug),
-            Purpose::Unplug(unplug) if unplug.deadline_ms <= clock::monotonic_ms() => {
-                self.give_up_unplug(&pending, unplug);
-            }
-            Purpose::Cut(_) | Purpose::Unplug(_) => self.drains.push_back(pending),
+            purpose => purpose,
+        };
+        let is_freed = matches!(purpose, Purpose::Free | Purpose::FreeQuarantined);
+        let is_news = nr_ended > 0 || unasked.is_some();
+        let pending = PendingDrain { drain, started_ms, purpose, unasked };
+        if is_freed && is_news {
+            self.continue_free(pending);
+        } else {
+            self.drains.push_back(pending);
         }
     }
 
@@ -302,7 +305,7 @@ impl Core {
     #[must_use]
     pub fn next_deadline_ms(&self) -> Option<u64> {
         let deadlines = self.drains.iter().filter_map(|pending| match &pending.purpose {
-            Purpose::Cut(cut) => Some(cut.deadline_ms),
+            Purpose::Cut(cut) => Some(cut.deadline_ms()),
             Purpose::Unplug(unplug) => Some(unplug.deadline_ms),
             Purpose::Free | Purpose::FreeQuarantined => None,
         });
@@ -313,7 +316,9 @@ impl Core {
     #[must_use]
     pub fn is_draining(&self) -> bool {
         !self.drains.is_empty()
+            || !self.scans.is_empty()
             || self.frames.has_backlog()
+            || self.is_restoring()
             || self.questions.next_deadline_ms().is_some()
     }
 }

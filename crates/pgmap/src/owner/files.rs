@@ -429,6 +429,7 @@ impl Core {
             self.frames.set_flags(&mut file.extents, flags);
             self.adopt(&name, file);
         }
+        self.restore_all_again();
     }
 }
 

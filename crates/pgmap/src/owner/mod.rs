@@ -14,6 +14,8 @@ pub(crate) mod frames;
 pub mod handle;
 pub(crate) mod holders;
 pub(crate) mod leases;
+#[cfg(test)]
+mod made_file;
 pub(crate) mod pagemaps;
 pub(crate) mod poison;
 pub(crate) mod populate;
@@ -21,6 +23,8 @@ pub(crate) mod reclaim;
 pub(crate) mod recovery;
 pub(crate) mod report;
 pub(crate) mod reshape;
+pub(crate) mod restore;
+pub(crate) mod scans;
 pub(crate) mod service;
 #[doc(hidden)]
 pub mod session;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pgmap_mm::descriptor::{Descriptor, FolioState};
-use pgmap_mm::drain::MAX_ASKS;
+use pgmap_mm::drain::{Drain, MAX_ASKS};
 use pgmap_mm::holder::DrainReason;
 use pgmap_mm::index::FileId;
 use pgmap_mm::level::Level;
@@ -207,9 +207,9 @@ impl Core {
         }
     }
 
-    pub(crate) fn give_up_unplug(&mut self, pending: &PendingDrain, unplug: &Unplug) {
-        let waited_ms = clock::monotonic_ms() - pending.started_ms;
-        let holders = self.holders(pending.drain.held(), Some(waited_ms));
+    pub(crate) fn give_up_unplug(&mut self, drain: &Drain, started_ms: u64, unplug: &Unplug) {
+        let waited_ms = clock::monotonic_ms() - started_ms;
+        let holders = self.holders(drain.held(), Some(waited_ms));
         let name = self.devices.get(&unplug.id).map(|device| device.name.to_string());
         let name = name.unwrap_or_default();
         self.answers

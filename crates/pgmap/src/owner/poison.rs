@@ -52,7 +52,9 @@ impl Core {
             Place::Nowhere => None,
         };
         let extent = extent.as_ref().map(|(extent, nr_extents)| (extent, *nr_extents));
+        let folio = PfnRange::new(pfn.number(), 1).and_then(|run| self.frames.whole_folios(run));
         let isolated = self.frames.fail(pfn, extent)?;
+        folio.into_iter().for_each(|folio| self.restore_again(folio));
         let file = self.adopt_pieces(&place, &isolated);
         self.tell_of_failure(isolated.frame, file);
         self.tell_holder(Call::Failure(isolated.frame, FailureFlags::NONE));
@@ -189,7 +191,9 @@ impl Core {
     fn is_awaited(&self, run: PfnRange) -> bool {
         let ledgers = self.clients.iter().map(|(&id, client)| (id, &client.ledger));
         self.drains.iter().any(|pending| pending.drain.runs().overlaps(run))
+            || self.scans.iter().any(|pending| pending.runs().overlaps(run))
             || self.frames.is_in_backlog(run)
+            || self.is_being_restored(run)
             || !scan(&SortedRuns::new(vec![run]), ledgers).is_empty()
     }
 }

@@ -401,7 +401,10 @@ mod tests {
         let flags = core.flags_of(&core.files[&name]);
         assert_ne!(flags, before.extents[0].life.flags());
         let now = core.files[&name].extents.clone();
-        let extents = core.frames.undo_cut(&cut, (&before.extents, &now), &(5..16), flags);
+        let mut rest = cut.off.iter().copied().collect();
+        core.frames.revive_some(&mut rest, flags, &mut 1000);
+        assert!(rest.is_empty());
+        let extents = core.frames.undo_cut(&cut, (&before.extents, &now), &(5..16));
         assert_eq!(extents.len(), 1);
         let words = core.frames.vmemmap().folios(extents[0].run);
         let partial = pgmap_mm::descriptor::FolioFlags::PARTIAL;

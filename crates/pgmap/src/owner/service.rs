@@ -172,7 +172,8 @@ impl Service {
     fn timeout(&self) -> Option<Duration> {
         let state = self.shared.lock();
         let core = &state.core;
-        if core.frames.has_backlog() || core.has_populations() || core.is_looking() {
+        let has_work = core.frames.has_backlog() || core.has_populations();
+        if has_work || core.is_looking() || core.is_restoring() {
             return Some(Duration::ZERO);
         }
         let now_ms = clock::monotonic_ms();

@@ -5,7 +5,7 @@
 //! ```text
 //!   whole ── begin_cut ──▶ cut ── the owner frees what went ──▶ shorter, for good
 //!     ▲                     │
-//!     └────── undo_cut ─────┘
+//!     └─ undo_cut ◀─ revive_some, until all of it is
 //! ```
 //!
 //! # All or nothing
@@ -17,7 +17,6 @@
 
 use std::ops::Range;
 
-use pgmap_mm::descriptor::{FolioFlags, FolioState};
 use pgmap_mm::extent::Extent;
 use pgmap_mm::index::MAX_EXTENTS;
 use pgmap_mm::level::Level;
@@ -166,19 +165,15 @@ impl PoolFrames {
         }
     }
 
-    /// Gives a file back what a cut was to take. `before` are the extents it had, `now` those it has,
-    /// `flags` its policy. Returns its extents from now on: as before, under fresh stamps.
+    /// Gives a file back what a cut was to take, all of which was [revived](Self::revive_some). `before` are
+    /// the extents it had, `now` those it has. Returns its extents from now on: as before, under fresh
+    /// stamps.
     pub(crate) fn undo_cut(
         &mut self,
         cut: &CutFrames,
         (before, now): (&[Extent], &[Extent]),
         pages: &Range<u64>,
-        flags: FolioFlags,
     ) -> Vec<Extent> {
-        for &run in &cut.off {
-            self.folios
-                .change_healthy(run, |word| word.in_state(FolioState::Live).with_flags(flags));
-        }
         let mut extents = pages_of(now, 0..pages.start);
         for extent in pages_of(before, pages.clone()) {
             if extent.is_hole() {
@@ -334,7 +329,7 @@ fn joined_holes(extents: Vec<Extent>) -> Vec<Extent> {
 
 #[cfg(test)]
 mod tests {
-    use pgmap_mm::descriptor::Descriptor;
+    use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
     use proptest::prelude::*;
 
     use super::*;

@@ -22,10 +22,10 @@
 //! # What a descriptor says
 //!
 //! Where a folio begins and how large it is, for every folio. Whether an extent is in use is said by
-//! its *head*, the word of its first folio, under which all pins of it are taken: retiring an extent
-//! changes that one word. The words of its inner folios follow in steps, and only where somebody
-//! holds them; until then Live or Reserved means "somebody's" there and nothing more, while Dying
-//! and Quarantined are true. Free, Offline and Poisoned are said by each folio for itself.
+//! its *head*, the word of its first folio, under which all pins of it are taken: retiring an extent, or
+//! the part of it that a cut takes, changes that one word. The words of its inner folios follow in
+//! steps, and only where somebody holds them; until then Live or Reserved means "somebody's" there
+//! and nothing more, while Dying and Quarantined are true. Free, Offline and Poisoned are said by each folio for itself.
 //!
 //! # Who may touch what
 //!
@@ -66,7 +66,6 @@ pub(crate) use failure::frame_of;
 
 use orphans::Orphans;
 use reclaim::Backlog;
-#[cfg(test)]
 pub(crate) use reclaim::STEP_FOLIOS;
 
 /// The frames of a pool.
@@ -352,8 +351,18 @@ impl PoolFrames {
         self.folios.change_healthy(run, |word| word.in_state(FolioState::Dying));
     }
 
+    /// As [`retire`](Self::retire), for what a cut takes: runs of whole folios, of which the first may be
+    /// the head of an extent. The cut changed the words of all other extents that had some of them.
+    pub(crate) fn retire_cut(&mut self, off: &[PfnRange]) {
+        for run in off {
+            if let Some((level, _)) = self.vmemmap().folio_of(run.first()) {
+                self.retire_run(PfnRange::folio(run.first(), level));
+            }
+        }
+    }
+
     /// Notes that a deadline passed and somebody still holds `run`: it stays out of use until then.
-    pub(crate) fn quarantine_run(&mut self, run: PfnRange) {
+    fn quarantine_run(&mut self, run: PfnRange) {
         self.folios.change_healthy(run, |word| word.in_state(FolioState::Quarantined));
     }
 

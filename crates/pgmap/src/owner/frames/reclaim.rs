@@ -13,6 +13,7 @@
 
 use std::collections::VecDeque;
 
+use pgmap_mm::descriptor::{FolioFlags, FolioState};
 use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::runs::SortedRuns;
@@ -35,6 +36,8 @@ const STEP_RUNS: usize = 1024;
 enum Work {
     /// Somebody holds them: say so in the word of each folio.
     Mark,
+    /// Somebody still does after a deadline.
+    MarkQuarantined,
     /// Nobody does: free them.
     Free,
 }
@@ -104,6 +107,37 @@ impl PoolFrames {
         self.backlog.push(Work::Mark, run);
     }
 
+    /// As [`mark_held`](Self::mark_held), of frames that somebody holds after a deadline.
+    pub(crate) fn mark_quarantined(&mut self, run: PfnRange) {
+        self.backlog.push(Work::MarkQuarantined, run);
+    }
+
+    /// What of `off` was still to be marked is not: it goes back to its file.
+    pub(crate) fn unmark(&mut self, off: &[PfnRange]) {
+        let off = SortedRuns::new(off.to_vec());
+        self.backlog.runs.retain(|&(work, run)| work == Work::Free || !off.overlaps(run));
+    }
+
+    /// Gives the folios at the front of `rest`, which a cut was to take, their life under `flags` again:
+    /// as many as are left of the step, of which they are taken off.
+    pub(crate) fn revive_some(
+        &mut self,
+        rest: &mut VecDeque<PfnRange>,
+        flags: FolioFlags,
+        left: &mut usize,
+    ) {
+        while let Some(run) = rest.pop_front() {
+            let nr_pages = self.end_of_step(run, left) - run.start();
+            if let Some(part) = run.sub_run(0, nr_pages) {
+                self.folios
+                    .change_healthy(part, |word| word.in_state(FolioState::Live).with_flags(flags));
+            }
+            if let Some(after) = run.sub_run(nr_pages, run.nr_pages() - nr_pages) {
+                return rest.push_front(after);
+            }
+        }
+    }
+
     /// Whether there is work left for further steps.
     pub(crate) fn has_backlog(&self) -> bool {
         !self.backlog.runs.is_empty()
@@ -129,6 +163,7 @@ impl PoolFrames {
             left = left.saturating_sub(RUN_FOLIOS);
             match step {
                 Some((Work::Mark, run)) => self.retire_run(run),
+                Some((Work::MarkQuarantined, run)) => self.quarantine_run(run),
                 Some((Work::Free, run)) => self.free(run),
                 None => {}
             }

@@ -1,0 +1,91 @@
+//! Scanning a ledger in steps: it may have millions of slots, and who drains serves others, too.
+
+use core::ops::ControlFlow;
+
+use super::{Hold, LedgerReader};
+use crate::pfn::PfnRange;
+use crate::runs::SortedRuns;
+use crate::words::{ReadCounts, ReadWords};
+
+/// Most frames of which the counts are read between two looks at what is left of a step.
+const STEP_FRAMES: u64 = 16_384;
+
+/// How far a scan of a ledger in steps has come.
+#[derive(Clone, Debug, Default)]
+pub struct ScanPlace {
+    /// The first lane that was not read.
+    lane: usize,
+    /// The first frame of which no counts were read.
+    next_frame: u64,
+    /// Per level, the first folio whose count was not read.
+    seen_to: [u64; 3],
+}
+
+impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
+    /// As [`for_each_hold`](Self::for_each_hold), a step at a time: goes on at `place`, and ends when about
+    /// `left` words were read, which it counts down. Says whether that was all.
+    ///
+    /// Each lane is read in one go, and what a step must see lies before its lane's marks: so a scan in
+    /// steps sees whatever one that began with the first of them must.
+    pub fn scan_on(
+        &self,
+        runs: &SortedRuns,
+        place: &mut ScanPlace,
+        left: &mut usize,
+        mut found: impl FnMut(Hold),
+    ) -> bool {
+        let mut found = |hold| {
+            found(hold);
+            ControlFlow::<()>::Continue(())
+        };
+        let _all = self.scan_lanes(runs, &mut place.lane, left, &mut found);
+        for run in runs.iter() {
+            let mut start = run.start().max(place.next_frame);
+            while start < run.end() {
+                if *left == 0 {
+                    return false;
+                }
+                let Some(part) = PfnRange::new(start, (run.end() - start).min(STEP_FRAMES)) else {
+                    break;
+                };
+                let mut nr_found = 0;
+                let _all = self.scan_counts(part, &mut place.seen_to, &mut |hold| {
+                    nr_found += 1;
+                    found(hold)
+                });
+                *left = left.saturating_sub(nr_found);
+                start = part.end();
+                place.next_frame = start;
+            }
+        }
+        true
+    }
+
+    /// Lanes from number `next` on, as far as `left` words go.
+    pub(super) fn scan_lanes<B>(
+        &self,
+        runs: &SortedRuns,
+        next: &mut usize,
+        left: &mut usize,
+        found: &mut impl FnMut(Hold) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        let is_everything = runs.nr_pages() >= self.layout.nr_pages;
+        // Or another scan of this ledger is under way, or ended in a panic.
+        let mut remembered = self.remembered.try_lock().ok().filter(|_| !is_everything);
+        let mut may_sort = true;
+        for (lane, view) in self.lanes(*next) {
+            if *left == 0 {
+                break;
+            }
+            let nr_read = match &mut remembered {
+                Some(remembered) => {
+                    self.scan_lane(remembered, (lane, view), runs, &mut may_sort, found)?
+                }
+                None => self.walk_lane(lane, view, runs, found)?,
+            };
+            *left = left.saturating_sub(nr_read);
+            *next = lane + 1;
+        }
+        ControlFlow::Continue(())
+    }
+}

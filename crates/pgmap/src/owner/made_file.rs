@@ -1,0 +1,27 @@
+//! A committed file in the books of an owner without a thread, for tests.
+
+use pgmap_mm::drain::ClientId;
+
+use crate::name::FileName;
+use crate::owner::core::{Core, Outcome};
+use crate::wire::{CreateSpec, FolioSize, Reply, Request};
+
+/// Makes the file `name` of small folios, which nobody writes to.
+pub(crate) fn make_file(core: &mut Core, client: ClientId, name: &FileName, len_bytes: u64) {
+    let spec = CreateSpec::new(name.clone(), len_bytes, FolioSize::Pages4K);
+    let outcome = core.handle(client, Request::Create(vec![spec]));
+    // As the owner's loop does, between other things.
+    while let Some(step) = core.next_step() {
+        let result = step.take();
+        core.step_taken(&step, result);
+    }
+    let answers = core.take_answers();
+    let reply = match (&outcome, &answers[..]) {
+        (Outcome::Answer(reply), []) | (Outcome::Later(_), [(_, reply)]) => reply,
+        other => panic!("{other:?}"),
+    };
+    let Reply::Created(drafts) = reply else { panic!("{reply:?}") };
+    let id = drafts[0].as_ref().unwrap().id;
+    let outcome = core.handle(client, Request::Commit(vec![id]));
+    assert!(matches!(outcome, Outcome::Answer(Reply::Committed(_))), "{outcome:?}");
+}
