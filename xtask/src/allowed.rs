@@ -5,6 +5,7 @@
 /// without`. No file of pgmap-mm can be listed here.
 pub const UNSAFE_FILES: &[&str] = &[
     "crates/pgmap-cli/src/demo/dma.rs",
+    "crates/pgmap-cli/src/standard_streams.rs",
     "crates/pgmap-os/examples/handlers.rs",
     "crates/pgmap-os/src/bytes.rs",
     "crates/pgmap-os/src/bytes/portable.rs",

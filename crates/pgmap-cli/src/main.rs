@@ -12,6 +12,7 @@
 //! | `failure`, `errno` | errors, their numbers and exit codes |
 //! | `target` | a file on disk that is written whole or not at all |
 //! | `progress`, `stop`, `logging` | bars, signals, logs |
+//! | `standard_streams` | whether there is a stdout |
 
 mod arguments;
 mod attach;
@@ -23,6 +24,7 @@ mod names;
 mod output;
 mod progress;
 mod sizes;
+mod standard_streams;
 mod stop;
 mod table;
 mod target;
@@ -37,8 +39,14 @@ use crate::output::{Format, Output, Talk, Units};
 
 /// Prints what was asked for of clap, or what it did not understand.
 fn answered(error: &clap::Error) -> ExitCode {
-    // Where that cannot be printed there is nobody to tell.
+    // Where an error cannot be printed there is nobody to tell.
     let _ = error.print();
+    if !error.use_stderr()
+        && let Err(failure) = output::stdout()
+    {
+        Output::new(Format::Table, Units::Bytes, Talk::Usual).show_failure(&failure);
+        return failure.exit.into();
+    }
     if error.use_stderr() && std::env::args_os().any(|argument| argument == "--json") {
         let text = error.render().to_string();
         Output::new(Format::Json, Units::Bytes, Talk::Usual)

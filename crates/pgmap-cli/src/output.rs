@@ -1,7 +1,7 @@
 //! One value, shown as a table or as JSON.
 
 use std::env;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal, StdoutLock, Write};
 
 use serde::Serialize;
 
@@ -9,6 +9,7 @@ use crate::errno;
 use crate::failure::{Exit, Failure};
 use crate::names::Exact;
 use crate::sizes;
+use crate::standard_streams::is_stdout_closed;
 use crate::table::{Closing, Dress, Table};
 use crate::verbs::who::HolderRow;
 
@@ -64,7 +65,7 @@ pub struct Output {
 }
 
 #[derive(Serialize)]
-struct FailureReport<'a> {
+struct FailureReport<'a, D> {
     schema: &'static str,
     kind: &'static str,
     errno: Option<Errno>,
@@ -74,6 +75,8 @@ struct FailureReport<'a> {
     #[serde(flatten)]
     name: Exact,
     holders: &'a [HolderRow],
+    #[serde(flatten)]
+    done: &'a D,
 }
 
 /// A Linux error number, as programs compare it and as people read it.
@@ -149,6 +152,13 @@ impl Output {
 
     /// Prints a failure for programs, where results are JSON.
     pub fn report(&self, failure: &Failure) {
+        #[derive(Serialize)]
+        struct Nothing {}
+        self.report_with(failure, &Nothing {});
+    }
+
+    /// The same, with further fields: what was done all the same.
+    pub fn report_with(&self, failure: &Failure, done: &impl Serialize) {
         if self.is_json() {
             let report = FailureReport {
                 schema: "pgmap.error/1",
@@ -158,6 +168,7 @@ impl Output {
                 error: failure.to_string(),
                 exit_code: failure.exit.code(),
                 holders: &failure.holders,
+                done,
             };
             // Stdout may be gone; the exit code and stderr have told.
             let _ = json(&report).and_then(|text| print(&text));
@@ -171,12 +182,23 @@ fn json(value: &impl Serialize) -> Result<String, Failure> {
     })
 }
 
+/// Where results are written.
+///
+/// # Errors
+/// When the command was started with stdout closed: whatever is written would be lost.
+pub fn stdout() -> Result<StdoutLock<'static>, Failure> {
+    if is_stdout_closed() {
+        return Err(stdout_failure(&io::Error::from_raw_os_error(libc::EBADF)));
+    }
+    Ok(io::stdout().lock())
+}
+
 /// Prints a line on stdout at once.
 ///
 /// # Errors
 /// When stdout cannot be written; silently when its reader has gone.
 pub fn print(text: &str) -> Result<(), Failure> {
-    let mut stdout = io::stdout().lock();
+    let mut stdout = stdout()?;
     writeln!(stdout, "{text}").and_then(|()| stdout.flush()).map_err(|error| stdout_failure(&error))
 }
 

@@ -197,6 +197,20 @@ fn an_error_has_a_kind_and_an_errno_and_the_exit_code_that_it_had() {
     let kinds: Vec<&str> =
         some["failed"].as_array().unwrap().iter().map(|f| f["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["bad_name", "not_found"]);
+    assert_eq!((&some["schema"], &some["kind"]), (&"pgmap.error/1".into(), &"bad_name".into()));
+}
+
+/// It printed a result of its own that said what failed, and no error.
+#[test]
+fn rm_of_what_is_not_there_is_an_error_object_as_of_any_verb() {
+    let server = Server::start();
+    server.good(&["put", &server.file("in", b"bytes"), "a"]);
+    let error = server.error(&["rm".as_ref(), "missing".as_ref()]);
+    let stated = server.error(&["stat".as_ref(), "missing".as_ref()]);
+    for field in ["schema", "kind", "errno", "error", "exit_code", "name", "name_base64"] {
+        assert_eq!(error[field], stated[field], "{field}");
+    }
+    assert_eq!(server.json(&["rm", "a"])["schema"], "pgmap.rm/1");
 }
 
 #[test]

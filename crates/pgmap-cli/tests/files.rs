@@ -444,6 +444,30 @@ fn what_cannot_be_written_out_is_an_error_to_the_last_byte() {
     nothing_is_left(&server);
 }
 
+/// The runtime puts `/dev/null` in the place of a closed stdout, and all that was written there was lost.
+#[test]
+fn what_is_written_to_a_closed_stdout_is_an_error() {
+    let server = Server::start();
+    let file = server.file("in", &noise(5000));
+    let run = |arguments: &str| {
+        let script = format!("exec '{}' {arguments} >&-", env!("CARGO_BIN_EXE_pgmap"));
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", &script]).env("PGMAP_SOCKET", server.path("socket")).output().unwrap()
+    };
+    // What writes nothing there needs none.
+    for arguments in [format!("put '{file}' a"), format!("get a '{file}'")] {
+        assert_eq!(run(&arguments).status.code(), Some(0), "{arguments}");
+    }
+    for arguments in ["get a", "get a -", "ls", "stat a --json", "rm nope --json", "--help", "man"]
+    {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments}");
+        assert!(!output.stderr.is_empty(), "{arguments}");
+    }
+    assert!(text(&run("get a").stderr).contains("Bad file descriptor"));
+    assert_eq!(run("rm a").status.code(), Some(0));
+}
+
 fn nothing_is_left(server: &Server) {
     let left = std::fs::read_dir(server.directory.path()).unwrap();
     let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();

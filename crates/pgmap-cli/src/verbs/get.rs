@@ -1,7 +1,7 @@
 //! `pgmap get NAME [FILE|-]`: writes a pinned file out; a file on disk appears whole or not at all.
 
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -12,7 +12,7 @@ use super::CHUNK_BYTES;
 use crate::attach::{Place, attach, name_bytes};
 use crate::failure::Failure;
 use crate::names::{self, Exact};
-use crate::output::{Output, stdout_failure};
+use crate::output::{Output, stdout, stdout_failure};
 use crate::progress::Progress;
 use crate::sizes;
 use crate::stop::Stop;
@@ -61,7 +61,7 @@ impl Get {
         let shown = names::shown(&self.name);
         let progress = Progress::start(output, shown.clone(), pin.len_bytes());
         let Some(file) = file else {
-            let mut stdout = io::stdout().lock();
+            let mut stdout = stdout()?;
             copy(&pin, &progress, |chunk| {
                 stdout.write_all(chunk).map_err(|error| stdout_failure(&error))
             })?;
@@ -113,6 +113,6 @@ fn copy(
 /// # Errors
 /// When stdout cannot be written; silently when its reader has gone.
 pub fn to_stdout(bytes: &[u8]) -> Result<(), Failure> {
-    let mut stdout = io::stdout().lock();
+    let mut stdout = stdout()?;
     stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(|error| stdout_failure(&error))
 }

@@ -13,7 +13,8 @@ use crate::output::{Errno, Output};
 
 /// Take names away; memory is free when its last holder lets go
 ///
-/// Whoever has a file pinned goes on reading it. Names that are not there are told, the others go.
+/// Whoever has a file pinned goes on reading it. Names that are not there are told, the others go;
+/// with --json the one object is then a "pgmap.error/1" that says both.
 #[derive(Debug, clap::Args)]
 pub struct Rm {
     /// Names in the pool
@@ -22,12 +23,22 @@ pub struct Rm {
 }
 
 #[derive(Debug, Serialize)]
-struct Done {
+struct Done<'a> {
     schema: &'static str,
+    #[serde(flatten)]
+    names: &'a Names,
+}
+
+/// What became of each name.
+#[derive(Debug, Default, Serialize)]
+struct Names {
     removed: Vec<String>,
     /// The same names, byte for byte.
     removed_base64: Vec<String>,
     failed: Vec<NotRemoved>,
+    /// The failure that the command ends with.
+    #[serde(skip)]
+    worst: Option<Failure>,
 }
 
 #[derive(Debug, Serialize)]
@@ -39,17 +50,27 @@ struct NotRemoved {
     error: String,
 }
 
-impl Done {
+impl Names {
     fn removed(&mut self, name: &[u8]) {
         self.removed.push(names::text_of(name));
         self.removed_base64.push(names::base64_of(name));
     }
 
     fn failed(&mut self, name: &[u8], failure: Failure) {
-        eprintln!("pgmap: {failure}");
+        let failure = failure.of_file(name);
         let (kind, errno) = (failure.kind, Errno::of(failure.errno));
-        let name = Exact::name(Some(name));
-        self.failed.push(NotRemoved { name, kind, errno, error: failure.message });
+        let (name, error) = (Exact::name(Some(name)), failure.message.clone());
+        self.failed.push(NotRemoved { name, kind, errno, error });
+        self.end_with(failure);
+    }
+
+    fn end_with(&mut self, failure: Failure) {
+        eprintln!("pgmap: {failure}");
+        // The first error; it outweighs a file that is only busy.
+        let is_worse = |worst: &Failure| worst.exit != Exit::Error && failure.exit == Exit::Error;
+        if self.worst.as_ref().is_none_or(is_worse) {
+            self.worst = Some(failure);
+        }
     }
 }
 
@@ -60,46 +81,33 @@ impl Rm {
     /// When one of them could not be.
     pub fn run(self, place: &Place, output: &Output) -> Result<(), Failure> {
         let client = attach(place)?;
-        let mut done = Done {
-            schema: "pgmap.rm/1",
-            removed: Vec::new(),
-            removed_base64: Vec::new(),
-            failed: Vec::new(),
-        };
-        let mut exit = None;
+        let mut done = Names::default();
         let mut names: Vec<FileName> = Vec::with_capacity(self.names.len());
         for name in self.names.iter().map(|name| name_bytes(name)) {
             match FileName::new(name) {
                 Ok(name) => names.push(name),
-                Err(refusal) => {
-                    exit = Some(Exit::Error);
-                    done.failed(name, refusal.into());
-                }
+                Err(refusal) => done.failed(name, refusal.into()),
             }
         }
         for batch in names.chunks(MAX_BATCH) {
-            for (name, result) in batch.iter().zip(client.unlink_batch(batch.to_vec())?) {
-                let Err(error) = result else {
-                    done.removed(name.as_bytes());
-                    continue;
-                };
-                let failure = Failure::from(error);
-                exit = Some(worse(exit, failure.exit));
-                done.failed(name.as_bytes(), failure);
+            let results = match client.unlink_batch(batch.to_vec()) {
+                Ok(results) => results,
+                Err(error) => {
+                    done.end_with(error.into());
+                    break;
+                }
+            };
+            for (name, result) in batch.iter().zip(results) {
+                match result {
+                    Ok(()) => done.removed(name.as_bytes()),
+                    Err(error) => done.failed(name.as_bytes(), error.into()),
+                }
             }
         }
-        output.show_done(&done)?;
-        match exit {
-            None => Ok(()),
-            Some(exit) => Err(Failure::silent(exit)),
-        }
-    }
-}
-
-/// An error outweighs a file that is only busy.
-fn worse(so_far: Option<Exit>, next: Exit) -> Exit {
-    match so_far {
-        Some(Exit::Error) => Exit::Error,
-        _ => next,
+        let Some(failure) = &done.worst else {
+            return output.show_done(&Done { schema: "pgmap.rm/1", names: &done });
+        };
+        output.report_with(failure, &done);
+        Err(Failure::silent(failure.exit))
     }
 }

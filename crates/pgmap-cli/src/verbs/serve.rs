@@ -14,6 +14,7 @@ use crate::failure::{Exit, Failure};
 use crate::names::Exact;
 use crate::output::{Output, Show, Units};
 use crate::sizes;
+use crate::standard_streams::is_stdout_closed;
 use crate::stop::Stop;
 use crate::table::Table;
 
@@ -100,7 +101,7 @@ impl Serve {
         let owner = Owner::start(pool)?;
         owner.serve(socket)?;
         let info = owner.info();
-        output.show(&Serving {
+        let serving = Serving {
             schema: "pgmap.serve/1",
             pool: Exact::pool(owner.pool().directory()),
             socket: Exact::socket(socket),
@@ -108,7 +109,11 @@ impl Serve {
             free_bytes: info.free_bytes,
             nr_files: info.nr_files,
             pid: std::process::id(),
-        })?;
+        };
+        // Who starts a server without a stdout does not wait for its line.
+        if !is_stdout_closed() {
+            output.show(&serving)?;
+        }
         let signal = stop.wait();
         tracing::info!(signal, "stopping");
         drop(owner);
