@@ -86,7 +86,11 @@ impl Failure {
     /// A failure of reading or writing `subject`.
     pub fn io(what: &str, subject: impl fmt::Display, error: &io::Error) -> Self {
         let errno = error.raw_os_error().unwrap_or(libc::EIO);
-        Self::new("system", errno, format!("{what} {subject}: {error}"))
+        let advice = match errno {
+            libc::EMFILE => "; raise the limit of open files (ulimit -n)",
+            _ => "",
+        };
+        Self::new("system", errno, format!("{what} {subject}: {error}{advice}"))
     }
 
     /// The same, of a file of the pool.

@@ -2,9 +2,11 @@
 
 mod server;
 
+use std::process::{Command, Stdio};
+
 use rustix::process::Signal;
 use serde_json::Value;
-use server::{Server, User, noise, pgmap, text, until};
+use server::{Server, User, noise, pgmap, send, text, until};
 
 #[test]
 fn a_wrong_command_line_is_2_and_says_what_to_write() {
@@ -370,4 +372,57 @@ fn trim_says_how_much_memory_went_back() {
     assert_eq!(before - backed(&done), freed);
     assert!(server.good(&["trim", "-u"]).contains("given back"));
     assert!(server.pipe(&["get", "b"], b"") == noise(10 << 20));
+}
+
+/// With room for no client it served, and told each that the pool is full, or that it was gone.
+#[test]
+fn a_server_that_may_open_few_files_says_so_at_the_start_or_serves_some_clients() {
+    let directory = server::roomy();
+    let start = |limit: u32, log: &str| {
+        let place = directory.path().display();
+        let script = format!(
+            "ulimit -n {limit}; exec '{}' serve --size 16M --pool '{place}/{limit}'",
+            env!("CARGO_BIN_EXE_pgmap")
+        );
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &script]).env("PGMAP_SOCKET", directory.path().join("socket"));
+        let log = std::fs::File::create(directory.path().join(log)).unwrap();
+        shell.stdout(Stdio::null()).stderr(log).spawn().unwrap()
+    };
+    let said = |log: &str| std::fs::read_to_string(directory.path().join(log)).unwrap();
+    for limit in [6, 10, 16, 20, 22] {
+        let mut child = start(limit, "refused");
+        assert_eq!(child.wait().unwrap().code(), Some(1), "{limit}: {}", said("refused"));
+        let why = said("refused");
+        assert!(why.contains("Too many open files") && why.contains("ulimit -n"), "{limit}: {why}");
+        assert!(why.lines().count() < 3, "{limit}: {why}");
+    }
+    let mut child = start(40, "log");
+    let client = |arguments: &[&str]| {
+        let mut command = pgmap();
+        command.args(arguments).env("PGMAP_SOCKET", directory.path().join("socket"));
+        command
+    };
+    until("it serves", || client(&["ls"]).output().unwrap().status.success());
+    let many: Vec<_> = (0..12)
+        .map(|number| {
+            let mut put = client(&["put", "-", &format!("f{number}"), "--size", "4096"]);
+            put.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    until("it is full", || {
+        let output = client(&["ls", "--json"]).output().unwrap();
+        let kind = serde_json::from_slice::<Value>(&output.stdout).unwrap()["kind"].clone();
+        assert!(kind.is_null() || kind == "pool_full", "{}", text(&output.stderr));
+        kind == "pool_full"
+    });
+    let ends = many.into_iter().map(|put| put.wait_with_output().unwrap());
+    for output in ends {
+        let why = text(&output.stderr);
+        assert!(why.contains("nothing was put") || why.contains("is full"), "{why}");
+    }
+    until("there is room again", || client(&["ls"]).output().unwrap().status.success());
+    send(&child, Signal::TERM);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(said("log").lines().count() < 10, "{}", said("log"));
 }

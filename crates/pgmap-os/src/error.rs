@@ -28,7 +28,12 @@ impl OsError {
         subject: impl Into<String>,
         source: impl Into<io::Error>,
     ) -> Self {
-        Self { what, subject: subject.into(), source: source.into(), advice: None }
+        let source = source.into();
+        let advice = match source.raw_os_error() {
+            Some(libc::EMFILE) => Some("raise the limit of open files (ulimit -n)".into()),
+            _ => None,
+        };
+        Self { what, subject: subject.into(), source, advice }
     }
 
     /// Adds the way out, one clause without a full stop.

@@ -85,16 +85,20 @@ pub struct Attachment {
 pub(crate) const MAX_CLIENTS: u64 = 4096;
 /// Descriptors of an owner per client: its connection, its ledger, and two watches on its process.
 const FDS_PER_CLIENT: u64 = 4;
-/// Descriptors that are left for everything else.
-const FDS_KEPT: u64 = 64;
+/// Descriptors that are left for everything else, of many and of few: what a client is handed is open twice
+/// for a moment, and newcomers are heard before they are clients.
+const FDS_KEPT: std::ops::RangeInclusive<u64> = 8..=64;
 /// The error numbers of a process, and of a system, that has no descriptor left.
 const NO_DESCRIPTORS: [i32; 2] = [24, 23];
 
 impl Core {
-    /// Takes no more clients from now on than `nr_descriptors` further descriptors allow.
-    pub(crate) fn set_client_limit(&mut self, nr_descriptors: u64) {
-        let room = nr_descriptors.saturating_sub(FDS_KEPT) / FDS_PER_CLIENT;
+    /// Takes no more clients from now on than `nr_descriptors` further descriptors allow. Says whether that
+    /// is any at all.
+    pub(crate) fn set_client_limit(&mut self, nr_descriptors: u64) -> bool {
+        let kept = (nr_descriptors / 4).clamp(*FDS_KEPT.start(), *FDS_KEPT.end());
+        let room = nr_descriptors.saturating_sub(kept) / FDS_PER_CLIENT;
         self.max_clients = (self.clients.len() as u64 + room).min(MAX_CLIENTS);
+        room > 0
     }
 
     /// What a newcomer hears that there is no room for.

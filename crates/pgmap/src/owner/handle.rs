@@ -13,7 +13,7 @@ use pgmap_mm::drain::ClientId;
 use pgmap_mm::holder::{Holder, HolderId};
 use pgmap_mm::memory_type::MemoryType;
 use pgmap_mm::pagemap::{PagemapId, PagemapOps, PagemapSpec};
-use pgmap_os::{Access, Doorbell, ForkGuard, Listener, process};
+use pgmap_os::{Access, Doorbell, ForkGuard, Listener, OsError, process};
 
 use crate::client::Client;
 use crate::deadline::Deadline;
@@ -40,6 +40,8 @@ pub(crate) struct State {
     interruptions: HashMap<ClientId, u64>,
 }
 
+/// The error number of a process that may open no more files.
+const EMFILE: i32 = 24;
 /// How much longer than its own deadline the removal of a pagemap waits for its answer.
 const UNPLUG_GRACE: Duration = Duration::from_secs(10);
 /// Most events kept for a client that does not ask for them; the oldest go first.
@@ -300,7 +302,8 @@ impl Owner {
     /// four descriptors, so the process's soft limit of open files is raised to its hard one.
     ///
     /// # Errors
-    /// [`Error::Os`] when somebody listens there already, or the path cannot be used.
+    /// [`Error::Os`] when somebody listens there already, the path cannot be used, or so few files may be
+    /// open that there is room for no client.
     pub fn serve(&self, path: impl AsRef<Path>) -> Result<(), Error> {
         self.shared.check_running()?;
         let listener = Listener::bind(path.as_ref(), 0o600)?;
@@ -308,7 +311,20 @@ impl Owner {
             tracing::warn!(%error, "few clients will find room");
         }
         let mut state = self.shared.lock_running()?;
-        state.core.set_client_limit(process::descriptors_left());
+        let nr_left = process::descriptors_left();
+        if !state.core.set_client_limit(nr_left) {
+            let full = std::io::Error::from_raw_os_error(EMFILE);
+            return Err(OsError::new(
+                "serve clients at",
+                path.as_ref().display().to_string(),
+                full,
+            )
+            .with_advice(format!(
+                "{nr_left} more files may be open, too few for one client; raise the limit of \
+                     open files (ulimit -n) to 64 or more"
+            ))
+            .into());
+        }
         state.new_listener = Some(listener);
         drop(state);
         self.shared.wake();
