@@ -140,6 +140,27 @@ fn puts_that_are_killed_or_interrupted_leave_nothing() {
     assert_eq!(server.json(&["ls"])["nr_files"], 0);
 }
 
+/// It copied to the end, or waited for bytes, for an owner that was long gone.
+#[test]
+fn a_put_whose_owner_is_killed_ends_at_once_and_says_why() {
+    let mut server = Server::start();
+    let mut put = server.command(&["put", "-", "a", "--size", "16M"]);
+    let mut put = put.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = put.stdin.take().unwrap();
+    std::io::Write::write_all(&mut stdin, &noise(1 << 20)).unwrap();
+    until("it has room", || server.json(&["stat"])["reserved_bytes"] == 16 << 20);
+    server.child.kill().unwrap();
+    let killed = std::time::Instant::now();
+    // More never comes, and no end.
+    let output = put.wait_with_output().unwrap();
+    assert!(killed.elapsed() < std::time::Duration::from_secs(4), "{:?}", killed.elapsed());
+    let why = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{why}");
+    assert!(why.contains("owner that reserved it is gone"), "{why}");
+    assert!(!why.contains("is gone (the pool's owner"), "said once: {why}");
+    drop(stdin);
+}
+
 #[test]
 fn a_source_of_another_length_than_told_is_refused_whole() {
     let server = Server::start();

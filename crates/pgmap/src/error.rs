@@ -93,6 +93,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// Why the owner is gone, said once, however often it is passed on.
+    pub(crate) fn why_gone(&self) -> String {
+        match self {
+            Self::OwnerGone { why } => why.clone(),
+            other => other.to_string(),
+        }
+    }
+
     /// A name for programs, in snake case. It stays what it is.
     #[must_use]
     pub fn kind(&self) -> &'static str {

@@ -3,12 +3,14 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::ValueEnum;
 use pgmap::{Client, CreateSpec, FileName, FileRules, FileWriter, FolioSize, LongtermRule};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use serde::Serialize;
 
 use super::CHUNK_BYTES;
@@ -118,6 +120,8 @@ struct Source {
     len_bytes: u64,
     /// The file, and where in it the bytes start, if the length is the system's word.
     believed: Option<(File, u64)>,
+    /// Tells when there is something to read, of what may keep its reader waiting.
+    pipe: Option<OwnedFd>,
 }
 
 impl Put {
@@ -164,7 +168,9 @@ impl Put {
             return Err(Failure::new("is_a_directory", libc::EISDIR, why));
         }
         if let Some(len_bytes) = self.size {
-            return Ok(Source { reader: Box::new(file), len_bytes, believed: None });
+            let pipe =
+                if metadata.is_file() { None } else { file.as_fd().try_clone_to_owned().ok() };
+            return Ok(Source { reader: Box::new(file), len_bytes, believed: None, pipe });
         }
         // What is short is read to its end in any case: files of /proc and /sys have any size.
         if metadata.is_file()
@@ -177,6 +183,7 @@ impl Put {
                 reader: Box::new(file),
                 len_bytes,
                 believed: Some((again, start)),
+                pipe: None,
             });
         }
         self.read_all(client, Box::new(file))
@@ -199,7 +206,8 @@ impl Put {
             );
             return Err(Failure::new("too_large", libc::EFBIG, why));
         }
-        Ok(Source { reader: Box::new(io::Cursor::new(bytes)), len_bytes, believed: None })
+        let reader = Box::new(io::Cursor::new(bytes));
+        Ok(Source { reader, len_bytes, believed: None, pipe: None })
     }
 
     /// Puts what `source` brings, and returns the file's number and length.
@@ -224,7 +232,7 @@ impl Put {
         let created = client.create_batch(vec![spec]).map_err(Problem::Pool)?.pop();
         let mut writer = created.ok_or(Problem::NoAnswer)?.map_err(Problem::Pool)?;
         let progress = Progress::start(output, name.to_string(), source.len_bytes);
-        if let Err(why) = copy(&mut *source.reader, &mut writer, &progress)? {
+        if let Err(why) = copy(&mut source, &mut writer, &progress)? {
             return Err(Problem::Length(why, source.believed));
         }
         let id = writer.id();
@@ -264,9 +272,12 @@ enum Problem {
     Length(String, Option<(File, u64)>),
 }
 
+/// How often a put that waits for its source asks whether the owner is still there.
+const OWNER_POLL: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+
 /// Fills `writer` from `source`, which must end where the file does: says why it does not.
 fn copy(
-    source: &mut dyn Read,
+    source: &mut Source,
     writer: &mut FileWriter<'_>,
     progress: &Progress,
 ) -> Result<Result<(), String>, Problem> {
@@ -275,7 +286,7 @@ fn copy(
     let mut at = 0;
     while at < len_bytes {
         let want = chunk.len().min(usize::try_from(len_bytes - at).unwrap_or(usize::MAX));
-        let nr_read = read_full(source, &mut chunk[..want]).map_err(Problem::Source)?;
+        let nr_read = read_full(source, writer, &mut chunk[..want])?;
         if nr_read == 0 {
             return Ok(Err(format!("it ended after {at} of {len_bytes} bytes")));
         }
@@ -283,22 +294,41 @@ fn copy(
         at += nr_read as u64;
         progress.advance(nr_read as u64);
     }
-    match read_full(source, &mut [0]).map_err(Problem::Source)? {
+    match read_full(source, writer, &mut [0])? {
         0 => Ok(Ok(())),
         _ => Ok(Err(format!("there is more of it than {len_bytes} bytes"))),
     }
 }
 
-/// Reads until `chunk` is full or the source ends.
-fn read_full(source: &mut dyn Read, chunk: &mut [u8]) -> io::Result<usize> {
+/// Reads until `chunk` is full or the source ends; gives up when the owner is gone.
+fn read_full(
+    source: &mut Source,
+    writer: &mut FileWriter<'_>,
+    chunk: &mut [u8],
+) -> Result<usize, Problem> {
     let mut at = 0;
     while at < chunk.len() {
-        match source.read(&mut chunk[at..]) {
+        if let Some(pipe) = &source.pipe {
+            wait_for_bytes(pipe, writer)?;
+        }
+        match source.reader.read(&mut chunk[at..]) {
             Ok(0) => break,
             Ok(nr_read) => at += nr_read,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            Err(error) => return Err(Problem::Source(error)),
         }
     }
     Ok(at)
+}
+
+/// Returns when `pipe` can be read.
+fn wait_for_bytes(pipe: &OwnedFd, writer: &mut FileWriter<'_>) -> Result<(), Problem> {
+    loop {
+        match poll(&mut [PollFd::new(pipe, PollFlags::IN)], Some(&OWNER_POLL)) {
+            Ok(0) => writer.check_owner().map_err(Problem::Pool)?,
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(Problem::Source(errno.into())),
+        }
+    }
 }

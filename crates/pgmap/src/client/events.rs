@@ -276,7 +276,7 @@ impl Client {
     /// changes the life words, which needs no connection to be seen.
     fn await_successor(&self, keeper: u64, error: &Error) {
         let (inner, events) = (&self.inner, &self.inner.events);
-        events.desk().lost = Some(error.to_string());
+        events.desk().lost = Some(error.why_gone());
         events.changed.notify_all();
         while events.is_kept_by(keeper) && self.reconnect_now().is_err() {
             events.look_for_missed(self);

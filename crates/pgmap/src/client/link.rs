@@ -96,7 +96,7 @@ impl Calls {
         let Numbered { number, body } = match received {
             Ok(reply) => reply,
             Err(error) => {
-                self.failed = Some(error.to_string());
+                self.failed = Some(error.why_gone());
                 return;
             }
         };
@@ -605,7 +605,7 @@ impl Remote {
                     return Err(error);
                 }
                 Err(error) if Instant::now() >= until || deadline.left().is_zero() => {
-                    return Err(Error::OwnerGone { why: error.to_string() });
+                    return Err(Error::OwnerGone { why: error.why_gone() });
                 }
                 Err(_) => drop(state),
             }

@@ -120,8 +120,12 @@ impl<'c> FileWriter<'c> {
         Ok(())
     }
 
-    /// Refuses to go on if the owner that reserved the frames is gone: its successor knows of no draft.
-    fn check_owner(&mut self) -> Result<(), Error> {
+    /// Refuses to go on if the owner that reserved the frames is gone: its successor knows of no draft. Writes
+    /// ask that themselves, once in a while; this is for who waits for what to write.
+    ///
+    /// # Errors
+    /// [`Refusal::NoDraft`] as [`Error::Refused`].
+    pub fn check_owner(&mut self) -> Result<(), Error> {
         self.unchecked_bytes = 0;
         self.client.check_owner(self.generation).map_err(|gone| match gone {
             Error::OwnerGone { why } => {
