@@ -506,10 +506,14 @@ fn check_data(
 
 /// Refuses a catalog and data of which one is an old copy.
 fn check_mark(directory: &Directory, catalog: &Catalog, data: &MemoryFile) -> Result<(), Error> {
+    let damaged = || "the mark behind its data is damaged".to_owned();
     let why = match Mark::read(data, catalog.id())? {
-        FoundMark::Mark(mark) => mark.mismatch(catalog.state()),
+        FoundMark::Mark { mark, is_alone, .. } => {
+            let mismatch = mark.mismatch(catalog.state());
+            mismatch.map(|why| if is_alone { damaged() } else { why })
+        }
         FoundMark::None => None,
-        FoundMark::Damaged => Some("the mark behind its data is damaged".to_owned()),
+        FoundMark::Damaged => Some(damaged()),
     };
     why.map_or(Ok(()), |why| Err(bad(directory.path(), why)))
 }

@@ -51,8 +51,8 @@ fn share_in_catalog(pool: &Path, from: &str, to: &str) {
     catalog.record(&[Change::Put(&FileName::new(to).unwrap(), record)]).unwrap();
     // The data says which change of the catalog it goes with; where it says nothing, any does.
     let data = std::fs::File::options().write(true).open(pool.join("data")).unwrap();
-    let mark = data.metadata().unwrap().len() - 2048;
-    std::os::unix::fs::FileExt::write_all_at(&data, &[0; 44], mark).unwrap();
+    let marks = data.metadata().unwrap().len() - 2048;
+    std::os::unix::fs::FileExt::write_all_at(&data, &[0; 2048], marks).unwrap();
 }
 
 #[test]

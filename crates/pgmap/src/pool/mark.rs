@@ -5,6 +5,9 @@
 //! behind that, how far the catalog was when an owner last began or stopped; see
 //! docs/adr/0062-old-copies-are-found.md.
 //!
+//! There are two places for it, in different sectors, and each mark goes to the older one: whoever is killed
+//! in the middle of a write leaves the mark before it, which goes with the catalog just as well.
+//!
 //! # States
 //!
 //! ```text
@@ -16,9 +19,6 @@
 //! after them; and *closed* before its last ones, which change nothing but that the catalog is clean. So
 //! whenever it is killed the two go together.
 
-use std::fs;
-use std::os::unix::fs::FileExt;
-
 use pgmap_mm::level::PAGE_BYTES;
 use pgmap_os::{MemoryFile, OsError};
 
@@ -26,10 +26,10 @@ use crate::error::Error;
 use crate::owner::catalog::CLOSING_CHANGES;
 use crate::pool::identity::PoolId;
 
-/// Where it lies in the last page.
-const OFFSET: u64 = 2048;
+/// Where the two places lie in the last page.
+const OFFSETS: [u64; 2] = [2048, 3072];
 const MAGIC: u64 = u64::from_le_bytes(*b"pgmapMK1");
-const NR_FIELDS: usize = 5;
+const NR_FIELDS: usize = 6;
 const MARK_BYTES: usize = NR_FIELDS * 8 + 4;
 
 /// What the data says of the catalog.
@@ -53,25 +53,39 @@ pub(crate) struct CatalogState {
     pub is_unsynced: bool,
 }
 
-/// What lies in the place of a mark.
+/// What data says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FoundMark {
-    /// A mark.
-    Mark(Mark),
-    /// Nothing was written there yet.
+    /// The newest mark that is whole; the other place may hold none.
+    Mark {
+        /// It.
+        mark: Mark,
+        /// Rises by one with each mark.
+        serial: u64,
+        /// Whether the other place is damaged.
+        is_alone: bool,
+    },
+    /// Nothing was written there yet, or not to the end.
     None,
     /// Something that is no mark of this pool.
     Damaged,
 }
 
+/// What lies in one place.
+enum Place {
+    Mark(Mark, u64),
+    Empty,
+    Damaged,
+}
+
 impl Mark {
-    fn to_bytes(self, id: PoolId) -> [u8; MARK_BYTES] {
+    fn to_bytes(self, id: PoolId, serial: u64) -> [u8; MARK_BYTES] {
         let (state, sequence) = match self {
             Self::Open(sequence) => (1, sequence),
             Self::Closed(sequence) => (2, sequence),
         };
         let (low, high) = (id.0 as u64, (id.0 >> 64) as u64);
-        let fields: [u64; NR_FIELDS] = [MAGIC, low, high, state, sequence];
+        let fields: [u64; NR_FIELDS] = [MAGIC, low, high, serial, state, sequence];
         let mut bytes = [0; MARK_BYTES];
         for (place, field) in bytes.chunks_exact_mut(8).zip(fields) {
             place.copy_from_slice(&field.to_le_bytes());
@@ -83,27 +97,53 @@ impl Mark {
 
     /// Writes it to `data`, which has its seal.
     pub(crate) fn write(self, data: &MemoryFile, id: PoolId) -> Result<(), Error> {
+        let serial = match Self::read(data, id)? {
+            FoundMark::Mark { serial, .. } => serial.wrapping_add(1),
+            FoundMark::None | FoundMark::Damaged => 0,
+        };
         let Some(page) = data.len_bytes().checked_sub(PAGE_BYTES) else { return Ok(()) };
-        fs::File::from(data.try_clone_fd()?)
-            .write_all_at(&self.to_bytes(id), page + OFFSET)
+        let at = page + OFFSETS[(serial % 2) as usize];
+        data.write_all_at(&self.to_bytes(id, serial), at)
             .map_err(|error| OsError::new("mark", data.name(), error).into())
     }
 
     /// Reads what `data` says, which has its seal.
     pub(crate) fn read(data: &MemoryFile, id: PoolId) -> Result<FoundMark, Error> {
+        let places = [Self::read_place(data, id, 0)?, Self::read_place(data, id, 1)?];
+        let is_alone = places.iter().any(|place| matches!(place, Place::Damaged));
+        Ok(match places {
+            [Place::Mark(_, older), Place::Mark(mark, serial)] if serial > older => {
+                FoundMark::Mark { mark, serial, is_alone }
+            }
+            [Place::Mark(mark, serial), _] | [_, Place::Mark(mark, serial)] => {
+                FoundMark::Mark { mark, serial, is_alone }
+            }
+            // The first one goes to the first place, and may not have been written to the end.
+            [_, Place::Empty] => FoundMark::None,
+            _ => FoundMark::Damaged,
+        })
+    }
+
+    fn read_place(data: &MemoryFile, id: PoolId, place: usize) -> Result<Place, Error> {
         let page = data.len_bytes().saturating_sub(PAGE_BYTES);
         let mut bytes = [0; MARK_BYTES];
-        fs::File::from(data.try_clone_fd()?)
-            .read_exact_at(&mut bytes, page + OFFSET)
+        data.read_exact_at(&mut bytes, page + OFFSETS[place])
             .map_err(|error| OsError::new("read the mark of", data.name(), error))?;
         if bytes == [0; MARK_BYTES] {
-            return Ok(FoundMark::None);
+            return Ok(Place::Empty);
         }
-        let number = bytes[(NR_FIELDS - 1) * 8..][..8].iter().rev();
-        let sequence = number.fold(0, |value, &byte| value << 8 | u64::from(byte));
+        let field = |number: usize| {
+            let bytes = bytes[number * 8..][..8].iter().rev();
+            bytes.fold(0, |value, &byte| value << 8 | u64::from(byte))
+        };
+        let (serial, sequence) = (field(NR_FIELDS - 3), field(NR_FIELDS - 1));
         let marks = [Self::Open(sequence), Self::Closed(sequence)];
-        let mark = marks.into_iter().find(|mark| mark.to_bytes(id) == bytes);
-        Ok(mark.map_or(FoundMark::Damaged, FoundMark::Mark))
+        let mark = marks.into_iter().find(|mark| mark.to_bytes(id, serial) == bytes);
+        let is_at_home = serial % 2 == place as u64;
+        Ok(match mark.filter(|_| is_at_home) {
+            Some(mark) => Place::Mark(mark, serial),
+            None => Place::Damaged,
+        })
     }
 
     /// Why the data that says this does not go with `catalog`; `None` if it does.
@@ -153,6 +193,42 @@ mod tests {
         // The next owner's mark was lost with the machine.
         let lost = CatalogState { sequence: 50, is_clean: false, is_unsynced: true };
         assert!(goes(Mark::Closed(32), lost));
+    }
+
+    #[test]
+    fn a_mark_that_was_not_written_to_the_end_leaves_the_one_before() {
+        let page = PAGE_BYTES;
+        let file = MemoryFile::anonymous("mark-test", 2 * page, pgmap_os::PageSize::Base).unwrap();
+        let id = PoolId(7);
+        let found = || match Mark::read(&file, id).unwrap() {
+            FoundMark::Mark { mark, is_alone, .. } => Some((mark, is_alone)),
+            FoundMark::None => None,
+            FoundMark::Damaged => panic!("no mark is left"),
+        };
+        assert_eq!(found(), None);
+        // The first ever, not to the end.
+        file.write_all_at(&[7; 20], page + OFFSETS[0]).unwrap();
+        assert_eq!(found(), None);
+        let mut before = None;
+        for sequence in 1..10 {
+            let mark = Mark::Open(sequence);
+            mark.write(&file, id).unwrap();
+            let (now, is_alone) = found().unwrap();
+            assert!(now == mark && !is_alone);
+            if let Some(before) = before {
+                let place = page + OFFSETS[usize::from(sequence % 2 == 0)];
+                let mut whole = [0; MARK_BYTES];
+                file.read_exact_at(&mut whole, place).unwrap();
+                file.write_all_at(&[0; 7], place + 30).unwrap();
+                file.write_all_at(&[1], place + 45).unwrap();
+                assert_eq!(found(), Some((before, true)));
+                file.write_all_at(&whole, place).unwrap();
+            }
+            before = Some(mark);
+        }
+        file.write_all_at(&[1; 2048], page + 2048).unwrap();
+        assert_eq!(Mark::read(&file, id).unwrap(), FoundMark::Damaged);
+        assert_eq!(Mark::read(&file, PoolId(8)).unwrap(), FoundMark::Damaged);
     }
 
     #[test]
