@@ -137,6 +137,9 @@ impl Asked {
 }
 
 fn carry_out<'c>(episode: &Episode, client: &'c Client, op: Op, held: &mut Vec<Held<'c>>) {
+    let change = u32::from(op.is_change());
+    episode.nr_changes.set(episode.nr_changes.get() + u64::from(change));
+    episode.nr_under_way.set(episode.nr_under_way.get() + change);
     let failed = match op {
         Op::Put { name, len, replace } => put(episode, client, &name_of(name), len, replace).err(),
         Op::PutByDevice { name, pages, steps } => {
@@ -150,6 +153,7 @@ fn carry_out<'c>(episode: &Episode, client: &'c Client, op: Op, held: &mut Vec<H
             }
             Err(error) => Some(error),
         },
+        Op::Open { name, steps } => open(episode, client, &name_of(name), steps).err(),
         Op::Unlink { name } => unlink(episode, client, &name_of(name)).err(),
         Op::Rename { name, to, replace } => {
             rename(episode, client, &name_of(name), &name_of(to), replace).err()
@@ -157,7 +161,7 @@ fn carry_out<'c>(episode: &Episode, client: &'c Client, op: Op, held: &mut Vec<H
         Op::Truncate { name, len, deadline_ms, quarantine } => {
             let name = name_of(name);
             let deed = Cut::Shorten(len.into());
-            cut(episode, &name, deed, quarantine, |on_deadline| {
+            cut(episode, client, &name, deed, quarantine, |on_deadline| {
                 client.truncate_or(&name, len.into(), deadline_ms.into(), on_deadline).map(drop)
             })
         }
@@ -165,7 +169,7 @@ fn carry_out<'c>(episode: &Episode, client: &'c Client, op: Op, held: &mut Vec<H
             let name = name_of(name);
             let pages = u64::from(page)..u64::from(page) + u64::from(pages);
             let deed = Cut::Punch(pages.start, pages.end);
-            cut(episode, &name, deed, quarantine, |on_deadline| {
+            cut(episode, client, &name, deed, quarantine, |on_deadline| {
                 let bytes = pages.start * PAGE..pages.end * PAGE;
                 client.punch_or(&name, bytes, deadline_ms.into(), on_deadline).map(drop)
             })
@@ -180,6 +184,9 @@ fn carry_out<'c>(episode: &Episode, client: &'c Client, op: Op, held: &mut Vec<H
         }
         Op::Leave => None,
     };
+    if !matches!(failed, Some(Error::TimedOut { .. } | Error::OwnerGone { .. })) {
+        episode.nr_under_way.set(episode.nr_under_way.get() - change);
+    }
     if let Some(error) = failed {
         episode.machine.note(|| format!("{op:?}: {error}"));
         if matches!(error, Error::Protocol { .. }) {
@@ -235,6 +242,7 @@ fn rename(
 
 fn cut(
     episode: &Episode,
+    client: &Client,
     name: &str,
     cut: Cut,
     quarantine: bool,
@@ -244,7 +252,22 @@ fn cut(
     let from = asked.from;
     episode.model.borrow_mut().cut(name, cut, from);
     let on_deadline = if quarantine { OnDeadline::Quarantine } else { OnDeadline::Fail };
+    let is_alone = episode.nr_under_way.get() == 1;
+    let nr_changes = episode.nr_changes.get();
+    let before = client.stat(name);
     let result = call(on_deadline);
+    if is_alone
+        && matches!(result, Err(Error::Refused(_)))
+        && nr_changes == episode.nr_changes.get()
+    {
+        let after = client.stat(name);
+        if let (Ok(before), Ok(after)) = (before, after)
+            && nr_changes == episode.nr_changes.get()
+            && before != after
+        {
+            episode.fail(format!("a refused cut changed {name:?}: {before:?} is {after:?}"));
+        }
+    }
     let end = asked.end(episode, &result);
     episode.model.borrow_mut().cut_ended(name, from, episode.machine.steps(), end);
     result.err()
@@ -375,9 +398,26 @@ fn get<'c>(
         }
     };
     episode.machine.note(|| format!("{name} is version {number}"));
-    episode.check(episode.model.borrow().tail(name, number, bytes.len() as u64, &tail, from));
+    if !episode.may_leave_tails() {
+        episode.check(episode.model.borrow().tail(name, number, bytes.len() as u64, &tail, from));
+    }
     let until_step = to + u64::from(steps);
     Ok(Some(Held { pin, bytes, until_step, name: name.to_owned(), number }))
+}
+
+/// Opens a file and pins it later, when it may be another's frames that lie there.
+fn open(episode: &Episode, client: &Client, name: &str, steps: u32) -> Result<(), Error> {
+    let from = episode.machine.steps();
+    let file = client.open(name)?;
+    while episode.machine.steps() < from + u64::from(steps) && !episode.is_last.get() {
+        pgmap_os::thread::sleep(AGAIN);
+    }
+    let pin = file.pin_all()?;
+    let to = episode.machine.steps();
+    let bytes = pin.to_vec()?;
+    let found = episode.model.borrow().found(name, &bytes, from, to);
+    episode.check(found.map(drop));
+    Ok(())
 }
 
 /// What lies behind a file's end in its last page.
@@ -406,6 +446,8 @@ pub fn operate() {
 }
 
 fn settle(episode: &Episode, client: &Client) -> Result<(), Error> {
+    // An owner that had no memory or disk for something tries again.
+    pgmap_os::thread::sleep(AGAIN * 4);
     let info = loop {
         let info = client.pool_stat()?;
         let is_at_rest =
@@ -443,6 +485,9 @@ fn settle(episode: &Episode, client: &Client) -> Result<(), Error> {
                 let to = episode.machine.steps();
                 let found = episode.model.borrow().found(&name, &bytes, from, to);
                 episode.check(found.map(drop));
+                if tail_of(episode, &pin).iter().any(|&byte| byte != 0) {
+                    episode.fail(format!("{name:?} is not zero behind its end"));
+                }
             }
             Err(Error::Refused(Refusal::NotFound { .. })) => {
                 let missed =

@@ -52,6 +52,10 @@ pub struct Episode {
     pub has_operator_ended: Cell<bool>,
     /// How many owners there were.
     pub nr_owners: Cell<u32>,
+    /// How often files may have changed.
+    pub nr_changes: Cell<u64>,
+    /// Changes that are not known to be over. Of a client that was killed none ever is.
+    pub nr_under_way: Cell<u32>,
 }
 
 thread_local! {
@@ -110,6 +114,8 @@ pub fn run(plan: &Plan, place: &Path, is_traced: bool) -> Outcome {
         may_quarantine: Cell::new(false),
         has_operator_ended: Cell::new(false),
         nr_owners: Cell::new(0),
+        nr_changes: Cell::new(0),
+        nr_under_way: Cell::new(0),
         plan: plan.clone(),
     });
     EPISODE.set(Some(Rc::clone(&episode)));
@@ -226,6 +232,7 @@ impl Episode {
     fn start_owner(&self) -> Pid {
         self.is_owner_to_end.set(false);
         self.nr_owners.set(self.nr_owners.get() + 1);
+        self.nr_changes.set(self.nr_changes.get() + 1);
         self.machine.start("owner", owner::run)
     }
 
@@ -330,6 +337,14 @@ impl Episode {
                 Vec::new()
             }
         }
+    }
+
+    /// Whether the owner may have failed to zero what a truncate cut off, and has to try again.
+    pub fn may_leave_tails(&self) -> bool {
+        let (knobs, fates) = (self.plan.knobs, &self.plan.fates);
+        let breaks_disk =
+            |(_, fate): &(_, Fate)| matches!(fate, Fate::FullDisk { .. } | Fate::BrokenDisk { .. });
+        knobs.io_error > 0 || knobs.no_space > 0 || fates.iter().any(breaks_disk)
     }
 
     pub fn has_devices(&self) -> bool {

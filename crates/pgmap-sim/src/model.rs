@@ -179,8 +179,14 @@ impl Model {
     fn arrive(&mut self, name: &str, version: Version) {
         let mut paths = vec![(name.to_owned(), version)];
         while let Some((name, version)) = paths.pop() {
+            let is_same = |other: &Version| {
+                (other.number, other.put.from) == (version.number, version.put.from)
+            };
+            if self.of(&name).versions.iter().any(is_same) {
+                continue;
+            }
             for (from, to, _) in &self.renaming {
-                if *from != name || version.before.contains(to) {
+                if *from != name {
                     continue;
                 }
                 let put = Deed { end: End::Unknown, ..version.put };
@@ -293,7 +299,7 @@ impl Model {
             if !known.is_some_and(|known| known.may_be(version, from, to)) {
                 continue;
             }
-            match self.allows(name, version, bytes, from, to) {
+            match self.allows(version, bytes, from, to) {
                 Ok(()) => return Ok(version.number),
                 Err(not) => why = not,
             }
@@ -309,33 +315,23 @@ impl Model {
     }
 
     /// The cuts that a version may have met, under whatever name.
-    fn cuts_of<'m>(
-        &'m self,
-        name: &str,
-        version: &'m Version,
-    ) -> impl Iterator<Item = &'m CutDeed> {
-        let names = version.before.iter().map(String::as_str).chain(std::iter::once(name));
-        let cuts: Vec<&CutDeed> = names
-            .filter_map(|name| self.names.get(name))
+    fn cuts_of(&self, version: &Version) -> impl Iterator<Item = &CutDeed> {
+        let had = |name: &&Name| name.versions.iter().any(|other| other.number == version.number);
+        let is_new = version.before.is_empty();
+        let from = version.put.from;
+        self.names
+            .values()
+            .filter(had)
             .flat_map(|name| &name.cuts)
-            .filter(|own| !version.before.is_empty() || !own.deed.is_over_before(version.put.from))
-            .collect();
-        cuts.into_iter()
+            .filter(move |own| !is_new || !own.deed.is_over_before(from))
     }
 
     /// Whether a reader may have found these bytes of a version.
-    fn allows(
-        &self,
-        name: &str,
-        version: &Version,
-        bytes: &[u8],
-        from: u64,
-        to: u64,
-    ) -> Result<(), String> {
+    fn allows(&self, version: &Version, bytes: &[u8], from: u64, to: u64) -> Result<(), String> {
         let (number, len) = (version.number, bytes.len() as u64);
         let certain = |own: &&CutDeed| own.met == Some(number) && own.deed.is_done_before(from);
         let lengths = || {
-            self.cuts_of(name, version).filter_map(|own| match own.cut {
+            self.cuts_of(version).filter_map(|own| match own.cut {
                 Cut::Shorten(len) => Some((len, own)),
                 Cut::Punch(..) => None,
             })
@@ -348,7 +344,7 @@ impl Model {
         for (page, bytes) in bytes.chunks(PAGE as usize).enumerate() {
             let page = page as u64;
             let punches = || {
-                self.cuts_of(name, version).filter(move |own| {
+                self.cuts_of(version).filter(move |own| {
                     matches!(own.cut, Cut::Punch(start, end) if (start..end).contains(&page))
                 })
             };
@@ -356,9 +352,24 @@ impl Model {
                 if let Some(own) = punches().find(certain) {
                     return Err(format!("page {page} of {number} is there after {:?}", own.cut));
                 }
-            } else if !(bytes.iter().all(|&byte| byte == 0)
-                && punches().any(|own| own.deed.may_show(from, to)))
+            } else if bytes.iter().all(|&byte| byte == 0)
+                && punches().any(|own| own.deed.may_show(from, to))
             {
+                // A hole.
+            } else if lengths().any(|(shorter, own)| {
+                shorter / PAGE == page
+                    && own.deed.may_show(from, to)
+                    && is_pattern(
+                        &bytes[..bytes.len().min((shorter % PAGE) as usize)],
+                        number,
+                        page,
+                    )
+                    && bytes[bytes.len().min((shorter % PAGE) as usize)..]
+                        .iter()
+                        .all(|&byte| byte == 0)
+            }) {
+                // Opened before a truncate, and read after it.
+            } else {
                 return Err(format!("page {page} of version {number} holds {}", describe(bytes)));
             }
         }
@@ -413,7 +424,7 @@ impl Model {
         let version = known
             .and_then(|known| known.versions.iter().rev().find(|version| version.number == number));
         let is_undecided = version.is_some_and(|version| {
-            self.cuts_of(name, version).any(|own| {
+            self.cuts_of(version).any(|own| {
                 matches!(own.cut, Cut::Shorten(shorter) if shorter == len)
                     && !own.deed.is_over_before(from)
             })

@@ -35,6 +35,11 @@ pub enum Op {
         name: u8,
         steps: u32,
     },
+    /// Opens a file, and pins it so many steps later.
+    Open {
+        name: u8,
+        steps: u32,
+    },
     Unlink {
         name: u8,
     },
@@ -65,6 +70,21 @@ pub enum Op {
     },
     /// Detaches and attaches again.
     Leave,
+}
+
+impl Op {
+    /// Whether it may change a file.
+    pub const fn is_change(self) -> bool {
+        !matches!(
+            self,
+            Self::Get { .. }
+                | Self::Open { .. }
+                | Self::List
+                | Self::Who
+                | Self::Stat
+                | Self::Sleep { .. }
+        )
+    }
 }
 
 /// What befalls a party.
@@ -175,11 +195,11 @@ fn draw_fate(
 }
 
 /// How often a run has each kind of operation.
-struct Weights([u32; 14]);
+struct Weights([u32; 15]);
 
 impl Weights {
     fn draw(chance: &mut fastrand::Rng) -> Self {
-        let most = [30, 15, 5, 30, 10, 10, 10, 2, 2, 2, 1, 4, 2, 6];
+        let most = [30, 15, 5, 30, 10, 10, 10, 2, 2, 2, 1, 4, 2, 6, 6];
         let mut weights =
             most.map(|most| if chance.u32(0..3) == 0 { 0 } else { chance.u32(1..=most) });
         // Without files nothing happens.
@@ -203,7 +223,9 @@ impl Weights {
         };
         let len = pages * 4096 - if pages > 0 && chance.bool() { chance.u32(0..4096) } else { 0 };
         let (deadline_ms, quarantine) = ([0, 1, 30, 2_000][chance.usize(0..4)], chance.bool());
-        let steps = chance.u32(0..3_000);
+        // As long as it takes to restart an owner, now and then.
+        let steps = if chance.u32(0..4) == 0 { 20_000 } else { 3_000 };
+        let steps = chance.u32(0..steps);
         match kind {
             0 => Op::Put { name, len, replace: chance.bool() },
             1 => Op::PutByDevice { name, pages: pages.clamp(1, 40) as u8, steps },
@@ -221,7 +243,8 @@ impl Weights {
             10 => Op::Trim,
             11 => Op::Sleep { ms: chance.u32(0..400) },
             12 => Op::Leave,
-            _ => Op::Rename { name, to: chance.u8(0..names), replace: chance.bool() },
+            13 => Op::Rename { name, to: chance.u8(0..names), replace: chance.bool() },
+            _ => Op::Open { name, steps },
         }
     }
 }

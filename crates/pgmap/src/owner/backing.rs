@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use pgmap_mm::frames::Frames;
 use pgmap_mm::pfn::{MAX_RUN_PAGES, PfnRange};
-use pgmap_os::{MemoryFile, WriteMapping};
+use pgmap_os::{MemoryFile, PageSize, WriteMapping};
 
 use crate::refusal::Refusal;
 
@@ -90,6 +90,14 @@ impl Backing {
         let failed = |error: &dyn std::fmt::Display| Refusal::Internal {
             why: format!("the rest of page {run} could not be zeroed: {error}"),
         };
+        if self.data.page_size() == PageSize::Base {
+            // Takes no mapping, for which there may be no memory.
+            let zeros = vec![0; (bytes.end - bytes.start) as usize];
+            return self
+                .data
+                .write_all_at(&zeros, start + bytes.start)
+                .map_err(|error| failed(&error));
+        }
         let mapping =
             WriteMapping::map(&self.data, page, self.page_bytes).map_err(|error| failed(&error))?;
         let zeros = vec![0; (bytes.end - bytes.start) as usize];

@@ -13,7 +13,7 @@
 //! scan, and only then the frames. A truncate changes the catalog last, when its frames are idle and
 //! before they are freed, so that a killed owner's successor finds the file whole or shortened.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use pgmap_mm::drain::ClientId;
@@ -137,6 +137,8 @@ pub struct Core {
     pub(crate) populations: VecDeque<Population>,
     /// Files that are being given back what a cut was to take.
     pub(crate) restorations: VecDeque<Restoration>,
+    /// Files behind whose ends lies what was cut off, because it could not be zeroed.
+    pub(crate) open_tails: BTreeSet<FileId>,
     /// Clients whose connections are to end.
     pub(crate) cut_off: Vec<ClientId>,
     /// Most clients at a time.
@@ -185,6 +187,7 @@ impl Core {
             holder_patience_ms: 0,
             populations: VecDeque::new(),
             restorations: VecDeque::new(),
+            open_tails: BTreeSet::new(),
             cut_off: Vec::new(),
             max_clients: MAX_CLIENTS,
             answers: Vec::new(),

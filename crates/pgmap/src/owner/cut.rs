@@ -192,6 +192,7 @@ impl Core {
         // A killed owner's successor zeroes it again.
         if let Err(refusal) = self.close_tail(&cut.name) {
             tracing::error!(file = %cut.name, %refusal, "what was cut off is still behind the end");
+            self.open_tails.extend(self.files.get(&cut.name).map(|file| file.id));
         }
         if let Some(file) = self.files.get_mut(&cut.name) {
             file.doing = None;
@@ -207,6 +208,23 @@ impl Core {
         }
         self.frames.zero_tail(&file.extents, file.len_bytes)?;
         self.record(&[Change::ClosedTail(file.id.0)])
+    }
+
+    /// Whether what was cut off still lies behind the end of a file, for want of memory or of a disk.
+    #[must_use]
+    pub fn has_open_tails(&self) -> bool {
+        !self.open_tails.is_empty()
+    }
+
+    /// Tries again to zero those.
+    pub(crate) fn close_open_tails(&mut self) {
+        for id in std::mem::take(&mut self.open_tails) {
+            let Some(name) = self.names.get(&id).cloned() else { continue };
+            if let Err(refusal) = self.close_tail(&name) {
+                tracing::debug!(file = %name, %refusal, "what was cut off is still behind the end");
+                self.open_tails.insert(id);
+            }
+        }
     }
 
     /// Nobody holds any more what was cut off.

@@ -166,6 +166,7 @@ impl Core {
     /// Looks at the waiting drains again: after the doorbell, a death, or a while. That is a step's worth;
     /// [`look_on`](Self::look_on) does the rest.
     pub fn look_again(&mut self) {
+        self.close_open_tails();
         // What the step under way has seen of the first one is seen again.
         let in_round = self.drains.front().is_some_and(|first| first.drain.is_in_round());
         self.nr_to_look_at = self.drains.len() + usize::from(in_round);

@@ -179,7 +179,9 @@ impl Service {
         let now_ms = clock::monotonic_ms();
         let until = |due_ms: u64| Duration::from_millis(due_ms.saturating_sub(now_ms));
         let is_watched = |(_, watch): &(ClientId, Option<_>)| watch.is_some();
-        let is_polling = state.core.is_draining() || !self.adrift.iter().all(is_watched);
+        let is_polling = state.core.is_draining()
+            || state.core.has_open_tails()
+            || !self.adrift.iter().all(is_watched);
         [
             self.silent.front().map(|&(_, since_ms)| until(since_ms + GREETING_MS)),
             self.unread.front().map(|&(_, since_ms)| until(since_ms + UNREAD_MS)),
