@@ -3,6 +3,7 @@
 //! Run it as `cargo xtask <verb>`; `cargo xtask help` lists the verbs.
 
 mod allowed;
+mod breakages;
 mod container;
 mod fuzz;
 mod layers;
@@ -33,6 +34,9 @@ Verbs:
   fuzz   run the fuzzers of fuzz/ for a while; skipped where cargo-fuzz or nightly are missing
            [TARGET]        this one alone
            --seconds N     for all of them together (120)
+  breakages [TEXT]
+         put faults of the past back, one by one (those whose names contain TEXT), each of which the
+         simulation must find within a minute
   help   print this text
 
 Environment:
@@ -61,6 +65,8 @@ fn main() -> ExitCode {
             Ok(options) => workspace_root().and_then(|root| fuzz::run(&root, &options)),
             Err(message) => return usage(&message),
         },
+        ["breakages"] => workspace_root().and_then(|root| breakages::run(&root, "")),
+        ["breakages", filter] => workspace_root().and_then(|root| breakages::run(&root, filter)),
         ["help" | "--help" | "-h"] | [_, "--help" | "-h"] => {
             print!("{HELP}");
             Ok(true)
