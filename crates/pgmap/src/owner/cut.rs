@@ -220,6 +220,11 @@ impl Core {
     pub(crate) fn close_open_tails(&mut self) {
         for id in std::mem::take(&mut self.open_tails) {
             let Some(name) = self.names.get(&id).cloned() else { continue };
+            // What is being cut now may be given back: its end is not decided.
+            if self.files.get(&name).is_some_and(|file| file.doing.is_some()) {
+                self.open_tails.insert(id);
+                continue;
+            }
             if let Err(refusal) = self.close_tail(&name) {
                 tracing::debug!(file = %name, %refusal, "what was cut off is still behind the end");
                 self.open_tails.insert(id);
