@@ -104,3 +104,32 @@ fn clients_that_come_and_go_between_steps_keep_none_from_being_read() {
     assert_eq!(held, [(0, ClientId(1), 1), (20, ClientId(2), 1), (30, ClientId(2), 1)]);
     drop(pins);
 }
+
+/// A look that ended its round too early would look at the first holds for ever.
+#[test]
+fn a_look_in_steps_comes_to_the_last_hold_before_it_says_how_many_have_ended() {
+    let world = World::new();
+    let extent = extent(&world);
+    let client = world.client(1, 1, 50);
+    let lane = client.pinner.lane().unwrap();
+    let pin = |n: u64| lane.pin(&extent, run(10 * n, 1), Agent::Cpu).unwrap();
+    let mut pins: Vec<_> = (0..10).map(pin).collect();
+    let ledgers = [(ClientId(1), &client.reader)];
+    let mut drain =
+        Drain::start(SortedRuns::new(vec![extent.run]), &PortableBarrier, ledgers.into_iter());
+    let round = |drain: &mut Drain| {
+        let look = |drain: &mut Drain| drain.look_on(4, |_| Some(&client.reader));
+        assert!(!drain.is_in_round());
+        assert_eq!((look(drain), drain.is_in_round()), (None, true));
+        assert_eq!((look(drain), drain.is_in_round()), (None, true));
+        look(drain)
+    };
+    assert_eq!(round(&mut drain), Some(0));
+    drop((pins.pop(), pins.remove(3)));
+    assert_eq!(round(&mut drain), Some(2));
+    let held: Vec<u64> = drain.held().iter().map(|held| held.hold.run.start() / 10).collect();
+    assert_eq!(held, [0, 1, 2, 4, 5, 6, 7, 8]);
+    drop(pins);
+    drain.look_again(|_| Some(&client.reader));
+    assert!(drain.is_idle());
+}
