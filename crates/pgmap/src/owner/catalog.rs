@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
 use pgmap_mm::extent::Extent;
-use pgmap_mm::level::Level;
+use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::memory_type::MemoryType;
 use pgmap_os::{Access, MemoryFile};
 use serde::{Deserialize, Serialize};
@@ -222,6 +222,10 @@ impl Catalog {
                 }
                 is_synced
             });
+            // What was zeroed behind their ends since may be lost too.
+            let has_tail = |file: &&StoredFile| !file.len_bytes.is_multiple_of(PAGE_BYTES);
+            let tails = contents.files.values().filter(has_tail).map(|file| file.id);
+            contents.open_tails.extend(tails.collect::<Vec<_>>());
         }
         Ok(Self { unsynced, ..Self::with(log, contents, boot) })
     }
@@ -291,6 +295,12 @@ impl Catalog {
         for names in self.unsynced.chunks(256) {
             let changes: Vec<_> = names.iter().map(Change::Delete).collect();
             self.log().append(&changes)?;
+        }
+        if self.log().is_unsynced(boot) {
+            for tails in self.open_tails.chunks(256) {
+                let changes: Vec<_> = tails.iter().copied().map(Change::OpenTail).collect();
+                self.log().append(&changes)?;
+            }
         }
         self.log().mark(|header| {
             header.boot = boot;

@@ -75,11 +75,15 @@ impl Core {
 
     /// Zeroes what earlier cuts left behind the ends of files.
     fn close_tails(&mut self, open: &[u64]) -> Result<(), Error> {
-        for &id in open {
-            match self.names.get(&FileId(id)).cloned() {
-                Some(name) => self.close_tail(&name)?,
-                None => self.record(&[Change::ClosedTail(id)])?,
+        for open in open.chunks(MAX_BATCH) {
+            for id in open {
+                let name = self.names.get(&FileId(*id));
+                if let Some(file) = name.and_then(|name| self.files.get(name)) {
+                    self.frames.zero_tail(&file.extents, file.len_bytes)?;
+                }
             }
+            let closed: Vec<Change<'_>> = open.iter().copied().map(Change::ClosedTail).collect();
+            self.record(&closed)?;
         }
         Ok(())
     }
