@@ -270,7 +270,7 @@ impl MemoryFile {
         let end = offset.saturating_add(bytes.len() as u64);
         self.check_size_limit(end).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
         while !bytes.is_empty() {
-            let piece = sim::writable(bytes.len())?;
+            let piece = sim::writable(bytes.len(), offset)?;
             let call = || rustix::io::pwrite(&self.fd, &bytes[..piece], offset);
             let nr_written = rustix::io::retry_on_intr(call)?;
             if nr_written == 0 {

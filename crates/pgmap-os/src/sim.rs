@@ -37,7 +37,7 @@ mod machine {
 
     /// See the simulation's.
     #[inline(always)]
-    pub(crate) const fn writable(nr_bytes: usize) -> Result<usize, Errno> {
+    pub(crate) const fn writable(nr_bytes: usize, _offset: u64) -> Result<usize, Errno> {
         Ok(nr_bytes)
     }
 

@@ -164,16 +164,17 @@ pub(crate) fn ring(is_foreign: bool) -> Result<bool, Errno> {
     Ok(!(is_foreign && with(|world| world.is_ring_lost()).unwrap_or(false)))
 }
 
-/// How many of `nr_bytes` bytes the next write to a file takes: writes may be short, and the caller be
-/// ended in between.
-pub(crate) fn writable(nr_bytes: usize) -> Result<usize, Errno> {
+/// How many of `nr_bytes` bytes the next write to a file at `offset` takes. Writes may be short, and the
+/// caller be ended in between; but Linux copies whole pages before it looks at a signal (7.1:
+/// mm/filemap.c, `generic_perform_write`).
+pub(crate) fn writable(nr_bytes: usize, offset: u64) -> Result<usize, Errno> {
     call("pwrite")?;
-    Ok(with(|world| match nr_bytes {
-        0 | 1 => nr_bytes,
-        _ if world.random() % 4 == 0 => 1 + (world.random() as usize) % (nr_bytes - 1),
-        _ => nr_bytes,
-    })
-    .unwrap_or(nr_bytes))
+    let first = (PAGE_BYTES - offset % PAGE_BYTES) as usize;
+    if nr_bytes <= first {
+        return Ok(nr_bytes);
+    }
+    let is_short = with(|world| world.random().is_multiple_of(4)).unwrap_or(false);
+    Ok(if is_short { first } else { nr_bytes })
 }
 
 /// Waits, without making the thread of the machine wait, until `look` finds something or the time is
@@ -221,6 +222,7 @@ pub(crate) fn peer(socket: BorrowedFd<'_>) -> Option<i32> {
     with(|world| world.listener(Path::new(&path))).flatten()
 }
 
+const PAGE_BYTES: u64 = 4096;
 const NAME_PREFIX: &str = "pgmap-sim-";
 
 /// The calling process listens at `path`.
