@@ -70,6 +70,18 @@ pub enum Op {
     },
     /// Detaches and attaches again.
     Leave,
+    /// A forked child has a copy of the client for so many steps.
+    Fork {
+        steps: u32,
+    },
+    /// Stores so many words of no meaning in its ledger. Only clients that keep no rules do.
+    Scribble {
+        words: u8,
+    },
+    /// Sends so many messages of no meaning. Only clients that keep no rules do.
+    Babble {
+        messages: u8,
+    },
 }
 
 impl Op {
@@ -83,6 +95,7 @@ impl Op {
                 | Self::Who
                 | Self::Stat
                 | Self::Sleep { .. }
+                | Self::Fork { .. }
         )
     }
 }
@@ -142,12 +155,17 @@ impl Plan {
         let pool_pages = [24, 48, 96, 256, 1024][chance.usize(0..5)];
         let nr_clients = chance.usize(1..=4);
         let nr_ops = (nr_steps / 400).max(4) as usize;
+        let keeps_no_rules = nr_clients > 1 && chance.u32(0..4) == 0;
         let mut scripts = vec![Vec::new(); nr_clients];
         let weights = Weights::draw(&mut chance);
         let names = chance.u8(1..=MAX_NAMES);
         for _ in 0..nr_ops {
             let script = chance.usize(0..nr_clients);
-            scripts[script].push(weights.op(&mut chance, names, pool_pages));
+            let op = match script == 0 && keeps_no_rules {
+                true => draw_misdeed(&mut chance),
+                false => weights.op(&mut chance, names, pool_pages),
+            };
+            scripts[script].push(op);
         }
         let mut fates = Vec::new();
         let nr_fates = chance.usize(0..=8);
@@ -169,6 +187,16 @@ impl Plan {
             scripts,
             fates,
         }
+    }
+}
+
+/// What a client does that keeps no rules: none of it may concern others.
+fn draw_misdeed(chance: &mut fastrand::Rng) -> Op {
+    match chance.u32(0..5) {
+        0 => Op::Draft { pages: chance.u8(0..8), files: chance.u8(1..=4) },
+        1 => Op::Babble { messages: chance.u8(1..=8) },
+        2 => Op::Sleep { ms: chance.u32(0..400) },
+        _ => Op::Scribble { words: chance.u8(..) },
     }
 }
 
@@ -195,11 +223,11 @@ fn draw_fate(
 }
 
 /// How often a run has each kind of operation.
-struct Weights([u32; 15]);
+struct Weights([u32; 16]);
 
 impl Weights {
     fn draw(chance: &mut fastrand::Rng) -> Self {
-        let most = [30, 15, 5, 30, 10, 10, 10, 2, 2, 2, 1, 4, 2, 6, 6];
+        let most = [30, 15, 5, 30, 10, 10, 10, 2, 2, 2, 1, 4, 2, 6, 6, 2];
         let mut weights =
             most.map(|most| if chance.u32(0..3) == 0 { 0 } else { chance.u32(1..=most) });
         // Without files nothing happens.
@@ -244,7 +272,8 @@ impl Weights {
             11 => Op::Sleep { ms: chance.u32(0..400) },
             12 => Op::Leave,
             13 => Op::Rename { name, to: chance.u8(0..names), replace: chance.bool() },
-            _ => Op::Open { name, steps },
+            14 => Op::Open { name, steps },
+            _ => Op::Fork { steps },
         }
     }
 }

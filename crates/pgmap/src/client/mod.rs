@@ -618,6 +618,13 @@ impl Client {
         }
     }
 
+    /// Stores `value` in a word of this client's ledger, as one could that keeps no rules.
+    #[cfg(feature = "sim")]
+    #[doc(hidden)]
+    pub fn scribble(&self, index: usize, value: u64) {
+        self.inner.pinner.side().scribble(index, value);
+    }
+
     pub(crate) fn commit_ids(
         &self,
         ids: Vec<u64>,

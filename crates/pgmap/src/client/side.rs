@@ -49,6 +49,17 @@ impl ProcessSide {
         let (doorbell, identity) = (Mutex::new(doorbell), new_identity());
         Ok(Self { ledger, counts, vmemmap, mode, doorbell, guard, identity })
     }
+
+    /// Stores `value` in a word of the ledger, whatever it means.
+    #[cfg(feature = "sim")]
+    pub(super) fn scribble(&self, index: usize, value: u64) {
+        use pgmap_mm::words::{ReadWords, WriteWords};
+        let index = index % self.ledger.nr_words();
+        if self.ledger.reserve(index..index + 1) {
+            // Release: as a pin stores it.
+            self.ledger.store(index, value, Ordering::Release);
+        }
+    }
 }
 
 /// A number no other client or address space of this process has or had.
