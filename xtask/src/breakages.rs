@@ -60,14 +60,10 @@ const BREAKAGES: &[Breakage] = &[
             ),
             (
                 "crates/pgmap/src/owner/recovery.rs",
-                "if file.len_bytes() < whole_bytes && matches!(file_lock::is_locked(&file), Ok(false)) {",
+                "if !is_whole && matches!(file_lock::is_locked(&file), Ok(false)) {",
                 "if false {",
             ),
-            (
-                "crates/pgmap/src/pool/ledgers.rs",
-                "if !is_locked && is_unused(&file)? {",
-                "if false {",
-            ),
+            ("crates/pgmap/src/pool/ledgers.rs", "_ if is_unused(&file)? => ", "_ if false => "),
         ],
     },
     Breakage {

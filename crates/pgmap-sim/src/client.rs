@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use pgmap::{
-    Agent, Client, ConnectOptions, CreateSpec, Error, FileName, FilePin, FolioSize, OnDeadline,
-    Refusal, Replace,
+    Agent, Client, ConnectOptions, CreateSpec, Error, FileName, FilePin, FileWriter, FolioSize,
+    OnDeadline, Refusal, Replace,
 };
 
 use crate::episode::{Episode, episode};
@@ -312,6 +312,7 @@ fn put(
             return Err(error);
         }
     };
+    episode.given(number, &pages_of(&mut writer));
     let mut bytes = vec![0; len as usize];
     for (page, bytes) in bytes.chunks_mut(PAGE as usize).enumerate() {
         fill(bytes, number, page as u64);
@@ -328,6 +329,13 @@ fn put(
     }
     ended(asked.end(episode, &result));
     result
+}
+
+/// Pages of the pool that a writer was given.
+fn pages_of(writer: &mut FileWriter<'_>) -> Vec<u64> {
+    let pages =
+        |(_, len, offset): (*mut u8, u64, u64)| (offset / PAGE)..(offset + len).div_ceil(PAGE);
+    writer.segments().into_iter().flat_map(pages).collect()
 }
 
 /// A name can be taken only if somebody took it.
@@ -357,11 +365,8 @@ fn put_by_device(
     let mut writer = client.create(name, len, FolioSize::BestFit)?;
     episode.model.borrow_mut().put(name, number, len, from, false);
     writer.set_agent(Agent::Device);
-    let pages: Vec<u64> = writer
-        .segments()
-        .into_iter()
-        .flat_map(|(_, len, offset)| (offset / PAGE)..(offset + len).div_ceil(PAGE))
-        .collect();
+    let pages = pages_of(&mut writer);
+    episode.given(number, &pages);
     episode.may_quarantine.set(true);
     let is_done = episode.transfer(number, &pages, steps);
     while !is_done.get() {

@@ -288,6 +288,21 @@ impl Episode {
         is_done
     }
 
+    /// Somebody was given pages of the pool, for contents `number`: no device may still write to them.
+    pub fn given(&self, number: u64, pages: &[u64]) {
+        for transfer in self.transfers.borrow().iter().filter(|other| other.number != number) {
+            let is_shared = |&(page, _, punched): &(u64, u64, u64)| {
+                pages.contains(&page) && self.machine.times_punched(page) == punched
+            };
+            if let Some((page, ..)) = transfer.pages.iter().find(|page| is_shared(page)) {
+                self.fail(format!(
+                    "page {page} was given out, and a device still writes version {} to it",
+                    transfer.number
+                ));
+            }
+        }
+    }
+
     fn complete_transfers(&self, step: u64) {
         let mut transfers = self.transfers.borrow_mut();
         let due = transfers.extract_if(.., |transfer| transfer.at_step <= step);

@@ -176,6 +176,12 @@ impl Plan {
                 fates.push((at, fate));
             }
         }
+        if chance.u32(0..4) == 0 {
+            // What a dead client's devices may still write to its owner's successor must know.
+            let at = chance.u64(nr_steps / 4..nr_steps);
+            fates.push((at, Fate::KillClient(chance.u8(0..nr_clients as u8))));
+            fates.push((at + chance.u64(0..nr_steps / 8), Fate::KillOwner));
+        }
         fates.sort_by_key(|&(at, _)| at);
         Self {
             seed,
@@ -252,7 +258,7 @@ impl Weights {
         let len = pages * 4096 - if pages > 0 && chance.bool() { chance.u32(0..4096) } else { 0 };
         let (deadline_ms, quarantine) = ([0, 1, 30, 2_000][chance.usize(0..4)], chance.bool());
         // As long as it takes to restart an owner, now and then.
-        let steps = if chance.u32(0..4) == 0 { 20_000 } else { 3_000 };
+        let steps = if chance.u32(0..4) == 0 { 40_000 } else { 3_000 };
         let steps = chance.u32(0..steps);
         match kind {
             0 => Op::Put { name, len, replace: chance.bool() },
