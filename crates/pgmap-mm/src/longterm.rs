@@ -169,49 +169,89 @@ impl<S: ClientSide> Pinner<S> {
         Err(PinError::Changed { run, now })
     }
 
+    /// What is not usual is left to calls that return to the caller, so that the loop keeps nothing over one.
     #[inline(always)]
     fn add_counts(&self, run: PfnRange, level: Level, agent: Agent) -> Result<(), PinError> {
-        let (ledger, counts) = (self.side().ledger(), self.side().counts());
-        let first = run.start() >> level.shift();
-        for folio in first..run.end() >> level.shift() {
+        for folio in run.start() >> level.shift()..run.end() >> level.shift() {
             let index = self.layout().count(level, folio);
-            let (word, bit) = self.layout().touched(index);
-            // Relaxed: only this client sets bits, and a bit once seen set stays.
-            if ledger.load(word, Ordering::Relaxed) & bit == 0 && !self.touch(index, word, bit) {
-                if let Some(done) =
-                    PfnRange::new(run.start(), (folio << level.shift()) - run.start())
-                {
-                    self.take_counts(done, level, agent);
-                    self.side().ring_doorbell();
-                }
+            if !self.is_touched(index) {
+                return self.touch_and_add(run, folio, level, agent);
+            }
+            if !self.add_count(index, agent) {
+                return Err(self.count_full(run, folio, level, agent));
+            }
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn is_touched(&self, index: usize) -> bool {
+        let (word, bit) = self.layout().touched(index);
+        // Relaxed: only this client sets bits, and a bit once seen set stays.
+        self.side().ledger().load(word, Ordering::Relaxed) & bit != 0
+    }
+
+    /// Adds one pin; false when the count is as high as it may be then.
+    #[inline(always)]
+    fn add_count(&self, index: usize, agent: Agent) -> bool {
+        // Relaxed: the light barrier that follows orders it before the check.
+        let before = self.side().counts().fetch_add(index, one(agent), Ordering::Relaxed);
+        pins_of(before, agent) < MAX_COUNT
+    }
+
+    /// [`add_counts`](Self::add_counts) from the folio number `from` on, whose page of counts was never
+    /// touched.
+    #[cold]
+    #[inline(never)]
+    fn touch_and_add(
+        &self,
+        run: PfnRange,
+        from: u64,
+        level: Level,
+        agent: Agent,
+    ) -> Result<(), PinError> {
+        for folio in from..run.end() >> level.shift() {
+            let index = self.layout().count(level, folio);
+            if !self.is_touched(index) && !self.touch(index) {
+                self.give_up_counts(run, folio, level, agent);
                 return Err(PinError::NoRoom);
             }
-            // Relaxed: the light barrier that follows orders it before the check.
-            let before = counts.fetch_add(index, one(agent), Ordering::Relaxed);
-            if pins_of(before, agent) >= MAX_COUNT {
-                let end = (folio + 1) << level.shift();
-                if let Some(done) = PfnRange::new(run.start(), end - run.start()) {
-                    self.take_counts(done, level, agent);
-                }
-                // As for a pin that lost: a scan may wait for what is now taken back.
-                self.side().ring_doorbell();
-                let run = Pfn::new(folio << level.shift()).map(|pfn| PfnRange::folio(pfn, level));
-                return Err(run.map_or(PinError::Detached, |run| PinError::CountFull { run }));
+            if !self.add_count(index, agent) {
+                return Err(self.count_full(run, folio, level, agent));
             }
         }
         Ok(())
     }
 
     /// Marks the page of the count at `index` as touched, when it has memory; false when it has none.
-    #[cold]
-    #[inline(never)]
-    fn touch(&self, index: usize, word: usize, bit: u64) -> bool {
+    fn touch(&self, index: usize) -> bool {
         if !self.side().counts().reserve(self.layout().page_of_count(index)) {
             return false;
         }
+        let (word, bit) = self.layout().touched(index);
         // Release: before the count it covers; pairs with the scan's Acquire.
         self.side().ledger().fetch_or(word, bit, Ordering::Release);
         true
+    }
+
+    /// Takes back what was counted of `run`, because the count of the folio number `folio` is full.
+    #[cold]
+    #[inline(never)]
+    fn count_full(&self, run: PfnRange, folio: u64, level: Level, agent: Agent) -> PinError {
+        self.give_up_counts(run, folio + 1, level, agent);
+        let run = Pfn::new(folio << level.shift()).map(|pfn| PfnRange::folio(pfn, level));
+        run.map_or(PinError::Detached, |run| PinError::CountFull { run })
+    }
+
+    /// Takes back what was counted of `run`, up to but without the folio number `end`.
+    #[cold]
+    #[inline(never)]
+    fn give_up_counts(&self, run: PfnRange, end: u64, level: Level, agent: Agent) {
+        if let Some(done) = PfnRange::new(run.start(), (end << level.shift()) - run.start()) {
+            self.take_counts(done, level, agent);
+            // As for a pin that lost: a scan may wait for what is now taken back.
+            self.side().ring_doorbell();
+        }
     }
 
     /// Takes a pin out of the counts; false, with nothing done, in a forked child.

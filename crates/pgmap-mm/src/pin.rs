@@ -201,6 +201,14 @@ impl<S: ClientSide> Pinner<S> {
         })
     }
 
+    /// Gives back a lane whose last pin went to slot `cursor`.
+    #[cold]
+    #[inline(never)]
+    fn release_lane(&self, lane: usize, cursor: usize) {
+        self.close_lane(lane);
+        self.claims.give_back(lane, cursor);
+    }
+
     /// Sets the number of lanes in use to at least `to`. Written as bits so that two threads cannot
     /// lower it: the mark is a count whose value any reader rounds up.
     fn raise_lanes_used(&self, to: u64) -> u64 {
@@ -288,9 +296,11 @@ pub struct Lane<'p, S: ClientSide> {
 }
 
 impl<S: ClientSide> Drop for Lane<'_, S> {
+    /// Only reads and a call by value: a path that unwinds then needs no address of the lane, so that
+    /// it can live in registers (ADR 0014).
+    #[inline(always)]
     fn drop(&mut self) {
-        self.pinner.close_lane(self.lane);
-        self.pinner.claims.give_back(self.lane, self.cursor.get());
+        self.pinner.release_lane(self.lane, self.cursor.get());
     }
 }
 

@@ -13,7 +13,7 @@ use crate::harness::{Done, Row, Scale, Scenario, Target, Worker};
 use crate::random::Random;
 use crate::rows::SPACE_BYTES;
 use crate::rows::floor::{self, F, HOT_ADDRESS, Tree};
-use crate::rows::pin::{Live, life_of_folio};
+use crate::rows::pin::{Live, life_of_folio, refused};
 
 /// Peers.md, target C; and D for the hot folio with two threads.
 const DISTINCT: Target = Target::Ratio(1.25);
@@ -34,7 +34,7 @@ fn pins(
         let Some(pfn) = pfn else { continue };
         let Some(life) = life_of_folio(vmemmap, pfn) else { continue };
         let run = PfnRange::folio(pfn, Level::Pmd);
-        let pin = pinner.pin_longterm_under(life, run, Level::Pmd, Agent::Cpu)?;
+        let pin = pinner.pin_longterm_under(life, run, Level::Pmd, Agent::Cpu).map_err(refused)?;
         held += u64::from(black_box(pin.run().start()) < SPACE_BYTES >> 12);
     }
     Ok(Done::ops(held))

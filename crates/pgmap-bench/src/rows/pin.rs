@@ -5,6 +5,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
+use pgmap::mm::error::PinError;
 use pgmap::mm::extent::Extent;
 use pgmap::mm::ledger::Agent;
 use pgmap::mm::level::Level;
@@ -68,7 +69,14 @@ pub fn pin_at<'p>(
     use pgmap::mm::pin::ClientSide;
     let vmemmap = pinner.side().vmemmap();
     let Some(life) = life_of_folio(vmemmap, pfn) else { return Err(no_frame()) };
-    Ok(lane.pin_under(life, PfnRange::folio(pfn, Level::Pmd), Agent::Cpu)?)
+    lane.pin_under(life, PfnRange::folio(pfn, Level::Pmd), Agent::Cpu).map_err(refused)
+}
+
+/// Out of line, so that the loop around a pin carries nothing for it.
+#[cold]
+#[inline(never)]
+pub fn refused(error: PinError) -> Failure {
+    error.into()
 }
 
 /// The life word of the folio of 2 MiB that contains `pfn`, taken for an extent of its own: nobody drains
