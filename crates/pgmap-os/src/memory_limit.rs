@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// A limit and where it is set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,8 +20,14 @@ pub struct MemoryLimit {
 /// Returns the lowest limit that this process lies under; `None` where there is none.
 pub fn memory_limit() -> Option<MemoryLimit> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    lowest(&groups, &mounts)
+    lowest(&groups, mounts())
+}
+
+/// The mounts of this process. Read once: hierarchies of control groups are mounted before it starts and
+/// stay, and the kernel takes tens of microseconds to list all mounts, half as long as a pool to come up.
+fn mounts() -> &'static str {
+    static MOUNTS: OnceLock<String> = OnceLock::new();
+    MOUNTS.get_or_init(|| fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
 }
 
 /// As [`memory_limit`], of what the two files of /proc say.
