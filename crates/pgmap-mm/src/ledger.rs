@@ -174,6 +174,11 @@ impl LaneState {
         ((self.0 & ((1 << Self::BLOCK_BITS) - 1)) as usize).checked_sub(1)
     }
 
+    /// The open block, if no other was ever open: only there can a slot be full.
+    pub(crate) const fn only_block(self) -> Option<usize> {
+        if self.openings() == 1 { self.open_block() } else { None }
+    }
+
     /// The next state, in which `block` is open; `None` after the last opening that there is.
     pub(crate) fn opening(self, block: usize) -> Option<Self> {
         let openings = self.openings() + 1;
@@ -492,18 +497,19 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
 
     fn walk_lane<B>(
         &self,
-        lane: usize,
-        view: LaneView,
+        (lane, view): (usize, LaneView),
+        slots: Range<usize>,
         runs: &SortedRuns,
         found: &mut impl FnMut(Hold) -> ControlFlow<B>,
     ) -> ControlFlow<B, usize> {
-        for slot in 0..view.nr_slots {
+        let nr_slots = slots.len();
+        for slot in slots {
             if let Some(hold) = self.read_short_slot(self.layout.slot(lane, slot), runs) {
                 found(hold)?;
             }
         }
         self.walk_long_slots(lane, view.state, runs, found)?;
-        ControlFlow::Continue(view.nr_slots)
+        ControlFlow::Continue(nr_slots)
     }
 
     fn walk_long_slots<B>(
@@ -530,6 +536,7 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
     }
 
     /// The short-term hold at word `index`, if it overlaps one of `runs`.
+    #[inline]
     fn read_short_slot(&self, index: usize, runs: &SortedRuns) -> Option<Hold> {
         let hold = self.read_slot(HoldPlace::Slot(index), index)?;
         runs.overlaps(hold.run).then(|| {

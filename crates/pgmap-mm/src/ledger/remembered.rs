@@ -217,7 +217,8 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
         ControlFlow::Continue(())
     }
 
-    fn slots_of(&self, view: LaneView, block: usize) -> core::ops::Range<usize> {
+    /// The slots of a block that were ever used.
+    pub(super) fn slots_of(&self, view: LaneView, block: usize) -> core::ops::Range<usize> {
         let first = block * self.layout.block_slots();
         first..(first + self.layout.block_slots()).min(view.nr_slots)
     }

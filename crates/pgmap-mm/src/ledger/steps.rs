@@ -70,18 +70,26 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
         found: &mut impl FnMut(Hold) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
         let is_everything = runs.nr_pages() >= self.layout.nr_pages;
-        // Or another scan of this ledger is under way, or ended in a panic.
-        let mut remembered = self.remembered.try_lock().ok().filter(|_| !is_everything);
+        // Locked by the first lane of which there is anything to remember; `None` inside if another scan of
+        // this ledger is under way, or ended in a panic.
+        let mut remembered = None;
         let mut may_sort = true;
         for (lane, view) in self.lanes(*next) {
             if *left == 0 {
                 break;
             }
-            let nr_read = match &mut remembered {
-                Some(remembered) => {
-                    self.scan_lane(remembered, (lane, view), runs, &mut may_sort, found)?
+            let every_slot = 0..view.nr_slots;
+            let nr_read = if is_everything {
+                self.walk_lane((lane, view), every_slot, runs, found)?
+            } else if let Some(block) = view.state.only_block() {
+                self.walk_lane((lane, view), self.slots_of(view, block), runs, found)?
+            } else {
+                match remembered.get_or_insert_with(|| self.remembered.try_lock().ok()) {
+                    Some(remembered) => {
+                        self.scan_lane(remembered, (lane, view), runs, &mut may_sort, found)?
+                    }
+                    None => self.walk_lane((lane, view), every_slot, runs, found)?,
                 }
-                None => self.walk_lane(lane, view, runs, found)?,
             };
             *left = left.saturating_sub(nr_read);
             *next = lane + 1;
