@@ -67,7 +67,10 @@ impl Core {
     /// Scans once for the batch, whose life words are changed, frees what nobody holds and keeps the
     /// rest waiting, file by file. A long scan goes on in further steps.
     pub(crate) fn take_out(&mut self, batch: Vec<SortedRuns>) {
-        let all: SortedRuns = batch.iter().flat_map(SortedRuns::iter).collect();
+        let all: SortedRuns = match &batch[..] {
+            [one] => one.clone(),
+            _ => batch.iter().flat_map(SortedRuns::iter).collect(),
+        };
         if !all.is_empty() {
             self.scan_then(all, Scanning::Free(batch));
         }
@@ -78,6 +81,11 @@ impl Core {
         let is_one = batch.len() == 1;
         for runs in batch {
             let drain = if is_one { std::mem::take(&mut drain) } else { drain.part(runs) };
+            // The usual case, which has nothing to wait for and nobody to ask.
+            if drain.is_idle() {
+                drain.runs().iter().for_each(|run| self.frames.release(run));
+                continue;
+            }
             let parts = self.in_steps(drain);
             let most_asks = (MAX_ASKS / parts.len().max(1)).max(1);
             let started_ms = clock::monotonic_ms();

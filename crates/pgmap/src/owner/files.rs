@@ -202,17 +202,23 @@ impl Core {
         let mut results: Vec<Result<Committed, Refusal>> = Vec::with_capacity(ids.len());
         let mut ready: Vec<(usize, FileId)> = Vec::new();
         let (mut seen, mut names) = (HashSet::new(), HashSet::new());
+        // One alone is named once.
+        let is_batch = ids.len() > 1;
         // Slots of the index that the batch takes, and names that are new.
         let mut room = (0, 0);
         for (place, &id) in ids.iter().enumerate() {
             let id = FileId(id);
             let draft = self.drafts.get(&id).filter(|draft| draft.client == client);
-            let draft = draft.filter(|_| !self.lacks_memory(id) && !seen.contains(&id));
+            let is_known_id = is_batch && seen.contains(&id);
+            let draft = draft.filter(|_| !self.lacks_memory(id) && !is_known_id);
             let draft = draft.ok_or(Refusal::NoDraft { id: id.0, why: String::new() });
             let verdict = draft.and_then(|draft| {
-                self.may_commit(draft, names.contains(&draft.name), &mut room)?;
-                seen.insert(id);
-                names.insert(&draft.name);
+                let is_named_twice = is_batch && names.contains(&draft.name);
+                self.may_commit(draft, is_named_twice, &mut room)?;
+                if is_batch {
+                    seen.insert(id);
+                    names.insert(&draft.name);
+                }
                 ready.push((place, id));
                 Ok(())
             });
@@ -339,13 +345,17 @@ impl Core {
         checked_batch(names.len())?;
         let mut results = Vec::with_capacity(names.len());
         let (mut going, mut seen) = (Vec::new(), HashSet::new());
+        // One alone is named once.
+        let is_batch = names.len() > 1;
         for name in names {
             let verdict = match self.files.get(name) {
-                Some(file) if !seen.contains(name) => file_idle(name, file),
+                Some(file) if !is_batch || !seen.contains(name) => file_idle(name, file),
                 _ => Err(Refusal::NotFound { name: name.to_string() }),
             };
             if verdict.is_ok() {
-                seen.insert(name);
+                if is_batch {
+                    seen.insert(name);
+                }
                 going.push(name);
             }
             results.push(verdict);
