@@ -1,7 +1,8 @@
 //! The end of a wait.
 
-use pgmap_os::clock::Instant;
 use std::time::Duration;
+
+use pgmap_os::clock::Instant;
 
 /// When a wait is over. One that no clock can tell is never.
 #[derive(Clone, Copy, Debug)]

@@ -4,7 +4,6 @@
 //! lanes than it may have threads, so some are shared: a thread that comes when all others are kept takes a
 //! shared one for the time of a pin (ADR 0043).
 
-use pgmap_os::clock::Instant;
 use std::cell::{Cell, RefCell};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -15,6 +14,7 @@ use pgmap_mm::gup::GupError;
 use pgmap_mm::ledger::Agent;
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::pin::{ClientSide, Lane, LaneParts, Pin, Pinner};
+use pgmap_os::clock::Instant;
 
 use crate::client::Inner;
 use crate::client::side::ProcessSide;

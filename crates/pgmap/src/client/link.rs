@@ -12,8 +12,6 @@
 
 mod greeting;
 
-use pgmap_os::clock::Instant;
-use pgmap_os::sync::{Condvar, Mutex, MutexGuard};
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -21,7 +19,9 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use pgmap_mm::drain::ClientId;
+use pgmap_os::clock::Instant;
 use pgmap_os::poll::wait_for;
+use pgmap_os::sync::{Condvar, Mutex, MutexGuard};
 use pgmap_os::{Connection, Doorbell, Interest, OsError, ParentFd, TransferError};
 
 use crate::client::link::greeting::{connect, greet};

@@ -11,7 +11,6 @@ pub(crate) mod side;
 mod upkeep;
 pub(crate) mod writer;
 
-use pgmap_os::sync::Mutex;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -22,6 +21,7 @@ use pgmap_mm::ledger::LedgerLayout;
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::pin::{ClientSide, Pinner};
 use pgmap_mm::vmemmap::{Vmemmap, VmemmapLayout};
+use pgmap_os::sync::Mutex;
 use pgmap_os::{Membarrier, MemoryFile, ParentFd, ReadMapping, WriteMapping};
 
 use crate::client::events::Events;

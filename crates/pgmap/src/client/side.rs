@@ -1,6 +1,5 @@
 //! What a client brings to the page model: its ledger, the owner's descriptors, the doorbell.
 
-use pgmap_os::sync::Mutex;
 use std::num::NonZeroU32;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use pgmap_mm::barrier::BarrierMode;
 use pgmap_mm::pin::ClientSide;
 use pgmap_mm::vmemmap::Vmemmap;
+use pgmap_os::sync::Mutex;
 use pgmap_os::{Doorbell, ForkGuard, OsError};
 
 use crate::memory::{Readable, Writable, WritableCounts};

@@ -7,7 +7,6 @@
 //! It is a log of checksummed records ([`log`]) under a header ([`header`]). Damage to any part that
 //! counts is an error that says where; see docs/adr/0050-the-catalog-is-a-log.md.
 
-use pgmap_os::sync::{Mutex, MutexGuard};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
@@ -15,6 +14,7 @@ use std::sync::{Arc, PoisonError};
 use pgmap_mm::extent::Extent;
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::memory_type::MemoryType;
+use pgmap_os::sync::{Mutex, MutexGuard};
 use pgmap_os::{Access, MemoryFile};
 use serde::{Deserialize, Serialize};
 

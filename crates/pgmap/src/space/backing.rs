@@ -21,7 +21,6 @@
 //!
 //! A hole has no page, not even one of zeros: a fault there fails, and says that it is a hole (ADR 0033).
 
-use pgmap_os::sync::{Mutex, MutexGuard};
 use std::sync::PoisonError;
 
 use pgmap_mm::descriptor::{FolioFlags, FolioState};
@@ -32,6 +31,7 @@ use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::pin::ClientSide;
 use pgmap_mm::prot::Prot;
 use pgmap_mm::vma::{Backed, Backing, BackingError, VmaKind};
+use pgmap_os::sync::{Mutex, MutexGuard};
 
 use crate::client::Client;
 use crate::error::Error;

@@ -30,7 +30,6 @@
 //! A mapping of fsdax counts in the page itself (Linux 7.1: fs/dax.c) and a truncate removes it from
 //! every page table by itself; here the process removes it, and one that is stopped is named.
 
-use pgmap_os::sync::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::PoisonError;
@@ -47,6 +46,7 @@ use pgmap_mm::pin::{ClientSide, Lane, LaneParts, Pin, PinParts, Pinner};
 use pgmap_mm::prot::{Access, Prot};
 use pgmap_mm::runs::SortedRuns;
 use pgmap_os::Reservation;
+use pgmap_os::sync::{Mutex, MutexGuard};
 
 use crate::client::side::ProcessSide;
 use crate::client::{Client, lanes};

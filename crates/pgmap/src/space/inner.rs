@@ -1,7 +1,6 @@
 //! What of an address space other threads reach: the one that hears events, the one that answers
 //! touches.
 
-use pgmap_os::sync::Mutex;
 use std::fmt;
 use std::sync::{Arc, PoisonError};
 
@@ -11,6 +10,7 @@ use pgmap_mm::mm::{Mm, Unmapped};
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::prot::Access;
 use pgmap_mm::vmemmap::Vmemmap;
+use pgmap_os::sync::Mutex;
 
 use super::cpu::CpuView;
 use super::faults::FaultHandler;

@@ -41,7 +41,6 @@ mod slot;
 mod tail;
 mod view;
 
-use pgmap_os::sync::Mutex;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -55,6 +54,7 @@ use pgmap_mm::mm::{
 use pgmap_mm::pin::ClientSide;
 use pgmap_mm::prot::Prot;
 use pgmap_mm::vma::Backing;
+use pgmap_os::sync::Mutex;
 use pgmap_os::{Reservation, zeroed_words, zeroed_words_in_huge_pages};
 
 use self::backing::FileBacking;

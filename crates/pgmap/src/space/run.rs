@@ -4,7 +4,6 @@
 //! found once, and then only asked whether it is what it was: by a number that every change of an
 //! area moves, and by where each of its files ends.
 
-use pgmap_os::sync::Mutex;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, Weak};
@@ -13,6 +12,7 @@ use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::mm::Mm;
 use pgmap_mm::prot::Prot;
 use pgmap_mm::vma::{Backing, BackingError, Vma, VmaKind};
+use pgmap_os::sync::Mutex;
 
 /// Most runs that are remembered.
 const MAX_RUNS: usize = 4096;

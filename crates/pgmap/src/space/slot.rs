@@ -22,7 +22,6 @@
 //! KVM's slots follow the process's mappings through `mmu_notifier` (Linux 7.1:
 //! virt/kvm/kvm_main.c). Here a slot keeps what was used, and a new slot has the new memory.
 
-use pgmap_os::sync::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
@@ -34,6 +33,7 @@ use pgmap_mm::mm::FillError;
 use pgmap_mm::pin::ClientSide;
 use pgmap_mm::vma::BackingError;
 use pgmap_os::OsError;
+use pgmap_os::sync::{Mutex, MutexGuard};
 
 use super::copy::is_hole;
 use super::run::{Run, end_in};

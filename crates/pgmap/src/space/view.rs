@@ -27,11 +27,11 @@
 //! A process has one mapping of an address, and an unmap takes it from everybody. Here what
 //! was shown stays until it is released.
 
-use pgmap_os::sync::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
+use pgmap_os::sync::{Mutex, MutexGuard};
 use pgmap_os::{Access, OsError, Reservation};
 
 use crate::client::Client;
