@@ -12,6 +12,7 @@ mod fn_length;
 mod header;
 mod ignored_tests;
 mod lexer;
+mod machine_door;
 mod module_layers;
 mod orderings;
 mod source;
@@ -86,6 +87,7 @@ fn check(tree: &Tree) -> Vec<Violation> {
     unsafe_code::check(tree, allowed::UNSAFE_FILES, &mut found);
     orderings::check(tree, allowed::ORDERING_FILES, &mut found);
     atomics_door::check(tree, &mut found);
+    machine_door::check(tree, &mut found);
     crate_layers::check(tree, layers::FOREIGN_NAMES, &mut found);
     module_layers::check(tree, layers::MM_LAYERS, &mut found);
     words::check(tree, &mut found);
