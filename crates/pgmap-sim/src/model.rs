@@ -200,8 +200,9 @@ impl Model {
     /// What became of it.
     pub fn put_ended(&mut self, name: &str, number: u64, end: End) {
         let name = self.of(name);
-        let version = name.versions.iter_mut().filter(|version| version.number == number);
-        version.for_each(|version| version.put.end = end);
+        // Not where a renaming under way has brought it back to.
+        let is_own = |version: &&mut Version| version.number == number && version.before.is_empty();
+        name.versions.iter_mut().filter(is_own).for_each(|version| version.put.end = end);
         let removal = name.removals.iter_mut().filter(|removal| removal.by == Some(number));
         removal.for_each(|removal| removal.deed.end = end);
     }
