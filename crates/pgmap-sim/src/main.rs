@@ -107,7 +107,8 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
                 Ok(_) if limit.is_some_and(|limit| start.elapsed() >= limit) => break,
                 Ok(_) => {}
                 Err(failure) => {
-                    println!("seed {seed}: {failure}");
+                    let nr_runs = seed - arguments.seed + 1;
+                    println!("seed {seed}, run {nr_runs}: {failure}");
                     report(arguments, &plan, &failure.to_string(), place.path())?;
                     return Ok(false);
                 }
