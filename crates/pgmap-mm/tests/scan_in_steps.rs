@@ -115,8 +115,7 @@ fn a_look_in_steps_comes_to_the_last_hold_before_it_says_how_many_have_ended() {
     let pin = |n: u64| lane.pin(&extent, run(10 * n, 1), Agent::Cpu).unwrap();
     let mut pins: Vec<_> = (0..10).map(pin).collect();
     let ledgers = [(ClientId(1), &client.reader)];
-    let mut drain =
-        Drain::start(SortedRuns::new(vec![extent.run]), &PortableBarrier, ledgers.into_iter());
+    let mut drain = Drain::start(SortedRuns::new(vec![extent.run]), &PortableBarrier, ledgers);
     let round = |drain: &mut Drain| {
         let look = |drain: &mut Drain| drain.look_on(4, |_| Some(&client.reader));
         assert!(!drain.is_in_round());
