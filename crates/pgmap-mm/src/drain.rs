@@ -89,11 +89,15 @@ impl Drain {
         W: ReadWords + 'l,
         C: ReadCounts + 'l,
     {
-        let mut ledgers: Vec<_> = ledgers.into_iter().collect();
-        ledgers.sort_by_key(|&(client, _)| client);
-        let mut scan = Scan::start(runs, barrier, ledgers.iter().copied());
-        while !scan.look_on(usize::MAX, ledgers.iter().copied()) {}
-        scan.finish()
+        let reached = barrier.heavy();
+        let mut held = Vec::new();
+        for (client, ledger) in ledgers {
+            if !ledger.is_reached(reached) {
+                held.extend(runs.iter().map(|run| Held { client, hold: Hold::unseen(run) }));
+            }
+            ledger.for_each_hold(&runs, |hold| held.push(Held { client, hold }));
+        }
+        Self::of(runs, held)
     }
 
     fn of(runs: SortedRuns, mut held: Vec<Held>) -> Self {

@@ -58,7 +58,7 @@ use std::sync::Mutex;
 
 use self::remembered::{LaneView, Remembered};
 pub use self::steps::ScanPlace;
-use crate::barrier::BarrierMode;
+use crate::barrier::{BarrierMode, Reached};
 use crate::level::Level;
 use crate::pfn::{PFN_BITS, Pfn, PfnRange, RUN_BITS};
 use crate::runs::SortedRuns;
@@ -434,6 +434,12 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
     #[must_use]
     pub fn in_mode(self, mode: BarrierMode) -> Self {
         Self { mode, ..self }
+    }
+
+    /// Whether a heavy barrier that reached so much was one for this client too: what it holds is then in
+    /// its ledger.
+    pub(crate) fn is_reached(&self, reached: Reached) -> bool {
+        reached == Reached::All || self.mode() == BarrierMode::Fenced
     }
 
     /// How the client makes its light barriers, as far as the owner knows.

@@ -10,7 +10,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::{ClientId, Drain, Held};
-use crate::barrier::{BarrierMode, HeavyBarrier, Reached};
+use crate::barrier::HeavyBarrier;
 use crate::ledger::{Hold, LedgerReader, ScanPlace};
 use crate::pfn::PfnRange;
 use crate::runs::SortedRuns;
@@ -51,7 +51,7 @@ impl Scan {
         let (mut unseen, mut last) = (Vec::new(), None);
         for (client, ledger) in ledgers {
             last = Some(client);
-            if reached == Reached::Fenced && ledger.mode() == BarrierMode::Asymmetric {
+            if !ledger.is_reached(reached) {
                 unseen.extend(runs.iter().map(|run| Held { client, hold: Hold::unseen(run) }));
             }
         }
