@@ -12,6 +12,7 @@ use pgmap_os::{Access, MemoryFile, OsError, disk};
 
 use crate::error::Error;
 use crate::owner::catalog::StoredPool;
+use crate::owner::catalog::log::FIRST_AREA_BYTES;
 use crate::pool::identity::{BootId, FORMAT, PoolId};
 
 /// Bytes before the log.
@@ -183,9 +184,21 @@ pub(crate) fn is_unfinished(path: &Path) -> Result<bool, Error> {
         return Ok(false);
     }
     let memory = MemoryFile::open_named(path, Access::ReadOnly)?;
-    let page = read_page(&memory)?;
-    let is_zero = page.iter().all(|&byte| byte == 0) && memory.len_bytes() <= page.len() as u64;
-    Ok(is_zero || is_catalog(&memory))
+    Ok(is_catalog(&memory) || is_zero(&memory)?)
+}
+
+/// Whether a file is no longer than an empty catalog and zero throughout: the machine stopped before its
+/// header was on the disk.
+fn is_zero(memory: &MemoryFile) -> Result<bool, Error> {
+    let len = memory.len_bytes();
+    if len > HEADER_BYTES + 2 * FIRST_AREA_BYTES {
+        return Ok(false);
+    }
+    let mut bytes = vec![0; len as usize];
+    memory
+        .read_exact_at(&mut bytes, 0)
+        .map_err(|error| OsError::new("read", memory.name(), error))?;
+    Ok(bytes.iter().all(|&byte| byte == 0))
 }
 
 fn read_page(memory: &MemoryFile) -> Result<Vec<u8>, Error> {

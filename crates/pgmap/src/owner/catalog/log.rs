@@ -27,7 +27,7 @@ use crate::pool::identity::{BootId, PoolId};
 /// Kept for what is no file: stamps, failed frames.
 const SLACK_BYTES: u64 = 16 << 10;
 /// An area of a catalog without files.
-const FIRST_AREA_BYTES: u64 = 64 << 10;
+pub(super) const FIRST_AREA_BYTES: u64 = 64 << 10;
 /// What a record takes besides names and values.
 const RECORD_HEAD_BYTES: u64 = 8;
 /// What removing a file takes besides its name, in a record of its own.
