@@ -178,6 +178,22 @@ mod tests {
         }
     }
 
+    /// For mutations: `PGMAP_SIM_SECONDS` says how long.
+    #[test]
+    fn nothing_is_wrong_with_the_corpus_and_the_first_seeds() {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+        for path in plans_at(&corpus).unwrap() {
+            let plan = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+            assert_eq!(sum(&plan).2, None, "{}", path.display());
+        }
+        let seconds = std::env::var("PGMAP_SIM_SECONDS").ok();
+        let limit = Duration::from_secs(seconds.and_then(|text| text.parse().ok()).unwrap_or(3));
+        let start = Instant::now();
+        for seed in (1..).take_while(|_| start.elapsed() < limit) {
+            assert_eq!(sum(&Plan::draw(seed, 20_000)).2, None, "seed {seed}");
+        }
+    }
+
     #[test]
     fn a_plan_that_was_written_down_is_the_same_run() {
         let plan = Plan::draw(7, 20_000);
