@@ -105,9 +105,11 @@ fn name_of(name: u8) -> String {
     format!("file{name}")
 }
 
-/// Whether what was asked was not done. A commit whose owner went may have been done.
+/// Whether what was asked was not done. A commit whose owner went may have been done; so may a change, by
+/// the owner's successor, that could be neither synced nor taken back.
 fn is_refused(error: &Error) -> bool {
-    matches!(error, Error::Refused(refusal) if !matches!(refusal, Refusal::NoDraft { .. }))
+    use Refusal::{Internal, NoDraft};
+    matches!(error, Error::Refused(refusal) if !matches!(refusal, NoDraft { .. } | Internal { .. }))
 }
 
 /// When something was asked, and of which owner.

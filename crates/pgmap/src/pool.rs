@@ -401,6 +401,16 @@ impl Pool {
         }
     }
 
+    /// Whether the catalog may have a change that was refused.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        self.catalog.as_ref().is_some_and(Catalog::is_in_doubt)
+    }
+
+    /// Tries again to take that change back.
+    pub(crate) fn settle(&self) {
+        self.catalog.iter().for_each(Catalog::settle);
+    }
+
     /// Memory of descriptors and index now.
     pub(crate) fn metadata_bytes(&self) -> u64 {
         let vmemmap = if self.head.is_some() { 0 } else { self.vmemmap.resident_bytes() };

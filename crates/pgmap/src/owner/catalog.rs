@@ -322,6 +322,19 @@ impl Catalog {
         })
     }
 
+    /// Whether the file may have a change that was refused. No frame is freed as long as that is so: the
+    /// change may say that it is a file's.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        self.log().is_in_doubt()
+    }
+
+    /// Tries again to take that change back.
+    pub(crate) fn settle(&self) {
+        if let Err(error) = self.log().settle() {
+            tracing::debug!(%error, "the catalog's header cannot be put back");
+        }
+    }
+
     /// The limit that stamps have not passed.
     pub(crate) fn stamp_limit(&self) -> u64 {
         self.log().stamp_limit()

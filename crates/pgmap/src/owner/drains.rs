@@ -174,6 +174,9 @@ impl Core {
     /// Looks at the waiting drains again: after the doorbell, a death, or a while. That is a step's worth;
     /// [`look_on`](Self::look_on) does the rest.
     pub fn look_again(&mut self) {
+        if self.pool.is_in_doubt() {
+            self.pool.settle();
+        }
         self.close_open_tails();
         // What the step under way has seen of the first one is seen again.
         let in_round = self.drains.front().is_some_and(|first| first.drain.is_in_round());

@@ -94,6 +94,8 @@ pub(super) struct Log {
     removal_bytes: u64,
     /// Stamps below this may be in use.
     stamp_limit: u64,
+    /// Whether a refused change may be in the file.
+    is_in_doubt: bool,
 }
 
 impl Log {
@@ -161,7 +163,15 @@ impl Log {
     }
 
     const fn of(medium: Medium, header: Header, previous: Header) -> Self {
-        Self { medium, header, previous, tried_end: 0, removal_bytes: 0, stamp_limit: 1 }
+        Self {
+            medium,
+            header,
+            previous,
+            tried_end: 0,
+            removal_bytes: 0,
+            stamp_limit: 1,
+            is_in_doubt: false,
+        }
     }
 
     /// Puts another description of the file in the place of the one that is read and written.
@@ -275,13 +285,30 @@ impl Log {
         let at = Header::offset(header.sequence);
         let written = self.medium.write(&header.to_bytes(), at).and_then(|()| self.medium.sync());
         if let Err(error) = written {
-            // Whoever opens the pool next must not find what was refused here.
-            if let Err(error) = self.medium.write(&self.previous.to_bytes(), at) {
+            self.is_in_doubt = true;
+            if let Err(error) = self.settle() {
                 tracing::error!(%error, "the catalog's header cannot be put back");
             }
             return Err(error);
         }
+        self.is_in_doubt = false;
         self.previous = std::mem::replace(&mut self.header, header);
+        Ok(())
+    }
+
+    /// Whether the file may have a change that was refused, because it could be neither synced nor taken
+    /// back: whoever opens the pool next would find it.
+    pub(super) const fn is_in_doubt(&self) -> bool {
+        self.is_in_doubt
+    }
+
+    /// Takes that change back: whoever opens the pool next must not find what was refused.
+    pub(super) fn settle(&mut self) -> Result<(), Error> {
+        if self.is_in_doubt {
+            let at = Header::offset(self.previous.sequence);
+            self.medium.write(&self.previous.to_bytes(), at)?;
+            self.is_in_doubt = false;
+        }
         Ok(())
     }
 

@@ -138,9 +138,10 @@ impl PoolFrames {
         }
     }
 
-    /// Whether there is work left for further steps.
+    /// Whether there is work for further steps. Nothing is freed while the catalog may say that it is a
+    /// file's.
     pub(crate) fn has_backlog(&self) -> bool {
-        !self.backlog.runs.is_empty()
+        !self.backlog.runs.is_empty() && !self.pool.is_in_doubt()
     }
 
     /// Idle frames that still are to be freed.
