@@ -203,8 +203,10 @@ pub(crate) fn wait<T, E>(
 
 /// Names a caller's socket after its process, so that who listens can tell.
 pub(crate) fn name_caller(socket: BorrowedFd<'_>) -> Result<(), Errno> {
-    let Some((pid, number)) = with(|world| (world.pid(), world.random())) else { return Ok(()) };
-    let name = format!("{NAME_PREFIX}{pid}-{}-{number:x}", std::process::id());
+    let asked = with(|world| (world.pid(), world.random(), std::ptr::from_ref(world).addr()));
+    let Some((pid, number, world)) = asked else { return Ok(()) };
+    // Other threads may run the same seed, and other processes.
+    let name = format!("{NAME_PREFIX}{pid}-{}-{world:x}-{number:x}", std::process::id());
     let name = rustix::net::SocketAddrUnix::new_abstract_name(name.as_bytes())?;
     rustix::net::bind(socket, &name)
 }
