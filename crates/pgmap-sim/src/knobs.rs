@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Rates are out of 65,536 calls.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Knobs {
     /// Most steps of a thread before another may run.
     pub longest_turn: u32,
