@@ -62,6 +62,13 @@ pub struct Held {
     pub hold: Hold,
 }
 
+impl Held {
+    /// What a client may hold that the barrier did not reach: all of it.
+    fn unseen(client: ClientId, runs: &SortedRuns) -> impl Iterator<Item = Self> {
+        runs.iter().map(move |run| Self { client, hold: Hold::unseen(run) })
+    }
+}
+
 /// Frames being taken out of use and the holds that are still in the way.
 #[derive(Clone, Debug, Default)]
 pub struct Drain {
@@ -93,7 +100,7 @@ impl Drain {
         let mut held = Vec::new();
         for (client, ledger) in ledgers {
             if !ledger.is_reached(reached) {
-                held.extend(runs.iter().map(|run| Held { client, hold: Hold::unseen(run) }));
+                held.extend(Held::unseen(client, &runs));
             }
             ledger.for_each_hold(&runs, |hold| held.push(Held { client, hold }));
         }

@@ -246,15 +246,23 @@ impl Forged {
     }
 }
 
-/// An owner with a file of 2 GiB, which only a forged ledger holds, is unlinked beside others.
-fn unlink_with_forged(run_of: impl Fn(u64, u64) -> PfnRange) {
-    const NR_PAGES: u64 = 2 * NR_FORGED;
+/// Pages of the file that forged ledgers hold, of 2 GiB.
+const NR_PAGES: u64 = 2 * NR_FORGED;
+
+/// An owner with the file "a" of so many pages, a client of it, and the file's first frame.
+fn owner_of_large_file() -> (Owner, Client, u64) {
     let owner = owner((NR_PAGES * PAGE).next_multiple_of(MIB) + 64 * MIB);
     let client = owner.client().unwrap();
     make(&client, "a", NR_PAGES);
     let pins = pin_pages(&client, "a", 1, 1);
     let first = client.who(Some(b"a")).unwrap().0[0].first_pfn;
     drop(pins);
+    (owner, client, first)
+}
+
+/// An owner with a file of 2 GiB, which only a forged ledger holds, is unlinked beside others.
+fn unlink_with_forged(run_of: impl Fn(u64, u64) -> PfnRange) {
+    let (owner, client, first) = owner_of_large_file();
     let forged = forge(&owner, |n| run_of(first, n));
     let (held, is_cut) = client.who(Some(b"a")).unwrap();
     assert_eq!((held.len(), is_cut), (200, true));
@@ -281,13 +289,7 @@ fn an_unlink_with_262144_forged_holds_keeps_nobody_waiting() {
 /// Reading all its slots, and putting them in order, were one step each.
 #[test]
 fn a_truncate_with_262144_forged_holds_keeps_nobody_waiting() {
-    const NR_PAGES: u64 = 2 * NR_FORGED;
-    let owner = owner((NR_PAGES * PAGE).next_multiple_of(MIB) + 64 * MIB);
-    let client = owner.client().unwrap();
-    make(&client, "a", NR_PAGES);
-    let pins = pin_pages(&client, "a", 1, 1);
-    let first = client.who(Some(b"a")).unwrap().0[0].first_pfn;
-    drop(pins);
+    let (owner, client, first) = owner_of_large_file();
     let forged = forge(&owner, |n| PfnRange::new(first + n * 7919 % NR_PAGES, 1).unwrap());
     let (took, longest) = beside_others(&owner, || {
         let refused = client.truncate("a", PAGE, 0).unwrap_err();

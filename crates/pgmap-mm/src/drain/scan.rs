@@ -11,7 +11,7 @@ use std::collections::BinaryHeap;
 
 use super::{ClientId, Drain, Held};
 use crate::barrier::HeavyBarrier;
-use crate::ledger::{Hold, LedgerReader, ScanPlace};
+use crate::ledger::{LedgerReader, ScanPlace};
 use crate::pfn::PfnRange;
 use crate::runs::SortedRuns;
 use crate::words::{ReadCounts, ReadWords};
@@ -52,7 +52,7 @@ impl Scan {
         for (client, ledger) in ledgers {
             last = Some(client);
             if !ledger.is_reached(reached) {
-                unseen.extend(runs.iter().map(|run| Held { client, hold: Hold::unseen(run) }));
+                unseen.extend(Held::unseen(client, &runs));
             }
         }
         let mut scan = Self {

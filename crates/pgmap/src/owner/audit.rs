@@ -49,9 +49,6 @@ impl Core {
         let scanned = self.scans.iter().flat_map(|pending| pending.runs().iter());
         let restored = self.restorations.iter().flat_map(Restoration::runs);
         scanned.chain(restored).for_each(|run| enter(GOING, run));
-        for restoration in &self.restorations {
-            restoration.runs().for_each(|run| enter(GOING, run));
-        }
         self.frames.backlog_runs().for_each(|run| enter(GOING, run));
         for (start, nr_pages) in self.frames.quarantined_runs() {
             PfnRange::new(start, nr_pages).into_iter().for_each(|run| enter(GOING, run));

@@ -22,10 +22,11 @@
 //! # What a descriptor says
 //!
 //! Where a folio begins and how large it is, for every folio. Whether an extent is in use is said by
-//! its *head*, the word of its first folio, under which all pins of it are taken: retiring an extent, or
-//! the part of it that a cut takes, changes that one word. The words of its inner folios follow in
-//! steps, and only where somebody holds them; until then Live or Reserved means "somebody's" there
-//! and nothing more, while Dying and Quarantined are true. Free, Offline and Poisoned are said by each folio for itself.
+//! its *head*, the word of its first folio, under which all pins of it are taken: retiring an
+//! extent, or the part of it that a cut takes, changes that one word. The words of its inner folios
+//! follow in steps, and only where somebody holds them; until then Live or Reserved means
+//! "somebody's" there and nothing more, while Dying and Quarantined are true. Free, Offline and
+//! Poisoned are said by each folio for itself.
 //!
 //! # Who may touch what
 //!
