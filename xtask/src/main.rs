@@ -6,6 +6,7 @@ mod allowed;
 mod breakages;
 mod container;
 mod fuzz;
+mod guest;
 mod layers;
 mod steps;
 mod test_run;
@@ -37,6 +38,7 @@ Verbs:
   breakages [TEXT]
          put faults of the past back, one by one (those whose names contain TEXT), each of which the
          simulation must find within a minute
+  guest  run pgmap inside real kernels under QEMU; `cargo xtask guest --help` says more
   help   print this text
 
 Environment:
@@ -63,6 +65,12 @@ fn main() -> ExitCode {
         },
         ["fuzz", rest @ ..] if !rest.contains(&"--help") => match fuzz::Options::parse(rest) {
             Ok(options) => workspace_root().and_then(|root| fuzz::run(&root, &options)),
+            Err(message) => return usage(&message),
+        },
+        ["guest", rest @ ..] => match guest::Options::parse(rest) {
+            Ok(options) => workspace_root().and_then(|root| {
+                guest::run(&root, &options).map(|outcome| outcome != steps::Outcome::Failed)
+            }),
             Err(message) => return usage(&message),
         },
         ["breakages"] => workspace_root().and_then(|root| breakages::run(&root, "")),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use std::{env, io};
 
 use crate::watch::Limit;
-use crate::{container, tidy};
+use crate::{container, guest, tidy};
 
 /// How a step ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +55,7 @@ pub const STEPS: &[Step] = &[
     step("test", 40, "unit, property, process and doc tests", test),
     step("sim", 15, "the shipped code in a machine that breaks", sim),
     step("container", 15, "pools and the command with little memory, as anybody", container::run),
+    step("guest", 15, "pgmap in real kernels, on memory devices", guest_usual),
     step("loom", 30, "every interleaving of the protocols, bounded", loom),
     step("bench", 15, "each benchmark once, small", bench),
 ];
@@ -153,6 +154,10 @@ fn seed_of_tree(root: &Path) -> String {
     (1 + digits.fold(0, |seed, digit| seed * 16 + u64::from(digit))).to_string()
 }
 
+fn guest_usual(run: &Run<'_>) -> io::Result<Outcome> {
+    guest::run(run.root, &guest::Options::usual())
+}
+
 fn loom(run: &Run<'_>) -> io::Result<Outcome> {
     let listing = loom_tests(run.root).args(["--", "--list"]).stderr(Stdio::inherit()).output()?;
     if !listing.status.success() {
@@ -198,7 +203,8 @@ fn bench(run: &Run<'_>) -> io::Result<Outcome> {
     stream(run, cargo(run.root).args(small))
 }
 
-fn target_dir(root: &Path) -> PathBuf {
+/// Where builds go.
+pub fn target_dir(root: &Path) -> PathBuf {
     // A relative folder is meant from where cargo runs, and that is the root.
     root.join(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }

@@ -1,0 +1,73 @@
+# What scenarios share.
+
+# die REASON: the scenario has failed.
+die() {
+    echo "failed: $*"
+    echo "$*" | tr '\n' ' ' > /tmp/reason
+    exit 1
+}
+
+# skip REASON: the scenario cannot run here.
+skip() {
+    echo "skipped: $*"
+    echo "$*" | tr '\n' ' ' > /tmp/reason
+    exit 77
+}
+
+# note TEXT: shown to whoever waits outside.
+note() { echo "note $*" > /dev/ttyS1; }
+
+# must COMMAND...: runs it; its failure is the scenario's. The last line that it printed is the reason.
+must() {
+    echo "\$ $*"
+    "$@" > /tmp/must.out 2>&1
+    code=$?
+    cat /tmp/must.out
+    [ $code = 0 ] || die "$* ended with $code: $(tail -n 1 /tmp/must.out)"
+}
+
+# within SECONDS COMMAND...: COMMAND, killed after so long.
+within() {
+    seconds=$1
+    shift
+    timeout -s KILL "$seconds" "$@"
+}
+
+# serve OPTIONS...: starts an owner, returns when clients can attach. $OWNER is its process.
+export PGMAP_SOCKET=/tmp/pgmap.sock
+serve() {
+    rm -f /tmp/owner.out
+    echo "\$ pgmap serve $*"
+    pgmap serve "$@" > /tmp/owner.out 2> /tmp/owner.err &
+    OWNER=$!
+    count=0
+    while ! grep -q serving /tmp/owner.out 2>/dev/null; do
+        kill -0 $OWNER 2>/dev/null || die "pgmap serve $*: $(tail -n 1 /tmp/owner.err)"
+        count=$((count + 1))
+        [ $count -lt 300 ] || die "pgmap serve $* did not begin to serve within 30 s"
+        sleep 0.1
+    done
+    cat /tmp/owner.out
+}
+
+# stop_owner: ends the owner as one would.
+stop_owner() {
+    kill $OWNER
+    wait $OWNER || die "the owner ended with $? after SIGTERM: $(tail -n 1 /tmp/owner.err)"
+}
+
+# kill_owner: ends it as a crash would.
+kill_owner() {
+    kill -9 $OWNER
+    wait $OWNER 2>/dev/null
+}
+
+# bytes SIZE FILE: a file of random bytes.
+bytes() { head -c "$1" /dev/urandom > "$2"; }
+
+# holds NAME FILE: the pool's file NAME has FILE's bytes.
+holds() {
+    must pgmap -q get "$1" /tmp/got
+    cmp "$2" /tmp/got || die "$1 came back with other bytes than were put"
+    rm -f /tmp/got
+}

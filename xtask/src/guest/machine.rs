@@ -1,0 +1,159 @@
+//! The emulated machine: its devices, its start, its lines, its end.
+//!
+//! The first serial port is the kernel's console and goes to a file, the second carries the scenarios'
+//! lines and is QEMU's standard output. QEMU dies with this tool, however this tool ends.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+use std::{fmt, thread};
+
+use super::kernel::Kernel;
+
+/// How long a guest may take to boot and to stop, beside its scenarios.
+pub const BOOT: Duration = Duration::from_secs(180);
+
+/// The NVDIMM for device-dax. It comes first: pages of 1 GiB need a region that starts at such an
+/// address.
+const DEVICE_BYTES: u64 = 4 << 30;
+/// The NVDIMM for file systems with dax.
+const DAX_BYTES: u64 = 1 << 30;
+/// The disk.
+const DISK_BYTES: u64 = 1 << 30;
+
+/// What a guest is booted for.
+#[derive(Debug)]
+pub struct Wanted<'w> {
+    /// The scenarios, in order.
+    pub names: &'w [&'w str],
+    /// When it is stopped at the latest.
+    pub limit: Duration,
+}
+
+/// How a guest ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// By itself.
+    PoweredOff,
+    /// It was stopped at its limit.
+    OutOfTime,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            End::PoweredOff => "the guest stopped",
+            End::OutOfTime => "the guest's time was up",
+        })
+    }
+}
+
+/// Boots `kernel` for `wanted` with its files in `place`, hands each of its lines to `hear`, and returns
+/// when it has stopped or has been stopped.
+///
+/// # Errors
+/// A file that could not be made, a QEMU that could not be started.
+pub fn run(
+    place: &Path,
+    kernel: &Kernel,
+    image: &Path,
+    wanted: &Wanted<'_>,
+    mut hear: impl FnMut(&str),
+) -> io::Result<End> {
+    let mut command = qemu(place, kernel, image, &wanted.names.join(","))?;
+    command.arg("-serial").arg(file_option("file:", &place.join("console.log"), ""));
+    command.args(["-serial", "stdio", "-monitor", "none"]).stdin(Stdio::null());
+    let mut output = File::create(place.join("output.log"))?;
+    let mut child = Guard(command.stdout(Stdio::piped()).spawn()?);
+    let end = Instant::now() + wanted.limit;
+    let (sender, lines) = mpsc::channel();
+    let reader = child.0.stdout.take().map(BufReader::new);
+    let reading = thread::spawn(move || {
+        for line in reader.into_iter().flat_map(|reader| reader.split(b'\n')).map_while(Result::ok)
+        {
+            if sender.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() {
+                return;
+            }
+        }
+    });
+    let how = loop {
+        match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                writeln!(output, "{line}")?;
+                hear(&line);
+            }
+            Err(RecvTimeoutError::Timeout) => break End::OutOfTime,
+            Err(RecvTimeoutError::Disconnected) => break End::PoweredOff,
+        }
+    };
+    drop(child);
+    // QEMU is gone, so its output has ended.
+    let _ = reading.join();
+    Ok(how)
+}
+
+/// Boots `kernel` with a shell on this terminal.
+///
+/// # Errors
+/// As [`run`].
+pub fn shell(place: &Path, kernel: &Kernel, image: &Path) -> io::Result<()> {
+    let mut command = qemu(place, kernel, image, "shell")?;
+    command.args(["-serial", "mon:stdio", "-serial", "null"]);
+    Guard(command.spawn()?).0.wait()?;
+    Ok(())
+}
+
+/// A QEMU that ends with its guard.
+struct Guard(Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The command that boots a machine, but for its serial ports.
+fn qemu(place: &Path, kernel: &Kernel, image: &Path, names: &str) -> io::Result<Command> {
+    // setpriv has the kernel end QEMU when the thread that started it ends.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "nice", "-n", "5", "qemu-system-x86_64"]);
+    // QEMU 7.2 emulates cmpxchg16b in a way that Linux 6.12 did not survive.
+    command.args(["-accel", "tcg,thread=multi", "-cpu", "max,-cx16", "-smp", "2"]);
+    command.args(["-machine", "q35,nvdimm=on", "-m", "2G,slots=4,maxmem=16G"]);
+    for (index, bytes) in [DEVICE_BYTES, DAX_BYTES].into_iter().enumerate() {
+        let file = place.join(format!("nvdimm{index}"));
+        make_sparse(&file, bytes)?;
+        let backend =
+            format!("memory-backend-file,id=memory{index},share=on,size={bytes},mem-path=");
+        command.arg("-object").arg(file_option(&backend, &file, ""));
+        command.args(["-device", &format!("nvdimm,id=nvdimm{index},memdev=memory{index}")]);
+    }
+    let disk = place.join("disk");
+    make_sparse(&disk, DISK_BYTES)?;
+    command.arg("-drive");
+    command.arg(file_option("if=none,id=disk,format=raw,cache=unsafe,file=", &disk, ""));
+    command.args(["-device", "virtio-blk-pci,drive=disk"]);
+    command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(image);
+    let words = format!("console=ttyS0 panic=-1 loglevel=4 pgmap.scenarios={names}");
+    command.arg("-append").arg(words);
+    command.args(["-display", "none", "-nodefaults", "-no-reboot"]);
+    Ok(command)
+}
+
+/// `path` inside one of QEMU's options, where a comma is written twice.
+fn file_option(before: &str, path: &Path, after: &str) -> OsString {
+    let path = path.to_string_lossy().replace(',', ",,");
+    format!("{before}{path}{after}").into()
+}
+
+/// A file of `bytes` that takes no room; what is in it stays.
+fn make_sparse(path: &Path, bytes: u64) -> io::Result<()> {
+    let file = File::options().create(true).write(true).truncate(false).open(path)?;
+    file.set_len(bytes)
+}

@@ -1,0 +1,92 @@
+//! pgmap's own programs, static, for the guest: the command, and the test programs that start processes.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::steps::{cargo, shown};
+
+/// The target whose programs need no library.
+const TARGET: &str = "x86_64-unknown-linux-musl";
+/// The tests that run inside: those that start, kill and restart processes.
+const TESTS: &[&str] = &["kill_soak", "on_device", "owner_restart"];
+
+/// A program and where it lies.
+#[derive(Debug)]
+pub struct Program {
+    /// Its name in the guest.
+    pub name: String,
+    /// The file here.
+    pub path: PathBuf,
+}
+
+/// Why there are no programs.
+#[derive(Debug)]
+pub enum Trouble {
+    /// The compiler has no library for the target.
+    NoTarget(String),
+    /// They do not build, and cargo has said why.
+    DoesNotBuild,
+}
+
+/// Builds them all.
+///
+/// # Errors
+/// A command that could not be started.
+pub fn build(root: &Path) -> io::Result<Result<Vec<Program>, Trouble>> {
+    if !has_target(root)? {
+        let why = format!("Rust's target {TARGET} is missing: rustup target add {TARGET}");
+        return Ok(Err(Trouble::NoTarget(why)));
+    }
+    // In one go: what the command and the tests share is then built once.
+    let mut build = cargo(root);
+    build.args(["build", "--target", TARGET, "--package", "pgmap-cli", "--package", "pgmap"]);
+    build.args(["--bin", "pgmap", "--message-format=json"]);
+    build.args(TESTS.iter().flat_map(|test| ["--test", test]));
+    println!("$ {}", shown(&build));
+    let built = build.stderr(Stdio::inherit()).output()?;
+    if !built.status.success() {
+        return Ok(Err(Trouble::DoesNotBuild));
+    }
+    let programs = executables(&String::from_utf8_lossy(&built.stdout));
+    Ok(Ok(programs))
+}
+
+/// Whether the compiler that cargo uses at `root` can make programs for [`TARGET`].
+fn has_target(root: &Path) -> io::Result<bool> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let mut command = Command::new(rustc);
+    command.current_dir(root).args(["--print", "target-libdir", "--target", TARGET]);
+    let output = command.output()?;
+    let folder = String::from_utf8_lossy(&output.stdout);
+    Ok(output.status.success() && Path::new(folder.trim()).is_dir())
+}
+
+/// The programs that cargo's messages name.
+fn executables(messages: &str) -> Vec<Program> {
+    let field = "\"executable\":\"";
+    let after = messages.lines().filter_map(|line| line.split_once(field));
+    let paths = after.filter_map(|(_, after)| after.split('"').next());
+    paths.filter_map(|path| Some(Program { name: plain_name(path)?, path: path.into() })).collect()
+}
+
+/// A program's name without the hash that cargo adds to those of tests.
+fn plain_name(path: &str) -> Option<String> {
+    let name = Path::new(path).file_name()?.to_str()?;
+    let is_hash = |text: &str| text.len() == 16 && text.chars().all(|c| c.is_ascii_hexdigit());
+    let plain = name.rsplit_once('-').filter(|(_, hash)| is_hash(hash)).map(|(plain, _)| plain);
+    Some(plain.unwrap_or(name).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_have_the_names_that_people_know() {
+        let messages = "{\"executable\":null}\n{\"executable\":\"/t/debug/pgmap\"}\n\
+                        {\"executable\":\"/t/deps/kill_soak-0123456789abcdef\"}\n";
+        let names: Vec<_> = executables(messages).into_iter().map(|program| program.name).collect();
+        assert_eq!(names, ["pgmap", "kill_soak"]);
+    }
+}
