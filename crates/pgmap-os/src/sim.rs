@@ -63,6 +63,6 @@ pub use machine::word;
 #[cfg(not(feature = "sim"))]
 pub(crate) use machine::{call, happened, listens, name_caller, ring, writable};
 #[cfg(feature = "sim")]
-pub use world::word;
-#[cfg(feature = "sim")]
 pub(crate) use world::{call, happened, listens, name_caller, peer, ring, wait, writable};
+#[cfg(feature = "sim")]
+pub use world::{changed, word};

@@ -1,6 +1,7 @@
 //! One run of a plan, from an empty directory to the last check.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -8,10 +9,11 @@ use std::rc::Rc;
 use pgmap_os::sim::World;
 use pgmap_os::{Access, MemoryFile, WriteMapping};
 
+use crate::books::Books;
 use crate::machine::{Machine, Panicked, Pid};
-use crate::model::{Model, fill};
-use crate::plan::{Fate, Plan};
-use crate::{client, owner};
+use crate::model::{Cut, Model, PAGE, fill};
+use crate::plan::{Fate, Op, Plan};
+use crate::{client, operator, owner};
 
 /// Steps in which everything that can end must end once nothing fails any more.
 const MAX_LAST_STEPS: u64 = 3_000_000;
@@ -52,10 +54,60 @@ pub struct Episode {
     pub has_operator_ended: Cell<bool>,
     /// How many owners there were.
     pub nr_owners: Cell<u32>,
-    /// How often files may have changed.
-    pub nr_changes: Cell<u64>,
-    /// Changes that are not known to be over. Of a client that was killed none ever is.
-    pub nr_under_way: Cell<u32>,
+    pub books: RefCell<Books>,
+    /// The owner's process, when it was started, and the last step at which it did not serve.
+    pub owner_pid: Cell<Pid>,
+    pub owner_from: Cell<u64>,
+    pub away_at: Cell<u64>,
+    pub does_serve: Cell<bool>,
+    /// Operations under way, and how many were begun.
+    nr_ops: Cell<u32>,
+    pub nr_ops_begun: Cell<u64>,
+    /// Who may hold frames.
+    holders: RefCell<Holders>,
+}
+
+/// Who may hold frames.
+#[derive(Default)]
+struct Holders {
+    /// How often now, and when it did last.
+    of: BTreeMap<Pid, (u32, u64)>,
+    /// Pins that are known: whose, since when, of which version, which of its pages.
+    pins: BTreeMap<u64, (Pid, u64, u64, Vec<u64>)>,
+    next_pin: u64,
+    /// Cuts under way that end although somebody holds what they take, and when one last ended.
+    nr_quarantines: u32,
+    quarantined_at: u64,
+    /// Whether frames may be held by somebody who was killed.
+    was_killed: bool,
+}
+
+/// An operation under way.
+pub struct Busy;
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let episode = episode();
+        episode.nr_ops.set(episode.nr_ops.get() - 1);
+    }
+}
+
+/// Frames that may be held.
+pub struct Holding {
+    pid: Pid,
+    pin: Option<u64>,
+}
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        let episode = episode();
+        let mut holders = episode.holders.borrow_mut();
+        if let Some(pin) = self.pin {
+            holders.pins.remove(&pin);
+        }
+        let of = holders.of.entry(self.pid).or_default();
+        *of = (of.0 - 1, episode.machine.steps());
+    }
 }
 
 thread_local! {
@@ -114,8 +166,14 @@ pub fn run(plan: &Plan, place: &Path, is_traced: bool) -> Outcome {
         may_quarantine: Cell::new(false),
         has_operator_ended: Cell::new(false),
         nr_owners: Cell::new(0),
-        nr_changes: Cell::new(0),
-        nr_under_way: Cell::new(0),
+        books: RefCell::default(),
+        owner_pid: Cell::new(0),
+        owner_from: Cell::new(0),
+        away_at: Cell::new(0),
+        does_serve: Cell::new(false),
+        nr_ops: Cell::new(0),
+        nr_ops_begun: Cell::new(0),
+        holders: RefCell::default(),
         plan: plan.clone(),
     });
     EPISODE.set(Some(Rc::clone(&episode)));
@@ -192,6 +250,7 @@ impl Episode {
                 });
             }
             self.complete_transfers(step);
+            self.look_at_owner();
             if !self.machine.is_alive(owner) && (self.plan.is_kept || self.nr_owners.get() == 0) {
                 owner = self.start_owner();
             }
@@ -232,8 +291,104 @@ impl Episode {
     fn start_owner(&self) -> Pid {
         self.is_owner_to_end.set(false);
         self.nr_owners.set(self.nr_owners.get() + 1);
-        self.nr_changes.set(self.nr_changes.get() + 1);
-        self.machine.start("owner", owner::run)
+        self.does_serve.set(false);
+        self.away_at.set(self.machine.steps());
+        self.owner_from.set(self.machine.steps());
+        let owner = self.machine.start("owner", owner::run);
+        self.owner_pid.set(owner);
+        owner
+    }
+
+    /// Takes note whether the owner serves.
+    pub fn look_at_owner(&self) {
+        let is_there = self.does_serve.get() && !self.is_owner_to_end.get();
+        if !is_there || !self.machine.is_alive(self.owner_pid.get()) {
+            self.away_at.set(self.machine.steps());
+        }
+    }
+
+    /// An operation begins.
+    pub fn begin_op(&self) -> Busy {
+        self.nr_ops.set(self.nr_ops.get() + 1);
+        self.nr_ops_begun.set(self.nr_ops_begun.get() + 1);
+        Busy
+    }
+
+    /// The calling party may hold frames from now on; some pages of a version for certain, which it pinned
+    /// after a step.
+    pub fn hold(&self, pin: Option<(u64, u64, Vec<u64>)>) -> Holding {
+        let pid = self.machine.running();
+        let mut holders = self.holders.borrow_mut();
+        holders.of.entry(pid).or_default().0 += 1;
+        let pin = pin.map(|(from, number, pages)| {
+            let is_certain = holders.nr_quarantines == 0 && holders.quarantined_at < from;
+            let pages = if is_certain { pages } else { Vec::new() };
+            holders.next_pin += 1;
+            let next = holders.next_pin;
+            holders.pins.insert(next, (pid, self.machine.steps(), number, pages));
+            next
+        });
+        Holding { pid, pin }
+    }
+
+    /// Whether a process may have held frames at `from` or later. A restarted owner knows no number of
+    /// one that has not connected again.
+    pub fn may_hold(&self, pid: Pid, from: u64) -> bool {
+        let holders = self.holders.borrow();
+        let mut of = holders.of.iter().filter(|&(&of, _)| pid == 0 || of == pid);
+        // That somebody was killed the owner hears later.
+        let is_known =
+            of.any(|(&of, &(nr, last))| nr > 0 || last >= from || !self.machine.is_alive(of));
+        // Who keeps no rules says it holds whatever it likes; so does the owner of whom it cannot see.
+        is_known || self.has_hostile() || self.plan.knobs.no_membarrier > 0
+    }
+
+    fn has_hostile(&self) -> bool {
+        self.plan.scripts.iter().flatten().any(|op| matches!(op, Op::Scribble { .. }))
+    }
+
+    /// Whether only the calling party is at work, and nobody holds anything.
+    pub fn is_quiet(&self) -> bool {
+        let holders = self.holders.borrow();
+        // The caller's own operation may take pins.
+        let nr_holders: u32 = holders.of.values().map(|of| of.0).sum();
+        self.nr_ops.get() == 1
+            && holders.pins.is_empty()
+            && nr_holders <= 1
+            && !holders.was_killed
+            && !self.has_hostile()
+            && self.plan.knobs.no_membarrier == 0
+            && !self.books.borrow().is_anybody_at_work(self.nr_owners.get())
+    }
+
+    /// A cut begins that ends although somebody holds what it takes: whoever does holds no part of a file
+    /// from then on. Which pins those are is known only of pins that were taken at another time.
+    pub fn begin_quarantine(&self) {
+        let mut holders = self.holders.borrow_mut();
+        holders.nr_quarantines += 1;
+        holders.pins.values_mut().for_each(|pin| pin.3.clear());
+    }
+
+    /// It ended, and will do nothing more.
+    pub fn end_quarantine(&self) {
+        let mut holders = self.holders.borrow_mut();
+        holders.nr_quarantines -= 1;
+        holders.quarantined_at = self.machine.steps();
+    }
+
+    /// A cut that began at `from` is over, and nobody held what was cut off: then nobody does.
+    pub fn check_cut_off(&self, name: &str, cut: Cut, from: u64) {
+        let Some(met) = self.model.borrow().met(name, from) else { return };
+        let gone = match cut {
+            Cut::Shorten(len) => len.div_ceil(PAGE)..u64::MAX,
+            Cut::Punch(from, to) => from / PAGE..to.div_ceil(PAGE),
+        };
+        for (pid, since, number, pages) in self.holders.borrow().pins.values() {
+            let has = pages.iter().any(|page| gone.contains(page));
+            if *number == met && *since < from && has {
+                self.fail(format!("{cut:?} of {name:?} is over, and {pid} holds it since {since}"));
+            }
+        }
     }
 
     fn befall(
@@ -247,7 +402,10 @@ impl Episode {
         let step = self.machine.steps();
         match fate {
             Fate::KillOwner => self.machine.kill(owner)?,
-            Fate::KillClient(client) => self.machine.kill(clients[usize::from(client)])?,
+            Fate::KillClient(client) => {
+                self.holders.borrow_mut().was_killed = true;
+                self.machine.kill(clients[usize::from(client)])?;
+            }
             Fate::EndOwner => self.is_owner_to_end.set(true),
             Fate::StopOwner { steps } => self.machine.stop(owner, steps.into()),
             Fate::StopClient { client, steps } => {
@@ -268,6 +426,7 @@ impl Episode {
             Fate::LosePower => {
                 self.machine.lose_power(&self.directory)?;
                 self.transfers.borrow_mut().clear();
+                self.books.borrow_mut().forget();
                 self.model.borrow_mut().power_failed(self.machine.steps());
             }
         }
@@ -372,7 +531,7 @@ impl Episode {
             return Ok(());
         }
         let (from, before) = (self.machine.steps(), self.nr_owners.get());
-        let operator = self.machine.start("operator", client::operate);
+        let operator = self.machine.start("operator", operator::operate);
         while self.machine.is_alive(operator) && !self.has_failed() {
             if !self.machine.is_alive(owner) {
                 if !self.plan.is_kept {
@@ -384,6 +543,7 @@ impl Episode {
                 let why = self.owner_error.borrow().clone();
                 self.fail(format!("no owner can serve the pool any more: {why:?}"));
             }
+            self.look_at_owner();
             let is_late = self.machine.steps() > from + MAX_LAST_STEPS;
             if !self.machine.turn()? || is_late {
                 let why = self.owner_error.borrow().clone();

@@ -8,11 +8,12 @@
 // UNSAFETY: a coroutine reaches its machine, and its own way out, by pointers.
 #![allow(unsafe_code)]
 
+mod world;
+
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
@@ -20,8 +21,7 @@ use std::path::{Path, PathBuf};
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 use pgmap::ThreadLanes;
-use pgmap_os::Ready;
-use pgmap_os::sim::{Ended, Happening, World};
+use pgmap_os::sim::{Ended, Happening};
 
 use crate::knobs::Knobs;
 
@@ -105,6 +105,8 @@ pub struct Machine {
     short_of_descriptors: Cell<Pid>,
     is_traced: bool,
     wrong: RefCell<Option<String>>,
+    /// System calls that failed because a plan says so: at which step, of whom, with which errno.
+    faults: RefCell<Vec<(u64, Pid, i32)>>,
 }
 
 /// Why a run ended early.
@@ -140,6 +142,7 @@ impl Machine {
             short_of_descriptors: Cell::new(0),
             is_traced,
             wrong: RefCell::new(None),
+            faults: RefCell::default(),
         }
     }
 
@@ -150,6 +153,28 @@ impl Machine {
 
     pub fn steps(&self) -> u64 {
         self.nr_steps.get()
+    }
+
+    /// Whether a call of `pid` failed with one of `errnos` at step `from` or later.
+    pub fn has_failed_since(&self, from: u64, pid: Pid, errnos: &[i32]) -> bool {
+        let faults = self.faults.borrow();
+        let late = faults.iter().rev().take_while(|&&(at, ..)| at >= from);
+        late.into_iter().any(|&(_, of, errno)| of == pid && errnos.contains(&errno))
+    }
+
+    /// Until which step a process is or was stopped.
+    pub fn stopped_until(&self, pid: Pid) -> u64 {
+        self.books.borrow().processes.get(&pid).map_or(0, |own| own.stopped_until)
+    }
+
+    /// The process that runs.
+    pub fn running(&self) -> Pid {
+        self.current_pid.get()
+    }
+
+    /// The time in nanoseconds.
+    pub fn time_ns(&self) -> u64 {
+        self.now_ns.get()
     }
 
     pub fn below(&self, limit: u64) -> u64 {
@@ -168,7 +193,7 @@ impl Machine {
             self.is_disk_broken.set(false);
             self.short_of_descriptors.set(0);
             for process in self.books.borrow_mut().processes.values_mut() {
-                process.stopped_until = 0;
+                process.stopped_until = process.stopped_until.min(self.nr_steps.get());
             }
         }
     }
@@ -516,176 +541,4 @@ fn said(payload: &(dyn Any + Send)) -> String {
         .cloned()
         .or_else(|| payload.downcast_ref::<&str>().map(|&text| text.to_owned()))
         .unwrap_or_else(|| "a panic without words".to_owned())
-}
-
-impl World for Machine {
-    #[inline]
-    fn step(&self, what: &'static str) {
-        let step = self.nr_steps.get() + 1;
-        self.nr_steps.set(step);
-        self.now_ns.set(self.now_ns.get() + u64::from(self.knobs.get().step_ns));
-        if self.is_traced && what != "word" {
-            self.note(|| format!("  {what}"));
-        }
-        if step >= self.until_step.get() && !self.is_ended() {
-            self.suspend(None);
-        }
-    }
-
-    fn fault(&self, name: &'static str) -> Option<i32> {
-        if !self.has_faults.get() || self.current.get() == 0 {
-            return None;
-        }
-        let knobs = self.knobs.get();
-        let takes_room =
-            matches!(name, "fallocate" | "pwrite" | "open" | "mkdir" | "rename" | "bind");
-        let takes_descriptor =
-            matches!(name, "open" | "dup" | "memfd_create" | "accept" | "connect");
-        let errno = match name {
-            _ if takes_room && self.is_disk_full.get() && name != "open" => libc::ENOSPC,
-            "pwrite" | "fdatasync" | "pread" | "fallocate" if self.is_disk_broken.get() => {
-                libc::EIO
-            }
-            _ if takes_descriptor && self.short_of_descriptors.get() == self.current_pid.get() => {
-                libc::EMFILE
-            }
-            "pwrite" | "fallocate" if self.happens(knobs.no_space) => libc::ENOSPC,
-            "pwrite" | "fdatasync" | "pread" if self.happens(knobs.io_error) => libc::EIO,
-            "sendmsg" if self.happens(knobs.full_socket) => libc::EAGAIN,
-            "mmap" | "clone" if self.happens(knobs.no_memory) => libc::ENOMEM,
-            "membarrier" if self.happens(knobs.no_membarrier) => libc::EPERM,
-            _ => return None,
-        };
-        self.note(|| format!("  {name} fails with errno {errno}"));
-        Some(errno)
-    }
-
-    fn is_ended(&self) -> bool {
-        self.is_ended.get() || std::thread::panicking()
-    }
-
-    fn now_ns(&self) -> u64 {
-        if self.is_ended() {
-            // Whoever unwinds waits for nothing any more.
-            self.now_ns.set(self.now_ns.get() + 1_000_000);
-        }
-        self.now_ns.get()
-    }
-
-    fn wait(&self, until_ns: Option<u64>, what: Happening) {
-        let seen = match what {
-            Happening::Lock => {
-                let books = self.books.borrow();
-                books.processes.get(&self.current_pid.get()).map_or(0, |own| own.nr_lock_events)
-            }
-            Happening::Descriptor => self.nr_descriptor_events.get(),
-        };
-        self.nr_steps.set(self.nr_steps.get() + 1);
-        self.suspend(Some(Wait { until_ns, what, seen }));
-    }
-
-    fn happened(&self, what: Happening) {
-        match what {
-            Happening::Lock => {
-                let mut books = self.books.borrow_mut();
-                if let Some(process) = books.processes.get_mut(&self.current_pid.get()) {
-                    process.nr_lock_events += 1;
-                }
-            }
-            Happening::Descriptor => {
-                self.nr_descriptor_events.set(self.nr_descriptor_events.get() + 1);
-            }
-        }
-    }
-
-    fn locked(&self, is_taken: bool) {
-        if let Some(thread) = self.books.borrow_mut().threads.get_mut(&self.current.get()) {
-            thread.nr_locks = match is_taken {
-                true => thread.nr_locks + 1,
-                false => thread.nr_locks.saturating_sub(1),
-            };
-        }
-    }
-
-    fn pid(&self) -> i32 {
-        self.current_pid.get()
-    }
-
-    fn random(&self) -> u64 {
-        self.chance.borrow_mut().u64(..)
-    }
-
-    fn spawn(&self, run: Run) -> u64 {
-        self.start_thread(self.current_pid.get(), run)
-    }
-
-    fn thread(&self) -> u64 {
-        self.current.get()
-    }
-
-    fn is_over(&self, thread: u64) -> bool {
-        !self.books.borrow().threads.contains_key(&thread)
-    }
-
-    fn pidfd(&self, pid: i32) -> Option<OwnedFd> {
-        let books = self.books.borrow();
-        books.processes.get(&pid)?.pidfd.as_ref()?.try_clone().ok()
-    }
-
-    fn listens(&self, path: &Path) {
-        self.books.borrow_mut().listeners.insert(path.to_owned(), self.current_pid.get());
-    }
-
-    fn listener(&self, path: &Path) -> Option<i32> {
-        self.books.borrow().listeners.get(path).copied()
-    }
-
-    fn arrange(&self, ready: &mut Vec<Ready>) {
-        if ready.len() > 1 {
-            self.chance.borrow_mut().shuffle(ready);
-            let knobs = self.knobs.get();
-            if self.happens(knobs.late_event) {
-                let kept = 1 + self.below(ready.len() as u64 - 1) as usize;
-                ready.truncate(kept);
-            }
-        }
-    }
-
-    fn is_ring_lost(&self) -> bool {
-        self.has_faults.get() && self.happens(self.knobs.get().lost_ring)
-    }
-
-    fn has_membarrier(&self) -> bool {
-        let books = self.books.borrow();
-        books.processes.get(&self.current_pid.get()).is_none_or(|process| process.has_membarrier)
-    }
-
-    fn synced(&self, file: BorrowedFd<'_>) {
-        let Ok(clone) = file.as_fd().try_clone_to_owned() else { return };
-        let file = std::fs::File::from(clone);
-        let Ok(metadata) = file.metadata() else { return };
-        let mut bytes = vec![0; metadata.len() as usize];
-        let read = std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0);
-        if read.is_ok() {
-            self.books.borrow_mut().durable.insert(metadata.ino(), bytes);
-        }
-    }
-
-    fn punched(&self, file: BorrowedFd<'_>, range: Range<u64>) {
-        let Ok(stat) = rustix::fs::fstat(file) else { return };
-        let mut books = self.books.borrow_mut();
-        if stat.st_ino == books.data_inode {
-            for page in range.start / 4096..range.end / 4096 {
-                *books.punched.entry(page).or_default() += 1;
-            }
-        }
-    }
-
-    fn failed(&self, what: &str) {
-        self.wrong.borrow_mut().get_or_insert_with(|| what.to_owned());
-    }
-
-    fn boot_id(&self) -> u128 {
-        self.boot.get()
-    }
 }

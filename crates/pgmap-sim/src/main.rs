@@ -1,14 +1,20 @@
 //! `pgmap-sim`: the shipped owner and clients in a simulated machine that breaks. `docs/simulation.md`
 //! explains it.
 
+mod books;
+mod changes;
 mod client;
 mod episode;
 mod knobs;
 mod machine;
+mod misdeeds;
 mod model;
+mod operator;
 mod owner;
 mod plan;
+mod reads;
 mod shrink;
+mod verdict;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};

@@ -50,7 +50,7 @@ impl Deed {
 pub enum Cut {
     /// All but so many bytes.
     Shorten(u64),
-    /// Pages from, to.
+    /// Bytes from, to.
     Punch(u64, u64),
 }
 
@@ -69,6 +69,14 @@ struct Removal {
     deed: Deed,
     /// The version that took the place of the others.
     by: Option<u64>,
+    /// The version that went, if others stayed for certain.
+    only: Option<u64>,
+}
+
+impl Removal {
+    fn concerns(&self, version: &Version) -> bool {
+        self.by != Some(version.number) && self.only.is_none_or(|only| only == version.number)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -93,7 +101,7 @@ impl Name {
         is_put
             && !self.removals.iter().any(|removal| {
                 // Certain only if the version was there before the removal began.
-                removal.by != Some(version.number)
+                removal.concerns(version)
                     && removal.deed.is_done_before(from)
                     && version.put.is_done_before(removal.deed.from)
             })
@@ -102,7 +110,7 @@ impl Name {
     fn must_be(&self, version: &Version, from: u64, to: u64, but: Option<u64>) -> bool {
         version.put.is_done_before(from)
             && !self.removals.iter().any(|removal| {
-                removal.by != Some(version.number)
+                removal.concerns(version)
                     && Some(removal.deed.from) != but
                     && removal.deed.from <= to
                     && !matches!(removal.deed.end, End::Refused(_))
@@ -153,6 +161,8 @@ pub struct Model {
     nr_versions: u64,
     /// Renamings of which it is not known whether they are over: from, to.
     renaming: Vec<(String, String, u64)>,
+    /// When owners ended, and when they had ended well.
+    ends: Vec<(u64, Option<u64>)>,
 }
 
 impl Model {
@@ -171,7 +181,7 @@ impl Model {
         let deed = Deed { from, end: End::Unknown };
         self.arrive(name, Version { number, len, put: deed, before: Vec::new() });
         if replaces {
-            self.of(name).removals.push(Removal { deed, by: Some(number) });
+            self.of(name).removals.push(Removal { deed, by: Some(number), only: None });
         }
     }
 
@@ -210,7 +220,7 @@ impl Model {
     /// Somebody asks to take away whatever a name stands for.
     pub fn remove(&mut self, name: &str, from: u64) {
         let deed = Deed { from, end: End::Unknown };
-        self.of(name).removals.push(Removal { deed, by: None });
+        self.of(name).removals.push(Removal { deed, by: None, only: None });
     }
 
     /// What became of the removal that began at `from`.
@@ -237,8 +247,8 @@ impl Model {
         let new = self.of(to);
         if replaces {
             // Which version comes is not certain, so neither is which others go.
-            new.removals
-                .push(Removal { deed: put, by: moved.first().map(|version| version.number) });
+            let by = moved.first().map(|version| version.number);
+            new.removals.push(Removal { deed: put, by, only: None });
         }
         moved.into_iter().for_each(|version| self.arrive(to, version));
         self.renaming.push((name.to_owned(), to.to_owned(), from));
@@ -284,12 +294,43 @@ impl Model {
         }
     }
 
-    /// The power failed at `at`: what was not synced may be gone.
+    /// The version that the cut that began at `from` met for certain.
+    pub fn met(&self, name: &str, from: u64) -> Option<u64> {
+        self.names.get(name)?.cuts.iter().find(|own| own.deed.from == from)?.met
+    }
+
+    /// The power failed at `at`. What was there when an owner last ended well stays. What came after
+    /// that is gone; of what came meanwhile nothing is known (ADR 0026, `Catalog::open_in`).
     pub fn power_failed(&mut self, at: u64) {
+        let born: BTreeMap<u64, Deed> = self
+            .names
+            .values()
+            .flat_map(|name| &name.versions)
+            .filter(|version| version.before.is_empty())
+            .map(|version| (version.number, version.put))
+            .collect();
         for name in self.names.values_mut() {
-            let deed = Deed { from: at, end: End::Unknown };
-            name.removals.push(Removal { deed, by: None });
+            for version in &name.versions {
+                let Some(put) = born.get(&version.number) else { continue };
+                let is_kept =
+                    self.ends.iter().any(|&(from, to)| to.is_some() && put.is_done_before(from));
+                if is_kept {
+                    continue;
+                }
+                let is_certain =
+                    self.ends.iter().all(|&(_, to)| to.is_some_and(|to| to < put.from));
+                let end = if is_certain { End::Done(at) } else { End::Unknown };
+                let deed = Deed { from: at, end };
+                let only = Some(version.number);
+                name.removals.push(Removal { deed, by: None, only });
+            }
         }
+    }
+
+    /// An owner began to end at `from`, and had ended well at `to`.
+    pub fn owner_ended(&mut self, from: u64, to: Option<u64>) {
+        self.ends.retain(|&(began, _)| began != from);
+        self.ends.push((from, to));
     }
 
     /// A reader looked from `from` to `to` and found these bytes. Answers with their version.
@@ -346,7 +387,7 @@ impl Model {
             let page = page as u64;
             let punches = || {
                 self.cuts_of(version).filter(move |own| {
-                    matches!(own.cut, Cut::Punch(start, end) if (start..end).contains(&page))
+                    matches!(own.cut, Cut::Punch(start, end) if (start / PAGE..end.div_ceil(PAGE)).contains(&page))
                 })
             };
             if is_pattern(bytes, number, page) {
@@ -453,6 +494,15 @@ impl Model {
     pub fn may_be(&self, name: &str, from: u64, to: u64) -> bool {
         let Some(known) = self.names.get(name) else { return false };
         known.versions.iter().any(|version| known.may_be(version, from, to))
+    }
+
+    /// The names under which something may be, and the longest that it may be.
+    pub fn lengths(&self, from: u64, to: u64) -> Vec<(&str, u64)> {
+        let longest = |known: &Name| {
+            let there = known.versions.iter().filter(|version| known.may_be(version, from, to));
+            there.map(|version| version.len).max()
+        };
+        self.names.iter().filter_map(|(name, known)| Some((&**name, longest(known)?))).collect()
     }
 
     /// All names that were ever used.

@@ -38,11 +38,19 @@ fn serve(episode: &Episode) -> Result<(), Error> {
     episode.made();
     let owner = Owner::start(pool)?;
     owner.serve(&episode.socket)?;
+    episode.does_serve.set(true);
     episode.machine.note(|| "serves".to_owned());
     while !episode.is_owner_to_end.get() {
         pgmap_os::thread::sleep(LOOK);
     }
     episode.machine.note(|| "stops".to_owned());
+    let from = episode.machine.steps();
+    episode.model.borrow_mut().owner_ended(from, None);
     drop(owner);
+    // It says to its log only if it could not put its end on record.
+    let errnos = [libc::ENOSPC, libc::EIO, libc::ENOMEM, libc::EMFILE];
+    if !episode.machine.has_failed_since(from, episode.machine.running(), &errnos) {
+        episode.model.borrow_mut().owner_ended(from, Some(episode.machine.steps()));
+    }
     Ok(())
 }

@@ -27,11 +27,16 @@ pub enum Op {
     },
     /// Creates files and gives them up.
     Draft {
-        pages: u8,
+        pages: u32,
         files: u8,
     },
     /// Reads a file, and holds it for so many steps.
     Get {
+        name: u8,
+        steps: u32,
+    },
+    /// As `Get`, for long.
+    Lease {
         name: u8,
         steps: u32,
     },
@@ -61,6 +66,18 @@ pub enum Op {
         deadline_ms: u32,
         quarantine: bool,
     },
+    /// As `Punch`, of any bytes.
+    PunchBytes {
+        name: u8,
+        from: u32,
+        to: u32,
+        deadline_ms: u32,
+        quarantine: bool,
+    },
+    /// Calls off whatever cut of a file waits.
+    CallOff {
+        name: u8,
+    },
     List,
     Who,
     Stat,
@@ -85,17 +102,16 @@ pub enum Op {
 }
 
 impl Op {
-    /// Whether it may change a file.
-    pub const fn is_change(self) -> bool {
-        !matches!(
+    /// Whether it takes pins.
+    pub const fn takes_pins(self) -> bool {
+        matches!(
             self,
-            Self::Get { .. }
+            Self::Put { .. }
+                | Self::PutByDevice { .. }
+                | Self::Draft { .. }
+                | Self::Get { .. }
+                | Self::Lease { .. }
                 | Self::Open { .. }
-                | Self::List
-                | Self::Who
-                | Self::Stat
-                | Self::Sleep { .. }
-                | Self::Fork { .. }
         )
     }
 }
@@ -138,6 +154,9 @@ pub struct Plan {
     pub max_files: u32,
     /// Whether the pool lies in a directory, and so outlives its owner.
     pub is_kept: bool,
+    /// Whether clients let go of what is wanted back.
+    #[serde(default)]
+    pub is_polite: bool,
     /// Threads of each client.
     pub threads: u8,
     /// What each client does.
@@ -152,7 +171,7 @@ impl Plan {
         let mut chance = fastrand::Rng::with_seed(seed);
         let knobs = Knobs::draw(&mut chance);
         let is_kept = chance.u32(0..8) != 0;
-        let pool_pages = [24, 48, 96, 256, 1024][chance.usize(0..5)];
+        let pool_pages = [24, 48, 96, 96, 256, 256, 1024, 1024, 1024, 3072][chance.usize(0..10)];
         let nr_clients = chance.usize(1..=4);
         let nr_ops = (nr_steps / 400).max(4) as usize;
         let keeps_no_rules = nr_clients > 1 && chance.u32(0..4) == 0;
@@ -189,6 +208,7 @@ impl Plan {
             pool_pages,
             max_files: [4, 16, 64][chance.usize(0..3)],
             is_kept,
+            is_polite: chance.u32(0..3) == 0,
             threads: chance.u8(1..=2),
             scripts,
             fates,
@@ -199,7 +219,7 @@ impl Plan {
 /// What a client does that keeps no rules: none of it may concern others.
 fn draw_misdeed(chance: &mut fastrand::Rng) -> Op {
     match chance.u32(0..5) {
-        0 => Op::Draft { pages: chance.u8(0..8), files: chance.u8(1..=4) },
+        0 => Op::Draft { pages: chance.u32(0..8), files: chance.u8(1..=4) },
         1 => Op::Babble { messages: chance.u8(1..=8) },
         2 => Op::Sleep { ms: chance.u32(0..400) },
         _ => Op::Scribble { words: chance.u8(..) },
@@ -228,12 +248,17 @@ fn draw_fate(
     })
 }
 
+/// A byte near the start, or the end, of a page.
+fn draw_edge(chance: &mut fastrand::Rng) -> u32 {
+    chance.u32(0..8) * 4096 + [0, 0, 0, 1, 4095][chance.usize(0..5)]
+}
+
 /// How often a run has each kind of operation.
-struct Weights([u32; 16]);
+struct Weights([u32; 19]);
 
 impl Weights {
     fn draw(chance: &mut fastrand::Rng) -> Self {
-        let most = [30, 15, 5, 30, 10, 10, 10, 2, 2, 2, 1, 4, 2, 6, 6, 2];
+        let most = [30, 15, 5, 30, 10, 10, 10, 4, 2, 4, 1, 4, 2, 6, 6, 2, 6, 4, 4];
         let mut weights =
             most.map(|most| if chance.u32(0..3) == 0 { 0 } else { chance.u32(1..=most) });
         // Without files nothing happens.
@@ -252,6 +277,8 @@ impl Weights {
         let pages = match chance.u32(0..12) {
             0 => 0,
             1 => (pool_pages / 2).min(600),
+            // More than there is, now and then.
+            5 if chance.u32(0..4) == 0 => pool_pages * chance.u32(1..=8) / 4,
             2..=4 => chance.u32(1..=16),
             _ => chance.u32(1..=3),
         };
@@ -263,7 +290,7 @@ impl Weights {
         match kind {
             0 => Op::Put { name, len, replace: chance.bool() },
             1 => Op::PutByDevice { name, pages: pages.clamp(1, 40) as u8, steps },
-            2 => Op::Draft { pages: pages.min(40) as u8, files: chance.u8(1..=4) },
+            2 => Op::Draft { pages, files: chance.u8(1..=4) },
             3 => Op::Get { name, steps },
             4 => Op::Unlink { name },
             5 => Op::Truncate { name, len: len / 2, deadline_ms, quarantine },
@@ -279,7 +306,13 @@ impl Weights {
             12 => Op::Leave,
             13 => Op::Rename { name, to: chance.u8(0..names), replace: chance.bool() },
             14 => Op::Open { name, steps },
-            _ => Op::Fork { steps },
+            15 => Op::Fork { steps },
+            16 => Op::Lease { name, steps },
+            17 => {
+                let (from, to) = (draw_edge(chance), draw_edge(chance));
+                Op::PunchBytes { name, from, to, deadline_ms, quarantine }
+            }
+            _ => Op::CallOff { name },
         }
     }
 }

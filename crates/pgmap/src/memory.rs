@@ -245,26 +245,55 @@ enum Behind {
 pub struct Writable {
     mapping: WriteMapping,
     behind: Behind,
+    /// What they are, for the trace of a simulation.
+    #[cfg(feature = "sim")]
+    name: &'static str,
 }
 
 impl Writable {
     /// Words of `mapping`, all of which have memory. Discarding stores zeros.
     #[must_use]
     pub const fn new(mapping: WriteMapping) -> Self {
-        Self { mapping, behind: Behind::Memory }
+        Self {
+            mapping,
+            behind: Behind::Memory,
+            #[cfg(feature = "sim")]
+            name: "word",
+        }
     }
 
     /// Words of `mapping`, which begins at `offset` of the memfd `file`.
     #[must_use]
     pub const fn over_memory(mapping: WriteMapping, file: Arc<MemoryFile>, offset: u64) -> Self {
-        Self { mapping, behind: Behind::Unlimited(file, offset) }
+        Self {
+            mapping,
+            behind: Behind::Unlimited(file, offset),
+            #[cfg(feature = "sim")]
+            name: "word",
+        }
     }
 
     /// Words of `mapping`, which begins at `offset` of `file`, in a file system that may be full.
     #[must_use]
     pub fn over_file(mapping: WriteMapping, file: Arc<MemoryFile>, offset: u64) -> Self {
         let room = Room::new(file, offset, mapping.len_bytes());
-        Self { mapping, behind: Behind::Limited(room) }
+        Self {
+            mapping,
+            behind: Behind::Limited(room),
+            #[cfg(feature = "sim")]
+            name: "word",
+        }
+    }
+
+    /// The same words, called `name` in the trace of a simulation.
+    #[must_use]
+    #[cfg_attr(not(feature = "sim"), allow(unused_mut, unused_variables))]
+    pub const fn named(mut self, name: &'static str) -> Self {
+        #[cfg(feature = "sim")]
+        {
+            self.name = name;
+        }
+        self
     }
 }
 
@@ -275,13 +304,32 @@ type WritableWord<'w> = &'w AtomicU64;
 /// A word that this process writes, where others may run before each load and store.
 #[cfg(feature = "sim")]
 #[derive(Clone, Copy, Debug)]
-pub struct WritableWord<'w>(&'w AtomicU64);
+pub struct WritableWord<'w> {
+    word: &'w AtomicU64,
+    name: &'static str,
+    index: usize,
+}
+
+#[cfg(feature = "sim")]
+impl WritableWord<'_> {
+    /// Tells the trace of a simulation that the word was changed.
+    fn changed(self, old: u64, new: u64) {
+        if old == new {
+            return;
+        }
+        let say = |word: u64| match self.name {
+            "descriptor" => format!("{:?}", pgmap_mm::descriptor::Descriptor::from_bits(word)),
+            _ => format!("{word:#x}"),
+        };
+        sim::changed(|| format!("{} {}: {} -> {}", self.name, self.index, say(old), say(new)));
+    }
+}
 
 #[cfg(feature = "sim")]
 impl ReadWord for WritableWord<'_> {
     fn load(self, order: Ordering) -> u64 {
         sim::word();
-        self.0.load(order)
+        self.word.load(order)
     }
 }
 
@@ -289,7 +337,10 @@ impl ReadWord for WritableWord<'_> {
 impl WriteWord for WritableWord<'_> {
     fn store(self, value: u64, order: Ordering) {
         if sim::word() {
-            self.0.store(value, order);
+            // Relaxed: for people only.
+            let old = self.word.load(Ordering::Relaxed);
+            self.word.store(value, order);
+            self.changed(old, value);
         }
     }
 }
@@ -299,7 +350,7 @@ impl Writable {
     fn at(&self, index: usize) -> WritableWord<'_> {
         let word = &self.mapping.words()[index];
         #[cfg(feature = "sim")]
-        let word = WritableWord(word);
+        let word = WritableWord { word, name: self.name, index };
         word
     }
 }
@@ -339,7 +390,10 @@ impl WriteWords for Writable {
         if !sim::word() {
             return 0;
         }
-        self.mapping.words()[index].fetch_or(bits, order)
+        let old = self.mapping.words()[index].fetch_or(bits, order);
+        #[cfg(feature = "sim")]
+        self.at(index).changed(old, old | bits);
+        old
     }
 
     fn reserve(&self, range: Range<usize>) -> bool {
@@ -399,7 +453,10 @@ impl WriteCounts for WritableCounts {
         if !sim::word() {
             return 0;
         }
-        self.mapping.counts()[index].fetch_add(by, order)
+        let old = self.mapping.counts()[index].fetch_add(by, order);
+        #[cfg(feature = "sim")]
+        sim::changed(|| format!("count {index}: {old} -> {}", old.wrapping_add(by)));
+        old
     }
 
     #[inline]
@@ -407,7 +464,10 @@ impl WriteCounts for WritableCounts {
         if !sim::word() {
             return 1;
         }
-        self.mapping.counts()[index].fetch_sub(by, order)
+        let old = self.mapping.counts()[index].fetch_sub(by, order);
+        #[cfg(feature = "sim")]
+        sim::changed(|| format!("count {index}: {old} -> {}", old.wrapping_sub(by)));
+        old
     }
 
     fn reserve(&self, range: Range<usize>) -> bool {

@@ -77,6 +77,9 @@ pub trait World {
     /// Something is wrong in the calling process.
     fn failed(&self, what: &str);
 
+    /// A word that others can see was changed: `what` says which, and how, for people.
+    fn changed(&self, what: &dyn Fn() -> String);
+
     /// The identity of the machine's present run, as [`crate::identity::boot_id`] has it.
     fn boot_id(&self) -> u128;
 }
@@ -156,6 +159,12 @@ pub fn word() -> bool {
         true
     })
     .unwrap_or(true)
+}
+
+/// A word that others can see was changed, as `what` says if anybody reads it.
+#[inline]
+pub fn changed(what: impl Fn() -> String) {
+    with(|world| world.changed(&what));
 }
 
 /// A doorbell is about to be rung. False if nobody will hear it.

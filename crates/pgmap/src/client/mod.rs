@@ -183,7 +183,7 @@ impl Client {
         let vmemmap = Vmemmap::new(layout, Readable(vmemmap))
             .ok_or_else(|| odd("descriptors that are too short"))?;
         let side = ProcessSide::new(
-            Writable::over_file(words, Arc::clone(&ledger), 0),
+            Writable::over_file(words, Arc::clone(&ledger), 0).named("ledger word"),
             WritableCounts::over_file(counts, ledger, parts.words_bytes),
             vmemmap,
             welcome.barrier_mode(),

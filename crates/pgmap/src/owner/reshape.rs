@@ -17,6 +17,9 @@ use crate::wire::{Reply, Shape};
 
 impl From<ReshapeError> for Refusal {
     fn from(error: ReshapeError) -> Self {
+        if matches!(error, ReshapeError::NoDescriptors { .. }) {
+            return Self::NoMemory { why: error.to_string() };
+        }
         Self::Denied { why: error.to_string(), errno: error.errno() }
     }
 }

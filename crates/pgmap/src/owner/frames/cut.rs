@@ -59,8 +59,9 @@ impl PoolFrames {
     /// each extent that loses a part. What goes stays Live until the caller retires it.
     ///
     /// # Errors
-    /// [`Refusal::TooMuch`] for too many extents, [`Refusal::IndexFull`], [`Refusal::Invalid`] for a
-    /// folio that cannot be split, and what taking a stamp can fail with. Nothing is changed then.
+    /// [`Refusal::TooMuch`] for too many extents, [`Refusal::IndexFull`], [`Refusal::NoMemory`] for
+    /// descriptors, [`Refusal::Denied`] for a folio that cannot be split, and what taking a stamp can
+    /// fail with. Nothing is changed then.
     pub(crate) fn begin_cut(
         &mut self,
         name: &FileName,
@@ -106,8 +107,7 @@ impl PoolFrames {
                 && to < level
             {
                 // Takes memory for the descriptors, too.
-                let planned = self.folios.plan_split(pfn, to);
-                planned.map_err(|error| Refusal::Invalid { why: error.to_string() })?;
+                self.folios.plan_split(pfn, to)?;
             }
         }
         Ok(())

@@ -113,25 +113,27 @@ impl PoolFrames {
     /// [`Error::Os`] when the pool cannot be mapped, [`Error::BadPool`] when a file is too short.
     pub(crate) fn open(pool: &Arc<Pool>) -> Result<Self, Error> {
         let bad = |why: &str| Error::BadPool { pool: pool.name(), why: why.into() };
-        let map = |file: &Arc<pgmap_os::MemoryFile>, start: u64, nr_words: usize| {
+        let map = |name, file: &Arc<pgmap_os::MemoryFile>, start: u64, nr_words: usize| {
             let mapping = WriteMapping::map(file, start, nr_words as u64 * 8)?;
             mapping.advise_dont_fork()?;
             let file = Arc::clone(file);
-            Ok::<_, Error>(match pool.directory() {
+            let words = match pool.directory() {
                 Some(_) => Writable::over_file(mapping, file, start),
                 None => Writable::over_memory(mapping, file, start),
-            })
+            };
+            Ok::<_, Error>(words.named(name))
         };
         let no_room = || {
             bad("its file system has no room for descriptors and index; make some, or enlarge it")
         };
         let vmemmap_start = pool.head.map_or(0, |head| head.vmemmap_start);
-        let vmemmap_words = map(&pool.vmemmap, vmemmap_start, pool.vmemmap_layout.nr_words())?;
+        let vmemmap_words =
+            map("descriptor", &pool.vmemmap, vmemmap_start, pool.vmemmap_layout.nr_words())?;
         let is_there = vmemmap_words.reserve(pool.vmemmap_layout.always_used());
         is_there.then_some(()).ok_or_else(no_room)?;
         let vmemmap = Vmemmap::new(pool.vmemmap_layout, vmemmap_words)
             .ok_or_else(|| bad("its descriptor file is too short"))?;
-        let index_words = map(&pool.index, 0, pool.index_layout.nr_words())?;
+        let index_words = map("index word", &pool.index, 0, pool.index_layout.nr_words())?;
         let is_there = index_words.reserve(pool.index_layout.always_used());
         is_there.then_some(()).ok_or_else(no_room)?;
         let seed = pgmap_os::identity::random_u64();

@@ -1,0 +1,91 @@
+//! The operator, who looks at a pool that everybody has left.
+
+use pgmap::{Client, ConnectOptions, Error, Refusal};
+
+use crate::client::AGAIN;
+use crate::episode::{Episode, episode};
+use crate::reads::{check_sums, tail_of};
+
+/// Looks at a pool that everybody has left: nothing is lost, nothing is left over.
+pub fn operate() {
+    let episode = episode();
+    let client = loop {
+        let options = ConnectOptions::new();
+        match Client::connect_with(&episode.socket, &options) {
+            Ok(client) => break client,
+            Err(error) => episode.machine.note(|| format!("cannot attach: {error}")),
+        }
+        pgmap_os::thread::sleep(AGAIN);
+    };
+    let settled = settle(&episode, &client);
+    if let Err(error) = settled {
+        episode.fail(format!("the operator: {error}"));
+    }
+    episode.has_operator_ended.set(true);
+}
+
+fn settle(episode: &Episode, client: &Client) -> Result<(), Error> {
+    // An owner that had no memory or disk for something tries again.
+    pgmap_os::thread::sleep(AGAIN * 4);
+    let info = loop {
+        let info = client.pool_stat()?;
+        let is_at_rest =
+            info.reserved_bytes == 0 && info.draining_bytes == 0 && info.nr_clients == 1;
+        if is_at_rest {
+            break info;
+        }
+        if let Some(why) = episode.owner_error.borrow().as_ref() {
+            episode.machine.note(|| format!("the owner was away: {why}"));
+        }
+        episode.machine.note(|| format!("not at rest: {info:?}"));
+        pgmap_os::thread::sleep(AGAIN);
+    };
+    let list = client.list()?;
+    let allocated: u64 = list.iter().map(|file| file.allocated_bytes).sum();
+    episode.check(check_sums(&info));
+    if allocated != info.live_bytes {
+        episode.fail(format!("{allocated} bytes of files: {info:?}"));
+    }
+    if info.quarantined_bytes > 0 && !episode.may_quarantine.get() {
+        episode.fail(format!("frames are out of use without a reason: {info:?}"));
+    }
+    let mut names = episode.model.borrow().names();
+    for file in &list {
+        let name = String::from_utf8_lossy(file.name.as_bytes()).into_owned();
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    for name in names {
+        let from = episode.machine.steps();
+        match client.get(&name) {
+            Ok(pin) => {
+                let bytes = pin.to_vec()?;
+                let to = episode.machine.steps();
+                let found = episode.model.borrow().found(&name, &bytes, from, to);
+                episode.check(found.map(drop));
+                if tail_of(episode, &pin).iter().any(|&byte| byte != 0) {
+                    episode.fail(format!("{name:?} is not zero behind its end"));
+                }
+            }
+            Err(Error::Refused(Refusal::NotFound { .. })) => {
+                let missed =
+                    episode.model.borrow().missed(&name, from, episode.machine.steps(), None);
+                episode.check(missed);
+            }
+            Err(error) => episode.fail(format!("{name:?} cannot be read at the end: {error}")),
+        }
+        let _removed = client.unlink(&name);
+    }
+    let info = loop {
+        let info = client.pool_stat()?;
+        if info.live_bytes == 0 && info.draining_bytes == 0 {
+            break info;
+        }
+        pgmap_os::thread::sleep(AGAIN);
+    };
+    if info.free_bytes + info.quarantined_bytes != info.size_bytes {
+        episode.fail(format!("frames are lost: {info:?}"));
+    }
+    Ok(())
+}

@@ -1,0 +1,371 @@
+//! Whether a refusal can be justified.
+//!
+//! An error is believed only if its cause was there: a fault that was injected meanwhile, an owner that
+//! was away, time that has passed, somebody who was in the way. Anything else is a finding.
+
+use pgmap::{Error, Holder, PinError, Refusal};
+
+use crate::episode::Episode;
+use crate::machine::Pid;
+use crate::model::{End, PAGE};
+
+/// Errors that a file system gives.
+const DISK: [i32; 3] = [libc::ENOSPC, libc::EIO, libc::ENOMEM];
+/// All that is injected.
+const ANY: [i32; 6] =
+    [libc::ENOSPC, libc::EIO, libc::ENOMEM, libc::EMFILE, libc::EAGAIN, libc::EPERM];
+/// How many turns a thread may have to wait for one of its own.
+const MAX_TURNS: u64 = 600;
+/// What a wait takes beside that.
+const MOMENT_MS: u64 = 60;
+/// The owner's clock counts whole milliseconds.
+const NS_PER_MS: u64 = 1_000_000;
+
+/// What somebody asks for, and what beside the surroundings may be in the way of it.
+#[derive(Clone, Copy, Debug)]
+pub enum Verb<'a> {
+    /// To put so many bytes under a name.
+    Put(&'a str, u64),
+    /// To reserve so many bytes in so many files.
+    Draft(u64, u64),
+    Unlink(&'a str),
+    Rename(&'a str, &'a str),
+    /// To cut, within so many milliseconds.
+    Cut(&'a str, u64),
+    CallOff(&'a str),
+    /// To find and pin a file.
+    Pin(&'a str),
+    /// To pin it for long.
+    Lease(&'a str),
+    /// To look at files or the pool.
+    Look,
+    Attach,
+}
+
+/// When something was asked, by whom and of which owner.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    pub from: u64,
+    pub owner: u32,
+    from_ns: u64,
+    pid: Pid,
+    /// Whether nobody else was at work, and nobody had anything.
+    was_quiet: bool,
+    nr_begun: u64,
+}
+
+impl Asked {
+    pub fn now(episode: &Episode) -> Self {
+        Self {
+            from: episode.machine.steps(),
+            owner: episode.nr_owners.get(),
+            from_ns: episode.machine.time_ns(),
+            pid: episode.machine.running(),
+            was_quiet: episode.is_quiet(),
+            nr_begun: episode.nr_ops_begun.get(),
+        }
+    }
+
+    /// How it ended. A client asks again if the owner went meanwhile, which may have done it before: a
+    /// refusal says nothing then.
+    pub fn end<T>(&self, episode: &Episode, result: &Result<T, Error>) -> End {
+        let now = episode.machine.steps();
+        match result {
+            Ok(_) => End::Done(now),
+            Err(error) if is_refused(error) && self.owner == episode.nr_owners.get() => {
+                End::Refused(now)
+            }
+            Err(_) => End::Unknown,
+        }
+    }
+
+    /// Whether nobody else was at work meanwhile, and nobody had anything.
+    pub fn is_quiet(&self, episode: &Episode) -> bool {
+        self.was_quiet && self.nr_begun == episode.nr_ops_begun.get() && !self.was_away(episode)
+    }
+
+    /// Whether the owner was not there to serve for a while.
+    fn was_away(&self, episode: &Episode) -> bool {
+        episode.look_at_owner();
+        self.owner != episode.nr_owners.get() || episode.away_at.get() >= self.from
+    }
+
+    /// Whether somebody was stopped.
+    fn was_stopped(&self, episode: &Episode) -> bool {
+        let pids = [self.pid, episode.owner_pid.get()];
+        pids.iter().any(|&pid| episode.machine.stopped_until(pid) >= self.from)
+    }
+
+    fn elapsed_ns(&self, episode: &Episode) -> u64 {
+        episode.machine.time_ns() - self.from_ns
+    }
+
+    /// Whether the owner could not do something for want of memory, of disk, of descriptors.
+    fn owner_lacked(&self, episode: &Episode, errnos: &[i32]) -> bool {
+        episode.machine.has_failed_since(self.from, episode.owner_pid.get(), errnos)
+    }
+
+    fn self_lacked(&self, episode: &Episode, errnos: &[i32]) -> bool {
+        episode.machine.has_failed_since(self.from, self.pid, errnos)
+    }
+
+    /// Whether it took longer than a call may that waits for at most `limit_ms`, or ended early because
+    /// of a deadline that had not passed.
+    pub fn check_time<T>(
+        &self,
+        episode: &Episode,
+        limit_ms: u64,
+        result: &Result<T, Error>,
+    ) -> Result<(), String> {
+        let elapsed_ns = self.elapsed_ns(episode);
+        let waited_ms = match result {
+            Err(Error::TimedOut { waited_ms, .. }) => Some(*waited_ms),
+            Err(Error::Refused(Refusal::Held { waited_ms, .. })) => Some(*waited_ms),
+            _ => None,
+        };
+        if let Some(waited_ms) = waited_ms
+            && elapsed_ns + NS_PER_MS < waited_ms * NS_PER_MS
+        {
+            return Err(format!("{waited_ms} ms are said to have passed after {elapsed_ns} ns"));
+        }
+        if self.was_stopped(episode) || self.was_away(episode) {
+            return Ok(());
+        }
+        if elapsed_ns > limit_ms * NS_PER_MS + slack_ns(episode) {
+            return Err(format!("a call of at most {limit_ms} ms took {elapsed_ns} ns"));
+        }
+        Ok(())
+    }
+
+    /// Whether `error` has a cause.
+    pub fn check<T>(
+        &self,
+        episode: &Episode,
+        verb: Verb<'_>,
+        result: &Result<T, Error>,
+    ) -> Result<(), String> {
+        let Err(error) = result else { return Ok(()) };
+        let is_justified = match error {
+            Error::OwnerGone { .. } => {
+                // Who is refused at the door hears why only if there is room for it.
+                let is_at_door = matches!(verb, Verb::Attach);
+                self.was_away(episode)
+                    || self.was_stopped(episode)
+                    || self.owner_lacked(episode, &[libc::EMFILE])
+                    || is_at_door && self.owner_lacked(episode, &[libc::EAGAIN])
+            }
+            Error::TimedOut { .. } => true,
+            Error::Os(_) => {
+                self.self_lacked(episode, &ANY)
+                    || matches!(verb, Verb::Attach) && self.was_away(episode)
+            }
+            Error::OutOfRange { .. } => match verb {
+                Verb::Lease(name) => episode.books.borrow().may_be_cut(name, self.from),
+                _ => false,
+            },
+            Error::Pin(PinError::NoRoom) => self.self_lacked(episode, &DISK),
+            Error::Refused(refusal) => return self.check_refusal(episode, verb, refusal),
+            _ => false,
+        };
+        if is_justified { Ok(()) } else { Err(format!("{verb:?} failed without a cause: {error}")) }
+    }
+
+    fn check_refusal(
+        &self,
+        episode: &Episode,
+        verb: Verb<'_>,
+        refusal: &Refusal,
+    ) -> Result<(), String> {
+        let books = episode.books.borrow();
+        let is_justified = match (refusal, verb) {
+            (Refusal::Internal { .. }, _) => {
+                let (from, pid) = (episode.owner_from.get(), episode.owner_pid.get());
+                self.was_away(episode)
+                    || episode.machine.has_failed_since(from, pid, &DISK)
+                    || self.owner_lacked(episode, &[libc::EMFILE])
+            }
+            (Refusal::NoMemory { .. }, _) => {
+                self.owner_lacked(episode, &DISK) || self.was_away(episode)
+            }
+            (Refusal::Stopping, _) => self.was_away(episode),
+            (Refusal::Full { .. }, _) => self.owner_lacked(episode, &[libc::EMFILE]),
+            (Refusal::NoDraft { .. }, Verb::Put(..)) => self.was_away(episode),
+            (Refusal::NotFound { .. }, Verb::Look) => false,
+            (Refusal::NotFound { .. } | Refusal::BadLength { .. }, _)
+            | (Refusal::Exists { .. }, Verb::Put(..) | Verb::Rename(..)) => {
+                return self.check_plain(episode, verb, refusal);
+            }
+            (Refusal::NoSpace { .. }, Verb::Put(..) | Verb::Draft(..)) => {
+                return self.check_no_space(episode, verb, refusal);
+            }
+            (Refusal::IndexFull { nr_slots }, Verb::Put(name, len)) => {
+                is_index_full(episode, self.from, *nr_slots, (name, len))
+            }
+            (Refusal::IndexFull { nr_slots }, Verb::Rename(..) | Verb::Cut(..)) => {
+                is_index_full(episode, self.from, *nr_slots, ("", u64::MAX))
+            }
+            (Refusal::TooMuch { limit, .. }, Verb::Put(..) | Verb::Draft(..) | Verb::Cut(..)) => {
+                // No file, and no answer, has more extents than the pool has pages between holes.
+                u64::from(episode.plan.pool_pages) > *limit
+            }
+            (
+                Refusal::InUse { .. } | Refusal::Stale { .. },
+                Verb::Pin(name) | Verb::Lease(name),
+            ) => !books.is_alone_since(name, self.from),
+            (
+                Refusal::InUse { .. },
+                Verb::Unlink(name) | Verb::Cut(name, _) | Verb::Put(name, _),
+            ) => books.may_be_cut(name, self.from),
+            (Refusal::InUse { .. }, Verb::Rename(name, to)) => {
+                [name, to].iter().any(|name| books.may_be_cut(name, self.from))
+            }
+            (Refusal::CalledOff { .. }, Verb::Cut(name, _)) => {
+                books.may_be_called_off(name, self.from) || self.was_away(episode)
+            }
+            (Refusal::Invalid { .. }, Verb::CallOff(_)) => true,
+            (Refusal::Held { holders, waited_ms, .. }, Verb::Cut(_, deadline_ms)) => {
+                drop(books);
+                return self.check_held(episode, holders, *waited_ms, deadline_ms);
+            }
+            _ => false,
+        };
+        if is_justified {
+            Ok(())
+        } else {
+            Err(format!("{verb:?} failed without a cause: {refusal}"))
+        }
+    }
+
+    /// What can be said of a refusal without knowing what is there.
+    fn check_plain(
+        &self,
+        episode: &Episode,
+        verb: Verb<'_>,
+        refusal: &Refusal,
+    ) -> Result<(), String> {
+        let now = episode.machine.steps();
+        let model = episode.model.borrow();
+        let size = u64::from(episode.plan.pool_pages) * PAGE;
+        match (refusal, verb) {
+            (Refusal::BadLength { .. }, Verb::Put(_, len) | Verb::Draft(len, _)) if len <= size => {
+                Err(format!("{len} bytes are said to be too many: {refusal}"))
+            }
+            (
+                Refusal::BadLength { .. },
+                Verb::Put(..) | Verb::Draft(..) | Verb::Cut(..) | Verb::Lease(_),
+            ) => Ok(()),
+            (Refusal::NotFound { .. }, Verb::Pin(name)) => model.missed(name, self.from, now, None),
+            // What was asked may have been done by the owner before.
+            (Refusal::NotFound { .. }, Verb::Unlink(_) | Verb::Rename(..))
+                if self.was_away(episode) =>
+            {
+                Ok(())
+            }
+            (
+                Refusal::NotFound { .. },
+                Verb::Unlink(name)
+                | Verb::Cut(name, _)
+                | Verb::Rename(name, _)
+                | Verb::CallOff(name),
+            ) => model.missed(name, self.from, now, Some(self.from)),
+            (Refusal::Exists { .. }, Verb::Put(to, _) | Verb::Rename(_, to))
+                if model.may_be(to, self.from, now) =>
+            {
+                Ok(())
+            }
+            _ => Err(format!("{verb:?} failed without a cause: {refusal}")),
+        }
+    }
+
+    /// Frames that nobody has and nobody holds can be had.
+    fn check_no_space(
+        &self,
+        episode: &Episode,
+        verb: Verb<'_>,
+        refusal: &Refusal,
+    ) -> Result<(), String> {
+        let Refusal::NoSpace { wanted_bytes, free_bytes, longest_bytes, draining_bytes } = *refusal
+        else {
+            return Ok(());
+        };
+        let (len, nr_files) = match verb {
+            Verb::Put(_, len) => (len, 1),
+            Verb::Draft(len, nr_files) => (len, nr_files),
+            _ => (0, 0),
+        };
+        let size = u64::from(episode.plan.pool_pages) * PAGE;
+        let is_sound = wanted_bytes == len.next_multiple_of(PAGE)
+            && free_bytes < wanted_bytes
+            && longest_bytes <= free_bytes
+            && free_bytes + draining_bytes <= size;
+        if !is_sound {
+            return Err(format!("{verb:?} of {len} bytes failed without a cause: {refusal}"));
+        }
+        let sum = episode.books.borrow().sum();
+        if let (true, Some((live, _))) = (self.is_quiet(episode), sum)
+            && live + nr_files * wanted_bytes <= size
+        {
+            return Err(format!(
+                "{verb:?}: {live} of {size} bytes are files', nobody holds any, and yet: {refusal}"
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_held(
+        &self,
+        episode: &Episode,
+        holders: &[Holder],
+        waited_ms: u64,
+        deadline_ms: u64,
+    ) -> Result<(), String> {
+        if waited_ms < deadline_ms || holders.is_empty() {
+            return Err(format!(
+                "a cut of {deadline_ms} ms gave up after {waited_ms}: {holders:?}"
+            ));
+        }
+        let is_late = waited_ms * NS_PER_MS > deadline_ms * NS_PER_MS + slack_ns(episode);
+        if is_late && !self.was_stopped(episode) {
+            return Err(format!("a cut of {deadline_ms} ms gave up after {waited_ms}"));
+        }
+        let held = |holder: &&Holder| !episode.may_hold(holder.pid, self.from);
+        match holders.iter().find(held) {
+            None => Ok(()),
+            Some(holder) => Err(format!("who holds nothing is said to be in the way: {holder:?}")),
+        }
+    }
+}
+
+/// Whether what was asked was not done. A commit whose owner went may have been done; so may a change, by
+/// the owner's successor, that could be neither synced nor taken back.
+pub fn is_refused(error: &Error) -> bool {
+    use Refusal::{Internal, NoDraft};
+    matches!(error, Error::Refused(refusal) if !matches!(refusal, NoDraft { .. } | Internal { .. }))
+}
+
+/// Whether an answer came, so that the owner is not at work on what was asked any more.
+pub fn is_answered<T>(result: &Result<T, Error>) -> bool {
+    result.as_ref().err().is_none_or(is_refused)
+}
+
+/// What may pass until somebody who is ready runs.
+fn slack_ns(episode: &Episode) -> u64 {
+    let knobs = episode.plan.knobs;
+    MOMENT_MS * NS_PER_MS + MAX_TURNS * u64::from(knobs.longest_turn) * u64::from(knobs.step_ns)
+}
+
+/// Whether the index may have had no room for a file, or for more extents of one.
+fn is_index_full(episode: &Episode, from: u64, nr_slots: u64, (name, len): (&str, u64)) -> bool {
+    let now = episode.machine.steps();
+    let max_files = u64::from(episode.plan.max_files);
+    let pool_pages = u64::from(episode.plan.pool_pages);
+    // See `IndexLayout::for_files` and `slots_for`.
+    let slots = |pages: u64| 1 + pages.min(pool_pages).saturating_sub(8).div_ceil(20);
+    let model = episode.model.borrow();
+    let lengths = model.lengths(from, now);
+    if nr_slots == max_files {
+        return lengths.iter().filter(|(other, _)| *other != name).count() as u64 >= max_files;
+    }
+    let taken: u64 = lengths.iter().map(|(_, len)| slots(len.div_ceil(PAGE))).sum();
+    taken + slots(len.div_ceil(PAGE)) > max_files + max_files / 8 + 2
+}
