@@ -49,6 +49,7 @@ impl Shape {
                 let is_whole = from % PAGE == 0 && (to % PAGE == 0 || to == len);
                 from < to && to <= len && is_whole
             }
+            Cut::Heal(page) => page < len.div_ceil(PAGE),
         };
         if is_good { "" } else { "bad_length" }
     }
@@ -84,6 +85,7 @@ impl Shape {
                 pages.iter_mut().enumerate().for_each(|(at, page)| *page &= !gone.contains(&at));
                 Self::File(len, pages)
             }
+            Cut::Heal(_) => Self::File(len, pages),
         }
     }
 }

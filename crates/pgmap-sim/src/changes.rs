@@ -138,6 +138,10 @@ pub fn cut(
     let called = match cut {
         Cut::Shorten(len) => client.truncate_or(name, len, deadline, on_deadline),
         Cut::Punch(from, to) => client.punch_or(name, from..to, deadline, on_deadline),
+        Cut::Heal(page) => {
+            let zeros = [0; PAGE as usize];
+            client.clear_poison(name, page * PAGE, &zeros).map(|()| Vec::new())
+        }
     };
     // A cut waits until its own deadline, and then as long as any call.
     judge(episode, asked, Verb::Cut(name, deadline), Some(deadline + DEADLINE_MS), &called);
@@ -166,7 +170,9 @@ pub fn cut(
     if let (Ok(before), Err(Error::Refused(_)), true) = (&before, &result, is_exact) {
         let after = client.stat(name);
         is_exact = episode.books.borrow().is_exact(&turn, episode.nr_owners.get());
-        if let (Ok(after), true) = (after, is_exact)
+        // Memory that failed meanwhile stays cut out.
+        let is_whole = !episode.failures.borrow().is_any();
+        if let (Ok(after), true, true) = (after, is_exact, is_whole)
             && *before != after
         {
             episode.fail(format!("a refused cut changed {name:?}: {before:?} is {after:?}"));
@@ -231,7 +237,7 @@ pub fn put(
         episode.fail(format!("{len} bytes were reserved of {size}"));
     }
     let written = draft.and_then(|mut writer| {
-        episode.given(number, &pages_of(&mut writer));
+        episode.given(number, &pages_of(&mut writer), asked.from);
         write(&mut writer, number, len).map(|()| writer)
     });
     let (result, end) = match written {
@@ -328,7 +334,7 @@ pub fn put_by_device(
     episode.model.borrow_mut().put(name, number, len, asked.from, false);
     writer.set_agent(Agent::Device);
     let pages = pages_of(&mut writer);
-    episode.given(number, &pages);
+    episode.given(number, &pages, asked.from);
     episode.may_quarantine.set(true);
     let is_done = episode.transfer(number, &pages, steps);
     while !is_done.get() {

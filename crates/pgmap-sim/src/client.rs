@@ -6,6 +6,7 @@ use pgmap::{Client, ConnectOptions, Error, OnDeadline};
 
 use crate::changes::{DEADLINE_MS, call_off, cut, draft, put, put_by_device, rename, unlink};
 use crate::episode::{Episode, episode};
+use crate::failures::{fail, heal, repair};
 use crate::misdeeds::{babble, fork, scribble};
 use crate::model::{Cut, PAGE};
 use crate::plan::Op;
@@ -179,6 +180,9 @@ fn change(episode: &Episode, client: &Client, op: Op) -> Result<(), Error> {
             let deed = Cut::Punch(from.into(), to.into());
             cut(episode, client, &name_of(name), deed, patience((deadline_ms, quarantine)))
         }
+        Op::Fail { name, page } => fail(episode, client, &name_of(name), page),
+        Op::Heal { name, page } => heal(episode, client, &name_of(name), page),
+        Op::Repair => repair(episode, client),
         Op::CallOff { name } => call_off(episode, client, &name_of(name)),
         _ => Ok(()),
     }

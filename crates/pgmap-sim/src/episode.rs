@@ -10,6 +10,7 @@ use pgmap_os::sim::World;
 use pgmap_os::{Access, MemoryFile, WriteMapping};
 
 use crate::books::Books;
+use crate::failures::Failures;
 use crate::machine::{Machine, Panicked, Pid};
 use crate::model::{Cut, Model, PAGE, fill};
 use crate::plan::{Fate, Op, Plan};
@@ -55,6 +56,7 @@ pub struct Episode {
     /// How many owners there were.
     pub nr_owners: Cell<u32>,
     pub books: RefCell<Books>,
+    pub failures: RefCell<Failures>,
     /// The owner's process, when it was started, and the last step at which it did not serve.
     pub owner_pid: Cell<Pid>,
     pub owner_from: Cell<u64>,
@@ -167,6 +169,7 @@ pub fn run(plan: &Plan, place: &Path, is_traced: bool) -> Outcome {
         has_operator_ended: Cell::new(false),
         nr_owners: Cell::new(0),
         books: RefCell::default(),
+        failures: RefCell::default(),
         owner_pid: Cell::new(0),
         owner_from: Cell::new(0),
         away_at: Cell::new(0),
@@ -382,6 +385,7 @@ impl Episode {
         let gone = match cut {
             Cut::Shorten(len) => len.div_ceil(PAGE)..u64::MAX,
             Cut::Punch(from, to) => from / PAGE..to.div_ceil(PAGE),
+            Cut::Heal(_) => return,
         };
         for (pid, since, number, pages) in self.holders.borrow().pins.values() {
             let has = pages.iter().any(|page| gone.contains(page));
@@ -447,8 +451,10 @@ impl Episode {
         is_done
     }
 
-    /// Somebody was given pages of the pool, for contents `number`: no device may still write to them.
-    pub fn given(&self, number: u64, pages: &[u64]) {
+    /// Somebody who asked at `from` was given pages of the pool, for contents `number`: no device may
+    /// still write to them, and none has failed.
+    pub fn given(&self, number: u64, pages: &[u64], from: u64) {
+        self.check_healthy(pages, from);
         for transfer in self.transfers.borrow().iter().filter(|other| other.number != number) {
             let is_shared = |&(page, _, punched): &(u64, u64, u64)| {
                 pages.contains(&page) && self.machine.times_punched(page) == punched
@@ -459,6 +465,14 @@ impl Episode {
                     transfer.number
                 ));
             }
+        }
+    }
+
+    /// None of these pages of the pool is known to have failed before `from`.
+    pub fn check_healthy(&self, pages: &[u64], from: u64) {
+        let failures = self.failures.borrow();
+        if let Some(page) = pages.iter().find(|&&page| failures.is_failed_before(page, from)) {
+            self.fail(format!("page {page} has failed, and somebody was given it after {from}"));
         }
     }
 

@@ -5,6 +5,7 @@ mod books;
 mod changes;
 mod client;
 mod episode;
+mod failures;
 mod knobs;
 mod machine;
 mod misdeeds;

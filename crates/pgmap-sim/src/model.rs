@@ -52,6 +52,8 @@ pub enum Cut {
     Shorten(u64),
     /// Bytes from, to.
     Punch(u64, u64),
+    /// The memory of a page, of which only zeros are left.
+    Heal(u64),
 }
 
 /// Contents that were put under a name once.
@@ -375,7 +377,7 @@ impl Model {
         let lengths = || {
             self.cuts_of(version).filter_map(|own| match own.cut {
                 Cut::Shorten(len) => Some((len, own)),
-                Cut::Punch(..) => None,
+                Cut::Punch(..) | Cut::Heal(_) => None,
             })
         };
         let may_be = len == version.len
@@ -386,8 +388,10 @@ impl Model {
         for (page, bytes) in bytes.chunks(PAGE as usize).enumerate() {
             let page = page as u64;
             let punches = || {
-                self.cuts_of(version).filter(move |own| {
-                    matches!(own.cut, Cut::Punch(start, end) if (start / PAGE..end.div_ceil(PAGE)).contains(&page))
+                self.cuts_of(version).filter(move |own| match own.cut {
+                    Cut::Punch(start, end) => (start / PAGE..end.div_ceil(PAGE)).contains(&page),
+                    Cut::Heal(healed) => healed == page,
+                    Cut::Shorten(_) => false,
                 })
             };
             if is_pattern(bytes, number, page) {
@@ -429,7 +433,7 @@ impl Model {
         let is_cut_off = |at: u64| {
             cuts.iter().any(|cut| match *cut {
                 Cut::Shorten(len) => len / PAGE == at / PAGE && at >= len,
-                Cut::Punch(..) => false,
+                Cut::Punch(..) | Cut::Heal(_) => false,
             })
         };
         let differs = |&at: &usize| first[at] != now[at];

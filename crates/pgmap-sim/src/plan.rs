@@ -74,6 +74,18 @@ pub enum Op {
         deadline_ms: u32,
         quarantine: bool,
     },
+    /// The memory of a page of a file fails, or of a frame if there is no such page.
+    Fail {
+        name: u8,
+        page: u8,
+    },
+    /// Somebody has it replaced.
+    Heal {
+        name: u8,
+        page: u8,
+    },
+    /// Somebody has failed frames replaced that no file has.
+    Repair,
     /// Calls off whatever cut of a file waits.
     CallOff {
         name: u8,
@@ -112,6 +124,7 @@ impl Op {
                 | Self::Get { .. }
                 | Self::Lease { .. }
                 | Self::Open { .. }
+                | Self::Fail { .. }
         )
     }
 }
@@ -254,13 +267,17 @@ fn draw_edge(chance: &mut fastrand::Rng) -> u32 {
 }
 
 /// How often a run has each kind of operation.
-struct Weights([u32; 19]);
+struct Weights([u32; 22]);
 
 impl Weights {
     fn draw(chance: &mut fastrand::Rng) -> Self {
-        let most = [30, 15, 5, 30, 10, 10, 10, 4, 2, 4, 1, 4, 2, 6, 6, 2, 6, 4, 4];
+        let most = [30, 15, 5, 30, 10, 10, 10, 4, 2, 4, 1, 4, 2, 6, 6, 2, 6, 4, 4, 4, 4, 2];
         let mut weights =
             most.map(|most| if chance.u32(0..3) == 0 { 0 } else { chance.u32(1..=most) });
+        if chance.u32(0..4) != 0 {
+            // Most memory does not fail.
+            weights[19..].fill(0);
+        }
         // Without files nothing happens.
         weights[0] = weights[0].max(10);
         Self(weights)
@@ -312,7 +329,10 @@ impl Weights {
                 let (from, to) = (draw_edge(chance), draw_edge(chance));
                 Op::PunchBytes { name, from, to, deadline_ms, quarantine }
             }
-            _ => Op::CallOff { name },
+            18 => Op::CallOff { name },
+            19 => Op::Fail { name, page: chance.u8(0..6) },
+            20 => Op::Heal { name, page: chance.u8(0..6) },
+            _ => Op::Repair,
         }
     }
 }

@@ -118,6 +118,10 @@ fn hold<'c>(
     if !episode.may_leave_tails() {
         episode.check(episode.model.borrow().tail(name, number, bytes.len() as u64, &tail, from));
     }
+    let frames = pin
+        .segments()
+        .flat_map(|own| own.pool_offset / PAGE..(own.pool_offset + own.len_bytes).div_ceil(PAGE));
+    episode.check_healthy(&frames.collect::<Vec<_>>(), from);
     let has_memory = |(_, bytes): &(usize, &[u8])| bytes.iter().any(|&byte| byte != 0);
     let pages = bytes.chunks(PAGE as usize).enumerate().filter(has_memory);
     let pages = pages.map(|(page, _)| page as u64).collect();
@@ -217,6 +221,8 @@ pub fn check_sums(info: &PoolInfo) -> Result<(), String> {
         + info.draining_bytes
         + info.quarantined_bytes
         + info.poisoned_bytes;
-    let is_sound = sum == info.size_bytes && info.longest_free_bytes <= info.free_bytes;
+    // What failed is a file's, too, until that lets go of it.
+    let is_sum = (info.size_bytes..=info.size_bytes + info.poisoned_bytes).contains(&sum);
+    let is_sound = is_sum && info.longest_free_bytes <= info.free_bytes;
     if is_sound { Ok(()) } else { Err(format!("the sum is {sum}: {info:?}")) }
 }

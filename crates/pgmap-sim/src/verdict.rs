@@ -33,6 +33,10 @@ pub enum Verb<'a> {
     /// To cut, within so many milliseconds.
     Cut(&'a str, u64),
     CallOff(&'a str),
+    /// To take a frame out of use.
+    Fail,
+    /// To have a failed page replaced.
+    Heal(&'a str),
     /// To find and pin a file.
     Pin(&'a str),
     /// To pin it for long.
@@ -164,6 +168,15 @@ impl Asked {
                 _ => false,
             },
             Error::Pin(PinError::NoRoom) => self.self_lacked(episode, &DISK),
+            // Of what was reserved, before its writer could hold it.
+            Error::Pin(PinError::Changed { .. } | PinError::NotPinnable { .. })
+                if matches!(verb, Verb::Put(..) | Verb::Draft(..)) =>
+            {
+                episode.failures.borrow().may_fail_since(self.from)
+            }
+            Error::Pin(_) if error.kind() == "memory_failed" => {
+                matches!(verb, Verb::Pin(_) | Verb::Lease(_)) && episode.failures.borrow().is_any()
+            }
             Error::Refused(refusal) => return self.check_refusal(episode, verb, refusal),
             _ => false,
         };
@@ -214,7 +227,7 @@ impl Asked {
             ) => !books.is_alone_since(name, self.from),
             (
                 Refusal::InUse { .. },
-                Verb::Unlink(name) | Verb::Cut(name, _) | Verb::Put(name, _),
+                Verb::Heal(name) | Verb::Unlink(name) | Verb::Cut(name, _) | Verb::Put(name, _),
             ) => books.may_be_cut(name, self.from),
             (Refusal::InUse { .. }, Verb::Rename(name, to)) => {
                 [name, to].iter().any(|name| books.may_be_cut(name, self.from))
@@ -222,7 +235,17 @@ impl Asked {
             (Refusal::CalledOff { .. }, Verb::Cut(name, _)) => {
                 books.may_be_called_off(name, self.from) || self.was_away(episode)
             }
-            (Refusal::Invalid { .. }, Verb::CallOff(_)) => true,
+            (Refusal::Invalid { .. }, Verb::CallOff(_) | Verb::Heal(_)) => true,
+            (Refusal::Denied { .. }, Verb::Fail | Verb::Lease(_)) => {
+                episode.failures.borrow().is_any()
+            }
+            (Refusal::Poisoned { .. }, Verb::Put(..)) => {
+                episode.failures.borrow().may_fail_since(self.from)
+            }
+            (Refusal::Held { holders, waited_ms, .. }, Verb::Heal(_)) => {
+                drop(books);
+                return self.check_held(episode, holders, *waited_ms, 0);
+            }
             (Refusal::Held { holders, waited_ms, .. }, Verb::Cut(_, deadline_ms)) => {
                 drop(books);
                 return self.check_held(episode, holders, *waited_ms, deadline_ms);
@@ -266,7 +289,8 @@ impl Asked {
                 Verb::Unlink(name)
                 | Verb::Cut(name, _)
                 | Verb::Rename(name, _)
-                | Verb::CallOff(name),
+                | Verb::CallOff(name)
+                | Verb::Heal(name),
             ) => model.missed(name, self.from, now, Some(self.from)),
             (Refusal::Exists { .. }, Verb::Put(to, _) | Verb::Rename(_, to))
                 if model.may_be(to, self.from, now) =>
@@ -302,7 +326,8 @@ impl Asked {
             return Err(format!("{verb:?} of {len} bytes failed without a cause: {refusal}"));
         }
         let sum = episode.books.borrow().sum();
-        if let (true, Some((live, _))) = (self.is_quiet(episode), sum)
+        let is_whole = !episode.failures.borrow().is_any();
+        if let (true, true, Some((live, _))) = (is_whole, self.is_quiet(episode), sum)
             && live + nr_files * wanted_bytes <= size
         {
             return Err(format!(

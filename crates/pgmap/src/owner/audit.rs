@@ -65,6 +65,7 @@ impl Core {
         for (pfn, &frame) in books.iter().enumerate() {
             let is_one = frame.count_ones() == 1
                 || frame == FILE | FAILED
+                || frame == DRAFT | FAILED
                 || frame == FILE | GOING
                 || frame == GOING | FAILED
                 || frame == FILE | GOING | FAILED;
