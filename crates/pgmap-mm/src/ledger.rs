@@ -51,6 +51,7 @@
 //! block was read under a state not older than its opening, in which it was not open: so nothing was filled in since.
 
 mod remembered;
+mod slots;
 mod steps;
 
 use core::ops::{ControlFlow, Range};
@@ -499,63 +500,6 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
         }
         let used = usize::try_from(load(self.layout.lane_used(lane))).unwrap_or(usize::MAX);
         Some(LaneView { state, nr_slots: used.min(self.layout.lane_slots) })
-    }
-
-    fn walk_lane<B>(
-        &self,
-        (lane, view): (usize, LaneView),
-        slots: Range<usize>,
-        runs: &SortedRuns,
-        found: &mut impl FnMut(Hold) -> ControlFlow<B>,
-    ) -> ControlFlow<B, usize> {
-        let nr_slots = slots.len();
-        for slot in slots {
-            if let Some(hold) = self.read_short_slot(self.layout.slot(lane, slot), runs) {
-                found(hold)?;
-            }
-        }
-        self.walk_long_slots(lane, view.state, runs, found)?;
-        ControlFlow::Continue(nr_slots)
-    }
-
-    fn walk_long_slots<B>(
-        &self,
-        lane: usize,
-        state: LaneState,
-        runs: &SortedRuns,
-        found: &mut impl FnMut(Hold) -> ControlFlow<B>,
-    ) -> ControlFlow<B> {
-        // Acquire: pairs with Release in `close_lane`.
-        let has_left = || self.words.load(self.layout.lane_left(lane), Ordering::Acquire) != 0;
-        if state.open_block().is_none() && !has_left() {
-            return ControlFlow::Continue(());
-        }
-        for slot in 0..LONG_SLOTS {
-            let index = self.layout.long_slot(lane, slot);
-            if let Some(hold) = self.read_slot(HoldPlace::LongSlot(index), index)
-                && runs.overlaps(hold.run)
-            {
-                found(hold)?;
-            }
-        }
-        ControlFlow::Continue(())
-    }
-
-    /// The short-term hold at word `index`, if it overlaps one of `runs`.
-    #[inline]
-    fn read_short_slot(&self, index: usize, runs: &SortedRuns) -> Option<Hold> {
-        let hold = self.read_slot(HoldPlace::Slot(index), index)?;
-        runs.overlaps(hold.run).then(|| {
-            // Relaxed: a note to a human reader.
-            let tag = self.words.load(self.layout.tag_of(index), Ordering::Relaxed);
-            Hold { tag, ..hold }
-        })
-    }
-
-    fn read_slot(&self, place: HoldPlace, index: usize) -> Option<Hold> {
-        // Acquire: pairs with Release in `Pin::drop`; data: what the holder did to the bytes.
-        let (run, agent) = SlotWord::read(self.words.load(index, Ordering::Acquire))?;
-        Some(Hold { place, run, agent, nr_pins: 1, tag: 0 })
     }
 
     fn walk_counts<B>(

@@ -343,10 +343,7 @@ impl<W: WriteWords> Folios<W> {
     }
 
     /// What [`merge`](Self::merge) would do.
-    ///
-    /// # Errors
-    /// As [`merge`](Self::merge).
-    pub fn plan_merge(
+    fn plan_merge(
         &self,
         extent: &Extent,
         pfn: Pfn,
@@ -402,7 +399,24 @@ impl<W: WriteWords> Folios<W> {
         fresh: Stamp,
         proof: &NoSmallCounts,
     ) -> Result<Reshaped, ReshapeError> {
+        self.merge_after((extent, pfn), to, fresh, proof, |_| Ok(()))
+    }
+
+    /// As [`merge`](Self::merge) of the folios of `extent` around `pfn`, after `record` put on record what
+    /// that does, before anybody sees it (I10).
+    ///
+    /// # Errors
+    /// As [`merge`](Self::merge), and as `record`; nothing is changed then.
+    pub fn merge_after<E: From<ReshapeError>>(
+        &mut self,
+        (extent, pfn): (&Extent, Pfn),
+        to: Level,
+        fresh: Stamp,
+        proof: &NoSmallCounts,
+        record: impl FnOnce(&Reshaped) -> Result<(), E>,
+    ) -> Result<Reshaped, E> {
         let reshaped = self.plan_merge(extent, pfn, to, fresh, proof)?;
+        record(&reshaped)?;
         for child in children(reshaped.folio.first(), reshaped.from) {
             let word = self.vmemmap().load(reshaped.from, child).unwrap_or(Descriptor::FREE);
             // The stamp stays, so that a successor of an owner killed here knows whose frames these are.

@@ -158,6 +158,13 @@ impl LifeWord {
     pub const fn expected(self) -> Descriptor {
         self.expected
     }
+
+    /// The same word for a holder who was told `life` of its extent.
+    #[inline]
+    #[must_use]
+    pub const fn told(self, life: Descriptor) -> Self {
+        Self { expected: life, ..self }
+    }
 }
 
 impl<W: ReadWords> Vmemmap<W> {

@@ -50,6 +50,18 @@ pub trait ReadWords: Send + Sync {
     /// When `index` is not below [`nr_words`](Self::nr_words), as a slice does.
     fn load(&self, index: usize, order: Ordering) -> u64;
 
+    /// Loads as many words as `loaded` has room for from `index` on, one after the other, each an acquire
+    /// load.
+    ///
+    /// # Panics
+    /// When they are not all below [`nr_words`](Self::nr_words).
+    #[inline]
+    fn load_run(&self, index: usize, loaded: &mut [u64]) {
+        for (at, word) in loaded.iter_mut().enumerate() {
+            *word = self.load(index + at, Ordering::Acquire);
+        }
+    }
+
     /// Whether some load found that the words are no longer there, and answered 0 instead.
     fn is_lost(&self) -> bool {
         false
@@ -290,6 +302,11 @@ macro_rules! forward_to_shared {
             fn word(&self, index: usize) -> T::Word<'_> { (**self).word(index) }
             #[inline]
             fn load(&self, index: usize, order: Ordering) -> u64 { (**self).load(index, order) }
+            #[inline]
+            fn load_run(&self, index: usize, loaded: &mut [u64]) {
+                (**self).load_run(index, loaded);
+            }
+            fn is_lost(&self) -> bool { (**self).is_lost() }
         }
         impl<T: WriteWords> WriteWords for $pointer {
             type Slot<'w> = T::Slot<'w> where Self: 'w;
@@ -308,6 +325,7 @@ macro_rules! forward_to_shared {
         impl<T: ReadCounts> ReadCounts for $pointer {
             #[inline]
             fn load(&self, index: usize, order: Ordering) -> u32 { (**self).load(index, order) }
+            fn is_lost(&self) -> bool { (**self).is_lost() }
         }
         impl<T: WriteCounts> WriteCounts for $pointer {
             #[inline]

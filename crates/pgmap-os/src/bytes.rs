@@ -106,6 +106,20 @@ pub(crate) unsafe fn load_u64(source: *const u64) -> Result<u64, FaultCause> {
     unsafe { machine::load_u64(source) }.map_err(|fault| fault.cause)
 }
 
+/// Loads `nr_words` words, each as [`load_u64`] does, the first one first.
+///
+/// # Safety
+/// As [`load_u64`] for each; `target` must be writable for as many, and nobody else's.
+#[inline]
+pub(crate) unsafe fn load_run(
+    source: *const u64,
+    target: *mut u64,
+    nr_words: usize,
+) -> Result<(), FaultCause> {
+    // SAFETY: the caller's promises are those of the call.
+    unsafe { machine::load_run(source, target, nr_words) }.map_err(|fault| fault.cause)
+}
+
 /// As [`load_u64`], four bytes.
 ///
 /// # Safety

@@ -18,13 +18,21 @@ pub fn boot_id() -> Result<u128, OsError> {
 /// Returns a number that was never returned before, anywhere.
 ///
 /// # Errors
-/// `ENOENT` without `/proc`.
+/// Those of `getrandom(2)`.
 pub fn random_id() -> Result<u128, OsError> {
     #[cfg(feature = "sim")]
     if let Some((low, high)) = crate::sim::with(|world| (world.random(), world.random())) {
         return Ok(u128::from(low) | u128::from(high) << 64);
     }
-    read_uuid("/proc/sys/kernel/random/uuid")
+    let mut bytes = [0; size_of::<u128>()];
+    let flags = rustix::rand::GetRandomFlags::empty();
+    let failed = |error| OsError::new("get", "a random number", error);
+    let nr_bytes = rustix::io::retry_on_intr(|| rustix::rand::getrandom(&mut bytes, flags));
+    // Up to 256 bytes come all at once.
+    match nr_bytes.map_err(failed)? {
+        nr_bytes if nr_bytes == bytes.len() => Ok(u128::from_ne_bytes(bytes)),
+        _ => Err(failed(rustix::io::Errno::IO)),
+    }
 }
 
 /// Returns a number that others cannot guess.

@@ -150,6 +150,30 @@ impl ReadMapping {
         loaded
     }
 
+    /// As [`Self::try_load_u64`], as many words as `loaded` has room for from number `index` on, one after
+    /// the other. Those before a word that does not answer were loaded.
+    ///
+    /// # Errors
+    /// As [`Self::try_load_u64`].
+    ///
+    /// # Panics
+    /// As [`Self::try_load_u64`].
+    #[inline]
+    pub fn try_load_run(&self, index: usize, loaded: &mut [u64]) -> Result<(), FaultCause> {
+        let nr_words = self.region.len() / size_of::<u64>();
+        let end = index.saturating_add(loaded.len());
+        if end > nr_words {
+            out_of_bounds(end - 1, nr_words);
+        }
+        let first = self.region.base().as_ptr().cast::<u64>().wrapping_add(index);
+        // SAFETY: the last index was checked, so the words lie inside the mapping, aligned as its base is;
+        // the target is a slice of the caller's.
+        let done = unsafe { crate::bytes::load_run(first, loaded.as_mut_ptr(), loaded.len()) };
+        // Acquire: as above.
+        fence(Ordering::Acquire);
+        done
+    }
+
     /// As [`Self::try_load_u64`], the 4-byte count number `index`.
     ///
     /// # Errors
@@ -376,6 +400,12 @@ mod tests {
         assert_eq!(reader.try_load_u64(3), Ok(u64::MAX - 7));
         assert_eq!(reader.try_load_u64(512), Err(FaultCause::Unbacked));
         assert_eq!(reader.try_load_u32(1030), Err(FaultCause::Unbacked));
+        let mut loaded = [1; 3];
+        assert_eq!(reader.try_load_run(510, &mut loaded), Err(FaultCause::Unbacked));
+        assert_eq!(loaded, [0, 0, 1]);
+        assert_eq!(reader.try_load_run(2, &mut loaded), Ok(()));
+        assert_eq!(loaded, [0, u64::MAX - 7, 0]);
+        assert_eq!(reader.try_load_run(1024, &mut []), Ok(()));
         file.set_len(8192).unwrap();
         assert_eq!(reader.try_load_u64(512), Ok(0));
     }
@@ -396,6 +426,7 @@ mod tests {
         let panics = |load: &dyn Fn() -> u64| catch_unwind(AssertUnwindSafe(load)).is_err();
         assert!(panics(&|| mapping.load_u64(511, Ordering::Relaxed)), "a word cut by the end");
         assert!(panics(&|| mapping.load_u64(usize::MAX, Ordering::Relaxed)));
+        assert!(panics(&|| mapping.try_load_run(509, &mut [0; 3]).map_or(1, |()| 0)));
         assert!(panics(&|| mapping.load_u32(1023, Ordering::Relaxed).into()));
         assert!(panics(&|| mapping.load_u64(0, Ordering::Release)));
     }

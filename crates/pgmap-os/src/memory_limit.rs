@@ -4,9 +4,13 @@
 //! limit of a parent holds for its children. Memory of tmpfs counts for whoever touches it first and
 //! cannot be dropped, so a process that goes over the limit with it is killed, not refused.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+
+/// More than the files of /proc and of control groups say that are read here, in most places.
+const SHORT_BYTES: usize = 1024;
 
 /// A limit and where it is set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,7 +23,7 @@ pub struct MemoryLimit {
 
 /// Returns the lowest limit that this process lies under; `None` where there is none.
 pub fn memory_limit() -> Option<MemoryLimit> {
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let groups = read_short(Path::new("/proc/self/cgroup"))?;
     lowest(&groups, mounts())
 }
 
@@ -32,7 +36,7 @@ fn mounts() -> &'static str {
 
 /// As [`memory_limit`], of what the two files of /proc say.
 fn lowest(groups: &str, mounts: &str) -> Option<MemoryLimit> {
-    let limits = groups.lines().filter_map(|line| {
+    let group = |line: &str| {
         let mut parts = line.splitn(3, ':');
         let (number, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
         let kind = match (number, controllers) {
@@ -40,15 +44,22 @@ fn lowest(groups: &str, mounts: &str) -> Option<MemoryLimit> {
             (_, names) if names.split(',').any(|name| name == "memory") => Version::One,
             _ => return None,
         };
-        let (place, root) = mount_of(kind, mounts)?;
+        Some((kind, path.to_owned()))
+    };
+    let groups: Vec<(Version, String)> = groups.lines().filter_map(group).collect();
+    // A controller is in one hierarchy only: where memory is in one of its own, the other has no limits.
+    let is_one = groups.iter().any(|(kind, _)| *kind == Version::One);
+    let groups = groups.iter().filter(|(kind, _)| !is_one || *kind == Version::One);
+    let limits = groups.filter_map(|(kind, path)| {
+        let (place, root) = mount_of(*kind, mounts)?;
         // Under a mount that shows only a part of the tree, paths begin at that part.
         let below = Path::new(path).strip_prefix(&root).ok()?;
-        lowest_of(kind, &place, below)
+        lowest_of(*kind, &place, below)
     });
     limits.min_by_key(|limit| limit.len_bytes)
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Version {
     One,
     Two,
@@ -77,9 +88,7 @@ fn lowest_of(kind: Version, place: &Path, below: &Path) -> Option<MemoryLimit> {
 }
 
 fn limit_of(kind: Version, group: &Path) -> Option<MemoryLimit> {
-    let number = |name: &str| -> Option<u64> {
-        fs::read_to_string(group.join(name)).ok()?.trim().parse().ok()
-    };
+    let number = |name: &str| -> Option<u64> { read_short(&group.join(name))?.trim().parse().ok() };
     let limit = |name: &str, len_bytes| Some(MemoryLimit { len_bytes, path: group.join(name) });
     match kind {
         Version::Two => {
@@ -90,13 +99,33 @@ fn limit_of(kind: Version, group: &Path) -> Option<MemoryLimit> {
         }
         Version::One => {
             let memory = number("memory.limit_in_bytes")?;
+            // "No limit" is the largest number of whole pages there. One with swap is never the lower.
+            if memory >= i64::MAX as u64 / 2 {
+                return None;
+            }
             let both = number("memory.memsw.limit_in_bytes").unwrap_or(u64::MAX);
-            // "No limit" is the largest number of whole pages there.
-            let is_limit = memory < i64::MAX as u64 / 2;
             let with_swap = memory.saturating_add(swap_bytes()).min(both);
-            is_limit.then(|| limit("memory.limit_in_bytes", with_swap)).flatten()
+            limit("memory.limit_in_bytes", with_swap)
         }
     }
+}
+
+/// What a file says that is short, as nearly all are here: without asking for a length that the kernel
+/// does not know.
+fn read_short(path: &Path) -> Option<String> {
+    let mut file = File::open(path).ok()?;
+    let mut bytes = vec![0; SHORT_BYTES];
+    let mut len = 0;
+    while len < bytes.len() {
+        match file.read(&mut bytes[len..]).ok()? {
+            0 => {
+                bytes.truncate(len);
+                return String::from_utf8(bytes).ok();
+            }
+            nr_bytes => len += nr_bytes,
+        }
+    }
+    fs::read_to_string(path).ok()
 }
 
 /// The machine's swap.

@@ -86,6 +86,15 @@ impl LedgerWindow {
         load(&self.mapping).unwrap_or_else(|_| self.missing())
     }
 
+    /// Loads words from number `index` on. Says whether all of them answered.
+    #[inline]
+    fn load_run(&self, index: usize, loaded: &mut [u64]) -> bool {
+        let end = self.start_bytes + (index + loaded.len()) as u64 * WORD_BYTES;
+        // Relaxed: as above.
+        end <= self.end_bytes.load(Ordering::Relaxed)
+            && self.mapping.try_load_run(index, loaded).is_ok()
+    }
+
     /// What is read where the memory did not answer.
     #[cold]
     fn missing<T: Default>(&self) -> T {
@@ -134,6 +143,17 @@ impl ReadWords for LedgerWords {
     #[inline]
     fn load(&self, index: usize, _order: Ordering) -> u64 {
         self.0.load(index as u64 * WORD_BYTES, |mapping| mapping.try_load_u64(index))
+    }
+
+    /// In one go where all of them are there, and word by word where that turns out not to be so.
+    #[inline]
+    fn load_run(&self, index: usize, loaded: &mut [u64]) {
+        // A simulation lets others run before each word.
+        if cfg!(feature = "sim") || !self.0.load_run(index, loaded) {
+            for (at, word) in loaded.iter_mut().enumerate() {
+                *word = self.load(index + at, Ordering::Acquire);
+            }
+        }
     }
 
     fn is_lost(&self) -> bool {

@@ -5,6 +5,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
+use pgmap::mm::descriptor::Descriptor;
 use pgmap::mm::error::PinError;
 use pgmap::mm::extent::Extent;
 use pgmap::mm::ledger::Agent;
@@ -83,8 +84,10 @@ pub fn refused(error: PinError) -> Failure {
 /// while pins are measured.
 #[inline(always)]
 pub fn life_of_folio(vmemmap: &Vmemmap<Readable>, pfn: Pfn) -> Option<LifeWord> {
-    let word = vmemmap.load(Level::Pmd, pfn)?;
-    vmemmap.life_of(&Extent::new(PfnRange::folio(pfn, Level::Pmd), Level::Pmd, word)?)
+    // Found once, and what the extent's holder would have been told is looked up there.
+    let extent = Extent::new(PfnRange::folio(pfn, Level::Pmd), Level::Pmd, Descriptor::FREE)?;
+    let life = vmemmap.life_of(&extent)?;
+    Some(life.told(vmemmap.life_now(life)))
 }
 
 #[cold]

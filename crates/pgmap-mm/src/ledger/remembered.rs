@@ -207,11 +207,7 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
         found: &mut impl FnMut(Hold) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
         for &block in &memory.loose {
-            for slot in self.slots_of(view, block) {
-                if let Some(hold) = self.read_short_slot(self.layout.slot(lane, slot), runs) {
-                    found(hold)?;
-                }
-            }
+            self.walk_short_slots(lane, self.slots_of(view, block), runs, found)?;
         }
         memory.nr_read += memory.loose.len() * self.layout.block_slots();
         ControlFlow::Continue(())

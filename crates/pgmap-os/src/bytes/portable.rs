@@ -62,6 +62,24 @@ pub(super) unsafe fn load_u64(source: *const u64) -> Result<u64, Fault> {
     Ok(unsafe { AtomicU64::from_ptr(source.cast_mut()) }.load(Ordering::Relaxed))
 }
 
+/// See [`super::load_run`].
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) unsafe fn load_run(
+    source: *const u64,
+    target: *mut u64,
+    nr_words: usize,
+) -> Result<(), Fault> {
+    for at in 0..nr_words {
+        // SAFETY: at < nr_words, inside the caller's range; every bit pattern is a u64.
+        let word = unsafe { AtomicU64::from_ptr(source.wrapping_add(at).cast_mut()) };
+        // Acquire: later words are loaded later.
+        let loaded = word.load(Ordering::Acquire);
+        // SAFETY: as above; the target is the caller's own.
+        unsafe { target.wrapping_add(at).write(loaded) };
+    }
+    Ok(())
+}
+
 /// See [`super::load_u32`].
 #[cfg(not(target_arch = "x86_64"))]
 pub(super) unsafe fn load_u32(source: *const u32) -> Result<u32, Fault> {

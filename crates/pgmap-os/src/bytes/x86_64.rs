@@ -32,6 +32,8 @@ unsafe extern "C" {
     fn pgmap_os_zero(target: *mut u8, len: usize) -> Outcome;
     /// Loads eight bytes at once. What it loaded comes in place of the address.
     fn pgmap_os_load_u64(source: *const u64) -> Outcome;
+    /// Loads `nr_words` words of eight bytes, each at once, the first one first.
+    fn pgmap_os_load_run(target: *mut u64, source: *const u64, nr_words: usize) -> Outcome;
     /// Loads four bytes at once.
     fn pgmap_os_load_u32(source: *const u32) -> Outcome;
     /// Only an address: the way out of the loop of 32-byte registers, the end of what is guarded.
@@ -54,6 +56,17 @@ pub(super) unsafe fn load_u64(source: *const u64) -> Result<u64, Fault> {
     // SAFETY: the caller's promises are those of the load.
     let outcome = unsafe { pgmap_os_load_u64(source) };
     outcome.into_value()
+}
+
+/// See [`super::load_run`].
+pub(super) unsafe fn load_run(
+    source: *const u64,
+    target: *mut u64,
+    nr_words: usize,
+) -> Result<(), Fault> {
+    // SAFETY: the caller's promises are those of the loop.
+    let outcome = unsafe { pgmap_os_load_run(target, source, nr_words) };
+    outcome.into_result()
 }
 
 /// See [`super::load_u32`].
@@ -127,10 +140,10 @@ impl Outcome {
 global_asm!(
     ".pushsection .text.pgmap_os_copy, \"ax\", @progbits",
     ".globl pgmap_os_copy_avx, pgmap_os_copy_sse, pgmap_os_zero",
-    ".globl pgmap_os_load_u64, pgmap_os_load_u32",
+    ".globl pgmap_os_load_u64, pgmap_os_load_u32, pgmap_os_load_run",
     ".globl pgmap_os_copy_fixup_avx, pgmap_os_copy_fixup",
     ".hidden pgmap_os_copy_avx, pgmap_os_copy_sse, pgmap_os_zero",
-    ".hidden pgmap_os_load_u64, pgmap_os_load_u32",
+    ".hidden pgmap_os_load_u64, pgmap_os_load_u32, pgmap_os_load_run",
     ".hidden pgmap_os_copy_fixup_avx, pgmap_os_copy_fixup",
     ".type pgmap_os_copy_avx, @function",
     ".type pgmap_os_copy_sse, @function",
@@ -245,6 +258,20 @@ global_asm!(
     "ret",
     "pgmap_os_load_u32:",
     "mov eax, [rdi]",
+    "xor edx, edx",
+    "ret",
+    "pgmap_os_load_run:",
+    "test rdx, rdx",
+    "jz 3f",
+    "2:",
+    "mov rax, [rsi]",
+    "mov [rdi], rax",
+    "add rsi, 8",
+    "add rdi, 8",
+    "dec rdx",
+    "jnz 2b",
+    "3:",
+    "xor eax, eax",
     "xor edx, edx",
     "ret",
     "pgmap_os_copy_fixup_avx:",

@@ -121,7 +121,7 @@ impl Service {
             poller,
             listener: None,
             listener_paused_ms: None,
-            spare: open_spare(),
+            spare: None,
             full: Complaint::default(),
             links: HashMap::new(),
             next_link: 0,
@@ -230,7 +230,10 @@ impl Service {
     fn take_listener(&mut self) {
         let Some(listener) = self.shared.lock().new_listener.take() else { return };
         match self.poller.add(listener.as_fd(), LISTENER, Interest::Read) {
-            Ok(()) => self.listener = Some(listener),
+            Ok(()) => {
+                self.listener = Some(listener);
+                self.spare = open_spare();
+            }
             Err(error) => tracing::error!(%error, "the socket cannot be watched"),
         }
     }

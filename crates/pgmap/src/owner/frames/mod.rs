@@ -410,8 +410,7 @@ impl PoolFrames {
         record: impl FnOnce(&Reshaped) -> Result<(), Refusal>,
     ) -> Result<Reshaped, Refusal> {
         let fresh = self.take_stamp()?;
-        record(&self.folios.plan_merge(extent, pfn, to, fresh, proof)?)?;
-        Ok(self.folios.merge(extent, pfn, to, fresh, proof)?)
+        self.folios.merge_after((extent, pfn), to, fresh, proof, record)
     }
 
     /// Brings the frames of a further pagemap up as Live folios of at most `largest`, which are never
