@@ -55,6 +55,8 @@ Examples:
   pgmap get weights - | sha256sum
   pgmap ls -u
   pgmap who weights
+  pgmap list --devices -u
+  pgmap who /dev/dax0.0
   pgmap truncate weights 1M --deadline 500
   pgmap repair weights 0x3000 --from weights.bin";
 
@@ -115,6 +117,7 @@ pub enum Verb {
     Truncate(verbs::truncate::Truncate),
     Punch(verbs::punch::Punch),
     Who(verbs::who::Who),
+    List(verbs::list::List),
     Poison(verbs::poison::Poison),
     Repair(verbs::repair::Repair),
     Trim(verbs::trim::Trim),

@@ -15,6 +15,8 @@
 //! | [`reservation`] | a range of addresses kept for one use, with pieces of files in it |
 //! | [`membarrier`] | the heavy half of an asymmetric barrier |
 //! | [`file_system`] | what a directory lies on |
+//! | [`file_users`] | who uses a file or device, by proc |
+//! | [`inventory`] | what on this machine could hold a pool |
 //! | [`memory_limit`] | how much memory this process may have |
 //! | [`file_lock`] | a lock that dies with the open file description |
 //! | [`doorbell`] | "something happened", across processes (eventfd) |
@@ -41,8 +43,10 @@ pub mod doorbell;
 pub mod error;
 pub mod file_lock;
 pub mod file_system;
+pub mod file_users;
 pub mod fork_guard;
 pub mod identity;
+pub mod inventory;
 pub mod mapping;
 pub mod membarrier;
 pub mod memory_file;

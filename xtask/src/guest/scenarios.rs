@@ -33,6 +33,7 @@ pub const ALL: &[Scenario] = &[
     scenario("cycle/ext4-dax", 120, BOTH, CYCLE),
     scenario("cycle/xfs-dax", 120, BOTH, CYCLE),
     scenario("huge/2M", 120, OLD, "a pool of huge pages: put, get, compare"),
+    scenario("record/both", 60, NONE, RECORD),
     scenario("tests/tmpfs", 300, OLD, TESTS),
     scenario("tests/ext4", 300, NONE, TESTS),
     scenario("tests/xfs", 300, NONE, TESTS),
@@ -40,6 +41,7 @@ pub const ALL: &[Scenario] = &[
     scenario("tests/xfs-dax", 300, NONE, TESTS),
 ];
 
+const RECORD: &str = "what sysfs says, for the tests of `pgmap list --devices`";
 const CYCLE: &str = "put, get, compare; owner and clients killed; the pool opened again";
 const TESTS: &str = "pgmap's process tests and the kill soak";
 

@@ -6,6 +6,7 @@ mod condition;
 pub mod debug;
 pub mod demo;
 pub mod get;
+pub mod list;
 pub mod ls;
 pub mod man;
 pub mod mv;
@@ -20,6 +21,7 @@ pub mod stat;
 pub mod trim;
 pub mod truncate;
 pub mod who;
+mod who_file;
 
 use crate::arguments::Verb;
 use crate::attach::Place;
@@ -38,6 +40,7 @@ pub fn run(verb: Verb, place: &Place, output: &Output) -> Result<(), Failure> {
         Verb::Serve(serve) => serve.run(place, output),
         Verb::Put(put) => put.run(place, output),
         Verb::Get(get) => get.run(place, output),
+        Verb::List(list) => list.run(output),
         Verb::Ls(ls) => ls.run(place, output),
         Verb::Stat(stat) => stat.run(place, output),
         Verb::Rm(rm) => rm.run(place, output),

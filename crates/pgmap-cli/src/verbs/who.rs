@@ -1,4 +1,4 @@
-//! `pgmap who [NAME]`: who holds what.
+//! `pgmap who [NAME | PATH]`: who holds what.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -11,19 +11,32 @@ use crate::failure::Failure;
 use crate::names::Exact;
 use crate::output::{Output, Show, Units};
 use crate::table::{Side, Table};
+use crate::verbs::who_file;
 
 /// Bytes of a frame.
 const FRAME_BYTES: u64 = 4096;
 
-/// Show who holds a file, or anything
+/// Show who holds a file, or anything; or who uses a device or file outside any pool
 ///
-/// One line per process and run of frames. KIND is short, long-term (counted), lease (long-term, and
+/// A NAME in the pool: who holds it, asked of the owner. One line per process and run of frames. KIND is short, long-term (counted), lease (long-term, and
 /// the owner may ask it back) or writer (not committed yet); AGENT says whether a device may be writing
 /// through the hold. Asking takes no hold and stops nobody.
+///
+/// A PATH, which begins with `/`, `./` or `../`, such as /dev/dax0.0: which processes have it open, map it,
+/// or have it registered with an io_uring, by /proc; no pool and no owner is needed. USE is open, mapped,
+/// ring-buffers (pinned until they are unregistered), ring-file (open in a ring without a descriptor),
+/// maybe-pinned (the process maps it and has memory pinned, the kernel does not say which) or
+/// maybe-ring-buffers (a ring has buffers where nothing is mapped now). Pins of other kernel users, such
+/// as RDMA or VFIO, show as maybe-pinned at best. Processes that this user has no right to look into are
+/// named below the table.
 #[derive(Debug, clap::Args)]
 pub struct Who {
-    /// Name in the pool; everything when absent
+    /// Name in the pool, or path of a device or file; everything in the pool when absent
+    #[arg(value_name = "NAME|PATH")]
     name: Option<OsString>,
+    /// Take it for a name in the pool though it looks like a path
+    #[arg(long = "in-pool", requires = "name")]
+    is_in_pool: bool,
 }
 
 /// A holder as tables, JSON and messages show it.
@@ -166,6 +179,11 @@ impl Who {
     /// # Errors
     /// When there is no such file.
     pub fn run(self, place: &Place, output: &Output) -> Result<(), Failure> {
+        if let Some(path) = self.name.as_deref().filter(|name| who_file::is_path(name))
+            && !self.is_in_pool
+        {
+            return who_file::run(path.as_ref(), output);
+        }
         let (holders, is_cut) = attach(place)?.who(self.name.as_deref().map(name_bytes))?;
         output.show(&Holders {
             schema: "pgmap.who/1",
