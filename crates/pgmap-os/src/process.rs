@@ -36,6 +36,45 @@ pub fn command_name(pid: i32) -> Option<String> {
     Some(String::from_utf8_lossy(&name).trim_end_matches('\n').to_owned())
 }
 
+/// Returns when the process of this number began, in the kernel's clock ticks after the machine did:
+/// with the number it names a process of this machine's run. `None` if there is none that lives.
+///
+/// # Errors
+/// What reading `/proc` says, except that there is no such process.
+pub fn started_at(pid: i32) -> Result<Option<u64>, OsError> {
+    #[cfg(feature = "sim")]
+    if crate::sim::with(|_| ()).is_some() {
+        return Ok(None);
+    }
+    let path = format!("/proc/{pid}/stat");
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        // It ended between the opening and the reading.
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+        Err(error) => return Err(OsError::new("read", path, error)),
+    };
+    parse_start(&text).ok_or_else(|| OsError::new("understand", path, Errno::INVAL))
+}
+
+/// What a line of `/proc/PID/stat` says: `Some(None)` of a process that has ended.
+fn parse_start(line: &[u8]) -> Option<Option<u64>> {
+    // The name may have spaces and brackets of its own.
+    let after_name = line.iter().rposition(|&byte| byte == b')')? + 1;
+    let fields = std::str::from_utf8(&line[after_name..]).ok()?;
+    let mut fields = fields.split_whitespace();
+    let state = fields.next()?;
+    // Field 22, where the state is field 3 (Linux 7.1: Documentation/filesystems/proc.rst).
+    let started = fields.nth(18)?.parse().ok()?;
+    Some((!matches!(state, "Z" | "X" | "x")).then_some(started))
+}
+
+/// Returns what tells the namespace of process numbers that this process is in from others.
+pub fn namespace() -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata("/proc/self/ns/pid").map_or(0, |namespace| namespace.ino())
+}
+
 /// Returns true if the process behind a pidfd has exited, reaped or not. Never waits.
 ///
 /// A descriptor that cannot be polled says false; one that is no pidfd says nothing of use.
@@ -128,6 +167,23 @@ fn parse_cpu_list(list: &str) -> Option<Vec<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_is_told_from_a_later_one_of_its_number_by_when_it_began() {
+        let pid = std::process::id() as i32;
+        let started = started_at(pid).unwrap();
+        assert!(started.is_some() && started == started_at(pid).unwrap());
+        assert_ne!(started, started_at(1).unwrap());
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        assert_eq!(started_at(child.id() as i32).unwrap(), None);
+        assert_ne!(namespace(), 0);
+        let line =
+            |state| format!("7 (a) b) {state} 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 77 0");
+        assert_eq!(parse_start(line("S").as_bytes()), Some(Some(77)));
+        assert_eq!(parse_start(line("Z").as_bytes()), Some(None));
+        assert_eq!(parse_start(b"7 (a"), None);
+    }
 
     #[test]
     fn own_name_is_known_and_a_wild_pid_has_none() {

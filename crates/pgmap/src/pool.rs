@@ -65,6 +65,8 @@ pub struct Pool {
     /// Where descriptors and catalog lie, if on the device.
     pub(crate) head: Option<DeviceHead>,
     directory: Option<Directory>,
+    /// Clients of earlier owners that have ended, and whose ledgers are missing.
+    missing_ledgers: Vec<u64>,
 }
 
 /// What the sizes of a pool make of its files.
@@ -147,6 +149,7 @@ impl Pool {
             head: None,
             directory: None,
             stored,
+            missing_ledgers: Vec::new(),
         };
         pool.populate(options.populate)?;
         Ok(pool)
@@ -195,6 +198,7 @@ impl Pool {
             head: layout.head,
             directory: None,
             stored,
+            missing_ledgers: Vec::new(),
         };
         pool.populate(options.populate)?;
         // Before the catalog says that there is a pool: a file that lost its seal with the power looks
@@ -269,6 +273,10 @@ impl Pool {
             ledgers::make_place(path)?;
             ledgers::remove_all(path)?;
         }
+        let missing_ledgers = match catalog.is_same_boot() {
+            true => ledgers::find_missing(path, id, &data, catalog.roster())?,
+            false => Vec::new(),
+        };
         let has_live_client = ledgers::has_live_client(path, id, &data)?;
         let open = |name, kind, len_bytes| {
             if has_live_client {
@@ -300,6 +308,7 @@ impl Pool {
             head: layout.head,
             directory: Some(directory),
             stored,
+            missing_ledgers,
         })
     }
 
@@ -387,6 +396,11 @@ impl Pool {
     #[must_use]
     pub const fn memory_type(&self) -> MemoryType {
         self.stored.memory_type
+    }
+
+    /// Clients of earlier owners that have ended, and of whose ledgers nobody knows what they said.
+    pub(crate) fn missing_ledgers(&self) -> &[u64] {
+        &self.missing_ledgers
     }
 
     pub(crate) fn ledger_layout(&self) -> LedgerLayout {

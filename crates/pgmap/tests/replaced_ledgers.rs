@@ -20,13 +20,24 @@ fn child_entry() {
     if role == "client" {
         support::client_role::run(&place.join("s"));
     }
-    let pool = Pool::create(&PoolOptions::in_directory(place.join("pool"), POOL_BYTES)).unwrap();
+    let path = place.join("pool");
+    let pool = match role.as_str() {
+        "serve" => Pool::open(path),
+        _ => Pool::create(&PoolOptions::in_directory(path, POOL_BYTES)),
+    };
+    let pool = pool.unwrap();
     let owner = Owner::start(pool).unwrap();
     owner.serve(place.join("s")).unwrap();
     support::say("ok");
     assert_eq!(support::commands().count(), 0);
     drop(owner);
     std::process::exit(0);
+}
+
+/// A file of zeros in the place of a ledger: what somebody leaves who makes room.
+fn empty(path: &Path) {
+    std::fs::remove_file(path).unwrap();
+    std::fs::write(path, []).unwrap();
 }
 
 /// A pool whose owner was killed. Client 0 pins the file "a", client 1 nothing.
@@ -173,4 +184,86 @@ fn a_dead_clients_ledger_without_its_seal_orphans_what_is_in_use() {
     let info = support::wait_for_info(&owner, "it is free", |info| info.free_bytes == POOL_BYTES);
     assert_eq!(info.orphaned_bytes, 0);
     assert!(!path.exists(), "its ledger goes with its last orphan");
+}
+
+/// Story: nobody had the lock of a ledger that was not there, so its client had never been.
+#[test]
+fn a_ledger_that_was_deleted_or_emptied_while_its_client_lives_stops_the_start_and_is_named() {
+    let orphaned = Orphaned::new();
+    let pin = orphaned.clients[0].get("a").unwrap();
+    let (path, kept) = (orphaned.ledger(0), orphaned.pool().join("kept"));
+    let number = format!("ledgers/{} ", orphaned.clients[0].id());
+    let process = format!("end process {}", std::process::id());
+    let delete = |path: &Path| std::fs::remove_file(path).unwrap();
+    std::fs::hard_link(&path, &kept).unwrap();
+    for take_away in [&delete as &dyn Fn(&Path), &empty] {
+        take_away(&path);
+        // As often as it is tried.
+        for _ in 0..2 {
+            let error = orphaned.start().map(drop).unwrap_err().to_string();
+            assert!(error.contains(&number) && error.contains(&process), "{error}");
+        }
+        assert_eq!(block::check(&pin.to_vec().unwrap()), Ok(1));
+        if path.exists() {
+            std::fs::remove_file(&path).unwrap();
+        }
+        std::fs::hard_link(&kept, &path).unwrap();
+    }
+    let owner = orphaned.start().unwrap();
+    owner.client().unwrap().unlink("a").unwrap();
+    let info = owner.info();
+    assert_eq!((info.nr_clients, info.draining_bytes), (2, MIB), "its hold stands: {info:?}");
+    drop(pin);
+}
+
+/// Its processor holds nothing any more, and nobody knows what its device may still write to.
+#[test]
+fn a_ledger_that_was_deleted_or_emptied_and_whose_client_is_dead_orphans_what_is_in_use() {
+    let delete = |path: &Path| std::fs::remove_file(path).unwrap();
+    for take_away in [&delete as &dyn Fn(&Path), &empty] {
+        let Orphaned { clients, place } = Orphaned::new();
+        drop(clients);
+        let mut owner = Second::start("serve", place.path());
+        assert_eq!(owner.answer(), "ok");
+        let mut client = Second::start("client", place.path());
+        assert_eq!(client.answer(), "ok");
+        let number = client.ask("id");
+        owner.kill();
+        client.kill();
+        take_away(&place.path().join("pool/ledgers").join(&number));
+        let open = || Pool::open(place.path().join("pool")).and_then(Owner::start).unwrap();
+        let owner = open();
+        let info = owner.info();
+        assert_eq!((info.nr_clients, info.orphaned_bytes), (0, MIB), "{info:?}");
+        owner.client().unwrap().unlink("a").unwrap();
+        let is_free = |info: &pgmap::PoolInfo| info.free_bytes == POOL_BYTES;
+        let info = support::wait_for_info(&owner, "it is free", is_free);
+        assert_eq!(info.orphaned_bytes, 0);
+        drop(owner);
+        // Nobody remembers it.
+        assert_eq!(open().info().orphaned_bytes, 0);
+    }
+}
+
+/// Whoever came and went is not missed.
+#[test]
+fn clients_that_left_or_died_are_off_the_roster() {
+    let Orphaned { clients, place } = Orphaned::new();
+    drop(clients);
+    let pool = place.path().join("pool");
+    for _ in 0..3 {
+        let owner = Owner::start(Pool::open(&pool).unwrap()).unwrap();
+        owner.serve(place.path().join("s")).unwrap();
+        drop((0..4).map(|_| owner.client().unwrap()).collect::<Vec<Client>>());
+        let mut client = Second::start("client", place.path());
+        assert_eq!(client.answer(), "ok");
+        client.kill();
+        support::wait_for_info(&owner, "it is reaped", |info| info.nr_clients == 0);
+        drop(owner);
+    }
+    for entry in std::fs::read_dir(pool.join("ledgers")).unwrap().flatten() {
+        std::fs::remove_file(entry.path()).unwrap();
+    }
+    let info = Owner::start(Pool::open(&pool).unwrap()).unwrap().info();
+    assert_eq!((info.orphaned_bytes, info.nr_clients), (0, 0), "{info:?}");
 }

@@ -89,6 +89,23 @@ impl StoredFile {
     }
 }
 
+/// A client that was given a ledger, as the catalog's roster has it: a ledger that is missing is missed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enrolled {
+    /// Its number.
+    pub client: u64,
+    /// Which file its data are in: who has a ledger of other data never held any of these.
+    pub data: u64,
+    /// Which file its ledger is.
+    pub ledger: u64,
+    /// Its process, 0 if that is not known.
+    pub pid: i32,
+    /// When that began.
+    pub started: u64,
+    /// In which namespace its process has that number.
+    pub namespace: u64,
+}
+
 /// One change of the catalog.
 #[derive(Debug, Serialize)]
 pub enum Change<'a> {
@@ -106,6 +123,10 @@ pub enum Change<'a> {
     OpenTail(u64),
     /// It is.
     ClosedTail(u64),
+    /// A client was given a ledger.
+    Enrolled(Enrolled),
+    /// The ledger of the client of this number is not needed any more.
+    Left(u64),
 }
 
 /// A [`Change`] as it is read: the same variants in the same order.
@@ -118,6 +139,8 @@ enum Recorded {
     Healthy(u64),
     OpenTail(u64),
     ClosedTail(u64),
+    Enrolled(Enrolled),
+    Left(u64),
 }
 
 /// Everything that a catalog says.
@@ -126,6 +149,7 @@ pub(crate) struct Contents {
     pub files: BTreeMap<FileName, StoredFile>,
     pub poisoned: BTreeSet<u64>,
     pub open_tails: BTreeSet<u64>,
+    pub roster: BTreeMap<u64, Enrolled>,
     /// Stamps below this may be in use.
     pub stamp_limit: u64,
 }
@@ -140,6 +164,8 @@ impl Contents {
             Recorded::Healthy(pfn) => drop(self.poisoned.remove(&pfn)),
             Recorded::OpenTail(id) => drop(self.open_tails.insert(id)),
             Recorded::ClosedTail(id) => drop(self.open_tails.remove(&id)),
+            Recorded::Enrolled(client) => drop(self.roster.insert(client.client, client)),
+            Recorded::Left(client) => drop(self.roster.remove(&client)),
         }
     }
 
@@ -149,7 +175,8 @@ impl Contents {
         let poisoned = self.poisoned.iter().copied().map(Change::Poisoned);
         let tails = self.open_tails.iter().copied().map(Change::OpenTail);
         let limit = [Change::StampLimit(self.stamp_limit)].into_iter();
-        limit.chain(files).chain(poisoned).chain(tails).collect()
+        let roster = self.roster.values().copied().map(Change::Enrolled);
+        limit.chain(files).chain(poisoned).chain(tails).chain(roster).collect()
     }
 }
 
@@ -162,6 +189,7 @@ pub struct Catalog {
     /// The other numbers that were read then.
     poisoned: Vec<u64>,
     open_tails: Vec<u64>,
+    roster: Vec<Enrolled>,
     /// The boot it was opened in.
     boot: BootId,
     /// Files that were dropped then, because the machine was restarted before they were synced.
@@ -231,12 +259,13 @@ impl Catalog {
     }
 
     fn with(log: Log, contents: Contents, boot: BootId) -> Self {
-        let Contents { files, poisoned, open_tails, .. } = contents;
+        let Contents { files, poisoned, open_tails, roster, .. } = contents;
         Self {
             log: Mutex::new(log),
             files: Mutex::new(Some(files)),
             poisoned: poisoned.into_iter().collect(),
             open_tails: open_tails.into_iter().collect(),
+            roster: roster.into_values().collect(),
             boot,
             unsynced: Vec::new(),
         }
@@ -302,6 +331,12 @@ impl Catalog {
                 self.log().append(&changes)?;
             }
         }
+        if !self.is_same_boot() {
+            for clients in self.roster.chunks(256) {
+                let left: Vec<_> = clients.iter().map(|one| Change::Left(one.client)).collect();
+                self.log().append(&left)?;
+            }
+        }
         self.log().mark(|header| {
             header.boot = boot;
             header.is_clean = false;
@@ -359,6 +394,11 @@ impl Catalog {
     #[must_use]
     pub fn open_tails(&self) -> &[u64] {
         &self.open_tails
+    }
+
+    /// The clients that had ledgers when it was opened.
+    pub(crate) fn roster(&self) -> &[Enrolled] {
+        &self.roster
     }
 
     /// Puts `changes` on record, all or none.

@@ -16,6 +16,7 @@ use pgmap_os::{MemoryFile, ReadMapping, disk, file_lock, process};
 
 use crate::error::Error;
 use crate::memory::{LedgerCounts, LedgerWords};
+use crate::owner::catalog::Change;
 use crate::owner::core::Core;
 use crate::pool::LedgerFile;
 use crate::refusal::Refusal;
@@ -138,6 +139,8 @@ impl Core {
     ) -> Result<(ClientId, Attachment), Error> {
         let id = ClientId(self.frames.take_stamp()?.number());
         let (file, theirs) = self.pool.make_ledger(id.0)?;
+        // Where this fails the ledger stays: the catalog may have it, and nobody ever attached by it.
+        self.pool.enrol(id.0, identity.pid, &file)?;
         let file = Arc::new(file);
         self.pool.keep_spare_ledger();
         let welcome = self.welcome(id, is_registered);
@@ -274,6 +277,11 @@ impl Core {
     /// Removes a dead client's ledger from the pool's directory. As long as its devices may write,
     /// the ledger stays, so that a restarted owner knows of them too.
     pub(crate) fn remove_ledger(&self, id: ClientId) {
+        if let Err(refusal) = self.pool.record(&[Change::Left(id.0)]) {
+            // The next owner finds it, and that its client is dead.
+            tracing::warn!(client = id.0, %refusal, "a ledger is kept: the roster cannot be changed");
+            return;
+        }
         if let Some(path) = self.pool.ledger_path(id.0)
             && let Err(error) = disk::remove_file(&path)
             && error.kind() != std::io::ErrorKind::NotFound

@@ -56,6 +56,7 @@ impl Core {
         }
         self.close_tails(&open_tails)?;
         let dead = self.find_ledgers(&ledgers)?;
+        self.clear_roster(&ledgers);
         let held = self.clients.values().flat_map(|client| client.ledger.all_holds());
         let strays = self.frames.claim_strays(held.map(|hold| hold.run))?;
         self.doubt_ledgers();
@@ -163,7 +164,7 @@ impl Core {
             let is_its = self.pool.ledger_identity(number, &file)? == LedgerIdentity::Its;
             let is_whole = is_its && file.len_bytes() >= whole_bytes;
             if !is_whole && matches!(file_lock::is_locked(&file), Ok(false)) {
-                if was_attached(&path) {
+                if was_attached(&path) || self.pool.missing_ledgers().contains(&number) {
                     // Cut short or written over, its client dead: nobody knows what it said.
                     dead.push((ClientId(number), self.frames.all_in_use()));
                 } else {
@@ -207,7 +208,24 @@ impl Core {
             }
             self.clients.insert(ClientId(number), record);
         }
+        let missing = self.pool.missing_ledgers().iter().filter(|one| !numbers.contains(one));
+        dead.extend(missing.map(|&client| (ClientId(client), self.frames.all_in_use())));
         Ok(dead)
+    }
+
+    /// Takes those off the roster who have no ledger, and of whom it is known that they hold nothing.
+    fn clear_roster(&mut self, numbers: &[u64]) {
+        let Some(catalog) = &self.pool.catalog else { return };
+        let is_known =
+            |client: &u64| numbers.contains(client) || self.pool.missing_ledgers().contains(client);
+        let clients = catalog.roster().iter().map(|enrolled| enrolled.client);
+        let left: Vec<Change<'_>> =
+            clients.filter(|client| !is_known(client)).map(Change::Left).collect();
+        for left in left.chunks(MAX_BATCH) {
+            if let Err(refusal) = self.pool.record(left) {
+                tracing::warn!(%refusal, "the roster cannot be changed");
+            }
+        }
     }
 
     /// Live clients whose ledgers were written over may hold whatever is in use.

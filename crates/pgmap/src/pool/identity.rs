@@ -60,6 +60,10 @@ impl BootId {
 pub(crate) struct FileNumber(u64);
 
 impl FileNumber {
+    pub(crate) const fn number(self) -> u64 {
+        self.0
+    }
+
     pub(crate) fn of(file: &MemoryFile) -> Result<Self, Error> {
         let metadata = fs::File::from(file.try_clone_fd()?)
             .metadata()

@@ -5,16 +5,18 @@
 //!
 //! The seal says which pool, which client and which file the ledger is. A client goes on writing into
 //! the file that it was given, whatever lies under its number now, so an owner that starts asks
-//! whether it is that file (ADR 0060).
+//! whether it is that file (ADR 0060). The catalog has a roster of the clients that have ledgers, so
+//! that one that is missing is missed (ADR 0070).
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use pgmap_mm::ledger::LedgerLayout;
 use pgmap_mm::level::PAGE_BYTES;
-use pgmap_os::{Access, MemoryFile, OsError, PageSize, disk, file_lock};
+use pgmap_os::{Access, MemoryFile, OsError, PageSize, disk, file_lock, process};
 
 use crate::error::Error;
+use crate::owner::catalog::{Change, Enrolled};
 use crate::pool::directory::{LEDGERS, remove_file};
 use crate::pool::identity::{FileKind, FileNumber, Found, PoolId, Seal};
 use crate::pool::{Pool, bad, os_error, pool_name};
@@ -80,6 +82,64 @@ pub(crate) fn replaced(directory: &Path, client: u64) -> Error {
     bad(directory, why)
 }
 
+/// The clients of `roster` whose ledgers are gone, or are other files without a seal, and whose
+/// processes have ended: nobody knows what their devices may still write to.
+///
+/// # Errors
+/// [`Error::BadPool`] where such a client may live and hold anything.
+pub(crate) fn find_missing(
+    directory: &Path,
+    id: PoolId,
+    data: &MemoryFile,
+    roster: &[Enrolled],
+) -> Result<Vec<u64>, Error> {
+    let number = FileNumber::of(data)?.number();
+    let mut missing = Vec::new();
+    for enrolled in roster.iter().filter(|enrolled| enrolled.data == number) {
+        let client = enrolled.client;
+        let path = directory.join(LEDGERS).join(client.to_string());
+        let what = match MemoryFile::open_named(&path, Access::ReadWrite) {
+            Ok(file) => {
+                // Of the very file, and of one that says what it is, more is known.
+                let is_it = FileNumber::of(&file)?.number() == enrolled.ledger;
+                let is_sealed = identity_of(id, client, &file, data)? != LedgerIdentity::Unknown;
+                if is_it || is_sealed || !matches!(file_lock::is_locked(&file), Ok(false)) {
+                    continue;
+                }
+                "is not the file that it was"
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => "is missing",
+            Err(error) => return Err(error.into()),
+        };
+        may_have_ended(directory, enrolled, what)?;
+        tracing::error!(client, "the ledger of this client {what}; the client has ended");
+        missing.push(client);
+    }
+    Ok(missing)
+}
+
+/// An error if the process of a client whose ledger cannot be read may live.
+fn may_have_ended(directory: &Path, enrolled: &Enrolled, what: &str) -> Result<(), Error> {
+    let Enrolled { client, pid, started, namespace, .. } = *enrolled;
+    let refused = |how: &str| {
+        let why = format!(
+            "{LEDGERS}/{client} {what}, and client {client} may live and hold anything: put the \
+             file back, or {how}"
+        );
+        Err(bad(directory, why))
+    };
+    if pid == 0 {
+        return refused("restart the machine: its process is not known");
+    }
+    if namespace != process::namespace() {
+        return refused("start the owner in the namespace of process numbers of the one before it");
+    }
+    if process::started_at(pid)? == Some(started) {
+        return refused(&format!("end process {pid}"));
+    }
+    Ok(())
+}
+
 impl Pool {
     /// Where a client's ledger lies in a pool with a directory.
     pub(crate) fn ledger_path(&self, client: u64) -> Option<PathBuf> {
@@ -88,6 +148,19 @@ impl Pool {
 
     fn ledgers(&self) -> Option<PathBuf> {
         Some(self.directory()?.join(LEDGERS))
+    }
+
+    /// Puts the client of process `pid`, whose ledger was made, on the catalog's roster, before it is given
+    /// the ledger: an owner that finds the ledger missing knows that there was one.
+    pub(crate) fn enrol(&self, client: u64, pid: i32, file: &MemoryFile) -> Result<(), Error> {
+        let Some(catalog) = &self.catalog else { return Ok(()) };
+        // A process that cannot be looked at may live, as far as the next owner knows.
+        let started = process::started_at(pid).ok().flatten();
+        let pid = if started.is_some() { pid } else { 0 };
+        let (started, namespace) = (started.unwrap_or(0), process::namespace());
+        let (data, ledger) = (FileNumber::of(&self.data)?.number(), FileNumber::of(file)?.number());
+        let enrolled = Enrolled { client, data, ledger, pid, started, namespace };
+        catalog.record(&[Change::Enrolled(enrolled)])
     }
 
     /// Makes a client's ledger: the owner's own file and the descriptor for the client, a

@@ -70,6 +70,7 @@ impl Held<'_> {
             "unlink" => self.client.unlink(words[1])?,
             "truncate" => self.client.truncate(words[1], number(2), number(3))?,
             "stat" => return Ok(format!("{} bytes", self.client.stat(words[1])?.len_bytes)),
+            "id" => return Ok(self.client.id().to_string()),
             "clients" => return Ok(self.client.pool_stat()?.nr_clients.to_string()),
             "draining" => return Ok(self.client.pool_stat()?.draining_bytes.to_string()),
             other => panic!("no such command: {other}"),

@@ -252,7 +252,9 @@ impl Log {
                 Change::Poisoned(_)
                 | Change::Healthy(_)
                 | Change::OpenTail(_)
-                | Change::ClosedTail(_) => {}
+                | Change::ClosedTail(_)
+                | Change::Enrolled(_)
+                | Change::Left(_) => {}
             }
         }
         if let Err(error) = self.make_room(len + removal_bytes + SLACK_BYTES) {
