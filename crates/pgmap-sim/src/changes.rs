@@ -1,8 +1,8 @@
 //! What clients change: each operation tells the model what it asked, and has its answer judged.
 
 use pgmap::{
-    Agent, Client, CreateSpec, Error, FileInfo, FileName, FileWriter, FolioSize, OnDeadline,
-    Replace,
+    Agent, Client, CreateSpec, Error, FileInfo, FileName, FileRules, FileWriter, FolioSize,
+    LongtermRule, OnDeadline, Refusal, Replace,
 };
 
 use crate::books::{Shape, Turn, agree, describes};
@@ -30,7 +30,7 @@ pub fn judge<T>(
 }
 
 /// The step at which an answer came, if one did.
-fn answered_at<T>(episode: &Episode, result: &Result<T, Error>) -> Option<u64> {
+pub fn answered_at<T>(episode: &Episode, result: &Result<T, Error>) -> Option<u64> {
     is_answered(result).then(|| episode.machine.steps())
 }
 
@@ -225,13 +225,8 @@ pub fn put(
     let asked = Asked::now(episode);
     let turn = episode.books.borrow_mut().begin(&[name], asked.owner);
     episode.model.borrow_mut().put(name, number, len, asked.from, replaces);
-    let mut spec = CreateSpec::new(FileName::new(name)?, len, FolioSize::BestFit);
-    spec.replace = replaces;
-    let draft = client.create_batch(vec![spec]).and_then(|mut drafts| match drafts.pop() {
-        Some(draft) => draft,
-        None => Err(Error::Protocol { what: "no draft".into() }),
-    });
-    judge(episode, asked, Verb::Put(name, len), None, &draft);
+    let draft = reserve(client, name, number, len, replaces);
+    judge(episode, asked, Verb::Put(name, len, 1), None, &draft);
     let size = u64::from(episode.plan.pool_pages) * PAGE;
     if draft.is_ok() && len > size {
         episode.fail(format!("{len} bytes were reserved of {size}"));
@@ -241,7 +236,7 @@ pub fn put(
         write(&mut writer, number, len).map(|()| writer)
     });
     let (result, end) = match written {
-        Ok(writer) => commit(episode, asked, writer, Verb::Put(name, len)),
+        Ok(writer) => commit(episode, asked, writer, Verb::Put(name, len, 1)),
         // Without a commit there is no file.
         Err(error) => (Err(error), End::Refused(episode.machine.steps())),
     };
@@ -249,6 +244,41 @@ pub fn put(
     put_away(episode, (name, turn), len, replaces, &result);
     result
 }
+
+/// Reserves frames for contents.
+fn reserve<'c>(
+    client: &'c Client,
+    name: &str,
+    number: u64,
+    len: u64,
+    replaces: bool,
+) -> Result<FileWriter<'c>, Error> {
+    let mut spec = CreateSpec::new(FileName::new(name)?, len, FolioSize::BestFit);
+    spec.replace = replaces;
+    spec.rules = rules_of(number);
+    match client.create_batch(vec![spec])?.pop() {
+        Some(draft) => draft,
+        None => Err(Error::Protocol { what: "no draft".into() }),
+    }
+}
+
+/// What may be done with a file: the number of its contents says so.
+pub fn rules_of(number: u64) -> FileRules {
+    let longterm = match number % 8 {
+        1 | 5 => LongtermRule::ForbidDevice,
+        2 | 6 => LongtermRule::Leasable,
+        FORBIDDEN => LongtermRule::Forbid,
+        _ => LongtermRule::AsType,
+    };
+    FileRules { longterm, ..FileRules::default() }
+}
+
+/// Whether nobody may pin these contents for long.
+pub const fn is_forbidden(number: u64) -> bool {
+    number % 8 == FORBIDDEN
+}
+
+const FORBIDDEN: u64 = 3;
 
 /// Publishes a file that began to be put when `asked` says.
 fn commit(
@@ -266,7 +296,7 @@ fn commit(
 }
 
 /// Puts what became of a put into the books.
-fn put_away(
+pub fn put_away(
     episode: &Episode,
     (name, turn): (&str, Turn),
     len: u64,
@@ -281,6 +311,12 @@ fn put_away(
             expected => expected,
         };
         episode.check(agree("a put", expected, result));
+        if let (Shape::File(..), Err(error)) = (books.shape(name), result)
+            && matches!(error, Error::Refused(Refusal::IndexFull { nr_slots })
+                if *nr_slots == u64::from(episode.plan.max_files))
+        {
+            episode.fail(format!("{name:?} is there, and was not put anew: {error}"));
+        }
         if result.is_ok() {
             books.set(name, Shape::whole(len));
         }
@@ -288,7 +324,7 @@ fn put_away(
     books.end(turn, answered_at(episode, result), episode.nr_owners.get());
 }
 
-fn write(writer: &mut FileWriter<'_>, number: u64, len: u64) -> Result<(), Error> {
+pub fn write(writer: &mut FileWriter<'_>, number: u64, len: u64) -> Result<(), Error> {
     let mut bytes = vec![0; len as usize];
     for (page, bytes) in bytes.chunks_mut(PAGE as usize).enumerate() {
         fill(bytes, number, page as u64);
@@ -300,7 +336,7 @@ fn write(writer: &mut FileWriter<'_>, number: u64, len: u64) -> Result<(), Error
 }
 
 /// Pages of the pool that a writer was given.
-fn pages_of(writer: &mut FileWriter<'_>) -> Vec<u64> {
+pub fn pages_of(writer: &mut FileWriter<'_>) -> Vec<u64> {
     let pages =
         |(_, len, offset): (*mut u8, u64, u64)| (offset / PAGE)..(offset + len).div_ceil(PAGE);
     writer.segments().into_iter().flat_map(pages).collect()
@@ -321,8 +357,8 @@ pub fn put_by_device(
     let asked = Asked::now(episode);
     let turn = episode.books.borrow_mut().begin(&[name], asked.owner);
     let len = u64::from(pages) * PAGE;
-    let draft = client.create(name, len, FolioSize::BestFit);
-    judge(episode, asked, Verb::Put(name, len), None, &draft);
+    let draft = reserve(client, name, number, len, false);
+    judge(episode, asked, Verb::Put(name, len, 1), None, &draft);
     let mut writer = match draft {
         Ok(writer) => writer,
         Err(error) => {
@@ -341,7 +377,7 @@ pub fn put_by_device(
         pgmap_os::thread::yield_now();
     }
     writer.set_agent(Agent::Cpu);
-    let (result, end) = commit(episode, asked, writer, Verb::Put(name, len));
+    let (result, end) = commit(episode, asked, writer, Verb::Put(name, len, 1));
     episode.model.borrow_mut().put_ended(name, number, end);
     put_away(episode, (name, turn), len, false, &result);
     result

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use pgmap::{Client, ConnectOptions, Error, OnDeadline};
 
+use crate::batches::{put_many, unlink_many};
 use crate::changes::{DEADLINE_MS, call_off, cut, draft, put, put_by_device, rename, unlink};
 use crate::episode::{Episode, episode};
 use crate::failures::{fail, heal, repair};
 use crate::misdeeds::{babble, fork, scribble};
 use crate::model::{Cut, PAGE};
-use crate::plan::Op;
+use crate::plan::{MAX_NAMES, Op};
 use crate::reads::{Held, get, lease, list, open, stat};
 use crate::verdict::{Asked, Verb};
 
@@ -159,6 +160,14 @@ fn keep<'c>(result: Result<Option<Held<'c>>, Error>, held: &mut Vec<Held<'c>>) -
 fn change(episode: &Episode, client: &Client, op: Op) -> Result<(), Error> {
     match op {
         Op::Put { name, len, replace } => put(episode, client, &name_of(name), len.into(), replace),
+        Op::PutMany { name, files, stride, len, replace } => {
+            let names = (0..files).map(|at| name_of((name + at * stride) % MAX_NAMES)).collect();
+            put_many(episode, client, names, len.into(), replace)
+        }
+        Op::UnlinkMany { name, files } => {
+            let names = (0..files).map(|at| name_of((name + at) % MAX_NAMES)).collect();
+            unlink_many(episode, client, names)
+        }
         Op::PutByDevice { name, pages, steps } => {
             put_by_device(episode, client, &name_of(name), pages, steps)
         }

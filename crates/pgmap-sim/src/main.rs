@@ -1,6 +1,7 @@
 //! `pgmap-sim`: the shipped owner and clients in a simulated machine that breaks. `docs/simulation.md`
 //! explains it.
 
+mod batches;
 mod books;
 mod changes;
 mod client;

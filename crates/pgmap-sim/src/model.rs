@@ -509,6 +509,17 @@ impl Model {
         self.names.iter().filter_map(|(name, known)| Some((&**name, longest(known)?))).collect()
     }
 
+    /// What may be under a name.
+    pub fn numbers(&self, name: &str, from: u64, to: u64) -> impl Iterator<Item = u64> + '_ {
+        let known = self.names.get(name).into_iter();
+        let there = move |known: &'_ Name| {
+            let versions = known.versions.iter();
+            let there = versions.filter(|version| known.may_be(version, from, to));
+            there.map(|version| version.number).collect::<Vec<_>>()
+        };
+        known.flat_map(there)
+    }
+
     /// All names that were ever used.
     pub fn names(&self) -> Vec<String> {
         self.names.keys().cloned().collect()

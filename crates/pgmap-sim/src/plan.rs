@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::knobs::Knobs;
 
 /// Most names in use; few, so that parties meet.
-const MAX_NAMES: u8 = 6;
+pub const MAX_NAMES: u8 = 6;
 
 /// What a client is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +18,19 @@ pub enum Op {
         name: u8,
         len: u32,
         replace: bool,
+    },
+    /// As `Put`, several at once, under every `stride`th name.
+    PutMany {
+        name: u8,
+        files: u8,
+        stride: u8,
+        len: u32,
+        replace: bool,
+    },
+    /// Takes several names away at once.
+    UnlinkMany {
+        name: u8,
+        files: u8,
     },
     /// As `Put`, and a device writes it, which takes so many steps.
     PutByDevice {
@@ -120,6 +133,7 @@ impl Op {
             self,
             Self::Put { .. }
                 | Self::PutByDevice { .. }
+                | Self::PutMany { .. }
                 | Self::Draft { .. }
                 | Self::Get { .. }
                 | Self::Lease { .. }
@@ -267,16 +281,16 @@ fn draw_edge(chance: &mut fastrand::Rng) -> u32 {
 }
 
 /// How often a run has each kind of operation.
-struct Weights([u32; 22]);
+struct Weights([u32; 24]);
 
 impl Weights {
     fn draw(chance: &mut fastrand::Rng) -> Self {
-        let most = [30, 15, 5, 30, 10, 10, 10, 4, 2, 4, 1, 4, 2, 6, 6, 2, 6, 4, 4, 4, 4, 2];
+        let most = [30, 15, 5, 30, 10, 10, 10, 4, 2, 4, 1, 4, 2, 6, 6, 2, 6, 4, 4, 4, 4, 2, 6, 3];
         let mut weights =
             most.map(|most| if chance.u32(0..3) == 0 { 0 } else { chance.u32(1..=most) });
         if chance.u32(0..4) != 0 {
             // Most memory does not fail.
-            weights[19..].fill(0);
+            weights[19..22].fill(0);
         }
         // Without files nothing happens.
         weights[0] = weights[0].max(10);
@@ -332,7 +346,15 @@ impl Weights {
             18 => Op::CallOff { name },
             19 => Op::Fail { name, page: chance.u8(0..6) },
             20 => Op::Heal { name, page: chance.u8(0..6) },
-            _ => Op::Repair,
+            21 => Op::Repair,
+            22 => Op::PutMany {
+                name,
+                files: chance.u8(1..=4),
+                stride: chance.u8(0..=1),
+                len: len.min(40_000),
+                replace: chance.bool(),
+            },
+            _ => Op::UnlinkMany { name, files: chance.u8(1..=4) },
         }
     }
 }

@@ -3,7 +3,7 @@
 use pgmap::{Access, Agent, Client, Error, FilePin, PoolInfo};
 
 use crate::books::{Turn, agree};
-use crate::changes::{DEADLINE_MS, judge, learn};
+use crate::changes::{DEADLINE_MS, is_forbidden, judge, learn};
 use crate::client::AGAIN;
 use crate::episode::{Episode, Holding};
 use crate::model::PAGE;
@@ -82,11 +82,20 @@ pub fn lease<'c>(
     let leased = file.lease(0, file.len_bytes(), Agent::Cpu, Access::Write);
     judge(episode, asked, Verb::Lease(name), None, &leased);
     let books = episode.books.borrow();
-    if books.is_exact(&turn, episode.nr_owners.get()) && books.shape(name).is_whole() {
+    let is_denied = matches!(&leased, Err(error) if error.kind() == "denied");
+    if books.is_exact(&turn, episode.nr_owners.get()) && books.shape(name).is_whole() && !is_denied
+    {
         episode.check(agree("a lease", "", &leased));
     }
     drop(books);
-    hold(episode, name, asked.from, steps, leased?)
+    let held = hold(episode, name, asked.from, steps, leased?)?;
+    if let Some(held) = &held
+        && !held.bytes.is_empty()
+        && is_forbidden(held.number)
+    {
+        episode.fail(format!("version {} of {name:?} was pinned for long", held.number));
+    }
+    Ok(held)
 }
 
 /// Reads what was pinned after step `from`, and keeps the pin.

@@ -5,6 +5,7 @@
 
 use pgmap::{Error, Holder, PinError, Refusal};
 
+use crate::changes::is_forbidden;
 use crate::episode::Episode;
 use crate::machine::Pid;
 use crate::model::{End, PAGE};
@@ -24,8 +25,8 @@ const NS_PER_MS: u64 = 1_000_000;
 /// What somebody asks for, and what beside the surroundings may be in the way of it.
 #[derive(Clone, Copy, Debug)]
 pub enum Verb<'a> {
-    /// To put so many bytes under a name.
-    Put(&'a str, u64),
+    /// To put so many bytes under a name, and under so many in all.
+    Put(&'a str, u64, u64),
     /// To reserve so many bytes in so many files.
     Draft(u64, u64),
     Unlink(&'a str),
@@ -211,11 +212,11 @@ impl Asked {
             (Refusal::NoSpace { .. }, Verb::Put(..) | Verb::Draft(..)) => {
                 return self.check_no_space(episode, verb, refusal);
             }
-            (Refusal::IndexFull { nr_slots }, Verb::Put(name, len)) => {
-                is_index_full(episode, self.from, *nr_slots, (name, len))
+            (Refusal::IndexFull { nr_slots }, Verb::Put(name, len, nr)) => {
+                is_index_full(episode, self.from, *nr_slots, (name, len, nr))
             }
             (Refusal::IndexFull { nr_slots }, Verb::Rename(..) | Verb::Cut(..)) => {
-                is_index_full(episode, self.from, *nr_slots, ("", u64::MAX))
+                is_index_full(episode, self.from, *nr_slots, ("", u64::MAX, 1))
             }
             (Refusal::TooMuch { limit, .. }, Verb::Put(..) | Verb::Draft(..) | Verb::Cut(..)) => {
                 // No file, and no answer, has more extents than the pool has pages between holes.
@@ -227,7 +228,7 @@ impl Asked {
             ) => !books.is_alone_since(name, self.from),
             (
                 Refusal::InUse { .. },
-                Verb::Heal(name) | Verb::Unlink(name) | Verb::Cut(name, _) | Verb::Put(name, _),
+                Verb::Heal(name) | Verb::Unlink(name) | Verb::Cut(name, _) | Verb::Put(name, ..),
             ) => books.may_be_cut(name, self.from),
             (Refusal::InUse { .. }, Verb::Rename(name, to)) => {
                 [name, to].iter().any(|name| books.may_be_cut(name, self.from))
@@ -236,8 +237,12 @@ impl Asked {
                 books.may_be_called_off(name, self.from) || self.was_away(episode)
             }
             (Refusal::Invalid { .. }, Verb::CallOff(_) | Verb::Heal(_)) => true,
-            (Refusal::Denied { .. }, Verb::Fail | Verb::Lease(_)) => {
+            (Refusal::Denied { .. }, Verb::Fail) => episode.failures.borrow().is_any(),
+            (Refusal::Denied { .. }, Verb::Lease(name)) => {
+                let now = episode.machine.steps();
+                let model = episode.model.borrow();
                 episode.failures.borrow().is_any()
+                    || model.numbers(name, self.from, now).any(is_forbidden)
             }
             (Refusal::Poisoned { .. }, Verb::Put(..)) => {
                 episode.failures.borrow().may_fail_since(self.from)
@@ -270,7 +275,9 @@ impl Asked {
         let model = episode.model.borrow();
         let size = u64::from(episode.plan.pool_pages) * PAGE;
         match (refusal, verb) {
-            (Refusal::BadLength { .. }, Verb::Put(_, len) | Verb::Draft(len, _)) if len <= size => {
+            (Refusal::BadLength { .. }, Verb::Put(_, len, _) | Verb::Draft(len, _))
+                if len <= size =>
+            {
                 Err(format!("{len} bytes are said to be too many: {refusal}"))
             }
             (
@@ -292,7 +299,7 @@ impl Asked {
                 | Verb::CallOff(name)
                 | Verb::Heal(name),
             ) => model.missed(name, self.from, now, Some(self.from)),
-            (Refusal::Exists { .. }, Verb::Put(to, _) | Verb::Rename(_, to))
+            (Refusal::Exists { .. }, Verb::Put(to, ..) | Verb::Rename(_, to))
                 if model.may_be(to, self.from, now) =>
             {
                 Ok(())
@@ -313,7 +320,7 @@ impl Asked {
             return Ok(());
         };
         let (len, nr_files) = match verb {
-            Verb::Put(_, len) => (len, 1),
+            Verb::Put(_, len, nr) => (len, nr),
             Verb::Draft(len, nr_files) => (len, nr_files),
             _ => (0, 0),
         };
@@ -380,11 +387,16 @@ fn slack_ns(episode: &Episode) -> u64 {
 }
 
 /// Whether the index may have had no room for a file, or for more extents of one.
-fn is_index_full(episode: &Episode, from: u64, nr_slots: u64, (name, len): (&str, u64)) -> bool {
+fn is_index_full(
+    episode: &Episode,
+    from: u64,
+    nr_slots: u64,
+    (name, len, nr): (&str, u64, u64),
+) -> bool {
     let now = episode.machine.steps();
     let max_files = u64::from(episode.plan.max_files);
     let pool_pages = u64::from(episode.plan.pool_pages);
-    // See `IndexLayout::for_files` and `slots_for`.
+    // See `IndexLayout::for_files` and `slots_for`; the first slot is nobody's.
     let slots = |pages: u64| 1 + pages.min(pool_pages).saturating_sub(8).div_ceil(20);
     let model = episode.model.borrow();
     let lengths = model.lengths(from, now);
@@ -392,5 +404,5 @@ fn is_index_full(episode: &Episode, from: u64, nr_slots: u64, (name, len): (&str
         return lengths.iter().filter(|(other, _)| *other != name).count() as u64 >= max_files;
     }
     let taken: u64 = lengths.iter().map(|(_, len)| slots(len.div_ceil(PAGE))).sum();
-    taken + slots(len.div_ceil(PAGE)) > max_files + max_files / 8 + 2
+    taken + nr * slots(len.div_ceil(PAGE)) > max_files + max_files / 8 + 1
 }

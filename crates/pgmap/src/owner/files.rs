@@ -255,13 +255,16 @@ impl Core {
         if is_named_twice {
             return Err(Refusal::Exists { name: draft.name.to_string() });
         }
+        // Who is refused takes nothing away from the rest of the batch.
         let max_files = self.pool.max_files();
-        *new_names += usize::from(!self.files.contains_key(&draft.name));
-        if (self.files.len() + *new_names) as u64 > max_files.max(self.files.len() as u64) {
+        let nr_new = *new_names + usize::from(!self.files.contains_key(&draft.name));
+        if (self.files.len() + nr_new) as u64 > max_files.max(self.files.len() as u64) {
             return Err(Refusal::IndexFull { nr_slots: max_files });
         }
-        *slots += self.frames.slots_for(draft.extents.len());
-        self.frames.check_room(*slots)
+        let nr_slots = *slots + self.frames.slots_for(draft.extents.len());
+        self.frames.check_room(nr_slots)?;
+        (*slots, *new_names) = (nr_slots, nr_new);
+        Ok(())
     }
 
     fn record_commits(&self, ready: &[(usize, FileId)]) -> Result<(), Refusal> {
