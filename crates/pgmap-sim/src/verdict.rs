@@ -190,8 +190,29 @@ impl Asked {
         verb: Verb<'_>,
         refusal: &Refusal,
     ) -> Result<(), String> {
+        match (refusal, verb) {
+            (Refusal::NotFound { .. } | Refusal::BadLength { .. }, _)
+            | (Refusal::Exists { .. }, Verb::Put(..) | Verb::Rename(..)) => {
+                self.check_plain(episode, verb, refusal)
+            }
+            (Refusal::NoSpace { .. }, Verb::Put(..) | Verb::Draft(..)) => {
+                self.check_no_space(episode, verb, refusal)
+            }
+            (Refusal::Held { holders, waited_ms, .. }, Verb::Heal(_)) => {
+                self.check_held(episode, holders, *waited_ms, 0)
+            }
+            (Refusal::Held { holders, waited_ms, .. }, Verb::Cut(_, deadline_ms)) => {
+                self.check_held(episode, holders, *waited_ms, deadline_ms)
+            }
+            _ if self.has_cause(episode, verb, refusal) => Ok(()),
+            _ => Err(format!("{verb:?} failed without a cause: {refusal}")),
+        }
+    }
+
+    /// Whether something was in the way of `verb` that this refusal is about.
+    fn has_cause(&self, episode: &Episode, verb: Verb<'_>, refusal: &Refusal) -> bool {
         let books = episode.books.borrow();
-        let is_justified = match (refusal, verb) {
+        match (refusal, verb) {
             (Refusal::Internal { .. }, _) => {
                 let (from, pid) = (episode.owner_from.get(), episode.owner_pid.get());
                 self.was_away(episode)
@@ -204,14 +225,6 @@ impl Asked {
             (Refusal::Stopping, _) => self.was_away(episode),
             (Refusal::Full { .. }, _) => self.owner_lacked(episode, &[libc::EMFILE]),
             (Refusal::NoDraft { .. }, Verb::Put(..)) => self.was_away(episode),
-            (Refusal::NotFound { .. }, Verb::Look) => false,
-            (Refusal::NotFound { .. } | Refusal::BadLength { .. }, _)
-            | (Refusal::Exists { .. }, Verb::Put(..) | Verb::Rename(..)) => {
-                return self.check_plain(episode, verb, refusal);
-            }
-            (Refusal::NoSpace { .. }, Verb::Put(..) | Verb::Draft(..)) => {
-                return self.check_no_space(episode, verb, refusal);
-            }
             (Refusal::IndexFull { nr_slots }, Verb::Put(name, len, nr)) => {
                 is_index_full(episode, self.from, *nr_slots, (name, len, nr))
             }
@@ -247,20 +260,7 @@ impl Asked {
             (Refusal::Poisoned { .. }, Verb::Put(..)) => {
                 episode.failures.borrow().may_fail_since(self.from)
             }
-            (Refusal::Held { holders, waited_ms, .. }, Verb::Heal(_)) => {
-                drop(books);
-                return self.check_held(episode, holders, *waited_ms, 0);
-            }
-            (Refusal::Held { holders, waited_ms, .. }, Verb::Cut(_, deadline_ms)) => {
-                drop(books);
-                return self.check_held(episode, holders, *waited_ms, deadline_ms);
-            }
             _ => false,
-        };
-        if is_justified {
-            Ok(())
-        } else {
-            Err(format!("{verb:?} failed without a cause: {refusal}"))
         }
     }
 
