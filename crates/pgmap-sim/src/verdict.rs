@@ -178,6 +178,9 @@ impl Asked {
             Error::Pin(_) if error.kind() == "memory_failed" => {
                 matches!(verb, Verb::Pin(_) | Verb::Lease(_)) && episode.failures.borrow().is_any()
             }
+            Error::Refused(Refusal::MayBeDone { refusal, .. }) => {
+                return self.check_refusal(episode, verb, refusal);
+            }
             Error::Refused(refusal) => return self.check_refusal(episode, verb, refusal),
             _ => false,
         };
@@ -371,8 +374,10 @@ impl Asked {
 /// Whether what was asked was not done. A commit whose owner went may have been done; so may a change, by
 /// the owner's successor, that could be neither synced nor taken back.
 pub fn is_refused(error: &Error) -> bool {
-    use Refusal::{Internal, NoDraft};
-    matches!(error, Error::Refused(refusal) if !matches!(refusal, NoDraft { .. } | Internal { .. }))
+    use Refusal::{Internal, MayBeDone, NoDraft};
+    let is_open =
+        |refusal: &Refusal| matches!(refusal, NoDraft { .. } | Internal { .. } | MayBeDone { .. });
+    matches!(error, Error::Refused(refusal) if !is_open(refusal))
 }
 
 /// Whether an answer came, so that the owner is not at work on what was asked any more.

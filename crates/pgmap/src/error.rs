@@ -5,7 +5,8 @@ use pgmap_os::OsError;
 
 use crate::refusal::Refusal;
 
-/// Why a call failed. Nothing was changed and nothing is held.
+/// Why a call failed. Nothing is held, and nothing was changed, except where [`OwnerGone`](Self::OwnerGone),
+/// [`TimedOut`](Self::TimedOut) or [`Refusal::MayBeDone`] say that it may have been.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -35,7 +36,8 @@ pub enum Error {
     /// off, full, or broken. Offsets count from the start of the pool.
     #[error("copy: {0}")]
     Memory(pgmap_os::CopyError),
-    /// The owner is gone; pins stay valid, structural calls do not work.
+    /// The owner is gone; pins stay valid, structural calls do not work. A call that it had received it may
+    /// have done.
     #[error("the pool's owner is gone ({why}); pins taken before stay valid")]
     OwnerGone {
         /// How that showed.

@@ -82,7 +82,8 @@ impl std::fmt::Display for Holder {
     }
 }
 
-/// Why an owner did not do what it was asked. Nothing was changed.
+/// Why an owner did not do what it was asked. Nothing was changed, except where
+/// [`MayBeDone`](Self::MayBeDone) says that something may have been.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
@@ -242,6 +243,19 @@ pub enum Refusal {
         /// Those that closed their connection and keep their ledger.
         nr_adrift: u64,
     },
+    /// The owner that was asked first was lost before it answered, and may have done it; its successor
+    /// did not, or the client could ask none. Said by the client, never by an owner.
+    #[error(
+        "the {call} may have been done: the owner that was asked first was lost before it answered. Asked \
+         again: {refusal}"
+    )]
+    #[serde(skip)]
+    MayBeDone {
+        /// What was asked.
+        call: String,
+        /// Why it was not done when it was asked again.
+        refusal: Box<Refusal>,
+    },
 }
 
 /// What is kept of a name in a refusal that has to be short, in characters.
@@ -271,7 +285,13 @@ impl Refusal {
             Self::Stopping => "owner_stopping",
             Self::CalledOff { .. } => "called_off",
             Self::Full { .. } => "pool_full",
+            Self::MayBeDone { .. } => "may_be_done",
         }
+    }
+
+    /// This refusal of a `call` that was made before, to an owner that may have done it.
+    pub(crate) fn after_a_lost(self, call: &str) -> Self {
+        Self::MayBeDone { call: call.to_owned(), refusal: Box::new(self) }
     }
 
     /// Cuts long names and reasons; false if there were none.
@@ -318,6 +338,8 @@ impl Refusal {
             Self::Stopping => 108,
             Self::CalledOff { .. } => 125,
             Self::Full { .. } => 23,
+            // That of the second answer would be taken for one to the first.
+            Self::MayBeDone { .. } => errno::ESTALE,
         }
     }
 }

@@ -387,6 +387,23 @@ impl Request {
         )
     }
 
+    /// Whether an owner that did this has changed what anybody else can see. Drafts and leases end with the
+    /// owner that gave them.
+    pub(crate) const fn changes_pool(&self) -> bool {
+        matches!(
+            self,
+            Self::Commit(_)
+                | Self::Unlink(_)
+                | Self::Rename { .. }
+                | Self::Truncate { .. }
+                | Self::Punch { .. }
+                | Self::MemoryFailure(_)
+                | Self::ClearPoison { .. }
+                | Self::Reshape { .. }
+                | Self::CancelCut(_)
+        )
+    }
+
     /// As messages call it.
     #[must_use]
     pub const fn name(&self) -> &'static str {
@@ -503,6 +520,23 @@ pub enum Reply {
     },
     /// To any that takes long: the owner is at work on it, and the answer comes later.
     Working,
+}
+
+impl Reply {
+    /// This reply to a `call` that was made before, to an owner that was lost and may have done it.
+    pub(crate) fn after_a_lost(self, call: &str) -> Self {
+        let doubt = |refusal: Refusal| refusal.after_a_lost(call);
+        match self {
+            Self::Refused(refusal) => Self::Refused(doubt(refusal)),
+            Self::Unlinked(each) => {
+                Self::Unlinked(each.into_iter().map(|one| one.map_err(doubt)).collect())
+            }
+            Self::Committed(each) => {
+                Self::Committed(each.into_iter().map(|one| one.map_err(doubt)).collect())
+            }
+            answer => answer,
+        }
+    }
 }
 
 /// A request or reply and the number that joins them.

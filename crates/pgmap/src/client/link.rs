@@ -54,6 +54,20 @@ pub(super) enum Link {
     Remote(Box<Remote>),
 }
 
+/// A call without an answer.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub error: Error,
+    /// Whether an owner was asked, then lost, and may have done what changes the pool.
+    pub may_be_done: bool,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self { error, may_be_done: false }
+    }
+}
+
 /// A connection shared by the threads of a client: whichever waits reads for all.
 #[derive(Debug)]
 pub(super) struct Remote {
@@ -243,9 +257,9 @@ impl Link {
         limit: Duration,
         resume: impl Fn(Doorbell),
         ledger: &ParentFd,
-    ) -> Result<Reply, Error> {
+    ) -> Result<Reply, Failed> {
         match self {
-            Self::Embedded(shared) => shared.call(client, request, limit),
+            Self::Embedded(shared) => Ok(shared.call(client, request, limit)?),
             Self::Remote(remote) => remote.call_resuming(client, request, limit, resume, ledger),
         }
     }
@@ -335,7 +349,8 @@ impl Remote {
     }
 
     /// Calls; if the owner is gone, waits for its successor and calls again. What the old one had
-    /// reserved the successor does not know: a commit waits for nobody.
+    /// reserved the successor does not know: a commit waits for nobody. A refusal then says that the old one
+    /// may have done it.
     fn call_resuming(
         &self,
         client: ClientId,
@@ -343,7 +358,8 @@ impl Remote {
         limit: Duration,
         resume: impl Fn(Doorbell),
         ledger: &ParentFd,
-    ) -> Result<Reply, Error> {
+    ) -> Result<Reply, Failed> {
+        let mut may_be_done = false;
         let deadline = Deadline::after(limit);
         let wait = match request {
             Request::Commit(_) => Duration::ZERO,
@@ -353,25 +369,43 @@ impl Remote {
         loop {
             let generation = self.lock().generation;
             let gone = match self.call(&request, limit, deadline) {
-                Err(gone @ Error::OwnerGone { .. }) => gone,
-                result => return result,
+                Ok(reply) if may_be_done => match reply.after_a_lost(request.name()) {
+                    Reply::Refused(refusal) => return Err(Error::from(refusal).into()),
+                    reply => return Ok(reply),
+                },
+                Ok(Reply::Refused(refusal)) => return Err(Error::from(refusal).into()),
+                Ok(reply) => return Ok(reply),
+                Err(Failed { error: gone @ Error::OwnerGone { .. }, may_be_done: was_sent }) => {
+                    may_be_done |= was_sent && request.changes_pool();
+                    gone
+                }
+                Err(Failed { error, .. }) => return Err(Failed { error, may_be_done }),
             };
             let left = until.saturating_duration_since(Instant::now());
             match self.reconnect(client, generation, ledger, left, deadline) {
                 Ok(doorbell) => doorbell.into_iter().for_each(&resume),
-                Err(Error::OwnerGone { .. }) => return Err(gone),
-                Err(error) => return Err(error),
+                Err(Error::OwnerGone { .. }) => return Err(Failed { error: gone, may_be_done }),
+                // A successor that does not know this client.
+                Err(Error::Refused(refusal)) if may_be_done => {
+                    return Err(Error::from(refusal.after_a_lost(request.name())).into());
+                }
+                Err(error) => return Err(Failed { error, may_be_done }),
             }
             if deadline.left().is_zero() || (left.is_zero() && wait != Duration::ZERO) {
-                return Err(gone);
+                return Err(Failed { error: gone, may_be_done });
             }
         }
     }
 
-    fn call(&self, request: &Request, limit: Duration, deadline: Deadline) -> Result<Reply, Error> {
+    fn call(
+        &self,
+        request: &Request,
+        limit: Duration,
+        deadline: Deadline,
+    ) -> Result<Reply, Failed> {
         let mut state = self.lock();
         if let Some(gone) = state.gone() {
-            return Err(gone);
+            return Err(gone.into());
         }
         state.pay();
         let number = state.next_number;
@@ -380,28 +414,27 @@ impl Remote {
         let (connection, generation) = (Arc::clone(&state.connection), state.generation);
         state.calls.insert(number, Call::Waiting(0));
         drop(state);
-        let answer =
-            self.send(&message, &connection, generation, deadline).and_then(
-                |is_sent| match is_sent {
-                    true => self.wait_for(number, &connection, generation, limit, deadline),
-                    false => Ok(None),
-                },
-            );
+        let is_sent = self.send(&message, &connection, generation, deadline);
+        let was_sent = matches!(is_sent, Ok(true));
+        let answer = is_sent.and_then(|is_sent| match is_sent {
+            true => self.wait_for(number, &connection, generation, limit, deadline),
+            false => Ok(None),
+        });
         let mut state = self.lock();
         state.calls.remove(&number);
-        match answer? {
-            Some(Reply::Refused(refusal)) => Err(refusal.into()),
+        match answer.map_err(|error| Failed { error, may_be_done: was_sent })? {
             Some(reply) => Ok(reply),
             None => {
                 if state.generation == generation {
                     state.owe(Request::Forget(number));
                     state.pay();
                 }
-                Err(Error::TimedOut {
+                let error = Error::TimedOut {
                     call: request.name(),
                     waited_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
                     owner_pid: state.owner_pid,
-                })
+                };
+                Err(Failed { error, may_be_done: was_sent })
             }
         }
     }

@@ -26,7 +26,7 @@ use pgmap_os::{Membarrier, MemoryFile, ParentFd, ReadMapping, WriteMapping};
 
 use crate::client::events::Events;
 use crate::client::file::File;
-use crate::client::link::{Link, Remote, Trust};
+use crate::client::link::{Failed, Link, Remote, Trust};
 use crate::client::options::{ConnectOptions, DEFAULT_DEADLINE, default_label};
 use crate::client::pinned::FilePin;
 use crate::client::side::ProcessSide;
@@ -263,9 +263,13 @@ impl Client {
     }
 
     fn call_within(&self, request: Request, limit: Duration) -> Result<Reply, Error> {
+        self.try_call(request, limit).map_err(|failed| failed.error)
+    }
+
+    fn try_call(&self, request: Request, limit: Duration) -> Result<Reply, Failed> {
         let inner = &self.inner;
         if inner.pinner.side().is_detached() {
-            return Err(Error::Detached);
+            return Err(Error::Detached.into());
         }
         inner.link.call(inner.id, request, limit, |bell| inner.resume(bell), &inner.ledger)
     }
@@ -631,17 +635,22 @@ impl Client {
     ) -> Result<Vec<Result<crate::wire::Committed, Refusal>>, Error> {
         debug_assert!(ids.len() <= MAX_BATCH);
         let nr = ids.len();
-        match self.call(Request::Commit(ids.clone())) {
+        let request = Request::Commit(ids.clone());
+        let call = request.name();
+        match self.try_call(request, self.deadline()) {
             Ok(Reply::Committed(results)) if results.len() == nr => Ok(results),
             Ok(reply) => Err(unexpected(&reply)),
-            Err(Error::OwnerGone { why }) => {
+            Err(Failed { error: Error::OwnerGone { why }, may_be_done }) => {
                 let why = format!(
                     "the owner that reserved it is gone ({why}); unless the file is there, put it again"
                 );
-                let lost = |id| Err(Refusal::NoDraft { id, why: why.clone() });
+                let lost = |id| {
+                    let refusal = Refusal::NoDraft { id, why: why.clone() };
+                    Err(if may_be_done { refusal.after_a_lost(call) } else { refusal })
+                };
                 Ok(ids.into_iter().map(lost).collect())
             }
-            Err(error) => Err(error),
+            Err(failed) => Err(failed.error),
         }
     }
 
