@@ -132,7 +132,7 @@ impl From<Error> for Failure {
             }
             _ => Exit::Error,
         };
-        let holders = match error.refusal() {
+        let holders = match error.refusal().map(last) {
             Some(Refusal::Held { holders, .. }) => holders.iter().map(HolderRow::from).collect(),
             _ => Vec::new(),
         };
@@ -149,9 +149,17 @@ impl From<Error> for Failure {
     }
 }
 
+/// The refusal of the last owner that was asked.
+fn last(refusal: &Refusal) -> &Refusal {
+    match refusal {
+        Refusal::MayBeDone { refusal, .. } => refusal,
+        refusal => refusal,
+    }
+}
+
 /// The file that a refusal names, as messages show it.
 fn file_of(refusal: &Refusal) -> Option<&str> {
-    match refusal {
+    match last(refusal) {
         Refusal::NotFound { name }
         | Refusal::Exists { name }
         | Refusal::BadLength { name, .. }

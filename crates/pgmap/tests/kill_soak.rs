@@ -83,6 +83,7 @@ fn is_expected(error: &Error) -> bool {
                 | Refusal::Held { .. }
                 | Refusal::InUse { .. }
                 | Refusal::BadLength { .. }
+                | Refusal::MayBeDone { .. }
         ) | Error::OutOfRange { .. }
     )
 }

@@ -178,9 +178,17 @@ fn check_known(client: &Client, name: &str, known: Option<u64>) {
     }
 }
 
+/// How the second owner refused what the first one may have done.
+fn refused_at_last(result: Result<(), Error>) -> Result<(), Error> {
+    result.map_err(|error| match error {
+        Error::Refused(Refusal::MayBeDone { refusal, .. }) => Error::Refused(*refusal),
+        error => error,
+    })
+}
+
 /// True when the commit was answered; a killed owner may have lost the draft, or the answer.
 fn write(client: &Client, name: &str, bytes: &[u8]) -> bool {
-    match support::put(client, name, bytes) {
+    match refused_at_last(support::put(client, name, bytes)) {
         Ok(()) => true,
         Err(Error::Refused(Refusal::NoDraft { .. })) => false,
         Err(error) => panic!("put of {name}: {error}"),
@@ -188,7 +196,7 @@ fn write(client: &Client, name: &str, bytes: &[u8]) -> bool {
 }
 
 fn remove(client: &Client, name: &str) {
-    match client.unlink(name) {
+    match refused_at_last(client.unlink(name)) {
         // Not found: it was never committed, or the call was done twice because an answer was lost.
         Ok(()) | Err(Error::Refused(Refusal::NotFound { .. })) => {}
         Err(error) => panic!("unlink of {name}: {error}"),
