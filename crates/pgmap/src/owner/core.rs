@@ -36,7 +36,7 @@ use crate::owner::drains::PendingDrain;
 use crate::owner::frames::{Listed, PoolFrames};
 use crate::owner::holders::HolderLine;
 use crate::owner::leases::PendingLease;
-use crate::owner::pagemaps::{DEVICE, Devices};
+use crate::owner::pagemaps::{DEVICE, Devices, Takedown};
 use crate::owner::populate::Population;
 use crate::owner::restore::Restoration;
 use crate::owner::scans::PendingScan;
@@ -137,6 +137,8 @@ pub struct Core {
     pub(crate) populations: VecDeque<Population>,
     /// Files that are being given back what a cut was to take.
     pub(crate) restorations: VecDeque<Restoration>,
+    /// Pagemaps that are being taken down.
+    pub(crate) takedowns: VecDeque<Takedown>,
     /// Files behind whose ends lies what was cut off, because it could not be zeroed.
     pub(crate) open_tails: BTreeSet<FileId>,
     /// Clients whose connections are to end.
@@ -187,6 +189,7 @@ impl Core {
             holder_patience_ms: 0,
             populations: VecDeque::new(),
             restorations: VecDeque::new(),
+            takedowns: VecDeque::new(),
             open_tails: BTreeSet::new(),
             cut_off: Vec::new(),
             max_clients: MAX_CLIENTS,

@@ -117,12 +117,6 @@ impl Core {
         })
     }
 
-    /// Retires all of `runs` and scans for their holders.
-    pub(crate) fn start_drain(&mut self, runs: SortedRuns) -> Drain {
-        runs.iter().for_each(|run| self.frames.retire_run(run));
-        self.scan_for(runs)
-    }
-
     /// Asks each client that is in the way for its frames, in at most `most_asks` ranges (T14).
     pub(crate) fn ask_holders(
         &mut self,
@@ -215,6 +209,7 @@ impl Core {
         }
         self.find_lost_ledgers();
         self.restore_some();
+        self.take_down_some();
         self.reclaim_some();
     }
 
@@ -269,8 +264,8 @@ impl Core {
             Purpose::Cut(cut) if cut.deadline_ms() <= now_ms => {
                 return self.give_up_cut(drain, cut);
             }
-            Purpose::Unplug(unplug) if drain.is_idle() => return self.finish_unplug(&unplug),
-            Purpose::Unplug(unplug) if unplug.deadline_ms <= now_ms => {
+            Purpose::Unplug(unplug) if drain.is_idle() => return self.finish_unplug(unplug),
+            Purpose::Unplug(unplug) if unplug.deadline_ms() <= now_ms => {
                 return self.give_up_unplug(&drain, started_ms, &unplug);
             }
             purpose => purpose,
@@ -318,7 +313,7 @@ impl Core {
     pub fn next_deadline_ms(&self) -> Option<u64> {
         let deadlines = self.drains.iter().filter_map(|pending| match &pending.purpose {
             Purpose::Cut(cut) => Some(cut.deadline_ms()),
-            Purpose::Unplug(unplug) => Some(unplug.deadline_ms),
+            Purpose::Unplug(unplug) => Some(unplug.deadline_ms()),
             Purpose::Free | Purpose::FreeQuarantined => None,
         });
         deadlines.chain(self.questions.next_deadline_ms()).chain(self.leases.next_due_ms()).min()
@@ -331,6 +326,7 @@ impl Core {
             || !self.scans.is_empty()
             || self.frames.has_backlog()
             || self.is_restoring()
+            || self.has_takedowns()
             || self.questions.next_deadline_ms().is_some()
     }
 }

@@ -218,7 +218,7 @@ impl Shared {
                     if self.is_stopping() {
                         break Reply::Refused(Refusal::Stopping);
                     }
-                    if state.core.is_populating(ticket) {
+                    if state.core.is_populating(ticket) || state.core.is_taking_down(ticket) {
                         deadline = Deadline::after(limit);
                     }
                     let left = deadline.left();

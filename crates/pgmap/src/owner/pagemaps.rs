@@ -4,7 +4,7 @@
 //! A pagemap's bytes lie in the pool's data file at its frames' offsets, inside the capacity that the
 //! pool was made with. It ends with its owner: a restarted one adds it anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use pgmap_mm::descriptor::{Descriptor, FolioState};
@@ -22,8 +22,9 @@ use pgmap_os::clock;
 use crate::name::FileName;
 use crate::owner::core::{Core, FileRecord, Outcome, Ticket};
 use crate::owner::drains::{PendingDrain, Purpose};
-use crate::owner::frames::Listed;
+use crate::owner::frames::{Listed, STEP_FOLIOS};
 use crate::owner::holders::Call;
+use crate::owner::scans::{PendingScan, Scanning};
 use crate::refusal::Refusal;
 use crate::wire::{FileRules, OnDeadline, Reply};
 
@@ -49,7 +50,24 @@ pub(crate) type Devices = BTreeMap<PagemapId, Device>;
 pub(crate) struct Unplug {
     pub ticket: Ticket,
     pub id: PagemapId,
-    pub deadline_ms: u64,
+    pub started_ms: u64,
+    pub wait_ms: u64,
+}
+
+impl Unplug {
+    pub(crate) const fn deadline_ms(&self) -> u64 {
+        self.started_ms.saturating_add(self.wait_ms)
+    }
+}
+
+/// A pagemap whose frames nobody holds: the driver is told of each folio, and its memory goes, in
+/// bounded steps.
+#[derive(Debug)]
+pub(crate) struct Takedown {
+    unplug: Unplug,
+    device: Device,
+    /// The frames that are left to do.
+    rest: VecDeque<PfnRange>,
 }
 
 impl From<PagemapError> for Refusal {
@@ -151,6 +169,7 @@ impl Core {
             if let Some(file) = self.files.remove(&name) {
                 self.frames.unlist(file.entry, &name);
                 self.names.remove(&file.id);
+                self.frames.retire(&*file.extents);
             }
             for run in runs.iter() {
                 self.tell_holder(Call::Failure(run, FailureFlags::MEM_PRE_REMOVE));
@@ -165,30 +184,68 @@ impl Core {
             return Err(TeardownError::Begun { id }.into());
         }
         let runs = self.devices.get(&id).map(|device| device.runs.clone()).ok_or_else(absent)?;
-        let drain = self.start_drain(runs);
-        self.ask_holders(&drain, MAX_ASKS, Some(wait_ms), OnDeadline::Fail);
         let ticket = self.new_ticket();
         let started_ms = clock::monotonic_ms();
-        let deadline_ms = started_ms.saturating_add(wait_ms);
-        let purpose = Purpose::Unplug(Unplug { ticket, id, deadline_ms });
-        self.drains.push_front(PendingDrain { drain, started_ms, purpose, unasked: None });
-        self.look_again();
+        self.scan_then(runs, Scanning::Unplug(Unplug { ticket, id, started_ms, wait_ms }));
+        self.look_on();
         Ok(ticket)
     }
 
+    /// The holders of a pagemap's frames are known now: they are asked for them, and waited for.
+    pub(crate) fn unplug_after(&mut self, drain: Drain, unplug: Unplug) {
+        let (_, held) = self.split_by_holds(&drain);
+        held.iter().for_each(|run| self.frames.mark_held(run));
+        self.ask_holders(&drain, MAX_ASKS, Some(unplug.wait_ms), OnDeadline::Fail);
+        let (started_ms, purpose) = (unplug.started_ms, Purpose::Unplug(unplug));
+        self.drains.push_front(PendingDrain { drain, started_ms, purpose, unasked: None });
+        self.nr_to_look_at += 1;
+    }
+
     fn is_unplugging(&self, id: PagemapId) -> bool {
-        self.drains
-            .iter()
-            .any(|pending| matches!(&pending.purpose, Purpose::Unplug(unplug) if unplug.id == id))
+        let mut scanned = self.scans.iter().filter_map(PendingScan::unplug);
+        scanned.any(|unplug| unplug.id == id)
+            || self.drains.iter().any(
+                |pending| matches!(&pending.purpose, Purpose::Unplug(unplug) if unplug.id == id),
+            )
     }
 
     /// Nobody holds the pagemap's frames: the driver is told, and they go.
-    pub(crate) fn finish_unplug(&mut self, unplug: &Unplug) {
-        let Some(mut device) = self.devices.remove(&unplug.id) else { return };
-        for run in device.runs.iter() {
-            self.free_device_folios(run, device.ops.as_deref());
+    pub(crate) fn finish_unplug(&mut self, unplug: Unplug) {
+        let Some(device) = self.devices.remove(&unplug.id) else { return };
+        // What was still to be marked is not needed any more.
+        let runs: Vec<PfnRange> = device.runs.iter().collect();
+        self.frames.unmark(&runs);
+        self.takedowns.push_back(Takedown { unplug, device, rest: runs.into() });
+        self.take_down_some();
+    }
+
+    /// Whether pagemaps are left of which something is to be taken down.
+    #[must_use]
+    pub fn has_takedowns(&self) -> bool {
+        !self.takedowns.is_empty()
+    }
+
+    /// Whether the pagemap whose removal has this ticket is being taken down.
+    pub(crate) fn is_taking_down(&self, ticket: Ticket) -> bool {
+        self.takedowns.iter().any(|takedown| takedown.unplug.ticket == ticket)
+    }
+
+    /// Does a step's worth of it.
+    pub(crate) fn take_down_some(&mut self) {
+        let mut left = STEP_FOLIOS;
+        while let Some(mut takedown) = self.takedowns.pop_front() {
+            let ops = takedown.device.ops.as_deref();
+            let tell = |folio: PfnRange| ops.into_iter().for_each(|ops| ops.folio_free(folio));
+            self.frames.take_down_some(&mut takedown.rest, &mut left, tell);
+            if !takedown.rest.is_empty() {
+                return self.takedowns.push_front(takedown);
+            }
+            self.end_takedown(takedown);
         }
-        self.frames.take_down(&device.runs);
+    }
+
+    fn end_takedown(&mut self, takedown: Takedown) {
+        let Takedown { unplug, mut device, .. } = takedown;
         self.remove_ended_ledgers();
         if let Some(teardown) = &mut device.teardown {
             let stepped =
@@ -198,13 +255,6 @@ impl Core {
             }
         }
         self.answers.push((unplug.ticket, Reply::Done));
-    }
-
-    fn free_device_folios(&self, run: PfnRange, ops: Option<&dyn PagemapOps>) {
-        let Some(ops) = ops else { return };
-        for (first, level, _) in self.frames.vmemmap().folios(run) {
-            ops.folio_free(PfnRange::folio(first, level));
-        }
     }
 
     pub(crate) fn give_up_unplug(&mut self, drain: &Drain, started_ms: u64, unplug: &Unplug) {
@@ -244,3 +294,109 @@ impl Core {
 
 /// What a pagemap's file says when somebody wants to cut, rename or unlink it.
 pub(crate) const DEVICE: &str = "used as a whole device; remove its pagemap instead";
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use pgmap_mm::pagemap::{DeviceRange, OpsPresent};
+
+    use super::*;
+    use crate::owner::clients::{Attachment, Identity};
+    use crate::pool::{Pool, PoolOptions};
+
+    const STEP_PAGES: u64 = STEP_FOLIOS as u64;
+    const NR_PAGES: u64 = 5 * STEP_PAGES;
+    const START_BYTES: u64 = 1 << 30;
+
+    #[derive(Default)]
+    struct Driver(AtomicU64);
+
+    impl PagemapOps for Driver {
+        fn present(&self) -> OpsPresent {
+            OpsPresent::FOLIO_FREE
+        }
+
+        fn folio_free(&self, folio: PfnRange) {
+            // Relaxed: one thread.
+            self.0.fetch_add(folio.nr_pages(), Ordering::Relaxed);
+        }
+    }
+
+    /// Books with a pagemap of small folios.
+    fn core_with_pagemap() -> (Core, PagemapId, Arc<Driver>, PfnRange) {
+        let options = PoolOptions::anonymous(16 << 20).capacity(2 << 30);
+        let mut core = Core::open(Arc::new(Pool::create(&options).unwrap())).unwrap();
+        let ranges = vec![DeviceRange { start_bytes: START_BYTES, len_bytes: NR_PAGES * 4096 }];
+        let spec = PagemapSpec {
+            memory_type: pgmap_mm::memory_type::MemoryType::Generic,
+            ranges,
+            owner: None,
+            largest_level: Level::Pte.number(),
+            ops: OpsPresent::NONE,
+            altmap: None,
+        };
+        let driver = Arc::new(Driver::default());
+        let name = FileName::new("dax0.0").unwrap();
+        let id = core.add_pagemap(&name, &spec, Some(Arc::clone(&driver) as _)).unwrap();
+        (core, id, driver, PfnRange::new(START_BYTES / 4096, NR_PAGES).unwrap())
+    }
+
+    fn nr_in(core: &Core, run: PfnRange, state: FolioState) -> u64 {
+        core.frames.vmemmap().folios(run).filter(|(.., word)| word.state() == state).count() as u64
+    }
+
+    /// Story: all folios were marked, and all were taken down, in one go, and nobody else was served.
+    #[test]
+    fn a_pagemap_of_many_folios_is_taken_down_in_steps() {
+        let (mut core, id, driver, run) = core_with_pagemap();
+        let outcome = core.remove_pagemap(id, 0);
+        assert!(matches!(outcome, Outcome::Later(_)), "{outcome:?}");
+        assert!(nr_in(&core, run, FolioState::Dying) <= 1, "its one extent has one life word");
+        let mut nr_steps = 0;
+        while core.has_takedowns() {
+            let before = nr_in(&core, run, FolioState::Offline);
+            let (told, again) = (driver.0.load(Ordering::Relaxed), core.remove_pagemap(id, 0));
+            assert!(matches!(again, Outcome::Answer(Reply::Refused(_))), "{again:?}");
+            core.take_down_some();
+            let done = nr_in(&core, run, FolioState::Offline) - before;
+            assert!(done > 0 && done <= STEP_PAGES, "{done} folios in a step");
+            assert_eq!(driver.0.load(Ordering::Relaxed) - told, done);
+            nr_steps += 1;
+        }
+        assert!(nr_steps >= 2, "{nr_steps} steps were left");
+        assert_eq!(nr_in(&core, run, FolioState::Offline), NR_PAGES);
+        assert_eq!(driver.0.load(Ordering::Relaxed), NR_PAGES, "each folio once");
+        assert!(matches!(&core.take_answers()[..], [(_, Reply::Done)]));
+    }
+
+    /// The word of each folio that is held says so, for holders who missed the event: in steps, too.
+    #[test]
+    fn a_pagemap_that_is_held_is_marked_in_steps() {
+        let (mut core, id, driver, run) = core_with_pagemap();
+        let (client, attachment): (_, Attachment) = core.attach(Identity::own(), false).unwrap();
+        core.clients.get_mut(&client).unwrap().may_hold = Some(SortedRuns::new(vec![run]));
+        let outcome = core.remove_pagemap(id, 0);
+        let Outcome::Answer(Reply::Refused(Refusal::Held { .. })) = outcome else {
+            panic!("{outcome:?}")
+        };
+        let mut nr_steps = 0;
+        while core.frames.has_backlog() {
+            let before = nr_in(&core, run, FolioState::Dying);
+            core.reclaim_some();
+            assert!(nr_in(&core, run, FolioState::Dying) - before <= STEP_PAGES);
+            nr_steps += 1;
+        }
+        assert!(nr_steps >= 3, "{nr_steps} steps were left");
+        assert_eq!(nr_in(&core, run, FolioState::Dying), NR_PAGES);
+        assert_eq!(driver.0.load(Ordering::Relaxed), 0);
+        drop(attachment);
+        core.reap(client);
+        let outcome = core.remove_pagemap(id, 0);
+        assert!(matches!(outcome, Outcome::Later(_)), "{outcome:?}");
+        while core.has_takedowns() {
+            core.look_on();
+        }
+        assert_eq!(driver.0.load(Ordering::Relaxed), NR_PAGES);
+    }
+}

@@ -10,6 +10,7 @@ use crate::name::FileName;
 use crate::owner::clients::Ledger;
 use crate::owner::core::{Core, Ticket};
 use crate::owner::cut::Cut;
+use crate::owner::pagemaps::Unplug;
 
 /// Most slots or counts that one step reads, and holds that it puts in order: well below a millisecond
 /// where few of them are in the way, a few where all are.
@@ -29,6 +30,8 @@ pub(crate) enum Scanning {
     Free(Vec<SortedRuns>),
     /// They are cut out of a file.
     Cut(Box<Cut>),
+    /// They are a pagemap's, which goes.
+    Unplug(Unplug),
 }
 
 impl PendingScan {
@@ -39,7 +42,14 @@ impl PendingScan {
     fn cut(&self) -> Option<&Cut> {
         match &self.then {
             Scanning::Cut(cut) => Some(cut),
-            Scanning::Free(_) => None,
+            Scanning::Free(_) | Scanning::Unplug(_) => None,
+        }
+    }
+
+    pub(crate) const fn unplug(&self) -> Option<&Unplug> {
+        match &self.then {
+            Scanning::Unplug(unplug) => Some(unplug),
+            Scanning::Free(_) | Scanning::Cut(_) => None,
         }
     }
 }
@@ -83,6 +93,7 @@ impl Core {
         match then {
             Scanning::Free(batch) => self.took_out(drain, batch),
             Scanning::Cut(cut) => self.wait_for_holders(drain, *cut),
+            Scanning::Unplug(unplug) => self.unplug_after(drain, unplug),
         }
     }
 
@@ -105,7 +116,7 @@ impl Core {
         let place = self.scans.iter().position(is_its)?;
         match self.scans.remove(place)?.then {
             Scanning::Cut(cut) => Some(*cut),
-            Scanning::Free(_) => None,
+            Scanning::Free(_) | Scanning::Unplug(_) => None,
         }
     }
 }

@@ -173,7 +173,7 @@ impl Service {
         let state = self.shared.lock();
         let core = &state.core;
         let has_work = core.frames.has_backlog() || core.has_populations();
-        if has_work || core.is_looking() || core.is_restoring() {
+        if has_work || core.is_looking() || core.is_restoring() || core.has_takedowns() {
             return Some(Duration::ZERO);
         }
         let now_ms = clock::monotonic_ms();

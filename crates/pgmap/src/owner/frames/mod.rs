@@ -443,16 +443,6 @@ impl PoolFrames {
         Ok(runs.iter().filter_map(|run| self.folios.piece(run)).collect())
     }
 
-    /// Takes the frames of a further pagemap down, which nobody holds.
-    pub(crate) fn take_down(&mut self, runs: &SortedRuns) {
-        for run in runs.iter() {
-            if let Err(refusal) = self.detach(run) {
-                tracing::warn!(%run, %refusal, "memory of a removed pagemap stays taken");
-            }
-            self.folios.change(run, |_| Descriptor::OFFLINE);
-        }
-    }
-
     /// Zeroes what lies behind the end of a file in its last page, so that a mapping of the page
     /// shows nothing that was somebody else's.
     ///

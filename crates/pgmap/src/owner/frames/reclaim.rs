@@ -13,7 +13,7 @@
 
 use std::collections::VecDeque;
 
-use pgmap_mm::descriptor::{FolioFlags, FolioState};
+use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
 use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::runs::SortedRuns;
@@ -134,6 +134,38 @@ impl PoolFrames {
             }
             if let Some(after) = run.sub_run(nr_pages, run.nr_pages() - nr_pages) {
                 return rest.push_front(after);
+            }
+        }
+    }
+
+    /// Takes the frames at the front of `rest`, of a further pagemap, down: as many folios as are left of
+    /// the step, of each of which `tell` is told.
+    pub(crate) fn take_down_some(
+        &mut self,
+        rest: &mut VecDeque<PfnRange>,
+        left: &mut usize,
+        tell: impl Fn(PfnRange),
+    ) {
+        while let Some(run) = rest.pop_front() {
+            if *left == 0 {
+                return rest.push_front(run);
+            }
+            let most = run.sub_run(0, STEP_DETACHED_PAGES.min(run.nr_pages())).unwrap_or(run);
+            // Up to the end of a folio and of a page of the backing, of which only the whole can go.
+            let nr_pages = (self.end_of_step(most, left) - run.start())
+                .next_multiple_of(self.backing.page_bytes() / PAGE_BYTES)
+                .min(run.nr_pages());
+            if let Some(part) = run.sub_run(0, nr_pages) {
+                for (first, level, _) in self.vmemmap().folios(part) {
+                    tell(PfnRange::folio(first, level));
+                }
+                if let Err(refusal) = self.detach(part) {
+                    tracing::warn!(run = %part, %refusal, "memory of a removed pagemap stays taken");
+                }
+                self.folios.change(part, |_| Descriptor::OFFLINE);
+            }
+            if let Some(after) = run.sub_run(nr_pages, run.nr_pages() - nr_pages) {
+                rest.push_front(after);
             }
         }
     }
