@@ -14,6 +14,7 @@ pub const UNSAFE_FILES: &[&str] = &[
     "crates/pgmap-os/src/fork_guard.rs",
     "crates/pgmap-os/src/mapping.rs",
     "crates/pgmap-os/src/mapping/region.rs",
+    "crates/pgmap-os/src/memory_file/device_dax.rs",
     "crates/pgmap-os/src/memory_file/huge_pages.rs",
     "crates/pgmap-os/src/parent_fd.rs",
     "crates/pgmap-os/src/reservation.rs",

@@ -107,6 +107,7 @@ pub struct Arguments {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
+    Create(verbs::create::Create),
     Serve(verbs::serve::Serve),
     Put(verbs::put::Put),
     Get(verbs::get::Get),

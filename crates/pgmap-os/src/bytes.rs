@@ -79,6 +79,34 @@ impl WriteMapping {
         copied.map_err(|fault| range.error(fault, source.as_ptr()))
     }
 
+    /// As [`Self::copy_in`], past the processor's caches: the bytes are in the memory itself, or in the
+    /// part of the machine that survives a power failure with it, when all earlier flushes are.
+    ///
+    /// # Errors
+    /// As [`Self::copy_in`].
+    pub fn copy_in_flushed(&self, offset: u64, source: &[u8]) -> Result<(), CopyError> {
+        let range = MappedRange::new(self.addresses(), offset, source.len() as u64)?;
+        let target = self.as_ptr().wrapping_add(offset as usize);
+        // SAFETY: as in `copy_in`.
+        let copied = unsafe { machine::copy_flushed(source.as_ptr(), target, source.len()) };
+        order_flushes();
+        copied.map_err(|fault| range.error(fault, source.as_ptr()))
+    }
+
+    /// Writes the bytes back from the caches of all processors to the memory itself, whoever stored
+    /// them, before any later store.
+    ///
+    /// # Errors
+    /// As [`Self::copy_out`].
+    pub fn flush(&self, offset: u64, len: u64) -> Result<(), CopyError> {
+        let range = MappedRange::new(self.addresses(), offset, len)?;
+        let start = self.as_ptr().wrapping_add(offset as usize);
+        // SAFETY: the range was checked against the mapping, which stays until `self` is dropped.
+        let flushed = unsafe { machine::flush(start, len as usize) };
+        order_flushes();
+        flushed.map_err(|fault| range.error(fault, start))
+    }
+
     /// Fills `len` bytes from `offset` on with zero.
     ///
     /// # Errors
@@ -192,7 +220,7 @@ unsafe fn zero(target: *mut u8, len: usize) -> Result<(), Fault> {
     unsafe { machine::zero(target, len) }
 }
 
-pub(crate) use machine::end_copy;
+pub(crate) use machine::{end_copy, order_flushes};
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -225,6 +253,43 @@ mod tests {
         writer.fill_zero(4095, 1).unwrap();
         writer.copy_out(4090, &mut bytes).unwrap();
         assert_eq!(&bytes, b"acros\0 a page");
+    }
+
+    #[test]
+    fn bytes_copied_past_the_caches_arrive_at_every_offset_and_length() {
+        let (reader, writer) = mappings();
+        let source: Vec<u8> = (0..400_u32).map(|at| at as u8 ^ 0x5a).collect();
+        for offset in [0_usize, 1, 15, 63, 64, 65, 4090] {
+            for len in [0_usize, 1, 63, 64, 65, 127, 128, 200, 331] {
+                writer.fill_zero(0, 8192).unwrap();
+                writer.copy_in_flushed(offset as u64, &source[3..3 + len]).unwrap();
+                let mut bytes = vec![0; len + 2];
+                let from = offset.saturating_sub(1);
+                reader.copy_out(from as u64, &mut bytes).unwrap();
+                let skipped = offset - from;
+                assert_eq!(&bytes[skipped..skipped + len], &source[3..3 + len]);
+                assert_eq!(bytes[skipped + len], 0, "one byte too many at {offset}, {len}");
+                assert!(skipped == 0 || bytes[0] == 0, "a byte before {offset}");
+                writer.flush(offset as u64, len as u64).unwrap();
+            }
+        }
+        assert!(writer.flush(8192, 1).is_err());
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn flushes_and_copies_of_memory_that_was_given_up_are_errors() {
+        let (_, writer) = mappings();
+        writer.abandon().unwrap();
+        let gone = |offset| CopyError::Fault(MemoryFault { offset, cause: FaultCause::Unbacked });
+        let mut bytes = [1; 300];
+        assert_eq!(
+            writer.copy_in_flushed(4100, &bytes).map_err(|error| error.errno()),
+            Err(libc::EIO)
+        );
+        assert_eq!(writer.copy_out(100, &mut bytes), Err(gone(100)));
+        assert!(matches!(writer.flush(128, 64), Err(CopyError::Fault(_))));
+        assert_eq!(writer.copy_in(0, &bytes), Err(gone(0)));
     }
 
     #[test]

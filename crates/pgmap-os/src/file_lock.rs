@@ -17,6 +17,7 @@ use rustix::fs::{Mode, OFlags};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// Opens the file at `path` to be locked, and makes it, for this user alone, where it is missing. Does
@@ -72,6 +73,27 @@ pub fn unlock(fd: impl AsFd) -> io::Result<()> {
     control(fd.as_fd(), libc::F_OFD_SETLK, libc::F_UNLCK).map(drop)
 }
 
+/// Returns the process that holds a lock on the file at `path`, where this process may see that. What
+/// `F_OFD_GETLK` says of a description names no process; `/proc` says which has it open.
+pub fn holder(path: &Path) -> Option<u32> {
+    let file = std::fs::metadata(path).ok()?;
+    let is_number = |name: &std::ffi::OsStr| name.to_str()?.parse::<u32>().ok();
+    let processes = std::fs::read_dir("/proc").ok()?.flatten();
+    processes.filter_map(|entry| is_number(&entry.file_name())).find(|pid| {
+        let Ok(open) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+        open.flatten().any(|entry| {
+            let is_it = std::fs::metadata(entry.path()).is_ok_and(|open| {
+                (open.dev(), open.ino(), open.rdev()) == (file.dev(), file.ino(), file.rdev())
+            });
+            let number = entry.file_name();
+            is_it && {
+                let info = format!("/proc/{pid}/fdinfo/{}", number.display());
+                std::fs::read_to_string(info).is_ok_and(|info| info.contains("OFDLCK"))
+            }
+        })
+    })
+}
+
 fn is_contention(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES))
 }
@@ -96,6 +118,7 @@ fn control(fd: BorrowedFd<'_>, command: i32, kind: i32) -> io::Result<libc::floc
 mod tests {
     use super::*;
     use std::fs::{File, OpenOptions};
+    use std::os::unix::fs::MetadataExt;
     use std::path::Path;
 
     fn open(path: &Path) -> File {

@@ -7,7 +7,7 @@
 //! | module | one concept |
 //! |---|---|
 //! | [`error`] | [`OsError`]: what was tried, on what, the errno, and the way out |
-//! | [`memory_file`] | a file whose contents are memory: memfd, tmpfs, hugetlbfs, or any regular file |
+//! | [`memory_file`] | a file whose contents are memory: memfd, tmpfs, hugetlbfs, disk, DAX, device-dax |
 //! | [`mapping`] | a shared window on a memory file, read-only or writable |
 //! | [`bytes`] | copies that stay defined while another process changes the bytes |
 //! | [`sigbus`] | memory that does not answer: copies return an error, failures are told |
@@ -73,7 +73,7 @@ pub use file_system::FileSystem;
 pub use fork_guard::ForkGuard;
 pub use mapping::{Populated, ReadMapping, ReadOnlyWord, WriteMapping};
 pub use membarrier::Membarrier;
-pub use memory_file::{Access, MemoryFile, PageSize};
+pub use memory_file::{Access, LongTerm, MemoryFile, MemoryKind, PageSize, Persistence};
 pub use memory_limit::{MemoryLimit, memory_limit};
 pub use parent_fd::ParentFd;
 pub use poll::{Interest, Poller, Ready};

@@ -74,8 +74,7 @@ impl ReadMapping {
     /// of 2 MiB. The first mapping of a process installs the handler of [`crate::sigbus`].
     ///
     /// # Errors
-    /// `EINVAL` if `len` is 0, if `offset` is not a multiple of the file's page size, or beyond the
-    /// end of the file; `ENOMEM` when address space or the number of mappings runs out.
+    /// `EINVAL` if `len` is 0, if `offset` is not a multiple of 4 KiB, or beyond the end of the file; `ENOMEM` when address space or the number of mappings runs out.
     pub fn map(file: &MemoryFile, offset: u64, len: u64) -> Result<Self, OsError> {
         Ok(Self { region: Region::map(file, offset, len, ProtFlags::READ)? })
     }
@@ -212,6 +211,15 @@ impl ReadMapping {
         start..start + self.region.len()
     }
 
+    /// Gives up what is mapped: copies fail from now on ([`FaultCause::Unbacked`]), other touches are
+    /// SIGBUS, and nothing of the file is kept. A device can then be removed or bound again.
+    ///
+    /// # Errors
+    /// `EMFILE`, `ENOMEM`: it is mapped as before then.
+    pub fn abandon(&self) -> Result<(), OsError> {
+        self.region.abandon()
+    }
+
     /// Returns the length that was asked for.
     #[inline]
     #[must_use]
@@ -265,6 +273,15 @@ impl WriteMapping {
     pub fn addresses(&self) -> Range<usize> {
         let start = self.as_ptr() as usize;
         start..start + self.region.len()
+    }
+
+    /// Gives up what is mapped: copies fail from now on ([`FaultCause::Unbacked`]), other touches are
+    /// SIGBUS, and nothing of the file is kept. A device can then be removed or bound again.
+    ///
+    /// # Errors
+    /// `EMFILE`, `ENOMEM`: it is mapped as before then.
+    pub fn abandon(&self) -> Result<(), OsError> {
+        self.region.abandon()
     }
 
     /// Returns the length that was asked for.

@@ -1,4 +1,6 @@
-//! A file whose contents are memory: memfd, tmpfs, hugetlbfs, or any regular file.
+//! A file whose contents are memory: memfd, tmpfs, hugetlbfs, any regular file, or a device-dax device.
+//!
+//! What it can do follows from what it lies in ([`MemoryKind`]), which it finds out by itself.
 //!
 //! A [`MemoryFile`] is the thing that processes share; a mapping is only a window on it. It owns one
 //! descriptor, knows whether that descriptor may write, and asks the kernel for everything else, so
@@ -19,14 +21,18 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::OnceLock;
 
+mod device_dax;
 mod huge_pages;
+mod kind;
+mod mapped;
+use device_dax::DeviceDax;
 pub use huge_pages::PageSize;
+use kind::HUGETLBFS_MAGIC;
+pub use kind::{LongTerm, MemoryKind, Persistence};
+use mapped::Window;
 
-/// `f_type` of tmpfs, which is also what a memfd of base pages lies on (linux/magic.h).
-const TMPFS_MAGIC: u64 = 0x0102_1994;
-/// `f_type` of hugetlbfs.
-const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 /// What `st_blocks` counts in, whatever the file system's own block is.
 const STAT_BLOCK_BYTES: u64 = 512;
 
@@ -46,7 +52,11 @@ pub struct MemoryFile {
     name: String,
     access: Access,
     page_size: PageSize,
-    is_memory_backed: bool,
+    kind: MemoryKind,
+    /// What sysfs says, of a device.
+    device: Option<DeviceDax>,
+    /// A device, mapped where it was read or written without a mapping of the caller's.
+    window: OnceLock<Window>,
 }
 
 impl MemoryFile {
@@ -104,7 +114,7 @@ impl MemoryFile {
     ///
     /// # Errors
     /// `ENOENT`, `EACCES`, `ELOOP` for a symbolic link, and `EINVAL` for anything else but a regular
-    /// file (a pipe is not waited for).
+    /// file or a device-dax device (a pipe is not waited for).
     pub fn open_named(path: &Path, access: Access) -> Result<Self, OsError> {
         let subject = path.display().to_string();
         // NONBLOCK: opening a named pipe must fail below, not hang here. Regular files ignore it.
@@ -118,7 +128,7 @@ impl MemoryFile {
     /// Takes over a descriptor, for instance one that another process sent.
     ///
     /// # Errors
-    /// `EINVAL` for anything but a regular file (devices, pipes, sockets, directories);
+    /// `EINVAL` for anything but a regular file or a device-dax device;
     /// `EBADF` for a descriptor that cannot be read (write-only, `O_PATH`).
     pub fn from_fd(fd: OwnedFd) -> Result<Self, OsError> {
         let subject = match rustix::fs::readlink(proc_path(fd.as_fd()), Vec::new()) {
@@ -130,23 +140,40 @@ impl MemoryFile {
 
     /// Returns the file's length now. Asks the kernel: other processes may change it.
     pub fn len_bytes(&self) -> u64 {
+        if let Some(device) = &self.device {
+            return device.len_bytes;
+        }
         // fstat of an owned descriptor fails only on a remote file system that lost its server; a
         // file of length 0 is then the safe answer, because nothing can be mapped of it.
         rustix::fs::fstat(&self.fd).map_or(0, |stat| stat.st_size.unsigned_abs())
     }
 
-    /// Changes the length. New bytes read as zero; bytes cut off are lost, mapped or not.
+    /// Changes the length. New bytes read as zero; bytes cut off are lost, mapped or not. Huge pages are
+    /// booked for all of it.
     ///
     /// # Errors
-    /// `EPERM` after [`Self::seal_size`]; `EINVAL` when read-only, or for part of a huge page; `EFBIG`
-    /// beyond the process's limit for the size of files.
+    /// `EPERM` after [`Self::seal_size`]; `EINVAL` when read-only, for part of a huge page, or for any
+    /// other length of a device; `EFBIG` beyond the process's limit for the size of files.
     pub fn set_len(&self, len: u64) -> Result<(), OsError> {
+        if let Some(device) = &self.device {
+            return if len == device.len_bytes {
+                Ok(())
+            } else {
+                let subject = format!("{} to {len} bytes", self.name);
+                Err(OsError::new("set the length of", subject, Errno::INVAL)
+                    .with_advice(format!("the device has {} bytes", device.len_bytes)))
+            };
+        }
         self.check_size_limit(len)?;
         sim::call("ftruncate").and_then(|()| rustix::fs::ftruncate(&self.fd, len)).map_err(
             |errno| {
                 OsError::new("set the length of", format!("{} to {len} bytes", self.name), errno)
             },
-        )
+        )?;
+        if self.page_size == PageSize::Base || len == 0 {
+            return Ok(());
+        }
+        huge_pages::book(self.fd.as_fd(), &self.name, self.page_size, len)
     }
 
     /// Makes sure that memory or disk is there for `range`, and enlarges the file to hold it.
@@ -157,6 +184,16 @@ impl MemoryFile {
     /// `ENOSPC` (also `ENOMEM` on hugetlbfs), with the bytes that are missing where that is known;
     /// `EFBIG` beyond the process's limit for the size of files.
     pub fn reserve(&self, range: Range<u64>) -> Result<(), OsError> {
+        if let Some(device) = &self.device {
+            return match range.end {
+                end if end <= device.len_bytes => Ok(()),
+                end => {
+                    let subject = format!("bytes {}..{end} of {}", range.start, self.name);
+                    Err(OsError::new("reserve", subject, Errno::NOSPC)
+                        .with_advice(format!("the device has {} bytes", device.len_bytes)))
+                }
+            };
+        }
         self.check_size_limit(range.end)?;
         let len = range.end.saturating_sub(range.start);
         let call = || rustix::fs::fallocate(&self.fd, FallocateFlags::empty(), range.start, len);
@@ -177,8 +214,13 @@ impl MemoryFile {
     ///
     /// # Errors
     /// `EPERM` after [`Self::seal_against_future_writes`]; `EBADF` when read-only; `EOPNOTSUPP` on
-    /// a file system without holes.
+    /// a file system without holes; `ENODEV` of a device.
     pub fn punch(&self, range: Range<u64>) -> Result<(), OsError> {
+        if !self.kind.can_punch() {
+            let subject = format!("bytes {}..{} out of {}", range.start, range.end, self.name);
+            return Err(OsError::new("punch", subject, Errno::NODEV)
+                .with_advice("a device keeps its memory: write over it"));
+        }
         let len = range.end.saturating_sub(range.start);
         let mode = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         let call = || rustix::fs::fallocate(&self.fd, mode, range.start, len);
@@ -191,8 +233,41 @@ impl MemoryFile {
         Ok(())
     }
 
+    /// Has `range` read as zero, with or without memory behind it.
+    ///
+    /// # Errors
+    /// As [`punch`](Self::punch); of a device, what writing says.
+    pub fn clear(&self, range: Range<u64>) -> Result<(), OsError> {
+        if self.kind.can_punch() {
+            return self.punch(range);
+        }
+        self.zero_mapped(range.start, range.end).map_err(|error| {
+            let subject = format!("bytes {}..{} of {}", range.start, range.end, self.name);
+            OsError::new("clear", subject, error)
+        })
+    }
+
+    /// Has what was written to `range`, by whichever process, outlive a power failure, where the memory
+    /// can: of a device by flushing the processor's caches, elsewhere as [`sync`](Self::sync).
+    ///
+    /// # Errors
+    /// As [`sync`](Self::sync).
+    pub fn flush(&self, range: Range<u64>) -> Result<(), OsError> {
+        if self.kind != MemoryKind::DevDax {
+            return self.sync();
+        }
+        let len = range.end.saturating_sub(range.start);
+        self.flush_mapped(range.start, len).map_err(|error| {
+            let subject = format!("bytes {}..{} of {}", range.start, range.end, self.name);
+            OsError::new("flush", subject, error)
+        })
+    }
+
     /// Returns the bytes that the file really occupies, in memory, in swap or on disk.
     pub fn resident_bytes(&self) -> u64 {
+        if let Some(device) = &self.device {
+            return device.len_bytes;
+        }
         let stat = rustix::fs::fstat(&self.fd);
         stat.map_or(0, |stat| stat.st_blocks.unsigned_abs() * STAT_BLOCK_BYTES)
     }
@@ -201,6 +276,9 @@ impl MemoryFile {
     ///
     /// `None` for a memfd: its limit is the machine's memory, which no single number describes.
     pub fn available_bytes(&self) -> Option<u64> {
+        if self.device.is_some() {
+            return Some(0);
+        }
         if self.page_size != PageSize::Base {
             return huge_pages::available_bytes(self.page_size);
         }
@@ -230,11 +308,17 @@ impl MemoryFile {
         }
     }
 
-    /// Has the file system write what it keeps of the contents, where that outlives the machine.
+    /// Has the file system write what it keeps of the contents, where that outlives the machine. Of a
+    /// device it orders what [`write_all_at`](Self::write_all_at) wrote before all later stores;
+    /// [`flush`](Self::flush) is for what was written through mappings.
     ///
     /// # Errors
     /// `EIO`, `ENOSPC`: what was written since the last time may be lost.
     pub fn sync(&self) -> Result<(), OsError> {
+        if self.device.is_some() {
+            crate::bytes::order_flushes();
+            return Ok(());
+        }
         sim::call("fdatasync")
             .and_then(|()| rustix::fs::fdatasync(&self.fd))
             .map_err(|errno| OsError::new("sync", self.name.clone(), errno))?;
@@ -249,6 +333,9 @@ impl MemoryFile {
     /// `EIO`; an end of the file before the last byte has kind `UnexpectedEof`.
     pub fn read_exact_at(&self, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
         sim::call("pread")?;
+        if !self.kind.has_pread() {
+            return self.read_mapped(bytes, offset);
+        }
         while !bytes.is_empty() {
             let call = || rustix::io::pread(&self.fd, &mut *bytes, offset);
             let nr_read = rustix::io::retry_on_intr(call)?;
@@ -268,6 +355,9 @@ impl MemoryFile {
     /// files.
     pub fn write_all_at(&self, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
         let end = offset.saturating_add(bytes.len() as u64);
+        if !self.kind.has_pread() {
+            return self.write_mapped(bytes, offset);
+        }
         self.check_size_limit(end).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
         while !bytes.is_empty() {
             let piece = sim::writable(bytes.len(), offset)?;
@@ -303,7 +393,14 @@ impl MemoryFile {
     /// `ENOENT` without `/proc`.
     pub fn reopen(&self, access: Access) -> Result<Self, OsError> {
         let fd = self.reopen_handle(access)?;
-        Ok(Self { fd, name: self.name.clone(), access, ..*self })
+        Ok(Self {
+            fd,
+            name: self.name.clone(),
+            access,
+            device: self.device.clone(),
+            window: OnceLock::new(),
+            ..*self
+        })
     }
 
     /// As [`Self::reopen`], as a bare descriptor: to lock, or to send to another process.
@@ -358,9 +455,28 @@ impl MemoryFile {
         self.page_size
     }
 
-    /// Returns true on tmpfs, memfd and hugetlbfs, where a punched page is replaced by a fresh one.
-    pub fn is_memory_backed(&self) -> bool {
-        self.is_memory_backed
+    /// Returns what the contents lie in.
+    pub fn kind(&self) -> MemoryKind {
+        self.kind
+    }
+
+    /// Returns what the contents outlive.
+    pub fn persistence(&self) -> Persistence {
+        match (&self.device, self.kind) {
+            (Some(device), _) => device.persistence,
+            (None, MemoryKind::PageCache | MemoryKind::FsDax) => Persistence::PowerFailure,
+            (None, _) => Persistence::Processes,
+        }
+    }
+
+    /// Returns the NUMA node of a device, where it has one.
+    pub fn numa_node(&self) -> Option<u32> {
+        self.device.as_ref()?.numa_node
+    }
+
+    /// Returns false of a device that is gone: it has no driver, or was removed.
+    pub fn is_present(&self) -> bool {
+        self.device.as_ref().is_none_or(DeviceDax::is_present)
     }
 
     /// Returns the path it was opened by, or `memfd:NAME`: for messages.
@@ -382,28 +498,37 @@ impl MemoryFile {
     fn inspect(fd: OwnedFd, name: String) -> Result<Self, OsError> {
         let failed = |errno| OsError::new("inspect", name.clone(), errno);
         let stat = rustix::fs::fstat(&fd).map_err(failed)?;
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        if kind != FileType::RegularFile {
-            let subject = format!("{name} ({kind:?}) as shared memory");
-            return Err(OsError::new("accept", subject, Errno::INVAL)
-                .with_advice("only regular files and memfds can be"));
-        }
+        let file_type = FileType::from_raw_mode(stat.st_mode);
+        let device = match file_type {
+            FileType::RegularFile => None,
+            FileType::CharacterDevice => Some(DeviceDax::find(&name, stat.st_rdev)?),
+            _ => {
+                let subject = format!("{name} ({file_type:?}) as shared memory");
+                return Err(OsError::new("accept", subject, Errno::INVAL)
+                    .with_advice("only regular files, memfds and device-dax devices can be"));
+            }
+        };
         let flags = rustix::fs::fcntl_getfl(&fd).map_err(failed)?;
         let access = Access::from_flags(flags).ok_or_else(|| {
             OsError::new("accept", format!("{name} as shared memory"), Errno::BADF)
                 .with_advice("open it for reading, or for reading and writing")
         })?;
-        let fs = rustix::fs::fstatfs(&fd).map_err(failed)?;
-        let (fs_type, block) = (fs.f_type as u64, fs.f_bsize as u64);
-        let page_size = match fs_type {
-            HUGETLBFS_MAGIC => PageSize::huge_from_bytes(block).ok_or_else(|| {
-                OsError::new("accept", format!("{name} as shared memory"), Errno::INVAL)
-                    .with_advice(format!("huge pages of {block} bytes are not supported"))
-            })?,
-            _ => PageSize::Base,
+        let (kind, page_size) = match &device {
+            Some(device) => (MemoryKind::DevDax, device.alignment),
+            None => {
+                let fs = rustix::fs::fstatfs(&fd).map_err(failed)?;
+                let (fs_type, block) = (fs.f_type as u64, fs.f_bsize as u64);
+                let page_size = match fs_type {
+                    HUGETLBFS_MAGIC => PageSize::huge_from_bytes(block).ok_or_else(|| {
+                        OsError::new("accept", format!("{name} as shared memory"), Errno::INVAL)
+                            .with_advice(format!("huge pages of {block} bytes are not supported"))
+                    })?,
+                    _ => PageSize::Base,
+                };
+                (MemoryKind::of_file(fd.as_fd(), fs_type), page_size)
+            }
         };
-        let is_memory_backed = matches!(fs_type, TMPFS_MAGIC | HUGETLBFS_MAGIC);
-        Ok(Self { fd, name, access, page_size, is_memory_backed })
+        Ok(Self { fd, name, access, page_size, kind, device, window: OnceLock::new() })
     }
 
     fn give_length(&self, len: u64) -> Result<(), OsError> {
@@ -413,11 +538,7 @@ impl MemoryFile {
             return Err(OsError::new("set the length of", subject, Errno::INVAL)
                 .with_advice(format!("use a multiple of the page size, {page} bytes")));
         }
-        self.set_len(len)?;
-        if self.page_size == PageSize::Base || len == 0 {
-            return Ok(());
-        }
-        huge_pages::book(self.fd.as_fd(), &self.name, self.page_size, len)
+        self.set_len(len)
     }
 
     fn seal(&self, seals: SealFlags, what: &'static str) -> Result<(), OsError> {

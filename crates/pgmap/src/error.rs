@@ -72,14 +72,15 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
-    /// The pool was to outlive a power failure, which its memory does not.
-    #[error(
-        "pool {pool}: files that outlive a power failure were asked for, and its memory is not \
-         synchronous; copy out what must last"
-    )]
+    /// The pool's files were to outlive what its memory does not.
+    #[error("pool {pool}: files that outlive {needed} were asked for, and {why}")]
     NotDurable {
         /// Which.
         pool: String,
+        /// What they were to outlive.
+        needed: String,
+        /// What the memory outlives.
+        why: String,
     },
     /// The catalog could not be read or written.
     #[error("catalog {path}: {why}")]

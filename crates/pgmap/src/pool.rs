@@ -9,7 +9,9 @@ pub(crate) mod directory;
 pub(crate) mod identity;
 pub(crate) mod ledgers;
 pub(crate) mod mark;
+pub(crate) mod on;
 pub(crate) mod options;
+mod parts;
 #[cfg(test)]
 mod tests;
 
@@ -21,21 +23,26 @@ use pgmap_mm::ledger::LedgerLayout;
 use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::memory_type::MemoryType;
 use pgmap_mm::vmemmap::VmemmapLayout;
-use pgmap_os::{Access, MemoryFile, OsError, PageSize, disk};
+use pgmap_os::{Access, MemoryFile, OsError, PageSize, ParentFd, disk, file_lock};
 
 use crate::error::Error;
 use crate::name::FileName;
-use crate::owner::catalog::header::{HEADER_BYTES, is_catalog};
-use crate::owner::catalog::{CLOSING_CHANGES, Catalog, Change, StoredPool};
+use crate::owner::catalog::header::HEADER_BYTES;
+use crate::owner::catalog::{CLOSING_CHANGES, Catalog, Change, Head, StoredPool};
 use crate::owner::device_head::DeviceHead;
 use crate::pool::directory::{
-    CATALOG, CATALOG_NEW, DATA, Directory, INDEX, VMEMMAP, check_no_parts, holds_a_pool,
+    CATALOG, CATALOG_NEW, DATA, Directory, INDEX, ON, VMEMMAP, check_no_parts, holds_a_pool,
     remove_file,
 };
-use crate::pool::identity::{BootId, FileKind, Found, PoolId, Seal};
+use crate::pool::identity::{BootId, FileKind, PoolId};
 pub(crate) use crate::pool::ledgers::{LedgerFile, LedgerIdentity};
-use crate::pool::mark::{FoundMark, Mark};
+use crate::pool::mark::Mark;
+use crate::pool::on::{Ground, On};
 pub use crate::pool::options::{Durability, MAX_POOL_BYTES, MIN_POOL_BYTES, PoolOptions, Populate};
+pub(crate) use crate::pool::parts::has_head;
+use crate::pool::parts::{
+    check_data, check_mark, check_memory, create_data, derived, derived_files, give_length,
+};
 use crate::refusal::Refusal;
 
 fn pool_name(directory: Option<&Path>) -> String {
@@ -62,11 +69,13 @@ pub struct Pool {
     pub(crate) vmemmap: Arc<MemoryFile>,
     pub(crate) index: Arc<MemoryFile>,
     pub(crate) catalog: Option<Catalog>,
-    /// Where descriptors and catalog lie, if on the device.
+    /// What lies before the frames, if anything does.
     pub(crate) head: Option<DeviceHead>,
     directory: Option<Directory>,
     /// Clients of earlier owners that have ended, and whose ledgers are missing.
     missing_ledgers: Vec<u64>,
+    /// Held for as long as the pool has an owner, where the data lies apart from the directory.
+    data_lock: Option<ParentFd>,
 }
 
 /// What the sizes of a pool make of its files.
@@ -85,8 +94,7 @@ impl Layout {
         let nr_pages = stored.capacity_bytes / PAGE_BYTES;
         let vmemmap = VmemmapLayout::for_folios(nr_pages, stored.smallest).ok_or_else(none)?;
         let max_files = usize::try_from(stored.max_files).map_err(|_| none())?;
-        let head = stored
-            .has_metadata_on_device
+        let head = (stored.head != Head::Nothing)
             .then(|| DeviceHead::of(stored, &vmemmap).ok_or_else(none))
             .transpose()?;
         Ok(Self { vmemmap, index: IndexLayout::for_files(max_files), head })
@@ -94,6 +102,11 @@ impl Layout {
 
     const fn vmemmap_bytes(&self) -> u64 {
         self.vmemmap.nr_words() as u64 * 8
+    }
+
+    /// Where the descriptors start in the data, if they lie there.
+    fn vmemmap_start(&self) -> Option<u64> {
+        self.head.and_then(|head| head.vmemmap_start)
     }
 
     const fn index_bytes(&self) -> u64 {
@@ -105,13 +118,14 @@ impl Pool {
     /// Makes a pool.
     ///
     /// # Errors
-    /// [`Error::NotDurable`] when files are to outlive a power failure; [`Error::BadPool`] for a size out
-    /// of bounds, for a directory that holds a pool or anything else under the names of its files, that
+    /// [`Error::NotDurable`] when files are to outlive what the memory does not; [`Error::BadPool`] for a
+    /// size out of bounds, for a device or file that holds a pool, for a directory that holds a pool or anything else under the names of its files, that
     /// another user owns or may change, or that lies on a file system which cannot hold a pool;
     /// [`Error::Os`] when the system has not the memory or the huge pages, which says how many are
     /// missing. Nothing is left behind then.
     pub fn create(options: &PoolOptions) -> Result<Self, Error> {
-        let stored = options.checked()?;
+        let ground = options.on.as_deref().map(Ground::inspect).transpose()?;
+        let stored = options.checked(ground.as_ref().and_then(Ground::device))?;
         let Some(path) = &options.directory else {
             return Self::create_anonymous(options, stored);
         };
@@ -120,21 +134,27 @@ impl Pool {
             return Err(bad(path, "there is a pool already; open it, or remove the directory"));
         }
         directory.check_empty()?;
-        match Self::create_files(&directory, options, stored) {
+        let made = match &ground {
+            Some(Ground::File(file)) => Some(file.clone()),
+            _ => None,
+        };
+        match Self::create_files(&directory, options, stored, ground) {
             Ok(pool) => Ok(Self { directory: Some(directory), ..pool }),
             Err(error) => {
-                for name in [DATA, VMEMMAP, INDEX, CATALOG, CATALOG_NEW] {
+                for name in [DATA, VMEMMAP, INDEX, ON, CATALOG, CATALOG_NEW] {
                     remove_file(&directory.file(name))?;
                 }
+                made.map_or(Ok(()), |file| remove_file(&file))?;
                 Err(error)
             }
         }
     }
 
-    fn create_anonymous(options: &PoolOptions, stored: StoredPool) -> Result<Self, Error> {
+    fn create_anonymous(options: &PoolOptions, mut stored: StoredPool) -> Result<Self, Error> {
         let name = pool_name(None);
         let layout = Layout::of(&stored, &name)?;
         let data = MemoryFile::anonymous("pgmap-data", stored.capacity_bytes, options.page_size)?;
+        options.fit(&mut stored, &data)?;
         check_memory(&name, &data, stored.size_bytes)?;
         let make = |name, len| MemoryFile::anonymous(name, len, PageSize::Base).map(Arc::new);
         let pool = Self {
@@ -148,6 +168,7 @@ impl Pool {
             catalog: None,
             head: None,
             directory: None,
+            data_lock: None,
             stored,
             missing_ledgers: Vec::new(),
         };
@@ -158,13 +179,19 @@ impl Pool {
     fn create_files(
         directory: &Directory,
         options: &PoolOptions,
-        stored: StoredPool,
+        mut stored: StoredPool,
+        ground: Option<Ground>,
     ) -> Result<Self, Error> {
         let layout = Layout::of(&stored, &pool_name(Some(directory.path())))?;
         let id = PoolId::random()?;
         // First of all, so that whatever else is found beside it was made by us.
         let unfinished = MemoryFile::create_named(&directory.file(CATALOG_NEW), 0)?;
-        unfinished.check_capacity(stored.size_bytes)?;
+        if ground.is_none() {
+            unfinished.check_capacity(stored.size_bytes)?;
+        }
+        directory.probe()?;
+        let (data, data_lock) = create_data(directory, id, ground, stored.size_bytes)?;
+        options.fit(&mut stored, &data)?;
         let catalog = match layout.head {
             Some(_) => {
                 unfinished.reserve(0..HEADER_BYTES)?;
@@ -172,16 +199,14 @@ impl Pool {
             }
             None => Some(Catalog::create(Arc::new(unfinished), u64::MAX, id, &stored)?),
         };
-        directory.probe()?;
-        let data = MemoryFile::create_named(&directory.file(DATA), 0)?;
-        check_memory(&pool_name(Some(directory.path())), &data, stored.size_bytes)?;
-        data.set_len(stored.capacity_bytes)?;
-        let kind = data_kind(&stored);
-        Seal { id, kind, len_bytes: stored.capacity_bytes }.write(&data)?;
+        give_length(id, &data, &stored)?;
         let data = Arc::new(data);
         let make = |name, kind, len_bytes| derived(directory, id, name, kind, len_bytes);
-        let vmemmap = match layout.head {
-            Some(_) => Arc::clone(&data),
+        let vmemmap = match layout.vmemmap_start() {
+            Some(start) => {
+                data.clear(start..start + layout.vmemmap_bytes())?;
+                Arc::clone(&data)
+            }
             None => make(VMEMMAP, FileKind::Vmemmap, layout.vmemmap_bytes())?,
         };
         let index = make(INDEX, FileKind::Index, layout.index_bytes())?;
@@ -197,6 +222,7 @@ impl Pool {
             catalog,
             head: layout.head,
             directory: None,
+            data_lock,
             stored,
             missing_ledgers: Vec::new(),
         };
@@ -228,6 +254,15 @@ impl Pool {
         holds_a_pool(directory.as_ref())
     }
 
+    /// Whether `on`, a device, a file, or a directory of huge pages, is the data of a pool, which may be
+    /// damaged, or of another format.
+    ///
+    /// # Errors
+    /// [`Error::Os`] when it cannot be looked into.
+    pub fn is_on(on: impl AsRef<Path>) -> Result<bool, Error> {
+        On::is_at(on.as_ref())
+    }
+
     /// Opens the pool in `directory`.
     ///
     /// When the machine was restarted and the last owner had not stopped before, files that were made
@@ -240,6 +275,52 @@ impl Pool {
         Self::open_in_boot(directory.as_ref(), BootId::current()?)
     }
 
+    /// Opens the pool whose data is `on`, with what is good for this run of the machine in `directory`,
+    /// which is made where it is missing.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); [`Error::BadPool`] also when `directory` is another pool's, or when it is
+    /// a fresh one and clients may be left of an owner that had another.
+    pub fn open_on(on: impl AsRef<Path>, directory: impl AsRef<Path>) -> Result<Self, Error> {
+        let (on, path) = (on.as_ref(), directory.as_ref());
+        let boot = BootId::current()?;
+        let found = On::of(on, boot)?;
+        match On::read(path)? {
+            Some(known) if known == found.on => {}
+            Some(known) => {
+                let why = format!(
+                    "its data is pool {} on {}, and that on {} is pool {}; choose another directory",
+                    known.id,
+                    known.path.display(),
+                    on.display(),
+                    found.on.id
+                );
+                return Err(bad(path, why));
+            }
+            None if holds_a_pool(path)? => {
+                return Err(bad(
+                    path,
+                    "there is a pool whose data is here; choose another directory",
+                ));
+            }
+            None if !found.is_idle => {
+                let why = format!(
+                    "pool {} was in use since the machine was started, with another directory, whose \
+                     ledgers say what its clients hold; name that, or restart the machine",
+                    found.on.id
+                );
+                return Err(bad(on, why));
+            }
+            None => {
+                let directory = Directory::make(path)?;
+                directory.check_empty()?;
+                ledgers::make_place(path)?;
+                found.on.write(&directory)?;
+            }
+        }
+        Self::open_in_boot(path, boot)
+    }
+
     /// As [`open`](Self::open), as if the machine were in the boot `boot`.
     pub(crate) fn open_in_boot(path: &Path, boot: BootId) -> Result<Self, Error> {
         if !holds_a_pool(path)? {
@@ -249,7 +330,10 @@ impl Pool {
         let directory = Directory::open(path)?;
         directory.check_kinds()?;
         let catalog_path = directory.file(CATALOG);
-        let data = Arc::new(MemoryFile::open_named(&directory.file(DATA), Access::ReadWrite)?);
+        let on = On::read(path)?;
+        let data_path = on.as_ref().map_or_else(|| directory.file(DATA), |on| on.path.clone());
+        let data = Arc::new(MemoryFile::open_named(&data_path, Access::ReadWrite)?);
+        let data_lock = on.as_ref().map(|on| on::lock(&on.path, &data)).transpose()?;
         let catalog = if catalog_path.exists() {
             let memory = MemoryFile::open_named(&catalog_path, Access::ReadWrite)?;
             Catalog::open_in(Arc::new(memory), u64::MAX, boot)?
@@ -257,13 +341,10 @@ impl Pool {
             Catalog::open_in(Arc::clone(&data), u64::MAX, boot)?
         };
         let (id, stored) = (catalog.id(), catalog.pool());
+        on.map_or(Ok(()), |on| on.check(path, id))?;
         check_data(&directory, id, &stored, &data)?;
         check_mark(&directory, &catalog, &data)?;
-        if stored.has_metadata_on_device && catalog_path.exists() {
-            let why = "its catalog lies in its data, and there is a file `catalog` beside that, which \
-                       is not its own; move that away";
-            return Err(bad(path, why));
-        }
+        stored.durability.check(&pool_name(Some(path)), &data)?;
         check_memory(&pool_name(Some(path)), &data, stored.size_bytes)?;
         let layout = Layout::of(&stored, &pool_name(Some(path)))?;
         if let Some(head) = &layout.head {
@@ -278,22 +359,7 @@ impl Pool {
             false => Vec::new(),
         };
         let has_live_client = ledgers::has_live_client(path, id, &data)?;
-        let open = |name, kind, len_bytes| {
-            if has_live_client {
-                return kept(&directory, id, name, kind, len_bytes);
-            }
-            check_replaceable(&directory, id, name)?;
-            derived(&directory, id, name, kind, len_bytes)
-        };
-        let vmemmap = match &layout.head {
-            Some(head) if !has_live_client => {
-                data.punch(head.vmemmap_start..head.vmemmap_start + layout.vmemmap_bytes())?;
-                Arc::clone(&data)
-            }
-            Some(_) => Arc::clone(&data),
-            None => open(VMEMMAP, FileKind::Vmemmap, layout.vmemmap_bytes())?,
-        };
-        let index = open(INDEX, FileKind::Index, layout.index_bytes())?;
+        let (vmemmap, index) = derived_files(&directory, id, &layout, &data, has_live_client)?;
         // Left by a creation on the device that was cut short at its last step.
         remove_file(&directory.file(CATALOG_NEW))?;
         Ok(Self {
@@ -307,6 +373,7 @@ impl Pool {
             catalog: Some(catalog),
             head: layout.head,
             directory: Some(directory),
+            data_lock,
             stored,
             missing_ledgers,
         })
@@ -328,22 +395,27 @@ impl Pool {
     /// Takes the pool over for changes.
     pub(crate) fn begin(&self) -> Result<(), Error> {
         let Some(catalog) = &self.catalog else { return Ok(()) };
-        Mark::Open(catalog.state().sequence).write(&self.data, self.id)?;
+        self.mark(Mark::Open(catalog.state().sequence))?;
         if self.is_new {
             return Ok(());
         }
         catalog.begin()?;
         // And again: the catalog of before this owner does not go with the data any more.
-        Mark::Open(catalog.state().sequence).write(&self.data, self.id)
+        self.mark(Mark::Open(catalog.state().sequence))
     }
 
-    /// Syncs data and catalog, and puts that on record.
-    pub(crate) fn end(&self) -> Result<(), Error> {
+    /// Says in the data how far the catalog is, where that lies elsewhere or can be copied without it.
+    fn mark(&self, mark: Mark) -> Result<(), Error> {
+        if on::has_seal(&self.data) { mark.write(&self.data, self.id) } else { Ok(()) }
+    }
+
+    /// Syncs data and catalog, and puts that on record, and whether a client is left.
+    pub(crate) fn end(&self, is_idle: bool) -> Result<(), Error> {
         let Some(catalog) = &self.catalog else { return Ok(()) };
         let last = catalog.state().sequence + CLOSING_CHANGES;
-        Mark::Closed(last).write(&self.data, self.id)?;
+        self.mark(Mark::Closed(last))?;
         self.data.sync()?;
-        catalog.end()
+        catalog.end(is_idle)
     }
 
     /// Lets another become the pool's owner, whoever still has this.
@@ -353,6 +425,16 @@ impl Pool {
         {
             tracing::warn!(%error, pool = %self.name(), "the owner's lock could not be given back");
         }
+        if let Some(lock) = &self.data_lock
+            && let Err(error) = file_lock::unlock(lock)
+        {
+            tracing::warn!(%error, pool = %self.name(), "the lock of the data could not be given back");
+        }
+    }
+
+    /// Where the descriptors start in their file.
+    pub(crate) fn vmemmap_start(&self) -> u64 {
+        self.head.and_then(|head| head.vmemmap_start).unwrap_or(0)
     }
 
     pub(crate) const fn id(&self) -> PoolId {
@@ -403,6 +485,12 @@ impl Pool {
         &self.missing_ledgers
     }
 
+    /// What committed files outlive.
+    #[must_use]
+    pub const fn durability(&self) -> Durability {
+        self.stored.durability
+    }
+
     pub(crate) fn ledger_layout(&self) -> LedgerLayout {
         LedgerLayout::new(&self.vmemmap_layout)
     }
@@ -427,129 +515,8 @@ impl Pool {
 
     /// Memory of descriptors and index now.
     pub(crate) fn metadata_bytes(&self) -> u64 {
-        let vmemmap = if self.head.is_some() { 0 } else { self.vmemmap.resident_bytes() };
+        let is_apart = !Arc::ptr_eq(&self.vmemmap, &self.data);
+        let vmemmap = if is_apart { self.vmemmap.resident_bytes() } else { 0 };
         vmemmap + self.index.resident_bytes()
     }
-}
-
-const fn data_kind(stored: &StoredPool) -> FileKind {
-    if stored.has_metadata_on_device { FileKind::DataWithHead } else { FileKind::Data }
-}
-
-/// Refuses a pool that this process would be killed for, before anything of it is used.
-fn check_memory(name: &str, data: &MemoryFile, size_bytes: u64) -> Result<(), Error> {
-    // What lies on a disk can be dropped from memory, and huge pages are counted elsewhere.
-    if !data.is_memory_backed() || data.page_size() != PageSize::Base {
-        return Ok(());
-    }
-    match pgmap_os::memory_limit() {
-        Some(limit) if size_bytes > limit.len_bytes => Err(Error::BadPool {
-            pool: name.into(),
-            why: format!(
-                "{size_bytes} bytes of memory are more than this process may have, {} bytes by {}; \
-                 make it smaller, or raise that limit",
-                limit.len_bytes,
-                limit.path.display()
-            ),
-        }),
-        _ => Ok(()),
-    }
-}
-
-/// Makes a file of what the catalog says in another form, in the place of an earlier one.
-fn derived(
-    directory: &Directory,
-    id: PoolId,
-    name: &str,
-    kind: FileKind,
-    len_bytes: u64,
-) -> Result<Arc<MemoryFile>, Error> {
-    let path = directory.file(name);
-    remove_file(&path)?;
-    let file = MemoryFile::create_named(&path, Seal::file_bytes(len_bytes))?;
-    Seal { id, kind, len_bytes }.write(&file)?;
-    Ok(Arc::new(file))
-}
-
-/// Opens a file that live clients have mapped.
-fn kept(
-    directory: &Directory,
-    id: PoolId,
-    name: &str,
-    kind: FileKind,
-    len_bytes: u64,
-) -> Result<Arc<MemoryFile>, Error> {
-    let file = MemoryFile::open_named(&directory.file(name), Access::ReadWrite)?;
-    if Seal::read(&file)? != Found::Seal(Seal { id, kind, len_bytes }) {
-        let why = format!(
-            "its {name} is damaged or another pool's, and clients use it; end them, then it is \
-             made again"
-        );
-        return Err(bad(directory.path(), why));
-    }
-    Ok(Arc::new(file))
-}
-
-/// Refuses to replace a file of another pool.
-fn check_replaceable(directory: &Directory, id: PoolId, name: &str) -> Result<(), Error> {
-    let path = directory.file(name);
-    if !path.exists() {
-        return Ok(());
-    }
-    match Seal::read(&MemoryFile::open_named(&path, Access::ReadOnly)?)? {
-        Found::Seal(seal) if seal.id != id => {
-            let why = format!("its {name} belongs to pool {}, its catalog to pool {id}", seal.id);
-            Err(bad(directory.path(), why))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Refuses data that is not the catalog's, or not all of it.
-fn check_data(
-    directory: &Directory,
-    id: PoolId,
-    stored: &StoredPool,
-    data: &MemoryFile,
-) -> Result<(), Error> {
-    let wanted = Seal { id, kind: data_kind(stored), len_bytes: stored.capacity_bytes };
-    let why = match Seal::read(data)? {
-        Found::Seal(seal) if seal == wanted => return Ok(()),
-        Found::Seal(seal) if seal.id != id => {
-            format!("its data belongs to pool {}, its catalog to pool {id}", seal.id)
-        }
-        _ => format!(
-            "its data, a file of {} bytes, is cut off or damaged: the pool {id} has {} bytes and \
-             a seal behind them",
-            data.len_bytes(),
-            stored.capacity_bytes
-        ),
-    };
-    Err(bad(directory.path(), why))
-}
-
-/// Refuses a catalog and data of which one is an old copy.
-fn check_mark(directory: &Directory, catalog: &Catalog, data: &MemoryFile) -> Result<(), Error> {
-    let damaged = || "the mark behind its data is damaged".to_owned();
-    let why = match Mark::read(data, catalog.id())? {
-        FoundMark::Mark { mark, is_alone, .. } => {
-            let mismatch = mark.mismatch(catalog.state());
-            mismatch.map(|why| if is_alone { damaged() } else { why })
-        }
-        FoundMark::None => None,
-        FoundMark::Damaged => Some(damaged()),
-    };
-    why.map_or(Ok(()), |why| Err(bad(directory.path(), why)))
-}
-
-/// Whether a data file has a catalog at its head. What lies there in other data is a file's, and may
-/// look like one.
-pub(crate) fn has_head(path: &Path) -> bool {
-    let Ok(data) = MemoryFile::open_named(path, Access::ReadOnly) else { return false };
-    let is_sealed = match Seal::read(&data) {
-        Ok(Found::Seal(seal)) => seal.kind == FileKind::DataWithHead,
-        // Before format 2 there were no seals.
-        _ => true,
-    };
-    is_sealed && is_catalog(&data)
 }

@@ -19,7 +19,7 @@ use crate::name::FileName;
 use crate::refusal::{Holder, Refusal};
 
 /// Spoken by both sides; a difference is an error at once.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Longest message.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 /// Most items of one batch.
@@ -72,6 +72,9 @@ pub struct Welcome {
     pub max_files: u64,
     /// Whether a compiler fence is light barrier enough.
     pub is_asymmetric: bool,
+    /// Whether what a file holds is flushed before the file is committed, for it is to outlive a power
+    /// failure.
+    pub is_flushed: bool,
 }
 
 /// How large a file's folios are.

@@ -63,7 +63,7 @@ fn what_has_no_room_to_be_described_is_refused_by_name() {
     let path = directory.path().join("pool");
     for (bad, why) in [
         (options(&path, 64 * MIB + 4096, Level::Pmd), "whole 2M folios"),
-        (PoolOptions::anonymous(64 * MIB).smallest_folio(Level::Pmd), "metadata on the device"),
+        (PoolOptions::anonymous(64 * MIB).smallest_folio(Level::Pmd), "goes with data on a device"),
     ] {
         let error = Pool::create(&bad).unwrap_err();
         assert!(error.to_string().contains(why), "{error}");

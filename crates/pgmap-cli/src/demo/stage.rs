@@ -9,7 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use pgmap::PageSize;
-use pgmap::os::{MemoryFile, places};
+use pgmap::os::{MemoryFile, MemoryKind, places};
 
 use super::block::{NR_IMAGES, image_bytes};
 use super::lease::BOARD_BYTES;
@@ -134,7 +134,7 @@ fn write_scratch(path: &Path) -> io::Result<(File, Reach)> {
     }
     file.sync_all()?;
     let is_on_disk = MemoryFile::from_fd(file.try_clone()?.into())
-        .is_ok_and(|memory| !memory.is_memory_backed());
+        .is_ok_and(|memory| memory.kind() == MemoryKind::PageCache);
     let reach = if is_on_disk && direct.is_ok() { Reach::Direct } else { Reach::Cached };
     Ok((file, reach))
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use clap::{Subcommand, ValueEnum};
+use clap::Subcommand;
 use pgmap::Shape;
 use pgmap::mm::level::Level;
 use serde::Serialize;
@@ -12,6 +12,7 @@ use crate::failure::Failure;
 use crate::names::Exact;
 use crate::output::Output;
 use crate::sizes;
+use crate::verbs::folio_level::FolioLevel;
 
 /// Split and merge folios, for the curious
 ///
@@ -40,30 +41,6 @@ struct Target {
     offset: u64,
     /// Size of the folio afterwards
     level: FolioLevel,
-}
-
-/// Sizes of folios.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum FolioLevel {
-    /// 4 KiB
-    #[value(name = "4K", alias = "4KiB")]
-    Of4K,
-    /// 2 MiB
-    #[value(name = "2M", alias = "2MiB")]
-    Of2M,
-    /// 1 GiB
-    #[value(name = "1G", alias = "1GiB")]
-    Of1G,
-}
-
-impl From<FolioLevel> for Level {
-    fn from(level: FolioLevel) -> Self {
-        match level {
-            FolioLevel::Of4K => Self::Pte,
-            FolioLevel::Of2M => Self::Pmd,
-            FolioLevel::Of1G => Self::Pud,
-        }
-    }
 }
 
 #[derive(Debug, Serialize)]

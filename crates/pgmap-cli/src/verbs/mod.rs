@@ -3,8 +3,10 @@
 pub mod bench;
 pub mod completions;
 mod condition;
+pub mod create;
 pub mod debug;
 pub mod demo;
+mod folio_level;
 pub mod get;
 pub mod list;
 pub mod ls;
@@ -12,6 +14,7 @@ pub mod man;
 pub mod mv;
 mod patience;
 pub mod poison;
+mod pool;
 pub mod punch;
 pub mod put;
 pub mod repair;
@@ -37,6 +40,7 @@ pub const CHUNK_BYTES: usize = 4 << 20;
 /// What the verb fails with.
 pub fn run(verb: Verb, place: &Place, output: &Output) -> Result<(), Failure> {
     match verb {
+        Verb::Create(create) => create.run(output),
         Verb::Serve(serve) => serve.run(place, output),
         Verb::Put(put) => put.run(place, output),
         Verb::Get(get) => get.run(place, output),

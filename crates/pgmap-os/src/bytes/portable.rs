@@ -55,6 +55,35 @@ pub(super) unsafe fn zero(target: *mut u8, len: usize) -> Result<(), Fault> {
     Ok(())
 }
 
+/// Stores without a flush: elsewhere than on x86-64 no device is said to survive a power failure.
+///
+/// # Safety
+/// As [`super::copy`].
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) unsafe fn copy_flushed(
+    source: *const u8,
+    target: *mut u8,
+    len: usize,
+) -> Result<(), Fault> {
+    // SAFETY: the caller's promises are those of the call.
+    unsafe { copy(source, target, len) }
+}
+
+/// See [`copy_flushed`].
+///
+/// # Safety
+/// None is needed.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) unsafe fn flush(_: *const u8, _: usize) -> Result<(), Fault> {
+    Ok(())
+}
+
+/// See [`copy_flushed`].
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn order_flushes() {
+    std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+}
+
 /// See [`super::load_u64`].
 #[cfg(not(target_arch = "x86_64"))]
 pub(super) unsafe fn load_u64(source: *const u64) -> Result<u64, Fault> {

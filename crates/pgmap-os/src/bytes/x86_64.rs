@@ -11,7 +11,9 @@
 
 use super::{Fault, FaultCause};
 use crate::sigbus::BUS_MCEERR_AR;
+use std::arch::x86_64::__cpuid_count;
 use std::arch::{global_asm, is_x86_feature_detected};
+use std::sync::OnceLock;
 
 /// What a loop returns in `rax` and `rdx`: all zero when it came to its end.
 #[repr(C)]
@@ -30,6 +32,14 @@ unsafe extern "C" {
     /// The same by 16-byte registers. What lies before it needs `vzeroupper` on the way out.
     fn pgmap_os_copy_sse(target: *mut u8, source: *const u8, len: usize) -> Outcome;
     fn pgmap_os_zero(target: *mut u8, len: usize) -> Outcome;
+    /// Copies past the caches: whole lines, to the start of one.
+    fn pgmap_os_copy_past_caches(target: *mut u8, source: *const u8, len: usize) -> Outcome;
+    /// Writes lines back and keeps them (CLWB), from the start of one to before `end`.
+    fn pgmap_os_write_back(start: *const u8, end: *const u8) -> Outcome;
+    /// Writes lines back and drops them (CLFLUSHOPT).
+    fn pgmap_os_flush_unordered(start: *const u8, end: *const u8) -> Outcome;
+    /// Writes lines back and drops them, one after the other (CLFLUSH).
+    fn pgmap_os_flush_in_order(start: *const u8, end: *const u8) -> Outcome;
     /// Loads eight bytes at once. What it loaded comes in place of the address.
     fn pgmap_os_load_u64(source: *const u64) -> Outcome;
     /// Loads `nr_words` words of eight bytes, each at once, the first one first.
@@ -95,6 +105,74 @@ pub(super) unsafe fn zero(target: *mut u8, len: usize) -> Result<(), Fault> {
     outcome.into_result()
 }
 
+/// Bytes of a line of the caches.
+const LINE_BYTES: usize = 64;
+
+type FlushLoop = unsafe extern "C" fn(start: *const u8, end: *const u8) -> Outcome;
+
+/// The best loop that this processor knows (CPUID leaf 7, EBX bits 24 and 23).
+fn flush_loop() -> FlushLoop {
+    static FOUND: OnceLock<FlushLoop> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        let features = __cpuid_count(7, 0).ebx;
+        match (features & 1 << 24 != 0, features & 1 << 23 != 0) {
+            (true, _) => pgmap_os_write_back,
+            (false, true) => pgmap_os_flush_unordered,
+            (false, false) => pgmap_os_flush_in_order,
+        }
+    })
+}
+
+/// Writes the lines that `len` bytes from `start` on lie in back to memory.
+///
+/// # Safety
+/// They must lie in a mapping that stays; its memory need not answer.
+pub(super) unsafe fn flush(start: *const u8, len: usize) -> Result<(), Fault> {
+    let lead = start as usize % LINE_BYTES;
+    let (first, end) = (start.wrapping_sub(lead), start.wrapping_add(len));
+    if len == 0 {
+        return Ok(());
+    }
+    let flush_loop = flush_loop();
+    // SAFETY: the caller's promise; a line never crosses a page.
+    let outcome = unsafe { flush_loop(first, end) };
+    outcome.into_result()
+}
+
+/// As [`super::copy`], and what was written is in memory after [`order_flushes`].
+///
+/// # Safety
+/// As [`super::copy`].
+pub(super) unsafe fn copy_flushed(
+    source: *const u8,
+    target: *mut u8,
+    len: usize,
+) -> Result<(), Fault> {
+    let lead = ((target as usize).next_multiple_of(LINE_BYTES) - target as usize).min(len);
+    let body = (len - lead) / LINE_BYTES * LINE_BYTES;
+    let at = |offset: usize| (source.wrapping_add(offset), target.wrapping_add(offset));
+    if body > 0 {
+        let (source, target) = at(lead);
+        // SAFETY: a part of the caller's ranges, whole lines from the start of one.
+        let outcome = unsafe { pgmap_os_copy_past_caches(target, source, body) };
+        outcome.into_result()?;
+    }
+    for (offset, len) in [(0, lead), (lead + body, len - lead - body)] {
+        let (source, target) = at(offset);
+        // SAFETY: a part of the caller's ranges.
+        unsafe { copy(source, target, len) }?;
+        // SAFETY: as above.
+        unsafe { flush(target, len) }?;
+    }
+    Ok(())
+}
+
+/// Orders flushes and copies past the caches before all later stores (SFENCE).
+pub(crate) fn order_flushes() {
+    // SAFETY: the instruction touches no memory and every x86-64 has it.
+    unsafe { std::arch::x86_64::_mm_sfence() };
+}
+
 /// Makes an interrupted copy return that `address` did not answer, for the reason `code`. Returns
 /// false if it was no copy that was interrupted. Safe in a signal handler.
 pub(crate) fn end_copy(context: &mut libc::ucontext_t, address: usize, code: i32) -> bool {
@@ -141,6 +219,10 @@ global_asm!(
     ".pushsection .text.pgmap_os_copy, \"ax\", @progbits",
     ".globl pgmap_os_copy_avx, pgmap_os_copy_sse, pgmap_os_zero",
     ".globl pgmap_os_load_u64, pgmap_os_load_u32, pgmap_os_load_run",
+    ".globl pgmap_os_copy_past_caches, pgmap_os_write_back",
+    ".globl pgmap_os_flush_unordered, pgmap_os_flush_in_order",
+    ".hidden pgmap_os_copy_past_caches, pgmap_os_write_back",
+    ".hidden pgmap_os_flush_unordered, pgmap_os_flush_in_order",
     ".globl pgmap_os_copy_fixup_avx, pgmap_os_copy_fixup",
     ".hidden pgmap_os_copy_avx, pgmap_os_copy_sse, pgmap_os_zero",
     ".hidden pgmap_os_load_u64, pgmap_os_load_u32, pgmap_os_load_run",
@@ -251,6 +333,39 @@ global_asm!(
     "rep stosb",
     "xor edx, edx",
     "ret",
+    "pgmap_os_copy_past_caches:",
+    "2:",
+    "movdqu xmm0, [rsi]",
+    "movdqu xmm1, [rsi + 16]",
+    "movdqu xmm2, [rsi + 32]",
+    "movdqu xmm3, [rsi + 48]",
+    "movntdq [rdi], xmm0",
+    "movntdq [rdi + 16], xmm1",
+    "movntdq [rdi + 32], xmm2",
+    "movntdq [rdi + 48], xmm3",
+    "add rsi, 64",
+    "add rdi, 64",
+    "sub rdx, 64",
+    "jnz 2b",
+    "jmp 9b",
+    "pgmap_os_write_back:",
+    "clwb [rdi]",
+    "add rdi, 64",
+    "cmp rdi, rsi",
+    "jb pgmap_os_write_back",
+    "jmp 9b",
+    "pgmap_os_flush_unordered:",
+    "clflushopt [rdi]",
+    "add rdi, 64",
+    "cmp rdi, rsi",
+    "jb pgmap_os_flush_unordered",
+    "jmp 9b",
+    "pgmap_os_flush_in_order:",
+    "clflush [rdi]",
+    "add rdi, 64",
+    "cmp rdi, rsi",
+    "jb pgmap_os_flush_in_order",
+    "jmp 9b",
     // A load of an aligned word is one access, and later loads come after it, as on all x86.
     "pgmap_os_load_u64:",
     "mov rax, [rdi]",

@@ -10,6 +10,7 @@
 #![allow(unsafe_code)]
 
 use crate::{MemoryFile, OsError, PageSize};
+use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use std::ffi::c_void;
@@ -24,8 +25,10 @@ pub(super) struct Region {
     base: NonNull<u8>,
     /// What the caller asked for and may touch.
     len: usize,
-    /// What is mapped: `len` in whole pages.
+    /// What is mapped: the whole pages around that.
+    mapped: NonNull<c_void>,
     mapped_len: usize,
+    protection: ProtFlags,
 }
 
 // SAFETY: a Region is an address range that it alone unmaps; its methods only pass the range to the
@@ -43,12 +46,13 @@ impl Region {
         protection: ProtFlags,
     ) -> Result<Self, OsError> {
         let page = file.page_size().len_bytes();
+        let base_page = PageSize::Base.len_bytes();
         let failed = |errno| {
             OsError::new("map", format!("{len} bytes at {offset} of {}", file.name()), errno)
         };
-        if len == 0 || !offset.is_multiple_of(page) {
+        if len == 0 || !offset.is_multiple_of(base_page) {
             return Err(failed(Errno::INVAL).with_advice(format!(
-                "the length must not be 0 and the offset a multiple of the page size, {page}"
+                "the length must not be 0 and the offset a multiple of the page size, {base_page}"
             )));
         }
         let file_len = file.len_bytes();
@@ -58,9 +62,12 @@ impl Region {
             return Err(failed(Errno::INVAL)
                 .with_advice(format!("the file ends at {file_len}: nothing lies behind that")));
         }
-        let mapped_len = len.next_multiple_of(page) as usize;
+        // Huge pages and devices are mapped in whole pages of their own.
+        let lead = (offset % page) as usize;
+        let mapped_len = (lead as u64 + len).next_multiple_of(page) as usize;
+        let mapped_offset = offset - lead as u64;
         let alignment = alignment_for(mapped_len as u64, page) as usize;
-        let base = crate::sim::call("mmap")
+        let mapped = crate::sim::call("mmap")
             .and_then(|()| reserve(mapped_len, alignment))
             .map_err(failed)?;
         // Booked huge pages must stay booked; everything else is taken when it is touched.
@@ -73,11 +80,14 @@ impl Region {
         let flags = MapFlags::SHARED | MapFlags::FIXED | commitment;
         // SAFETY: MAP_FIXED replaces exactly the range that `reserve` just mapped for us and that
         // nobody else has seen.
-        let mapped = unsafe { mmap(base.as_ptr(), mapped_len, protection, flags, file, offset) };
+        let made =
+            unsafe { mmap(mapped.as_ptr(), mapped_len, protection, flags, file, mapped_offset) };
         // Owns the range either way: a failed MAP_FIXED leaves the reservation or a hole there, and
         // unmapping a hole that only we know of is no error.
-        let region = Self { base: base.cast(), len: len as usize, mapped_len };
-        mapped.map_err(failed)?;
+        let base =
+            NonNull::new(mapped.as_ptr().wrapping_byte_add(lead).cast()).unwrap_or(mapped.cast());
+        let region = Self { base, len: len as usize, mapped, mapped_len, protection };
+        made.map_err(failed)?;
         Ok(region)
     }
 
@@ -91,9 +101,24 @@ impl Region {
         self.len
     }
 
+    /// Puts a file without a byte in the place of what is mapped: copies fail from now on, and nothing of
+    /// the file that was mapped is kept.
+    pub(super) fn abandon(&self) -> Result<(), OsError> {
+        let failed = |errno| OsError::new("give up", format!("{} mapped bytes", self.len), errno);
+        let nothing =
+            rustix::fs::memfd_create("pgmap-nothing", MemfdFlags::CLOEXEC).map_err(failed)?;
+        let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;
+        // SAFETY: MAP_FIXED replaces exactly the range that this Region mapped and will unmap. Whoever
+        // touches it meets the end of a file, as if its own file had been cut shorter.
+        let mapped = unsafe {
+            mmap(self.mapped.as_ptr(), self.mapped_len, self.protection, flags, nothing, 0)
+        };
+        mapped.map(drop).map_err(failed)
+    }
+
     /// Passes advice that cannot change the contents.
     pub(super) fn advise(&self, advice: HarmlessAdvice) -> Result<(), Errno> {
-        let range: *mut c_void = self.base.as_ptr().cast();
+        let range: *mut c_void = self.mapped.as_ptr();
         // SAFETY: the range is mapped by this Region; none of the advice discards or remaps memory.
         unsafe { madvise(range, self.mapped_len, advice.to_os()) }
     }
@@ -103,7 +128,7 @@ impl Drop for Region {
     fn drop(&mut self) {
         // SAFETY: the range was mapped by `map` and is unmapped only here; borrows of its bytes
         // borrow the mapping around this Region, so none is left.
-        let unmapped = unsafe { munmap(self.base.as_ptr().cast(), self.mapped_len) };
+        let unmapped = unsafe { munmap(self.mapped.as_ptr(), self.mapped_len) };
         debug_assert!(unmapped.is_ok(), "munmap of one's own range: {unmapped:?}");
     }
 }

@@ -20,7 +20,7 @@ fn fresh_memfd_has_its_length_and_occupies_nothing() {
     assert_eq!(file.len_bytes(), 1 << 40);
     assert_eq!(file.resident_bytes(), 0);
     assert_eq!(file.access(), Access::ReadWrite);
-    assert_eq!((file.page_size(), file.is_memory_backed()), (PageSize::Base, true));
+    assert_eq!((file.page_size(), file.kind()), (PageSize::Base, MemoryKind::Shmem));
     assert_eq!(file.available_bytes(), None, "a memfd has no limit of its own");
     file.check_capacity(u64::MAX).unwrap();
     assert_eq!(file.name(), "memfd:test");
@@ -214,4 +214,64 @@ fn huge_pages_are_booked_when_the_file_is_made() {
     let after = huge_pages::available_bytes(PageSize::Huge2M).unwrap();
     assert!(after < before, "{before} -> {after}");
     file.check_capacity(4 * MIB).unwrap();
+}
+
+#[test]
+fn what_a_file_lies_in_decides_what_it_can_do() {
+    let memfd = MemoryFile::anonymous("kind-test", 8192, PageSize::Base).unwrap();
+    assert_eq!((memfd.kind(), memfd.persistence()), (MemoryKind::Shmem, Persistence::Processes));
+    assert_eq!(memfd.kind().long_term(), LongTerm::Allowed);
+    assert!(memfd.is_present() && memfd.numa_node().is_none());
+    let rows = [
+        (MemoryKind::Hugetlb, true, true, false, LongTerm::Allowed),
+        (MemoryKind::PageCache, true, true, true, LongTerm::Refused),
+        (MemoryKind::FsDax, true, true, true, LongTerm::Leased),
+        (MemoryKind::DevDax, false, false, false, LongTerm::Allowed),
+    ];
+    for (kind, can_punch, must_reserve, has_pread, long_term) in rows {
+        assert_eq!((kind.can_punch(), kind.must_reserve()), (can_punch, must_reserve), "{kind}");
+        assert_eq!((kind.has_pread(), kind.long_term()), (has_pread, long_term), "{kind}");
+    }
+}
+
+#[test]
+fn a_device_that_is_no_memory_is_refused_by_name() {
+    let error = MemoryFile::open_named(Path::new("/dev/null"), Access::ReadWrite).unwrap_err();
+    assert_eq!(error.errno(), libc::EINVAL);
+    let text = error.to_string();
+    assert!(text.contains("/dev/null") && text.contains("device-dax"), "{text}");
+}
+
+#[test]
+fn a_file_that_was_given_up_reads_as_an_error_and_keeps_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("file");
+    let file = MemoryFile::create_named(&path, 8192).unwrap();
+    file.write_all_at(b"seen", 0).unwrap();
+    file.abandon().unwrap();
+    assert!(file.read_exact_at(&mut [0; 4], 0).is_err());
+    let again = MemoryFile::open_named(&path, Access::ReadOnly).unwrap();
+    let mut bytes = [0; 4];
+    again.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(&bytes, b"seen");
+}
+
+/// Huge pages can be written by mapping only, and from any offset.
+#[test]
+fn huge_pages_are_read_and_written_at_any_offset_and_mapped_from_any_page() {
+    let name = "huge_pages_are_read_and_written_at_any_offset_and_mapped_from_any_page";
+    let file = match MemoryFile::anonymous("huge-test", 4 << 20, PageSize::Huge2M) {
+        Ok(file) => file,
+        Err(error) => return println!("SKIPPED {name}: {error}"),
+    };
+    let at = (2 << 20) - 3;
+    file.write_all_at(b"across", at).unwrap();
+    let mut bytes = [0; 6];
+    file.read_exact_at(&mut bytes, at).unwrap();
+    assert_eq!(&bytes, b"across");
+    let mapping = crate::ReadMapping::map(&file, (2 << 20) - 4096, 8192).unwrap();
+    mapping.copy_out(4093, &mut bytes).unwrap();
+    assert_eq!(&bytes, b"across");
+    assert_eq!(mapping.len_bytes(), 8192);
+    assert!(file.write_all_at(b"beyond", (4 << 20) - 5).is_err());
 }

@@ -22,7 +22,7 @@ use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::pin::{ClientSide, Pinner};
 use pgmap_mm::vmemmap::{Vmemmap, VmemmapLayout};
 use pgmap_os::sync::Mutex;
-use pgmap_os::{Membarrier, MemoryFile, ParentFd, ReadMapping, WriteMapping};
+use pgmap_os::{Membarrier, MemoryFile, MemoryKind, ParentFd, ReadMapping, WriteMapping};
 
 use crate::client::events::Events;
 use crate::client::file::File;
@@ -55,6 +55,8 @@ pub(crate) struct Inner {
     pub data: WriteMapping,
     /// The file that `data` is a window on.
     pub data_file: MemoryFile,
+    /// Whether what a file holds is flushed before it is committed.
+    pub is_flushed: bool,
     pub events: Events,
     index: IndexReader<Readable>,
     /// Its lock says that this client lives. Dropped before the connection: who hears of the end of that
@@ -66,6 +68,11 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
+    /// Whether what is written must go past the processor's caches to be in the memory itself.
+    pub(crate) fn goes_past_caches(&self) -> bool {
+        self.is_flushed && self.data_file.kind() == MemoryKind::DevDax
+    }
+
     fn resume(&self, doorbell: pgmap_os::Doorbell) {
         let place = &self.pinner.side().doorbell;
         *place.lock().unwrap_or_else(PoisonError::into_inner) = doorbell;
@@ -197,6 +204,7 @@ impl Client {
             pinner,
             data,
             data_file,
+            is_flushed: welcome.is_flushed,
             events: Events::default(),
             index,
             // A forked child is not this client, and must not keep it alive.

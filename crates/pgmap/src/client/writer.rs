@@ -6,6 +6,7 @@ use pgmap_mm::descriptor::Descriptor;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::ledger::Agent;
 use pgmap_mm::pin::Pin;
+use pgmap_os::MemoryKind;
 
 use crate::client::side::ProcessSide;
 use crate::client::{Client, lanes};
@@ -40,6 +41,8 @@ pub struct FileWriter<'c> {
     unchecked_bytes: u64,
     /// Whether somebody had raw pointers: then what is unwritten is theirs to know.
     is_raw: bool,
+    /// Whether something was written through the processor's caches, and is to be flushed at the commit.
+    is_cached: bool,
     is_done: bool,
 }
 
@@ -57,6 +60,7 @@ impl<'c> FileWriter<'c> {
             generation: client.generation(),
             unchecked_bytes: 0,
             is_raw: false,
+            is_cached: false,
             is_done: false,
         };
         let held: u64 = writer.extents.iter().map(|extent| extent.run.len_bytes()).sum();
@@ -103,12 +107,19 @@ impl<'c> FileWriter<'c> {
         if offset > self.written_to && !self.is_raw {
             self.zero(self.written_to, offset)?;
         }
+        let inner = &self.client.inner;
+        let (data, goes_past_caches) = (&inner.data, inner.goes_past_caches());
+        self.is_cached |= !goes_past_caches;
         let mut at = offset;
         while at < end {
             let piece = CHECK_BYTES.saturating_sub(self.unchecked_bytes).min(end - at);
             self.each_part(at, at + piece, |pool_offset, part| {
                 let source = &bytes[(part.start - offset) as usize..(part.end - offset) as usize];
-                self.client.inner.data.copy_in(pool_offset, source)
+                if goes_past_caches {
+                    data.copy_in_flushed(pool_offset, source)
+                } else {
+                    data.copy_in(pool_offset, source)
+                }
             })?;
             at += piece;
             self.unchecked_bytes += piece;
@@ -145,6 +156,7 @@ impl<'c> FileWriter<'c> {
     }
 
     fn zero(&mut self, from: u64, to: u64) -> Result<(), Error> {
+        self.is_cached = true;
         let mut at = from;
         while at < to {
             let piece = CHECK_BYTES.min(to - at);
@@ -184,6 +196,7 @@ impl<'c> FileWriter<'c> {
     /// what was there before.
     pub fn segments(&mut self) -> Vec<(*mut u8, u64, u64)> {
         self.is_raw = true;
+        self.is_cached = true;
         let base = self.client.inner.data.as_ptr();
         let mut left = self.len_bytes;
         let mut segments = Vec::with_capacity(self.extents.len());
@@ -224,6 +237,7 @@ impl<'c> FileWriter<'c> {
                 writer.zero(writer.written_to, writer.len_bytes)?;
             }
         }
+        Self::flush_all(client, &writers)?;
         let mut results = Vec::with_capacity(writers.len());
         for batch in writers.chunks_mut(MAX_BATCH) {
             let ids = batch.iter().map(|writer| writer.id).collect();
@@ -232,6 +246,23 @@ impl<'c> FileWriter<'c> {
             }
         }
         Ok(results)
+    }
+
+    /// Has the contents outlive a power failure, before the catalog names them, where the pool promises
+    /// that: on a device line by line, elsewhere all at once.
+    fn flush_all(client: &Client, writers: &[FileWriter<'_>]) -> Result<(), Error> {
+        if !client.inner.is_flushed {
+            return Ok(());
+        }
+        if client.inner.data_file.kind() != MemoryKind::DevDax {
+            return Ok(client.inner.data_file.sync()?);
+        }
+        for writer in writers.iter().filter(|writer| writer.is_cached) {
+            writer.each_part(0, writer.len_bytes, |pool_offset, part| {
+                client.inner.data.flush(pool_offset, part.end - part.start)
+            })?;
+        }
+        Ok(())
     }
 
     /// Lets go of the frames, which are the pool's now.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use pgmap_mm::frames::Frames;
 use pgmap_mm::pfn::{MAX_RUN_PAGES, PfnRange};
-use pgmap_os::{MemoryFile, PageSize, WriteMapping};
+use pgmap_os::MemoryFile;
 
 use crate::refusal::Refusal;
 
@@ -20,10 +20,10 @@ pub(crate) struct Backing {
 }
 
 impl Backing {
-    /// Nothing is known of any frame: each is asked for once.
+    /// Nothing is known of any frame: each is asked for once. A device has all of its memory.
     pub(crate) fn new(data: Arc<MemoryFile>, nr_pages: u64) -> Self {
         let mut missing = Frames::new();
-        let mut at = 0;
+        let mut at = if data.kind().must_reserve() { 0 } else { nr_pages };
         while let Some(run) = PfnRange::new(at, (nr_pages - at).min(MAX_RUN_PAGES)) {
             missing.give(run);
             at = run.end();
@@ -66,6 +66,13 @@ impl Backing {
     /// When the backing cannot do that; the frames must not be used again.
     pub(crate) fn detach(&mut self, run: PfnRange) -> Result<(), Refusal> {
         let (bytes, page) = (run.byte_range(), self.page_bytes);
+        if !self.can_detach() {
+            let why = format!(
+                "{run} cannot be taken from a device: {} keeps its memory",
+                self.data.name()
+            );
+            return Err(Refusal::Internal { why });
+        }
         if !bytes.start.is_multiple_of(page) || !bytes.end.is_multiple_of(page) {
             // The system would only zero a part of a page, and leave the page to the device.
             let why = format!("{run} is not whole pages of {page} bytes, which can be detached");
@@ -78,6 +85,11 @@ impl Backing {
         Ok(())
     }
 
+    /// Whether memory can be given back to the system at all.
+    pub(crate) fn can_detach(&self) -> bool {
+        self.data.kind().can_punch()
+    }
+
     /// Bytes of one page of the backing, the least that can be replaced.
     pub(crate) const fn page_bytes(&self) -> u64 {
         self.page_bytes
@@ -86,30 +98,20 @@ impl Backing {
     /// Zeroes `bytes` of `run`, counted from its start.
     pub(crate) fn zero(&self, run: PfnRange, bytes: Range<u64>) -> Result<(), Refusal> {
         let start = run.byte_range().start;
-        let page = start - start % self.page_bytes;
         let failed = |error: &dyn std::fmt::Display| Refusal::Internal {
             why: format!("the rest of page {run} could not be zeroed: {error}"),
         };
-        if self.data.page_size() == PageSize::Base {
-            // Takes no mapping, for which there may be no memory.
-            let zeros = vec![0; (bytes.end - bytes.start) as usize];
-            return self
-                .data
-                .write_all_at(&zeros, start + bytes.start)
-                .map_err(|error| failed(&error));
-        }
-        let mapping =
-            WriteMapping::map(&self.data, page, self.page_bytes).map_err(|error| failed(&error))?;
+        // Takes no mapping where that can be, for there may be no memory for one.
         let zeros = vec![0; (bytes.end - bytes.start) as usize];
-        mapping.copy_in(start - page + bytes.start, &zeros).map_err(|error| failed(&error))
+        self.data.write_all_at(&zeros, start + bytes.start).map_err(|error| failed(&error))
     }
 
     /// Writes `bytes` to the start of `run`.
     pub(crate) fn fill(&self, run: PfnRange, bytes: &[u8]) -> Result<(), Refusal> {
         let failed = |why: String| Refusal::Internal { why };
-        let mapping = WriteMapping::map(&self.data, run.byte_range().start, run.len_bytes())
+        self.data
+            .write_all_at(bytes, run.byte_range().start)
             .map_err(|error| failed(error.to_string()))?;
-        mapping.copy_in(0, bytes).map_err(|error| failed(error.to_string()))?;
         // The file may count as synced already.
         self.data.sync().map_err(|error| failed(error.to_string()))
     }

@@ -24,7 +24,7 @@ use crate::owner::catalog::header::Header;
 use crate::owner::catalog::log::{Log, Medium};
 use crate::pool::identity::{BootId, PoolId};
 use crate::pool::mark::CatalogState;
-use crate::pool::options::{MAX_FILES, MAX_POOL_BYTES, MIN_POOL_BYTES};
+use crate::pool::options::{Durability, MAX_FILES, MAX_POOL_BYTES, MIN_POOL_BYTES};
 use crate::wire::FileRules;
 
 pub(crate) mod header;
@@ -46,10 +46,39 @@ pub struct StoredPool {
     pub max_files: u64,
     /// What kind of memory it is.
     pub memory_type: MemoryType,
-    /// Whether descriptors and catalog lie at the head of the data.
-    pub has_metadata_on_device: bool,
-    /// The smallest folio that the head has room to describe; 4 KiB where it is not on the device.
+    /// What lies at the head of the data.
+    pub head: Head,
+    /// The smallest folio that is described; 4 KiB in a pool without a head.
     pub smallest: Level,
+    /// Pages that the data comes in: what a device is aligned to, or huge pages.
+    pub page: Level,
+    /// What committed files outlive.
+    pub durability: Durability,
+}
+
+/// What of a pool lies at the head of its data, before the frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Head {
+    /// Nothing: the catalog has a file of its own.
+    Nothing,
+    /// The catalog, so that the data is the pool, wherever it is carried.
+    Catalog,
+    /// The catalog, and the descriptors (altmap).
+    CatalogAndDescriptors,
+}
+
+impl Head {
+    const ALL: [Self; 3] = [Self::Nothing, Self::CatalogAndDescriptors, Self::Catalog];
+
+    /// As the catalog's header stores it.
+    pub(crate) fn number(self) -> u64 {
+        Self::ALL.iter().position(|&head| head == self).unwrap_or(0) as u64
+    }
+
+    /// The head with this number.
+    pub(crate) fn from_number(number: u64) -> Option<Self> {
+        Self::ALL.get(usize::try_from(number).ok()?).copied()
+    }
 }
 
 impl StoredPool {
@@ -63,7 +92,7 @@ impl StoredPool {
             && self.size_bytes.is_multiple_of(unit)
             && self.capacity_bytes.is_multiple_of(unit)
             && (1..=MAX_FILES).contains(&self.max_files)
-            && (self.smallest == Level::Pte || self.has_metadata_on_device)
+            && (self.smallest == Level::Pte || self.head != Head::Nothing)
     }
 }
 
@@ -218,6 +247,7 @@ impl Catalog {
             synced_below: 0,
             boot,
             is_clean: false,
+            is_idle: false,
         };
         let log = Log::create(Medium::new(memory, most_bytes), header)?;
         Ok(Self::with(log, Contents::default(), boot))
@@ -243,8 +273,10 @@ impl Catalog {
         let mut unsynced = Vec::new();
         if log.is_unsynced(boot) {
             let synced_below = log.header().synced_below;
+            // What is on record was flushed before, where that is promised.
+            let is_flushed = log.header().pool.durability == Durability::PowerFailure;
             contents.files.retain(|name, file| {
-                let is_synced = file.id < synced_below;
+                let is_synced = is_flushed || file.id < synced_below;
                 if !is_synced {
                     unsynced.push(name.clone());
                 }
@@ -309,6 +341,12 @@ impl Catalog {
         self.log().header().boot == self.boot
     }
 
+    /// Whether nobody is left who could hold anything: the machine was restarted, or the last owner
+    /// stopped after its last client.
+    pub(crate) fn is_idle(&self) -> bool {
+        !self.is_same_boot() || self.log().header().is_idle
+    }
+
     /// Files that are not there any more, because the machine was restarted before they were synced.
     #[must_use]
     pub fn unsynced(&self) -> &[FileName] {
@@ -340,19 +378,22 @@ impl Catalog {
         self.log().mark(|header| {
             header.boot = boot;
             header.is_clean = false;
+            header.is_idle = false;
         })
     }
 
-    /// Takes note that the contents of all files were synced, and that nothing is changed from now on.
+    /// Takes note that the contents of all files were synced, that nothing is changed from now on, and
+    /// whether no client is left that could hold anything.
     ///
     /// # Errors
     /// [`Error::Catalog`].
-    pub(crate) fn end(&self) -> Result<(), Error> {
+    pub(crate) fn end(&self, is_idle: bool) -> Result<(), Error> {
         let mut log = self.log();
         // Stamps number files too, and those of the next owner start here.
         let synced_below = log.stamp_limit();
         log.mark(|header| {
             header.is_clean = true;
+            header.is_idle = is_idle;
             header.synced_below = synced_below;
         })
     }

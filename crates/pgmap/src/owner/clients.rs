@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::memory::{LedgerCounts, LedgerWords};
 use crate::owner::catalog::Change;
 use crate::owner::core::Core;
-use crate::pool::LedgerFile;
+use crate::pool::{Durability, LedgerFile};
 use crate::refusal::Refusal;
 use crate::wire::Welcome;
 
@@ -93,6 +93,11 @@ const FDS_KEPT: std::ops::RangeInclusive<u64> = 8..=64;
 const NO_DESCRIPTORS: [i32; 2] = [24, 23];
 
 impl Core {
+    /// Whether nobody is left who could hold anything, no client and no device of a dead one.
+    pub(crate) fn has_no_holder(&self) -> bool {
+        self.clients.is_empty() && self.frames.orphaned_pages() == 0
+    }
+
     /// Takes no more clients from now on than `nr_descriptors` further descriptors allow. Says whether that
     /// is any at all.
     pub(crate) fn set_client_limit(&mut self, nr_descriptors: u64) -> bool {
@@ -172,10 +177,11 @@ impl Core {
             client: id.0,
             nr_pages: self.pool.vmemmap_layout.nr_pages(),
             data_bytes: self.pool.capacity_bytes(),
-            vmemmap_start: self.pool.head.map_or(0, |head| head.vmemmap_start),
+            vmemmap_start: self.pool.vmemmap_start(),
             smallest_level: self.frames.smallest().number(),
             max_files: self.pool.max_files(),
             is_asymmetric: self.barrier.is_asymmetric() && is_registered,
+            is_flushed: self.pool.durability() == Durability::PowerFailure,
         }
     }
 

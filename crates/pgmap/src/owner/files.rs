@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use pgmap_mm::admission::{HolderStance, publish_flags};
+use pgmap_mm::admission::{HolderStance, RangeFlags, publish_flags};
 use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
 use pgmap_mm::drain::ClientId;
 use pgmap_mm::extent::Extent;
@@ -12,6 +12,7 @@ use pgmap_mm::index::{EntryId, FileId};
 use pgmap_mm::memory_type::MemoryType;
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::stamp::Stamp;
+use pgmap_os::{LongTerm, MemoryKind, Persistence};
 
 use crate::name::FileName;
 use crate::owner::catalog::Change;
@@ -411,9 +412,33 @@ impl Core {
         Ok(Reply::Located { entry: file.entry.number(), name: name.clone() })
     }
 
+    /// Has what files hold reach a device's memory, before a restart of the machine that is no power
+    /// failure: nobody syncs a device.
+    pub(crate) fn flush_files(&self) {
+        let data = &self.pool.data;
+        if data.kind() != MemoryKind::DevDax || data.persistence() < Persistence::Restart {
+            return;
+        }
+        let extents = self.files.values().flat_map(|file| &file.extents);
+        for extent in extents.filter(|extent| !extent.is_hole()) {
+            if let Err(error) = data.flush(extent.run.byte_range()) {
+                tracing::error!(%error, "a file may be lost when the machine restarts");
+            }
+        }
+    }
+
     /// The flags under which a file's folios are published: the policy, where the fast path sees it.
     pub(crate) fn flags_for(&self, rules: FileRules) -> FolioFlags {
         self.flags_of_type(self.memory_type, rules)
+    }
+
+    /// What `rules` and the memory that the pool lies in say together: the kernel registers no page cache
+    /// of a disk for a device (Linux 7.1: mm/gup.c, `folio_fast_pin_allowed`).
+    pub(crate) fn range_flags(&self, rules: FileRules) -> RangeFlags {
+        match self.pool.data.kind().long_term() {
+            LongTerm::Refused => rules.range_flags().with(RangeFlags::FORBID_DEVICE),
+            LongTerm::Allowed | LongTerm::Leased => rules.range_flags(),
+        }
     }
 
     /// As [`flags_for`](Self::flags_for), for memory of a given type.
@@ -422,7 +447,7 @@ impl Core {
             Some(_) => HolderStance::NotAsked,
             None => HolderStance::Absent,
         };
-        publish_flags(memory_type, rules.range_flags(), stance)
+        publish_flags(memory_type, self.range_flags(rules), stance)
     }
 
     /// The flags of a file's folios, by the memory it lies in.

@@ -136,7 +136,7 @@ impl Core {
         let ground = Ground {
             memory_type: self.type_of(run.first()),
             folio: extent.life.flags(),
-            range: rules.range_flags(),
+            range: self.range_flags(rules),
             holder,
         };
         Ok(admission::admit(&request, &ground))

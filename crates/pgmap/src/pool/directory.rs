@@ -22,6 +22,8 @@ pub(crate) const CATALOG: &str = "catalog";
 /// The catalog of a pool that is being made: there first, and renamed last.
 pub(crate) const CATALOG_NEW: &str = "catalog.new";
 pub(crate) const LEDGERS: &str = "ledgers";
+/// Where the data lies, of a pool whose data is not here.
+pub(crate) const ON: &str = "on";
 const LOCK: &str = "owner.lock";
 const PROBE: &str = "probe.new";
 /// Enough to see whether a file system stores holes.
@@ -87,12 +89,12 @@ impl Directory {
         let unfinished = self.file(CATALOG_NEW);
         if is_unfinished(&unfinished)? {
             // Nothing else was there when it was made, and so all of this was made after it.
-            for name in [DATA, VMEMMAP, INDEX, PROBE] {
+            for name in [DATA, VMEMMAP, INDEX, ON, PROBE] {
                 remove_file(&self.file(name))?;
             }
             remove_file(&unfinished)?;
         }
-        let names = [DATA, VMEMMAP, INDEX, CATALOG, CATALOG_NEW, PROBE];
+        let names = [DATA, VMEMMAP, INDEX, ON, CATALOG, CATALOG_NEW, PROBE];
         let mut found: Vec<OsString> = Vec::new();
         for name in names {
             if kind_of(&self.file(name))?.is_some() {
@@ -136,7 +138,7 @@ impl Directory {
 
     /// Refuses anything but plain files and directories under the names of a pool's files.
     pub(crate) fn check_kinds(&self) -> Result<(), Error> {
-        for name in [DATA, VMEMMAP, INDEX, CATALOG] {
+        for name in [DATA, VMEMMAP, INDEX, ON, CATALOG] {
             check_kind(&self.path, name, FileType::is_file)?;
         }
         check_kind(&self.path, LEDGERS, FileType::is_dir)
@@ -148,7 +150,9 @@ pub(crate) fn holds_a_pool(path: &Path) -> Result<bool, Error> {
     if !disk::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir()) {
         return Ok(false);
     }
-    Ok(kind_of(&path.join(CATALOG))?.is_some() || crate::pool::has_head(&path.join(DATA)))
+    Ok(kind_of(&path.join(CATALOG))?.is_some()
+        || kind_of(&path.join(ON))?.is_some()
+        || crate::pool::has_head(&path.join(DATA)))
 }
 
 /// Refuses a directory in which parts of a pool lie without a catalog.

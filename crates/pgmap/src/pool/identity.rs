@@ -14,7 +14,7 @@ use pgmap_os::{MemoryFile, OsError, identity};
 use crate::error::Error;
 
 /// The format of pools that this version makes and opens.
-pub(crate) const FORMAT: u64 = 2;
+pub(crate) const FORMAT: u64 = 3;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"pgmapID2");
 /// Fields of a ledger's seal; those of other files have two less.
@@ -77,7 +77,7 @@ impl FileNumber {
 pub(crate) enum FileKind {
     /// The contents of files.
     Data,
-    /// The same, with descriptors and catalog at its head.
+    /// The same, with the catalog at its head, and perhaps the descriptors.
     DataWithHead,
     /// Descriptors.
     Vmemmap,

@@ -116,13 +116,13 @@ fn a_pool_of_another_format_is_refused_by_both_numbers() {
     drop(create(&path));
     fs::write(path.join(directory::CATALOG), b"redb\x1a\x0a\xa9\x0d\x0a and more").unwrap();
     let error = Pool::open(&path).map(drop).unwrap_err().to_string();
-    assert!(error.contains("format 1") && error.contains("format 2"), "{error}");
+    assert!(error.contains("format 1") && error.contains("format 3"), "{error}");
     let on_device = path.with_extension("device");
     fs::create_dir(&on_device).unwrap();
     fs::write(on_device.join(directory::DATA), [b"pgmapSB1".as_slice(), &[0; 8184]].concat())
         .unwrap();
     let error = Pool::open(&on_device).map(drop).unwrap_err().to_string();
-    assert!(error.contains("format 1") && error.contains("format 2"), "{error}");
+    assert!(error.contains("format 1") && error.contains("format 3"), "{error}");
     assert!(Pool::create(&PoolOptions::in_directory(&on_device, POOL_BYTES)).is_err());
 }
 
@@ -368,4 +368,92 @@ fn a_limit_for_the_size_of_files_is_an_error() {
         assert_eq!(error.errno(), libc::EFBIG, "{error}");
         assert!(error.to_string().contains("RLIMIT_FSIZE"), "{error}");
     }
+}
+
+/// The other places where data can lie: one file, and a directory of huge pages.
+#[test]
+fn data_apart_from_its_directory_is_the_pool_and_one_owner_has_it() {
+    let (_directory, path) = place();
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("data");
+    let owner =
+        Owner::start(Pool::create(&PoolOptions::on(&file, &path).size(32 << 20)).unwrap()).unwrap();
+    put(&owner.client().unwrap(), "a", 1, 5000);
+    let other = place.path().join("other");
+    // While it has an owner, and clients that are left, nobody else opens it.
+    let error = Pool::open_on(&file, &other).unwrap_err().to_string();
+    assert!(error.contains("another directory"), "{error}");
+    let error = Pool::create(&PoolOptions::on(&file, &other).size(32 << 20)).unwrap_err();
+    assert!(error.to_string().contains("there is a pool already"), "{error}");
+    drop(owner);
+    let owner = Owner::start(Pool::open(&path).unwrap()).unwrap();
+    assert_eq!(contents(&owner.client().unwrap())["a"], [1; 5000]);
+    drop(owner);
+    // Nobody is left, so a fresh directory will do. The old one says what it says.
+    let owner = Owner::start(Pool::open_on(&file, &other).unwrap()).unwrap();
+    assert_eq!(contents(&owner.client().unwrap())["a"], [1; 5000]);
+    let error = Pool::open(&path).unwrap_err().to_string();
+    assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+    drop(owner);
+    let second = place.path().join("second");
+    drop(
+        Pool::create(&PoolOptions::on(&second, place.path().join("third")).size(32 << 20)).unwrap(),
+    );
+    let error = Pool::open_on(&second, &other).unwrap_err().to_string();
+    assert!(error.contains("choose another directory"), "{error}");
+}
+
+#[test]
+fn data_in_huge_pages_of_a_directory_is_found_again() {
+    let name = "data_in_huge_pages_of_a_directory_is_found_again";
+    let Some(mount) = crate::pool::tests::hugetlbfs() else {
+        return println!("SKIPPED {name}: no hugetlbfs is mounted, or it has no free pages");
+    };
+    let (_directory, path) = place();
+    let on = tempfile::tempdir_in(mount).unwrap();
+    let made = Pool::create(&PoolOptions::on(on.path(), &path).size(16 << 20));
+    let owner = Owner::start(made.unwrap()).unwrap();
+    put(&owner.client().unwrap(), "a", 7, 3_000_000);
+    drop(owner);
+    let owner = Owner::start(Pool::open(&path).unwrap()).unwrap();
+    assert_eq!(contents(&owner.client().unwrap())["a"], [7; 3_000_000]);
+}
+
+/// Where 2 MiB pages can be had as files.
+fn hugetlbfs() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/mounts").ok()?;
+    let mount = mounts.lines().find_map(|line| {
+        let mut words = line.split(' ').skip(1);
+        let (place, kind) = (words.next()?, words.next()?);
+        let is_usual = words.next()?.contains("pagesize=2M");
+        (kind == "hugetlbfs" && is_usual).then(|| PathBuf::from(place))
+    })?;
+    let free =
+        fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages").ok()?;
+    (free.trim().parse::<u64>().ok()? >= 16).then_some(mount)
+}
+
+#[test]
+fn what_cannot_be_kept_is_refused_before_anything_is_made() {
+    let (_directory, path) = place();
+    let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+    for durability in [Durability::Restart, Durability::PowerFailure] {
+        let file = memory.path().join("data");
+        let options = PoolOptions::on(&file, &path).size(32 << 20).durability(durability);
+        let error = Pool::create(&options).unwrap_err();
+        assert!(matches!(error, Error::NotDurable { .. }), "{error}");
+        assert!(error.to_string().contains("shmem"), "{error}");
+        assert!(!file.exists() && !path.join(directory::ON).exists());
+    }
+    let refused = |on: &std::path::Path, size, why: &str| {
+        let error = Pool::create(&PoolOptions::on(on, &path).size(size)).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    };
+    let file = memory.path().join("file");
+    refused(&file, 0, "needs a size");
+    fs::write(&file, b"of somebody").unwrap();
+    refused(&file, 32 << 20, "there is a file of 11 bytes");
+    refused(std::path::Path::new("/dev/null"), 0, "device-dax");
+    refused(&memory.path().join("far/away"), 32 << 20, "No such file");
+    assert_eq!(fs::read(&file).unwrap(), b"of somebody");
 }

@@ -11,9 +11,10 @@ use pgmap_mm::memory_type::MemoryType;
 use pgmap_os::{Access, MemoryFile, OsError, disk};
 
 use crate::error::Error;
-use crate::owner::catalog::StoredPool;
 use crate::owner::catalog::log::FIRST_AREA_BYTES;
+use crate::owner::catalog::{Head, StoredPool};
 use crate::pool::identity::{BootId, FORMAT, PoolId};
+use crate::pool::options::Durability;
 
 /// Bytes before the log.
 pub(crate) const HEADER_BYTES: u64 = PAGE_BYTES;
@@ -21,7 +22,7 @@ const SLOT_STEP_BYTES: usize = 2048;
 /// More than the records of all files that a pool has room for.
 const MAX_AREA_BYTES: u64 = 1 << 48;
 const MAGIC: [u8; 7] = *b"pgmapCT";
-const NR_FIELDS: usize = 18;
+const NR_FIELDS: usize = 20;
 pub(super) const SLOT_BYTES: usize = NR_FIELDS * 8 + 4;
 /// How a catalog of format 1 begins, in a file of its own and on the device.
 const FORMAT_1: [&[u8]; 2] = [b"redb", b"pgmapSB1"];
@@ -45,6 +46,8 @@ pub(super) struct Header {
     pub boot: BootId,
     /// Whether that owner stopped after it had synced all.
     pub is_clean: bool,
+    /// Whether it had no client left then.
+    pub is_idle: bool,
 }
 
 /// What lies in the place of a slot.
@@ -96,7 +99,7 @@ impl Header {
             pool.max_files,
             u64::from(pool.memory_type.number()),
             u64::from(pool.smallest.number()),
-            u64::from(pool.has_metadata_on_device),
+            pool.head.number(),
             self.sequence,
             self.start,
             self.end,
@@ -104,7 +107,9 @@ impl Header {
             self.synced_below,
             boot,
             boot_high,
-            u64::from(self.is_clean),
+            u64::from(self.is_clean) | u64::from(self.is_idle) << 1,
+            u64::from(pool.page.number()),
+            pool.durability.number(),
         ];
         let mut bytes = [0; SLOT_BYTES];
         for (place, field) in bytes.chunks_exact_mut(8).zip(fields) {
@@ -129,7 +134,9 @@ impl Header {
             max_files: field(6),
             memory_type: MemoryType::from_number(u8::try_from(field(7)).ok()?)?,
             smallest: Level::from_number(u8::try_from(field(8)).ok()?)?,
-            has_metadata_on_device: field(9) != 0,
+            head: Head::from_number(field(9))?,
+            page: Level::from_number(u8::try_from(field(18)).ok()?)?,
+            durability: Durability::from_number(field(19))?,
         };
         let header = Self {
             id: PoolId(wide(2)),
@@ -140,7 +147,8 @@ impl Header {
             area_bytes: field(13),
             synced_below: field(14),
             boot: BootId(wide(15)),
-            is_clean: field(17) != 0,
+            is_clean: field(17) & 1 != 0,
+            is_idle: field(17) & 2 != 0,
         };
         // Whatever reads back as written is whole: magic, format and checksum are part of it.
         (header.to_bytes() == *bytes).then_some(header)

@@ -126,7 +126,7 @@ impl PoolFrames {
         let no_room = || {
             bad("its file system has no room for descriptors and index; make some, or enlarge it")
         };
-        let vmemmap_start = pool.head.map_or(0, |head| head.vmemmap_start);
+        let vmemmap_start = pool.vmemmap_start();
         let vmemmap_words =
             map("descriptor", &pool.vmemmap, vmemmap_start, pool.vmemmap_layout.nr_words())?;
         let is_there = vmemmap_words.reserve(pool.vmemmap_layout.always_used());

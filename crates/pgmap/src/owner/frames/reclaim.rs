@@ -204,11 +204,14 @@ impl PoolFrames {
     }
 
     /// Gives the memory behind free frames back to the system: a step's worth, from frame `from` on. Says
-    /// how many bytes that were, and where to go on.
+    /// how many bytes that were, and where to go on. A device keeps its memory.
     ///
     /// # Errors
     /// When the backing cannot do that.
     pub(crate) fn trim(&mut self, from: u64) -> Result<(u64, Option<u64>), Refusal> {
+        if !self.backing.can_detach() {
+            return Ok((0, None));
+        }
         let unit = self.backing.page_bytes() / PAGE_BYTES;
         let free = self.folios.frames().runs().filter(|&(start, length)| start + length > from);
         let mut runs: Vec<PfnRange> = Vec::new();

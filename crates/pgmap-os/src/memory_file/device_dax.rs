@@ -1,0 +1,182 @@
+//! What sysfs says of a device-dax character device: its size, its alignment, where it lies.
+//!
+//! `st_size` of such a device is 0. Its directory is found by its number, `/sys/dev/char/MAJOR:MINOR`,
+//! which works for a descriptor that another process sent and where `/dev` has no such name. The
+//! region that the device is a part of is one of the directories above it and says what survives a
+//! power failure (Linux: Documentation/ABI/testing/sysfs-bus-nd, `persistence_domain`).
+
+// UNSAFETY: putting another file under the number of a descriptor that others use is dup3 of a number.
+#![allow(unsafe_code)]
+
+use super::kind::Persistence;
+use super::{MemoryFile, PageSize};
+use crate::OsError;
+use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
+use std::fs;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+/// A device-dax device as it was when it was opened.
+#[derive(Debug, Clone)]
+pub(super) struct DeviceDax {
+    pub len_bytes: u64,
+    /// What offsets and lengths of mappings are multiples of.
+    pub alignment: PageSize,
+    pub numa_node: Option<u32>,
+    pub persistence: Persistence,
+    directory: PathBuf,
+}
+
+impl DeviceDax {
+    /// Finds the device with number `rdev`.
+    ///
+    /// # Errors
+    /// `EINVAL` for any other character device; what reading sysfs says.
+    pub(super) fn find(name: &str, rdev: u64) -> Result<Self, OsError> {
+        let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
+        Self::read(name, Path::new(&format!("/sys/dev/char/{major}:{minor}")))
+    }
+
+    fn read(name: &str, link: &Path) -> Result<Self, OsError> {
+        let refused = |why: String| {
+            OsError::new("accept", format!("{name} as shared memory"), Errno::INVAL)
+                .with_advice(why)
+        };
+        let no_dax = || {
+            refused(
+                "of devices only device-dax can be: /dev/daxX.Y, which `daxctl list` shows".into(),
+            )
+        };
+        let directory = fs::canonicalize(link).map_err(|_| no_dax())?;
+        let subsystem = fs::canonicalize(directory.join("subsystem")).map_err(|_| no_dax())?;
+        if !subsystem.ends_with("bus/dax") && !subsystem.ends_with("class/dax") {
+            return Err(no_dax());
+        }
+        let number = |file: &str| -> Result<u64, OsError> {
+            let path = directory.join(file);
+            let failed = |error| OsError::new("read", path.display().to_string(), error);
+            let text = fs::read_to_string(&path).map_err(failed)?;
+            let text = text.trim();
+            text.parse().map_err(|_| failed(io::Error::other(format!("it says \"{text}\""))))
+        };
+        let (len_bytes, align_bytes) = (number("size")?, number("align")?);
+        let base = PageSize::Base.len_bytes();
+        let alignment = match align_bytes {
+            bytes if bytes == base => PageSize::Base,
+            bytes => PageSize::huge_from_bytes(bytes).ok_or_else(|| {
+                refused(format!("its alignment is {bytes} bytes; use 4K, 2M or 1G"))
+            })?,
+        };
+        let numa_node = number("numa_node").ok().and_then(|node| u32::try_from(node).ok());
+        let persistence = persistence_of(&directory);
+        Ok(Self { len_bytes, alignment, numa_node, persistence, directory })
+    }
+
+    /// Whether the device is still there under its number.
+    pub(super) fn is_present(&self) -> bool {
+        // A device that was bound again has the same name; one without a driver has no memory.
+        self.directory.join("driver").exists()
+    }
+}
+
+impl MemoryFile {
+    /// Gives up a file for good, its descriptor and what was mapped to read and write it: a device can
+    /// then be removed or bound again. Mappings of the caller's have [`crate::WriteMapping::abandon`].
+    ///
+    /// The descriptor stands for an empty file from now on, so reads are errors.
+    ///
+    /// # Errors
+    /// `EMFILE`, `ENOMEM`; it may be called again.
+    pub fn abandon(&self) -> Result<(), OsError> {
+        if let Some(window) = self.window.get() {
+            window.abandon()?;
+        }
+        let failed = |errno| OsError::new("give up", self.name.clone(), errno);
+        let nothing =
+            rustix::fs::memfd_create("pgmap-nothing", MemfdFlags::CLOEXEC).map_err(failed)?;
+        // SAFETY: both numbers are open descriptors for as long as this call lasts; the second is owned
+        // by `self.fd`, which goes on to own what lies under it.
+        let made = unsafe { libc::dup3(nothing.as_raw_fd(), self.fd.as_raw_fd(), libc::O_CLOEXEC) };
+        if made < 0 {
+            let error = io::Error::last_os_error();
+            return Err(OsError::new("give up", self.name.clone(), error));
+        }
+        Ok(())
+    }
+}
+
+/// What the region of a device says. A region without such a file is volatile: memory of CXL that is no
+/// pmem, or memory that the firmware reserved for one purpose.
+fn persistence_of(device: &Path) -> Persistence {
+    let domain = device
+        .ancestors()
+        .find_map(|above| fs::read_to_string(above.join("persistence_domain")).ok());
+    match domain.as_deref().map(str::trim) {
+        // The flushes are instructions of x86-64: `bytes/x86_64.rs`.
+        Some("cpu_cache" | "memory_controller") if cfg!(target_arch = "x86_64") => {
+            Persistence::PowerFailure
+        }
+        Some(_) => Persistence::Restart,
+        None => Persistence::Processes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    /// A tree as sysfs has it.
+    fn device(root: &Path, files: &[(&str, &str)], domain: Option<&str>) -> PathBuf {
+        let directory = root.join("region0/dax0.0");
+        fs::create_dir_all(&directory).unwrap();
+        fs::create_dir_all(root.join("bus/dax")).unwrap();
+        symlink(root.join("bus/dax"), directory.join("subsystem")).unwrap();
+        for (name, text) in files {
+            fs::write(directory.join(name), text).unwrap();
+        }
+        if let Some(domain) = domain {
+            fs::write(root.join("region0/persistence_domain"), domain).unwrap();
+        }
+        directory
+    }
+
+    #[test]
+    fn a_device_is_as_sysfs_says() {
+        let cases = [
+            (Some("memory_controller\n"), Persistence::PowerFailure),
+            (Some("cpu_cache\n"), Persistence::PowerFailure),
+            (Some("unknown\n"), Persistence::Restart),
+            (None, Persistence::Processes),
+        ];
+        for (domain, persistence) in cases {
+            let root = tempfile::tempdir().unwrap();
+            let files = [("size", "4294967296\n"), ("align", "2097152\n"), ("numa_node", "1\n")];
+            let directory = device(root.path(), &files, domain);
+            let found = DeviceDax::read("/dev/dax0.0", &directory).unwrap();
+            assert_eq!((found.len_bytes, found.alignment), (4 << 30, PageSize::Huge2M));
+            assert_eq!((found.numa_node, found.persistence), (Some(1), persistence));
+            assert!(!found.is_present(), "no driver");
+            fs::write(directory.join("driver"), "").unwrap();
+            assert!(found.is_present());
+        }
+    }
+
+    #[test]
+    fn what_is_no_such_device_or_has_another_alignment_is_refused_by_name() {
+        let root = tempfile::tempdir().unwrap();
+        let other = device(root.path(), &[("size", "1"), ("align", "65536\n")], None);
+        let text = DeviceDax::read("/dev/dax0.0", &other).unwrap_err().to_string();
+        assert!(text.contains("/dev/dax0.0") && text.contains("65536"), "{text}");
+        fs::write(other.join("align"), "often\n").unwrap();
+        let text = DeviceDax::read("/dev/dax0.0", &other).unwrap_err().to_string();
+        assert!(text.contains("align") && text.contains("often"), "{text}");
+        for other in [Path::new("/sys/dev/char/1:3"), Path::new("/nowhere")] {
+            let error = DeviceDax::read("/dev/null", other).unwrap_err();
+            assert_eq!(error.errno(), libc::EINVAL);
+            assert!(error.to_string().contains("device-dax"), "{error}");
+        }
+    }
+}

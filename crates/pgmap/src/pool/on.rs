@@ -1,0 +1,223 @@
+//! Data that lies on a device or in one file, apart from the pool's directory.
+//!
+//! Such data carries its catalog at its head, so it is the pool, wherever it is carried. What is good for
+//! this run of the machine only stays in the directory, which is best on tmpfs: the owner's lock,
+//! ledgers, index, descriptors, and a file `on` that says where the data lies.
+//!
+//! # Two directories
+//! The ledgers say what clients hold. An owner that opened the same data with another directory would
+//! not find them and would give held frames away. So the data is locked for as long as it has an owner;
+//! and data that was in use since the machine was started opens with a fresh directory only if its last
+//! owner stopped after its last client (the catalog's header says so).
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use pgmap_os::{Access, MemoryFile, MemoryKind, ParentFd, disk, file_lock};
+
+use crate::error::Error;
+use crate::owner::catalog::Catalog;
+use crate::owner::catalog::header::is_catalog;
+use crate::pool::directory::{Directory, ON};
+use crate::pool::identity::{BootId, PoolId};
+use crate::pool::{bad, os_error};
+
+/// How a file `on` begins; the pool's number follows, and the path of the data.
+const MAGIC: &[u8; 8] = b"pgmapON1";
+const HEAD_BYTES: usize = MAGIC.len() + 16;
+const MAX_BYTES: u64 = 8192;
+/// The data in a directory of hugetlbfs.
+const FILE_NAME: &str = "pgmap-data";
+
+/// Where the data of a pool lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct On {
+    pub id: PoolId,
+    pub path: PathBuf,
+}
+
+impl On {
+    /// Reads what the directory at `path` says; `None` if its data lies in itself.
+    pub(crate) fn read(directory: &Path) -> Result<Option<Self>, Error> {
+        let path = directory.join(ON);
+        match disk::symlink_metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(os_error("inspect", &path, error)),
+            Ok(_) => {}
+        }
+        let file = MemoryFile::open_named(&path, Access::ReadOnly)?;
+        let mut bytes = vec![0; file.len_bytes().min(MAX_BYTES) as usize];
+        file.read_exact_at(&mut bytes, 0).map_err(|error| os_error("read", &path, error))?;
+        let damaged = || {
+            let why = "its file `on`, which says where its data lies, is damaged; remove the \
+                       directory, and open the pool on its data";
+            bad(directory, why)
+        };
+        let sum = bytes.len().checked_sub(4).ok_or_else(damaged)?;
+        let (said, sum) = bytes.split_at(sum);
+        if crc32fast::hash(said).to_le_bytes() != *sum || said.len() <= HEAD_BYTES {
+            return Err(damaged());
+        }
+        let (head, path) = said.split_at(HEAD_BYTES);
+        let (magic, id) = head.split_at(MAGIC.len());
+        let id = id.try_into().map(u128::from_le_bytes).map_err(|_| damaged())?;
+        if magic != MAGIC {
+            return Err(damaged());
+        }
+        Ok(Some(Self { id: PoolId(id), path: OsString::from_vec(path.to_vec()).into() }))
+    }
+
+    /// Refuses data that is by now pool `id`.
+    pub(crate) fn check(&self, directory: &Path, id: PoolId) -> Result<(), Error> {
+        if self.id == id {
+            return Ok(());
+        }
+        let why =
+            format!("its data is pool {}, and that on {} is {id}", self.id, self.path.display());
+        Err(bad(directory, why))
+    }
+
+    /// Writes it, in the place of what an earlier pool left.
+    pub(crate) fn write(&self, directory: &Directory) -> Result<(), Error> {
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend(self.id.0.to_le_bytes());
+        bytes.extend(self.path.as_os_str().as_bytes());
+        bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
+        let (path, new) = (directory.file(ON), directory.file(ON).with_extension("new"));
+        crate::pool::directory::remove_file(&new)?;
+        let file = MemoryFile::create_named(&new, 0)?;
+        file.write_all_at(&bytes, 0).map_err(|error| os_error("write", &new, error))?;
+        disk::rename(&new, &path).map_err(|error| os_error("rename", &new, error))
+    }
+}
+
+/// What data says of itself.
+pub(crate) struct Found {
+    pub on: On,
+    /// Whether nobody is left who could hold any of it.
+    pub is_idle: bool,
+}
+
+impl On {
+    /// Whether the data of a pool lies at `path`.
+    pub(crate) fn is_at(path: &Path) -> Result<bool, Error> {
+        let place = place_of(path);
+        match disk::symlink_metadata(&place) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(os_error("inspect", &place, error)),
+            Ok(found) if found.file_type().is_block_device() => Ok(false),
+            Ok(_) => Ok(is_catalog(&MemoryFile::open_named(&place, Access::ReadOnly)?)),
+        }
+    }
+
+    /// Looks at the data at `path`, in the boot `boot`.
+    ///
+    /// # Errors
+    /// [`Error::BadPool`] when there is no pool, [`Error::Catalog`] when its catalog is damaged.
+    pub(crate) fn of(path: &Path, boot: BootId) -> Result<Found, Error> {
+        let place = place_of(path);
+        let data = Arc::new(MemoryFile::open_named(&place, Access::ReadWrite)?);
+        if !is_catalog(&data) {
+            return Err(bad(path, "there is no pool; create one"));
+        }
+        let catalog = Catalog::open_in(data, u64::MAX, boot)?;
+        Ok(Found { on: Self { id: catalog.id(), path: place }, is_idle: catalog.is_idle() })
+    }
+}
+
+/// The file or device that `path` names, in a directory the one that a pool has there.
+fn place_of(path: &Path) -> PathBuf {
+    match disk::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => path.join(FILE_NAME),
+        _ => path.to_path_buf(),
+    }
+}
+
+/// What a new pool's data can be made of.
+#[derive(Debug)]
+pub(crate) enum Ground {
+    /// A device, which is there and has its length.
+    Device(MemoryFile),
+    /// A file that is yet to be made.
+    File(PathBuf),
+}
+
+impl Ground {
+    /// Looks at `path`: a device, a file that is not there yet, or a directory of huge pages.
+    ///
+    /// # Errors
+    /// [`Error::BadPool`] when there is a pool, or anything else that would be lost.
+    pub(crate) fn inspect(path: &Path) -> Result<Self, Error> {
+        let found = match disk::symlink_metadata(path) {
+            Ok(found) => found,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Self::File(path.into()));
+            }
+            Err(error) => return Err(os_error("inspect", path, error)),
+        };
+        if found.is_dir() {
+            let file = path.join(FILE_NAME);
+            return match disk::symlink_metadata(&file) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::File(file)),
+                _ => Self::inspect(&file),
+            };
+        }
+        if found.file_type().is_block_device() {
+            let why = "it is a block device; make a file system on it and name a file there, or \
+                       change its namespace to device-dax (ndctl create-namespace -m devdax)";
+            return Err(bad(path, why));
+        }
+        let data = MemoryFile::open_named(path, Access::ReadWrite)?;
+        if is_catalog(&data) {
+            return Err(bad(path, "there is a pool already; open it, or erase it first"));
+        }
+        if data.kind() == MemoryKind::DevDax {
+            return Ok(Self::Device(data));
+        }
+        let len = data.len_bytes();
+        Err(bad(path, format!("there is a file of {len} bytes; name one that does not exist")))
+    }
+
+    /// Makes the file, without a byte, where it is to be one.
+    pub(crate) fn make(self) -> Result<MemoryFile, Error> {
+        match self {
+            Self::Device(data) => Ok(data),
+            Self::File(path) => Ok(MemoryFile::create_named(&path, 0)?),
+        }
+    }
+
+    /// The device, if it is one.
+    pub(crate) const fn device(&self) -> Option<&MemoryFile> {
+        match self {
+            Self::Device(data) => Some(data),
+            Self::File(_) => None,
+        }
+    }
+}
+
+/// Whether a page behind the data says whose it is. Elsewhere the catalog at the head says it, and there is
+/// no room for a page that is no whole one.
+pub(crate) fn has_seal(data: &MemoryFile) -> bool {
+    !matches!(data.kind(), MemoryKind::DevDax | MemoryKind::Hugetlb)
+}
+
+/// Locks the data against a second owner, which may have another directory.
+pub(crate) fn lock(path: &Path, data: &MemoryFile) -> Result<ParentFd, Error> {
+    let lock = data.reopen_handle(Access::ReadWrite)?;
+    match file_lock::try_lock_exclusive(&lock) {
+        Ok(true) => Ok(fs::File::from(lock).into()),
+        Ok(false) => {
+            let whose = match file_lock::holder(path) {
+                Some(pid) => format!("process {pid}"),
+                None => "a process that this user may not look at".into(),
+            };
+            Err(bad(path, format!("it has an owner already, {whose}; connect to that, or stop it")))
+        }
+        Err(error) => Err(os_error("lock", path, error)),
+    }
+}
