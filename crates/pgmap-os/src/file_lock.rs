@@ -118,7 +118,6 @@ fn control(fd: BorrowedFd<'_>, command: i32, kind: i32) -> io::Result<libc::floc
 mod tests {
     use super::*;
     use std::fs::{File, OpenOptions};
-    use std::os::unix::fs::MetadataExt;
     use std::path::Path;
 
     fn open(path: &Path) -> File {
