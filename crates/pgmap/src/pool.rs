@@ -409,13 +409,13 @@ impl Pool {
         if on::has_seal(&self.data) { mark.write(&self.data, self.id) } else { Ok(()) }
     }
 
-    /// Syncs data and catalog, and puts that on record, and whether a client is left.
-    pub(crate) fn end(&self, is_idle: bool) -> Result<(), Error> {
+    /// Syncs data and catalog, and puts that on record.
+    pub(crate) fn end(&self) -> Result<(), Error> {
         let Some(catalog) = &self.catalog else { return Ok(()) };
         let last = catalog.state().sequence + CLOSING_CHANGES;
         self.mark(Mark::Closed(last))?;
         self.data.sync()?;
-        catalog.end(is_idle)
+        catalog.end()
     }
 
     /// Lets another become the pool's owner, whoever still has this.

@@ -247,7 +247,6 @@ impl Catalog {
             synced_below: 0,
             boot,
             is_clean: false,
-            is_idle: false,
         };
         let log = Log::create(Medium::new(memory, most_bytes), header)?;
         Ok(Self::with(log, Contents::default(), boot))
@@ -341,10 +340,10 @@ impl Catalog {
         self.log().header().boot == self.boot
     }
 
-    /// Whether nobody is left who could hold anything: the machine was restarted, or the last owner
-    /// stopped after its last client.
+    /// Whether nobody is left who could hold anything: the machine was restarted, or no client has a
+    /// ledger.
     pub(crate) fn is_idle(&self) -> bool {
-        !self.is_same_boot() || self.log().header().is_idle
+        !self.is_same_boot() || self.roster.is_empty()
     }
 
     /// Files that are not there any more, because the machine was restarted before they were synced.
@@ -378,22 +377,19 @@ impl Catalog {
         self.log().mark(|header| {
             header.boot = boot;
             header.is_clean = false;
-            header.is_idle = false;
         })
     }
 
-    /// Takes note that the contents of all files were synced, that nothing is changed from now on, and
-    /// whether no client is left that could hold anything.
+    /// Takes note that the contents of all files were synced, and that nothing is changed from now on.
     ///
     /// # Errors
     /// [`Error::Catalog`].
-    pub(crate) fn end(&self, is_idle: bool) -> Result<(), Error> {
+    pub(crate) fn end(&self) -> Result<(), Error> {
         let mut log = self.log();
         // Stamps number files too, and those of the next owner start here.
         let synced_below = log.stamp_limit();
         log.mark(|header| {
             header.is_clean = true;
-            header.is_idle = is_idle;
             header.synced_below = synced_below;
         })
     }

@@ -93,11 +93,6 @@ const FDS_KEPT: std::ops::RangeInclusive<u64> = 8..=64;
 const NO_DESCRIPTORS: [i32; 2] = [24, 23];
 
 impl Core {
-    /// Whether nobody is left who could hold anything, no client and no device of a dead one.
-    pub(crate) fn has_no_holder(&self) -> bool {
-        self.clients.is_empty() && self.frames.orphaned_pages() == 0
-    }
-
     /// Takes no more clients from now on than `nr_descriptors` further descriptors allow. Says whether that
     /// is any at all.
     pub(crate) fn set_client_limit(&mut self, nr_descriptors: u64) -> bool {

@@ -481,12 +481,8 @@ impl Drop for Owner {
         {
             tracing::error!("the owner's thread panicked");
         }
-        let is_idle = {
-            let state = self.shared.lock();
-            state.core.flush_files();
-            state.core.has_no_holder()
-        };
-        if let Err(error) = self.shared.pool.end(is_idle) {
+        self.shared.lock().core.flush_files();
+        if let Err(error) = self.shared.pool.end() {
             tracing::error!(%error, "the pool could not be synced; files may be lost when the machine stops");
         }
         // Clients of this process may keep the books for as long as they like, and the pool's lock with

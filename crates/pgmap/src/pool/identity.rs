@@ -9,7 +9,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 use pgmap_mm::level::PAGE_BYTES;
-use pgmap_os::{MemoryFile, OsError, identity};
+use pgmap_os::{MemoryFile, MemoryKind, OsError, identity};
 
 use crate::error::Error;
 
@@ -68,7 +68,12 @@ impl FileNumber {
         let metadata = fs::File::from(file.try_clone_fd()?)
             .metadata()
             .map_err(|error| OsError::new("inspect", file.name(), error))?;
-        Ok(Self(metadata.ino() ^ metadata.dev().rotate_left(40)))
+        // A device has another file after it was unbound and bound again.
+        let number = match file.kind() {
+            MemoryKind::DevDax => metadata.rdev(),
+            _ => metadata.ino() ^ metadata.dev().rotate_left(40),
+        };
+        Ok(Self(number))
     }
 }
 

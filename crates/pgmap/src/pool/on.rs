@@ -7,8 +7,8 @@
 //! # Two directories
 //! The ledgers say what clients hold. An owner that opened the same data with another directory would
 //! not find them and would give held frames away. So the data is locked for as long as it has an owner;
-//! and data that was in use since the machine was started opens with a fresh directory only if its last
-//! owner stopped after its last client (the catalog's header says so).
+//! and data that was in use since the machine was started opens with a fresh directory only if no client
+//! has a ledger (the catalog's roster says so).
 
 use std::ffi::OsString;
 use std::fs;
@@ -125,6 +125,11 @@ impl On {
         if !is_catalog(&data) {
             return Err(bad(path, "there is no pool; create one"));
         }
+        if file_lock::is_locked(&*data)
+            .map_err(|error| os_error("inspect the lock of", path, error))?
+        {
+            return Err(owned(path));
+        }
         let catalog = Catalog::open_in(data, u64::MAX, boot)?;
         Ok(Found { on: Self { id: catalog.id(), path: place }, is_idle: catalog.is_idle() })
     }
@@ -211,13 +216,15 @@ pub(crate) fn lock(path: &Path, data: &MemoryFile) -> Result<ParentFd, Error> {
     let lock = data.reopen_handle(Access::ReadWrite)?;
     match file_lock::try_lock_exclusive(&lock) {
         Ok(true) => Ok(fs::File::from(lock).into()),
-        Ok(false) => {
-            let whose = match file_lock::holder(path) {
-                Some(pid) => format!("process {pid}"),
-                None => "a process that this user may not look at".into(),
-            };
-            Err(bad(path, format!("it has an owner already, {whose}; connect to that, or stop it")))
-        }
+        Ok(false) => Err(owned(path)),
         Err(error) => Err(os_error("lock", path, error)),
     }
+}
+
+fn owned(path: &Path) -> Error {
+    let whose = match file_lock::holder(path) {
+        Some(pid) => format!("process {pid}"),
+        None => "a process that this user may not look at".into(),
+    };
+    bad(path, format!("it has an owner already, {whose}; connect to that, or stop it"))
 }

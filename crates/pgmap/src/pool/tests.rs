@@ -380,9 +380,13 @@ fn data_apart_from_its_directory_is_the_pool_and_one_owner_has_it() {
         Owner::start(Pool::create(&PoolOptions::on(&file, &path).size(32 << 20)).unwrap()).unwrap();
     put(&owner.client().unwrap(), "a", 1, 5000);
     let other = place.path().join("other");
-    // While it has an owner, and clients that are left, nobody else opens it.
-    let error = Pool::open_on(&file, &other).unwrap_err().to_string();
-    assert!(error.contains("another directory"), "{error}");
+    // While it has an owner nobody else opens it, and the owner is named.
+    let owned = |error: Error| {
+        let (error, own) = (error.to_string(), format!("process {}", std::process::id()));
+        assert!(error.contains("has an owner already") && error.contains(&own), "{error}");
+    };
+    owned(Pool::open_on(&file, &other).unwrap_err());
+    assert!(!other.exists(), "nothing is left behind");
     let error = Pool::create(&PoolOptions::on(&file, &other).size(32 << 20)).unwrap_err();
     assert!(error.to_string().contains("there is a pool already"), "{error}");
     drop(owner);
@@ -392,12 +396,18 @@ fn data_apart_from_its_directory_is_the_pool_and_one_owner_has_it() {
     // Nobody is left, so a fresh directory will do. The old one says what it says.
     let owner = Owner::start(Pool::open_on(&file, &other).unwrap()).unwrap();
     assert_eq!(contents(&owner.client().unwrap())["a"], [1; 5000]);
-    let error = Pool::open(&path).unwrap_err().to_string();
-    assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+    owned(Pool::open(&path).unwrap_err());
+    // With a client on the roster that no ledger here is of, nobody knows what it holds.
+    let holder = owner.client().unwrap();
     drop(owner);
+    let third = place.path().join("third");
+    let error = Pool::open_on(&file, &third).unwrap_err().to_string();
+    assert!(error.contains("another directory"), "{error}");
+    drop(holder);
     let second = place.path().join("second");
     drop(
-        Pool::create(&PoolOptions::on(&second, place.path().join("third")).size(32 << 20)).unwrap(),
+        Pool::create(&PoolOptions::on(&second, place.path().join("fourth")).size(32 << 20))
+            .unwrap(),
     );
     let error = Pool::open_on(&second, &other).unwrap_err().to_string();
     assert!(error.contains("choose another directory"), "{error}");

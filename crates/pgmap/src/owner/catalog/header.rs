@@ -46,8 +46,6 @@ pub(super) struct Header {
     pub boot: BootId,
     /// Whether that owner stopped after it had synced all.
     pub is_clean: bool,
-    /// Whether it had no client left then.
-    pub is_idle: bool,
 }
 
 /// What lies in the place of a slot.
@@ -107,7 +105,7 @@ impl Header {
             self.synced_below,
             boot,
             boot_high,
-            u64::from(self.is_clean) | u64::from(self.is_idle) << 1,
+            u64::from(self.is_clean),
             u64::from(pool.page.number()),
             pool.durability.number(),
         ];
@@ -147,8 +145,7 @@ impl Header {
             area_bytes: field(13),
             synced_below: field(14),
             boot: BootId(wide(15)),
-            is_clean: field(17) & 1 != 0,
-            is_idle: field(17) & 2 != 0,
+            is_clean: field(17) != 0,
         };
         // Whatever reads back as written is whole: magic, format and checksum are part of it.
         (header.to_bytes() == *bytes).then_some(header)

@@ -130,7 +130,7 @@ fn what_a_machine_did_not_write_to_the_end_counts_as_not_done_after_its_restart_
     for number in [1, 2] {
         catalog.record(&[Change::Put(&name(number), file(number))]).unwrap();
     }
-    catalog.end(true).unwrap();
+    catalog.end().unwrap();
     catalog.begin().unwrap();
     catalog.record(&[Change::StampLimit(100), Change::Put(&name(50), file(50))]).unwrap();
     let before = catalog.log().header().end;
@@ -159,7 +159,7 @@ fn every_changed_bit_of_what_counts_is_an_error() {
     for number in 1..4 {
         catalog.record(&[Change::Put(&name(number), file(number))]).unwrap();
     }
-    catalog.end(true).unwrap();
+    catalog.end().unwrap();
     let end = catalog.log().header().end;
     let raw = File::from(memory.try_clone_fd().unwrap());
     let slots = [0, 1].map(|slot| Header::offset(slot)..Header::offset(slot) + 148);
