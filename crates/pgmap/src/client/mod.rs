@@ -22,7 +22,7 @@ use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::pin::{ClientSide, Pinner};
 use pgmap_mm::vmemmap::{Vmemmap, VmemmapLayout};
 use pgmap_os::sync::Mutex;
-use pgmap_os::{Membarrier, MemoryFile, MemoryKind, ParentFd, ReadMapping, WriteMapping};
+use pgmap_os::{Membarrier, MemoryFile, ParentFd, ReadMapping, WriteMapping};
 
 use crate::client::events::Events;
 use crate::client::file::File;
@@ -68,11 +68,6 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
-    /// Whether what is written must go past the processor's caches to be in the memory itself.
-    pub(crate) fn goes_past_caches(&self) -> bool {
-        self.is_flushed && self.data_file.kind() == MemoryKind::DevDax
-    }
-
     fn resume(&self, doorbell: pgmap_os::Doorbell) {
         let place = &self.pinner.side().doorbell;
         *place.lock().unwrap_or_else(PoisonError::into_inner) = doorbell;

@@ -108,7 +108,9 @@ impl<'c> FileWriter<'c> {
             self.zero(self.written_to, offset)?;
         }
         let inner = &self.client.inner;
-        let (data, goes_past_caches) = (&inner.data, inner.goes_past_caches());
+        let data = &inner.data;
+        // What is to be in a device's memory itself.
+        let goes_past_caches = inner.is_flushed && inner.data_file.kind() == MemoryKind::DevDax;
         self.is_cached |= !goes_past_caches;
         let mut at = offset;
         while at < end {
