@@ -43,8 +43,8 @@ pub fn command_name(pid: i32) -> Option<String> {
 /// What reading `/proc` says, except that there is no such process.
 pub fn started_at(pid: i32) -> Result<Option<u64>, OsError> {
     #[cfg(feature = "sim")]
-    if crate::sim::with(|_| ()).is_some() {
-        return Ok(None);
+    if let Some(started) = crate::sim::with(|world| world.started_at(pid)) {
+        return Ok(started);
     }
     let path = format!("/proc/{pid}/stat");
     let text = match fs::read(&path) {

@@ -247,6 +247,11 @@ impl Books {
         self.entries.get(name).is_some_and(|entry| entry.cut_until >= from)
     }
 
+    /// Whether anything was ever cut.
+    pub fn was_any_cut(&self) -> bool {
+        self.entries.values().any(|entry| entry.cut_until > 0)
+    }
+
     /// Whether cuts of the name may have been called off at `from` or later.
     pub fn may_be_called_off(&self, name: &str, from: u64) -> bool {
         self.entries.get(name).is_some_and(|entry| entry.called_off_until >= from)

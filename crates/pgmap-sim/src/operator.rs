@@ -1,10 +1,11 @@
 //! The operator, who looks at a pool that everybody has left.
 
-use pgmap::{Client, ConnectOptions, Error, Refusal};
+use pgmap::{Client, ConnectOptions, Error, PoolInfo, Refusal};
 
 use crate::client::AGAIN;
 use crate::episode::{Episode, episode};
 use crate::reads::{check_sums, tail_of};
+use crate::verdict::ANY;
 
 /// Looks at a pool that everybody has left: nothing is lost, nothing is left over.
 pub fn operate() {
@@ -90,5 +91,18 @@ fn settle(episode: &Episode, client: &Client) -> Result<(), Error> {
     if info.free_bytes + info.quarantined_bytes != info.size_bytes {
         episode.fail(format!("frames are lost: {info:?}"));
     }
+    check_ledgers(episode, &info);
     Ok(())
+}
+
+/// Whoever has ended, with all devices of theirs, has no ledger any more.
+fn check_ledgers(episode: &Episode, info: &PoolInfo) {
+    let pid = episode.owner_pid.get();
+    let is_sound = !episode.machine.has_failed_since(episode.owner_from.get(), pid, &ANY);
+    let Ok(entries) = std::fs::read_dir(episode.directory.join("ledgers")) else { return };
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let ledgers: Vec<String> = names.filter(|name| name.parse::<u64>().is_ok()).collect();
+    if is_sound && info.orphaned_bytes == 0 && ledgers.len() as u64 > info.nr_clients {
+        episode.fail(format!("ledgers of nobody are left: {ledgers:?}, {info:?}"));
+    }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use pgmap::{Error, Owner, Pool, PoolOptions};
 
 use crate::episode::{Episode, episode};
+use crate::verdict::ANY;
 
 /// How often it looks whether it is to stop.
 const LOOK: Duration = Duration::from_millis(40);
@@ -16,6 +17,12 @@ pub fn run() {
         Ok(()) => *episode.owner_error.borrow_mut() = None,
         Err(error) => {
             episode.machine.note(|| format!("the owner ends: {error}"));
+            let from = episode.owner_from.get();
+            let has_cause = episode.machine.has_failed_since(from, episode.machine.running(), &ANY)
+                || episode.plan.knobs.no_membarrier > 0;
+            if !has_cause {
+                episode.fail(format!("the owner ended without a cause: {error}"));
+            }
             *episode.owner_error.borrow_mut() = Some(error.to_string());
             pgmap_os::thread::sleep(LOOK);
         }
@@ -48,8 +55,7 @@ fn serve(episode: &Episode) -> Result<(), Error> {
     episode.model.borrow_mut().owner_ended(from, None);
     drop(owner);
     // It says to its log only if it could not put its end on record.
-    let errnos = [libc::ENOSPC, libc::EIO, libc::ENOMEM, libc::EMFILE];
-    if !episode.machine.has_failed_since(from, episode.machine.running(), &errnos) {
+    if !episode.machine.has_failed_since(from, episode.machine.running(), &ANY) {
         episode.model.borrow_mut().owner_ended(from, Some(episode.machine.steps()));
     }
     Ok(())

@@ -13,7 +13,7 @@ use crate::model::{End, PAGE};
 /// Errors that a file system gives.
 const DISK: [i32; 3] = [libc::ENOSPC, libc::EIO, libc::ENOMEM];
 /// All that is injected.
-const ANY: [i32; 6] =
+pub const ANY: [i32; 6] =
     [libc::ENOSPC, libc::EIO, libc::ENOMEM, libc::EMFILE, libc::EAGAIN, libc::EPERM];
 /// How many turns a thread may have to wait for one of its own.
 const MAX_TURNS: u64 = 600;
@@ -257,7 +257,9 @@ impl Asked {
             (Refusal::Denied { .. }, Verb::Lease(name)) => {
                 let now = episode.machine.steps();
                 let model = episode.model.borrow();
+                // What a cut asked back is leased to nobody else before it is given back.
                 episode.failures.borrow().is_any()
+                    || books.was_any_cut()
                     || model.numbers(name, self.from, now).any(is_forbidden)
             }
             (Refusal::Poisoned { .. }, Verb::Put(..)) => {

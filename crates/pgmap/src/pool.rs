@@ -358,7 +358,7 @@ impl Pool {
             true => ledgers::find_missing(path, id, &data, catalog.roster())?,
             false => Vec::new(),
         };
-        let has_live_client = ledgers::has_live_client(path, id, &data)?;
+        let has_live_client = ledgers::has_live_client(path, id, &data, catalog.roster())?;
         let (vmemmap, index) = derived_files(&directory, id, &layout, &data, has_live_client)?;
         // Left by a creation on the device that was cut short at its last step.
         remove_file(&directory.file(CATALOG_NEW))?;

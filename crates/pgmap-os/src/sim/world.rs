@@ -50,6 +50,9 @@ pub trait World {
     /// Whether a thread is over.
     fn is_over(&self, thread: u64) -> bool;
 
+    /// When a process of this number began, if it lives.
+    fn started_at(&self, pid: i32) -> Option<u64>;
+
     /// A descriptor that becomes readable when a process ends.
     fn pidfd(&self, pid: i32) -> Option<OwnedFd>;
 

@@ -120,6 +120,11 @@ impl World for Machine {
         !self.books.borrow().threads.contains_key(&thread)
     }
 
+    fn started_at(&self, pid: i32) -> Option<u64> {
+        // No number is given twice.
+        self.is_alive(pid).then_some(pid.unsigned_abs().into())
+    }
+
     fn pidfd(&self, pid: i32) -> Option<OwnedFd> {
         let books = self.books.borrow();
         books.processes.get(&pid)?.pidfd.as_ref()?.try_clone().ok()

@@ -289,7 +289,8 @@ fn numbers_in(ledgers: &Path) -> Result<Vec<u64>, Error> {
 }
 
 /// Whether any client of an earlier owner lives: it has its ledger's lock. Ledgers that no client ever
-/// attached by are removed.
+/// attached by are removed; not those of clients of `roster`, which are taken off that first
+/// (`Core::remove_ledger`): an owner may be killed, or fail to start, in between.
 ///
 /// # Errors
 /// [`Error::BadPool`] where a ledger was replaced: then nobody can say.
@@ -297,8 +298,12 @@ pub(crate) fn has_live_client(
     directory: &Path,
     id: PoolId,
     data: &MemoryFile,
+    roster: &[Enrolled],
 ) -> Result<bool, Error> {
     let ledgers = directory.join(LEDGERS);
+    let data_number = FileNumber::of(data)?.number();
+    let is_enrolled =
+        |number| roster.iter().any(|one| (one.client, one.data) == (number, data_number));
     for name in [SPARE, NEW] {
         remove_file(&ledgers.join(name))?;
     }
@@ -313,6 +318,7 @@ pub(crate) fn has_live_client(
             continue;
         }
         let why = match identity_of(id, number, &file, data)? {
+            _ if is_unused(&file)? && is_enrolled(number) => continue,
             _ if is_unused(&file)? => "no client attached by it",
             LedgerIdentity::OfOtherData => "it is of the data that this is a copy of",
             LedgerIdentity::Another => return Err(replaced(directory, number)),
