@@ -1,9 +1,9 @@
 # A pool's life: files put and compared, clients and owner killed, the pool opened again.
 place_up
-POOL=$DIR/pool
+
 bytes 5000000 /tmp/one
 bytes 3145728 /tmp/two
-serve --pool $POOL --size 256M
+serve $POOL
 must pgmap -q put /tmp/one one
 must pgmap -q put /tmp/two two
 holds one /tmp/one
@@ -34,13 +34,13 @@ client=$!
 sleep 0.2
 kill_owner
 wait $client 2>/dev/null
-serve --pool $POOL
+serve $POOL
 holds one /tmp/one
 holds two /tmp/two
 if pgmap ls | grep -q last; then holds last /tmp/large; fi
 must pgmap -q rm two
 stop_owner
-serve --pool $POOL
+serve $POOL
 holds one /tmp/one
 pgmap ls | grep -q two && die "a file that was removed is back"
 stop_owner

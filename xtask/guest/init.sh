@@ -10,6 +10,8 @@ mkdir -p /dev/shm /root /var/tmp
 mount -t tmpfs none /tmp
 mount -t tmpfs none /dev/shm
 ip link set lo up 2>/dev/null
+mkdir -p /etc
+printf "root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n" > /etc/passwd
 ulimit -l unlimited
 ulimit -n 65536
 echo 1 > /proc/sys/kernel/printk
@@ -28,6 +30,7 @@ fi
 # Lines for the one who waits outside; what programs print goes to the console.
 stty -F /dev/ttyS1 raw -echo 2>/dev/null
 tell() { echo "$*" > /dev/ttyS1; }
+tell "booted $(uname -r)"
 
 for name in $(echo "$names" | tr , ' '); do
     echo "=== $name"

@@ -34,6 +34,7 @@ pub const UNSAFE_FILES: &[&str] = &[
     "crates/pgmap-sim/src/machine.rs",
     "crates/pgmap-uring/src/ring.rs",
     "crates/pgmap-uring/tests/fork.rs",
+    "crates/pgmap-uring/tests/kernel_dax.rs",
     "crates/pgmap-vm-memory/src/region.rs",
     "crates/pgmap-vm-memory/tests/differential.rs",
     "crates/pgmap-vm-memory/tests/held.rs",

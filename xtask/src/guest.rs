@@ -8,6 +8,7 @@ mod archive;
 mod image;
 mod kernel;
 mod machine;
+mod persistence;
 mod programs;
 mod report;
 mod scenarios;
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use self::kernel::Line;
-use self::machine::Wanted;
+use self::machine::{Next, Wanted};
 use self::report::{Report, Verdict};
 use self::scenarios::Scenario;
 use crate::steps::Outcome;
@@ -33,6 +34,7 @@ Options:
                       may be given more than once
   --all               every scenario, not only those that the test run includes
   --list              print the scenarios and stop
+  --kills N           kill the guest N times in scenarios of persistence (5)
   --keep              keep the guest's console and memory files although all went well
   --shell             boot the first kernel and give a shell in it; `poweroff -f` ends it
 
@@ -51,6 +53,8 @@ Exit codes: 0 none failed, 1 one failed, 2 the command line is wrong.
 
 /// Where everything is kept, below the target folder.
 const FOLDER: &str = "guest";
+/// How often a guest is killed unless the command line says otherwise.
+const USUAL_KILLS: u32 = 5;
 
 /// What the command line asks for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -60,6 +64,8 @@ pub struct Options {
     extent: Extent,
     leftovers: Leftovers,
     action: Action,
+    /// How often a guest is killed in a scenario that kills it.
+    nr_kills: u32,
 }
 
 /// Which scenarios run where none is named.
@@ -90,7 +96,7 @@ enum Action {
 impl Options {
     /// What the test run includes.
     pub fn usual() -> Options {
-        Options { kernels: Line::ALL.to_vec(), ..Options::default() }
+        Options { kernels: Line::ALL.to_vec(), nr_kills: USUAL_KILLS, ..Options::default() }
     }
 
     /// Understands what follows `guest` on the command line.
@@ -98,7 +104,7 @@ impl Options {
     /// # Errors
     /// A sentence that says what is wrong.
     pub fn parse(args: &[&str]) -> Result<Options, String> {
-        let mut options = Options::default();
+        let mut options = Options { nr_kills: USUAL_KILLS, ..Options::default() };
         let mut args = args.iter();
         while let Some(&arg) = args.next() {
             match arg {
@@ -115,6 +121,10 @@ impl Options {
                         return Err(format!("guest: no scenario begins with `{name}`; see --list"));
                     }
                     options.only.push((*name).to_owned());
+                }
+                "--kills" => {
+                    let number = args.next().and_then(|number| number.parse().ok());
+                    options.nr_kills = number.ok_or("--kills needs a number")?;
                 }
                 "--all" => options.extent = Extent::All,
                 "--keep" => options.leftovers = Leftovers::Kept,
@@ -191,7 +201,7 @@ fn boot_all(root: &Path, options: &Options) -> io::Result<Outcome> {
             return machine::shell(&place, kernel, &image).map(|()| Outcome::Passed);
         }
         let scenarios = options.scenarios(kernel.line);
-        let report = run_in(&place, kernel, &image, &scenarios)?;
+        let report = run_in(&place, kernel, &image, &scenarios, options.nr_kills)?;
         has_failed |= report.has_failed();
         if report.has_failed() {
             println!("the guest's console and what it printed are in {}", place.display());
@@ -208,16 +218,25 @@ fn run_in(
     kernel: &kernel::Kernel,
     image: &Path,
     scenarios: &[&'static Scenario],
+    nr_kills: u32,
 ) -> io::Result<Report> {
     let started = Instant::now();
     println!("\n--- kernel {}: {} scenarios", kernel.version, scenarios.len());
     let mut report = Report::new(scenarios);
-    if !scenarios.is_empty() {
-        let limit: Duration = scenarios.iter().map(|scenario| scenario.limit).sum();
-        let names: Vec<&str> = scenarios.iter().map(|scenario| scenario.name).collect();
-        let wanted = Wanted { names: &names, limit: limit + machine::BOOT };
-        let end = machine::run(place, kernel, image, &wanted, |line| report.hear(line))?;
+    let (killed, plain): (Vec<&Scenario>, Vec<&Scenario>) =
+        scenarios.iter().partition(|scenario| scenario.is_killed());
+    if !plain.is_empty() {
+        let limit: Duration = plain.iter().map(|scenario| scenario.limit).sum();
+        let names: Vec<&str> = plain.iter().map(|scenario| scenario.name).collect();
+        let wanted = Wanted { names: &names, words: "", limit: limit + machine::BOOT };
+        let end = machine::run(place, kernel, image, &wanted, |line| {
+            report.hear(line);
+            Next::GoOn
+        })?;
         report.close(&end);
+    }
+    for scenario in killed {
+        persistence::run(place, kernel, image, scenario, nr_kills, &mut report)?;
     }
     for (name, verdict) in report.verdicts() {
         if matches!(verdict, Verdict::Unheard) {

@@ -30,8 +30,19 @@ const DISK_BYTES: u64 = 1 << 30;
 pub struct Wanted<'w> {
     /// The scenarios, in order.
     pub names: &'w [&'w str],
+    /// More words for the scripts, on the kernel's command line.
+    pub words: &'w str,
     /// When it is stopped at the latest.
     pub limit: Duration,
+}
+
+/// What is to become of the guest after a line of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// It goes on as before.
+    GoOn,
+    /// It is killed after so long, as by a power failure that loses no store.
+    KillAfter(Duration),
 }
 
 /// How a guest ended.
@@ -41,6 +52,8 @@ pub enum End {
     PoweredOff,
     /// It was stopped at its limit.
     OutOfTime,
+    /// It was killed, as was asked for.
+    Killed,
 }
 
 impl fmt::Display for End {
@@ -48,12 +61,17 @@ impl fmt::Display for End {
         f.write_str(match self {
             End::PoweredOff => "the guest stopped",
             End::OutOfTime => "the guest's time was up",
+            End::Killed => "the guest was killed",
         })
     }
 }
 
+/// How often a guest is booted that ends before its first process says a word.
+const BOOTS: u32 = 3;
+
 /// Boots `kernel` for `wanted` with its files in `place`, hands each of its lines to `hear`, and returns
-/// when it has stopped or has been stopped.
+/// when it has stopped or has been stopped. Emulated kernels now and then fail before their first process: the
+/// next try is printed, and nothing of pgmap has run until then.
 ///
 /// # Errors
 /// A file that could not be made, a QEMU that could not be started.
@@ -62,14 +80,39 @@ pub fn run(
     kernel: &Kernel,
     image: &Path,
     wanted: &Wanted<'_>,
-    mut hear: impl FnMut(&str),
+    mut hear: impl FnMut(&str) -> Next,
 ) -> io::Result<End> {
-    let mut command = qemu(place, kernel, image, &wanted.names.join(","))?;
+    for attempt in 1.. {
+        let mut is_silent = true;
+        let end = boot(place, kernel, image, wanted, |line| {
+            is_silent = false;
+            hear(line)
+        })?;
+        if !is_silent || end != End::PoweredOff || attempt == BOOTS {
+            return Ok(end);
+        }
+        let console = place.join(format!("console-failed-{attempt}.log"));
+        std::fs::rename(place.join("console.log"), &console)?;
+        println!("         the kernel did not boot ({}): once more", console.display());
+    }
+    Ok(End::PoweredOff)
+}
+
+/// One boot; see [`run`].
+fn boot(
+    place: &Path,
+    kernel: &Kernel,
+    image: &Path,
+    wanted: &Wanted<'_>,
+    mut hear: impl FnMut(&str) -> Next,
+) -> io::Result<End> {
+    let mut command = qemu(place, kernel, image, &wanted.names.join(","), wanted.words)?;
     command.arg("-serial").arg(file_option("file:", &place.join("console.log"), ""));
     command.args(["-serial", "stdio", "-monitor", "none"]).stdin(Stdio::null());
-    let mut output = File::create(place.join("output.log"))?;
+    let mut output = File::options().create(true).append(true).open(place.join("output.log"))?;
     let mut child = Guard(command.stdout(Stdio::piped()).spawn()?);
-    let end = Instant::now() + wanted.limit;
+    let mut end = Instant::now() + wanted.limit;
+    let mut is_killed = false;
     let (sender, lines) = mpsc::channel();
     let reader = child.0.stdout.take().map(BufReader::new);
     let reading = thread::spawn(move || {
@@ -84,9 +127,14 @@ pub fn run(
         match lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
             Ok(line) => {
                 writeln!(output, "{line}")?;
-                hear(&line);
+                if let Next::KillAfter(delay) = hear(&line) {
+                    end = end.min(Instant::now() + delay);
+                    is_killed = true;
+                }
             }
-            Err(RecvTimeoutError::Timeout) => break End::OutOfTime,
+            Err(RecvTimeoutError::Timeout) => {
+                break if is_killed { End::Killed } else { End::OutOfTime };
+            }
             Err(RecvTimeoutError::Disconnected) => break End::PoweredOff,
         }
     };
@@ -101,7 +149,7 @@ pub fn run(
 /// # Errors
 /// As [`run`].
 pub fn shell(place: &Path, kernel: &Kernel, image: &Path) -> io::Result<()> {
-    let mut command = qemu(place, kernel, image, "shell")?;
+    let mut command = qemu(place, kernel, image, "shell", "")?;
     command.args(["-serial", "mon:stdio", "-serial", "null"]);
     Guard(command.spawn()?).0.wait()?;
     Ok(())
@@ -119,13 +167,24 @@ impl Drop for Guard {
 }
 
 /// The command that boots a machine, but for its serial ports.
-fn qemu(place: &Path, kernel: &Kernel, image: &Path, names: &str) -> io::Result<Command> {
+fn qemu(
+    place: &Path,
+    kernel: &Kernel,
+    image: &Path,
+    names: &str,
+    words: &str,
+) -> io::Result<Command> {
     // setpriv has the kernel end QEMU when the thread that started it ends.
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "nice", "-n", "5", "qemu-system-x86_64"]);
     // QEMU 7.2 emulates cmpxchg16b in a way that Linux 6.12 did not survive.
     command.args(["-accel", "tcg,thread=multi", "-cpu", "max,-cx16", "-smp", "2"]);
-    command.args(["-machine", "q35,nvdimm=on", "-m", "2G,slots=4,maxmem=16G"]);
+    command.args([
+        "-machine",
+        "q35,nvdimm=on,nvdimm-persistence=mem-ctrl",
+        "-m",
+        "2G,slots=4,maxmem=16G",
+    ]);
     for (index, bytes) in [DEVICE_BYTES, DAX_BYTES].into_iter().enumerate() {
         let file = place.join(format!("nvdimm{index}"));
         make_sparse(&file, bytes)?;
@@ -140,7 +199,7 @@ fn qemu(place: &Path, kernel: &Kernel, image: &Path, names: &str) -> io::Result<
     command.arg(file_option("if=none,id=disk,format=raw,cache=unsafe,file=", &disk, ""));
     command.args(["-device", "virtio-blk-pci,drive=disk"]);
     command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(image);
-    let words = format!("console=ttyS0 panic=-1 loglevel=4 pgmap.scenarios={names}");
+    let words = format!("console=ttyS0 panic=-1 loglevel=4 pgmap.scenarios={names} {words}");
     command.arg("-append").arg(words);
     command.args(["-display", "none", "-nodefaults", "-no-reboot"]);
     Ok(command)

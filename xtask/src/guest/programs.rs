@@ -8,8 +8,8 @@ use crate::steps::{cargo, shown};
 
 /// The target whose programs need no library.
 const TARGET: &str = "x86_64-unknown-linux-musl";
-/// The tests that run inside: those that start, kill and restart processes.
-const TESTS: &[&str] = &["kill_soak", "on_device", "owner_restart"];
+/// The tests that run inside: those that start, kill and restart processes, and what the kernel itself does.
+const TESTS: &[&str] = &["kill_soak", "on_device", "owner_restart", "kernel_dax"];
 
 /// A program and where it lies.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ pub fn build(root: &Path) -> io::Result<Result<Vec<Program>, Trouble>> {
     // In one go: what the command and the tests share is then built once.
     let mut build = cargo(root);
     build.args(["build", "--target", TARGET, "--package", "pgmap-cli", "--package", "pgmap"]);
-    build.args(["--bin", "pgmap", "--message-format=json"]);
+    build.args(["--package", "pgmap-uring", "--bin", "pgmap", "--message-format=json"]);
     build.args(TESTS.iter().flat_map(|test| ["--test", test]));
     println!("$ {}", shown(&build));
     let built = build.stderr(Stdio::inherit()).output()?;

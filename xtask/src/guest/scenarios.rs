@@ -30,17 +30,40 @@ pub const ALL: &[Scenario] = &[
     scenario("cycle/tmpfs", 120, NONE, CYCLE),
     scenario("cycle/ext4", 120, OLD, CYCLE),
     scenario("cycle/xfs", 120, NEW, CYCLE),
-    scenario("cycle/ext4-dax", 120, BOTH, CYCLE),
-    scenario("cycle/xfs-dax", 120, BOTH, CYCLE),
+    scenario("cycle/ext4-dax", 120, OLD, CYCLE),
+    scenario("cycle/xfs-dax", 120, NEW, CYCLE),
+    scenario("cycle/devdax-2M", 180, BOTH, CYCLE),
+    scenario("cycle/devdax-1G", 180, NEW, CYCLE),
+    scenario("cycle/devdax-4K", 180, NONE, CYCLE),
+    scenario("cycle/on-tmpfs", 180, NONE, CYCLE),
+    scenario("cycle/on-ext4", 180, NONE, CYCLE),
+    scenario("cycle/on-xfs", 180, NONE, CYCLE),
+    scenario("cycle/on-ext4-dax", 180, NONE, CYCLE),
+    scenario("cycle/on-xfs-dax", 180, NEW, CYCLE),
+    scenario("cycle/on-hugetlbfs", 180, OLD, CYCLE),
+    scenario("unplug/devdax-2M", 180, NONE, UNPLUG),
+    scenario("unplug/devdax-4K", 180, NONE, UNPLUG),
     scenario("huge/2M", 120, OLD, "a pool of huge pages: put, get, compare"),
+    scenario("parity/devdax-2M", 120, NEW, PARITY),
+    scenario("parity/devdax-4K", 120, NONE, PARITY),
+    scenario("parity/ext4-dax", 120, NEW, PARITY),
+    scenario("parity/xfs-dax", 120, NONE, PARITY),
+    scenario("who/devdax-2M", 60, BOTH, "who holds a device, by /proc; and the list of devices"),
     scenario("record/both", 60, NONE, RECORD),
     scenario("tests/tmpfs", 300, OLD, TESTS),
     scenario("tests/ext4", 300, NONE, TESTS),
     scenario("tests/xfs", 300, NONE, TESTS),
     scenario("tests/ext4-dax", 300, NEW, TESTS),
     scenario("tests/xfs-dax", 300, NONE, TESTS),
+    scenario("persistence/devdax-2M", 120, OLD, PERSISTENCE),
+    scenario("persistence/devdax-1G", 120, NONE, PERSISTENCE),
+    scenario("persistence/on-ext4-dax", 120, NONE, PERSISTENCE),
+    scenario("persistence/on-xfs-dax", 120, NONE, PERSISTENCE),
 ];
 
+const UNPLUG: &str = "a device that goes away under a pool, and comes back";
+const PARITY: &str = "the kernel's own rules and pgmap's on the same device, row by row";
+const PERSISTENCE: &str = "the guest killed again and again: what was committed is there";
 const RECORD: &str = "what sysfs says, for the tests of `pgmap list --devices`";
 const CYCLE: &str = "put, get, compare; owner and clients killed; the pool opened again";
 const TESTS: &str = "pgmap's process tests and the kill soak";
@@ -52,6 +75,13 @@ const fn scenario(
     what: &'static str,
 ) -> Scenario {
     Scenario { name, what, usual, limit: Duration::from_secs(seconds) }
+}
+
+impl Scenario {
+    /// Whether the guest is killed in it, so that it takes boots of its own.
+    pub fn is_killed(&self) -> bool {
+        self.name.starts_with("persistence/")
+    }
 }
 
 /// Whether `scenario` is `name`, or one of those whose script is `name`.
@@ -70,7 +100,7 @@ pub fn print() {
     for scenario in ALL {
         let kernels: Vec<String> = scenario.usual.iter().map(Line::to_string).collect();
         let kernels = if kernels.is_empty() { "--all".to_owned() } else { kernels.join(" ") };
-        println!("{:<18} {:<8} {}", scenario.name, kernels, scenario.what);
+        println!("{:<24} {:<8} {}", scenario.name, kernels, scenario.what);
     }
 }
 
