@@ -61,6 +61,7 @@ pub const ORDERING_FILES: &[&str] = &[
     "crates/pgmap-mm/src/ledger.rs",
     "crates/pgmap-mm/src/ledger/remembered.rs",
     "crates/pgmap-mm/src/ledger/slots.rs",
+    "crates/pgmap-mm/src/ledger/steps.rs",
     "crates/pgmap-mm/src/longterm.rs",
     "crates/pgmap-mm/src/mm/dirty.rs",
     "crates/pgmap-mm/src/mm/invalidate.rs",

@@ -2,9 +2,11 @@
 
 use core::ops::ControlFlow;
 
-use super::{Hold, LedgerReader};
+use super::{COUNTS_PER_PAGE, Hold, LedgerReader};
+use crate::level::Level;
 use crate::pfn::PfnRange;
 use crate::runs::SortedRuns;
+use crate::sync::Ordering;
 use crate::words::{ReadCounts, ReadWords};
 
 /// Most frames of which the counts are read between two looks at what is left of a step.
@@ -45,6 +47,13 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
                 if *left == 0 {
                     return false;
                 }
+                start = match self.next_touched(start) {
+                    Some(touched) => start.max(touched),
+                    None => break,
+                };
+                if start >= run.end() {
+                    break;
+                }
                 let Some(part) = PfnRange::new(start, (run.end() - start).min(STEP_FRAMES)) else {
                     break;
                 };
@@ -59,6 +68,34 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
             }
         }
         true
+    }
+
+    /// A frame from which on there may be counts that were touched, and before which, from `from` on, there
+    /// are none; `None` if there are none at all.
+    fn next_touched(&self, from: u64) -> Option<u64> {
+        let next_of = |level: Level| {
+            let last = self.layout.nr_pages.checked_sub(1)? >> level.shift();
+            let first = from >> level.shift();
+            if first > last {
+                return None;
+            }
+            let page_of = |folio: u64| self.layout.count(level, folio) / COUNTS_PER_PAGE;
+            let (mut page, end) = (page_of(first), page_of(last) + 1);
+            while page < end {
+                let (word, bit) = self.layout.touched(page * COUNTS_PER_PAGE);
+                // Acquire: as in `scan_counts`.
+                let touched = self.words.load(word, Ordering::Acquire) & !(bit - 1);
+                if touched == 0 {
+                    page = (page / 64 + 1) * 64;
+                    continue;
+                }
+                page += (touched.trailing_zeros() - bit.trailing_zeros()) as usize;
+                let folio = (page - page_of(0)) * COUNTS_PER_PAGE;
+                return (page < end).then_some((folio as u64) << level.shift());
+            }
+            None
+        };
+        Level::ALL.into_iter().filter_map(next_of).min()
     }
 
     /// Lanes from number `next` on, as far as `left` words go.

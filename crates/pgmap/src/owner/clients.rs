@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use pgmap_mm::barrier::BarrierMode;
 use pgmap_mm::drain::{ClientId, Held};
-use pgmap_mm::ledger::{Agent, Hold, HoldPlace, LedgerReader};
+use pgmap_mm::ledger::{Agent, Hold, HoldPlace, LedgerReader, ScanPlace};
 use pgmap_mm::runs::SortedRuns;
 use pgmap_os::{MemoryFile, ReadMapping, disk, file_lock, process};
 
@@ -18,6 +18,7 @@ use crate::error::Error;
 use crate::memory::{LedgerCounts, LedgerWords};
 use crate::owner::catalog::Change;
 use crate::owner::core::Core;
+use crate::owner::scans::STEP_SLOTS;
 use crate::pool::{Durability, LedgerFile};
 use crate::refusal::Refusal;
 use crate::wire::Welcome;
@@ -71,6 +72,8 @@ pub(crate) struct ClientRecord {
     pub is_connected: bool,
     /// The frames that it may hold, once its ledger cannot be read any more.
     pub may_hold: Option<SortedRuns>,
+    /// How far the ledger was read of a client that is dead. Until all of it was, its holds stand.
+    pub burial: Option<ScanPlace>,
 }
 
 /// What a client is handed when it attaches.
@@ -145,7 +148,14 @@ impl Core {
         self.pool.keep_spare_ledger();
         let welcome = self.welcome(id, is_registered);
         let ledger = self.map_ledger(&file)?.in_mode(welcome.barrier_mode());
-        let record = ClientRecord { identity, ledger, file, is_connected: true, may_hold: None };
+        let record = ClientRecord {
+            identity,
+            ledger,
+            file,
+            is_connected: true,
+            may_hold: None,
+            burial: None,
+        };
         self.clients.insert(id, record);
         Ok((id, Attachment { welcome, ledger: theirs }))
     }
@@ -195,14 +205,17 @@ impl Core {
     }
 
     /// Takes a dead client, or one that left, off the books: its drafts are given up, its holds are
-    /// gone, except that frames a device of it may still write to are noted as orphaned.
+    /// gone, except that frames a device of it may still write to are noted as orphaned. Whoever left
+    /// millions of holds behind is read in steps.
     pub fn reap(&mut self, id: ClientId) {
-        let Some(client) = self.clients.remove(&id) else { return };
-        // A hold of a free folio is one that its check was about to undo: nobody was let in by it.
-        self.frames.orphan(id, self.orphans_of(&client).iter(), false);
-        if !self.frames.has_orphans(id) {
-            self.remove_ledger(id);
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        if client.burial.is_some() {
+            return;
         }
+        client.burial = Some(ScanPlace::default());
+        client.is_connected = false;
+        self.burials.push_back(id);
+        self.bury_some();
         let (drafts, others) =
             std::mem::take(&mut self.drafts).into_iter().partition(|(_, draft)| draft.client == id);
         self.drafts = others;
@@ -210,6 +223,42 @@ impl Core {
         self.retire_drafts(drafts.into_values().collect());
         self.reap_leases(id);
         self.look_again();
+    }
+
+    /// Reads a step's worth of the ledgers of the dead.
+    pub(crate) fn bury_some(&mut self) {
+        let everything = SortedRuns::covering(self.pool.vmemmap_layout.nr_pages());
+        let mut left = STEP_SLOTS;
+        while let Some(&id) = self.burials.front() {
+            let mut runs = Vec::new();
+            let is_read = self.clients.get_mut(&id).is_none_or(|client| {
+                let place = client.burial.get_or_insert_default();
+                client.ledger.scan_on(&everything, place, &mut left, |hold| {
+                    if hold.agent == Agent::Device {
+                        runs.push(hold.run);
+                    }
+                })
+            });
+            // A hold of a free folio is one that its check was about to undo: nobody was let in by it.
+            self.frames.orphan(id, SortedRuns::new(runs).iter(), false);
+            if !is_read {
+                return;
+            }
+            self.burials.pop_front();
+            self.end_burial(id);
+        }
+    }
+
+    /// All that a dead client's ledger said was read.
+    fn end_burial(&mut self, id: ClientId) {
+        let Some(client) = self.clients.remove(&id) else { return };
+        let may_hold = self.may_still_hold(&client);
+        self.frames.orphan(id, may_hold.iter(), false);
+        if !self.frames.has_orphans(id) {
+            self.remove_ledger(id);
+        }
+        // Whoever waited for it need wait no longer.
+        self.look_at_all();
     }
 
     /// Finds clients whose ledgers turned out to be unreadable, and has them cut off. What such a ledger
@@ -261,17 +310,16 @@ impl Core {
         std::mem::take(&mut self.cut_off)
     }
 
-    /// The frames that a device of a dead client may still write to: what its ledger says, and all that
-    /// it may hold if that is not known.
-    fn orphans_of(&self, client: &ClientRecord) -> SortedRuns {
-        let runs = device_holds(&client.ledger);
+    /// The frames that a device of a dead client may still write to beside those of which its ledger
+    /// says so.
+    fn may_still_hold(&self, client: &ClientRecord) -> SortedRuns {
         let whole_bytes = LedgerFile::new(&self.pool.ledger_layout()).len_bytes;
         match &client.may_hold {
-            Some(may_hold) => runs.iter().chain(may_hold.iter()).collect(),
+            Some(may_hold) => may_hold.clone(),
             None if client.ledger.is_lost() || client.file.len_bytes() < whole_bytes => {
-                runs.iter().chain(self.frames.all_in_use().iter()).collect()
+                self.frames.all_in_use()
             }
-            None => runs,
+            None => SortedRuns::default(),
         }
     }
 

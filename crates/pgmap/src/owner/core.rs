@@ -118,6 +118,8 @@ pub struct Core {
     pub(crate) names: HashMap<FileId, FileName>,
     pub(crate) drafts: BTreeMap<FileId, DraftRecord>,
     pub(crate) clients: BTreeMap<ClientId, ClientRecord>,
+    /// Dead clients whose ledgers are still to be read.
+    pub(crate) burials: VecDeque<ClientId>,
     /// Scans for drains that have not ended.
     pub(crate) scans: VecDeque<PendingScan>,
     pub(crate) drains: VecDeque<PendingDrain>,
@@ -189,6 +191,7 @@ impl Core {
             holder_patience_ms: 0,
             populations: VecDeque::new(),
             restorations: VecDeque::new(),
+            burials: VecDeque::new(),
             takedowns: VecDeque::new(),
             open_tails: BTreeSet::new(),
             cut_off: Vec::new(),

@@ -172,21 +172,27 @@ impl Core {
             self.pool.settle();
         }
         self.close_open_tails();
+        self.look_at_all();
+        self.look_on();
+    }
+
+    /// Has the next steps look at all drains.
+    pub(crate) fn look_at_all(&mut self) {
         // What the step under way has seen of the first one is seen again.
         let in_round = self.drains.front().is_some_and(|first| first.drain.is_in_round());
         self.nr_to_look_at = self.drains.len() + usize::from(in_round);
-        self.look_on();
     }
 
     /// Whether scans or drains are left to look at in further steps.
     #[must_use]
     pub fn is_looking(&self) -> bool {
-        self.nr_to_look_at > 0 || !self.scans.is_empty()
+        self.nr_to_look_at > 0 || !self.scans.is_empty() || !self.burials.is_empty()
     }
 
     /// Looks at a step's worth of what is left to look at. Frees a step's worth of what is idle.
     pub fn look_on(&mut self) {
         self.expire_leases();
+        self.bury_some();
         self.scan_some();
         let mut left = STEP_HOLDS;
         while left > 0 && self.nr_to_look_at > 0 {
@@ -324,6 +330,7 @@ impl Core {
     pub fn is_draining(&self) -> bool {
         !self.drains.is_empty()
             || !self.scans.is_empty()
+            || !self.burials.is_empty()
             || self.frames.has_backlog()
             || self.is_restoring()
             || self.has_takedowns()

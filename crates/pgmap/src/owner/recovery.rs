@@ -192,6 +192,7 @@ impl Core {
                 is_connected: false,
                 // What that is, is known when all frames in use are.
                 may_hold: (!is_its).then(SortedRuns::default),
+                burial: None,
             };
             if matches!(file_lock::is_locked(&record.file), Ok(false)) {
                 dead.push((ClientId(number), device_holds(&record.ledger)));
@@ -248,7 +249,9 @@ impl Core {
         use std::os::unix::fs::MetadataExt;
         let id = ClientId(number);
         let path = self.pool.ledger_path(number)?;
-        let client = self.clients.get_mut(&id).filter(|client| client.may_hold.is_none())?;
+        let is_readable =
+            |client: &&mut ClientRecord| client.may_hold.is_none() && client.burial.is_none();
+        let client = self.clients.get_mut(&id).filter(is_readable)?;
         let ours = std::fs::metadata(path).ok()?;
         let theirs = std::fs::File::from(shown.try_clone().ok()?).metadata().ok()?;
         if (ours.dev(), ours.ino()) != (theirs.dev(), theirs.ino()) {

@@ -143,7 +143,7 @@ mod tests {
     const FILE_BYTES: u64 = 16 << 20;
 
     /// Writes a ledger in which each of 262,144 slots holds a page of `run`.
-    fn forge(core: &Core, attachment: &Attachment, run: PfnRange) -> WriteMapping {
+    fn forge(core: &Core, attachment: &Attachment, run: PfnRange, agent: Agent) -> WriteMapping {
         let layout = core.pool.ledger_layout();
         let file = MemoryFile::from_fd(attachment.ledger.try_clone().unwrap()).unwrap();
         let mapping = WriteMapping::map(&file, 0, layout.nr_words() as u64 * 8).unwrap();
@@ -158,7 +158,7 @@ mod tests {
         let slots_start = head.end as u64 - 512;
         for n in 0..NR_FORGED {
             let page = run.sub_run(n * 7 % run.nr_pages(), 1).unwrap();
-            put(slots_start + n, SlotWord::new(page, Agent::Cpu).bits());
+            put(slots_start + n, SlotWord::new(page, agent).bits());
         }
         mapping
     }
@@ -171,13 +171,17 @@ mod tests {
     }
 
     fn world() -> World {
+        world_of(Agent::Cpu)
+    }
+
+    fn world_of(agent: Agent) -> World {
         let pool = Pool::create(&PoolOptions::anonymous(2 * FILE_BYTES)).unwrap();
         let mut core = Core::open(Arc::new(pool)).unwrap();
         let (client, attachment) = core.attach(Identity::own(), false).unwrap();
         let name = FileName::new("a").unwrap();
         make_file(&mut core, client, &name, FILE_BYTES);
         let (liar, theirs) = core.attach(Identity::own(), false).unwrap();
-        let forged = forge(&core, &theirs, core.files[&name].extents[0].run);
+        let forged = forge(&core, &theirs, core.files[&name].extents[0].run, agent);
         World { core, name, liar, _kept: (attachment, theirs, forged) }
     }
 
@@ -220,7 +224,7 @@ mod tests {
         core.reap(world.liar);
         let (liar, theirs) = core.attach(Identity::own(), false).unwrap();
         let elsewhere = PfnRange::new(2 * FILE_BYTES / 4096 - 10, 10).unwrap();
-        let _forged = forge(core, &theirs, elsewhere);
+        let _forged = forge(core, &theirs, elsewhere, Agent::Cpu);
         core.unlink(&[world.name]).unwrap();
         assert!(!core.scans.is_empty());
         let name = FileName::new("b").unwrap();
@@ -272,5 +276,49 @@ mod tests {
         assert_eq!((file.len_bytes, file.doing), (FILE_BYTES, None));
         assert_eq!(file.extents[0].run, before[0].run);
         assert_eq!(core.pool_info().draining_bytes, 0);
+    }
+
+    /// Story: the slots of a dead client's devices were read, sorted and noted in one go.
+    #[test]
+    fn the_many_device_slots_of_a_dead_client_are_read_in_steps_between_which_others_are_served() {
+        let mut world = world_of(Agent::Device);
+        let core = &mut world.core;
+        core.reap(world.liar);
+        let mut nr_steps = 0;
+        while !core.burials.is_empty() {
+            assert!(core.is_looking() && core.is_draining());
+            if nr_steps == 0 {
+                // Its holds stand until all of them are known.
+                core.unlink(std::slice::from_ref(&world.name)).unwrap();
+                core.reap(world.liar);
+            }
+            let (newcomer, _attachment) = core.attach(Identity::own(), false).unwrap();
+            let info = core.pool_info();
+            assert_eq!((info.free_bytes, info.draining_bytes), (FILE_BYTES, FILE_BYTES));
+            core.look_on();
+            core.reap(newcomer);
+            nr_steps += 1;
+        }
+        // Each turn makes two steps: its own, and that of the newcomer's end.
+        assert!(nr_steps as u64 >= NR_FORGED / STEP_SLOTS as u64 / 2 - 1, "{nr_steps} steps");
+        while core.is_looking() || core.frames.has_backlog() {
+            core.look_on();
+        }
+        let info = core.pool_info();
+        assert_eq!((info.free_bytes, info.orphaned_bytes), (2 * FILE_BYTES, 0), "{info:?}");
+        assert!(!core.clients.contains_key(&world.liar));
+    }
+
+    #[test]
+    fn all_frames_that_a_dead_clients_device_holds_are_orphans_when_its_slots_are_read() {
+        let mut world = world_of(Agent::Device);
+        let core = &mut world.core;
+        core.reap(world.liar);
+        assert!(core.is_looking());
+        while core.is_looking() {
+            core.look_on();
+        }
+        let info = core.pool_info();
+        assert_eq!((info.orphaned_bytes, info.nr_clients), (FILE_BYTES, 1), "{info:?}");
     }
 }
