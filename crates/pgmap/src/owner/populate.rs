@@ -151,3 +151,40 @@ impl Core {
         self.retire_drafts(given_up);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::name::FileName;
+    use crate::owner::clients::Identity;
+    use crate::owner::core::Outcome;
+    use crate::pool::{Pool, PoolOptions};
+    use crate::wire::{CreateSpec, FolioSize};
+
+    /// The next step begins where a unit does, wherever the file does: steps share no page of memory.
+    #[test]
+    fn memory_is_taken_a_unit_at_a_time_and_the_answer_comes_with_the_last() {
+        let pool = Pool::create(&PoolOptions::anonymous(8 << 20)).unwrap();
+        let mut core = Core::open(Arc::new(pool)).unwrap();
+        let (client, _attachment) = core.attach(Identity::own(), false).unwrap();
+        let spec = |(name, pages): (&str, u64)| {
+            CreateSpec::new(FileName::new(name).unwrap(), pages * PAGE_BYTES, FolioSize::Pages4K)
+        };
+        let specs = [("a", 3), ("b", 500), ("c", 500), ("d", 500)].map(spec).to_vec();
+        let outcome = core.create(client, specs).unwrap();
+        let Outcome::Later(ticket) = outcome else { panic!("{outcome:?}") };
+        assert!(core.is_populating(ticket) && !core.is_populating(Ticket(ticket.0 + 1)));
+        let mut steps = Vec::new();
+        while let Some(step) = core.next_step() {
+            assert!(core.has_populations() && core.take_answers().is_empty());
+            let result = step.take();
+            core.step_taken(&step, result);
+            steps.push((step.run.start(), step.run.end()));
+        }
+        assert_eq!(steps, [(1003, 1024), (1024, 1503)]);
+        assert!(!core.has_populations() && !core.is_populating(ticket));
+        let answers = core.take_answers();
+        let [(its, Reply::Created(drafts))] = &answers[..] else { panic!("{answers:?}") };
+        assert!(*its == ticket && drafts.iter().all(Result::is_ok) && drafts.len() == 4);
+    }
+}

@@ -90,3 +90,17 @@ fn frame_at(file: &FileRecord, offset: u64) -> Option<(usize, Pfn)> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pgmap_mm::error::errno::ENOMEM;
+
+    /// Story: a cut that had no memory for the descriptors of smaller folios was said to be invalid.
+    #[test]
+    fn a_want_of_memory_for_descriptors_is_refused_as_one() {
+        let folio = PfnRange::new(0, 512).unwrap();
+        let refusal = Refusal::from(ReshapeError::NoDescriptors { folio });
+        assert!(matches!(refusal, Refusal::NoMemory { .. }) && refusal.errno() == ENOMEM);
+    }
+}
