@@ -108,6 +108,7 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     Create(verbs::create::Create),
+    Check(verbs::check::Check),
     Serve(verbs::serve::Serve),
     Put(verbs::put::Put),
     Get(verbs::get::Get),

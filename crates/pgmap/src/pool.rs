@@ -5,6 +5,7 @@
 //! pool. Descriptors and index say what the catalog says in another form: as long as a client lives
 //! they are taken over as they are, else they are made again when the pool is opened.
 
+pub mod check;
 pub(crate) mod directory;
 pub(crate) mod identity;
 pub(crate) mod ledgers;

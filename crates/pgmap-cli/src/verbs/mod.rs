@@ -1,6 +1,7 @@
 //! What each verb does, one file each.
 
 pub mod bench;
+pub mod check;
 pub mod completions;
 mod condition;
 pub mod create;
@@ -40,6 +41,7 @@ pub const CHUNK_BYTES: usize = 4 << 20;
 /// What the verb fails with.
 pub fn run(verb: Verb, place: &Place, output: &Output) -> Result<(), Failure> {
     match verb {
+        Verb::Check(check) => check.run(output),
         Verb::Create(create) => create.run(output),
         Verb::Serve(serve) => serve.run(place, output),
         Verb::Put(put) => put.run(place, output),

@@ -289,6 +289,21 @@ impl Catalog {
         Ok(Self { unsynced, ..Self::with(log, contents, boot) })
     }
 
+    /// Writes a damaged slot of the header again, from the other one, and opens the catalog; `None` if
+    /// anything else is wrong with it.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`] when it cannot be written.
+    pub(crate) fn mend(memory: Arc<MemoryFile>, boot: BootId) -> Result<Option<Self>, Error> {
+        if !Log::mend_header(&Medium::new(Arc::clone(&memory), u64::MAX))? {
+            return Ok(None);
+        }
+        match Self::open_in(memory, u64::MAX, boot) {
+            Err(Error::Catalog { .. }) => Ok(None),
+            opened => opened.map(Some),
+        }
+    }
+
     fn with(log: Log, contents: Contents, boot: BootId) -> Self {
         let Contents { files, poisoned, open_tails, roster, .. } = contents;
         Self {

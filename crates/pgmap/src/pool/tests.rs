@@ -9,6 +9,7 @@ use super::*;
 use crate::wire::FolioSize;
 use crate::{Client, Owner, Refusal};
 
+mod check;
 mod damage;
 
 const POOL_BYTES: u64 = 4 << 20;

@@ -162,6 +162,21 @@ impl Log {
         Ok((log, contents))
     }
 
+    /// Writes the one slot of the header that is damaged again, as the change before the whole one. Says
+    /// whether that is what was wrong.
+    pub(super) fn mend_header(medium: &Medium) -> Result<bool, Error> {
+        let slots = read_slots(&medium.read(0, HEADER_BYTES)?);
+        let ([Slot::Whole(whole), Slot::Damaged] | [Slot::Damaged, Slot::Whole(whole)]) = slots
+        else {
+            return Ok(false);
+        };
+        let Some(sequence) = whole.sequence.checked_sub(1) else { return Ok(false) };
+        let before = Header { sequence, ..*whole };
+        medium.write(&before.to_bytes(), Header::offset(sequence))?;
+        medium.sync()?;
+        Ok(true)
+    }
+
     const fn of(medium: Medium, header: Header, previous: Header) -> Self {
         Self {
             medium,

@@ -120,7 +120,14 @@ impl Victim {
     /// The pool in `damaged` is refused by an error that names one of `names`, or whole.
     fn judge(&self, damaged: &Path, names: &[&str], what: &str, is_used: bool) -> bool {
         let started = Instant::now();
+        // What is found sound is opened, unless the damage is in what is made again or in ledgers.
+        let found = crate::check(damaged, crate::CheckOptions::default(), &mut |_, _| {});
         let opened = Pool::open(damaged).and_then(Owner::start);
+        if let (Ok(report), Err(error)) = (&found, &opened) {
+            let is_the_pool = names.contains(&"catalog") || names.contains(&"data");
+            let is_seen = !report.findings.is_empty() || !is_the_pool || names.len() > 1;
+            assert!(is_seen, "{what}: found sound, and not opened: {error}");
+        }
         let is_whole = match opened {
             Ok(owner) => {
                 self.check(&owner, what);
