@@ -25,6 +25,7 @@
 
 pub(crate) mod client;
 mod deadline;
+mod device_watch;
 pub mod error;
 #[doc(hidden)]
 pub mod memory;

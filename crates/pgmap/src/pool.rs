@@ -17,15 +17,17 @@ mod parts;
 mod tests;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use pgmap_mm::index::IndexLayout;
 use pgmap_mm::ledger::LedgerLayout;
 use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::memory_type::MemoryType;
 use pgmap_mm::vmemmap::VmemmapLayout;
+use pgmap_os::sync::{Mutex, MutexGuard};
 use pgmap_os::{Access, MemoryFile, OsError, PageSize, ParentFd, disk, file_lock};
 
+use crate::device_watch::HasDevice;
 use crate::error::Error;
 use crate::name::FileName;
 use crate::owner::catalog::header::HEADER_BYTES;
@@ -76,7 +78,7 @@ pub struct Pool {
     /// Clients of earlier owners that have ended, and whose ledgers are missing.
     missing_ledgers: Vec<u64>,
     /// Held for as long as the pool has an owner, where the data lies apart from the directory.
-    data_lock: Option<ParentFd>,
+    data_lock: Mutex<Option<ParentFd>>,
 }
 
 /// What the sizes of a pool make of its files.
@@ -169,7 +171,7 @@ impl Pool {
             catalog: None,
             head: None,
             directory: None,
-            data_lock: None,
+            data_lock: Mutex::default(),
             stored,
             missing_ledgers: Vec::new(),
         };
@@ -223,7 +225,7 @@ impl Pool {
             catalog,
             head: layout.head,
             directory: None,
-            data_lock,
+            data_lock: Mutex::new(data_lock),
             stored,
             missing_ledgers: Vec::new(),
         };
@@ -374,7 +376,7 @@ impl Pool {
             catalog: Some(catalog),
             head: layout.head,
             directory: Some(directory),
-            data_lock,
+            data_lock: Mutex::new(data_lock),
             stored,
             missing_ledgers,
         })
@@ -426,11 +428,15 @@ impl Pool {
         {
             tracing::warn!(%error, pool = %self.name(), "the owner's lock could not be given back");
         }
-        if let Some(lock) = &self.data_lock
+        if let Some(lock) = &*self.data_lock()
             && let Err(error) = file_lock::unlock(lock)
         {
             tracing::warn!(%error, pool = %self.name(), "the lock of the data could not be given back");
         }
+    }
+
+    fn data_lock(&self) -> MutexGuard<'_, Option<ParentFd>> {
+        self.data_lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where the descriptors start in their file.
@@ -519,5 +525,17 @@ impl Pool {
         let is_apart = !Arc::ptr_eq(&self.vmemmap, &self.data);
         let vmemmap = if is_apart { self.vmemmap.resident_bytes() } else { 0 };
         vmemmap + self.index.resident_bytes()
+    }
+}
+
+impl HasDevice for Pool {
+    fn data(&self) -> &MemoryFile {
+        &self.data
+    }
+
+    fn give_up(&self) -> Result<(), Error> {
+        self.data.abandon()?;
+        *self.data_lock() = None;
+        Ok(())
     }
 }

@@ -470,6 +470,9 @@ pub enum Event {
         /// The frame.
         pfn: u64,
     },
+    /// The device that the pool lies on is gone. Nothing of it is mapped any more, and what was held is
+    /// held for nothing. Each client finds that out by itself.
+    DeviceGone,
 }
 
 /// The number of messages that answer nothing.

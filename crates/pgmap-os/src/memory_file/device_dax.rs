@@ -11,7 +11,7 @@
 use super::kind::Persistence;
 use super::{MemoryFile, PageSize};
 use crate::OsError;
-use rustix::fs::MemfdFlags;
+use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use std::fs;
 use std::io;
@@ -85,7 +85,7 @@ impl MemoryFile {
     /// Gives up a file for good, its descriptor and what was mapped to read and write it: a device can
     /// then be removed or bound again. Mappings of the caller's have [`crate::WriteMapping::abandon`].
     ///
-    /// The descriptor stands for an empty file from now on, so reads are errors.
+    /// The descriptor stands for an empty file from now on that stays so: reads and writes are errors.
     ///
     /// # Errors
     /// `EMFILE`, `ENOMEM`; it may be called again.
@@ -94,8 +94,10 @@ impl MemoryFile {
             window.abandon()?;
         }
         let failed = |errno| OsError::new("give up", self.name.clone(), errno);
-        let nothing =
-            rustix::fs::memfd_create("pgmap-nothing", MemfdFlags::CLOEXEC).map_err(failed)?;
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let nothing = rustix::fs::memfd_create("pgmap-nothing", flags).map_err(failed)?;
+        let seals = SealFlags::GROW | SealFlags::SHRINK | SealFlags::WRITE;
+        rustix::fs::fcntl_add_seals(&nothing, seals).map_err(failed)?;
         // SAFETY: both numbers are open descriptors for as long as this call lasts; the second is owned
         // by `self.fd`, which goes on to own what lies under it.
         let made = unsafe { libc::dup3(nothing.as_raw_fd(), self.fd.as_raw_fd(), libc::O_CLOEXEC) };

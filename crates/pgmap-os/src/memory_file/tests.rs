@@ -250,6 +250,7 @@ fn a_file_that_was_given_up_reads_as_an_error_and_keeps_nothing() {
     file.write_all_at(b"seen", 0).unwrap();
     file.abandon().unwrap();
     assert!(file.read_exact_at(&mut [0; 4], 0).is_err());
+    assert!(file.write_all_at(b"lost", 0).is_err() && file.set_len(4096).is_err());
     let again = MemoryFile::open_named(&path, Access::ReadOnly).unwrap();
     let mut bytes = [0; 4];
     again.read_exact_at(&mut bytes, 0).unwrap();

@@ -143,6 +143,13 @@ impl Events {
         }
     }
 
+    /// Ends every translation, and tells the program that the device is gone.
+    pub(crate) fn tell_device_gone(&self) {
+        let told = self.tell(Event::DeviceGone);
+        self.desk().told.push_back(told);
+        self.changed.notify_all();
+    }
+
     /// Whether the keeper of this number is to go on.
     fn is_kept_by(&self, keeper: u64) -> bool {
         self.desk().keeper == keeper

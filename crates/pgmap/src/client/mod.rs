@@ -195,7 +195,7 @@ impl Client {
             Pinner::new(side, ledger_layout).ok_or_else(|| odd("a ledger that is too short"))?;
         let index = IndexReader::new(index_layout, Readable(index))
             .ok_or_else(|| odd("an index that is none"))?;
-        let inner = Inner {
+        let inner = Arc::new(Inner {
             pinner,
             data,
             data_file,
@@ -207,8 +207,9 @@ impl Client {
             link,
             id: ClientId(welcome.client),
             deadline: Mutex::new(deadline),
-        };
-        Ok(Self { inner: Arc::new(inner) })
+        });
+        crate::device_watch::watch(&inner)?;
+        Ok(Self { inner })
     }
 
     /// The owner's number for this client.

@@ -1,9 +1,27 @@
 //! What a client asks of an owner about the memory itself: failures, repairs, folios, giving back.
 
-use crate::client::{Client, unexpected};
+use pgmap_os::MemoryFile;
+
+use crate::client::{Client, Inner, unexpected};
+use crate::device_watch::HasDevice;
 use crate::error::Error;
 use crate::name::FileName;
 use crate::wire::{Reply, Request, Shape};
+
+impl HasDevice for Inner {
+    fn data(&self) -> &MemoryFile {
+        &self.data_file
+    }
+
+    fn give_up(&self) -> Result<(), Error> {
+        self.data.abandon()?;
+        self.data_file.abandon()?;
+        // Mappings of address spaces go with the translations.
+        self.events.tell_device_gone();
+        self.link.interrupt(self.id);
+        Ok(())
+    }
+}
 
 impl Client {
     /// Says that the memory of frame `pfn` failed: its holders are told, pins of it taken later fail

@@ -17,6 +17,7 @@ use pgmap_os::{Access, Doorbell, ForkGuard, Listener, OsError, process};
 
 use crate::client::Client;
 use crate::deadline::Deadline;
+use crate::device_watch;
 use crate::error::Error;
 use crate::name::FileName;
 use crate::owner::clients::{Attachment, Identity};
@@ -272,6 +273,7 @@ impl Owner {
     /// and [`Error::Catalog`] when what an earlier owner left is damaged.
     pub fn start(pool: Pool) -> Result<Self, Error> {
         let pool = Arc::new(pool);
+        device_watch::watch(&pool)?;
         let core = Core::open(Arc::clone(&pool))?;
         let state = State {
             core,

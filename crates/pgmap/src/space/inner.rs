@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 use pgmap_mm::extent::Extent;
 use pgmap_mm::fault::FaultError;
 use pgmap_mm::mm::{Mm, Unmapped};
-use pgmap_mm::pfn::PfnRange;
+use pgmap_mm::pfn::{MAX_RUN_PAGES, PfnRange};
 use pgmap_mm::prot::Access;
 use pgmap_mm::vmemmap::Vmemmap;
 use pgmap_os::sync::Mutex;
@@ -60,6 +60,7 @@ impl SpaceInner {
                 PfnRange::new(first_pfn, nr_pages)?
             }
             Event::MemoryFailure { pfn, .. } => PfnRange::new(pfn, 1)?,
+            Event::DeviceGone => PfnRange::new(0, MAX_RUN_PAGES)?,
         };
         let ended = self.mm.invalidate(run);
         self.restore();
