@@ -45,3 +45,4 @@ holds one /tmp/one
 pgmap ls | grep -q two && die "a file that was removed is back"
 stop_owner
 OWNER=
+must pgmap check "$DATA" --data

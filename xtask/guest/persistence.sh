@@ -19,11 +19,9 @@ for number in $(sed -n 's/.*"name": "f\([0-9]*\)".*/\1/p' /tmp/must.out); do
 done
 tell ready
 if [ "$ROUND" = last ]; then
-    if pgmap check --help > /dev/null 2>&1; then
-        stop_owner
-        OWNER=
-        must pgmap check $POOL --data
-    fi
+    stop_owner
+    OWNER=
+    must pgmap check "$DATA" --data
     exit 0
 fi
 

@@ -10,6 +10,7 @@ mod kernel;
 mod machine;
 mod persistence;
 mod programs;
+mod qemu;
 mod report;
 mod scenarios;
 
@@ -18,7 +19,8 @@ use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use self::kernel::Line;
-use self::machine::{Next, Wanted};
+use self::machine::{Devices, Next, Wanted};
+use self::qemu::Qemu;
 use self::report::{Report, Verdict};
 use self::scenarios::Scenario;
 use crate::steps::Outcome;
@@ -44,6 +46,7 @@ missing is printed, and the run is skipped. No root. Emulation is slow: figures 
 
 Files, all under target/guest:
   kernel-6.12, kernel-7     what was unpacked of Debian's packages; remove them to fetch newer ones
+  qemu                      the same of QEMU, where the machine's own is older than 8 (for CXL)
   run-6.12, run-7           a run's console (console.log), what scenarios printed (output.log) and the
                             files that are the guest's devices; kept where a scenario failed
 
@@ -223,17 +226,20 @@ fn run_in(
     let started = Instant::now();
     println!("\n--- kernel {}: {} scenarios", kernel.version, scenarios.len());
     let mut report = Report::new(scenarios);
-    let (killed, plain): (Vec<&Scenario>, Vec<&Scenario>) =
+    let (killed, whole): (Vec<&'static Scenario>, Vec<&'static Scenario>) =
         scenarios.iter().partition(|scenario| scenario.is_killed());
-    if !plain.is_empty() {
-        let limit: Duration = plain.iter().map(|scenario| scenario.limit).sum();
-        let names: Vec<&str> = plain.iter().map(|scenario| scenario.name).collect();
-        let wanted = Wanted { names: &names, words: "", limit: limit + machine::BOOT };
-        let end = machine::run(place, kernel, image, &wanted, |line| {
-            report.hear(line);
-            Next::GoOn
-        })?;
-        report.close(&end);
+    let (on_cxl, plain): (Vec<&'static Scenario>, Vec<&'static Scenario>) =
+        whole.into_iter().partition(|scenario| scenario.is_on_cxl());
+    boot_for(place, kernel, image, &plain, &Devices::Nvdimms, &mut report)?;
+    if !on_cxl.is_empty() {
+        match Qemu::for_cxl(place.parent().unwrap_or(place))? {
+            Ok(qemu) => {
+                boot_for(place, kernel, image, &on_cxl, &Devices::Cxl(qemu), &mut report)?;
+            }
+            Err(why) => on_cxl
+                .iter()
+                .for_each(|scenario| report.hear(&format!("skipped {} {why}", scenario.name))),
+        }
     }
     for scenario in killed {
         persistence::run(place, kernel, image, scenario, nr_kills, &mut report)?;
@@ -245,6 +251,29 @@ fn run_in(
     }
     println!("--- kernel {}: {:.1} s", kernel.version, started.elapsed().as_secs_f64());
     Ok(report)
+}
+
+/// One boot with `devices` for all of `scenarios`, if there are any.
+fn boot_for(
+    place: &Path,
+    kernel: &kernel::Kernel,
+    image: &Path,
+    scenarios: &[&'static Scenario],
+    devices: &Devices,
+    report: &mut Report,
+) -> io::Result<()> {
+    if scenarios.is_empty() {
+        return Ok(());
+    }
+    let limit: Duration = scenarios.iter().map(|scenario| scenario.limit).sum();
+    let names: Vec<&str> = scenarios.iter().map(|scenario| scenario.name).collect();
+    let wanted = Wanted { names: &names, words: "", devices, limit: limit + machine::BOOT };
+    let end = machine::run(place, kernel, image, &wanted, |line| {
+        report.hear(line);
+        Next::GoOn
+    })?;
+    report.close(&end);
+    Ok(())
 }
 
 /// Why this machine cannot boot a guest, if it cannot.

@@ -117,6 +117,20 @@ fn unpack(home: &Path, line: Line) -> io::Result<Result<(), String>> {
     if let Err(why) = apt.run("apt-get", &words)? {
         return Ok(Err(format!("{} could not be fetched: {why}", packages.join(" "))));
     }
+    if let Err(why) = unpack_packages(home)? {
+        return Ok(Err(why));
+    }
+    let mut depmod = Command::new(super::find_program("depmod").unwrap_or_else(|| "depmod".into()));
+    // Older packages have `lib/modules`; depmod looks below the one that it was built for.
+    if !home.join("tree/lib").exists() {
+        std::os::unix::fs::symlink("usr/lib", home.join("tree/lib"))?;
+    }
+    depmod.arg("-b").arg(home.join("tree")).arg(&version);
+    Ok(output_of(&mut depmod)?.map(|_| ()))
+}
+
+/// Unpacks the packages in `home` into its folder `tree`.
+pub(super) fn unpack_packages(home: &Path) -> io::Result<Result<(), String>> {
     for entry in fs::read_dir(home)? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "deb") {
@@ -128,13 +142,7 @@ fn unpack(home: &Path, line: Line) -> io::Result<Result<(), String>> {
             fs::remove_file(&path)?;
         }
     }
-    let mut depmod = Command::new(super::find_program("depmod").unwrap_or_else(|| "depmod".into()));
-    // Older packages have `lib/modules`; depmod looks below the one that it was built for.
-    if !home.join("tree/lib").exists() {
-        std::os::unix::fs::symlink("usr/lib", home.join("tree/lib"))?;
-    }
-    depmod.arg("-b").arg(home.join("tree")).arg(&version);
-    Ok(output_of(&mut depmod)?.map(|_| ()))
+    Ok(Ok(()))
 }
 
 /// The newest version of `line` among package names.
@@ -155,14 +163,14 @@ fn numbers(version: &str) -> Vec<u64> {
 
 /// A Debian archive that this machine's apt knows.
 #[derive(Debug, PartialEq, Eq)]
-struct Source {
+pub(super) struct Source {
     uri: String,
     /// The key that signs it, as the machine's sources say.
     signed_by: Option<String>,
 }
 
 /// The first archive of apt's sources whose suites are Debian's.
-fn archive_source() -> Option<Source> {
+pub(super) fn archive_source() -> Option<Source> {
     let folder = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten();
     let mut files: Vec<PathBuf> = folder.map(|entry| entry.path()).collect();
     files.sort();
@@ -213,13 +221,13 @@ fn is_debian_suite(suite: &str) -> bool {
 }
 
 /// An apt that keeps to one folder.
-struct Apt {
+pub(super) struct Apt {
     home: PathBuf,
     options: Vec<String>,
 }
 
 impl Apt {
-    fn set_up(home: &Path, source: &Source, suite: &str) -> io::Result<Apt> {
+    pub(super) fn set_up(home: &Path, source: &Source, suite: &str) -> io::Result<Apt> {
         let apt = home.join("apt");
         for folder in ["lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(apt.join(folder))?;
@@ -243,7 +251,7 @@ impl Apt {
         Ok(Apt { home: home.to_owned(), options })
     }
 
-    fn run(&self, program: &str, words: &[&str]) -> io::Result<Result<String, String>> {
+    pub(super) fn run(&self, program: &str, words: &[&str]) -> io::Result<Result<String, String>> {
         let mut command = Command::new(program);
         command.current_dir(&self.home);
         command.args(self.options.iter().flat_map(|option| ["-o", option]));
@@ -252,7 +260,7 @@ impl Apt {
 }
 
 /// What `command` prints, or its complaint.
-fn output_of(command: &mut Command) -> io::Result<Result<String, String>> {
+pub(super) fn output_of(command: &mut Command) -> io::Result<Result<String, String>> {
     let output = command.stdin(Stdio::null()).output()?;
     if output.status.success() {
         return Ok(Ok(String::from_utf8_lossy(&output.stdout).into_owned()));

@@ -3,7 +3,7 @@
 //! The first serial port is the kernel's console and goes to a file, the second carries the scenarios'
 //! lines and is QEMU's standard output. QEMU dies with this tool, however this tool ends.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use std::{fmt, thread};
 
 use super::kernel::Kernel;
+use super::qemu::Qemu;
 
 /// How long a guest may take to boot and to stop, beside its scenarios.
 pub const BOOT: Duration = Duration::from_secs(180);
@@ -22,6 +23,9 @@ pub const BOOT: Duration = Duration::from_secs(180);
 const DEVICE_BYTES: u64 = 4 << 30;
 /// The NVDIMM for file systems with dax.
 const DAX_BYTES: u64 = 1 << 30;
+/// Each CXL memory device, and the labels of the persistent one.
+const CXL_BYTES: u64 = 512 << 20;
+const LABEL_BYTES: u64 = 1 << 20;
 /// The disk.
 const DISK_BYTES: u64 = 1 << 30;
 
@@ -32,8 +36,19 @@ pub struct Wanted<'w> {
     pub names: &'w [&'w str],
     /// More words for the scripts, on the kernel's command line.
     pub words: &'w str,
+    /// Which memory devices it has.
+    pub devices: &'w Devices,
     /// When it is stopped at the latest.
     pub limit: Duration,
+}
+
+/// The memory devices of a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Devices {
+    /// Two NVDIMMs.
+    Nvdimms,
+    /// A volatile and a persistent CXL memory device, by a QEMU that has them.
+    Cxl(Qemu),
 }
 
 /// What is to become of the guest after a line of it.
@@ -106,7 +121,7 @@ fn boot(
     wanted: &Wanted<'_>,
     mut hear: impl FnMut(&str) -> Next,
 ) -> io::Result<End> {
-    let mut command = qemu(place, kernel, image, &wanted.names.join(","), wanted.words)?;
+    let mut command = qemu(place, kernel, image, wanted)?;
     command.arg("-serial").arg(file_option("file:", &place.join("console.log"), ""));
     command.args(["-serial", "stdio", "-monitor", "none"]).stdin(Stdio::null());
     let mut output = File::options().create(true).append(true).open(place.join("output.log"))?;
@@ -149,7 +164,9 @@ fn boot(
 /// # Errors
 /// As [`run`].
 pub fn shell(place: &Path, kernel: &Kernel, image: &Path) -> io::Result<()> {
-    let mut command = qemu(place, kernel, image, "shell", "")?;
+    let limit = Duration::MAX;
+    let wanted = Wanted { names: &["shell"], words: "", devices: &Devices::Nvdimms, limit };
+    let mut command = qemu(place, kernel, image, &wanted)?;
     command.args(["-serial", "mon:stdio", "-serial", "null"]);
     Guard(command.spawn()?).0.wait()?;
     Ok(())
@@ -167,42 +184,74 @@ impl Drop for Guard {
 }
 
 /// The command that boots a machine, but for its serial ports.
-fn qemu(
-    place: &Path,
-    kernel: &Kernel,
-    image: &Path,
-    names: &str,
-    words: &str,
-) -> io::Result<Command> {
+fn qemu(place: &Path, kernel: &Kernel, image: &Path, wanted: &Wanted<'_>) -> io::Result<Command> {
+    let own = Qemu::own();
+    let (qemu, cpu) = match wanted.devices {
+        // QEMU 7.2 emulates cmpxchg16b in a way that Linux 6.12 did not survive.
+        Devices::Nvdimms => (&own, "max,-cx16"),
+        // With the bit of a hypervisor the kernel does not flush caches, and so makes no CXL region.
+        Devices::Cxl(qemu) => (qemu, "max,-cx16,-hypervisor"),
+    };
     // setpriv has the kernel end QEMU when the thread that started it ends.
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "nice", "-n", "5", "qemu-system-x86_64"]);
-    // QEMU 7.2 emulates cmpxchg16b in a way that Linux 6.12 did not survive.
-    command.args(["-accel", "tcg,thread=multi", "-cpu", "max,-cx16", "-smp", "2"]);
-    command.args([
-        "-machine",
-        "q35,nvdimm=on,nvdimm-persistence=mem-ctrl",
-        "-m",
-        "2G,slots=4,maxmem=16G",
-    ]);
-    for (index, bytes) in [DEVICE_BYTES, DAX_BYTES].into_iter().enumerate() {
-        let file = place.join(format!("nvdimm{index}"));
-        make_sparse(&file, bytes)?;
-        let backend =
-            format!("memory-backend-file,id=memory{index},share=on,size={bytes},mem-path=");
-        command.arg("-object").arg(file_option(&backend, &file, ""));
-        command.args(["-device", &format!("nvdimm,id=nvdimm{index},memdev=memory{index}")]);
+    command.args(["--pdeathsig", "KILL", "nice", "-n", "5"]).arg(&qemu.program);
+    command.args(qemu.data.iter().flat_map(|folder| [OsStr::new("-L"), folder.as_os_str()]));
+    command.args(["-accel", "tcg,thread=multi", "-cpu", cpu, "-smp", "2"]);
+    command.args(["-m", "2G,slots=4,maxmem=16G"]);
+    match wanted.devices {
+        Devices::Nvdimms => add_nvdimms(&mut command, place)?,
+        Devices::Cxl(_) => add_cxl(&mut command, place)?,
     }
     let disk = place.join("disk");
     make_sparse(&disk, DISK_BYTES)?;
     command.arg("-drive");
     command.arg(file_option("if=none,id=disk,format=raw,cache=unsafe,file=", &disk, ""));
-    command.args(["-device", "virtio-blk-pci,drive=disk"]);
+    command.args(["-device", "virtio-blk-pci,drive=disk,bus=pcie.0"]);
     command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(image);
-    let words = format!("console=ttyS0 panic=-1 loglevel=4 pgmap.scenarios={names} {words}");
+    let names = wanted.names.join(",");
+    let words =
+        format!("console=ttyS0 panic=-1 loglevel=4 pgmap.scenarios={names} {}", wanted.words);
     command.arg("-append").arg(words);
     command.args(["-display", "none", "-nodefaults", "-no-reboot"]);
     Ok(command)
+}
+
+fn add_nvdimms(command: &mut Command, place: &Path) -> io::Result<()> {
+    command.args(["-machine", "q35,nvdimm=on,nvdimm-persistence=mem-ctrl"]);
+    for (index, bytes) in [DEVICE_BYTES, DAX_BYTES].into_iter().enumerate() {
+        add_memory(command, place, &format!("nvdimm{index}"), bytes)?;
+        let device = format!("nvdimm,id=dimm{index},memdev=nvdimm{index}");
+        command.args(["-device", &device]);
+    }
+    Ok(())
+}
+
+/// One host bridge with two root ports, and a window of addresses that both devices can be in.
+fn add_cxl(command: &mut Command, place: &Path) -> io::Result<()> {
+    command.args(["-machine", "q35,cxl=on"]);
+    for (name, bytes) in [("cxl0", CXL_BYTES), ("cxl1", CXL_BYTES), ("labels", LABEL_BYTES)] {
+        add_memory(command, place, name, bytes)?;
+    }
+    for device in [
+        "pxb-cxl,bus_nr=12,bus=pcie.0,id=bridge",
+        "cxl-rp,port=0,bus=bridge,id=port0,chassis=0,slot=2",
+        "cxl-rp,port=1,bus=bridge,id=port1,chassis=0,slot=3",
+        "cxl-type3,bus=port0,volatile-memdev=cxl0,id=volatile",
+        "cxl-type3,bus=port1,persistent-memdev=cxl1,lsa=labels,id=persistent,sn=1",
+    ] {
+        command.args(["-device", device]);
+    }
+    command.args(["-machine", "cxl-fmw.0.targets.0=bridge,cxl-fmw.0.size=4G"]);
+    Ok(())
+}
+
+/// Memory of `bytes` in a file that outlives the guest.
+fn add_memory(command: &mut Command, place: &Path, name: &str, bytes: u64) -> io::Result<()> {
+    let file = place.join(name);
+    make_sparse(&file, bytes)?;
+    let backend = format!("memory-backend-file,id={name},share=on,size={bytes},mem-path=");
+    command.arg("-object").arg(file_option(&backend, &file, ""));
+    Ok(())
 }
 
 /// `path` inside one of QEMU's options, where a comma is written twice.

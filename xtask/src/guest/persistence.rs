@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::kernel::Kernel;
-use super::machine::{self, End, Next, Wanted};
+use super::machine::{self, Devices, End, Next, Wanted};
 use super::report::Report;
 use super::scenarios::Scenario;
 
@@ -54,7 +54,8 @@ pub fn run(
         };
         let words = format!("pgmap.round={word}");
         let limit = scenario.limit + machine::BOOT;
-        let wanted = Wanted { names: &[scenario.name], words: &words, limit };
+        let wanted =
+            Wanted { names: &[scenario.name], words: &words, devices: &Devices::Nvdimms, limit };
         let mut said = Vec::new();
         let end = machine::run(place, kernel, image, &wanted, |line| {
             books.hear(line);

@@ -35,12 +35,19 @@ pub const ALL: &[Scenario] = &[
     scenario("cycle/devdax-2M", 180, BOTH, CYCLE),
     scenario("cycle/devdax-1G", 180, NEW, CYCLE),
     scenario("cycle/devdax-4K", 180, NONE, CYCLE),
+    scenario("cycle/cxl-ram", 180, NONE, CYCLE),
+    scenario("cycle/cxl-pmem", 180, NONE, CYCLE),
     scenario("cycle/on-tmpfs", 180, NONE, CYCLE),
     scenario("cycle/on-ext4", 180, NONE, CYCLE),
     scenario("cycle/on-xfs", 180, NONE, CYCLE),
     scenario("cycle/on-ext4-dax", 180, NONE, CYCLE),
     scenario("cycle/on-xfs-dax", 180, NEW, CYCLE),
     scenario("cycle/on-hugetlbfs", 180, OLD, CYCLE),
+    scenario("soak/devdax-2M", 180, OLD, SOAK),
+    scenario("soak/devdax-1G", 180, NONE, SOAK),
+    scenario("soak/devdax-4K", 180, NONE, SOAK),
+    scenario("soak/on-ext4-dax", 180, NONE, SOAK),
+    scenario("soak/on-xfs-dax", 180, NEW, SOAK),
     scenario("unplug/devdax-2M", 180, NONE, UNPLUG),
     scenario("unplug/devdax-4K", 180, NONE, UNPLUG),
     scenario("huge/2M", 120, OLD, "a pool of huge pages: put, get, compare"),
@@ -61,6 +68,7 @@ pub const ALL: &[Scenario] = &[
     scenario("persistence/on-xfs-dax", 120, NONE, PERSISTENCE),
 ];
 
+const SOAK: &str = "the kill soak, its pool on that device or file";
 const UNPLUG: &str = "a device that goes away under a pool, and comes back";
 const PARITY: &str = "the kernel's own rules and pgmap's on the same device, row by row";
 const PERSISTENCE: &str = "the guest killed again and again: what was committed is there";
@@ -81,6 +89,11 @@ impl Scenario {
     /// Whether the guest is killed in it, so that it takes boots of its own.
     pub fn is_killed(&self) -> bool {
         self.name.starts_with("persistence/")
+    }
+
+    /// Whether it needs CXL memory devices.
+    pub fn is_on_cxl(&self) -> bool {
+        self.name.contains("/cxl-")
     }
 }
 
