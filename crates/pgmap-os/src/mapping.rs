@@ -238,6 +238,15 @@ impl WriteMapping {
         Ok(Self { region: Region::map(file, offset, len, ProtFlags::READ | ProtFlags::WRITE)? })
     }
 
+    /// Keeps `len` bytes of addresses with nothing behind them, in the place of a device that is gone:
+    /// as after [`abandon`](Self::abandon).
+    ///
+    /// # Errors
+    /// `ENOMEM` when address space or the number of mappings runs out.
+    pub fn nothing(len: u64) -> Result<Self, OsError> {
+        Ok(Self { region: Region::nothing(len, ProtFlags::READ | ProtFlags::WRITE)? })
+    }
+
     /// Returns the mapping as 8-byte words. A rest of less than a word is left out.
     #[inline]
     #[must_use]

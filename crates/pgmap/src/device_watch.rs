@@ -12,7 +12,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use pgmap_os::{MemoryFile, MemoryKind, thread};
+use pgmap_os::{MemoryFile, MemoryKind, OsError, WriteMapping, thread};
 
 use crate::error::Error;
 
@@ -45,7 +45,21 @@ pub(crate) fn watch(user: &Arc<impl HasDevice>) -> Result<(), Error> {
         .name("pgmap-device".into())
         .spawn(move || run(&weak))
         .map(drop)
-        .map_err(|error| pgmap_os::OsError::new("watch", name, error).into())
+        .map_err(|error| OsError::new("watch", name, error).into())
+}
+
+/// Maps a pool's data for a client. Of a device that is gone there is nothing to map, and the client can
+/// still ask who holds what.
+///
+/// # Errors
+/// As [`WriteMapping::map`].
+pub(crate) fn map_data(data: &MemoryFile, len_bytes: u64) -> Result<WriteMapping, OsError> {
+    // An owner that gave the device up hands out an empty file.
+    let is_gone = !data.is_present() || data.len_bytes() == 0;
+    match WriteMapping::map(data, 0, len_bytes) {
+        Err(_) if is_gone => WriteMapping::nothing(len_bytes),
+        mapped => mapped,
+    }
 }
 
 fn run(weak: &Weak<impl HasDevice>) {
@@ -109,6 +123,11 @@ mod tests {
         assert_eq!(client.list().unwrap().len(), 1);
         assert_eq!(client.stat("a").unwrap().len_bytes, 5000);
         assert_eq!(client.next_event(Duration::ZERO).unwrap(), Some(Event::DeviceGone));
+        // Who comes now is told what is known.
+        let late = owner.client().unwrap();
+        assert_eq!(late.stat("a").unwrap().len_bytes, 5000);
+        assert!(late.get("a").and_then(|pin| pin.to_vec()).is_err());
+        drop(late);
         drop((pinned, opened));
         drop((client, owner));
         // It is back.

@@ -17,7 +17,7 @@ mod parts;
 mod tests;
 
 use std::path::Path;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use pgmap_mm::index::IndexLayout;
 use pgmap_mm::ledger::LedgerLayout;
@@ -79,6 +79,8 @@ pub struct Pool {
     missing_ledgers: Vec<u64>,
     /// Held for as long as the pool has an owner, where the data lies apart from the directory.
     data_lock: Mutex<Option<ParentFd>>,
+    /// Set when the device that the data lies on is gone and was given up.
+    is_given_up: OnceLock<()>,
 }
 
 /// What the sizes of a pool make of its files.
@@ -172,6 +174,7 @@ impl Pool {
             head: None,
             directory: None,
             data_lock: Mutex::default(),
+            is_given_up: OnceLock::new(),
             stored,
             missing_ledgers: Vec::new(),
         };
@@ -226,6 +229,7 @@ impl Pool {
             head: layout.head,
             directory: None,
             data_lock: Mutex::new(data_lock),
+            is_given_up: OnceLock::new(),
             stored,
             missing_ledgers: Vec::new(),
         };
@@ -377,6 +381,7 @@ impl Pool {
             head: layout.head,
             directory: Some(directory),
             data_lock: Mutex::new(data_lock),
+            is_given_up: OnceLock::new(),
             stored,
             missing_ledgers,
         })
@@ -536,6 +541,7 @@ impl HasDevice for Pool {
     fn give_up(&self) -> Result<(), Error> {
         self.data.abandon()?;
         *self.data_lock() = None;
+        self.is_given_up.get_or_init(|| ());
         Ok(())
     }
 }

@@ -160,7 +160,7 @@ impl Client {
         if welcome.data_bytes > layout.nr_pages() * PAGE_BYTES || welcome.data_bytes == 0 {
             return Err(odd("more data than frames"));
         }
-        let data = WriteMapping::map(&data_file, 0, welcome.data_bytes)?;
+        let data = crate::device_watch::map_data(&data_file, welcome.data_bytes)?;
         let vmemmap = MemoryFile::from_fd(handed.vmemmap)?;
         let vmemmap =
             ReadMapping::map(&vmemmap, welcome.vmemmap_start, layout.nr_words() as u64 * 8)?;

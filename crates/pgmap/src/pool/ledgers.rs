@@ -154,6 +154,10 @@ impl Pool {
     /// the ledger: an owner that finds the ledger missing knows that there was one.
     pub(crate) fn enrol(&self, client: u64, pid: i32, file: &MemoryFile) -> Result<(), Error> {
         let Some(catalog) = &self.catalog else { return Ok(()) };
+        if self.is_given_up.get().is_some() {
+            // There is nothing that it could hold, and the catalog is gone with the device.
+            return Ok(());
+        }
         // A process that cannot be looked at may live, as far as the next owner knows.
         let started = process::started_at(pid).ok().flatten();
         let pid = if started.is_some() { pid } else { 0 };
