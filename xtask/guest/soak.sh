@@ -1,4 +1,4 @@
-# The kill soak with its pool on a device, or in a file of a file system.
+# The kill soak with its pool on a device. Not on DAX files: it takes long-term pins without leases.
 place_up
 export PGMAP_TEST_ON=${DEVICE:-$DIR/data} PGMAP_SOAK_SECONDS=15
 unset PGMAP_SOCKET

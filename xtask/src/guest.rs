@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use self::kernel::Line;
-use self::machine::{Devices, Next, Wanted};
+use self::machine::{Devices, End, Next, Wanted};
 use self::qemu::Qemu;
 use self::report::{Report, Verdict};
 use self::scenarios::Scenario;
@@ -56,6 +56,8 @@ Exit codes: 0 none failed, 1 one failed, 2 the command line is wrong.
 
 /// Where everything is kept, below the target folder.
 const FOLDER: &str = "guest";
+/// How often scenarios are begun again after the emulation failed under them.
+const MOST_BOOTS: u32 = 3;
 /// How often a guest is killed unless the command line says otherwise.
 const USUAL_KILLS: u32 = 5;
 
@@ -262,17 +264,26 @@ fn boot_for(
     devices: &Devices,
     report: &mut Report,
 ) -> io::Result<()> {
-    if scenarios.is_empty() {
-        return Ok(());
+    let mut left = scenarios.to_vec();
+    for attempt in 1..=MOST_BOOTS {
+        if left.is_empty() {
+            break;
+        }
+        let limit: Duration = left.iter().map(|scenario| scenario.limit).sum();
+        let names: Vec<&str> = left.iter().map(|scenario| scenario.name).collect();
+        let wanted = Wanted { names: &names, words: "", devices, limit: limit + machine::BOOT };
+        let end = machine::run(place, kernel, image, &wanted, |line| {
+            report.hear(line);
+            Next::GoOn
+        })?;
+        if end != End::EmulationFailed || attempt == MOST_BOOTS {
+            report.close(&end);
+            break;
+        }
+        println!("         {end} in the kernel's own code: once more from there on");
+        report.forget_begun();
+        left.retain(|scenario| report.is_unheard(scenario.name));
     }
-    let limit: Duration = scenarios.iter().map(|scenario| scenario.limit).sum();
-    let names: Vec<&str> = scenarios.iter().map(|scenario| scenario.name).collect();
-    let wanted = Wanted { names: &names, words: "", devices, limit: limit + machine::BOOT };
-    let end = machine::run(place, kernel, image, &wanted, |line| {
-        report.hear(line);
-        Next::GoOn
-    })?;
-    report.close(&end);
     Ok(())
 }
 

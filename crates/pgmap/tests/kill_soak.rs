@@ -25,6 +25,7 @@ const POOL_BYTES: u64 = 64 << 20;
 /// The same where the data has the catalog at its head.
 const POOL_ON_BYTES: u64 = 256 << 20;
 const ON: &str = "PGMAP_TEST_ON";
+const EOPNOTSUPP: i32 = 95;
 const NR_NAMES: u64 = 24;
 const DEFAULT_SECONDS: u64 = 20;
 /// Longest life of a victim once it works.
@@ -202,10 +203,16 @@ impl<'c> Worker<'c> {
         }
         let file = self.client.open(name)?;
         let len = file.len_bytes();
-        let pin = match self.random.below(if self.is_victim { 3 } else { 2 }) {
-            0 => file.pin(0, len)?,
-            1 => file.pin_longterm(0, len)?,
-            _ => file.pin_for_device(0, len)?,
+        let may_be_device = self.is_victim && agent() == Agent::Device;
+        let pin = match self.random.below(if may_be_device { 3 } else { 2 }) {
+            0 => file.pin(0, len),
+            1 => file.pin_longterm(0, len),
+            _ => file.pin_for_device(0, len),
+        };
+        let pin = match pin {
+            // On DAX files only leases are long: there a short pin is held instead.
+            Err(error) if error.errno() == EOPNOTSUPP => file.pin(0, len)?,
+            pin => pin?,
         };
         self.pins.push(pin);
         Ok(())

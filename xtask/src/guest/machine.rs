@@ -69,7 +69,13 @@ pub enum End {
     OutOfTime,
     /// It was killed, as was asked for.
     Killed,
+    /// The kernel met a breakpoint of its own while it patched its code: the emulation's fault, and nobody
+    /// else's.
+    EmulationFailed,
 }
+
+/// What the console says then.
+const EMULATION_FAILED: &str = "Oops: int3";
 
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -77,6 +83,7 @@ impl fmt::Display for End {
             End::PoweredOff => "the guest stopped",
             End::OutOfTime => "the guest's time was up",
             End::Killed => "the guest was killed",
+            End::EmulationFailed => "the emulation failed",
         })
     }
 }
@@ -103,7 +110,8 @@ pub fn run(
             is_silent = false;
             hear(line)
         })?;
-        if !is_silent || end != End::PoweredOff || attempt == BOOTS {
+        let is_failure = matches!(end, End::PoweredOff | End::EmulationFailed);
+        if !is_silent || !is_failure || attempt == BOOTS {
             return Ok(end);
         }
         let console = place.join(format!("console-failed-{attempt}.log"));
@@ -156,6 +164,10 @@ fn boot(
     drop(child);
     // QEMU is gone, so its output has ended.
     let _ = reading.join();
+    let console = std::fs::read(place.join("console.log")).unwrap_or_default();
+    if how == End::PoweredOff && String::from_utf8_lossy(&console).contains(EMULATION_FAILED) {
+        return Ok(End::EmulationFailed);
+    }
     Ok(how)
 }
 

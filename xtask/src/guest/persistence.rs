@@ -66,6 +66,11 @@ pub fn run(
             report.hear(why);
             return Ok(());
         }
+        // As good as a kill, but for the last boot, which has to end in order.
+        let end = match end {
+            End::EmulationFailed if !is_last => End::Killed,
+            end => end,
+        };
         let wrong = books.take_complaint().or_else(|| unexpected(end, is_last, scenario, &said));
         if let Some(wrong) = wrong {
             let context = format!("boot {} of {}, {moment:?}", round + 1, nr_kills + 1);

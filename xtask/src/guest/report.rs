@@ -81,6 +81,16 @@ impl Report {
         }
     }
 
+    /// Takes what was under way for not begun: it will be begun again.
+    pub fn forget_begun(&mut self) {
+        self.begun = None;
+    }
+
+    /// Whether nothing was heard of how `name` ended.
+    pub fn is_unheard(&self, name: &str) -> bool {
+        self.verdicts.contains(&(name, Verdict::Unheard))
+    }
+
     /// Each scenario with what became of it.
     pub fn verdicts(&self) -> &[(&'static str, Verdict)] {
         &self.verdicts
@@ -124,6 +134,17 @@ mod tests {
         report.hear(&format!("begin {}", names[1]));
         report.close(&End::OutOfTime);
         assert_eq!(report.verdicts()[1], (names[1], Verdict::Failed));
+    }
+
+    #[test]
+    fn what_is_begun_again_is_what_has_no_verdict() {
+        let mut report = report();
+        let names = names();
+        report.hear(&format!("ok {}", names[0]));
+        report.hear(&format!("begin {}", names[1]));
+        report.forget_begun();
+        let left: Vec<_> = names.iter().filter(|name| report.is_unheard(name)).collect();
+        assert_eq!(left, [&names[1], &names[2]]);
     }
 
     #[test]

@@ -44,10 +44,8 @@ pub const ALL: &[Scenario] = &[
     scenario("cycle/on-xfs-dax", 180, NEW, CYCLE),
     scenario("cycle/on-hugetlbfs", 180, OLD, CYCLE),
     scenario("soak/devdax-2M", 180, OLD, SOAK),
-    scenario("soak/devdax-1G", 180, NONE, SOAK),
+    scenario("soak/devdax-1G", 180, NEW, SOAK),
     scenario("soak/devdax-4K", 180, NONE, SOAK),
-    scenario("soak/on-ext4-dax", 180, NONE, SOAK),
-    scenario("soak/on-xfs-dax", 180, NEW, SOAK),
     scenario("unplug/devdax-2M", 180, NONE, UNPLUG),
     scenario("unplug/devdax-4K", 180, NONE, UNPLUG),
     scenario("huge/2M", 120, OLD, "a pool of huge pages: put, get, compare"),
@@ -68,7 +66,7 @@ pub const ALL: &[Scenario] = &[
     scenario("persistence/on-xfs-dax", 120, NONE, PERSISTENCE),
 ];
 
-const SOAK: &str = "the kill soak, its pool on that device or file";
+const SOAK: &str = "the kill soak, its pool on that device";
 const UNPLUG: &str = "a device that goes away under a pool, and comes back";
 const PARITY: &str = "the kernel's own rules and pgmap's on the same device, row by row";
 const PERSISTENCE: &str = "the guest killed again and again: what was committed is there";
