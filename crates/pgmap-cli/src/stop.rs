@@ -6,6 +6,7 @@
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
@@ -66,11 +67,23 @@ impl Stop {
 
     /// Sleeps until one comes and returns its name.
     pub fn wait(&mut self) -> &'static str {
-        match self.signals.forever().next() {
-            Some(SIGINT) => "SIGINT",
-            Some(SIGHUP) => "SIGHUP",
-            _ => "SIGTERM",
+        name_of(self.signals.forever().next())
+    }
+
+    /// Sleeps for `pause`. Returns the name of a signal that has come by then.
+    pub fn wait_for(&mut self, pause: Duration) -> Option<&'static str> {
+        if !self.is_asked() {
+            std::thread::sleep(pause);
         }
+        self.is_asked().then(|| name_of(self.asked))
+    }
+}
+
+const fn name_of(signal: Option<i32>) -> &'static str {
+    match signal {
+        Some(SIGINT) => "SIGINT",
+        Some(SIGHUP) => "SIGHUP",
+        _ => "SIGTERM",
     }
 }
 

@@ -71,10 +71,7 @@ fn run(weak: &Weak<impl HasDevice>) {
         }
         match user.give_up() {
             Ok(()) => {
-                tracing::error!(
-                    device = user.data().name(),
-                    "the device is gone and was given up; start the owner again when it is back"
-                );
+                tracing::error!(device = user.data().name(), "the device is gone and was given up");
                 return;
             }
             Err(error) => tracing::warn!(%error, "a device that is gone could not be given up"),

@@ -25,7 +25,7 @@ use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::memory_type::MemoryType;
 use pgmap_mm::vmemmap::VmemmapLayout;
 use pgmap_os::sync::{Mutex, MutexGuard};
-use pgmap_os::{Access, MemoryFile, OsError, PageSize, ParentFd, disk, file_lock};
+use pgmap_os::{Access, MemoryFile, MemoryKind, OsError, PageSize, ParentFd, disk, file_lock};
 
 use crate::device_watch::HasDevice;
 use crate::error::Error;
@@ -442,6 +442,25 @@ impl Pool {
 
     fn data_lock(&self) -> MutexGuard<'_, Option<ParentFd>> {
         self.data_lock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the data lies on a device that went away: the owner has given it up, and goes on to say what
+    /// it knows.
+    #[must_use]
+    pub fn is_device_gone(&self) -> bool {
+        self.is_given_up.get().is_some()
+    }
+
+    /// Whether that device is back: the pool can be opened again when this owner has ended.
+    #[must_use]
+    pub fn is_device_back(&self) -> bool {
+        self.is_device_gone() && self.data.is_present()
+    }
+
+    /// Whether the data lies on a device, which may go away.
+    #[must_use]
+    pub fn is_on_device(&self) -> bool {
+        self.data.kind() == MemoryKind::DevDax
     }
 
     /// Where the descriptors start in their file.

@@ -1,5 +1,8 @@
 //! `pgmap serve`: owns a pool until it is told to stop.
 
+use std::path::Path;
+use std::time::{Duration, Instant};
+
 use pgmap::Owner;
 use serde::Serialize;
 
@@ -13,10 +16,18 @@ use crate::stop::Stop;
 use crate::table::Table;
 use crate::verbs::pool::{Existing, PoolArguments, make_parent};
 
+/// How often it is looked whether a device that was away is back.
+const DEVICE_PAUSE: Duration = Duration::from_millis(200);
+/// How long a device that is back may take to be opened.
+const DEVICE_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Own a pool and serve it until SIGTERM or SIGINT
 ///
 /// Makes a pool of 1 GiB under $XDG_RUNTIME_DIR (or /dev/shm), or opens the one that is there: files
 /// outlive the server. Prints one line when clients can attach. Logs go to stderr.
+///
+/// A pool on a device (--on /dev/daxX.Y) outlives the device's absence: while it is gone, `ls`, `stat` and
+/// `who` go on and everything that touches memory is an error; when it is back it is served again.
 ///
 /// The memory of a pool is taken when it is first handed out, so that shortage is an error there and
 /// never a signal. A pool of huge pages lives in no directory and ends with the server.
@@ -81,9 +92,45 @@ impl Serve {
         if !is_stdout_closed() {
             output.show(&serving)?;
         }
-        let signal = stop.wait();
-        tracing::info!(signal, "stopping");
-        drop(owner);
+        let signal = if owner.pool().is_on_device() {
+            self.serve_device(owner, socket, &mut stop)?
+        } else {
+            let signal = stop.wait();
+            drop(owner);
+            signal
+        };
+        tracing::info!(signal, "stopped");
         Ok(())
+    }
+
+    /// Serves until a signal comes, and takes the pool up again when its device was away and is back.
+    fn serve_device(
+        &self,
+        mut owner: Owner,
+        socket: &Path,
+        stop: &mut Stop,
+    ) -> Result<&'static str, Failure> {
+        loop {
+            if let Some(signal) = stop.wait_for(DEVICE_PAUSE) {
+                return Ok(signal);
+            }
+            if !owner.pool().is_device_back() {
+                continue;
+            }
+            drop(owner);
+            let since = Instant::now();
+            owner = loop {
+                // The device's node may be there a moment later than the device.
+                match self.pool.open(Existing::Open) {
+                    Err(_) if since.elapsed() < DEVICE_PATIENCE => {}
+                    opened => break Owner::start(opened?)?,
+                }
+                if let Some(signal) = stop.wait_for(DEVICE_PAUSE) {
+                    return Ok(signal);
+                }
+            };
+            owner.serve(socket)?;
+            tracing::info!("the device is back, and the pool on it is served again");
+        }
     }
 }
