@@ -46,7 +46,7 @@ pub const ALL: &[Scenario] = &[
     scenario("soak/devdax-2M", 180, OLD, SOAK),
     scenario("soak/devdax-1G", 180, NEW, SOAK),
     scenario("soak/devdax-4K", 180, NONE, SOAK),
-    scenario("unplug/devdax-2M", 180, NONE, UNPLUG),
+    scenario("unplug/devdax-2M", 180, BOTH, UNPLUG),
     scenario("unplug/devdax-4K", 180, NONE, UNPLUG),
     scenario("huge/2M", 120, OLD, "a pool of huge pages: put, get, compare"),
     scenario("parity/devdax-2M", 120, NEW, PARITY),
