@@ -44,12 +44,20 @@ fn serve(episode: &Episode) -> Result<(), Error> {
     };
     episode.made();
     let owner = Owner::start(pool)?;
-    owner.serve(&episode.socket)?;
-    episode.does_serve.set(true);
-    episode.machine.note(|| "serves".to_owned());
-    while !episode.is_owner_to_end.get() {
-        pgmap_os::thread::sleep(LOOK);
+    let served = owner.serve(&episode.socket);
+    if served.is_ok() {
+        episode.does_serve.set(true);
+        episode.machine.note(|| "serves".to_owned());
+        while !episode.is_owner_to_end.get() {
+            pgmap_os::thread::sleep(LOOK);
+        }
     }
+    end(episode, owner);
+    served
+}
+
+/// Ends the owner, who syncs the pool and puts that on record.
+fn end(episode: &Episode, owner: Owner) {
     episode.machine.note(|| "stops".to_owned());
     let from = episode.machine.steps();
     episode.model.borrow_mut().owner_ended(from, None);
@@ -58,5 +66,4 @@ fn serve(episode: &Episode) -> Result<(), Error> {
     if !episode.machine.has_failed_since(from, episode.machine.running(), &ANY) {
         episode.model.borrow_mut().owner_ended(from, Some(episode.machine.steps()));
     }
-    Ok(())
 }
