@@ -135,7 +135,7 @@ impl Core {
             );
             return Err(Refusal::Denied { why, errno: pgmap_mm::error::errno::EOPNOTSUPP });
         }
-        if self.frames.page_bytes() != PAGE_BYTES {
+        if !self.frames.repairs_pages() {
             let why = format!(
                 "\"{name}\" lies in pages of {} bytes, which cannot be replaced in part: remove the \
                  file, then repair what is free",

@@ -6,6 +6,7 @@
 use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
 use pgmap_mm::extent::Extent;
 use pgmap_mm::index::MAX_EXTENTS;
+use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::memory_failure::{FailureError, Isolated};
 use pgmap_mm::pfn::{Pfn, PfnRange};
 
@@ -84,9 +85,31 @@ impl PoolFrames {
     /// # Errors
     /// [`Refusal::Internal`] when the backing cannot do that, [`Refusal::NoMemory`].
     pub(crate) fn replace(&mut self, run: PfnRange, bytes: &[u8]) -> Result<(), Refusal> {
+        if !self.backing.can_detach() {
+            return self.write_over(run, bytes);
+        }
         self.detach(run)?;
         self.backing.ensure(std::iter::once(run))?;
         self.backing.fill(run, bytes)
+    }
+
+    /// Writes over failed memory of a device, which has no other to put in its place.
+    ///
+    /// # Errors
+    /// [`Refusal::Internal`] when a dead client's device may still write there, or the memory does not take
+    /// what is written.
+    fn write_over(&mut self, run: PfnRange, bytes: &[u8]) -> Result<(), Refusal> {
+        if self.orphans.overlaps(run) {
+            let why = format!("a device of a dead client may still write to {run}");
+            return Err(Refusal::Internal { why });
+        }
+        self.backing.fill(run, bytes)
+    }
+
+    /// Whether single pages of failed memory can be brought back: by other memory, or on a device by
+    /// writing over them.
+    pub(crate) fn repairs_pages(&self) -> bool {
+        self.backing.page_bytes() == PAGE_BYTES || !self.backing.can_detach()
     }
 
     /// What takes the place of `extent` when its failed `run` is back in use under `flags`, to be put on
@@ -133,6 +156,11 @@ impl PoolFrames {
     /// # Errors
     /// When the backing or the catalog fails.
     pub(crate) fn repair(&mut self, run: PfnRange) -> Result<bool, Refusal> {
+        if !self.backing.can_detach() {
+            self.write_over(run, &vec![0; run.len_bytes() as usize])?;
+            self.return_repaired(run)?;
+            return Ok(true);
+        }
         let pages = self.whole_pages(run);
         let is_alone = self.folios.frames().without_free(pages).into_iter().all(|used| {
             let failed: u64 = self.failed.within(used).iter().map(|run| run.nr_pages()).sum();
@@ -142,10 +170,15 @@ impl PoolFrames {
             return Ok(false);
         }
         self.detach(pages)?;
+        self.return_repaired(run)?;
+        Ok(true)
+    }
+
+    fn return_repaired(&mut self, run: PfnRange) -> Result<(), Refusal> {
         self.pool.record(&[Change::Healthy(run.start())])?;
         self.folios.return_repaired(run)?;
         self.failed.take_exactly(run);
-        Ok(true)
+        Ok(())
     }
 
     /// Keeps a frame out of use that failed under an earlier owner, whatever its descriptor says. Files
