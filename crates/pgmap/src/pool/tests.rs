@@ -468,3 +468,33 @@ fn what_cannot_be_kept_is_refused_before_anything_is_made() {
     refused(&memory.path().join("far/away"), 32 << 20, "No such file");
     assert_eq!(fs::read(&file).unwrap(), b"of somebody");
 }
+
+/// With files that outlive a power failure nothing is dropped that a commit was answered for; the same
+/// pool without the promise drops it.
+#[test]
+fn a_commit_that_returned_outlives_a_power_failure_where_that_was_asked_for() {
+    for (durability, is_kept) in [(Durability::PowerFailure, true), (Durability::Restart, false)] {
+        // On a disk: the file system must outlive it too.
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pool");
+        let options = PoolOptions::in_directory(&path, POOL_BYTES).durability(durability);
+        let pool = match Pool::create(&options) {
+            Err(Error::NotDurable { why, .. }) => {
+                return println!("SKIPPED a_commit_that_returned_outlives…: {why}");
+            }
+            made => made.unwrap(),
+        };
+        let owner = Owner::start(pool).unwrap();
+        put(&owner.client().unwrap(), "a", 1, 5000);
+        // As the disk is while the owner runs, which then never stops.
+        let cut = directory.path().join("cut");
+        copy(&path, &cut);
+        drop(owner);
+        let pool = Pool::open_in_boot(&cut, OTHER_BOOT).unwrap();
+        let owner = Owner::start(pool).unwrap();
+        assert_eq!(contents(&owner.client().unwrap()).contains_key("a"), is_kept, "{durability:?}");
+        if is_kept {
+            assert_eq!(contents(&owner.client().unwrap())["a"], [1; 5000]);
+        }
+    }
+}
