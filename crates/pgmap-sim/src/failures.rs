@@ -16,6 +16,10 @@ pub struct Failures {
     frames: BTreeMap<u64, Option<u64>>,
     /// When somebody last said that one failed, or had no answer to that.
     last: u64,
+    /// Repairs that are not known to be over.
+    nr_repairs: u32,
+    /// When the last of the others was over.
+    repaired_at: u64,
 }
 
 impl Failures {
@@ -39,16 +43,24 @@ impl Failures {
         self.last = u64::MAX;
     }
 
-    fn ended(&mut self, frame: u64, answered_at: Option<u64>, is_failed: bool) {
+    fn ended(&mut self, frame: u64, from: u64, answered_at: Option<u64>, is_failed: bool) {
         self.last = answered_at.unwrap_or(u64::MAX);
-        if is_failed {
+        if is_failed && self.nr_repairs == 0 && self.repaired_at < from {
             self.frames.insert(frame, answered_at);
         }
     }
 
     /// Any of them may be replaced from now on.
-    fn repaired(&mut self) {
+    fn begin_repair(&mut self) {
         self.frames.values_mut().for_each(|since| *since = None);
+        self.nr_repairs += 1;
+    }
+
+    /// Nothing is replaced any more, if somebody was answered so.
+    fn end_repair(&mut self, now: u64, is_answered: bool) {
+        self.repaired_at = now;
+        self.frames.values_mut().for_each(|since| *since = None);
+        self.nr_repairs -= u32::from(is_answered);
     }
 }
 
@@ -71,7 +83,7 @@ pub fn fail(episode: &Episode, client: &Client, name: &str, page: u8) -> Result<
     let is_certain = result.is_ok() && asked.owner == episode.nr_owners.get();
     let now = episode.machine.steps();
     let answered_at = crate::verdict::is_answered(&result).then_some(now);
-    episode.failures.borrow_mut().ended(frame, answered_at, is_certain);
+    episode.failures.borrow_mut().ended(frame, asked.from, answered_at, is_certain);
     judge(episode, asked, Verb::Fail, Some(DEADLINE_MS), &result);
     result
 }
@@ -80,14 +92,14 @@ pub fn fail(episode: &Episode, client: &Client, name: &str, page: u8) -> Result<
 pub fn heal(episode: &Episode, client: &Client, name: &str, page: u8) -> Result<(), Error> {
     let asked = Asked::now(episode);
     let turn = episode.books.borrow_mut().begin(&[name], asked.owner);
-    episode.failures.borrow_mut().repaired();
+    episode.failures.borrow_mut().begin_repair();
     episode.model.borrow_mut().cut(name, Cut::Heal(page.into()), asked.from);
     let result = client.clear_poison(name, u64::from(page) * PAGE, &[0; PAGE as usize]);
     judge(episode, asked, Verb::Heal(name), Some(DEADLINE_MS), &result);
     let end = asked.end(episode, &result);
     let now = episode.machine.steps();
     episode.model.borrow_mut().cut_ended(name, asked.from, now, end);
-    episode.failures.borrow_mut().repaired();
+    episode.failures.borrow_mut().end_repair(now, crate::verdict::is_answered(&result));
     let answered_at = crate::verdict::is_answered(&result).then_some(now);
     episode.books.borrow_mut().end(turn, answered_at, episode.nr_owners.get());
     result
@@ -96,9 +108,10 @@ pub fn heal(episode: &Episode, client: &Client, name: &str, page: u8) -> Result<
 /// Somebody has failed frames replaced that no file has.
 pub fn repair(episode: &Episode, client: &Client) -> Result<(), Error> {
     let asked = Asked::now(episode);
-    episode.failures.borrow_mut().repaired();
+    episode.failures.borrow_mut().begin_repair();
     let result = client.repair_free();
-    episode.failures.borrow_mut().repaired();
+    let now = episode.machine.steps();
+    episode.failures.borrow_mut().end_repair(now, crate::verdict::is_answered(&result));
     judge(episode, asked, Verb::Look, Some(DEADLINE_MS), &result);
     result
 }

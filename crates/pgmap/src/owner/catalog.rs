@@ -383,7 +383,9 @@ impl Catalog {
                 self.log().append(&changes)?;
             }
         }
-        if !self.is_same_boot() {
+        if !self.is_same_boot() && !self.roster.is_empty() {
+            // A clean catalog that is newer than its data is one that was copied (`Mark::mismatch`).
+            self.log().mark(|header| header.is_clean = false)?;
             for clients in self.roster.chunks(256) {
                 let left: Vec<_> = clients.iter().map(|one| Change::Left(one.client)).collect();
                 self.log().append(&left)?;
