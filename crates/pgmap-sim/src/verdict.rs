@@ -241,7 +241,10 @@ impl Asked {
             (
                 Refusal::InUse { .. } | Refusal::Stale { .. },
                 Verb::Pin(name) | Verb::Lease(name),
-            ) => !books.is_alone_since(name, self.from),
+            ) => {
+                let failures = episode.failures.borrow();
+                !books.is_alone_since(name, self.from) || failures.may_fail_since(self.from)
+            }
             (
                 Refusal::InUse { .. },
                 Verb::Heal(name) | Verb::Unlink(name) | Verb::Cut(name, _) | Verb::Put(name, ..),
