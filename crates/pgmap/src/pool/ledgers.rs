@@ -154,7 +154,8 @@ impl Pool {
     /// the ledger: an owner that finds the ledger missing knows that there was one.
     pub(crate) fn enrol(&self, client: u64, pid: i32, file: &MemoryFile) -> Result<(), Error> {
         let Some(catalog) = &self.catalog else { return Ok(()) };
-        if self.is_given_up.get().is_some() {
+        // It may be gone for a moment before that is found out.
+        if self.is_device_gone() || !self.data.is_present() {
             // There is nothing that it could hold, and the catalog is gone with the device.
             return Ok(());
         }
