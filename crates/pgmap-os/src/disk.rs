@@ -37,6 +37,15 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     std::fs::rename(from, to)
 }
 
+/// Has the names in a directory outlive the machine, where its file system does.
+///
+/// # Errors
+/// As [`std::fs::File::sync_all`].
+pub fn sync_names(directory: &Path) -> io::Result<()> {
+    sim::call("fsync")?;
+    std::fs::File::open(directory)?.sync_all()
+}
+
 /// Removes a name.
 ///
 /// # Errors

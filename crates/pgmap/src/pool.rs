@@ -250,7 +250,21 @@ impl Pool {
             None => disk::rename(&unfinished, &directory.file(CATALOG))
                 .map_err(|error| os_error("rename", &unfinished, error))?,
         }
+        pool.sync_names(directory)?;
         Ok(pool)
+    }
+
+    /// Has the names of a new pool's files outlive the machine, if the pool is to.
+    fn sync_names(&self, directory: &Directory) -> Result<(), Error> {
+        if self.stored.durability == Durability::Processes {
+            return Ok(());
+        }
+        let data = Path::new(self.data.name());
+        let places = [Some(directory.path()), directory.path().parent(), data.parent()];
+        for place in places.into_iter().flatten().filter(|place| place.is_dir()) {
+            disk::sync_names(place).map_err(|error| os_error("sync", place, error))?;
+        }
+        Ok(())
     }
 
     /// Whether there is a pool in `directory`, which may be damaged, or of another format.

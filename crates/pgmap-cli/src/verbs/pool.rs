@@ -159,7 +159,7 @@ impl PoolArguments {
         let beside = || {
             let default = places::default_pool_dir();
             let Some(on) = &self.on else { return default };
-            let whole = on.canonicalize().unwrap_or_else(|_| on.clone());
+            let whole = std::path::absolute(on).unwrap_or_else(|_| on.clone());
             let name = whole.to_string_lossy().replace('/', "-");
             default.with_file_name(format!("on{name}"))
         };

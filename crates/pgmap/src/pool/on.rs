@@ -92,6 +92,7 @@ impl On {
         crate::pool::directory::remove_file(&new)?;
         let file = MemoryFile::create_named(&new, 0)?;
         file.write_all_at(&bytes, 0).map_err(|error| os_error("write", &new, error))?;
+        file.sync()?;
         disk::rename(&new, &path).map_err(|error| os_error("rename", &new, error))
     }
 }
@@ -106,7 +107,7 @@ pub(crate) struct Found {
 impl On {
     /// Whether the data of a pool lies at `path`.
     pub(crate) fn is_at(path: &Path) -> Result<bool, Error> {
-        let place = place_of(path);
+        let place = place_of(path)?;
         match disk::symlink_metadata(&place) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(os_error("inspect", &place, error)),
@@ -120,7 +121,7 @@ impl On {
     /// # Errors
     /// [`Error::BadPool`] when there is no pool, [`Error::Catalog`] when its catalog is damaged.
     pub(crate) fn of(path: &Path, boot: BootId) -> Result<Found, Error> {
-        let place = place_of(path);
+        let place = place_of(path)?;
         let data = Arc::new(MemoryFile::open_named(&place, Access::ReadWrite)?);
         if !is_catalog(&data) {
             return Err(bad(path, "there is no pool; create one"));
@@ -136,18 +137,20 @@ impl On {
 }
 
 /// The file or device that `path` names, in a directory the one that a pool has there.
-fn place_of(path: &Path) -> PathBuf {
-    match disk::symlink_metadata(path) {
-        Ok(found) if found.is_dir() => path.join(FILE_NAME),
-        _ => path.to_path_buf(),
-    }
+/// It is absolute: who opens the pool later may be in another directory.
+fn place_of(path: &Path) -> Result<PathBuf, Error> {
+    let whole = std::path::absolute(path).map_err(|error| os_error("find", path, error))?;
+    Ok(match disk::symlink_metadata(&whole) {
+        Ok(found) if found.is_dir() => whole.join(FILE_NAME),
+        _ => whole,
+    })
 }
 
 /// What a new pool's data can be made of.
 #[derive(Debug)]
 pub(crate) enum Ground {
     /// A device, which is there and has its length.
-    Device(MemoryFile),
+    Device(PathBuf, MemoryFile),
     /// A file that is yet to be made.
     File(PathBuf),
 }
@@ -158,48 +161,43 @@ impl Ground {
     /// # Errors
     /// [`Error::BadPool`] when there is a pool, or anything else that would be lost.
     pub(crate) fn inspect(path: &Path) -> Result<Self, Error> {
-        let found = match disk::symlink_metadata(path) {
+        let path = place_of(path)?;
+        let found = match disk::symlink_metadata(&path) {
             Ok(found) => found,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Self::File(path.into()));
-            }
-            Err(error) => return Err(os_error("inspect", path, error)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::File(path)),
+            Err(error) => return Err(os_error("inspect", &path, error)),
         };
-        if found.is_dir() {
-            let file = path.join(FILE_NAME);
-            return match disk::symlink_metadata(&file) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::File(file)),
-                _ => Self::inspect(&file),
-            };
-        }
         if found.file_type().is_block_device() {
             let why = "it is a block device; make a file system on it and name a file there, or \
                        change its namespace to device-dax (ndctl create-namespace -m devdax)";
-            return Err(bad(path, why));
+            return Err(bad(&path, why));
         }
-        let data = MemoryFile::open_named(path, Access::ReadWrite)?;
+        let data = MemoryFile::open_named(&path, Access::ReadWrite)?;
         if is_catalog(&data) {
-            return Err(bad(path, "there is a pool already; open it, or erase it first"));
+            return Err(bad(&path, "there is a pool already; open it, or erase it first"));
         }
         if data.kind() == MemoryKind::DevDax {
-            return Ok(Self::Device(data));
+            return Ok(Self::Device(path, data));
         }
         let len = data.len_bytes();
-        Err(bad(path, format!("there is a file of {len} bytes; name one that does not exist")))
+        Err(bad(&path, format!("there is a file of {len} bytes; name one that does not exist")))
     }
 
     /// Makes the file, without a byte, where it is to be one.
-    pub(crate) fn make(self) -> Result<MemoryFile, Error> {
+    pub(crate) fn make(self) -> Result<(PathBuf, MemoryFile), Error> {
         match self {
-            Self::Device(data) => Ok(data),
-            Self::File(path) => Ok(MemoryFile::create_named(&path, 0)?),
+            Self::Device(path, data) => Ok((path, data)),
+            Self::File(path) => {
+                let data = MemoryFile::create_named(&path, 0)?;
+                Ok((path, data))
+            }
         }
     }
 
     /// The device, if it is one.
     pub(crate) const fn device(&self) -> Option<&MemoryFile> {
         match self {
-            Self::Device(data) => Some(data),
+            Self::Device(_, data) => Some(data),
             Self::File(_) => None,
         }
     }

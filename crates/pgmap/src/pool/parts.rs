@@ -1,6 +1,6 @@
 //! The files of a pool: made as long as they must be, and checked against the catalog.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use pgmap_os::{Access, FileSystem, MemoryFile, MemoryKind, ParentFd};
@@ -13,7 +13,8 @@ use crate::pool::identity::{FileKind, Found, PoolId, Seal};
 use crate::pool::mark::{FoundMark, Mark};
 use crate::pool::on::{self, Ground, On};
 use crate::pool::{Layout, bad, options, pool_name};
-pub(super) fn data_kind(stored: &StoredPool) -> FileKind {
+
+fn data_kind(stored: &StoredPool) -> FileKind {
     if stored.head == Head::Nothing { FileKind::Data } else { FileKind::DataWithHead }
 }
 
@@ -26,8 +27,7 @@ pub(super) fn create_data(
 ) -> Result<(MemoryFile, Option<ParentFd>), Error> {
     let (data, lock) = match ground {
         Some(ground) => {
-            let data = ground.make()?;
-            let path = PathBuf::from(data.name());
+            let (path, data) = ground.make()?;
             check_data_place(&path, &data)?;
             let lock = on::lock(&path, &data)?;
             On { id, path }.write(directory)?;
@@ -43,15 +43,14 @@ pub(super) fn create_data(
 }
 
 /// Refuses a file system that no data can be on.
-pub(super) fn check_data_place(path: &Path, data: &MemoryFile) -> Result<(), Error> {
+fn check_data_place(path: &Path, data: &MemoryFile) -> Result<(), Error> {
     if matches!(data.kind(), MemoryKind::DevDax | MemoryKind::Hugetlb) {
         return Ok(());
     }
     let file_system = FileSystem::of(path)?;
     file_system.unfit().map_or(Ok(()), |reason| {
         let why = format!(
-            "it lies on {}, {reason}; choose a file on tmpfs, ext4, XFS or Btrfs, or a \
-                           device-dax device",
+            "it lies on {}, {reason}; choose a file on tmpfs, ext4, XFS or Btrfs, or device-dax",
             file_system.name()
         );
         Err(bad(path, why))
