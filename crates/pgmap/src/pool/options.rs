@@ -211,7 +211,8 @@ impl PoolOptions {
         let bad = |why: String| Error::BadPool { pool: self.name(), why };
         let (size_bytes, unit) = self.checked_size(device)?;
         if self.page_size != PageSize::Base && self.directory.is_some() {
-            return Err(bad("huge pages need an anonymous pool".into()));
+            let why = "huge pages in files lie on hugetlbfs: name a directory of it with `on`";
+            return Err(bad(why.into()));
         }
         let by_size = (size_bytes / (64 * 1024)).clamp(MIN_FILES, 1 << 20);
         let max_files = self.max_files.unwrap_or(by_size);
