@@ -1,7 +1,7 @@
 //! Faults that this project once had, put back one by one, each of which the simulation must find.
 //!
-//! Each is an edit of the sources, made in a copy of the tree. An edit whose text is no longer there is an
-//! error: somebody changed that place, and must say here how to break it now.
+//! Each is an edit of the sources, made in a copy of the tree. An edit whose text is no longer
+//! there is an error: somebody changed that place, and must say here how to break it now.
 
 use std::path::Path;
 use std::process::Command;
@@ -182,7 +182,8 @@ fn simulation(root: &Path, place: &Path) -> Command {
     command
 }
 
-/// Copies what git knows of the tree. A file that is the same keeps its time, so that little is built anew.
+/// Copies what git knows of the tree. A file that is the same keeps its time, so that little is
+/// built anew.
 fn copy_tree(root: &Path, place: &Path) -> io::Result<()> {
     let listed = Command::new("git").current_dir(root).args(["ls-files", "-z"]).output()?;
     for name in String::from_utf8_lossy(&listed.stdout).split_terminator('\0') {

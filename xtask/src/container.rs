@@ -1,7 +1,7 @@
 //! The step `container`: tests of pools and of the command in a place like a plain container's.
 //!
-//! 64 MiB of `/dev/shm`, at most 1,024 descriptors, a user without capabilities. Namespaces make that
-//! place out of any machine; where they are not allowed the step is skipped and says so.
+//! 64 MiB of `/dev/shm`, at most 1,024 descriptors, a user without capabilities. Namespaces make
+//! that place out of any machine; where they are not allowed the step is skipped and says so.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -113,8 +113,8 @@ fn is_open_to_all(folder: &Path) -> bool {
     fs::metadata(folder).is_ok_and(|metadata| metadata.permissions().mode() & 0o5 == 0o5)
 }
 
-/// The test programs that cargo's messages name: they lie in `deps`, and the command that they start does
-/// not.
+/// The test programs that cargo's messages name: they lie in `deps`, and the command that they
+/// start does not.
 fn executables(messages: &str) -> Vec<PathBuf> {
     let field = "\"executable\":\"";
     let after = messages.lines().filter_map(|line| line.split_once(field));

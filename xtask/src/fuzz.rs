@@ -1,7 +1,8 @@
-//! `cargo xtask fuzz`: each target under libFuzzer for a while, where cargo-fuzz and a nightly toolchain are.
+//! `cargo xtask fuzz`: each target under libFuzzer for a while, where cargo-fuzz and a nightly
+//! toolchain are.
 //!
-//! What is found goes to `target/fuzz`; the corpora in `fuzz/corpus` are read and not written. The tests
-//! of pgmap-fuzz run the same targets on stable, and are part of `cargo xtask test`.
+//! What is found goes to `target/fuzz`; the corpora in `fuzz/corpus` are read and not written. The
+//! tests of pgmap-fuzz run the same targets on stable, and are part of `cargo xtask test`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -1,8 +1,10 @@
-//! `cargo xtask guest`: pgmap inside real kernels, on memory devices that this machine does not have.
+//! `cargo xtask guest`: pgmap inside real kernels, on memory devices that this machine does not
+//! have.
 //!
-//! Debian's kernels boot under QEMU's software emulation with NVDIMMs. The initial file system holds
-//! pgmap's static binary, static test programs and the scripts of `xtask/guest`. Nothing is installed:
-//! what is fetched and made lies in `target/guest`. What is missing is named, and the run is skipped.
+//! Debian's kernels boot under QEMU's software emulation with NVDIMMs. The initial file system
+//! holds pgmap's static binary, static test programs and the scripts of `xtask/guest`. Nothing is
+//! installed: what is fetched and made lies in `target/guest`. What is missing is named, and the
+//! run is skipped.
 
 mod archive;
 mod image;
@@ -313,7 +315,8 @@ fn missing() -> Option<String> {
     (!packages.is_empty()).then(|| format!("these packages are missing: {}", packages.join(" ")))
 }
 
-/// A program of this machine, also of the administrator's folders, which are not in everybody's path.
+/// A program of this machine, also of the administrator's folders, which are not in everybody's
+/// path.
 fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);

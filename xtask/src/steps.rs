@@ -1,4 +1,5 @@
-//! The steps of `cargo xtask test`: what each runs. One function per step, in the order of [`STEPS`].
+//! The steps of `cargo xtask test`: what each runs. One function per step, in the order of
+//! [`STEPS`].
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -81,7 +82,8 @@ const LOOM_FILTER: &str = "loom";
 
 /// Built by itself: what it has compiled into the other crates does not ship.
 const SIMULATION: &str = "pgmap-sim";
-/// How many steps fresh seeds are run for. Not how long: the same tree has the same runs everywhere.
+/// How many steps fresh seeds are run for. Not how long: the same tree has the same runs
+/// everywhere.
 const SIMULATION_STEPS: &str = "80000000";
 
 fn fmt(run: &Run<'_>) -> io::Result<Outcome> {
@@ -146,7 +148,8 @@ fn sim(run: &Run<'_>) -> io::Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
-/// A seed that is the same for the same tree, so that a run can be repeated, and another for each other.
+/// A seed that is the same for the same tree, so that a run can be repeated, and another for each
+/// other.
 fn seed_of_tree(root: &Path) -> String {
     let asked = Command::new("git").current_dir(root).args(["rev-parse", "HEAD^{tree}"]).output();
     let tree = asked.map(|output| output.stdout).unwrap_or_default();

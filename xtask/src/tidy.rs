@@ -6,6 +6,7 @@
 
 mod atomics_door;
 mod code_map;
+mod comment_width;
 mod crate_layers;
 mod file_length;
 mod fn_length;
@@ -82,6 +83,7 @@ pub fn run(root: &Path) -> io::Result<bool> {
 fn check(tree: &Tree) -> Vec<Violation> {
     let mut found = Vec::new();
     file_length::check(tree, &mut found);
+    comment_width::check(tree, &mut found);
     fn_length::check(tree, &mut found);
     header::check(tree, &mut found);
     unsafe_code::check(tree, allowed::UNSAFE_FILES, &mut found);

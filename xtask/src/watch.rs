@@ -1,4 +1,5 @@
-//! Running a command for so long and no longer. A test that hangs ends its step, and the step says so.
+//! Running a command for so long and no longer. A test that hangs ends its step, and the step says
+//! so.
 
 use std::collections::HashMap;
 use std::fs;
@@ -54,7 +55,8 @@ impl Limit {
     }
 }
 
-/// Ends a process and all that it started, from the latest on: killing cargo alone leaves its tests.
+/// Ends a process and all that it started, from the latest on: killing cargo alone leaves its
+/// tests.
 fn kill_family(root: u32) {
     let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -75,7 +77,8 @@ fn kill_family(root: u32) {
         at += 1;
     }
     let numbers: Vec<String> = family.iter().rev().map(u32::to_string).collect();
-    // The shell's own `kill` is everywhere. Who has ended meanwhile makes it complain, and is no loss.
+    // The shell's own `kill` is everywhere. Who has ended meanwhile makes it complain, and is no
+    // loss.
     let script = format!("kill -KILL {}", numbers.join(" "));
     let _ = Command::new("sh").args(["-c", &script]).stderr(Stdio::null()).status();
 }

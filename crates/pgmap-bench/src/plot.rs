@@ -1,4 +1,5 @@
-//! The report as a picture: a bar for each row, with its spread and its target. The one user of plotters.
+//! The report as a picture: a bar for each row, with its spread and its target. The one user of
+//! plotters.
 
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};

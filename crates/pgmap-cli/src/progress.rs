@@ -39,8 +39,8 @@ impl Progress {
     }
 }
 
-/// A bar of steps, drawn when it is told of one and never in between: a thread that draws would take
-/// time from what is measured.
+/// A bar of steps, drawn when it is told of one and never in between: a thread that draws would
+/// take time from what is measured.
 #[derive(Debug)]
 pub struct Steps {
     bar: ProgressBar,

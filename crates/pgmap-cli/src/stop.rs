@@ -1,7 +1,7 @@
 //! SIGINT, SIGTERM and SIGHUP as a question, for verbs that have something to undo.
 //!
-//! A signal that was ignored when the command started stays ignored, as `nohup` and shells with jobs in
-//! the background want it.
+//! A signal that was ignored when the command started stays ignored, as `nohup` and shells with
+//! jobs in the background want it.
 
 use std::fs;
 use std::sync::Arc;
@@ -87,14 +87,15 @@ const fn name_of(signal: Option<i32>) -> &'static str {
     }
 }
 
-/// Makes writing past `RLIMIT_FSIZE` the error EFBIG: the signal that comes with it would end the process.
+/// Makes writing past `RLIMIT_FSIZE` the error EFBIG: the signal that comes with it would end the
+/// process.
 pub fn keep_file_size_limit_an_error() {
     // Where the handler is refused the signal ends the process as before.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
 }
 
-/// The signals that this process was started to ignore, one bit each from bit 0 for signal 1 on. None
-/// where the system does not say.
+/// The signals that this process was started to ignore, one bit each from bit 0 for signal 1 on.
+/// None where the system does not say.
 fn ignored_signals() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

@@ -1,9 +1,9 @@
 //! A file on disk that a verb writes: whole or not at all where the system can do that.
 //!
-//! What is written is a draft that has no name until it is whole, so that nothing is left of it however
-//! the command ends; then it takes the place of the file. That file's mode and owner are kept. A file
-//! whose place another cannot take unnoticed (it has further names, or attributes, or its directory
-//! cannot be written) is written in place, and so are devices and pipes.
+//! What is written is a draft that has no name until it is whole, so that nothing is left of it
+//! however the command ends; then it takes the place of the file. That file's mode and owner are
+//! kept. A file whose place another cannot take unnoticed (it has further names, or attributes, or
+//! its directory cannot be written) is written in place, and so are devices and pipes.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Seek, Write};
@@ -56,8 +56,8 @@ impl Target {
         Ok(Self { place: place.to_owned(), real, there, draft: None, len_bytes: 0 })
     }
 
-    /// Whether it is, or will be, an ordinary file: then something is to be undone when writing ends
-    /// early.
+    /// Whether it is, or will be, an ordinary file: then something is to be undone when writing
+    /// ends early.
     pub fn is_file(&self) -> bool {
         let is_file = |there: &File| there.metadata().is_ok_and(|metadata| metadata.is_file());
         self.there.as_ref().is_none_or(is_file)
@@ -179,8 +179,8 @@ impl Draft {
         Ok(Self { file: file.into(), name: Some(name) })
     }
 
-    /// A draft with mode and owner of the file that is `there`; `None` if others would notice that the
-    /// file was replaced.
+    /// A draft with mode and owner of the file that is `there`; `None` if others would notice that
+    /// the file was replaced.
     fn for_replacing(real: &Path, there: &File) -> io::Result<Option<Self>> {
         let old = there.metadata()?;
         let is_at_place = fs::symlink_metadata(real)
@@ -229,8 +229,8 @@ impl Drop for Draft {
     }
 }
 
-/// Makes something beside `real` under a name that is free. The name is short: `real`'s own may be as
-/// long as names can be.
+/// Makes something beside `real` under a name that is free. The name is short: `real`'s own may be
+/// as long as names can be.
 fn with_free_name<T>(
     real: &Path,
     make: impl Fn(&Path) -> Result<T, Errno>,
@@ -260,8 +260,8 @@ fn followed(place: &Path) -> PathBuf {
     place
 }
 
-/// Whether a file has access lists or other attributes that a new file would lack. Those of security
-/// modules do not count: a new file in the same directory gets its own.
+/// Whether a file has access lists or other attributes that a new file would lack. Those of
+/// security modules do not count: a new file in the same directory gets its own.
 fn has_attributes(file: &File) -> bool {
     let mut names = [0_u8; 4096];
     match rustix::fs::flistxattr(file, &mut names[..]) {

@@ -465,7 +465,8 @@ fn what_cannot_be_written_out_is_an_error_to_the_last_byte() {
     nothing_is_left(&server);
 }
 
-/// The runtime puts `/dev/null` in the place of a closed stdout, and all that was written there was lost.
+/// The runtime puts `/dev/null` in the place of a closed stdout, and all that was written there was
+/// lost.
 #[test]
 fn what_is_written_to_a_closed_stdout_is_an_error() {
     let server = Server::start();

@@ -1,4 +1,5 @@
-//! A catalog's bytes out of an input: two headers and a log, with the checksums that a fuzzer cannot guess.
+//! A catalog's bytes out of an input: two headers and a log, with the checksums that a fuzzer
+//! cannot guess.
 //!
 //! The layout is told once more here, because the reader's own is what is tried.
 

@@ -14,8 +14,8 @@ use crate::words::CountedWords;
 
 const MAX_FILES: usize = 64;
 const SEED: u64 = 0x9e37_79b9;
-/// What one look-up may load: 64 attempts along a chain of 4,096 entries, each of which may have a name
-/// that is right up to its last word, and one entry with all its extents.
+/// What one look-up may load: 64 attempts along a chain of 4,096 entries, each of which may have a
+/// name that is right up to its last word, and one entry with all its extents.
 const MOST_LOADS: u64 = 64 * (4096 * 40 + 2 * 3 * MAX_EXTENTS as u64);
 const NAMES: [&[u8]; 5] = [b"a", b"bb", b"a name of more than eight bytes", b"many", b"\xff\x01"];
 

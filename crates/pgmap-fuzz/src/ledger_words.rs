@@ -100,7 +100,8 @@ impl Ledger {
         (ClientId(1), &self.reader)
     }
 
-    /// A lane's state, its number of used slots, or whether holds were left: as it may be, or any value.
+    /// A lane's state, its number of used slots, or whether holds were left: as it may be, or any
+    /// value.
     fn set_lane(&self, input: &mut Input<'_>) {
         let lane = usize::from(input.byte()) % NR_LANES;
         let (mark, value) = (input.byte(), input.number16());

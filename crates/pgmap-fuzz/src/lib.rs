@@ -1,8 +1,8 @@
 //! What the fuzzers run: one function for each target.
 //!
-//! Each takes any bytes, gives them to the code that ships, and panics if that breaks a promise. The
-//! libFuzzer targets in `fuzz/` call these functions and nothing else; [`drive`] runs them on stable.
-//! See docs/fuzzing.md.
+//! Each takes any bytes, gives them to the code that ships, and panics if that breaks a promise.
+//! The libFuzzer targets in `fuzz/` call these functions and nothing else; [`drive`] runs them on
+//! stable. See docs/fuzzing.md.
 
 #![allow(clippy::unwrap_used, reason = "a target fails as a test does")]
 
@@ -29,7 +29,8 @@ pub use wire::wire;
 /// A target, as the driver and the tools know it.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
-    /// Its name, which its file in `fuzz/fuzz_targets` and its folder in `fuzz/corpus` have as well.
+    /// Its name, which its file in `fuzz/fuzz_targets` and its folder in `fuzz/corpus` have as
+    /// well.
     pub name: &'static str,
     /// What it does with an input.
     pub run: fn(&[u8]),

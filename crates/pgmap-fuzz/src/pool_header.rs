@@ -30,8 +30,8 @@ thread_local! {
     static PLACE: tempfile::TempDir = place();
 }
 
-/// A pool is opened with sizes that fit each other, or refused; what its catalog says of files is put
-/// back, or refused.
+/// A pool is opened with sizes that fit each other, or refused; what its catalog says of files is
+/// put back, or refused.
 pub fn pool_header(bytes: &[u8]) {
     let path = PLACE.with(|place| place.path().join("pool"));
     make(&path, bytes);

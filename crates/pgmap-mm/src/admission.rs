@@ -252,8 +252,8 @@ fn refused_by_flag(request: &Request, ground: &Ground) -> Option<DenyReason> {
 /// The flags under which folios are published, so that the fast path needs no other look-up.
 ///
 /// PEER for P2pDma, whatever else is said. LONGTERM_OK only where [`admit`] would answer Allow to
-/// everybody: device-dax without a flag against it and without a holder that wants to be asked. When a
-/// holder registers later, or a file's flags change, the owner publishes anew.
+/// everybody: device-dax without a flag against it and without a holder that wants to be asked.
+/// When a holder registers later, or a file's flags change, the owner publishes anew.
 #[must_use]
 pub fn publish_flags(
     memory_type: MemoryType,
@@ -333,7 +333,8 @@ mod tests {
         }
     }
 
-    /// The fast path reads LONGTERM_OK and asks nobody, so the flag must never say more than `admit`.
+    /// The fast path reads LONGTERM_OK and asks nobody, so the flag must never say more than
+    /// `admit`.
     #[test]
     fn what_is_published_as_allowed_is_allowed_to_everybody() {
         let ranges: Vec<RangeFlags> = (0..32).map(RangeFlags).collect();

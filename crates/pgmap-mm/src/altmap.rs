@@ -1,19 +1,19 @@
 //! altmap: the head of a pagemap's first range, kept for its own descriptors and catalog.
 //!
 //! Memory that describes a terabyte can lie on that terabyte. The head holds, in this order: frames
-//! reserved for the driver, the descriptor arrays from the largest level down, the catalog. Its frames
-//! have no folio and are never handed out.
+//! reserved for the driver, the descriptor arrays from the largest level down, the catalog. Its
+//! frames have no folio and are never handed out.
 //!
-//! The arrays are as small as the folio sizes allow: one word per folio and nothing for its tails. The
-//! kernel gives up its own deduplication as soon as an altmap is used (Linux 7.1:
+//! The arrays are as small as the folio sizes allow: one word per folio and nothing for its tails.
+//! The kernel gives up its own deduplication as soon as an altmap is used (Linux 7.1:
 //! include/linux/mm.h, `vmemmap_can_optimize`), so 1 TiB of 2 MiB folios costs 16 GiB of the device
 //! there and 4 MiB here.
 //!
 //! # Differs from Linux
 //!
-//! The kernel's altmap hands out pages one after the other as the memmap asks for them and can run out
-//! (Linux 7.1: mm/sparse-vmemmap.c, `altmap_alloc_block_buf`). Here the head's size follows from the
-//! range and the smallest folio, exactly, before anything is written.
+//! The kernel's altmap hands out pages one after the other as the memmap asks for them and can run
+//! out (Linux 7.1: mm/sparse-vmemmap.c, `altmap_alloc_block_buf`). Here the head's size follows
+//! from the range and the smallest folio, exactly, before anything is written.
 
 use crate::level::{Level, PAGE_BYTES};
 use crate::pfn::PFN_BITS;
@@ -32,9 +32,9 @@ pub struct Altmap {
 }
 
 impl Altmap {
-    /// The head of a range of `nr_pages` frames whose folios are of `smallest` level or larger, with
-    /// `reserve_pages` frames for the driver and `catalog_bytes` for the catalog. None when that
-    /// leaves no frame, or the range is longer than a pfn space.
+    /// The head of a range of `nr_pages` frames whose folios are of `smallest` level or larger,
+    /// with `reserve_pages` frames for the driver and `catalog_bytes` for the catalog. None when
+    /// that leaves no frame, or the range is longer than a pfn space.
     #[must_use]
     pub fn for_range(
         nr_pages: u64,

@@ -2,8 +2,8 @@
 //!
 //! Both races of this crate have the shape "I store here, then load there; you store there, then
 //! load here; one of us must see the other". That needs a full barrier on both sides. The *light*
-//! side runs on every pin and unpin, so it is a compiler fence, and the *heavy* side makes up for it
-//! by running a full barrier on every processor that runs a registered process: `membarrier(2)`,
+//! side runs on every pin and unpin, so it is a compiler fence, and the *heavy* side makes up for
+//! it by running a full barrier on every processor that runs a registered process: `membarrier(2)`,
 //! `MEMBARRIER_CMD_GLOBAL_EXPEDITED`.
 //!
 //! # Orderings
@@ -16,8 +16,9 @@
 //! # The portable twin
 //!
 //! loom cannot see `membarrier`, so under loom both modes are `fence(SeqCst)`: what loom proves is
-//! the protocol built on a pair of full barriers. That the cheap pair is one is the kernel's promise
-//! (Linux 7.1: kernel/sched/membarrier.c), and the two-process test measures it with its control.
+//! the protocol built on a pair of full barriers. That the cheap pair is one is the kernel's
+//! promise (Linux 7.1: kernel/sched/membarrier.c), and the two-process test measures it with its
+//! control.
 //!
 //! `--cfg pgmap_break_light` and `--cfg pgmap_break_heavy` take one side away, to see loom object.
 
@@ -57,15 +58,16 @@ impl BarrierMode {
 pub enum Reached {
     /// All clients'.
     All,
-    /// Those of clients in [`BarrierMode::Fenced`]. What another one has stored may not be seen yet.
+    /// Those of clients in [`BarrierMode::Fenced`]. What another one has stored may not be seen
+    /// yet.
     Fenced,
 }
 
 /// The heavy side of the pair. The owner's platform supplies it.
 pub trait HeavyBarrier {
-    /// Returns once every light barrier of each client that was reached lies wholly before or wholly
-    /// after this call in the sense of the module's text. Must contain a `fence(SeqCst)` for fenced
-    /// clients, which are always reached.
+    /// Returns once every light barrier of each client that was reached lies wholly before or
+    /// wholly after this call in the sense of the module's text. Must contain a `fence(SeqCst)` for
+    /// fenced clients, which are always reached.
     #[must_use = "who was not reached may hold what no scan sees"]
     fn heavy(&self) -> Reached;
 }

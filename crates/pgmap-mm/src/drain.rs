@@ -24,11 +24,12 @@
 //! that can matter: a drain waits for exactly those and ignores later ones, and a client that
 //! keeps trying in vain cannot starve it.
 //!
-//! The scan may be made in steps: see [`Scan`]. Many holds need not be looked at in one go: holds that the scan found only end, so a drain may be cut in
-//! parts, and its holds looked at a few at a time, in any order.
+//! The scan may be made in steps: see [`Scan`]. Many holds need not be looked at in one go: holds
+//! that the scan found only end, so a drain may be cut in parts, and its holds looked at a few at a
+//! time, in any order.
 //!
-//! A client that the heavy barrier did not reach may hold what the scan did not see. It counts as holding
-//! all of the drain until it is gone.
+//! A client that the heavy barrier did not reach may hold what the scan did not see. It counts as
+//! holding all of the drain until it is gone.
 //!
 //! # Differs from Linux
 //!
@@ -84,8 +85,8 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// Starts a drain of `runs`, whose life words the caller has changed already: one heavy barrier,
-    /// one scan of every ledger.
+    /// Starts a drain of `runs`, whose life words the caller has changed already: one heavy
+    /// barrier, one scan of every ledger.
     #[must_use]
     pub fn start<'l, W, C>(
         runs: SortedRuns,
@@ -140,9 +141,9 @@ impl Drain {
         &self.held
     }
 
-    /// The frames of this drain that each client holds: at most `most` ranges for each client, so that
-    /// who holds much is told little. Where a client's holds are in more pieces, ranges also cover frames
-    /// between them, to whose holds an unneeded request does no harm.
+    /// The frames of this drain that each client holds: at most `most` ranges for each client, so
+    /// that who holds much is told little. Where a client's holds are in more pieces, ranges also
+    /// cover frames between them, to whose holds an unneeded request does no harm.
     #[must_use]
     pub fn asks(&self, most: usize) -> BTreeMap<ClientId, Vec<PfnRange>> {
         let mut asks: BTreeMap<ClientId, Vec<PfnRange>> = BTreeMap::new();
@@ -164,8 +165,8 @@ impl Drain {
         asks
     }
 
-    /// The part of this drain that concerns `runs`, which lie inside its own: so that one barrier and
-    /// one scan serve a batch whose members then wait each for its own holders.
+    /// The part of this drain that concerns `runs`, which lie inside its own: so that one barrier
+    /// and one scan serve a batch whose members then wait each for its own holders.
     #[must_use]
     pub fn part(&self, runs: SortedRuns) -> Self {
         let start_of = |held: &Held| held.hold.run.start();
@@ -178,8 +179,9 @@ impl Drain {
         Self { held, longest_pages: self.longest_pages, ..Self::of(runs, Vec::new()) }
     }
 
-    /// This drain in parts of about `most` holds, each of which then waits on its own. `start_of` says where
-    /// the folio of a frame starts; holds of the same folio, and those that overlap, stay together.
+    /// This drain in parts of about `most` holds, each of which then waits on its own. `start_of`
+    /// says where the folio of a frame starts; holds of the same folio, and those that overlap,
+    /// stay together.
     #[must_use]
     pub fn in_parts(self, most: usize, start_of: impl Fn(Pfn) -> u64) -> Vec<Self> {
         if self.held.len() <= most {
@@ -242,8 +244,9 @@ impl Drain {
         let _whole = self.look_on(usize::MAX, ledger_of);
     }
 
-    /// As [`look_again`](Self::look_again), at `most` of them, from where the last look ended. Holds that
-    /// ended count as in the way until the round is finished: then it returns how many those are.
+    /// As [`look_again`](Self::look_again), at `most` of them, from where the last look ended.
+    /// Holds that ended count as in the way until the round is finished: then it returns how many
+    /// those are.
     pub fn look_on<'l, W, C>(
         &mut self,
         most: usize,

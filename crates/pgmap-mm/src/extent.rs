@@ -21,8 +21,8 @@ pub struct Extent {
 const LEVEL_SHIFT: u32 = 40;
 
 impl Extent {
-    /// An extent as its owner told of it: `life` is what the owner published for the first folio. What a
-    /// descriptor says at any other folio is no life word, though it looks like one.
+    /// An extent as its owner told of it: `life` is what the owner published for the first folio.
+    /// What a descriptor says at any other folio is no life word, though it looks like one.
     ///
     /// `None` when no folio of `head_level` can start at the run's first frame or the run
     /// is shorter than that folio.

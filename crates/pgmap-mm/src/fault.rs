@@ -145,8 +145,8 @@ impl Mm {
     /// Fills every page of the range, as `MAP_POPULATE` does, with the largest leaves that fit.
     ///
     /// # Errors
-    /// At once where something is not mapped or allows no access, as `MADV_POPULATE_READ`; else at the
-    /// first page that cannot be filled, and those before it are.
+    /// At once where something is not mapped or allows no access, as `MADV_POPULATE_READ`; else at
+    /// the first page that cannot be filled, and those before it are.
     pub fn populate(&self, address: u64, len_bytes: u64) -> Result<(), FaultError> {
         let page = address / PAGE_BYTES;
         let end = address.saturating_add(len_bytes).div_ceil(PAGE_BYTES);

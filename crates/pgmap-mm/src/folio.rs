@@ -2,13 +2,13 @@
 //!
 //! # States
 //!
-//! Those of [`descriptor`](crate::descriptor); this file makes the transitions that need no waiting:
-//! reserve, publish, take out, put back, free.
+//! Those of [`descriptor`](crate::descriptor); this file makes the transitions that need no
+//! waiting: reserve, publish, take out, put back, free.
 //!
 //! # Who may touch what
 //!
-//! The owner alone (I2). A frame is handed out only when its descriptor is Free and nothing holds it
-//! (I3): a frame reaches the allocator only through [`Folios::free`].
+//! The owner alone (I2). A frame is handed out only when its descriptor is Free and nothing holds
+//! it (I3): a frame reaches the allocator only through [`Folios::free`].
 //!
 //! # Orderings
 //!
@@ -74,16 +74,16 @@ impl<W: WriteWords> Folios<W> {
         &self.frames
     }
 
-    /// Takes memory for the descriptors of `run`, see [`Vmemmap::reserve`]: to be asked for before frames
-    /// are described by [`reclaim`](Self::reclaim).
+    /// Takes memory for the descriptors of `run`, see [`Vmemmap::reserve`]: to be asked for before
+    /// frames are described by [`reclaim`](Self::reclaim).
     #[must_use]
     pub fn has_descriptors(&self, run: PfnRange, most: Level) -> bool {
         self.vmemmap.reserve(run, most)
     }
 
     /// Brings frames into use: `nr_pages` from the 1 GiB boundary `first` on. What is left of the
-    /// last 1 GiB is marked Offline. Touches no descriptor when nothing is left. False, with nothing done,
-    /// when there is no memory for the descriptors of that.
+    /// last 1 GiB is marked Offline. Touches no descriptor when nothing is left. False, with
+    /// nothing done, when there is no memory for the descriptors of that.
     pub fn bring_online(&mut self, first: Pfn, nr_pages: u64) -> bool {
         let mut at = first.number();
         let end = at + nr_pages;
@@ -108,8 +108,8 @@ impl<W: WriteWords> Folios<W> {
         self.vmemmap.layout().smallest()
     }
 
-    /// Frames an allocation of `len_bytes` takes; none when that overflows, or its folios are too small
-    /// to be described.
+    /// Frames an allocation of `len_bytes` takes; none when that overflows, or its folios are too
+    /// small to be described.
     #[must_use]
     pub fn pages_for(&self, len_bytes: u64, sizing: Sizing) -> Option<u64> {
         let unit = match sizing {
@@ -120,12 +120,12 @@ impl<W: WriteWords> Folios<W> {
         Some(bytes / Level::Pte.size_bytes())
     }
 
-    /// Hands out `nr_pages` frames, as [`pages_for`](Self::pages_for) says, as Reserved folios under
-    /// `stamp`.
+    /// Hands out `nr_pages` frames, as [`pages_for`](Self::pages_for) says, as Reserved folios
+    /// under `stamp`.
     ///
     /// # Errors
-    /// [`FramesShort`] when there are not so many, or only in too many pieces, or no memory to describe
-    /// them. Nothing is taken.
+    /// [`FramesShort`] when there are not so many, or only in too many pieces, or no memory to
+    /// describe them. Nothing is taken.
     pub fn reserve(
         &mut self,
         nr_pages: u64,
@@ -200,8 +200,8 @@ impl<W: WriteWords> Folios<W> {
     }
 
     /// Takes exactly `run` out of the free frames and describes it: how a restarted owner puts back
-    /// what the catalog says. Refused, with nothing changed, when a frame of it is not free, or there is
-    /// no memory for its descriptors.
+    /// what the catalog says. Refused, with nothing changed, when a frame of it is not free, or
+    /// there is no memory for its descriptors.
     pub fn reclaim(&mut self, run: PfnRange, most: Level, word: Descriptor) -> bool {
         let is_free = self.vmemmap.layout().covers(run) && self.frames.is_free(run);
         if !is_free || !self.vmemmap.reserve(run, most) || !self.frames.take_exactly(run) {
@@ -222,10 +222,10 @@ impl<W: WriteWords> Folios<W> {
         self.frames.take_any_of(run);
     }
 
-    /// Describes `run`, which is nobody's and no longer among the free frames, as Dying: for a restarted
-    /// owner. Its folios keep their sizes where they are whole folios of `run`, and are the largest
-    /// that fit where the descriptors are not to be believed. False, with nothing done, where there is no
-    /// memory for that.
+    /// Describes `run`, which is nobody's and no longer among the free frames, as Dying: for a
+    /// restarted owner. Its folios keep their sizes where they are whole folios of `run`, and are
+    /// the largest that fit where the descriptors are not to be believed. False, with nothing done,
+    /// where there is no memory for that.
     #[must_use]
     pub fn stray(&mut self, run: PfnRange) -> bool {
         let is_inside =
@@ -299,8 +299,8 @@ impl<W: WriteWords> Folios<W> {
         }
     }
 
-    /// Publishes reserved extents: their folios become Live with `flags`. The head of each extent is
-    /// written last, because its life word is what a pin checks.
+    /// Publishes reserved extents: their folios become Live with `flags`. The head of each extent
+    /// is written last, because its life word is what a pin checks.
     #[must_use]
     pub fn publish(&mut self, extents: &[Extent], flags: FolioFlags) -> Vec<Extent> {
         let live = |word: Descriptor| word.in_state(FolioState::Live).with_flags(flags);
@@ -315,8 +315,8 @@ impl<W: WriteWords> Folios<W> {
     }
 
     /// Changes an extent's life word so that no pin under the old one succeeds any more, without
-    /// taking the head folio out of use: sets PARTIAL and a fresh stamp. Returns the extent under its
-    /// new word.
+    /// taking the head folio out of use: sets PARTIAL and a fresh stamp. Returns the extent under
+    /// its new word.
     #[must_use]
     pub fn change_life(&mut self, extent: &Extent, fresh: Stamp) -> Extent {
         let flags = extent.life.flags().with(FolioFlags::PARTIAL);

@@ -20,29 +20,29 @@
 //! # Orderings
 //!
 //! One word says who the holder is and whether the pagemap goes. Registering is a compare-and-swap
-//! from empty (AcqRel), removal an or of a bit (AcqRel), so each sees what the other did first; they
-//! pair with each other and with the Acquire load of whoever looks. Data: what the holder and the
-//! owner wrote before.
+//! from empty (AcqRel), removal an or of a bit (AcqRel), so each sees what the other did first;
+//! they pair with each other and with the Acquire load of whoever looks. Data: what the holder and
+//! the owner wrote before.
 //!
 //! # Lost races
 //!
-//! *Register against register.* One compare-and-swap finds the slot empty; the other finds the first
-//! and is told `EBUSY`.
+//! *Register against register.* One compare-and-swap finds the slot empty; the other finds the
+//! first and is told `EBUSY`.
 //!
-//! *Register against removal.* If registering is first the removal's or returns the holder, and it is
-//! told. If the removal is first the compare-and-swap fails on its bit: `ENODEV`.
+//! *Register against removal.* If registering is first the removal's or returns the holder, and it
+//! is told. If the removal is first the compare-and-swap fails on its bit: `ENODEV`.
 //!
-//! *Unregister against removal.* If unregistering is first there is nobody to tell. If the removal is
-//! first the holder is told although it is leaving; unregistering then succeeds too.
+//! *Unregister against removal.* If unregistering is first there is nobody to tell. If the removal
+//! is first the holder is told although it is leaving; unregistering then succeeds too.
 //!
-//! *Answer against deadline.* Both are the owner's turns. Whichever is first takes the question out of
-//! the table; the other finds none and changes nothing.
+//! *Answer against deadline.* Both are the owner's turns. Whichever is first takes the question out
+//! of the table; the other finds none and changes nothing.
 //!
 //! # Differs from Linux
 //!
-//! The only thing a holder is asked or told there is `notify_failure` (Linux 7.1: drivers/dax/super.c,
-//! struct `dax_holder_operations`); it cannot say no to a pin, and the caller waits for it without a
-//! limit. Here no answer in time is "no".
+//! The only thing a holder is asked or told there is `notify_failure` (Linux 7.1:
+//! drivers/dax/super.c, struct `dax_holder_operations`); it cannot say no to a pin, and the caller
+//! waits for it without a limit. Here no answer in time is "no".
 
 use core::fmt;
 use std::collections::BTreeMap;
@@ -115,8 +115,9 @@ pub enum DrainReason {
     Operator,
 }
 
-/// Who sits on a pagemap: a file system, a device-dax user, a virtual machine monitor. The owner calls
-/// it on a worker of its own and does not wait longer than a deadline; it may be called on any thread.
+/// Who sits on a pagemap: a file system, a device-dax user, a virtual machine monitor. The owner
+/// calls it on a worker of its own and does not wait longer than a deadline; it may be called on
+/// any thread.
 pub trait Holder: Send + Sync {
     /// May `who` pin `run` for long?
     fn longterm_admit(&self, run: PfnRange, who: &Requester) -> HolderAnswer;
@@ -269,8 +270,9 @@ impl HolderSlot {
         if word & DEAD == 0 { HolderId::new(word & ID_MASK) } else { None }
     }
 
-    /// Begins to remove the pagemap: nobody can register any more. The first caller learns whom to tell
-    /// ([`FailureFlags::MEM_PRE_REMOVE`]) and then calls [`finish_removal`](Self::finish_removal).
+    /// Begins to remove the pagemap: nobody can register any more. The first caller learns whom to
+    /// tell ([`FailureFlags::MEM_PRE_REMOVE`]) and then calls
+    /// [`finish_removal`](Self::finish_removal).
     pub fn begin_removal(&self) -> Removal {
         // AcqRel: pairs with `register` and `unregister`; data: what the holder wrote.
         let before = self.word.fetch_or(CLOSING, Ordering::AcqRel);

@@ -9,14 +9,15 @@
 //!
 //! # Layout
 //!
-//! A header page, a power of two of bucket words, and slots of 64 words. A bucket word is the number
-//! of the first slot of its chain; slot 0 is never used, so 0 ends a chain. A slot is an entry
-//! (sequence, hash, next, id, length, counts, name, eight extents) or holds further extents of one.
+//! A header page, a power of two of bucket words, and slots of 64 words. A bucket word is the
+//! number of the first slot of its chain; slot 0 is never used, so 0 ends a chain. A slot is an
+//! entry (sequence, hash, next, id, length, counts, name, eight extents) or holds further extents
+//! of one.
 //!
 //! # Who may touch what
 //!
-//! The owner writes. Readers load, and believe nothing (I9): numbers are range-checked, walks have a
-//! named bound, extents pass through their constructor.
+//! The owner writes. Readers load, and believe nothing (I9): numbers are range-checked, walks have
+//! a named bound, extents pass through their constructor.
 //!
 //! # Orderings
 //!
@@ -264,7 +265,8 @@ pub fn is_valid_name(name: &[u8]) -> bool {
 }
 
 fn hash_name(seed: u64, name: &[u8]) -> u64 {
-    // Multiply-and-fold over 8-byte pieces; the seed is the pool's, so that chains cannot be aimed at.
+    // Multiply-and-fold over 8-byte pieces; the seed is the pool's, so that chains cannot be aimed
+    // at.
     const PRIME: u64 = 0x9e37_79b9_7f4a_7c15;
     let mut hash = seed ^ (name.len() as u64).wrapping_mul(PRIME);
     for piece in name.chunks(8) {
@@ -421,8 +423,9 @@ impl<W: ReadWords> IndexReader<W> {
             && name_words(name).enumerate().all(|(i, word)| self.word(at, NAME + i) == word)
     }
 
-    /// The file in the entry at `at`. An entry that names a file and cannot be true was never written so:
-    /// to go on along the chain would be to read it again for every turn of a chain that is a circle.
+    /// The file in the entry at `at`. An entry that names a file and cannot be true was never
+    /// written so: to go on along the chain would be to read it again for every turn of a chain
+    /// that is a circle.
     fn copy_entry(&self, slot: u32, at: usize) -> Walk {
         let id = FileId(self.word(at, FILE_ID));
         if id.0 == 0 {
@@ -646,8 +649,8 @@ impl<W: WriteWords> IndexWriter<W> {
         }
     }
 
-    /// The slots of further extents of the entry at `at`; none when there is no file in it, for then
-    /// the slot may last have held further extents itself.
+    /// The slots of further extents of the entry at `at`; none when there is no file in it, for
+    /// then the slot may last have held further extents itself.
     fn more_slots(&self, at: usize) -> Vec<u32> {
         let mut slots = Vec::new();
         if self.words.load(at + FILE_ID, Ordering::Relaxed) == 0 {

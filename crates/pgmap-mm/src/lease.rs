@@ -21,22 +21,23 @@
 //!
 //! # Orderings
 //!
-//! None of its own: messages are ordered by the socket, and a drain looks at the ledgers and at this
-//! table in one turn of the owner.
+//! None of its own: messages are ordered by the socket, and a drain looks at the ledgers and at
+//! this table in one turn of the owner.
 //!
 //! # Lost races
 //!
-//! *Recall against release.* If the release is handled first, the recall finds nothing to tell. If the
-//! recall is first, the client is told of a lease that it is giving up already, and its release ends
-//! the drain that the recall belongs to. A release that comes after the deadline ends a quarantine.
+//! *Recall against release.* If the release is handled first, the recall finds nothing to tell. If
+//! the recall is first, the client is told of a lease that it is giving up already, and its release
+//! ends the drain that the recall belongs to. A release that comes after the deadline ends a
+//! quarantine.
 //!
-//! *Recall against the client's death.* If the death is first there is nobody to tell: the hold is gone
-//! or an orphan. If the recall is first the death ends it the same way.
+//! *Recall against the client's death.* If the death is first there is nobody to tell: the hold is
+//! gone or an orphan. If the recall is first the death ends it the same way.
 //!
 //! # Differs from Linux
 //!
-//! There is no such thing: a long-term pin of an fsdax file is refused, and the layout leases proposed
-//! for it in 2019 were never merged.
+//! There is no such thing: a long-term pin of an fsdax file is refused, and the layout leases
+//! proposed for it in 2019 were never merged.
 
 use core::fmt;
 use std::collections::BTreeMap;
@@ -215,8 +216,9 @@ impl LeaseTable {
     /// Grants a long-term pin that policy allowed (I7).
     ///
     /// # Errors
-    /// [`LeaseError::Full`]; [`LeaseError::Over`] when `until_ms` has passed; [`LeaseError::Wanted`]
-    /// while any of the frames are being recalled, else a recall could be kept from its end for ever.
+    /// [`LeaseError::Full`]; [`LeaseError::Over`] when `until_ms` has passed;
+    /// [`LeaseError::Wanted`] while any of the frames are being recalled, else a recall could be
+    /// kept from its end for ever.
     pub fn grant(
         &mut self,
         client: ClientId,
@@ -242,8 +244,8 @@ impl LeaseTable {
         Ok(id)
     }
 
-    /// Asks every lease of any of `runs` back and returns whom to tell. A lease that is recalled already is
-    /// told again only when it has to hurry more; a lapsed one has no time left.
+    /// Asks every lease of any of `runs` back and returns whom to tell. A lease that is recalled
+    /// already is told again only when it has to hurry more; a lapsed one has no time left.
     pub fn recall(&mut self, runs: &SortedRuns, recall: Recall) -> Vec<Tell> {
         let mut tells = Vec::new();
         for lease in self.leases.values_mut().filter(|lease| runs.overlaps(lease.run)) {
@@ -285,8 +287,8 @@ impl LeaseTable {
         }
     }
 
-    /// Ends an orphaned or quarantined lease: the operator, a grace rule or the backing says that no
-    /// device writes there any more.
+    /// Ends an orphaned or quarantined lease: the operator, a grace rule or the backing says that
+    /// no device writes there any more.
     ///
     /// # Errors
     /// [`LeaseError::NotYours`] when the lease is neither.

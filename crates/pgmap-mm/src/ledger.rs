@@ -1,12 +1,14 @@
 //! The ledger: one client's own record of what it holds.
 //!
-//! A client publishes each short-term pin in a *slot* and each long-term pin in a *count*, or in one of the
-//! few slots that each lane keeps for those, in shared memory that only it writes and the owner reads. So no client can corrupt another's pins, and a
-//! killed client's pins vanish with its ledger.
+//! A client publishes each short-term pin in a *slot* and each long-term pin in a *count*, or in
+//! one of the few slots that each lane keeps for those, in shared memory that only it writes and
+//! the owner reads. So no client can corrupt another's pins, and a killed client's pins vanish with
+//! its ledger.
 //!
 //! # States
 //!
-//! A lane's slots are grouped in *blocks*, and the lane fills slots of one block only, its *open* one.
+//! A lane's slots are grouped in *blocks*, and the lane fills slots of one block only, its *open*
+//! one.
 //!
 //! ```text
 //!            openings + 1: opened word of the block, then the lane's state
@@ -19,36 +21,39 @@
 //! # Layout
 //!
 //! Words: a header of one page (magic, lanes in use, kind of light barrier), four marks per lane
-//! (state, slots ever used, whether long-term holds were left behind), a bitmap of the count pages ever
-//! touched, the lanes' slots, the slots' tags, per block the opening in which it was opened last, the
-//! lanes' long-term slots. Counts: three arrays of `u32`, largest level first, in a region of their own. All
-//! of it is sparse: what was never written is not backed, and the owner never reads it, because on
-//! tmpfs even a read populates a hole.
+//! (state, slots ever used, whether long-term holds were left behind), a bitmap of the count pages
+//! ever touched, the lanes' slots, the slots' tags, per block the opening in which it was opened
+//! last, the lanes' long-term slots. Counts: three arrays of `u32`, largest level first, in a
+//! region of their own. All of it is sparse: what was never written is not backed, and the owner
+//! never reads it, because on tmpfs even a read populates a hole.
 //!
 //! # Who may touch what
 //!
-//! Only the client stores (I2). A slot is taken only by the thread that owns its lane and cleared by
-//! whichever thread drops the pin; a lane's marks and its blocks' are the lane owner's. The owner loads, and believes nothing: a
-//! mark or a slot that makes no sense is clamped or passed over (I9). A false mark hides slots of the
-//! liar's own ledger, so it can only lose the liar's own pins.
+//! Only the client stores (I2). A slot is taken only by the thread that owns its lane and cleared
+//! by whichever thread drops the pin; a lane's marks and its blocks' are the lane owner's. The
+//! owner loads, and believes nothing: a mark or a slot that makes no sense is clamped or passed
+//! over (I9). A false mark hides slots of the liar's own ledger, so it can only lose the liar's own
+//! pins.
 //!
 //! # Orderings
 //!
-//! Marks (lane in use, slots used, block opened, lane state, page touched) are stored before the record they cover and
-//! both lie before the client's light barrier, so a scan after the heavy barrier that must see the
-//! record also sees its mark. Release on clearing a slot, Acquire on scanning it: what the client
-//! did to the bytes while it held them happens before the owner gives them to somebody else.
-//! The state is stored with Release and loaded with Acquire before anything else of the lane: data: every slot that was
-//! filled before the block was left.
+//! Marks (lane in use, slots used, block opened, lane state, page touched) are stored before the
+//! record they cover and both lie before the client's light barrier, so a scan after the heavy
+//! barrier that must see the record also sees its mark. Release on clearing a slot, Acquire on
+//! scanning it: what the client did to the bytes while it held them happens before the owner gives
+//! them to somebody else. The state is stored with Release and loaded with Acquire before anything
+//! else of the lane: data: every slot that was filled before the block was left.
 //!
 //! # Lost races
 //!
-//! *Scan against the opening of a block.* The scan reads the open block always, and of the others those that
-//! were opened since it last read them ([`remembered`]). Take a pin that the scan must see. If the state
-//! loaded is the one that opened its block, the block is read. If it is a later one, the block was left
-//! before that was stored, so its slots are seen as they were then, and it is read unless its opened word is what it
-//! was when it was read last. It cannot be an earlier one: the state was stored before the pin's light barrier. What is remembered of a
-//! block was read under a state not older than its opening, in which it was not open: so nothing was filled in since.
+//! *Scan against the opening of a block.* The scan reads the open block always, and of the others
+//! those that were opened since it last read them ([`remembered`]). Take a pin that the scan must
+//! see. If the state loaded is the one that opened its block, the block is read. If it is a later
+//! one, the block was left before that was stored, so its slots are seen as they were then, and it
+//! is read unless its opened word is what it was when it was read last. It cannot be an earlier
+//! one: the state was stored before the pin's light barrier. What is remembered of a block was read
+//! under a state not older than its opening, in which it was not open: so nothing was filled in
+//! since.
 
 mod remembered;
 mod slots;
@@ -256,9 +261,9 @@ impl LedgerLayout {
         self.long_start + (self.nr_lanes * LONG_SLOTS).next_multiple_of(PAGE_WORDS)
     }
 
-    /// Words that client and owner touch whatever is held, and those of one lane's first pins. Whoever
-    /// makes a ledger sees to it that they have memory; the client does for all others when it first uses
-    /// them.
+    /// Words that client and owner touch whatever is held, and those of one lane's first pins.
+    /// Whoever makes a ledger sees to it that they have memory; the client does for all others when
+    /// it first uses them.
     #[must_use]
     pub fn always_used(&self) -> [Range<usize>; 4] {
         let page = |at: usize| at..(at + PAGE_WORDS).min(self.long_start);
@@ -282,8 +287,8 @@ impl LedgerLayout {
         self.nr_lanes
     }
 
-    /// Lanes that may be kept between pins. Those after them are shared: each is taken for one pin and
-    /// given back at once, so that threads that keep lanes and hold nothing shut nobody out.
+    /// Lanes that may be kept between pins. Those after them are shared: each is taken for one pin
+    /// and given back at once, so that threads that keep lanes and hold nothing shut nobody out.
     #[must_use]
     pub const fn kept_lanes(&self) -> usize {
         self.nr_lanes - self.nr_lanes / LANES_PER_SHARED
@@ -378,7 +383,8 @@ pub enum HoldPlace {
     LongSlot(usize),
     /// Long-term pins, in the count at this index.
     Count(usize),
-    /// Nowhere: the heavy barrier did not reach the client, so it may have stored what was not seen.
+    /// Nowhere: the heavy barrier did not reach the client, so it may have stored what was not
+    /// seen.
     Unseen,
     /// Nowhere: the ledger cannot be read any more, and may have said so.
     Lost,
@@ -437,8 +443,8 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
         Self { mode, ..self }
     }
 
-    /// Whether a heavy barrier that reached so much was one for this client too: what it holds is then in
-    /// its ledger.
+    /// Whether a heavy barrier that reached so much was one for this client too: what it holds is
+    /// then in its ledger.
     pub(crate) fn is_reached(&self, reached: Reached) -> bool {
         reached == Reached::All || self.mode() == BarrierMode::Fenced
     }
@@ -456,15 +462,15 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
         self.words.load(BARRIER_WORD, Ordering::Acquire) == IS_ASYMMETRIC
     }
 
-    /// Whether some of the ledger could not be read: what it said there is not known, and the holds that
-    /// were found need not be all.
+    /// Whether some of the ledger could not be read: what it said there is not known, and the holds
+    /// that were found need not be all.
     #[must_use]
     pub fn is_lost(&self) -> bool {
         self.words.is_lost() || self.counts.is_lost()
     }
 
-    /// Calls `found` for every hold that overlaps one of `runs`. Reads the slots that were filled since
-    /// the last call and those that may hold some of `runs`, not all that are held.
+    /// Calls `found` for every hold that overlaps one of `runs`. Reads the slots that were filled
+    /// since the last call and those that may hold some of `runs`, not all that are held.
     pub fn for_each_hold(&self, runs: &SortedRuns, mut found: impl FnMut(Hold)) {
         let _all = self.try_for_each_hold(runs, |hold| {
             found(hold);
@@ -511,7 +517,8 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
         runs.iter().try_for_each(|run| self.scan_counts(run, &mut seen_to, found))
     }
 
-    /// Folios below `seen_to` were found through an earlier run that shares a larger folio with this.
+    /// Folios below `seen_to` were found through an earlier run that shares a larger folio with
+    /// this.
     fn scan_counts<B>(
         &self,
         run: PfnRange,

@@ -1,9 +1,9 @@
 //! Long-term pins: pins that may outlive the thread, the call, and the reader's patience.
 //!
-//! They are counts, so that a client may have any number of them at the price of one addition a folio, and
-//! an owner finds them however many there are. A lane also has a few slots for long-term pins: the
-//! first ones of a thread go there, for a store of its own, whatever their length, where a count is an
-//! atomic addition to a word that other threads may want.
+//! They are counts, so that a client may have any number of them at the price of one addition a
+//! folio, and an owner finds them however many there are. A lane also has a few slots for long-term
+//! pins: the first ones of a thread go there, for a store of its own, whatever their length, where
+//! a count is an atomic addition to a word that other threads may want.
 //!
 //! # States
 //!
@@ -98,8 +98,8 @@ impl<S: ClientSide> Pinner<S> {
     /// Pins `run`, which must lie inside `extent`, for long, if the extent's life word says that
     /// this needs nobody's consent.
     ///
-    /// The pin is counted once per folio of the extent's head level, or of the largest level below of
-    /// which `run` is whole folios.
+    /// The pin is counted once per folio of the extent's head level, or of the largest level below
+    /// of which `run` is whole folios.
     ///
     /// # Errors
     /// [`PinError::NeedsConsent`] when the life word does not say so; [`PinError::CountFull`] when
@@ -169,7 +169,8 @@ impl<S: ClientSide> Pinner<S> {
         Err(PinError::Changed { run, now })
     }
 
-    /// What is not usual is left to calls that return to the caller, so that the loop keeps nothing over one.
+    /// What is not usual is left to calls that return to the caller, so that the loop keeps nothing
+    /// over one.
     #[inline(always)]
     fn add_counts(&self, run: PfnRange, level: Level, agent: Agent) -> Result<(), PinError> {
         for folio in run.start() >> level.shift()..run.end() >> level.shift() {
@@ -199,8 +200,8 @@ impl<S: ClientSide> Pinner<S> {
         pins_of(before, agent) < MAX_COUNT
     }
 
-    /// [`add_counts`](Self::add_counts) from the folio number `from` on, whose page of counts was never
-    /// touched.
+    /// [`add_counts`](Self::add_counts) from the folio number `from` on, whose page of counts was
+    /// never touched.
     #[cold]
     #[inline(never)]
     fn touch_and_add(
@@ -223,7 +224,8 @@ impl<S: ClientSide> Pinner<S> {
         Ok(())
     }
 
-    /// Marks the page of the count at `index` as touched, when it has memory; false when it has none.
+    /// Marks the page of the count at `index` as touched, when it has memory; false when it has
+    /// none.
     fn touch(&self, index: usize) -> bool {
         if !self.side().counts().reserve(self.layout().page_of_count(index)) {
             return false;
@@ -276,9 +278,9 @@ impl<S: ClientSide> Pinner<S> {
 }
 
 impl<'p, S: ClientSide> Lane<'p, S> {
-    /// Pins `run` for long in a long-term slot, for a caller who has something else to look at after the
-    /// life word, and to whom every failure is the same, that no slot is free too. The caller makes it
-    /// a [`LongtermPin`] at once.
+    /// Pins `run` for long in a long-term slot, for a caller who has something else to look at
+    /// after the life word, and to whom every failure is the same, that no slot is free too. The
+    /// caller makes it a [`LongtermPin`] at once.
     #[inline(always)]
     pub(crate) fn pin_longterm_slot_if(
         &self,
@@ -302,7 +304,8 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         None
     }
 
-    /// As [`pin_longterm_slot_if`](Self::pin_longterm_slot_if), and by counts where no slot is free.
+    /// As [`pin_longterm_slot_if`](Self::pin_longterm_slot_if), and by counts where no slot is
+    /// free.
     pub(crate) fn pin_longterm_if(
         &self,
         life: Life<'p, S>,
@@ -327,8 +330,8 @@ impl<'p, S: ClientSide> Lane<'p, S> {
     }
 }
 
-/// The level at which a pin of `run` is counted: the largest, up to the extent's own, of which the run
-/// is whole folios.
+/// The level at which a pin of `run` is counted: the largest, up to the extent's own, of which the
+/// run is whole folios.
 fn counting_level(run: PfnRange, head_level: Level) -> Level {
     let is_whole = |level: &Level| {
         *level <= head_level && (run.start() | run.nr_pages()).is_multiple_of(level.nr_pages())

@@ -8,8 +8,9 @@
 //!   Dying, Quarantined ── folio split ──┘        └────── memory replaced ──────▶ Free
 //! ```
 //!
-//! Poisoned is always a folio of the smallest level that is described: 4 KiB, unless the pagemap was
-//! made without room for such descriptors. It keeps its stamp, so whose it was can still be told.
+//! Poisoned is always a folio of the smallest level that is described: 4 KiB, unless the pagemap
+//! was made without room for such descriptors. It keeps its stamp, so whose it was can still be
+//! told.
 //!
 //! # Who may touch what
 //!
@@ -23,12 +24,12 @@
 //! # Lost races
 //!
 //! *Poison against pin.* If the slot's store comes first, the scan finds the holder and it is told.
-//! If the change of the life word comes first, the pin sees it and fails; asking again, the client is
-//! told of an extent that says Poisoned, and that is `EHWPOISON`.
+//! If the change of the life word comes first, the pin sees it and fails; asking again, the client
+//! is told of an extent that says Poisoned, and that is `EHWPOISON`.
 //!
-//! *Poison against drain.* Both are the owner's, one after the other. A frame that fails while it is
-//! Dying stays Poisoned when the drain ends: [`Folios::change_healthy`] and [`Folios::free_healthy`]
-//! pass it over.
+//! *Poison against drain.* Both are the owner's, one after the other. A frame that fails while it
+//! is Dying stays Poisoned when the drain ends: [`Folios::change_healthy`] and
+//! [`Folios::free_healthy`] pass it over.
 //!
 //! # Differs from Linux
 //!
@@ -148,14 +149,14 @@ pub struct Isolated {
 
 impl<W: WriteWords> Folios<W> {
     /// Takes the frame `pfn` out of use because its memory failed: splits the folio around it, cuts
-    /// the extent that it lies in, marks it Poisoned. `extent` is needed for a frame in use; a Dying or
-    /// Quarantined frame has none any more, nor has a free one. The caller then runs a heavy barrier
-    /// and a scan to learn whom to tell.
+    /// the extent that it lies in, marks it Poisoned. `extent` is needed for a frame in use; a
+    /// Dying or Quarantined frame has none any more, nor has a free one. The caller then runs a
+    /// heavy barrier and a scan to learn whom to tell.
     ///
     /// # Errors
-    /// [`FailureError::AlreadyPoisoned`], [`FailureError::NoMemory`], [`FailureError::NeedsExtent`],
-    /// [`FailureError::NoRoom`]
-    /// and [`FailureError::Reshape`] when `extent` is not what it is now.
+    /// [`FailureError::AlreadyPoisoned`], [`FailureError::NoMemory`],
+    /// [`FailureError::NeedsExtent`], [`FailureError::NoRoom`] and [`FailureError::Reshape`] when
+    /// `extent` is not what it is now.
     pub fn isolate(
         &mut self,
         pfn: Pfn,
@@ -240,8 +241,8 @@ impl<W: WriteWords> Folios<W> {
         });
     }
 
-    /// Frees what is not Poisoned of `run`, made of whole folios that nothing holds, and returns the
-    /// rest: it stays out of the free frames until [`return_repaired`](Self::return_repaired).
+    /// Frees what is not Poisoned of `run`, made of whole folios that nothing holds, and returns
+    /// the rest: it stays out of the free frames until [`return_repaired`](Self::return_repaired).
     #[must_use]
     pub fn free_healthy(&mut self, run: PfnRange) -> Vec<PfnRange> {
         let failed = self.poisoned(run);
@@ -260,8 +261,8 @@ impl<W: WriteWords> Folios<W> {
         failed
     }
 
-    /// As [`free_healthy`](Self::free_healthy), after telling the driver of each folio that it is free:
-    /// once in each life, because a freed folio is not there to be told of again.
+    /// As [`free_healthy`](Self::free_healthy), after telling the driver of each folio that it is
+    /// free: once in each life, because a freed folio is not there to be told of again.
     #[must_use]
     pub fn free_through(&mut self, run: PfnRange, ops: &dyn PagemapOps) -> Vec<PfnRange> {
         if ops.present().contains(OpsPresent::FOLIO_FREE) {
@@ -309,8 +310,8 @@ impl<W: WriteWords> Folios<W> {
         Ok(pieces)
     }
 
-    /// Puts the Poisoned frames of `run` back into use under `word`, which must be Live or Reserved and
-    /// carry a stamp that was never given. The caller has overwritten every byte of them.
+    /// Puts the Poisoned frames of `run` back into use under `word`, which must be Live or Reserved
+    /// and carry a stamp that was never given. The caller has overwritten every byte of them.
     ///
     /// # Errors
     /// [`FailureError::NotPoisoned`] when a frame is not, [`FailureError::WrongState`] for another

@@ -24,7 +24,8 @@ impl MemoryType {
     pub const ALL: [Self; 5] =
         [Self::Private, Self::Coherent, Self::FsDax, Self::Generic, Self::P2pDma];
 
-    /// The type with this number. The kernel warns of an unknown one and goes on; here there is none.
+    /// The type with this number. The kernel warns of an unknown one and goes on; here there is
+    /// none.
     #[must_use]
     pub const fn from_number(number: u8) -> Option<Self> {
         match number {
@@ -55,9 +56,9 @@ impl MemoryType {
         }
     }
 
-    /// Holds on a folio that nobody uses: none, whatever the type. The kernel still counts device-dax
-    /// pages from 1 (Linux 7.1: mm/mm_init.c, `__init_zone_device_page`), so that there "idle" and
-    /// "held once" must be told apart by type.
+    /// Holds on a folio that nobody uses: none, whatever the type. The kernel still counts
+    /// device-dax pages from 1 (Linux 7.1: mm/mm_init.c, `__init_zone_device_page`), so that there
+    /// "idle" and "held once" must be told apart by type.
     #[must_use]
     pub const fn idle_holds(self) -> u32 {
         0

@@ -18,16 +18,16 @@
 //!
 //! # Lost races
 //!
-//! *Look-up against teardown.* Both are the owner's. If the look-up is first its caller ends before the
-//! next step of the teardown; if the teardown is first the look-up finds nothing.
+//! *Look-up against teardown.* Both are the owner's. If the look-up is first its caller ends before
+//! the next step of the teardown; if the teardown is first the look-up finds nothing.
 //!
 //! # Differs from Linux
 //!
 //! Validation reports what Linux 7.1 reports (mm/memremap.c, `memremap_pages` and `pagemap_range`;
-//! mm/memory_hotplug.c, `check_pfn_span`), in its order. A live pagemap in the *middle* of a range is
-//! found too, where the kernel looks at the first and the last frame only. Each range starts at a 1 GiB
-//! boundary of the pfn space, so no folio can lie across two. Teardown waits for device-dax and
-//! fsdax frames, which the kernel has not done since 5.19.
+//! mm/memory_hotplug.c, `check_pfn_span`), in its order. A live pagemap in the *middle* of a range
+//! is found too, where the kernel looks at the first and the last frame only. Each range starts at
+//! a 1 GiB boundary of the pfn space, so no folio can lie across two. Teardown waits for device-dax
+//! and fsdax frames, which the kernel has not done since 5.19.
 
 use core::fmt;
 use core::ops::Range;
@@ -153,8 +153,8 @@ impl FailureFlags {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotSupported;
 
-/// What a pagemap's driver does (Linux 7.1: include/linux/memremap.h, struct `dev_pagemap_ops`). The
-/// owner calls a method only if [`present`](Self::present) names it.
+/// What a pagemap's driver does (Linux 7.1: include/linux/memremap.h, struct `dev_pagemap_ops`).
+/// The owner calls a method only if [`present`](Self::present) names it.
 pub trait PagemapOps: Send + Sync {
     /// Which of the following there are.
     fn present(&self) -> OpsPresent {
@@ -530,8 +530,8 @@ impl Pagemap {
         Some(range.device.start_bytes + (pfn.number() - range.first) * PAGE_BYTES)
     }
 
-    /// Whether memory of this pagemap may be migrated by whoever shows `owner`: private and coherent
-    /// memory only by its own (Linux 7.1: mm/migrate_device.c, `migrate_vma_collect_pmd`).
+    /// Whether memory of this pagemap may be migrated by whoever shows `owner`: private and
+    /// coherent memory only by its own (Linux 7.1: mm/migrate_device.c, `migrate_vma_collect_pmd`).
     #[must_use]
     pub fn is_owned_by(&self, owner: u64) -> bool {
         self.owner == Some(owner)

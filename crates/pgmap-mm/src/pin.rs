@@ -29,10 +29,10 @@
 //! the change of the life word comes first, the pin sees it and undoes itself. Were both missed,
 //! each side's load would have passed its own store, which the barrier pair forbids.
 //!
-//! *Unpin against drain.* If the clearing comes first, the scan sees an empty slot and frees. If the
-//! change of the life word comes first, the unpin sees it and rings the doorbell, and the scan that
-//! the bell starts sees the slot empty. Were both missed, the drain would sleep for a bell that
-//! nobody rings; the same argument forbids it.
+//! *Unpin against drain.* If the clearing comes first, the scan sees an empty slot and frees. If
+//! the change of the life word comes first, the unpin sees it and rings the doorbell, and the scan
+//! that the bell starts sees the slot empty. Were both missed, the drain would sleep for a bell
+//! that nobody rings; the same argument forbids it.
 //!
 //! *Two pins of one folio* do not meet: each has a slot of its own.
 //!
@@ -94,8 +94,8 @@ pub trait ClientSide: Send + Sync {
     fn ring_doorbell(&self);
     /// Whether this process is a forked child of the client, which holds nothing.
     fn is_detached(&self) -> bool;
-    /// Whether this process is the client and its light barrier is a compiler fence: the usual case,
-    /// for which every pin asks. A client that can answer with a single load says so here.
+    /// Whether this process is the client and its light barrier is a compiler fence: the usual
+    /// case, for which every pin asks. A client that can answer with a single load says so here.
     #[inline]
     fn is_asymmetric(&self) -> bool {
         !self.is_detached() && self.barrier_mode() == BarrierMode::Asymmetric
@@ -141,12 +141,12 @@ impl<S: ClientSide> Pinner<S> {
         &self.layout
     }
 
-    /// Takes the first lane that nobody has. One that [`is_shared`](Lane::is_shared) must be dropped
-    /// after the pin; pins outlive their lane.
+    /// Takes the first lane that nobody has. One that [`is_shared`](Lane::is_shared) must be
+    /// dropped after the pin; pins outlive their lane.
     ///
     /// # Errors
-    /// [`PinError::NoLane`] when all are taken just now, [`PinError::NoRoom`] when there is no memory for
-    /// its slots, [`PinError::Detached`] in a forked child.
+    /// [`PinError::NoLane`] when all are taken just now, [`PinError::NoRoom`] when there is no
+    /// memory for its slots, [`PinError::Detached`] in a forked child.
     pub fn lane(&self) -> Result<Lane<'_, S>, PinError> {
         if self.side.is_detached() {
             return Err(PinError::Detached);
@@ -213,23 +213,24 @@ impl<S: ClientSide> Pinner<S> {
     /// lower it: the mark is a count whose value any reader rounds up.
     fn raise_lanes_used(&self, to: u64) -> u64 {
         let ledger = self.side.ledger();
-        // The mark is kept of the form 2^k - 1, which or-ing can only raise. Release: pairs with the
-        // scan's Acquire.
+        // The mark is kept of the form 2^k - 1, which or-ing can only raise. Release: pairs with
+        // the scan's Acquire.
         let mark = to.next_power_of_two().max(2) - 1;
         let mark = if mark < to { (mark << 1) | 1 } else { mark };
         ledger.fetch_or(LANES_USED_WORD, mark, Ordering::Release) | mark
     }
 
-    /// Stores `bits` in a slot of this client, and makes the light barrier. False, with nothing done, in
-    /// a forked child: it shares the parent's ledger and must not touch the parent's slots.
+    /// Stores `bits` in a slot of this client, and makes the light barrier. False, with nothing
+    /// done, in a forked child: it shares the parent's ledger and must not touch the parent's
+    /// slots.
     #[inline(always)]
     pub(crate) fn fill(&self, slot: SlotOf<'_, S>, bits: u64) -> bool {
         if !self.side.is_asymmetric() {
             return self.fill_fenced(slot, bits);
         }
-        // Release: a full slot only for tools that cannot see the barrier, for the pair that counts is
-        // the light barrier with the drain's heavy one; an empty one pairs with Acquire in the drain's
-        // scan; data: what the holder did to the bytes.
+        // Release: a full slot only for tools that cannot see the barrier, for the pair that counts
+        // is the light barrier with the drain's heavy one; an empty one pairs with Acquire in the
+        // drain's scan; data: what the holder did to the bytes.
         slot.store(bits, Ordering::Release);
         BarrierMode::Asymmetric.light();
         true
@@ -296,8 +297,8 @@ pub struct Lane<'p, S: ClientSide> {
 }
 
 impl<S: ClientSide> Drop for Lane<'_, S> {
-    /// Only reads and a call by value: a path that unwinds then needs no address of the lane, so that
-    /// it can live in registers (ADR 0014).
+    /// Only reads and a call by value: a path that unwinds then needs no address of the lane, so
+    /// that it can live in registers (ADR 0014).
     #[inline(always)]
     fn drop(&mut self) {
         self.pinner.release_lane(self.lane, self.cursor.get());
@@ -374,8 +375,8 @@ impl<'p, S: ClientSide> Lane<'p, S> {
     /// Pins `run`, which must lie inside `extent`.
     ///
     /// # Errors
-    /// [`PinError::Changed`] when the extent's life word is no longer what the caller was told: look
-    /// the extent up again. [`PinError::NotPinnable`] when that word allows no pins,
+    /// [`PinError::Changed`] when the extent's life word is no longer what the caller was told:
+    /// look the extent up again. [`PinError::NotPinnable`] when that word allows no pins,
     /// [`PinError::Outside`] when `run` or the extent lies elsewhere, [`PinError::LaneFull`] when
     /// this thread holds [`LANE_SLOTS`](crate::ledger::LANE_SLOTS) pins in this lane,
     /// [`PinError::Detached`] in a forked child.
@@ -394,9 +395,9 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         self.pin_under(life, run, agent)
     }
 
-    /// [`pin`](Self::pin) in a lane that is taken up for it and given to `put_back` as soon as it was used,
-    /// before the pin is made a value with a destructor: so that all of it can stay in registers. None
-    /// where [`pin`](Self::pin) would fail, or has to be tried again.
+    /// [`pin`](Self::pin) in a lane that is taken up for it and given to `put_back` as soon as it
+    /// was used, before the pin is made a value with a destructor: so that all of it can stay in
+    /// registers. None where [`pin`](Self::pin) would fail, or has to be tried again.
     #[inline(always)]
     pub fn pin_once(
         self,
@@ -455,8 +456,9 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         Err(PinError::Changed { run, now })
     }
 
-    /// As [`pin_pinnable`](Self::pin_pinnable), for a caller who has something else to look at after
-    /// the life word, and to whom every failure is the same. The caller makes it a [`Pin`] at once.
+    /// As [`pin_pinnable`](Self::pin_pinnable), for a caller who has something else to look at
+    /// after the life word, and to whom every failure is the same. The caller makes it a [`Pin`] at
+    /// once.
     #[inline(always)]
     pub(crate) fn pin_if(
         &self,
@@ -518,7 +520,8 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         Ok(slot)
     }
 
-    /// A long-term slot that is empty; none when all are full, which is no error: counts go on from there.
+    /// A long-term slot that is empty; none when all are full, which is no error: counts go on from
+    /// there.
     #[inline(always)]
     pub(crate) fn free_long_slot(&self) -> Option<SlotOf<'p, S>> {
         let slot = self.long.get();

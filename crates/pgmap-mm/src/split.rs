@@ -11,8 +11,8 @@
 //! ```
 //!
 //! Neither takes anything out of use: a folio's state stays what it was, and so do the holds on its
-//! frames, because slots and leases are ranges of frames and a scan looks for counts at every level.
-//! What moves is the *place* of the life word of an extent whose first folio is reshaped.
+//! frames, because slots and leases are ranges of frames and a scan looks for counts at every
+//! level. What moves is the *place* of the life word of an extent whose first folio is reshaped.
 //!
 //! # Who may touch what
 //!
@@ -21,35 +21,35 @@
 //!
 //! # Orderings
 //!
-//! Split: the child words, then the parent's Split, each Release in [`Vmemmap::set`]; whoever
-//! loads Split (Acquire) sees the children. Merge: the children's Tail, then the parent's word, then
-//! the punch; whoever loads the parent's word as anything but Split does not go down.
-//! A child that lies one table further down is announced in its own table before that table is
-//! filled, so that a successor of a killed owner finds every word to discard
-//! ([`Folios::discard_stale_below`]).
+//! Split: the child words, then the parent's Split, each Release in [`Vmemmap::set`]; whoever loads
+//! Split (Acquire) sees the children. Merge: the children's Tail, then the parent's word, then the
+//! punch; whoever loads the parent's word as anything but Split does not go down. A child that lies
+//! one table further down is announced in its own table before that table is filled, so that a
+//! successor of a killed owner finds every word to discard ([`Folios::discard_stale_below`]).
 //!
 //! # Lost races
 //!
-//! *Split against pin.* If the pin's check comes first, it read the parent's word, the pin holds the
-//! same frames as before, and the scan of any later drain sees its slot. If the Split comes first, the
-//! check sees it, the pin is undone, and the client asks again and is told the new place.
+//! *Split against pin.* If the pin's check comes first, it read the parent's word, the pin holds
+//! the same frames as before, and the scan of any later drain sees its slot. If the Split comes
+//! first, the check sees it, the pin is undone, and the client asks again and is told the new
+//! place.
 //!
-//! *Merge against pin.* If the check comes first, as above. If Tail comes first, the check sees it and
-//! the pin is undone. A pin that reads the punched-out table reads zero, which equals no word that
-//! anybody was told.
+//! *Merge against pin.* If the check comes first, as above. If Tail comes first, the check sees it
+//! and the pin is undone. A pin that reads the punched-out table reads zero, which equals no word
+//! that anybody was told.
 //!
 //! *A word read again.* Were a merged folio to get its old word back, a reference from before the
-//! split would hold again, although part of its extent may have been given away in between. So a merge
-//! always takes a fresh stamp, and an extent that was handed out ends only by a change of its life
-//! word: [`Folios::cut_out`] changes the word of the extent that it cuts, [`Folios::join`] that of the
-//! one which is absorbed.
+//! split would hold again, although part of its extent may have been given away in between. So a
+//! merge always takes a fresh stamp, and an extent that was handed out ends only by a change of its
+//! life word: [`Folios::cut_out`] changes the word of the extent that it cuts, [`Folios::join`]
+//! that of the one which is absorbed.
 //!
 //! # Differs from Linux
 //!
 //! A pinned folio cannot be split there, and an fsdax folio not at all until its last mapping goes
-//! (Linux 7.1: mm/huge_memory.c, `__folio_split`; fs/dax.c, `dax_folio_reset_order`). Here pins do not
-//! lie in the folio's own words, so splitting disturbs none of them. As there, the split is not uniform:
-//! only the folio around the frame asked for becomes as small as asked.
+//! (Linux 7.1: mm/huge_memory.c, `__folio_split`; fs/dax.c, `dax_folio_reset_order`). Here pins do
+//! not lie in the folio's own words, so splitting disturbs none of them. As there, the split is not
+//! uniform: only the folio around the frame asked for becomes as small as asked.
 //!
 //! [`Vmemmap::set`]: crate::vmemmap::Vmemmap::set
 
@@ -86,8 +86,8 @@ pub enum ReshapeError {
         /// Its descriptor.
         word: Descriptor,
     },
-    /// The folio is not larger than what it was to be split into, or not smaller than what it was to
-    /// be merged into.
+    /// The folio is not larger than what it was to be split into, or not smaller than what it was
+    /// to be merged into.
     WrongLevel {
         /// The folio.
         folio: PfnRange,
@@ -232,16 +232,16 @@ impl Reshaped {
 
 /// That a scan found no long-term pin on less than the folio to be made.
 ///
-/// A count taken after the scan does no harm, because counts are found at any level; the proof keeps
-/// the owner from tying a small hold of long standing to a large folio.
+/// A count taken after the scan does no harm, because counts are found at any level; the proof
+/// keeps the owner from tying a small hold of long standing to a large folio.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoSmallCounts {
     folio: PfnRange,
 }
 
 impl NoSmallCounts {
-    /// For a folio that was split a moment ago and is to be as it was: small holds that were taken in
-    /// between are tied to it again.
+    /// For a folio that was split a moment ago and is to be as it was: small holds that were taken
+    /// in between are tied to it again.
     #[must_use]
     pub const fn of_a_folio_that_was_whole(folio: PfnRange) -> Self {
         Self { folio }
@@ -300,12 +300,12 @@ impl<W: WriteWords> Folios<W> {
         Ok(Reshaped { folio, from, to, head_level, head: word })
     }
 
-    /// Splits the folio around `pfn` so that the frame lies in a folio of level `to`; the others stay
-    /// as large as they can. Holds stand; pins under the old life word fail from now on.
+    /// Splits the folio around `pfn` so that the frame lies in a folio of level `to`; the others
+    /// stay as large as they can. Holds stand; pins under the old life word fail from now on.
     ///
     /// # Errors
-    /// [`ReshapeError::WrongLevel`] when the folio is not larger, [`ReshapeError::WrongState`] when it
-    /// is Poisoned or Offline, [`ReshapeError::Outside`] when there is none,
+    /// [`ReshapeError::WrongLevel`] when the folio is not larger, [`ReshapeError::WrongState`] when
+    /// it is Poisoned or Offline, [`ReshapeError::Outside`] when there is none,
     /// [`ReshapeError::BelowSmallest`] when such a small folio cannot be described.
     pub fn split(&mut self, pfn: Pfn, to: Level) -> Result<Reshaped, ReshapeError> {
         let reshaped = self.plan_split(pfn, to)?;
@@ -386,9 +386,9 @@ impl<W: WriteWords> Folios<W> {
     /// and gives their table back. Holds stand; pins under a life word that lay inside fail.
     ///
     /// # Errors
-    /// [`ReshapeError::OutsideExtent`] when the folio is not all of `extent`: join the extents first;
-    /// [`ReshapeError::Mixed`] when its parts differ in size, state or flags, or one of them failed;
-    /// [`ReshapeError::WrongState`] when they are neither Live nor Reserved;
+    /// [`ReshapeError::OutsideExtent`] when the folio is not all of `extent`: join the extents
+    /// first; [`ReshapeError::Mixed`] when its parts differ in size, state or flags, or one of them
+    /// failed; [`ReshapeError::WrongState`] when they are neither Live nor Reserved;
     /// [`ReshapeError::WrongLevel`] when the folio is as large already; [`ReshapeError::HeldBelow`]
     /// when `proof` is of other frames.
     pub fn merge(
@@ -402,8 +402,8 @@ impl<W: WriteWords> Folios<W> {
         self.merge_after((extent, pfn), to, fresh, proof, |_| Ok(()))
     }
 
-    /// As [`merge`](Self::merge) of the folios of `extent` around `pfn`, after `record` put on record what
-    /// that does, before anybody sees it (I10).
+    /// As [`merge`](Self::merge) of the folios of `extent` around `pfn`, after `record` put on
+    /// record what that does, before anybody sees it (I10).
     ///
     /// # Errors
     /// As [`merge`](Self::merge), and as `record`; nothing is changed then.
@@ -419,7 +419,8 @@ impl<W: WriteWords> Folios<W> {
         record(&reshaped)?;
         for child in children(reshaped.folio.first(), reshaped.from) {
             let word = self.vmemmap().load(reshaped.from, child).unwrap_or(Descriptor::FREE);
-            // The stamp stays, so that a successor of an owner killed here knows whose frames these are.
+            // The stamp stays, so that a successor of an owner killed here knows whose frames these
+            // are.
             self.vmemmap().set(reshaped.from, child, word.in_state(FolioState::Tail));
         }
         self.vmemmap().set(to, pfn, reshaped.head);
@@ -442,8 +443,8 @@ impl<W: WriteWords> Folios<W> {
     ///
     /// # Errors
     /// [`ReshapeError::OutsideExtent`] when `hole` is not inside, [`ReshapeError::Changed`] when
-    /// `extent` is not what it is now, [`ReshapeError::WrongState`] when a folio at an edge cannot be
-    /// split, [`ReshapeError::BelowSmallest`] when no folio can begin at an edge.
+    /// `extent` is not what it is now, [`ReshapeError::WrongState`] when a folio at an edge cannot
+    /// be split, [`ReshapeError::BelowSmallest`] when no folio can begin at an edge.
     pub fn cut_out(
         &mut self,
         extent: &Extent,
@@ -493,8 +494,8 @@ impl<W: WriteWords> Folios<W> {
         self.reserve_down(level, to, edge)
     }
 
-    /// Takes memory for the descriptors that splitting the folio of level `from` around `pfn` down to
-    /// `to` writes.
+    /// Takes memory for the descriptors that splitting the folio of level `from` around `pfn` down
+    /// to `to` writes.
     fn reserve_down(&self, from: Level, to: Level, pfn: Pfn) -> Result<(), ReshapeError> {
         let parents = Level::ALL.into_iter().filter(|&parent| parent > to && parent <= from);
         if parents.into_iter().all(|parent| self.vmemmap().reserve_below(parent, pfn)) {
@@ -516,8 +517,9 @@ impl<W: WriteWords> Folios<W> {
     ///
     /// # Errors
     /// [`ReshapeError::OutsideExtent`] when they do not touch or are too long together,
-    /// [`ReshapeError::Changed`] when one is not what it is now, [`ReshapeError::WrongState`] when they
-    /// are neither Live nor Reserved, [`ReshapeError::Mixed`] when they differ in state or flags.
+    /// [`ReshapeError::Changed`] when one is not what it is now, [`ReshapeError::WrongState`] when
+    /// they are neither Live nor Reserved, [`ReshapeError::Mixed`] when they differ in state or
+    /// flags.
     pub fn join(
         &mut self,
         first: &Extent,
@@ -545,17 +547,18 @@ impl<W: WriteWords> Folios<W> {
         Ok(Extent { run, ..*first })
     }
 
-    /// The extent of a catalog as the descriptors have it, for an owner whose predecessor was killed
-    /// between putting a new shape on record and making it, or the other way round; none when no
-    /// descriptor survived. The catalog says whose frames these are, so a word with any stamp is one of
-    /// this extent's lives; its state may be Dying or Tail, where the predecessor was in the middle.
+    /// The extent of a catalog as the descriptors have it, for an owner whose predecessor was
+    /// killed between putting a new shape on record and making it, or the other way round; none
+    /// when no descriptor survived. The catalog says whose frames these are, so a word with any
+    /// stamp is one of this extent's lives; its state may be Dying or Tail, where the predecessor
+    /// was in the middle.
     #[must_use]
     pub fn as_found(&self, extent: &Extent) -> Option<Extent> {
         self.piece(extent.run).filter(|found| found.life.stamp().is_some())
     }
 
-    /// Discards what an owner killed in the middle of a split or a merge left below the whole folios
-    /// of `run`. A restarted owner calls it before it splits or allocates there.
+    /// Discards what an owner killed in the middle of a split or a merge left below the whole
+    /// folios of `run`. A restarted owner calls it before it splits or allocates there.
     pub fn discard_stale_below(&mut self, run: PfnRange) {
         let whole: Vec<(Pfn, Level)> = self
             .vmemmap()

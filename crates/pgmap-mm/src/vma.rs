@@ -1,7 +1,7 @@
 //! What is mapped where, and what lies behind it.
 //!
-//! A [`Vma`] is a run of pages with one backing, one file offset and one set of permissions. `set` is
-//! all of an address space's.
+//! A [`Vma`] is a run of pages with one backing, one file offset and one set of permissions. `set`
+//! is all of an address space's.
 
 mod set;
 mod sorted;
@@ -41,8 +41,8 @@ pub enum VmaKind {
 pub enum BackingError {
     /// The page lies beyond the end of the file or device. A touch would be SIGBUS.
     BeyondEnd,
-    /// The file has a hole there, and no frame to map. A touch would be SIGBUS; a copy may take it for
-    /// zeros.
+    /// The file has a hole there, and no frame to map. A touch would be SIGBUS; a copy may take it
+    /// for zeros.
     Hole,
     /// The device or the file is gone. A touch would be SIGBUS.
     Dead,
@@ -63,7 +63,8 @@ pub struct Backed {
     pub skip: u64,
 }
 
-/// What lies behind an area: a file, a pagemap. The layer above has them; this layer owns the trait.
+/// What lies behind an area: a file, a pagemap. The layer above has them; this layer owns the
+/// trait.
 ///
 /// Called with the address space's lock held: an implementation must not call back into the same
 /// address space.

@@ -1,9 +1,9 @@
 //! The descriptor arrays: one flat, sparse array of words per level.
 //!
-//! A folio is described by one word at its own level, so a 1 GiB folio costs one word at level 2 and
-//! the words below it do not exist. The arrays lie largest level first in one shared object, each
-//! starting on a page, so that the 512 words below one split folio are exactly one page that can be
-//! given back when the folio is whole again.
+//! A folio is described by one word at its own level, so a 1 GiB folio costs one word at level 2
+//! and the words below it do not exist. The arrays lie largest level first in one shared object,
+//! each starting on a page, so that the 512 words below one split folio are exactly one page that
+//! can be given back when the folio is whole again.
 //!
 //! # Who may touch what
 //!
@@ -44,8 +44,8 @@ impl VmemmapLayout {
         Self::for_folios(nr_pages, Level::Pte)
     }
 
-    /// As [`for_pages`](Self::for_pages), with room for folios of `smallest` level and larger only. No
-    /// word of a lower level may be asked for then: there is none.
+    /// As [`for_pages`](Self::for_pages), with room for folios of `smallest` level and larger only.
+    /// No word of a lower level may be asked for then: there is none.
     #[must_use]
     pub fn for_folios(nr_pages: u64, smallest: Level) -> Option<Self> {
         let whole = nr_pages.checked_next_multiple_of(Level::Pud.nr_pages())?;
@@ -84,8 +84,8 @@ impl VmemmapLayout {
         self.nr_words
     }
 
-    /// Where the descriptor of the folio of `level` that contains `pfn` lies; none when the frame is
-    /// not described.
+    /// Where the descriptor of the folio of `level` that contains `pfn` lies; none when the frame
+    /// is not described.
     #[inline]
     #[must_use]
     pub fn index(&self, level: Level, pfn: Pfn) -> Option<usize> {
@@ -104,7 +104,8 @@ impl VmemmapLayout {
         0..self.start[Level::Pmd as usize]
     }
 
-    /// The words for the folios of `level` in `run`, whole pages; `None` where there is no room for any.
+    /// The words for the folios of `level` in `run`, whole pages; `None` where there is no room for
+    /// any.
     fn words_of(&self, level: Level, run: PfnRange) -> Option<Range<usize>> {
         let (first, last) = (run.start(), run.end() - 1);
         if level < self.smallest || last >= self.nr_pages {
@@ -137,8 +138,8 @@ pub struct Vmemmap<W> {
 
 /// Where an extent's life word lies and what it must be.
 ///
-/// The extent is the only way to one. A descriptor says Live in the midst of an extent, too, where no drain
-/// changes it: a pin under such a word would be granted after the frames were freed.
+/// The extent is the only way to one. A descriptor says Live in the midst of an extent, too, where
+/// no drain changes it: a pin under such a word would be granted after the frames were freed.
 ///
 /// ```compile_fail,E0599
 /// # use pgmap_mm::{level::Level, pfn::Pfn, vmemmap::Vmemmap, words::HeapWords};
@@ -260,8 +261,8 @@ impl<W: WriteWords> Vmemmap<W> {
         }
     }
 
-    /// Takes memory for the descriptors of `run` as folios of `most` and smaller ones, the largest that
-    /// fit. Says whether there is some.
+    /// Takes memory for the descriptors of `run` as folios of `most` and smaller ones, the largest
+    /// that fit. Says whether there is some.
     #[must_use]
     pub fn reserve(&self, run: PfnRange, most: Level) -> bool {
         Level::ALL.into_iter().all(|level| {

@@ -40,8 +40,8 @@ pub trait ReadWords: Send + Sync {
     /// Finds the word at `index`.
     ///
     /// # Panics
-    /// When `index` is not below [`nr_words`](Self::nr_words), as a slice does; at the latest when the
-    /// word is used.
+    /// When `index` is not below [`nr_words`](Self::nr_words), as a slice does; at the latest when
+    /// the word is used.
     fn word(&self, index: usize) -> Self::Word<'_>;
 
     /// Loads the word at `index`.
@@ -50,8 +50,8 @@ pub trait ReadWords: Send + Sync {
     /// When `index` is not below [`nr_words`](Self::nr_words), as a slice does.
     fn load(&self, index: usize, order: Ordering) -> u64;
 
-    /// Loads as many words as `loaded` has room for from `index` on, one after the other, each an acquire
-    /// load.
+    /// Loads as many words as `loaded` has room for from `index` on, one after the other, each an
+    /// acquire load.
     ///
     /// # Panics
     /// When they are not all below [`nr_words`](Self::nr_words).
@@ -93,8 +93,8 @@ pub trait WriteWords: ReadWords {
     /// When `index` is out of range.
     fn fetch_or(&self, index: usize, bits: u64, order: Ordering) -> u64;
 
-    /// Takes memory for `range`, so that no later use of it fails for want of any. Says whether there is
-    /// some; where memory is never short there always is.
+    /// Takes memory for `range`, so that no later use of it fails for want of any. Says whether
+    /// there is some; where memory is never short there always is.
     ///
     /// # Panics
     /// When `range` is out of range.

@@ -229,8 +229,9 @@ fn extents_from(first: u64, nr: u64) -> ExtentList {
     (0..nr).map(extent).collect()
 }
 
-/// The link of a slot of further extents lay where an entry has its file id, so a removed file whose
-/// id was the number of that slot's successor came back with extents made of other files' words.
+/// The link of a slot of further extents lay where an entry has its file id, so a removed file
+/// whose id was the number of that slot's successor came back with extents made of other files'
+/// words.
 #[test]
 fn a_removed_file_does_not_come_back_when_its_slot_holds_further_extents() {
     let layout = IndexLayout::for_files(8);
@@ -395,8 +396,8 @@ fn a_chain_bent_into_a_circle_ends_a_lookup_as_busy() {
     assert_eq!(reader.lookup(b"two"), Lookup::Busy);
 }
 
-/// An entry that names the file and cannot be true was passed over: the name was said to be absent, and in
-/// a chain that was a circle the entry was copied once for every turn.
+/// An entry that names the file and cannot be true was passed over: the name was said to be absent,
+/// and in a chain that was a circle the entry was copied once for every turn.
 #[test]
 fn an_entry_that_cannot_be_true_is_busy_and_its_name_not_absent() {
     let layout = IndexLayout::for_files(4);
@@ -411,8 +412,8 @@ fn an_entry_that_cannot_be_true_is_busy_and_its_name_not_absent() {
     assert_eq!(reader.lookup(b"two"), Lookup::Absent);
 }
 
-/// Damage to the number of slots in use left old entries where the next owner saw fresh slots. What such
-/// an entry said of further slots was believed: a panic, or slots given out twice.
+/// Damage to the number of slots in use left old entries where the next owner saw fresh slots. What
+/// such an entry said of further slots was believed: a panic, or slots given out twice.
 #[test]
 fn what_lies_in_a_fresh_slot_is_not_believed_by_the_next_owner() {
     let layout = IndexLayout::for_files(8);

@@ -1,4 +1,5 @@
-//! The kernel's rules for folios: counting, what descriptors cost, truncate, poison, teardown under pins.
+//! The kernel's rules for folios: counting, what descriptors cost, truncate, poison, teardown under
+//! pins.
 //!
 //! Tests are numbered as the scenarios of the project's list of kernel semantics.
 

@@ -1,5 +1,5 @@
-//! Changes of an address space, and who is told of them: what is refused, what a mapping of the processor
-//! that can hold no more does to it, and what those who cache translations hear.
+//! Changes of an address space, and who is told of them: what is refused, what a mapping of the
+//! processor that can hold no more does to it, and what those who cache translations hear.
 #![cfg(not(loom))]
 #![allow(clippy::unwrap_used, reason = "a fixture that is not there fails the test")]
 

@@ -1,9 +1,9 @@
 //! Translating and pinning under loom, against everything that moves the page table or ends a life.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test -p pgmap-mm --release --test loom_gup`. The first thread changes
-//! the address space, because loom 0.7 tries the orders of a store best against loads that come
-//! later in its first execution; the others pin. Under loom a chunk of tables is one table and an
-//! epoch serves one retired table or span, so reuse happens at once.
+//! `RUSTFLAGS="--cfg loom" cargo test -p pgmap-mm --release --test loom_gup`. The first thread
+//! changes the address space, because loom 0.7 tries the orders of a store best against loads that
+//! come later in its first execution; the others pin. Under loom a chunk of tables is one table and
+//! an epoch serves one retired table or span, so reuse happens at once.
 #![cfg(loom)]
 #![allow(
     clippy::unwrap_used,
@@ -156,8 +156,8 @@ fn loom_fast_walk_vs_remap_of_the_same_address() {
     });
 }
 
-/// A leaf that is mapped over and filled at once is replaced in place: whoever walks finds the old leaf or
-/// the new one, and holds what it found under the life word that belongs to it.
+/// A leaf that is mapped over and filled at once is replaced in place: whoever walks finds the old
+/// leaf or the new one, and holds what it found under the life word that belongs to it.
 #[test]
 fn loom_fast_walk_vs_a_leaf_replaced_in_place() {
     explore_up_to(PREEMPTIONS, || {
@@ -188,9 +188,9 @@ fn loom_fast_walk_vs_reuse_of_the_span() {
     });
 }
 
-/// As above, for a thread that knows the span from a pin before. The first version kept what a span said
-/// without a last look at the leaf: a thread that was late kept the old life word under the epoch of
-/// the new one, and held folio 1 under the life word of folio 0.
+/// As above, for a thread that knows the span from a pin before. The first version kept what a span
+/// said without a last look at the leaf: a thread that was late kept the old life word under the
+/// epoch of the new one, and held folio 1 under the life word of folio 0.
 #[test]
 fn loom_known_span_vs_reuse_of_the_span() {
     explore_up_to(PREEMPTIONS - 1, || {
@@ -256,8 +256,8 @@ fn loom_fast_walk_vs_reuse_of_the_table() {
 }
 
 /// Pages that were unmapped and that a scan after a heavy barrier finds nobody to hold are held by
-/// nobody, and by nobody later, though their life goes on: what a migration or a hot-unplug of guest
-/// memory asks for. One page of the stretch goes, the first or the last.
+/// nobody, and by nobody later, though their life goes on: what a migration or a hot-unplug of
+/// guest memory asks for. One page of the stretch goes, the first or the last.
 fn unmap_then_scan(gone: u64) {
     explore_up_to(PREEMPTIONS, move || {
         let space = Space::new();
@@ -329,8 +329,9 @@ fn one_leaf(gup: &Gup<'_, 'static, Side>) -> Option<ShortSegment<'static, Side>>
     gup.fast_leaf(0, 2, GupFlags::WRITE)
 }
 
-/// A thread that knows the span holds pages of two leaves of 2 MiB at a glance, while `change` changes
-/// what is mapped: it unmaps the leaf `gone` and has [`Quiet::scan`] look whether somebody holds it.
+/// A thread that knows the span holds pages of two leaves of 2 MiB at a glance, while `change`
+/// changes what is mapped: it unmaps the leaf `gone` and has [`Quiet::scan`] look whether somebody
+/// holds it.
 fn glance_vs(preemptions: usize, hold: Way, gone: u64, change: fn(&Space, &Quiet)) {
     explore_up_to(preemptions, move || {
         let space = Space::new();
@@ -406,9 +407,10 @@ fn loom_stretch_vs_unmap_of_its_second_leaf_and_scan() {
     });
 }
 
-/// Only the second look at the epoch tells, and only if it is the last: the entry was looked at while the
-/// first leaf was still there, and the reach when the same span covered the same pages for other frames.
-/// One switch is enough, for a thread may load what was stored long ago; two take a minute.
+/// Only the second look at the epoch tells, and only if it is the last: the entry was looked at
+/// while the first leaf was still there, and the reach when the same span covered the same pages
+/// for other frames. One switch is enough, for a thread may load what was stored long ago; two take
+/// a minute.
 #[test]
 fn loom_stretch_vs_reuse_of_its_span_at_the_same_address() {
     glance_vs(PREEMPTIONS - 2, two_leaves, 1, |space, quiet| {
@@ -419,8 +421,9 @@ fn loom_stretch_vs_reuse_of_its_span_at_the_same_address() {
     });
 }
 
-/// As above over leaves of 4 KiB. The first version looked at the reach after the epoch: the entry and
-/// the epoch were as before, then the span was reused at the same address, and its reach was the same.
+/// As above over leaves of 4 KiB. The first version looked at the reach after the epoch: the entry
+/// and the epoch were as before, then the span was reused at the same address, and its reach was
+/// the same.
 #[test]
 fn loom_long_read_vs_reuse_of_its_span_at_the_same_address() {
     explore_up_to(PREEMPTIONS - 2, || {

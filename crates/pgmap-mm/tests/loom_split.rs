@@ -1,8 +1,8 @@
 //! Reshaping, failure and recall under loom: every interleaving with a client that pins.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test -p pgmap-mm --release --test loom_split`. The owner runs the code
-//! that ships, on [`FewWords`]: words of which only those that both sides touch are loom's atomics, so
-//! that writing a table of 512 is one step and not 512.
+//! `RUSTFLAGS="--cfg loom" cargo test -p pgmap-mm --release --test loom_split`. The owner runs the
+//! code that ships, on [`FewWords`]: words of which only those that both sides touch are loom's
+//! atomics, so that writing a table of 512 is one step and not 512.
 #![cfg(loom)]
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
@@ -312,8 +312,8 @@ fn loom_a_split_and_a_pin_under_the_old_life_word_never_both_win() {
     });
 }
 
-/// A split takes nothing away: a pin under the old word is either held or asked to look again, and what
-/// is told afterwards can be pinned.
+/// A split takes nothing away: a pin under the old word is either held or asked to look again, and
+/// what is told afterwards can be pinned.
 #[test]
 fn loom_a_pin_during_a_split_is_held_or_sent_to_look_again() {
     explore(|| {
@@ -384,8 +384,8 @@ fn loom_a_failed_frame_past_the_head_is_pinned_by_nobody_who_is_not_told() {
     a_frame_fails_while_it_is_pinned(600);
 }
 
-/// A client gives its lease back, after a last short pin, while the owner recalls it: the drain ends,
-/// and not before both are gone.
+/// A client gives its lease back, after a last short pin, while the owner recalls it: the drain
+/// ends, and not before both are gone.
 #[test]
 fn loom_a_recall_meets_the_last_unpin_and_the_release() {
     explore(|| {

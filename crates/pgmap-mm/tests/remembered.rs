@@ -1,5 +1,5 @@
-//! Scans that remember what they read, against the list of all holds: pins in several lanes come, shrink
-//! and go between scans, lanes are given back and taken again.
+//! Scans that remember what they read, against the list of all holds: pins in several lanes come,
+//! shrink and go between scans, lanes are given back and taken again.
 #![cfg(not(loom))]
 #![allow(clippy::unwrap_used, reason = "a fixture that is not there fails the test")]
 
@@ -211,8 +211,8 @@ impl ReadWords for Counted<'_> {
     }
 }
 
-/// One long hold at low frames made every hold behind it a candidate for every run of a drain: a scan for a
-/// file of many extents took the product of both, under the owner's lock.
+/// One long hold at low frames made every hold behind it a candidate for every run of a drain: a
+/// scan for a file of many extents took the product of both, under the owner's lock.
 #[test]
 fn a_scan_for_many_runs_reads_what_is_held_a_few_times_and_not_once_for_each_run() {
     const NR_PINS: u64 = 400;

@@ -1,4 +1,5 @@
-//! A scan in steps of any size finds what one in one go finds, in order, whoever comes and goes meanwhile.
+//! A scan in steps of any size finds what one in one go finds, in order, whoever comes and goes
+//! meanwhile.
 #![cfg(not(loom))]
 #![allow(clippy::unwrap_used, reason = "a fixture that is not there fails the test")]
 
@@ -81,8 +82,8 @@ fn steps_of_any_size_find_the_holds_of_all_clients_in_slots_and_counts() {
     drop((pins, longterm));
 }
 
-/// Of whom died nothing is read any more, and the place in its ledger is no place in the next one's. Of
-/// whom came later nothing matters.
+/// Of whom died nothing is read any more, and the place in its ledger is no place in the next
+/// one's. Of whom came later nothing matters.
 #[test]
 fn clients_that_come_and_go_between_steps_keep_none_from_being_read() {
     let world = World::new();

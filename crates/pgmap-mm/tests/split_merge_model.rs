@@ -1,9 +1,9 @@
 //! Random histories of folios against an array of 4 KiB frames.
 //!
-//! The model knows of each frame its state and its file. What it holds the real thing to, after every
-//! step: every descriptor says what the array says; the free frames are the array's; a whole folio has
-//! no table below it; every extent that a file has now can be pinned; and *no extent that was ever told
-//! to anybody can be pinned unless all its frames still belong to the same file*.
+//! The model knows of each frame its state and its file. What it holds the real thing to, after
+//! every step: every descriptor says what the array says; the free frames are the array's; a whole
+//! folio has no table below it; every extent that a file has now can be pinned; and *no extent that
+//! was ever told to anybody can be pinned unless all its frames still belong to the same file*.
 
 #![cfg(not(loom))]
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
@@ -444,8 +444,8 @@ proptest! {
     }
 }
 
-/// The story behind [`Folios::join`]: a piece that was told once, joined again without a new life word,
-/// would let its old reference pin frames that a later truncate gave away.
+/// The story behind [`Folios::join`]: a piece that was told once, joined again without a new life
+/// word, would let its old reference pin frames that a later truncate gave away.
 #[test]
 fn a_piece_told_once_is_not_believed_after_it_was_joined_again() {
     let mut world = World::new(4 * 512);

@@ -12,11 +12,11 @@
 //! with zero is `rep stosb`, which does not mind. Elsewhere volatile words are copied.
 //!
 //! # Memory that does not answer
-//! A file may be cut shorter under a mapping, its file system may be full, memory may break: touching
-//! such a byte is SIGBUS, which kills. A copy comes back as an error instead ([`CopyError::Fault`]),
-//! by the handler that every mapping installs ([`crate::sigbus`]); it costs a copy that succeeds
-//! nothing. Part of the range may then have been copied, and which part is not said. This holds on
-//! x86-64; elsewhere a copy dies like every other access.
+//! A file may be cut shorter under a mapping, its file system may be full, memory may break:
+//! touching such a byte is SIGBUS, which kills. A copy comes back as an error instead
+//! ([`CopyError::Fault`]), by the handler that every mapping installs ([`crate::sigbus`]); it costs
+//! a copy that succeeds nothing. Part of the range may then have been copied, and which part is not
+//! said. This holds on x86-64; elsewhere a copy dies like every other access.
 
 // UNSAFETY: raw pointers and assembly are what a copy the compiler cannot see is made of.
 #![allow(unsafe_code)]
@@ -79,8 +79,8 @@ impl WriteMapping {
         copied.map_err(|fault| range.error(fault, source.as_ptr()))
     }
 
-    /// As [`Self::copy_in`], past the processor's caches: the bytes are in the memory itself, or in the
-    /// part of the machine that survives a power failure with it, when all earlier flushes are.
+    /// As [`Self::copy_in`], past the processor's caches: the bytes are in the memory itself, or in
+    /// the part of the machine that survives a power failure with it, when all earlier flushes are.
     ///
     /// # Errors
     /// As [`Self::copy_in`].

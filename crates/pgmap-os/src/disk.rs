@@ -1,7 +1,7 @@
 //! Names of files: made, replaced, removed.
 //!
-//! The standard library's calls; they are here so that a simulation can fail them, or end the caller
-//! between two of them.
+//! The standard library's calls; they are here so that a simulation can fail them, or end the
+//! caller between two of them.
 
 use std::fs::{DirBuilder, Metadata, ReadDir};
 use std::io;

@@ -20,8 +20,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Opens the file at `path` to be locked, and makes it, for this user alone, where it is missing. Does
-/// not follow a link, and does not wait for the other end of a pipe.
+/// Opens the file at `path` to be locked, and makes it, for this user alone, where it is missing.
+/// Does not follow a link, and does not wait for the other end of a pipe.
 ///
 /// # Errors
 /// `ELOOP` for a symbolic link, `EISDIR` for a directory, `ENXIO` for a socket.
@@ -73,8 +73,8 @@ pub fn unlock(fd: impl AsFd) -> io::Result<()> {
     control(fd.as_fd(), libc::F_OFD_SETLK, libc::F_UNLCK).map(drop)
 }
 
-/// Returns the process that holds a lock on the file at `path`, where this process may see that. What
-/// `F_OFD_GETLK` says of a description names no process; `/proc` says which has it open.
+/// Returns the process that holds a lock on the file at `path`, where this process may see that.
+/// What `F_OFD_GETLK` says of a description names no process; `/proc` says which has it open.
 pub fn holder(path: &Path) -> Option<u32> {
     let file = std::fs::metadata(path).ok()?;
     let is_number = |name: &std::ffi::OsStr| name.to_str()?.parse::<u32>().ok();
@@ -109,7 +109,8 @@ fn control(fd: BorrowedFd<'_>, command: i32, kind: i32) -> io::Result<libc::floc
         l_pid: 0,
     };
     // SAFETY: the descriptor is open for the length of the borrow; both commands take a pointer to
-    // one `struct flock`, which lives on this stack and which the kernel writes only during the call.
+    // one `struct flock`, which lives on this stack and which the kernel writes only during the
+    // call.
     let result = unsafe { libc::fcntl(fd.as_raw_fd(), command, &raw mut range) };
     if result == -1 { Err(io::Error::last_os_error()) } else { Ok(range) }
 }

@@ -1,9 +1,10 @@
-//! Who uses a file or a device, without asking it: who has it open, maps it, or has it registered with an
-//! io_uring, by proc.
+//! Who uses a file or a device, without asking it: who has it open, maps it, or has it registered
+//! with an io_uring, by proc.
 //!
-//! A pin by itself cannot be seen from outside. What can be seen is what pins: buffers that are registered
-//! with a ring, listed with their addresses, and the bytes that a process has pinned in all. What this
-//! process has no right to read is listed too, so that nothing found does not read as nobody there.
+//! A pin by itself cannot be seen from outside. What can be seen is what pins: buffers that are
+//! registered with a ring, listed with their addresses, and the bytes that a process has pinned in
+//! all. What this process has no right to read is listed too, so that nothing found does not read
+//! as nobody there.
 
 mod ring;
 mod text;
@@ -65,8 +66,8 @@ pub enum UseKind {
         /// Whether what it writes goes to the file.
         is_shared: bool,
     },
-    /// Buffers of a ring lie in its mappings of the file: these bytes are pinned until they are unregistered
-    /// or the ring ends.
+    /// Buffers of a ring lie in its mappings of the file: these bytes are pinned until they are
+    /// unregistered or the ring ends.
     RingBuffers {
         /// The ring's descriptor.
         fd: i32,
@@ -252,8 +253,9 @@ impl Process {
         (mapped, Some(all))
     }
 
-    /// Whether a mapping is of the target: by its numbers, or by what lies at its path in the process's own
-    /// view, for devices with several nodes and file systems whose numbers differ in `maps`.
+    /// Whether a mapping is of the target: by its numbers, or by what lies at its path in the
+    /// process's own view, for devices with several nodes and file systems whose numbers differ in
+    /// `maps`.
     fn is_of(&self, line: &MapLine, target: &Target) -> bool {
         if let Identity::Inode { device, inode } = target.identity
             && line.inode == inode

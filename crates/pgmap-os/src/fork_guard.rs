@@ -2,9 +2,9 @@
 //!
 //! A forked child inherits every mapping and every descriptor, but none of the standing that its
 //! parent has with others. One private page, wiped by the kernel in the child (`MADV_WIPEONFORK`,
-//! Linux 4.14), tells the two apart without asking for a pid: it holds a mark where it was made, and 0
-//! in every descendant by `fork`. `vfork` and `CLONE_VM` children share memory and read the mark. The
-//! mark is the maker's to choose, so that the one load can answer another question too.
+//! Linux 4.14), tells the two apart without asking for a pid: it holds a mark where it was made,
+//! and 0 in every descendant by `fork`. `vfork` and `CLONE_VM` children share memory and read the
+//! mark. The mark is the maker's to choose, so that the one load can answer another question too.
 
 // UNSAFETY: mmap, madvise and munmap are unsafe calls, and the page is read through a pointer.
 #![allow(unsafe_code)]
@@ -90,8 +90,9 @@ impl ForkGuard {
 
     #[inline(always)]
     fn word(&self) -> &AtomicU32 {
-        // SAFETY: the page was mapped readable and writable in `new`, is aligned, zeroed or the mark, is
-        // accessed only as this atomic, and stays mapped until Drop, which ends the borrow.
+        // SAFETY: the page was mapped readable and writable in `new`, is aligned, zeroed or the
+        // mark, is accessed only as this atomic, and stays mapped until Drop, which ends the
+        // borrow.
         unsafe { self.word.as_ref() }
     }
 }

@@ -1,8 +1,9 @@
-//! What on this machine could hold a pool: memory devices, huge pages and file systems, by sysfs and proc.
+//! What on this machine could hold a pool: memory devices, huge pages and file systems, by sysfs
+//! and proc.
 //!
 //! The terms are those of `daxctl list`, `ndctl list` and `cxl list`. Nothing is opened and nothing
-//! changed. What cannot be read is listed with the reason; an attribute that a kernel does not have is
-//! absent.
+//! changed. What cannot be read is listed with the reason; an attribute that a kernel does not have
+//! is absent.
 
 mod cxl;
 mod dax;

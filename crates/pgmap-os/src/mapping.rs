@@ -74,7 +74,8 @@ impl ReadMapping {
     /// of 2 MiB. The first mapping of a process installs the handler of [`crate::sigbus`].
     ///
     /// # Errors
-    /// `EINVAL` if `len` is 0, if `offset` is not a multiple of 4 KiB, or beyond the end of the file; `ENOMEM` when address space or the number of mappings runs out.
+    /// `EINVAL` if `len` is 0, if `offset` is not a multiple of 4 KiB, or beyond the end of the
+    /// file; `ENOMEM` when address space or the number of mappings runs out.
     pub fn map(file: &MemoryFile, offset: u64, len: u64) -> Result<Self, OsError> {
         Ok(Self { region: Region::map(file, offset, len, ProtFlags::READ)? })
     }
@@ -127,8 +128,8 @@ impl ReadMapping {
     }
 
     /// Loads the 8-byte word number `index`, which an error answers where its memory does not: for
-    /// files that somebody else may cut shorter. An acquire load. On machines other than x86-64 such a
-    /// load kills, as any other does.
+    /// files that somebody else may cut shorter. An acquire load. On machines other than x86-64
+    /// such a load kills, as any other does.
     ///
     /// # Errors
     /// Why its memory did not answer.
@@ -142,15 +143,16 @@ impl ReadMapping {
             out_of_bounds(index, nr_words);
         }
         let word = self.region.base().as_ptr().cast::<u64>().wrapping_add(index);
-        // SAFETY: the index was checked, so the word lies inside the mapping, aligned as its base is.
+        // SAFETY: the index was checked, so the word lies inside the mapping, aligned as its base
+        // is.
         let loaded = unsafe { crate::bytes::load_u64(word) };
         // Acquire: pairs with whatever release the writer did.
         fence(Ordering::Acquire);
         loaded
     }
 
-    /// As [`Self::try_load_u64`], as many words as `loaded` has room for from number `index` on, one after
-    /// the other. Those before a word that does not answer were loaded.
+    /// As [`Self::try_load_u64`], as many words as `loaded` has room for from number `index` on,
+    /// one after the other. Those before a word that does not answer were loaded.
     ///
     /// # Errors
     /// As [`Self::try_load_u64`].
@@ -165,8 +167,8 @@ impl ReadMapping {
             out_of_bounds(end - 1, nr_words);
         }
         let first = self.region.base().as_ptr().cast::<u64>().wrapping_add(index);
-        // SAFETY: the last index was checked, so the words lie inside the mapping, aligned as its base is;
-        // the target is a slice of the caller's.
+        // SAFETY: the last index was checked, so the words lie inside the mapping, aligned as its
+        // base is; the target is a slice of the caller's.
         let done = unsafe { crate::bytes::load_run(first, loaded.as_mut_ptr(), loaded.len()) };
         // Acquire: as above.
         fence(Ordering::Acquire);
@@ -187,7 +189,8 @@ impl ReadMapping {
             out_of_bounds(index, nr_counts);
         }
         let count = self.region.base().as_ptr().cast::<u32>().wrapping_add(index);
-        // SAFETY: the index was checked, so the count lies inside the mapping, aligned as its base is.
+        // SAFETY: the index was checked, so the count lies inside the mapping, aligned as its base
+        // is.
         let loaded = unsafe { crate::bytes::load_u32(count) };
         // Acquire: as above.
         fence(Ordering::Acquire);
@@ -211,8 +214,8 @@ impl ReadMapping {
         start..start + self.region.len()
     }
 
-    /// Gives up what is mapped: copies fail from now on ([`FaultCause::Unbacked`]), other touches are
-    /// SIGBUS, and nothing of the file is kept. A device can then be removed or bound again.
+    /// Gives up what is mapped: copies fail from now on ([`FaultCause::Unbacked`]), other touches
+    /// are SIGBUS, and nothing of the file is kept. A device can then be removed or bound again.
     ///
     /// # Errors
     /// `EMFILE`, `ENOMEM`: it is mapped as before then.
@@ -238,8 +241,8 @@ impl WriteMapping {
         Ok(Self { region: Region::map(file, offset, len, ProtFlags::READ | ProtFlags::WRITE)? })
     }
 
-    /// Keeps `len` bytes of addresses with nothing behind them, in the place of a device that is gone:
-    /// as after [`abandon`](Self::abandon).
+    /// Keeps `len` bytes of addresses with nothing behind them, in the place of a device that is
+    /// gone: as after [`abandon`](Self::abandon).
     ///
     /// # Errors
     /// `ENOMEM` when address space or the number of mappings runs out.
@@ -284,8 +287,8 @@ impl WriteMapping {
         start..start + self.region.len()
     }
 
-    /// Gives up what is mapped: copies fail from now on ([`FaultCause::Unbacked`]), other touches are
-    /// SIGBUS, and nothing of the file is kept. A device can then be removed or bound again.
+    /// Gives up what is mapped: copies fail from now on ([`FaultCause::Unbacked`]), other touches
+    /// are SIGBUS, and nothing of the file is kept. A device can then be removed or bound again.
     ///
     /// # Errors
     /// `EMFILE`, `ENOMEM`: it is mapped as before then.

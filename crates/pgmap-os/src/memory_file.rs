@@ -1,17 +1,18 @@
-//! A file whose contents are memory: memfd, tmpfs, hugetlbfs, any regular file, or a device-dax device.
+//! A file whose contents are memory: memfd, tmpfs, hugetlbfs, any regular file, or a device-dax
+//! device.
 //!
 //! What it can do follows from what it lies in ([`MemoryKind`]), which it finds out by itself.
 //!
-//! A [`MemoryFile`] is the thing that processes share; a mapping is only a window on it. It owns one
-//! descriptor, knows whether that descriptor may write, and asks the kernel for everything else, so
-//! that two processes never disagree about a length.
+//! A [`MemoryFile`] is the thing that processes share; a mapping is only a window on it. It owns
+//! one descriptor, knows whether that descriptor may write, and asks the kernel for everything
+//! else, so that two processes never disagree about a length.
 //!
 //! # SIGBUS
-//! A process that touches a mapped byte which the file cannot provide is killed, unless the touch is
-//! a copy of [`crate::bytes`], which then fails. Three things do that: the file was cut shorter
+//! A process that touches a mapped byte which the file cannot provide is killed, unless the touch
+//! is a copy of [`crate::bytes`], which then fails. Three things do that: the file was cut shorter
 //! ([`MemoryFile::seal_size`] forbids it on a memfd), its file system is full
-//! ([`MemoryFile::check_capacity`] and [`MemoryFile::reserve`] say so beforehand), or huge pages ran
-//! out (booked when the file is created).
+//! ([`MemoryFile::check_capacity`] and [`MemoryFile::reserve`] say so beforehand), or huge pages
+//! ran out (booked when the file is created).
 
 use crate::OsError;
 use crate::sim;
@@ -113,8 +114,8 @@ impl MemoryFile {
     /// Opens an existing file, not through a link.
     ///
     /// # Errors
-    /// `ENOENT`, `EACCES`, `ELOOP` for a symbolic link, and `EINVAL` for anything else but a regular
-    /// file or a device-dax device (a pipe is not waited for).
+    /// `ENOENT`, `EACCES`, `ELOOP` for a symbolic link, and `EINVAL` for anything else but a
+    /// regular file or a device-dax device (a pipe is not waited for).
     pub fn open_named(path: &Path, access: Access) -> Result<Self, OsError> {
         let subject = path.display().to_string();
         // NONBLOCK: opening a named pipe must fail below, not hang here. Regular files ignore it.
@@ -148,12 +149,12 @@ impl MemoryFile {
         rustix::fs::fstat(&self.fd).map_or(0, |stat| stat.st_size.unsigned_abs())
     }
 
-    /// Changes the length. New bytes read as zero; bytes cut off are lost, mapped or not. Huge pages are
-    /// booked for all of it.
+    /// Changes the length. New bytes read as zero; bytes cut off are lost, mapped or not. Huge
+    /// pages are booked for all of it.
     ///
     /// # Errors
-    /// `EPERM` after [`Self::seal_size`]; `EINVAL` when read-only, for part of a huge page, or for any
-    /// other length of a device; `EFBIG` beyond the process's limit for the size of files.
+    /// `EPERM` after [`Self::seal_size`]; `EINVAL` when read-only, for part of a huge page, or for
+    /// any other length of a device; `EFBIG` beyond the process's limit for the size of files.
     pub fn set_len(&self, len: u64) -> Result<(), OsError> {
         if let Some(device) = &self.device {
             return if len == device.len_bytes {
@@ -209,8 +210,8 @@ impl MemoryFile {
 
     /// Gives the memory or disk behind `range` back; it reads as zero. The length stays.
     ///
-    /// Memory that a device is still writing to stays with the device: the file gets fresh memory on
-    /// the next touch. Only whole pages are given back, the rest of the range is zeroed.
+    /// Memory that a device is still writing to stays with the device: the file gets fresh memory
+    /// on the next touch. Only whole pages are given back, the rest of the range is zeroed.
     ///
     /// # Errors
     /// `EPERM` after [`Self::seal_against_future_writes`]; `EBADF` when read-only; `EOPNOTSUPP` on
@@ -247,8 +248,9 @@ impl MemoryFile {
         })
     }
 
-    /// Has what was written to `range`, by whichever process, outlive a power failure, where the memory
-    /// can: of a device by flushing the processor's caches, elsewhere as [`sync`](Self::sync).
+    /// Has what was written to `range`, by whichever process, outlive a power failure, where the
+    /// memory can: of a device by flushing the processor's caches, elsewhere as
+    /// [`sync`](Self::sync).
     ///
     /// # Errors
     /// As [`sync`](Self::sync).
@@ -308,8 +310,8 @@ impl MemoryFile {
         }
     }
 
-    /// Has the file system write what it keeps of the contents, where that outlives the machine. Of a
-    /// device it orders what [`write_all_at`](Self::write_all_at) wrote before all later stores;
+    /// Has the file system write what it keeps of the contents, where that outlives the machine. Of
+    /// a device it orders what [`write_all_at`](Self::write_all_at) wrote before all later stores;
     /// [`flush`](Self::flush) is for what was written through mappings.
     ///
     /// # Errors
@@ -348,7 +350,8 @@ impl MemoryFile {
         Ok(())
     }
 
-    /// Writes `bytes` from `offset` on, without a mapping. After an error some may have been written.
+    /// Writes `bytes` from `offset` on, without a mapping. After an error some may have been
+    /// written.
     ///
     /// # Errors
     /// `ENOSPC`, `EIO`, `EBADF` when read-only; `EFBIG` beyond the process's limit for the size of
@@ -432,7 +435,8 @@ impl MemoryFile {
         self.seal(SealFlags::FUTURE_WRITE, "seal against future writes")
     }
 
-    /// Forbids any change of the length, by anybody, for ever: no mapping can be cut off. memfd only.
+    /// Forbids any change of the length, by anybody, for ever: no mapping can be cut off. memfd
+    /// only.
     ///
     /// # Errors
     /// As [`Self::seal_against_future_writes`].

@@ -1,8 +1,8 @@
 //! How much memory this process may have: the lowest limit of its control groups.
 //!
 //! Both versions of cgroups are asked, and every group up to the root of what this process sees: a
-//! limit of a parent holds for its children. Memory of tmpfs counts for whoever touches it first and
-//! cannot be dropped, so a process that goes over the limit with it is killed, not refused.
+//! limit of a parent holds for its children. Memory of tmpfs counts for whoever touches it first
+//! and cannot be dropped, so a process that goes over the limit with it is killed, not refused.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -27,8 +27,9 @@ pub fn memory_limit() -> Option<MemoryLimit> {
     lowest(&groups, mounts())
 }
 
-/// The mounts of this process. Read once: hierarchies of control groups are mounted before it starts and
-/// stay, and the kernel takes tens of microseconds to list all mounts, half as long as a pool to come up.
+/// The mounts of this process. Read once: hierarchies of control groups are mounted before it
+/// starts and stay, and the kernel takes tens of microseconds to list all mounts, half as long as a
+/// pool to come up.
 fn mounts() -> &'static str {
     static MOUNTS: OnceLock<String> = OnceLock::new();
     MOUNTS.get_or_init(|| fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
@@ -47,7 +48,8 @@ fn lowest(groups: &str, mounts: &str) -> Option<MemoryLimit> {
         Some((kind, path.to_owned()))
     };
     let groups: Vec<(Version, String)> = groups.lines().filter_map(group).collect();
-    // A controller is in one hierarchy only: where memory is in one of its own, the other has no limits.
+    // A controller is in one hierarchy only: where memory is in one of its own, the other has no
+    // limits.
     let is_one = groups.iter().any(|(kind, _)| *kind == Version::One);
     let groups = groups.iter().filter(|(kind, _)| !is_one || *kind == Version::One);
     let limits = groups.filter_map(|(kind, path)| {
@@ -99,7 +101,8 @@ fn limit_of(kind: Version, group: &Path) -> Option<MemoryLimit> {
         }
         Version::One => {
             let memory = number("memory.limit_in_bytes")?;
-            // "No limit" is the largest number of whole pages there. One with swap is never the lower.
+            // "No limit" is the largest number of whole pages there. One with swap is never the
+            // lower.
             if memory >= i64::MAX as u64 / 2 {
                 return None;
             }
@@ -110,8 +113,8 @@ fn limit_of(kind: Version, group: &Path) -> Option<MemoryLimit> {
     }
 }
 
-/// What a file says that is short, as nearly all are here: without asking for a length that the kernel
-/// does not know.
+/// What a file says that is short, as nearly all are here: without asking for a length that the
+/// kernel does not know.
 fn read_short(path: &Path) -> Option<String> {
     let mut file = File::open(path).ok()?;
     let mut bytes = vec![0; SHORT_BYTES];

@@ -1,14 +1,15 @@
 //! Descriptors that stay with the process that opened them: a forked child does not keep them.
 //!
-//! `fork` copies every descriptor, and what lives as long as its last copy then outlives its process: an
-//! open-file-description lock, a listening socket, a connection. Closing on exec does not help with a
-//! child that never calls exec. So such descriptors are registered here. In a child made by `fork(3)`
-//! each is replaced by `/dev/null` before `fork` returns (`pthread_atfork`): its number stays taken, so
-//! that the child may drop what it inherited, and the description is the parent's alone.
+//! `fork` copies every descriptor, and what lives as long as its last copy then outlives its
+//! process: an open-file-description lock, a listening socket, a connection. Closing on exec does
+//! not help with a child that never calls exec. So such descriptors are registered here. In a child
+//! made by `fork(3)` each is replaced by `/dev/null` before `fork` returns (`pthread_atfork`): its
+//! number stays taken, so that the child may drop what it inherited, and the description is the
+//! parent's alone.
 //!
 //! # Limits
-//! - A child made by a raw `clone` keeps its copies: nobody is asked there. `vfork` and `posix_spawn` do
-//!   not ask either, and their children call exec.
+//! - A child made by a raw `clone` keeps its copies: nobody is asked there. `vfork` and
+//!   `posix_spawn` do not ask either, and their children call exec.
 //! - At most [`MAX_KEPT`] descriptors are registered; further ones are inherited.
 //! - A descriptor that another thread is just opening when a thread forks may be inherited.
 //!
@@ -106,20 +107,21 @@ fn take_slot(fd: RawFd) -> Option<usize> {
 
 fn install() -> Option<File> {
     let nothing = File::open("/dev/null").ok()?;
-    // SAFETY: the handler is a function of this program, which is never unloaded before it ends, and
-    // does only what may be done in the child of a process with threads.
+    // SAFETY: the handler is a function of this program, which is never unloaded before it ends,
+    // and does only what may be done in the child of a process with threads.
     let result = unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
     (result == 0).then_some(nothing)
 }
 
-/// Runs in the child before `fork` returns. Only loads, stores and `dup3`: nothing that takes a lock.
+/// Runs in the child before `fork` returns. Only loads, stores and `dup3`: nothing that takes a
+/// lock.
 unsafe extern "C" fn in_child() {
     let Some(Some(nothing)) = NOTHING.get() else { return };
     for slot in &SLOTS[..NR_USED.load(Ordering::Relaxed).min(MAX_KEPT)] {
         let fd = slot.swap(NONE, Ordering::Relaxed);
         if fd != NONE {
-            // SAFETY: the number belongs to a ParentFd, of which this child has a copy; whatever it does
-            // with that afterwards it does with /dev/null. A failure leaves the copy as it is.
+            // SAFETY: the number belongs to a ParentFd, of which this child has a copy; whatever it
+            // does with that afterwards it does with /dev/null. A failure leaves the copy as it is.
             unsafe { libc::dup3(nothing.as_raw_fd(), fd, libc::O_CLOEXEC) };
         }
     }

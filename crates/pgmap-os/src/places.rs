@@ -1,9 +1,9 @@
 //! Where the sockets and pools of a user live. Decides; creates nothing.
 //!
-//! `$XDG_RUNTIME_DIR` is the user's own tmpfs where a login session made one. Elsewhere (containers,
-//! services) it is `/dev/shm/pgmap-UID`. `/dev/shm` is open to everybody, so another user may have made
-//! that directory first: nothing in it is to be believed before [`check_own`] has passed. The directory
-//! is made with mode 0700.
+//! `$XDG_RUNTIME_DIR` is the user's own tmpfs where a login session made one. Elsewhere
+//! (containers, services) it is `/dev/shm/pgmap-UID`. `/dev/shm` is open to everybody, so another
+//! user may have made that directory first: nothing in it is to be believed before [`check_own`]
+//! has passed. The directory is made with mode 0700.
 
 use crate::OsError;
 use rustix::fs::{Access, FileType, Mode, access, lstat};
@@ -12,7 +12,8 @@ use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// Returns `$XDG_RUNTIME_DIR` if it is absolute, writable and this user's own, else `/dev/shm/pgmap-UID`.
+/// Returns `$XDG_RUNTIME_DIR` if it is absolute, writable and this user's own, else
+/// `/dev/shm/pgmap-UID`.
 pub fn default_runtime_dir() -> PathBuf {
     runtime_dir(env::var_os("XDG_RUNTIME_DIR"))
 }
@@ -27,9 +28,9 @@ pub fn default_pool_dir() -> PathBuf {
     default_runtime_dir().join("pgmap/pool")
 }
 
-/// Checks that nobody but this user and root could have made, or can change, what is at `path`: each
-/// directory from the default runtime directory down to `path` is theirs, no symbolic link, and not
-/// writable by others. What does not exist cannot mislead, and passes.
+/// Checks that nobody but this user and root could have made, or can change, what is at `path`:
+/// each directory from the default runtime directory down to `path` is theirs, no symbolic link,
+/// and not writable by others. What does not exist cannot mislead, and passes.
 ///
 /// # Errors
 /// `EPERM`, `ELOOP` or `ENOTDIR` with the directory and what is wrong with it.

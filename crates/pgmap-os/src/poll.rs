@@ -137,8 +137,9 @@ impl Poller {
     }
 }
 
-/// Waits until one of a few descriptors is ready for what it is listed with, or hung up, or `timeout`
-/// has passed, and says which are. For waits that come and go; a [`Poller`] is for those that stay.
+/// Waits until one of a few descriptors is ready for what it is listed with, or hung up, or
+/// `timeout` has passed, and says which are. For waits that come and go; a [`Poller`] is for those
+/// that stay.
 ///
 /// # Errors
 /// What the kernel says; none is known for open descriptors.

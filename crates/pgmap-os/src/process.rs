@@ -36,8 +36,9 @@ pub fn command_name(pid: i32) -> Option<String> {
     Some(String::from_utf8_lossy(&name).trim_end_matches('\n').to_owned())
 }
 
-/// Returns when the process of this number began, in the kernel's clock ticks after the machine did:
-/// with the number it names a process of this machine's run. `None` if there is none that lives.
+/// Returns when the process of this number began, in the kernel's clock ticks after the machine
+/// did: with the number it names a process of this machine's run. `None` if there is none that
+/// lives.
 ///
 /// # Errors
 /// What reading `/proc` says, except that there is no such process.

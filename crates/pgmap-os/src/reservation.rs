@@ -1,10 +1,10 @@
 //! A range of addresses kept for one use: pieces of files appear in it and go again, and the rest
 //! is inaccessible.
 //!
-//! An address of the range is at every moment either a piece of a file or zeros that were mapped there,
-//! or `PROT_NONE`: nothing else of the process is ever placed there, and no touch ever finds zeros
-//! that nobody asked for. Pieces are not inherited by `fork`: they are mapped and marked elsewhere and then
-//! moved into place, so that no child is made in between with one at its place.
+//! An address of the range is at every moment either a piece of a file or zeros that were mapped
+//! there, or `PROT_NONE`: nothing else of the process is ever placed there, and no touch ever finds
+//! zeros that nobody asked for. Pieces are not inherited by `fork`: they are mapped and marked
+//! elsewhere and then moved into place, so that no child is made in between with one at its place.
 
 // UNSAFETY: mmap, mremap, mprotect, madvise and munmap are unsafe calls.
 #![allow(unsafe_code)]
@@ -28,8 +28,8 @@ pub struct Reservation {
     guard: ForkGuard,
 }
 
-// SAFETY: a Reservation is an address range that it alone changes, by calls to the kernel. Access to
-// the bytes is whoever's who dereferences a raw pointer.
+// SAFETY: a Reservation is an address range that it alone changes, by calls to the kernel. Access
+// to the bytes is whoever's who dereferences a raw pointer.
 unsafe impl Send for Reservation {}
 // SAFETY: as above.
 unsafe impl Sync for Reservation {}
@@ -53,7 +53,8 @@ impl Reservation {
     /// Reserves `len` bytes from `address` on, where nothing may be mapped.
     ///
     /// # Errors
-    /// `EEXIST` when something is mapped there; `EINVAL` when either is no multiple of the page size.
+    /// `EEXIST` when something is mapped there; `EINVAL` when either is no multiple of the page
+    /// size.
     pub fn at(address: usize, len: usize) -> Result<Self, OsError> {
         let failed = |errno| {
             OsError::new("reserve", format!("{len} bytes of addresses from {address:#x} on"), errno)
@@ -123,8 +124,8 @@ impl Reservation {
         })
     }
 
-    /// Makes `len` bytes from `offset` on private memory of this process that reads as zeros, in one step,
-    /// over whatever is there.
+    /// Makes `len` bytes from `offset` on private memory of this process that reads as zeros, in
+    /// one step, over whatever is there.
     ///
     /// # Errors
     /// As [`vacate`](Self::vacate).

@@ -1,7 +1,8 @@
 //! Messages and descriptors between processes: Unix `SOCK_SEQPACKET`.
 //!
-//! A connection carries *messages*: each arrives whole or not at all, in order, with the descriptors
-//! that were sent along. There is a definite end, and the kernel vouches for who is at the other end.
+//! A connection carries *messages*: each arrives whole or not at all, in order, with the
+//! descriptors that were sent along. There is a definite end, and the kernel vouches for who is at
+//! the other end.
 //!
 //! - [`Listener`] owns a path, and the right to own it;
 //! - [`Connection`] sends and receives;

@@ -87,8 +87,8 @@ pub fn ask_for_early_notice() -> Result<(), OsError> {
 }
 
 extern "C" fn on_sigbus(_signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: the kernel passes a valid siginfo_t of 128 bytes, aligned, fully initialised, of which
-    // BusInfo is the beginning.
+    // SAFETY: the kernel passes a valid siginfo_t of 128 bytes, aligned, fully initialised, of
+    // which BusInfo is the beginning.
     let bus = unsafe { info.cast::<BusInfo>().read() };
     // SAFETY: the kernel passes the interrupted thread's context, which nobody else uses while the
     // handler runs.

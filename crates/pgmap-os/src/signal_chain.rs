@@ -1,6 +1,7 @@
 //! A signal handler that passes on what is not its own.
 //!
-//! It is never uninstalled. A library that is closed by the program stays loaded once it has one installed.
+//! It is never uninstalled. A library that is closed by the program stays loaded once it has one
+//! installed.
 //!
 //! # What may be called in a handler
 //! Atomics on static memory, and system calls that neither lock nor allocate: nothing that panics.
@@ -50,8 +51,8 @@ impl Chain {
         let mut action = before;
         action.sa_sigaction = handler as *const () as usize;
         // Whether the signal is blocked meanwhile, and what else (sa_mask), stays as the previous
-        // handler wants it, because it runs inside of ours. With SA_ONSTACK an overflowing stack does
-        // not hide the overflow; with SA_RESTART a notice interrupts no system call.
+        // handler wants it, because it runs inside of ours. With SA_ONSTACK an overflowing stack
+        // does not hide the overflow; with SA_RESTART a notice interrupts no system call.
         action.sa_flags &= libc::SA_NODEFER;
         action.sa_flags |= libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART;
         // Another thread may have installed its own between the two calls.
@@ -75,8 +76,9 @@ impl Chain {
 
     fn remember(&self, before: &libc::sigaction) {
         let takes_info = before.sa_flags & libc::SA_SIGINFO != 0;
-        // Relaxed: `sigaction`, a system call, lies between these stores and the first load; whoever
-        // replaces the handler in between is read with either flag only until the second call.
+        // Relaxed: `sigaction`, a system call, lies between these stores and the first load;
+        // whoever replaces the handler in between is read with either flag only until the second
+        // call.
         self.previous_takes_info.store(takes_info, Ordering::Relaxed);
         self.previous.store(before.sa_sigaction, Ordering::Relaxed);
     }
@@ -91,7 +93,8 @@ impl Chain {
             libc::SIG_IGN => {}
             libc::SIG_DFL => {
                 self.restore_default();
-                // SAFETY: no precondition. Kills now, or on return if the handler blocks the signal.
+                // SAFETY: no precondition. Kills now, or on return if the handler blocks the
+                // signal.
                 unsafe { libc::raise(self.signal) };
             }
             // Relaxed: as above.
@@ -122,8 +125,8 @@ impl Chain {
     }
 }
 
-/// Keeps the library with the handler loaded, even when the program closes it. The handler cannot be taken out
-/// again: one that was installed later may pass on to it.
+/// Keeps the library with the handler loaded, even when the program closes it. The handler cannot
+/// be taken out again: one that was installed later may pass on to it.
 fn keep_loaded(handler: Handler) {
     let mut found = MaybeUninit::<libc::Dl_info>::zeroed();
     let address = (handler as *const ()).cast::<c_void>();

@@ -1,7 +1,7 @@
 //! Locks and condition variables: the standard library's, or a simulation's.
 //!
-//! In a simulation whoever waits lets others run, and a wait for a condition may end without a reason,
-//! as it may on a real machine.
+//! In a simulation whoever waits lets others run, and a wait for a condition may end without a
+//! reason, as it may on a real machine.
 
 #[cfg(not(feature = "sim"))]
 pub use std::sync::{Condvar, Mutex, MutexGuard};

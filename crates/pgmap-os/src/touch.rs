@@ -1,10 +1,10 @@
 //! Touches of addresses that nobody has mapped, offered to whoever keeps the addresses.
 //!
 //! A load or store at an inaccessible address is SIGSEGV, which kills. A [`TouchWatch`] has the
-//! touches of one range put to it instead: the thread that touched waits, in the signal handler, until
-//! another thread, in ordinary context, answers. After [`TouchAnswer::Retry`] the instruction is done
-//! again; after [`TouchAnswer::Fail`] the signal goes its usual way, to the handler that was there
-//! before or to the end of the process, at that very instruction.
+//! touches of one range put to it instead: the thread that touched waits, in the signal handler,
+//! until another thread, in ordinary context, answers. After [`TouchAnswer::Retry`] the instruction
+//! is done again; after [`TouchAnswer::Fail`] the signal goes its usual way, to the handler that
+//! was there before or to the end of the process, at that very instruction.
 //!
 //! The addresses are inaccessible all the while, whatever becomes of the watch: see
 //! `docs/adr/0020-touches-by-signal.md` for why this is not `userfaultfd`.
@@ -15,8 +15,8 @@
 //! - What the kernel touches for a system call is `EFAULT` and not offered.
 //! - The thread that answers cannot be served itself; nor can one that holds a lock which it needs.
 
-// UNSAFETY: the table lies in memory that a forked child finds wiped, and a signal handler reads what
-// the kernel points it to.
+// UNSAFETY: the table lies in memory that a forked child finds wiped, and a signal handler reads
+// what the kernel points it to.
 #![allow(unsafe_code)]
 
 use crate::signal_chain::{self, Chain, Origin};
@@ -113,7 +113,8 @@ fn install() -> Result<&'static Table, OsError> {
 
 impl TouchWatch {
     /// The next touch, waiting for it; none after [`stop`](Self::stop). From the first call on the
-    /// calling thread's own touches are nobody's, for nobody could answer them: one thread calls this.
+    /// calling thread's own touches are nobody's, for nobody could answer them: one thread calls
+    /// this.
     pub fn wait(&self) -> Option<Touch> {
         self.slot.wait()
     }
@@ -150,8 +151,8 @@ struct SegvInfo {
 }
 
 extern "C" fn on_sigsegv(_signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: the kernel passes a valid siginfo_t of 128 bytes, aligned, fully initialised, of which
-    // SegvInfo is the beginning.
+    // SAFETY: the kernel passes a valid siginfo_t of 128 bytes, aligned, fully initialised, of
+    // which SegvInfo is the beginning.
     let segv = unsafe { info.cast::<SegvInfo>().read() };
     // SAFETY: the kernel passes the interrupted thread's context, which nobody else uses while the
     // handler runs.

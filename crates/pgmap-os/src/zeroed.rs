@@ -1,6 +1,7 @@
 //! Words that read as zero and take memory when they are first written to.
 
-// UNSAFETY: zeroed memory is handed out as atomics without a store to each; advice on memory of our own.
+// UNSAFETY: zeroed memory is handed out as atomics without a store to each; advice on memory of our
+// own.
 #![allow(unsafe_code)]
 
 use std::sync::atomic::AtomicU64;
@@ -18,9 +19,9 @@ pub fn zeroed_words(nr_words: usize) -> Box<[AtomicU64]> {
     unsafe { words.assume_init() }
 }
 
-/// As [`zeroed_words`], in huge pages where the system gives some to who asks (`transparent_hugepage` is
-/// `madvise` or `always`): memory is then taken 2 MiB at a time, and reading all over it misses the
-/// processor's address cache less.
+/// As [`zeroed_words`], in huge pages where the system gives some to who asks
+/// (`transparent_hugepage` is `madvise` or `always`): memory is then taken 2 MiB at a time, and
+/// reading all over it misses the processor's address cache less.
 #[must_use]
 pub fn zeroed_words_in_huge_pages(nr_words: usize) -> Box<[AtomicU64]> {
     let words = zeroed_words(nr_words);

@@ -21,8 +21,8 @@ enum End {
     Signal(i32),
 }
 
-/// Runs `child` in a forked child; its answer becomes the exit status. It must not allocate, lock or
-/// panic: another thread of this process may hold any lock at the moment of the fork.
+/// Runs `child` in a forked child; its answer becomes the exit status. It must not allocate, lock
+/// or panic: another thread of this process may hold any lock at the moment of the fork.
 fn in_forked_child(child: impl Fn() -> i32) -> End {
     // SAFETY: the child runs only `child`, which keeps to the rule above, and then leaves.
     let pid = unsafe { libc::fork() };

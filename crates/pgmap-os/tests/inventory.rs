@@ -1,5 +1,5 @@
-//! The inventory over trees that `cargo xtask guest --only record` wrote down in kernels with NVDIMMs, and over
-//! trees made up here for what these guests do not have.
+//! The inventory over trees that `cargo xtask guest --only record` wrote down in kernels with
+//! NVDIMMs, and over trees made up here for what these guests do not have.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
@@ -83,7 +83,8 @@ fn mounts_and_huge_pages_of_a_guest_are_found() {
     }
 }
 
-/// A CXL memory device and region with a dax device that the system uses, and one of soft-reserved memory.
+/// A CXL memory device and region with a dax device that the system uses, and one of soft-reserved
+/// memory.
 const CXL: &str = "\
 D sys/devices/pci0/mem0
 L sys/bus/cxl/devices/mem0 ../../../devices/pci0/mem0

@@ -1,8 +1,9 @@
 //! What must be there exactly, wherever only one party was at work on a name.
 //!
-//! The [model](crate::model) bears with everything that goes on at the same time, and so says little of
-//! any one answer. These books say what it must be: of a name on which nobody else worked meanwhile, and
-//! whose last change was answered. What is not known so is learned again from the owner.
+//! The [model](crate::model) bears with everything that goes on at the same time, and so says
+//! little of any one answer. These books say what it must be: of a name on which nobody else worked
+//! meanwhile, and whose last change was answered. What is not known so is learned again from the
+//! owner.
 
 use std::collections::BTreeMap;
 

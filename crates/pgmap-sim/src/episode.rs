@@ -317,8 +317,8 @@ impl Episode {
         Busy
     }
 
-    /// The calling party may hold frames from now on; some pages of a version for certain, which it pinned
-    /// after a step.
+    /// The calling party may hold frames from now on; some pages of a version for certain, which it
+    /// pinned after a step.
     pub fn hold(&self, pin: Option<(u64, u64, Vec<u64>)>) -> Holding {
         let pid = self.machine.running();
         let mut holders = self.holders.borrow_mut();
@@ -334,15 +334,16 @@ impl Episode {
         Holding { pid, pin }
     }
 
-    /// Whether a process may have held frames at `from` or later. A restarted owner knows no number of
-    /// one that has not connected again.
+    /// Whether a process may have held frames at `from` or later. A restarted owner knows no number
+    /// of one that has not connected again.
     pub fn may_hold(&self, pid: Pid, from: u64) -> bool {
         let holders = self.holders.borrow();
         let mut of = holders.of.iter().filter(|&(&of, _)| pid == 0 || of == pid);
         // That somebody was killed the owner hears later.
         let is_known =
             of.any(|(&of, &(nr, last))| nr > 0 || last >= from || !self.machine.is_alive(of));
-        // Who keeps no rules says it holds whatever it likes; so does the owner of whom it cannot see.
+        // Who keeps no rules says it holds whatever it likes; so does the owner of whom it cannot
+        // see.
         is_known || self.has_hostile() || self.plan.knobs.no_membarrier > 0
     }
 
@@ -364,8 +365,9 @@ impl Episode {
             && !self.books.borrow().is_anybody_at_work(self.nr_owners.get())
     }
 
-    /// A cut begins that ends although somebody holds what it takes: whoever does holds no part of a file
-    /// from then on. Which pins those are is known only of pins that were taken at another time.
+    /// A cut begins that ends although somebody holds what it takes: whoever does holds no part of
+    /// a file from then on. Which pins those are is known only of pins that were taken at another
+    /// time.
     pub fn begin_quarantine(&self) {
         let mut holders = self.holders.borrow_mut();
         holders.nr_quarantines += 1;
@@ -451,8 +453,8 @@ impl Episode {
         is_done
     }
 
-    /// Somebody who asked at `from` was given pages of the pool, for contents `number`: no device may
-    /// still write to them, and none has failed.
+    /// Somebody who asked at `from` was given pages of the pool, for contents `number`: no device
+    /// may still write to them, and none has failed.
     pub fn given(&self, number: u64, pages: &[u64], from: u64) {
         self.check_healthy(pages, from);
         for transfer in self.transfers.borrow().iter().filter(|other| other.number != number) {

@@ -1,9 +1,9 @@
 //! The simulated machine: processes and threads, the clock, what fails, and who runs next.
 //!
-//! Threads are coroutines. One runs at a time, until the step at which another is to run; which one and
-//! after how many steps is drawn from the seed. Every load and store of shared memory and every system
-//! call is a step. A process that is killed unwinds from the step at which it stands; what its
-//! destructors do reaches nobody, as [`World::is_ended`] tells the layer below.
+//! Threads are coroutines. One runs at a time, until the step at which another is to run; which one
+//! and after how many steps is drawn from the seed. Every load and store of shared memory and every
+//! system call is a step. A process that is killed unwinds from the step at which it stands; what
+//! its destructors do reaches nobody, as [`World::is_ended`] tells the layer below.
 
 // UNSAFETY: a coroutine reaches its machine, and its own way out, by pointers.
 #![allow(unsafe_code)]
@@ -329,7 +329,8 @@ impl Machine {
             let Some(process) = books.processes.get_mut(&pid) else { return Ok(()) };
             process.is_ending = true;
             let mut threads = process.threads.clone();
-            // Destructors take locks: who has one goes first, after those that have what it waits for.
+            // Destructors take locks: who has one goes first, after those that have what it waits
+            // for.
             threads.sort_by_key(|number| match books.threads.get(number) {
                 Some(thread) if thread.nr_locks > 0 => {
                     u32::from(thread.waits.is_some_and(|wait| wait.what == Happening::Lock))

@@ -1,5 +1,5 @@
-//! `pgmap-sim`: the shipped owner and clients in a simulated machine that breaks. `docs/simulation.md`
-//! explains it.
+//! `pgmap-sim`: the shipped owner and clients in a simulated machine that breaks.
+//! `docs/simulation.md` explains it.
 
 mod batches;
 mod books;
@@ -32,10 +32,10 @@ const LAST_LINES: usize = 120;
 
 /// Runs the shipped owner and client code in a simulated machine that breaks.
 ///
-/// Each run has a seed of its own, counted up from --seed, and is the same each time: the seed draws
-/// which faults it has, what its clients do, and who runs when. A run that fails is shortened, written
-/// to a file, and its trace printed. Exit codes: 0 nothing was wrong, 1 a run failed, 2 the command
-/// line is wrong.
+/// Each run has a seed of its own, counted up from --seed, and is the same each time: the seed
+/// draws which faults it has, what its clients do, and who runs when. A run that fails is
+/// shortened, written to a file, and its trace printed. Exit codes: 0 nothing was wrong, 1 a run
+/// failed, 2 the command line is wrong.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {

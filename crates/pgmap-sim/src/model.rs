@@ -1,9 +1,9 @@
 //! What the pool must look like, as naively as it can be said.
 //!
-//! A name stands for *versions*: each was put there once and taken away at some time. When something
-//! was asked and when it was answered is known; what lies between, or was never answered, may be or
-//! not be. A reader who asked at `from` and had an answer at `to` must have found one of what may
-//! have been there in between, and may have missed only what was not there all the while.
+//! A name stands for *versions*: each was put there once and taken away at some time. When
+//! something was asked and when it was answered is known; what lies between, or was never answered,
+//! may be or not be. A reader who asked at `from` and had an answer at `to` must have found one of
+//! what may have been there in between, and may have missed only what was not there all the while.
 //!
 //! The contents of a version tell their number and place: word `i` is `number << 24 | i`.
 
@@ -301,8 +301,8 @@ impl Model {
         self.names.get(name)?.cuts.iter().find(|own| own.deed.from == from)?.met
     }
 
-    /// The power failed at `at`. What was there when an owner last ended well stays. What came after
-    /// that is gone; of what came meanwhile nothing is known (ADR 0026, `Catalog::open_in`).
+    /// The power failed at `at`. What was there when an owner last ended well stays. What came
+    /// after that is gone; of what came meanwhile nothing is known (ADR 0026, `Catalog::open_in`).
     pub fn power_failed(&mut self, at: u64) {
         let born: BTreeMap<u64, Deed> = self
             .names
@@ -422,8 +422,8 @@ impl Model {
         Ok(())
     }
 
-    /// What a pin of a version showed first and shows now differs. Only the rest of a page may have been
-    /// zeroed in which a truncate ends, as a kernel does too.
+    /// What a pin of a version showed first and shows now differs. Only the rest of a page may have
+    /// been zeroed in which a truncate ends, as a kernel does too.
     pub fn held(&self, name: &str, number: u64, first: &[u8], now: &[u8]) -> Result<(), String> {
         let version = self.names.get(name).into_iter().flat_map(|name| &name.versions);
         let version = version.into_iter().find(|version| version.number == number);
@@ -450,9 +450,9 @@ impl Model {
         }
     }
 
-    /// What a reader that looked from `from` on found behind a file's end in its last page, where whoever
-    /// maps the page sees it: zeros. As long as a truncate may still be given up the file's own bytes are
-    /// there.
+    /// What a reader that looked from `from` on found behind a file's end in its last page, where
+    /// whoever maps the page sees it: zeros. As long as a truncate may still be given up the file's
+    /// own bytes are there.
     pub fn tail(
         &self,
         name: &str,
@@ -482,7 +482,8 @@ impl Model {
         Err(format!("version {number} ends at {len}, and behind that lies {}", describe(tail)))
     }
 
-    /// A reader looked from `from` to `to` and found nothing. One who asked for a removal itself says when.
+    /// A reader looked from `from` to `to` and found nothing. One who asked for a removal itself
+    /// says when.
     pub fn missed(&self, name: &str, from: u64, to: u64, own: Option<u64>) -> Result<(), String> {
         let Some(known) = self.names.get(name) else { return Ok(()) };
         match known.versions.iter().find(|version| known.must_be(version, from, to, own)) {

@@ -1,7 +1,7 @@
 //! What a run does: who is there, what each is asked to do, and what befalls them when.
 //!
-//! A plan is data, drawn from a seed, so that a failing one can be written down, shortened by leaving
-//! parts out, and run again.
+//! A plan is data, drawn from a seed, so that a failing one can be written down, shortened by
+//! leaving parts out, and run again.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,7 +1,7 @@
 //! Whether a refusal can be justified.
 //!
-//! An error is believed only if its cause was there: a fault that was injected meanwhile, an owner that
-//! was away, time that has passed, somebody who was in the way. Anything else is a finding.
+//! An error is believed only if its cause was there: a fault that was injected meanwhile, an owner
+//! that was away, time that has passed, somebody who was in the way. Anything else is a finding.
 
 use pgmap::{Error, Holder, PinError, Refusal};
 
@@ -71,8 +71,8 @@ impl Asked {
         }
     }
 
-    /// How it ended. A client asks again if the owner went meanwhile, which may have done it before: a
-    /// refusal says nothing then.
+    /// How it ended. A client asks again if the owner went meanwhile, which may have done it
+    /// before: a refusal says nothing then.
     pub fn end<T>(&self, episode: &Episode, result: &Result<T, Error>) -> End {
         let now = episode.machine.steps();
         match result {
@@ -114,8 +114,8 @@ impl Asked {
         episode.machine.has_failed_since(self.from, self.pid, errnos)
     }
 
-    /// Whether it took longer than a call may that waits for at most `limit_ms`, or ended early because
-    /// of a deadline that had not passed.
+    /// Whether it took longer than a call may that waits for at most `limit_ms`, or ended early
+    /// because of a deadline that had not passed.
     pub fn check_time<T>(
         &self,
         episode: &Episode,
@@ -376,8 +376,8 @@ impl Asked {
     }
 }
 
-/// Whether what was asked was not done. A commit whose owner went may have been done; so may a change, by
-/// the owner's successor, that could be neither synced nor taken back.
+/// Whether what was asked was not done. A commit whose owner went may have been done; so may a
+/// change, by the owner's successor, that could be neither synced nor taken back.
 pub fn is_refused(error: &Error) -> bool {
     use Refusal::{Internal, MayBeDone, NoDraft};
     let is_open =

@@ -31,8 +31,8 @@ pub enum RingError {
         /// The most of one transfer.
         most_pieces: usize,
     },
-    /// The pages lie in several pieces, and what they are to be moved to or from takes each as a message
-    /// of its own.
+    /// The pages lie in several pieces, and what they are to be moved to or from takes each as a
+    /// message of its own.
     #[error(
         "{nr_pieces} pieces for a descriptor that takes whole messages, as an eventfd does: move one \
          piece at a time, here {piece_bytes} bytes"

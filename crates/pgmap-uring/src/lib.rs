@@ -1,10 +1,10 @@
 //! io_uring over a pool of pgmap: the pool registered once, transfers by pin.
 //!
 //! A [`PoolRing`] registers the client's mapping of the pool as fixed buffers. A transfer names
-//! addresses of an [`AddressSpace`](pgmap::space::AddressSpace) of that client or a clone of it; what
-//! lies there is pinned with a DEVICE hold until the kernel says that it is done, so that truncating
-//! or unlinking the file meanwhile waits, and the death of this process gives the frames to nobody
-//! while they may still be written.
+//! addresses of an [`AddressSpace`](pgmap::space::AddressSpace) of that client or a clone of it;
+//! what lies there is pinned with a DEVICE hold until the kernel says that it is done, so that
+//! truncating or unlinking the file meanwhile waits, and the death of this process gives the frames
+//! to nobody while they may still be written.
 //!
 //! ```no_run
 //! use pgmap::mm::mm::Placed;

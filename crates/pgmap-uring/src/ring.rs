@@ -1,6 +1,7 @@
 //! The ring: registration, transfers, completions.
 
-// UNSAFETY: a transfer is an address given to the kernel, which reads or writes there later, by itself.
+// UNSAFETY: a transfer is an address given to the kernel, which reads or writes there later, by
+// itself.
 #![allow(unsafe_code)]
 
 use std::collections::{HashMap, VecDeque};
@@ -34,8 +35,8 @@ const WAIT_AT_MOST: Duration = Duration::from_secs(3600);
 /// How long a transfer waits for an entry when all are under way.
 const ENTRY_WAIT: Duration = Duration::from_secs(1);
 
-/// How long a ring that is dropped waits for transfers that cannot be cancelled any more, as those of a
-/// disk that is slow.
+/// How long a ring that is dropped waits for transfers that cannot be cancelled any more, as those
+/// of a disk that is slow.
 const DROP_WAIT: Duration = Duration::from_secs(30);
 
 /// Tags what asks for a cancellation. No transfer has this number.
@@ -50,11 +51,12 @@ pub struct TransferId(u64);
 pub struct Completed {
     /// Which.
     pub id: TransferId,
-    /// Bytes moved, from the start of the transfer on: what one `preadv(2)` or `pwritev(2)` would have
-    /// returned. Fewer than asked for do not mean that the file ended; a transfer that goes on behind
-    /// them tells, by moving none.
+    /// Bytes moved, from the start of the transfer on: what one `preadv(2)` or `pwritev(2)` would
+    /// have returned. Fewer than asked for do not mean that the file ended; a transfer that goes on
+    /// behind them tells, by moving none.
     pub moved_bytes: u64,
-    /// The Linux error number, when it failed; `ECANCELED` when it was cancelled before it moved anything.
+    /// The Linux error number, when it failed; `ECANCELED` when it was cancelled before it moved
+    /// anything.
     pub errno: Option<i32>,
 }
 
@@ -87,10 +89,10 @@ unsafe impl Send for Piece {}
 // SAFETY: as above.
 unsafe impl Sync for Piece {}
 
-/// A ring with the pool as its fixed buffers. Each transfer is one entry, so what has an order, as the
-/// bytes of a pipe have, keeps it. Dropping the ring cancels the transfers under way and waits for their
-/// end; those that do not end within half a minute keep their pages held until this process ends. In a
-/// forked child it is good for nothing but to be dropped, which does nothing.
+/// A ring with the pool as its fixed buffers. Each transfer is one entry, so what has an order, as
+/// the bytes of a pipe have, keeps it. Dropping the ring cancels the transfers under way and waits
+/// for their end; those that do not end within half a minute keep their pages held until this
+/// process ends. In a forked child it is good for nothing but to be dropped, which does nothing.
 pub struct PoolRing<'s> {
     ring: IoUring,
     client: Client,
@@ -100,8 +102,8 @@ pub struct PoolRing<'s> {
     next_id: u64,
     in_flight: HashMap<u64, InFlight<'s>>,
     completed: VecDeque<Completed>,
-    /// The process that made it. A forked child has the ring's memory in common with its parent, and would
-    /// take the parent's completions.
+    /// The process that made it. A forked child has the ring's memory in common with its parent,
+    /// and would take the parent's completions.
     process: u32,
 }
 
@@ -125,8 +127,9 @@ impl<'s> PoolRing<'s> {
     /// memory behind the whole pool from the system, and counts against `RLIMIT_MEMLOCK`.
     ///
     /// # Errors
-    /// [`RingError::MemoryLock`] when `RLIMIT_MEMLOCK` is less than the pool and this process may not lock
-    /// more; [`RingError::Ring`] when the kernel has no io_uring for this process, or no memory.
+    /// [`RingError::MemoryLock`] when `RLIMIT_MEMLOCK` is less than the pool and this process may
+    /// not lock more; [`RingError::Ring`] when the kernel has no io_uring for this process, or no
+    /// memory.
     pub fn new(client: &Client, nr_entries: u32) -> Result<Self, RingError> {
         let ring = IoUring::new(nr_entries).map_err(refused("making the ring"))?;
         let mut made = Self {
@@ -143,22 +146,23 @@ impl<'s> PoolRing<'s> {
         Ok(made)
     }
 
-    /// Reads `len_bytes` of `file` from `file_offset` on to `address`, as one `preadv(2)`. Both ends may lie
-    /// within pages; those count as written as a whole, and what is read behind the end of a pool's file
-    /// is zeros afterwards, as behind the end of a mapped file.
+    /// Reads `len_bytes` of `file` from `file_offset` on to `address`, as one `preadv(2)`. Both
+    /// ends may lie within pages; those count as written as a whole, and what is read behind the
+    /// end of a pool's file is zeros afterwards, as behind the end of a mapped file.
     ///
-    /// An offset of `u64::MAX` is the file's current position, which moves on. Pipes, sockets, terminals
-    /// and the like have no other, whatever offset is given; transfers of one of them that are under way
-    /// at the same time have no order between them.
+    /// An offset of `u64::MAX` is the file's current position, which moves on. Pipes, sockets,
+    /// terminals and the like have no other, whatever offset is given; transfers of one of them
+    /// that are under way at the same time have no order between them.
     ///
     /// When all entries are under way, this waits up to a second for one of them.
     ///
     /// # Errors
     /// [`RingError::OtherClient`] when `space` is not of the ring's client or a clone of it,
     /// [`RingError::Space`] and [`RingError::Short`] when the pages cannot be held for writing,
-    /// [`RingError::TooManyPieces`] and [`RingError::OnePiece`] when the pages lie in too many places,
-    /// [`RingError::OffsetOverflow`], and [`RingError::Full`]: nothing was begun. After
-    /// [`RingError::Ring`] the transfer may be under way; its pages are held then until it is reaped.
+    /// [`RingError::TooManyPieces`] and [`RingError::OnePiece`] when the pages lie in too many
+    /// places, [`RingError::OffsetOverflow`], and [`RingError::Full`]: nothing was begun. After
+    /// [`RingError::Ring`] the transfer may be under way; its pages are held then until it is
+    /// reaped.
     pub fn read(
         &mut self,
         space: &'s AddressSpace,
@@ -171,9 +175,9 @@ impl<'s> PoolRing<'s> {
         self.begin(space, range, &file, file_offset)
     }
 
-    /// Writes `len_bytes` from `address` on, which may lie within a page, to `file` from `file_offset`
-    /// on, as one `pwritev(2)`: a file opened with `O_APPEND` is appended to, whatever the offset. Bytes
-    /// behind the end of a pool's file are written as zeros.
+    /// Writes `len_bytes` from `address` on, which may lie within a page, to `file` from
+    /// `file_offset` on, as one `pwritev(2)`: a file opened with `O_APPEND` is appended to,
+    /// whatever the offset. Bytes behind the end of a pool's file are written as zeros.
     ///
     /// # Errors
     /// As [`read`](Self::read), but the pages need not be writable.
@@ -189,9 +193,9 @@ impl<'s> PoolRing<'s> {
         self.begin(space, range, &file, file_offset)
     }
 
-    /// Asks the kernel to end a transfer. It is reaped like any other, with `ECANCELED`, or with what it
-    /// came to before; its pages are held until then. What a disk is at work on ends by itself only.
-    /// False when the transfer is not under way any more.
+    /// Asks the kernel to end a transfer. It is reaped like any other, with `ECANCELED`, or with
+    /// what it came to before; its pages are held until then. What a disk is at work on ends by
+    /// itself only. False when the transfer is not under way any more.
     ///
     /// # Errors
     /// [`RingError::Ring`].
@@ -207,8 +211,8 @@ impl<'s> PoolRing<'s> {
         Ok(true)
     }
 
-    /// The next transfer that the kernel is done with, waiting for as long as it takes; `None` when none
-    /// is under way.
+    /// The next transfer that the kernel is done with, waiting for as long as it takes; `None` when
+    /// none is under way.
     ///
     /// # Errors
     /// [`RingError::Ring`].
@@ -240,8 +244,8 @@ impl<'s> PoolRing<'s> {
         Ok(self.completed.pop_front())
     }
 
-    /// The next transfer that the kernel is done with, without waiting. `None` also when those under way
-    /// are not done; then [`nr_in_flight`](Self::nr_in_flight) is not zero.
+    /// The next transfer that the kernel is done with, without waiting. `None` also when those
+    /// under way are not done; then [`nr_in_flight`](Self::nr_in_flight) is not zero.
     ///
     /// # Errors
     /// [`RingError::Ring`].
@@ -285,8 +289,9 @@ impl<'s> PoolRing<'s> {
         Err(SpaceError::from(pgmap::Error::Detached).into())
     }
 
-    /// Whether the registered pool is the pool as it is now: registers it again if frames were detached
-    /// since and nothing is under way. The caller has pinned already: what it pinned is detached no more.
+    /// Whether the registered pool is the pool as it is now: registers it again if frames were
+    /// detached since and nothing is under way. The caller has pinned already: what it pinned is
+    /// detached no more.
     fn is_registered(&mut self) -> Result<bool, RingError> {
         if self.client.detach_epoch() == self.epoch {
             return Ok(true);
@@ -352,8 +357,9 @@ impl<'s> PoolRing<'s> {
         // In the books first: from the push on the kernel may touch the pages.
         let transfer = InFlight { pinned, tails, _file: file, _pieces: pieces, direction };
         self.in_flight.insert(id, transfer);
-        // SAFETY: the pieces lie in the client's mapping; `in_flight` holds their frames, their list and the
-        // open file until the completion, and is leaked rather than dropped before that.
+        // SAFETY: the pieces lie in the client's mapping; `in_flight` holds their frames, their
+        // list and the open file until the completion, and is leaked rather than dropped before
+        // that.
         let pushed = unsafe { self.push(&entry) };
         if let Err(error) = pushed {
             self.in_flight.remove(&id);
@@ -378,8 +384,8 @@ impl<'s> PoolRing<'s> {
         Ok(())
     }
 
-    /// The entry of a transfer: by the registered pool where it is one piece of one fixed buffer, else by
-    /// the addresses themselves.
+    /// The entry of a transfer: by the registered pool where it is one piece of one fixed buffer,
+    /// else by the addresses themselves.
     fn entry(
         &self,
         pieces: &[Piece],
@@ -545,8 +551,8 @@ fn not_registered(source: io::Error, pool_bytes: u64) -> RingError {
     }
 }
 
-/// Lets pass what the next call may find otherwise: interrupted, too much under way just now, the time
-/// over.
+/// Lets pass what the next call may find otherwise: interrupted, too much under way just now, the
+/// time over.
 fn unless_passing(entered: io::Result<usize>, doing: &'static str) -> Result<(), RingError> {
     match entered.map_err(|error| (error.raw_os_error(), error)) {
         Ok(_) | Err((Some(libc::EINTR | libc::EAGAIN | libc::EBUSY | libc::ETIME), _)) => Ok(()),
@@ -562,7 +568,8 @@ fn check_pieces(pieces: &[Piece], file: &File) -> Result<(), RingError> {
     }
     let [first, _, ..] = pieces else { return Ok(()) };
     let mode = file.metadata().map_err(refused("looking at the file"))?.mode();
-    // What has no type has no vectored calls of its own, as an eventfd: each piece would be a message.
+    // What has no type has no vectored calls of its own, as an eventfd: each piece would be a
+    // message.
     if mode & libc::S_IFMT == 0 {
         return Err(RingError::OnePiece { nr_pieces, piece_bytes: first.0.iov_len as u64 });
     }

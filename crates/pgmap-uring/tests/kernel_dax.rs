@@ -1,11 +1,12 @@
 //! What the kernel's own device-dax and fsdax do, row by row of docs/parity.md, on a real device.
 //!
-//! Without arguments it says that it is skipped: it needs a device, and `cargo xtask guest --only parity` gives
-//! it one. `kernel_dax devdax DEVICE ALIGN` and `kernel_dax fsdax DIRECTORY` print `seen ROW TEXT` for each row;
-//! `kernel_dax hold DEVICE ALIGN` registers a buffer with a ring and waits for the end of its input.
+//! Without arguments it says that it is skipped: it needs a device, and
+//! `cargo xtask guest --only parity` gives it one. `kernel_dax devdax DEVICE ALIGN` and
+//! `kernel_dax fsdax DIRECTORY` print `seen ROW TEXT` for each row; `kernel_dax hold DEVICE ALIGN`
+//! registers a buffer with a ring and waits for the end of its input.
 
-// UNSAFETY: raw mappings, pages in a pipe and registered buffers are the subject; nothing here reads or writes
-// them but through system calls.
+// UNSAFETY: raw mappings, pages in a pipe and registered buffers are the subject; nothing here
+// reads or writes them but through system calls.
 #![allow(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
@@ -154,7 +155,8 @@ fn outcome<T>(result: &io::Result<T>) -> String {
     name.map_or_else(|| error.to_string(), |name| name.1.to_owned())
 }
 
-/// Runs `call` while a page lies in a pipe that is emptied after [`HELD`]; says whether it waited for that.
+/// Runs `call` while a page lies in a pipe that is emptied after [`HELD`]; says whether it waited
+/// for that.
 fn under_hold<T>(pipe: (File, File), call: impl FnOnce() -> io::Result<T>) -> String {
     let (mut reader, writer) = pipe;
     let emptier = thread::spawn(move || {
@@ -238,7 +240,8 @@ fn devdax(path: &Path, align: usize) {
             outcome(&raw.register(align)),
         ),
     );
-    // What a removal under a hold does ends in an oops of the kernel: only mapped memory is tried here.
+    // What a removal under a hold does ends in an oops of the kernel: only mapped memory is tried
+    // here.
     let driver = fs::canonicalize(sysfs.join("driver")).unwrap();
     let gone = fs::write(driver.join("unbind"), name);
     seen(

@@ -11,7 +11,8 @@ use support::{BASE, holding, owner, ring, space};
 
 const PAGE: usize = 4096;
 
-/// What a transfer brought lay behind the end for everybody to see, and went out with the next sector.
+/// What a transfer brought lay behind the end for everybody to see, and went out with the next
+/// sector.
 #[test]
 fn what_is_read_behind_the_end_of_a_file_is_zeros_afterwards() {
     let owner = owner();

@@ -1,5 +1,5 @@
-//! What a crowd costs an owner: the time to attach 1,000 clients, its memory for each of them, and for
-//! each of 200 that ask and never read.
+//! What a crowd costs an owner: the time to attach 1,000 clients, its memory for each of them, and
+//! for each of 200 that ask and never read.
 //!
 //! Run with `cargo run --release -p pgmap --example crowd`. The owner is a process of its own.
 

@@ -1,13 +1,14 @@
 //! Watching the device that a pool lies on, and giving it up when it is gone.
 //!
-//! The kernel takes a device-dax device away without asking: it waits for no mapping and no descriptor.
-//! What is left of those afterwards can keep the device from coming back (seen on Linux 6.12: a descriptor
-//! that is closed after the device was bound again makes the next open ENXIO). So each process that has
-//! the device, owner and clients, looks a few times a second whether it is still there, and if not, puts
-//! nothing in the place of what it has mapped and closes what it has open. Copies are errors from then on.
+//! The kernel takes a device-dax device away without asking: it waits for no mapping and no
+//! descriptor. What is left of those afterwards can keep the device from coming back (seen on Linux
+//! 6.12: a descriptor that is closed after the device was bound again makes the next open ENXIO).
+//! So each process that has the device, owner and clients, looks a few times a second whether it is
+//! still there, and if not, puts nothing in the place of what it has mapped and closes what it has
+//! open. Copies are errors from then on.
 //!
-//! Nothing is lost by that but time: catalog and contents are on the device. When it is back, the owner
-//! is started again and opens the pool; clients attach again.
+//! Nothing is lost by that but time: catalog and contents are on the device. When it is back, the
+//! owner is started again and opens the pool; clients attach again.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -31,7 +32,8 @@ pub(crate) trait HasDevice: Send + Sync + 'static {
     fn give_up(&self) -> Result<(), Error>;
 }
 
-/// Has `user` give up its device when that is gone. The thread ends with the user, or with the device.
+/// Has `user` give up its device when that is gone. The thread ends with the user, or with the
+/// device.
 ///
 /// # Errors
 /// [`Error::Os`] when no thread can be started.
@@ -48,8 +50,8 @@ pub(crate) fn watch(user: &Arc<impl HasDevice>) -> Result<(), Error> {
         .map_err(|error| OsError::new("watch", name, error).into())
 }
 
-/// Maps a pool's data for a client. Of a device that is gone there is nothing to map, and the client can
-/// still ask who holds what.
+/// Maps a pool's data for a client. Of a device that is gone there is nothing to map, and the
+/// client can still ask who holds what.
 ///
 /// # Errors
 /// As [`WriteMapping::map`].

@@ -5,8 +5,9 @@ use pgmap_os::OsError;
 
 use crate::refusal::Refusal;
 
-/// Why a call failed. Nothing is held, and nothing was changed, except where [`OwnerGone`](Self::OwnerGone),
-/// [`TimedOut`](Self::TimedOut) or [`Refusal::MayBeDone`] say that it may have been.
+/// Why a call failed. Nothing is held, and nothing was changed, except where
+/// [`OwnerGone`](Self::OwnerGone), [`TimedOut`](Self::TimedOut) or [`Refusal::MayBeDone`] say that
+/// it may have been.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -36,15 +37,15 @@ pub enum Error {
     /// off, full, or broken. Offsets count from the start of the pool.
     #[error("copy: {0}")]
     Memory(pgmap_os::CopyError),
-    /// The owner is gone; pins stay valid, structural calls do not work. A call that it had received it may
-    /// have done.
+    /// The owner is gone; pins stay valid, structural calls do not work. A call that it had
+    /// received it may have done.
     #[error("the pool's owner is gone ({why}); pins taken before stay valid")]
     OwnerGone {
         /// How that showed.
         why: String,
     },
-    /// The owner did not answer in time. Whether it did, or yet does, what it was asked is not known;
-    /// what a late answer brings is given back.
+    /// The owner did not answer in time. Whether it did, or yet does, what it was asked is not
+    /// known; what a late answer brings is given back.
     #[error(
         "the owner{} did not answer a {call} within {waited_ms} ms: it is stopped or busy; wait for \
          it, or allow the client a longer deadline",

@@ -54,9 +54,9 @@ impl ReadWords for Readable {
     }
 }
 
-/// A window on a client's ledger. Its file may be cut shorter by somebody who has no business to: what
-/// lay there is then lost. A hole for which there is no memory is none of that: it reads as zero, as any
-/// hole does.
+/// A window on a client's ledger. Its file may be cut shorter by somebody who has no business to:
+/// what lay there is then lost. A hole for which there is no memory is none of that: it reads as
+/// zero, as any hole does.
 #[derive(Debug)]
 struct LedgerWindow {
     mapping: ReadMapping,
@@ -64,8 +64,8 @@ struct LedgerWindow {
     /// Where in the file the window starts, and how long the file is as long as nobody cuts it.
     start_bytes: u64,
     whole_bytes: u64,
-    /// Where the file ended when something turned out to be missing; nothing from there on is looked at
-    /// again.
+    /// Where the file ended when something turned out to be missing; nothing from there on is
+    /// looked at again.
     end_bytes: AtomicU64,
 }
 
@@ -115,8 +115,8 @@ impl LedgerWindow {
 pub struct LedgerWords(LedgerWindow);
 
 impl LedgerWords {
-    /// Words of `mapping`, which begins at `start_bytes` of a file that has `whole_bytes` as long as
-    /// nobody cuts it.
+    /// Words of `mapping`, which begins at `start_bytes` of a file that has `whole_bytes` as long
+    /// as nobody cuts it.
     #[must_use]
     pub fn new(
         mapping: ReadMapping,
@@ -252,8 +252,8 @@ impl Room {
 enum Behind {
     /// Memory that is there.
     Memory,
-    /// A file of the system's memory, without a limit of its own, and where in it the words start: whole
-    /// pages can be given back.
+    /// A file of the system's memory, without a limit of its own, and where in it the words start:
+    /// whole pages can be given back.
     Unlimited(Arc<MemoryFile>, u64),
     /// A file in a file system. Its pages are kept: a reader that was told of them before may still
     /// look, and must find memory there.
@@ -499,8 +499,8 @@ impl WriteCounts for WritableCounts {
 /// The owner's heavy barrier: `membarrier` for clients that are registered, and the fence that
 /// pairs with the others'.
 ///
-/// What this process was granted when it registered may be refused later, by a sandbox that it enters.
-/// Then clients that rely on it are not reached any more (ADR 0045).
+/// What this process was granted when it registered may be refused later, by a sandbox that it
+/// enters. Then clients that rely on it are not reached any more (ADR 0045).
 #[derive(Debug)]
 pub struct OwnerBarrier {
     membarrier: Membarrier,
@@ -520,7 +520,8 @@ impl OwnerBarrier {
         self.interrupt()
     }
 
-    /// Has every processor that runs a registered process make a full barrier. False if that is refused.
+    /// Has every processor that runs a registered process make a full barrier. False if that is
+    /// refused.
     fn interrupt(&self) -> bool {
         if !self.membarrier.is_global_available() {
             return false;

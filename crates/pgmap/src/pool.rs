@@ -1,9 +1,9 @@
 //! A pool: the files that hold data, descriptors, index, ledgers and catalog.
 //!
 //! An anonymous pool is a set of memfds and ends with its last user. A pool in a directory has its
-//! files there, so that a restarted owner finds everything again. Of these, catalog and data are the
-//! pool. Descriptors and index say what the catalog says in another form: as long as a client lives
-//! they are taken over as they are, else they are made again when the pool is opened.
+//! files there, so that a restarted owner finds everything again. Of these, catalog and data are
+//! the pool. Descriptors and index say what the catalog says in another form: as long as a client
+//! lives they are taken over as they are, else they are made again when the pool is opened.
 
 pub mod check;
 pub(crate) mod directory;
@@ -123,11 +123,12 @@ impl Pool {
     /// Makes a pool.
     ///
     /// # Errors
-    /// [`Error::NotDurable`] when files are to outlive what the memory does not; [`Error::BadPool`] for a
-    /// size out of bounds, for a device or file that holds a pool, for a directory that holds a pool or anything else under the names of its files, that
-    /// another user owns or may change, or that lies on a file system which cannot hold a pool;
-    /// [`Error::Os`] when the system has not the memory or the huge pages, which says how many are
-    /// missing. Nothing is left behind then.
+    /// [`Error::NotDurable`] when files are to outlive what the memory does not; [`Error::BadPool`]
+    /// for a size out of bounds, for a device or file that holds a pool, for a directory that holds
+    /// a pool or anything else under the names of its files, that another user owns or may change,
+    /// or that lies on a file system which cannot hold a pool; [`Error::Os`] when the system has
+    /// not the memory or the huge pages, which says how many are missing. Nothing is left behind
+    /// then.
     pub fn create(options: &PoolOptions) -> Result<Self, Error> {
         let ground = options.on.as_deref().map(Ground::inspect).transpose()?;
         let stored = options.checked(ground.as_ref().and_then(Ground::device))?;
@@ -234,8 +235,8 @@ impl Pool {
             missing_ledgers: Vec::new(),
         };
         pool.populate(options.populate)?;
-        // Before the catalog says that there is a pool: a file that lost its seal with the power looks
-        // damaged ever after.
+        // Before the catalog says that there is a pool: a file that lost its seal with the power
+        // looks damaged ever after.
         for file in [&pool.data, &pool.vmemmap, &pool.index] {
             file.sync()?;
         }
@@ -275,8 +276,8 @@ impl Pool {
         holds_a_pool(directory.as_ref())
     }
 
-    /// Whether `on`, a device, a file, or a directory of huge pages, is the data of a pool, which may be
-    /// damaged, or of another format.
+    /// Whether `on`, a device, a file, or a directory of huge pages, is the data of a pool, which
+    /// may be damaged, or of another format.
     ///
     /// # Errors
     /// [`Error::Os`] when it cannot be looked into.
@@ -286,22 +287,22 @@ impl Pool {
 
     /// Opens the pool in `directory`.
     ///
-    /// When the machine was restarted and the last owner had not stopped before, files that were made
-    /// since an owner last stopped are not there any more: see [`unsynced`](Self::unsynced).
+    /// When the machine was restarted and the last owner had not stopped before, files that were
+    /// made since an owner last stopped are not there any more: see [`unsynced`](Self::unsynced).
     ///
     /// # Errors
-    /// [`Error::BadPool`] when there is none, its files do not belong together, it has another format,
-    /// an owner, or is another user's; [`Error::Catalog`] when its catalog is damaged.
+    /// [`Error::BadPool`] when there is none, its files do not belong together, it has another
+    /// format, an owner, or is another user's; [`Error::Catalog`] when its catalog is damaged.
     pub fn open(directory: impl AsRef<Path>) -> Result<Self, Error> {
         Self::open_in_boot(directory.as_ref(), BootId::current()?)
     }
 
-    /// Opens the pool whose data is `on`, with what is good for this run of the machine in `directory`,
-    /// which is made where it is missing.
+    /// Opens the pool whose data is `on`, with what is good for this run of the machine in
+    /// `directory`, which is made where it is missing.
     ///
     /// # Errors
-    /// As [`open`](Self::open); [`Error::BadPool`] also when `directory` is another pool's, or when it is
-    /// a fresh one and clients may be left of an owner that had another.
+    /// As [`open`](Self::open); [`Error::BadPool`] also when `directory` is another pool's, or when
+    /// it is a fresh one and clients may be left of an owner that had another.
     pub fn open_on(on: impl AsRef<Path>, directory: impl AsRef<Path>) -> Result<Self, Error> {
         let (on, path) = (on.as_ref(), directory.as_ref());
         let boot = BootId::current()?;
@@ -408,7 +409,8 @@ impl Pool {
         Ok(())
     }
 
-    /// Files that are not there any more: the machine was restarted before an owner had synced them.
+    /// Files that are not there any more: the machine was restarted before an owner had synced
+    /// them.
     #[must_use]
     pub fn unsynced(&self) -> &[FileName] {
         self.catalog.as_ref().map_or(&[], Catalog::unsynced)
@@ -426,7 +428,8 @@ impl Pool {
         self.mark(Mark::Open(catalog.state().sequence))
     }
 
-    /// Says in the data how far the catalog is, where that lies elsewhere or can be copied without it.
+    /// Says in the data how far the catalog is, where that lies elsewhere or can be copied without
+    /// it.
     fn mark(&self, mark: Mark) -> Result<(), Error> {
         if on::has_seal(&self.data) { mark.write(&self.data, self.id) } else { Ok(()) }
     }
@@ -458,8 +461,8 @@ impl Pool {
         self.data_lock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the data lies on a device that went away: the owner has given it up, and goes on to say what
-    /// it knows.
+    /// Whether the data lies on a device that went away: the owner has given it up, and goes on to
+    /// say what it knows.
     #[must_use]
     pub fn is_device_gone(&self) -> bool {
         self.is_given_up.get().is_some()

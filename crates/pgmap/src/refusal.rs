@@ -15,8 +15,8 @@ pub enum HoldKind {
     Lease,
     /// A writer that has not committed.
     Writer,
-    /// Unknown: the client relies on `membarrier`, which the owner may not use any more. Ends with the
-    /// client.
+    /// Unknown: the client relies on `membarrier`, which the owner may not use any more. Ends with
+    /// the client.
     Unseen,
     /// Perhaps: the client's ledger was cut short, and cannot say.
     Unreadable,
@@ -243,8 +243,8 @@ pub enum Refusal {
         /// Those that closed their connection and keep their ledger.
         nr_adrift: u64,
     },
-    /// The owner that was asked first was lost before it answered, and may have done it; its successor
-    /// did not, or the client could ask none. Said by the client, never by an owner.
+    /// The owner that was asked first was lost before it answered, and may have done it; its
+    /// successor did not, or the client could ask none. Said by the client, never by an owner.
     #[error(
         "the {call} may have been done: the owner that was asked first was lost before it answered. Asked \
          again: {refusal}"

@@ -53,7 +53,8 @@ pub fn clean_label(label: &str) -> String {
     label.chars().take(MAX_LABEL_CHARS).map(|c| if is_plain(c) { c } else { '?' }).collect()
 }
 
-/// The owner's answer; with it come the descriptors of data, vmemmap, index, doorbell and, unless it resumes, ledger.
+/// The owner's answer; with it come the descriptors of data, vmemmap, index, doorbell and, unless
+/// it resumes, ledger.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Welcome {
     /// [`VERSION`] of the owner.
@@ -72,8 +73,8 @@ pub struct Welcome {
     pub max_files: u64,
     /// Whether a compiler fence is light barrier enough.
     pub is_asymmetric: bool,
-    /// Whether what a file holds is flushed before the file is committed, for it is to outlive a power
-    /// failure.
+    /// Whether what a file holds is flushed before the file is committed, for it is to outlive a
+    /// power failure.
     pub is_flushed: bool,
 }
 
@@ -374,8 +375,8 @@ pub enum Request {
         /// The first frame to look at.
         from_pfn: u64,
     },
-    /// Nobody waits for the answer to the request of this number any more: what it waits for is called
-    /// off. Has no answer.
+    /// Nobody waits for the answer to the request of this number any more: what it waits for is
+    /// called off. Has no answer.
     Forget(u64),
     /// Call off the truncate or punch of this file that waits for holders, whoever asked for it.
     CancelCut(FileName),
@@ -390,8 +391,8 @@ impl Request {
         )
     }
 
-    /// Whether an owner that did this has changed what anybody else can see. Drafts and leases end with the
-    /// owner that gave them.
+    /// Whether an owner that did this has changed what anybody else can see. Drafts and leases end
+    /// with the owner that gave them.
     pub(crate) const fn changes_pool(&self) -> bool {
         matches!(
             self,
@@ -470,8 +471,8 @@ pub enum Event {
         /// The frame.
         pfn: u64,
     },
-    /// The device that the pool lies on is gone. Nothing of it is mapped any more, and what was held is
-    /// held for nothing. Each client finds that out by itself.
+    /// The device that the pool lies on is gone. Nothing of it is mapped any more, and what was
+    /// held is held for nothing. Each client finds that out by itself.
     DeviceGone,
 }
 

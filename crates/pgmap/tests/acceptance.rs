@@ -1,5 +1,5 @@
-//! The acceptance tests of `users.md` that need a second process: T1 (client side), T2, T5, T11, T12,
-//! T14 (as far as truncate goes) and T15.
+//! The acceptance tests of `users.md` that need a second process: T1 (client side), T2, T5, T11,
+//! T12, T14 (as far as truncate goes) and T15.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
@@ -93,7 +93,8 @@ fn t2_a_reader_slower_than_any_time_out_blocks_reuse() {
     reader.signal(Signal::STOP);
     client.unlink("slow").unwrap();
     let started = Instant::now();
-    // The owner looks every 20 ms: give it many chances to be wrong, and somebody to give frames to.
+    // The owner looks every 20 ms: give it many chances to be wrong, and somebody to give frames
+    // to.
     while started.elapsed() < Duration::from_secs(1) {
         churn(&client, &owner, 5);
         assert_eq!(owner.info().draining_bytes, 8 * MIB);

@@ -3,8 +3,9 @@
 //!
 //! The device is a pipe. A page given to it by `vmsplice` is held by its physical address, as a
 //! transfer in flight holds it, and outlives the process: what the pipe later yields is what the
-//! device's page holds then. Under a DEVICE hold it must be the old bytes, whoever has the frames now.
-//! A CPU hold is the control: those frames are reused as they are, and the pipe shows the new bytes.
+//! device's page holds then. Under a DEVICE hold it must be the old bytes, whoever has the frames
+//! now. A CPU hold is the control: those frames are reused as they are, and the pipe shows the new
+//! bytes.
 
 // UNSAFETY: vmsplice takes raw memory; that is the point of it.
 #![allow(unsafe_code)]

@@ -337,9 +337,10 @@ fn descriptors_and_catalog_on_the_device_are_found_again() {
     assert!(Pool::create(&small.metadata_on_device()).is_err(), "no frame is left");
 }
 
-/// Story: a punch told readers of the piece behind the hole. When it was given up, the old extent was
-/// put together again and the piece's own life word left as it was. A later truncate changed only the
-/// whole extent's word, and a reader of the piece could pin frames that were another file's by then.
+/// Story: a punch told readers of the piece behind the hole. When it was given up, the old extent
+/// was put together again and the piece's own life word left as it was. A later truncate changed
+/// only the whole extent's word, and a reader of the piece could pin frames that were another
+/// file's by then.
 #[test]
 fn a_piece_told_by_a_punch_that_was_given_up_is_not_believed_for_ever() {
     let owner = owner(1 << 20);

@@ -1,5 +1,6 @@
-//! fork: the child is told that it is detached, whatever it calls, and takes nothing from its parent;
-//! and a child that keeps a dead client's socket and ledger open does not keep its holds (T6).
+//! fork: the child is told that it is detached, whatever it calls, and takes nothing from its
+//! parent; and a child that keeps a dead client's socket and ledger open does not keep its holds
+//! (T6).
 
 // UNSAFETY: fork, _exit and waitpid are the subject; rustix offers no fork.
 #![allow(unsafe_code)]
@@ -20,9 +21,9 @@ const POOL_BYTES: u64 = 32 << 20;
 
 /// Forks. The child runs `child` and leaves with its answer as exit status.
 fn forked(mut child: impl FnMut() -> i32) -> i32 {
-    // SAFETY: in the processes that fork, no other thread is inside the allocator or holds a lock of
-    // the library at that moment (the harness's first thread waits for this one, an owner's thread
-    // for its events); the child leaves without running the parent's exit handlers.
+    // SAFETY: in the processes that fork, no other thread is inside the allocator or holds a lock
+    // of the library at that moment (the harness's first thread waits for this one, an owner's
+    // thread for its events); the child leaves without running the parent's exit handlers.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
     if pid > 0 {

@@ -1,5 +1,5 @@
-//! File systems that are full: shortage is an error for bookkeeping too, never a signal, and what was
-//! refused works again when there is room.
+//! File systems that are full: shortage is an error for bookkeeping too, never a signal, and what
+//! was refused works again when there is room.
 //!
 //! Each test runs itself once more in namespaces of its own, with a small tmpfs mounted. Where the
 //! system allows no such namespaces the tests are skipped by name.
@@ -20,8 +20,8 @@ const MIB: u64 = 1 << 20;
 /// Says in which process the test is, and where the file system is mounted.
 const PLACE: &str = "PGMAP_FULL_PLACE";
 
-/// Runs the test `name` again on a tmpfs of `size_mib`, in a mount namespace of its own. Returns the place
-/// in that process, and `None` in the first one, when all is done.
+/// Runs the test `name` again on a tmpfs of `size_mib`, in a mount namespace of its own. Returns
+/// the place in that process, and `None` in the first one, when all is done.
 fn on_tmpfs(name: &str, size_mib: u64) -> Option<PathBuf> {
     if let Some(place) = std::env::var_os(PLACE) {
         return Some(place.into());
@@ -108,8 +108,8 @@ fn a_full_file_system_refuses_lets_remove_and_works_again() {
     assert_eq!(client.get("large").unwrap().to_vec().unwrap().len(), 3 << 20);
 }
 
-/// The pool is as large as its file system, so that descriptors, index, ledgers and catalog have less than
-/// they need.
+/// The pool is as large as its file system, so that descriptors, index, ledgers and catalog have
+/// less than they need.
 #[test]
 fn a_pool_as_large_as_its_file_system_takes_files_until_it_is_full() {
     let Some(place) =

@@ -1,5 +1,5 @@
-//! Peers that lie: whatever arrives is an allegation (I9). Each is answered with a clear error or cut
-//! off; the owner lives on, serves others, and loses no frame and no descriptor.
+//! Peers that lie: whatever arrives is an allegation (I9). Each is answered with a clear error or
+//! cut off; the owner lives on, serves others, and loses no frame and no descriptor.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 

@@ -167,7 +167,8 @@ fn a_client_that_cuts_its_ledger_short_is_cut_off_and_everybody_else_goes_on() {
         support::wait_for_info(&owner, "what came later is free", |info| {
             info.draining_bytes == MIB
         });
-        // The rest of the ledger was claims, so it may be cut off or not; it is if something was lost.
+        // The rest of the ledger was claims, so it may be cut off or not; it is if something was
+        // lost.
         if unreadable {
             assert!(raw.is_cut_off(), "cut to {len_bytes}");
         }

@@ -1,5 +1,5 @@
-//! Scenarios of the kernel's rules that pgmap answers with a refusal by name, or for which it has no
-//! call at all; docs/parity.md says what Linux does.
+//! Scenarios of the kernel's rules that pgmap answers with a refusal by name, or for which it has
+//! no call at all; docs/parity.md says what Linux does.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
@@ -70,7 +70,8 @@ fn scenario_31_and_57_a_frame_belongs_to_one_file() {
     share_in_catalog(&path, "a", "clone");
     for has_descriptors in [true, false] {
         if !has_descriptors {
-            // As after a loss of the machine's memory: the catalog alone says whose frames they are.
+            // As after a loss of the machine's memory: the catalog alone says whose frames they
+            // are.
             File::create(path.join("vmemmap")).unwrap();
         }
         let error = Owner::start(Pool::open(&path).unwrap()).map(drop).unwrap_err();

@@ -1,11 +1,12 @@
-//! Clients killed at random moments while two others work: nothing is lost, nothing is leaked, and no
-//! byte that anybody reads is another's.
+//! Clients killed at random moments while two others work: nothing is lost, nothing is leaked, and
+//! no byte that anybody reads is another's.
 //!
-//! Every page of every file proves what it is (`support::block`). Victims are killed with uncommitted
-//! writers, with short, long-term and device pins, in the middle of any call. Afterwards every frame
-//! is free or belongs to a committed file whose checksums are right. `PGMAP_SOAK_SECONDS` says how
-//! long; the seed is printed. `PGMAP_TEST_ON` puts the pool's data on a device or into a file: nobody is then
-//! killed as a device, for what a dead device may still write to is not taken from such memory.
+//! Every page of every file proves what it is (`support::block`). Victims are killed with
+//! uncommitted writers, with short, long-term and device pins, in the middle of any call.
+//! Afterwards every frame is free or belongs to a committed file whose checksums are right.
+//! `PGMAP_SOAK_SECONDS` says how long; the seed is printed. `PGMAP_TEST_ON` puts the pool's data on
+//! a device or into a file: nobody is then killed as a device, for what a dead device may still
+//! write to is not taken from such memory.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 

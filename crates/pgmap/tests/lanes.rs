@@ -25,8 +25,8 @@ fn owner() -> (Owner, Client) {
     (owner, client)
 }
 
-/// Runs `each` in `nr` threads that then all live on until every one of them is through, while `then` runs;
-/// every one of them must have succeeded.
+/// Runs `each` in `nr` threads that then all live on until every one of them is through, while
+/// `then` runs; every one of them must have succeeded.
 fn in_threads<T, E: Display + Send>(
     nr: usize,
     each: impl Fn(usize) -> Result<T, E> + Sync,
@@ -68,7 +68,8 @@ fn threads_that_hold_nothing_shut_nobody_out() {
     });
 }
 
-/// Holds of threads beyond the lanes are holds like others: a drain waits for each, by each way to pin.
+/// Holds of threads beyond the lanes are holds like others: a drain waits for each, by each way to
+/// pin.
 #[test]
 fn every_thread_holds_however_many_there_are() {
     let (owner, client) = owner();

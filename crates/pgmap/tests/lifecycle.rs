@@ -1,5 +1,5 @@
-//! Frames change hands in one place: across restarts, refused cuts, failed memory, devices of the dead,
-//! and damage to the descriptors.
+//! Frames change hands in one place: across restarts, refused cuts, failed memory, devices of the
+//! dead, and damage to the descriptors.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
@@ -105,8 +105,8 @@ fn holds_device_across(kill_client_first: bool) {
     assert_eq!(nr_ledgers, 1, "its ledger went");
 }
 
-/// Story: recovery reaped dead clients before any file had its frames back. All frames were free then, a
-/// hold of a free frame counts for nothing, and so the hold was forgotten with its ledger.
+/// Story: recovery reaped dead clients before any file had its frames back. All frames were free
+/// then, a hold of a free frame counts for nothing, and so the hold was forgotten with its ledger.
 #[test]
 fn a_device_hold_of_a_client_that_died_while_no_owner_ran_is_known_to_the_next() {
     holds_device_across(false);
@@ -141,7 +141,8 @@ fn a_device_hold_on_frames_that_were_draining_outlives_client_and_owner() {
     assert_eq!(client.detach_epoch() - epoch, 1);
 }
 
-/// Recovery failed open: a ledger that could not be opened was skipped, and its client's holds with it.
+/// Recovery failed open: a ledger that could not be opened was skipped, and its client's holds with
+/// it.
 #[test]
 fn a_ledger_that_cannot_be_read_stops_the_start_and_is_named() {
     let (_directory, place) = place();
@@ -209,8 +210,9 @@ fn an_owner_killed_while_a_truncate_waits_leaves_the_file_whole() {
     });
 }
 
-/// Story: without a client the descriptors are made anew, and were made of folios as small as the file was
-/// asked for. The catalog said that the first one is large, nobody found it, and the file was "gone".
+/// Story: without a client the descriptors are made anew, and were made of folios as small as the
+/// file was asked for. The catalog said that the first one is large, nobody found it, and the file
+/// was "gone".
 #[test]
 fn a_file_whose_folios_were_merged_is_there_after_a_restart_without_clients() {
     let (_directory, place) = place();
@@ -341,8 +343,8 @@ fn what_a_truncate_cuts_off_inside_a_page_is_zero() {
     }
 }
 
-/// Story: the limit was asked for when life words had changed already. The 504th hole was refused, the
-/// file could not be opened any more, and the pool neither.
+/// Story: the limit was asked for when life words had changed already. The 504th hole was refused,
+/// the file could not be opened any more, and the pool neither.
 #[test]
 fn a_file_is_cut_up_to_its_limit_and_stays_whole() {
     let directory = tempfile::tempdir_in("/dev/shm").unwrap();
@@ -488,7 +490,8 @@ fn a_refused_cut_leaves_folios_and_extents_as_they_were() {
     }
 }
 
-/// While a cut waits: a pin and a long-term pin of what stays, a failure of what goes, another policy.
+/// While a cut waits: a pin and a long-term pin of what stays, a failure of what goes, another
+/// policy.
 #[test]
 fn a_cut_that_is_given_up_keeps_what_happened_while_it_waited() {
     let owner = anonymous(64 * MIB);
@@ -580,8 +583,8 @@ fn frames_that_a_live_client_holds_are_not_free_when_their_descriptors_are_lost(
     });
 }
 
-/// The catalog says whose a frame is; whatever the descriptors say, every file is right and every frame
-/// is in one book.
+/// The catalog says whose a frame is; whatever the descriptors say, every file is right and every
+/// frame is in one book.
 #[test]
 fn damaged_descriptors_cost_no_file_and_no_frame() {
     const NR_TRIALS: u64 = 150;

@@ -1,5 +1,5 @@
-//! Calls that end: with an owner that is stopped, full, killed, dropped or at work on something large;
-//! and what it does for callers that are gone.
+//! Calls that end: with an owner that is stopped, full, killed, dropped or at work on something
+//! large; and what it does for callers that are gone.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 

@@ -1,5 +1,5 @@
-//! Owners that are lost after they did what they were asked, and before the answer was there: the client
-//! asks the next owner, and says of its refusal that the call may have been done.
+//! Owners that are lost after they did what they were asked, and before the answer was there: the
+//! client asks the next owner, and says of its refusal that the call may have been done.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
@@ -98,7 +98,8 @@ fn put(client: &Client, name: &str) {
     client.create(name, MIB, FolioSize::BestFit).unwrap().commit().unwrap();
 }
 
-/// Story: the second owner found nothing to unlink, and "no such file" was all that its caller heard.
+/// Story: the second owner found nothing to unlink, and "no such file" was all that its caller
+/// heard.
 #[test]
 fn an_unlink_that_is_refused_because_it_was_done_before_says_so() {
     let way = Way::new();

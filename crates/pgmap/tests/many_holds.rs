@@ -1,6 +1,7 @@
-//! What many holds cost those who do not hold them: a drain, a question who holds what, and everybody else
-//! while frames with many holders go. Times are medians of interleaved rounds, and bounds are several
-//! times what a machine needs, for they must tell "grows with the holds" from "does not", no more.
+//! What many holds cost those who do not hold them: a drain, a question who holds what, and
+//! everybody else while frames with many holders go. Times are medians of interleaved rounds, and
+//! bounds are several times what a machine needs, for they must tell "grows with the holds" from
+//! "does not", no more.
 #![allow(clippy::unwrap_used, reason = "a fixture that is not there fails the test")]
 
 mod support;
@@ -167,8 +168,8 @@ fn beside_others(owner: &Owner, what: impl FnOnce()) -> (Duration, Duration) {
     })
 }
 
-/// How long it takes to unlink `a`, and the longest that another call takes until all of it is free, which
-/// it is once `let_go` was called.
+/// How long it takes to unlink `a`, and the longest that another call takes until all of it is
+/// free, which it is once `let_go` was called.
 fn unlink_beside_others(owner: &Owner, let_go: impl FnOnce()) -> (Duration, Duration) {
     let client = owner.client().unwrap();
     let mut took = Duration::ZERO;
@@ -194,7 +195,8 @@ fn an_unlink_with_65536_holders_keeps_nobody_waiting() {
     assert!(longest < Duration::from_millis(600), "{longest:?}");
 }
 
-/// A ledger whose words its client wrote itself: `NR_FORGED` slots, the n-th of which holds `run_of(n)`.
+/// A ledger whose words its client wrote itself: `NR_FORGED` slots, the n-th of which holds
+/// `run_of(n)`.
 fn forge(owner: &Owner, run_of: impl Fn(u64) -> PfnRange) -> Forged {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("s");

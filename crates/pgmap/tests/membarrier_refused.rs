@@ -1,4 +1,5 @@
-//! An owner whose process may not call `membarrier` any more, because it entered a sandbox after its start.
+//! An owner whose process may not call `membarrier` any more, because it entered a sandbox after
+//! its start.
 
 // UNSAFETY: a seccomp filter is set by plain system calls that no crate here wraps.
 #![allow(unsafe_code)]
@@ -94,7 +95,8 @@ fn an_owner_that_may_not_interrupt_any_more_serves_clients_that_come_then() {
     }
 }
 
-/// What a client of before may hold unseen is nobody else's until that client is gone; nothing else waits.
+/// What a client of before may hold unseen is nobody else's until that client is gone; nothing else
+/// waits.
 #[test]
 fn what_a_client_of_before_may_hold_is_free_when_it_is_gone() {
     if !Membarrier::register().is_global_available() {

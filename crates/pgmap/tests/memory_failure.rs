@@ -1,4 +1,5 @@
-//! Memory failure: the smallest folio goes, everything around it lives, everybody concerned is told.
+//! Memory failure: the smallest folio goes, everything around it lives, everybody concerned is
+//! told.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 

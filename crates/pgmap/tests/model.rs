@@ -1,8 +1,8 @@
 //! A naive model of files, pins and frames against the library with an embedded owner: thousands of
 //! random histories, the same after every step.
 //!
-//! The model knows nothing of ledgers or descriptors: a file is its bytes and its pages, a page is a
-//! number that nobody else has, a pin is the bytes it must go on showing and the pages it keeps.
+//! The model knows nothing of ledgers or descriptors: a file is its bytes and its pages, a page is
+//! a number that nobody else has, a pin is the bytes it must go on showing and the pages it keeps.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 

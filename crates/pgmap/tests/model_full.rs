@@ -1,9 +1,10 @@
-//! A naive model of the whole page model against the library: files, drafts, pins, leases, cuts, folio
-//! shapes, failed memory, clients that die, owners that are restarted; the same after every step.
+//! A naive model of the whole page model against the library: files, drafts, pins, leases, cuts,
+//! folio shapes, failed memory, clients that die, owners that are restarted; the same after every
+//! step.
 //!
-//! The model knows nothing of ledgers, folios or life words. A file is a list of pages, and a page is a
-//! frame with bytes, a hole, or a frame that failed. A pin is the frames that it keeps and the bytes
-//! that it must go on showing, whatever happens to the file.
+//! The model knows nothing of ledgers, folios or life words. A file is a list of pages, and a page
+//! is a frame with bytes, a hole, or a frame that failed. A pin is the frames that it keeps and the
+//! bytes that it must go on showing, whatever happens to the file.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
@@ -37,8 +38,8 @@ const SEED: [u8; 31] = *b"pgmap: the whole page model ...";
 
 /// Longest wait for the owner to hear its bell.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
-/// How often histories repaired while a pin kept a failed frame of no file: they are worth little if
-/// never.
+/// How often histories repaired while a pin kept a failed frame of no file: they are worth little
+/// if never.
 static NR_REPAIRS_UNDER_PINS: AtomicU64 = AtomicU64::new(0);
 
 const ENOENT: i32 = 2;
@@ -432,8 +433,8 @@ impl<'c> Hands<'c> {
         Ok(())
     }
 
-    /// What is pinned shows what it must: the bytes that it was taken of, or, from somewhere in a page to
-    /// its end, the zeros of a truncate inside that page.
+    /// What is pinned shows what it must: the bytes that it was taken of, or, from somewhere in a
+    /// page to its end, the zeros of a truncate inside that page.
     fn check_pins(&self) -> Checked {
         for (pin, _, bytes) in &self.pins {
             let now = pin.to_vec().unwrap();
@@ -495,9 +496,9 @@ fn compare_info(owner: &Owner, model: &Model) -> Checked {
     let (pinned, failed) = (model.only_pinned(), model.failed_and_unowned().len() as u64);
     let pages = |bytes: u64| bytes / PAGE_BYTES;
     prop_assert_eq!(pages(owner.info().poisoned_bytes), model.poisoned.len() as u64);
-    // What a dropped pin kept is free when the owner has heard the bell, and what failed of it counts
-    // once: as waiting before, as nobody's after.
-    // A frame that waits for its holder counts as draining, or, after a deadline, as quarantined.
+    // What a dropped pin kept is free when the owner has heard the bell, and what failed of it
+    // counts once: as waiting before, as nobody's after. A frame that waits for its holder counts
+    // as draining, or, after a deadline, as quarantined.
     let waiting = |info: &PoolInfo| info.draining_bytes + info.quarantined_bytes;
     let is_settled = |info: &PoolInfo| {
         let known = live + reserved + failed;
@@ -652,9 +653,9 @@ fn run_histories(thread: u8) {
     }
 }
 
-/// A failed frame of a file that was unlinked belongs to nobody's file. Repairing took it for free and
-/// replaced its memory, although a pin of the file still kept it: the pin's bytes were gone, and the
-/// next file got the frame.
+/// A failed frame of a file that was unlinked belongs to nobody's file. Repairing took it for free
+/// and replaced its memory, although a pin of the file still kept it: the pin's bytes were gone,
+/// and the next file got the frame.
 #[test]
 fn a_failed_frame_is_not_repaired_under_a_pin() {
     let options = PoolOptions::anonymous(POOL_PAGES * PAGE_BYTES);

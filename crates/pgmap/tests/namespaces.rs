@@ -1,4 +1,5 @@
-//! T6, T7 and T9: pid and mount namespaces, and a file system that is full. Needs root and `unshare`; skipped by name without.
+//! T6, T7 and T9: pid and mount namespaces, and a file system that is full. Needs root and
+//! `unshare`; skipped by name without.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 

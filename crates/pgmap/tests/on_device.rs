@@ -1,5 +1,5 @@
-//! altmap: pools whose descriptors and catalog lie at the head of the data that they describe, for all
-//! folio sizes or only for the larger ones.
+//! altmap: pools whose descriptors and catalog lie at the head of the data that they describe, for
+//! all folio sizes or only for the larger ones.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 

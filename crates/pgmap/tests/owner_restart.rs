@@ -1,5 +1,5 @@
-//! T4: the owner is killed under live clients. They keep reading; new calls wait and then work; what
-//! was not committed is gone; every frame is accounted for.
+//! T4: the owner is killed under live clients. They keep reading; new calls wait and then work;
+//! what was not committed is gone; every frame is accounted for.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 

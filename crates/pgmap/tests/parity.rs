@@ -66,8 +66,8 @@ fn collect_tests(directory: &Path, known: &mut BTreeSet<String>) {
     }
 }
 
-/// The functions of a file that are tests: between `#[test]` and one there are only other attributes
-/// and comments.
+/// The functions of a file that are tests: between `#[test]` and one there are only other
+/// attributes and comments.
 fn tests_in(text: &str) -> impl Iterator<Item = &str> {
     let mut is_marked = false;
     text.lines().filter_map(move |line| {

@@ -5,8 +5,9 @@
 //! reused at once: its canary changes and it is published under a new stamp. A pin that its check
 //! let through while the scan saw nothing sees the canary change under it: a violation.
 //!
-//! Both sides are those that ship: the owner's barrier, and a process's side of a pool. The same test then
-//! takes the heavy barrier away. Violations must appear, or the first half, which had none, proved nothing.
+//! Both sides are those that ship: the owner's barrier, and a process's side of a pool. The same
+//! test then takes the heavy barrier away. Violations must appear, or the first half, which had
+//! none, proved nothing.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
@@ -47,12 +48,12 @@ const ENOUGH_VIOLATIONS: u64 = 1_000;
 const NR_FOLIOS: u64 = 2;
 /// Descriptors and canaries of two folios never share a cache line.
 const STRIDE: u64 = 16;
-/// How often a pinner looks at the canary while it holds, and how often once it knows that the folio
-/// is dying: long enough for a drainer that missed it to reuse the folio.
+/// How often a pinner looks at the canary while it holds, and how often once it knows that the
+/// folio is dying: long enough for a drainer that missed it to reuse the folio.
 const NR_LOOKS: usize = 512;
 const NR_LONG_LOOKS: usize = 4096;
-/// Turns of an empty loop between two pins, and between two drains, at most: the slot must rest empty
-/// for a while, and the two processes must meet at every phase.
+/// Turns of an empty loop between two pins, and between two drains, at most: the slot must rest
+/// empty for a while, and the two processes must meet at every phase.
 const LONGEST_IDLE: u64 = 1024;
 /// Looks of the drainer before a drain.
 const MOST_LOOKS_BEFORE: usize = 64;
@@ -212,8 +213,9 @@ impl Drainer {
         let runs = SortedRuns::new(vec![run]);
         let dying = live(self.stamp).in_state(FolioState::Dying);
         idle(self.random.below(LONGEST_IDLE));
-        // Looks beforehand, as `who` does, until the slot is empty: that fetches its cache line, so that
-        // the scan below is quick and the pinner's next store slow. Races become likely, no more.
+        // Looks beforehand, as `who` does, until the slot is empty: that fetches its cache line, so
+        // that the scan below is quick and the pinner's next store slow. Races become likely, no
+        // more.
         for _ in 0..MOST_LOOKS_BEFORE {
             if scan(&runs, [(ClientId(1), &self.ledger)]).is_empty() {
                 break;

@@ -1,7 +1,8 @@
-//! Where a pool cannot be: file systems that cannot hold one, and control groups that allow less memory.
+//! Where a pool cannot be: file systems that cannot hold one, and control groups that allow less
+//! memory.
 //!
-//! Mounts need user and mount namespaces, limits need root and cgroups with the memory controller. Where
-//! they are missing the tests are skipped by name.
+//! Mounts need user and mount namespaces, limits need root and cgroups with the memory controller.
+//! Where they are missing the tests are skipped by name.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
@@ -14,8 +15,8 @@ use pgmap::{Pool, PoolOptions};
 const MIB: u64 = 1 << 20;
 const PLACE: &str = "PGMAP_PLACES_PLACE";
 
-/// Runs the test `name` again by way of `script`, whose first argument is the place. Says whether this is
-/// the process in which it is to be done.
+/// Runs the test `name` again by way of `script`, whose first argument is the place. Says whether
+/// this is the process in which it is to be done.
 fn again(name: &str, needs: &str, wrapper: &[&str], script: &str) -> bool {
     if std::env::var_os(PLACE).is_some() {
         return true;
@@ -60,8 +61,8 @@ fn a_file_system_without_a_limit_is_refused_by_name() {
 #[test]
 fn a_pool_larger_than_the_control_group_allows_is_refused_by_both_numbers() {
     let name = "a_pool_larger_than_the_control_group_allows_is_refused_by_both_numbers";
-    // Either version of cgroups; the test runs in a group below the one with the limit. The shell that
-    // outlives it removes both.
+    // Either version of cgroups; the test runs in a group below the one with the limit. The shell
+    // that outlives it removes both.
     let script = r#"shift; r=1; s=/sys/fs/cgroup
 if [ -f $s/cgroup.controllers ]; then g=$s/pgmap-test-$$; l=memory.max; else g=$s/memory/pgmap-test-$$; l=memory.limit_in_bytes; fi
 [ -d "${g%/*}" ] && [ -f "${g%/*}/cgroup.procs" ] && mkdir $g || exit 1

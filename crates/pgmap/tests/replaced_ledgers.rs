@@ -1,5 +1,5 @@
-//! Ledgers that are other files, or say other things, than when the last owner ended. A client goes on
-//! writing into the file that it was given; who reads another one forgets what it holds.
+//! Ledgers that are other files, or say other things, than when the last owner ended. A client goes
+//! on writing into the file that it was given; who reads another one forgets what it holds.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
@@ -105,7 +105,8 @@ fn a_ledger_in_whose_place_another_file_was_put_stops_the_start_and_is_named() {
     drop(pin);
 }
 
-/// All of it is somebody else's, the seal too, or nothing but zeros after the mark of its first page.
+/// All of it is somebody else's, the seal too, or nothing but zeros after the mark of its first
+/// page.
 #[test]
 fn a_live_client_whose_ledger_was_written_over_may_hold_what_is_in_use() {
     let with_anothers = |orphaned: &Orphaned| {

@@ -1,4 +1,5 @@
-//! Scenarios of the kernel's rules that need the whole library; docs/parity.md says what Linux does.
+//! Scenarios of the kernel's rules that need the whole library; docs/parity.md says what Linux
+//! does.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 

@@ -1,12 +1,13 @@
 //! Four processes do all of it at random, over an owner in a fifth, and each of the five is killed
-//! again and again, or stopped for a while, and the file system of the pool is full now and then: no
-//! frame is lost, none is given twice, every committed byte is right.
+//! again and again, or stopped for a while, and the file system of the pool is full now and then:
+//! no frame is lost, none is given twice, every committed byte is right.
 //!
-//! The file system is a small one of its own, in a mount namespace. Where that cannot be had, the rest
-//! is done without it, and the test says so.
+//! The file system is a small one of its own, in a mount namespace. Where that cannot be had, the
+//! rest is done without it, and the test says so.
 //!
-//! Every page proves what it is: it carries its generation and its place, and all its other bytes follow
-//! from these. Only a hole, and what a truncate cut off inside a page, reads as zero. `PGMAP_SOAK_SECONDS` says how long; the seed is printed.
+//! Every page proves what it is: it carries its generation and its place, and all its other bytes
+//! follow from these. Only a hole, and what a truncate cut off inside a page, reads as zero.
+//! `PGMAP_SOAK_SECONDS` says how long; the seed is printed.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
@@ -46,8 +47,8 @@ const LONGEST_FULL_MS: u64 = 500;
 const FAILURE_ONE_IN: u64 = 4;
 
 /// What happens to those who share names, and lose their owner in the middle of a call: not found,
-/// busy, exists, invalid (the file is shorter now), no space, stale, failed memory, and long-term pins
-/// or leases that the rules forbid.
+/// busy, exists, invalid (the file is shorter now), no space, stale, failed memory, and long-term
+/// pins or leases that the rules forbid.
 const EXPECTED: [i32; 10] = [2, 14, 16, 17, 22, 28, 95, 116, 133, 12];
 
 #[test]

@@ -355,7 +355,8 @@ fn an_event_ends_translations_and_the_iotlb_is_told_before_the_cut_is_done() {
         let ended = ended.unwrap();
         assert_eq!((ended.nr_pages, ended.acks.is_done()), (8, false));
         let told = EndedRange { address: BASE + 8 * PAGE, len_bytes: 8 * PAGE };
-        // The rest of the extent, whose life word has changed as well, may be told of a moment later.
+        // The rest of the extent, whose life word has changed as well, may be told of a moment
+        // later.
         assert_eq!(iotlb.ended.lock().unwrap()[0], told);
         assert!(space.mm().translate(BASE + 8 * PAGE).is_none());
         iotlb.tokens.lock().unwrap().remove(0).acknowledge();

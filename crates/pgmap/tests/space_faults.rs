@@ -60,7 +60,8 @@ fn generation(pinned: &PinnedPages<'_>) -> Result<u64, String> {
     for segment in pinned.segments() {
         for at in 0..segment.len_bytes as usize / 8 {
             let word = segment.ptr.cast::<u64>().wrapping_add(at);
-            // SAFETY: the segment is mapped for as long as the client lives, page-aligned, and held.
+            // SAFETY: the segment is mapped for as long as the client lives, page-aligned, and
+            // held.
             let word = unsafe { word.read_volatile() };
             bytes.extend(word.to_le_bytes());
         }
@@ -216,8 +217,8 @@ mod process {
     /// What an answered touch finds.
     const SPARE: u64 = 999;
 
-    /// A process address space with "a" mapped; a touch that finds nothing is counted, and gets a page
-    /// of the file "spare".
+    /// A process address space with "a" mapped; a touch that finds nothing is counted, and gets a
+    /// page of the file "spare".
     fn mapped(world: &World) -> (Arc<AddressSpace>, u64, Arc<AtomicU64>) {
         put(&world.client, "spare", SPARE);
         let space = Arc::new(AddressSpace::for_process(&world.client, 1 << 30).unwrap());

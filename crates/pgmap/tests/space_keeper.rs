@@ -1,5 +1,5 @@
-//! The keeper: what an owner says reaches every address space of a client, whatever the client does, and
-//! whatever was missed.
+//! The keeper: what an owner says reaches every address space of a client, whatever the client
+//! does, and whatever was missed.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
@@ -152,8 +152,8 @@ fn a_mapping_outlives_its_owner_and_the_next_one_is_heard() {
     assert_eq!(mapper.ask(&format!("load {at}")), "1");
 }
 
-/// Maps many files of `nr_pages` each while the mapper is stopped and its connection overflows: an owner
-/// drops events that find a connection full. What they asked for must go all the same.
+/// Maps many files of `nr_pages` each while the mapper is stopped and its connection overflows: an
+/// owner drops events that find a connection full. What they asked for must go all the same.
 fn miss_events_of_files_of(nr_pages: u64) {
     const NR_FILES: u64 = 1000;
     let (owner, _place, socket) = support::serving_owner(64 * MIB);
@@ -181,7 +181,8 @@ fn a_process_that_missed_events_takes_its_mappings_away_all_the_same() {
 }
 
 /// Story: only the word of a file's first folio said that the file was gone, and a process that had
-/// missed the event looked at each folio's own: all but the first page stayed mapped and held for ever.
+/// missed the event looked at each folio's own: all but the first page stayed mapped and held for
+/// ever.
 #[test]
 fn a_process_that_missed_events_takes_mappings_of_several_folios_away_too() {
     miss_events_of_files_of(4);

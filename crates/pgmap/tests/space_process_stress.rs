@@ -1,6 +1,6 @@
-//! Raw loads and stores through a process address space while others truncate, punch, unlink and refill
-//! the files under it: a load finds its own file's word or what the fault handler mapped, never
-//! another file's.
+//! Raw loads and stores through a process address space while others truncate, punch, unlink and
+//! refill the files under it: a load finds its own file's word or what the fault handler mapped,
+//! never another file's.
 //!
 //! Every word of a file says which file it is of, so that one word of another is found out at once.
 

@@ -2,8 +2,8 @@
 //! every byte they pinned.
 //!
 //! A file's number in its name, its page and its generation are in each word of each page, and an
-//! address tells which file and page must lie there, whoever mapped it. Pins for writing write what is
-//! there once more, so that one of frames that were given away spoils another file.
+//! address tells which file and page must lie there, whoever mapped it. Pins for writing write what
+//! is there once more, so that one of frames that were given away spoils another file.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
@@ -118,8 +118,8 @@ impl Window {
         }
     }
 
-    /// The first of them starts where its file does, the next ones further on; those into long files
-    /// at whole folios.
+    /// The first of them starts where its file does, the next ones further on; those into long
+    /// files at whole folios.
     fn first_page(self) -> u64 {
         if self.is_long() {
             return (self.0 - NR_SHORT_WINDOWS) / (NR_FILES - NR_SHORT_FILES) * HUGE;

@@ -26,9 +26,9 @@ fn owner(size_bytes: u64) -> Owner {
     Owner::start(Pool::create(&PoolOptions::anonymous(size_bytes)).unwrap()).unwrap()
 }
 
-/// A truncate changed the life word of what stays by setting a flag, and put the old word back when it
-/// gave up. The next truncate then gave the file the very word of the first: whoever had opened it
-/// while the first was waiting held a valid reference to frames that the second had freed.
+/// A truncate changed the life word of what stays by setting a flag, and put the old word back when
+/// it gave up. The next truncate then gave the file the very word of the first: whoever had opened
+/// it while the first was waiting held a valid reference to frames that the second had freed.
 #[test]
 fn a_life_word_never_comes_back_after_a_truncate_that_was_given_up() {
     let owner = owner(8 * MIB);
@@ -89,8 +89,9 @@ fn a_refusal_that_names_many_holders_of_a_long_name_still_says_held() {
     drop(pins);
 }
 
-/// The answer to a batch repeated refused names, escaped, and did not fit: the drafts of the same batch
-/// were reserved for a client that never learned of them. Refusals are shortened now, drafts never are.
+/// The answer to a batch repeated refused names, escaped, and did not fit: the drafts of the same
+/// batch were reserved for a client that never learned of them. Refusals are shortened now, drafts
+/// never are.
 #[test]
 fn drafts_beside_refused_long_names_reach_their_client() {
     let (owner, _directory, socket) = support::serving_owner(8 * MIB);
@@ -122,8 +123,9 @@ fn drafts_beside_refused_long_names_reach_their_client() {
     });
 }
 
-/// A client that pins and never calls is told again and again that its frames are wanted back. When its
-/// socket was full it was cut off as one that does not read its answers, and could call no more.
+/// A client that pins and never calls is told again and again that its frames are wanted back. When
+/// its socket was full it was cut off as one that does not read its answers, and could call no
+/// more.
 #[test]
 fn a_reader_that_never_listens_keeps_its_connection() {
     let (owner, _directory, socket) = support::serving_owner(8 * MIB);
@@ -141,8 +143,9 @@ fn a_reader_that_never_listens_keeps_its_connection() {
     reader.must("put b 2 1000");
 }
 
-/// The embedding process forks a child that stays. The child has a copy of every connection, so epoll
-/// went on to report those that the owner had closed: a busy loop for as long as the child lived.
+/// The embedding process forks a child that stays. The child has a copy of every connection, so
+/// epoll went on to report those that the owner had closed: a busy loop for as long as the child
+/// lived.
 #[test]
 fn an_owner_whose_process_has_a_forked_child_does_not_spin_on_closed_connections() {
     let directory = tempfile::tempdir().unwrap();

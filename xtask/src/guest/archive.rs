@@ -1,5 +1,5 @@
-//! The initial file system's format: cpio's "newc", as the kernel's documentation of initramfs buffers
-//! describes it. Written here so that nothing needs root and nothing is copied twice.
+//! The initial file system's format: cpio's "newc", as the kernel's documentation of initramfs
+//! buffers describes it. Written here so that nothing needs root and nothing is copied twice.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -57,8 +57,8 @@ impl Archive {
             io::Error::other(format!("{name}: {} bytes are more than 4 GiB", bytes.len()))
         })?;
         let name_len = name.len() as u32 + 1;
-        // Number, mode, user, group, links, time, length, device twice, device number twice, length of
-        // the name, checksum.
+        // Number, mode, user, group, links, time, length, device twice, device number twice, length
+        // of the name, checksum.
         let links = 1 + u32::from(mode == DIRECTORY);
         let fields = [self.nr_entries, mode, 0, 0, links, 0, len, 0, 0, 0, 0, name_len, 0];
         let mut header = b"070701".to_vec();

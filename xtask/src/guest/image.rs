@@ -1,5 +1,5 @@
-//! The guest's initial file system: busybox, the tools of the memory devices, the kernel modules that are
-//! needed, pgmap's programs and the scripts of `xtask/guest`.
+//! The guest's initial file system: busybox, the tools of the memory devices, the kernel modules
+//! that are needed, pgmap's programs and the scripts of `xtask/guest`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -84,7 +84,8 @@ pub fn build(
     Ok(path)
 }
 
-/// A program without its symbols, which take ten times its own room; as it is where that cannot be done.
+/// A program without its symbols, which take ten times its own room; as it is where that cannot be
+/// done.
 fn stripped(place: &Path, program: &Path) -> io::Result<Vec<u8>> {
     let to = place.join("stripped");
     let mut strip = Command::new("strip");

@@ -1,7 +1,8 @@
 //! Debian's kernels, fetched and unpacked, never installed.
 //!
-//! A private apt folder below `target/guest` takes the archive from the machine's own sources and asks it
-//! for the suites that have the kernels wanted here. The machine's lists and packages stay as they are.
+//! A private apt folder below `target/guest` takes the archive from the machine's own sources and
+//! asks it for the suites that have the kernels wanted here. The machine's lists and packages stay
+//! as they are.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,8 @@
 //! The emulated machine: its devices, its start, its lines, its end.
 //!
-//! The first serial port is the kernel's console and goes to a file, the second carries the scenarios'
-//! lines and is QEMU's standard output. QEMU dies with this tool, however this tool ends.
+//! The first serial port is the kernel's console and goes to a file, the second carries the
+//! scenarios' lines and is QEMU's standard output. QEMU dies with this tool, however this tool
+//! ends.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -69,8 +70,8 @@ pub enum End {
     OutOfTime,
     /// It was killed, as was asked for.
     Killed,
-    /// The kernel met a breakpoint of its own while it patched its code: the emulation's fault, and nobody
-    /// else's.
+    /// The kernel met a breakpoint of its own while it patched its code: the emulation's fault, and
+    /// nobody else's.
     EmulationFailed,
 }
 
@@ -91,9 +92,9 @@ impl fmt::Display for End {
 /// How often a guest is booted that ends before its first process says a word.
 const BOOTS: u32 = 3;
 
-/// Boots `kernel` for `wanted` with its files in `place`, hands each of its lines to `hear`, and returns
-/// when it has stopped or has been stopped. Emulated kernels now and then fail before their first process: the
-/// next try is printed, and nothing of pgmap has run until then.
+/// Boots `kernel` for `wanted` with its files in `place`, hands each of its lines to `hear`, and
+/// returns when it has stopped or has been stopped. Emulated kernels now and then fail before their
+/// first process: the next try is printed, and nothing of pgmap has run until then.
 ///
 /// # Errors
 /// A file that could not be made, a QEMU that could not be started.
@@ -201,7 +202,8 @@ fn qemu(place: &Path, kernel: &Kernel, image: &Path, wanted: &Wanted<'_>) -> io:
     let (qemu, cpu) = match wanted.devices {
         // QEMU 7.2 emulates cmpxchg16b in a way that Linux 6.12 did not survive.
         Devices::Nvdimms => (&own, "max,-cx16"),
-        // With the bit of a hypervisor the kernel does not flush caches, and so makes no CXL region.
+        // With the bit of a hypervisor the kernel does not flush caches, and so makes no CXL
+        // region.
         Devices::Cxl(qemu) => (qemu, "max,-cx16,-hypervisor"),
     };
     // setpriv has the kernel end QEMU when the thread that started it ends.

@@ -1,9 +1,10 @@
-//! Scenarios that kill the guest: its NVDIMMs are files that outlive it, and the next guest must find what
-//! was committed.
+//! Scenarios that kill the guest: its NVDIMMs are files that outlive it, and the next guest must
+//! find what was committed.
 //!
-//! The guest says `putting N`, `put N`, `removing N` and `removed N`, where N is a file whose bytes follow from
-//! its number. After opening the pool again it says `have N` for each file that it finds with the right
-//! bytes, then `ready`. What was put and not removed must be there; what was under way may be either.
+//! The guest says `putting N`, `put N`, `removing N` and `removed N`, where N is a file whose bytes
+//! follow from its number. After opening the pool again it says `have N` for each file that it
+//! finds with the right bytes, then `ready`. What was put and not removed must be there; what was
+//! under way may be either.
 
 use std::collections::BTreeSet;
 use std::fs;

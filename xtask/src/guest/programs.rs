@@ -1,4 +1,5 @@
-//! pgmap's own programs, static, for the guest: the command, and the test programs that start processes.
+//! pgmap's own programs, static, for the guest: the command, and the test programs that start
+//! processes.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,8 @@ use crate::steps::{cargo, shown};
 
 /// The target whose programs need no library.
 const TARGET: &str = "x86_64-unknown-linux-musl";
-/// The tests that run inside: those that start, kill and restart processes, and what the kernel itself does.
+/// The tests that run inside: those that start, kill and restart processes, and what the kernel
+/// itself does.
 const TESTS: &[&str] = &["kill_soak", "on_device", "owner_restart", "kernel_dax"];
 
 /// A program and where it lies.

@@ -1,5 +1,5 @@
-//! Which QEMU boots the guests. CXL needs version 8; where the machine's own is older, one of its suite's
-//! backports is unpacked below `target/guest` and run from there.
+//! Which QEMU boots the guests. CXL needs version 8; where the machine's own is older, one of its
+//! suite's backports is unpacked below `target/guest` and run from there.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,7 +27,8 @@ impl Qemu {
         Qemu { program: PROGRAM.into(), data: Vec::new() }
     }
 
-    /// One that emulates CXL, from the machine, the cache in `folder` or the archive; or why there is none.
+    /// One that emulates CXL, from the machine, the cache in `folder` or the archive; or why there
+    /// is none.
     ///
     /// # Errors
     /// A folder that could not be written, a program that could not be started.

@@ -1,7 +1,7 @@
 //! What a guest says of its scenarios, line by line, and what became of each.
 //!
-//! A guest prints `begin NAME`, then `ok NAME`, `failed NAME REASON` or `skipped NAME REASON`; `note TEXT`
-//! is passed on. A scenario of which nothing was heard has failed.
+//! A guest prints `begin NAME`, then `ok NAME`, `failed NAME REASON` or `skipped NAME REASON`;
+//! `note TEXT` is passed on. A scenario of which nothing was heard has failed.
 
 use std::time::Instant;
 

@@ -1,5 +1,5 @@
-//! The scenarios by name, and what each is given. What they do is in the scripts of `xtask/guest`: the
-//! name before the slash is the script's, what follows is the place that the script works on.
+//! The scenarios by name, and what each is given. What they do is in the scripts of `xtask/guest`:
+//! the name before the slash is the script's, what follows is the place that the script works on.
 
 use std::time::Duration;
 

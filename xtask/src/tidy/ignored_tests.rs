@@ -1,5 +1,5 @@
-//! Rule `ignored-test`: a test runs or it is not there. One that cannot run here says so and passes,
-//! or is a different kind of check.
+//! Rule `ignored-test`: a test runs or it is not there. One that cannot run here says so and
+//! passes, or is a different kind of check.
 
 use super::Violation;
 use super::source::{Tree, closing_bracket, find_word};

@@ -1,9 +1,9 @@
 //! Separates what a Rust file says to the compiler from what it says to the reader.
 //!
 //! The rules look for words, and a word in a string or a comment means nothing to the compiler. So
-//! the lexer makes two copies of a file, equal to it in length and in lines: one keeps the code, the
-//! other the comments, and everything else is blanked out. It knows as much of Rust as that takes:
-//! nested comments, escapes, raw strings, and that `'a` may be a lifetime.
+//! the lexer makes two copies of a file, equal to it in length and in lines: one keeps the code,
+//! the other the comments, and everything else is blanked out. It knows as much of Rust as that
+//! takes: nested comments, escapes, raw strings, and that `'a` may be a lifetime.
 
 /// The two copies of one file. Every offset and line number holds in both and in the original.
 pub struct Lexed {

@@ -1,5 +1,5 @@
-//! Rule `machine`: pgmap takes time, threads, locks and names of files from pgmap-os, so that a simulation
-//! sees every one.
+//! Rule `machine`: pgmap takes time, threads, locks and names of files from pgmap-os, so that a
+//! simulation sees every one.
 
 use super::Violation;
 use super::source::{Tree, find_word};

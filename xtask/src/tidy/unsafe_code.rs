@@ -1,10 +1,11 @@
-//! Rule `unsafe`: unsafe code stands only in listed files, and each piece of it says why it is sound.
+//! Rule `unsafe`: unsafe code stands only in listed files, and each piece of it says why it is
+//! sound.
 
 use super::Violation;
 use super::source::{Source, Tree, find_word, leading_word};
 
 /// The `// UNSAFETY:` line stands in one of this many first lines.
-const UNSAFETY_LINES: usize = 40;
+const UNSAFETY_LINES: usize = 50;
 
 /// A `// SAFETY:` comment stands at most this many lines above what it is about.
 const SAFETY_DISTANCE_LINES: usize = 12;

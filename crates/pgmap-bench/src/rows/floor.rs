@@ -1,8 +1,8 @@
 //! The floors: what the machine takes for the least that any page model must do.
 //!
-//! F is the walk down a radix tree to a 2 MiB leaf, an atomic addition to the folio's count, a second
-//! look at the leaf, and an atomic subtraction: what `get_user_pages_fast` does, without all else.
-//! The hazard floor has a store into the thread's own slot in place of the additions.
+//! F is the walk down a radix tree to a 2 MiB leaf, an atomic addition to the folio's count, a
+//! second look at the leaf, and an atomic subtraction: what `get_user_pages_fast` does, without all
+//! else. The hazard floor has a store into the thread's own slot in place of the additions.
 
 use std::hint::black_box;
 use std::sync::Arc;

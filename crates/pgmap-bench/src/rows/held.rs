@@ -1,5 +1,5 @@
-//! What pins of other frames cost: who holds what, and create, commit and unlink, beside so many of them;
-//! and what an unlink with many holders costs those who hold nothing.
+//! What pins of other frames cost: who holds what, and create, commit and unlink, beside so many of
+//! them; and what an unlink with many holders costs those who hold nothing.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -85,8 +85,8 @@ impl Beside {
         self.pins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Unlinks a file each page of which is pinned, and lets go of it, while somebody asks for another
-    /// file again and again: how long the unlink took, and the longest of those calls.
+    /// Unlinks a file each page of which is pinned, and lets go of it, while somebody asks for
+    /// another file again and again: how long the unlink took, and the longest of those calls.
     fn unlink_held(&self, nr_holders: u64) -> Result<(Duration, Duration), Failure> {
         self.make("asked", 1)?;
         self.make("going", nr_holders)?;

@@ -80,8 +80,8 @@ pub fn refused(error: PinError) -> Failure {
     error.into()
 }
 
-/// The life word of the folio of 2 MiB that contains `pfn`, taken for an extent of its own: nobody drains
-/// while pins are measured.
+/// The life word of the folio of 2 MiB that contains `pfn`, taken for an extent of its own: nobody
+/// drains while pins are measured.
 #[inline(always)]
 pub fn life_of_folio(vmemmap: &Vmemmap<Readable>, pfn: Pfn) -> Option<LifeWord> {
     // Found once, and what the extent's holder would have been told is looked up there.

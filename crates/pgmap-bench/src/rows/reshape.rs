@@ -1,7 +1,7 @@
 //! Splitting a 2 MiB folio into 512 small ones and making it whole again, on the owner's side.
 //!
-//! A split fills one metadata page, a merge gives it back. Both floors are taken with and without the
-//! system's part in that: the first touch of a fresh page, and punching it out.
+//! A split fills one metadata page, a merge gives it back. Both floors are taken with and without
+//! the system's part in that: the first touch of a fresh page, and punching it out.
 
 use std::hint::black_box;
 use std::ops::Range;

@@ -1,5 +1,5 @@
-//! The board that all processes of the demo share, and on it the usual way to guard a block: a lease
-//! that times out.
+//! The board that all processes of the demo share, and on it the usual way to guard a block: a
+//! lease that times out.
 //!
 //! The pgmap half of the demo uses the board only to say which generation of a block is current.
 //!
@@ -19,9 +19,9 @@
 //!
 //! # Orderings
 //!
-//! `publish` stores the generation with Release, after the block's bytes; `generation` loads it with
-//! Acquire, before they are read. A reader stores its lease, fences, and loads the generation again;
-//! the writer stores "refilling", fences, and loads the leases. Both fences are SeqCst.
+//! `publish` stores the generation with Release, after the block's bytes; `generation` loads it
+//! with Acquire, before they are read. A reader stores its lease, fences, and loads the generation
+//! again; the writer stores "refilling", fences, and loads the leases. Both fences are SeqCst.
 //!
 //! # Lost races
 //!

@@ -16,18 +16,18 @@ const MOST_ROUNDS: u64 = 1000;
 
 /// Measure address spaces on this machine, beside floors and rivals
 ///
-/// Needs no owner and no data: pins and translates by address over 64 GiB of page descriptors, next to
-/// what vm-memory, arc-swap, crossbeam-epoch and a locked B-tree do for the same end, and next to
-/// floors: the least that the machine allows. All rows run in every round, in turn, so that a slow
-/// moment falls on all; what counts is the median of the ratios of one round, mostly to F: a radix walk
-/// to a 2 MiB leaf, fetch_add on the folio's count, a second look, fetch_sub. About two minutes and
-/// 1 GiB of memory.
+/// Needs no owner and no data: pins and translates by address over 64 GiB of page descriptors, next
+/// to what vm-memory, arc-swap, crossbeam-epoch and a locked B-tree do for the same end, and next
+/// to floors: the least that the machine allows. All rows run in every round, in turn, so that a
+/// slow moment falls on all; what counts is the median of the ratios of one round, mostly to F: a
+/// radix walk to a 2 MiB leaf, fetch_add on the folio's count, a second look, fetch_sub. About two
+/// minutes and 1 GiB of memory.
 ///
-/// A figure means something on a quiet machine only; the closing lines say when it was not. A target
-/// that is missed is shown and is no failure.
+/// A figure means something on a quiet machine only; the closing lines say when it was not. A
+/// target that is missed is shown and is no failure.
 ///
-/// Rows: A translate, B short pin, C long pin, D one hot folio, E ranges, F 4 KiB leaves, G remap, H
-/// pins under remapping, I metadata, J filling 1 TiB.
+/// Rows: A translate, B short pin, C long pin, D one hot folio, E ranges, F 4 KiB leaves, G remap,
+/// H pins under remapping, I metadata, J filling 1 TiB.
 #[derive(Debug, clap::Args)]
 pub struct Bench {
     /// Rounds, each of which runs every row once
@@ -115,8 +115,8 @@ impl Bench {
     /// Measures and shows it.
     ///
     /// # Errors
-    /// When more threads are asked for than there are CPUs, a row does not work, or a file cannot be
-    /// written.
+    /// When more threads are asked for than there are CPUs, a row does not work, or a file cannot
+    /// be written.
     pub fn run(self, output: &Output) -> Result<(), Failure> {
         if self.is_markdown && output.is_json() {
             return Err(Failure::usage("--markdown and --json are two forms of one result"));

@@ -13,12 +13,14 @@ use crate::table::Table;
 
 /// Check a pool that no server owns
 ///
-/// Looks at the catalog, that the data is the catalog's, and that each frame is in one file. Nothing is
-/// changed without --repair. Exits with 1 if something is wrong and was not repaired; the error's kind
-/// is `damaged`. Contents have no checksums: bytes that changed and can be read are not found.
+/// Looks at the catalog, that the data is the catalog's, and that each frame is in one file.
+/// Nothing is changed without --repair. Exits with 1 if something is wrong and was not repaired;
+/// the error's kind is `damaged`. Contents have no checksums: bytes that changed and can be read
+/// are not found.
 #[derive(Debug, clap::Args)]
 pub struct Check {
-    /// The pool's directory, or the device or file that its data lies on [default: the default pool]
+    /// The pool's directory, or the device or file that its data lies on [default: the default
+    /// pool]
     #[arg(value_name = "POOL", value_hint = clap::ValueHint::AnyPath)]
     pool: Option<PathBuf>,
     /// Read every byte of every file too
@@ -26,9 +28,9 @@ pub struct Check {
     reads_data: bool,
     /// Repair what can be: a damaged header, files that no pool can have, pages that cannot be read
     ///
-    /// A header is written again from its copy; files whose frames are not theirs are removed; pages that
-    /// cannot be read are taken out of use; bytes behind a file's end are zeroed. What was done is said
-    /// line by line.
+    /// A header is written again from its copy; files whose frames are not theirs are removed;
+    /// pages that cannot be read are taken out of use; bytes behind a file's end are zeroed. What
+    /// was done is said line by line.
     #[arg(long = "repair")]
     repairs: bool,
 }

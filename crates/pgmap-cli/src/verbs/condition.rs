@@ -82,7 +82,8 @@ impl Condition {
     }
 }
 
-/// Whether a file's first page may be pinned for long without asking; none when that cannot be told.
+/// Whether a file's first page may be pinned for long without asking; none when that cannot be
+/// told.
 pub fn is_longterm_free(client: &Client, name: &[u8]) -> Option<bool> {
     let file: File<'_> = client.open(name).ok()?;
     match file.pin_longterm(0, 1) {

@@ -16,7 +16,8 @@ use crate::verbs::folio_level::FolioLevel;
 
 /// Split and merge folios, for the curious
 ///
-/// Nothing needs this: what cuts files splits by itself. The bytes stay what they are, and pins stand.
+/// Nothing needs this: what cuts files splits by itself. The bytes stay what they are, and pins
+/// stand.
 #[derive(Debug, clap::Args)]
 pub struct Debug {
     #[command(subcommand)]

@@ -10,12 +10,12 @@ use crate::output::Output;
 
 /// Show leases that time out against pins, with real processes and real I/O
 ///
-/// Needs nothing but itself: no daemon, no root, no huge pages. Starts an owner and processes over one
-/// pool: readers, one of them slow, and a writer that recycles blocks by DMA (io_uring with registered
-/// buffers and O_DIRECT from a scratch file; where that is refused, a thread with preadv, and the
-/// table says so). The same work runs twice: guarded by leases that time out, the way it is usually
-/// done, and by pgmap pins. Then readers and writers are killed with SIGKILL in mid-flight, and a
-/// block that a slow process holds is asked back.
+/// Needs nothing but itself: no daemon, no root, no huge pages. Starts an owner and processes over
+/// one pool: readers, one of them slow, and a writer that recycles blocks by DMA (io_uring with
+/// registered buffers and O_DIRECT from a scratch file; where that is refused, a thread with
+/// preadv, and the table says so). The same work runs twice: guarded by leases that time out, the
+/// way it is usually done, and by pgmap pins. Then readers and writers are killed with SIGKILL in
+/// mid-flight, and a block that a slow process holds is asked back.
 ///
 /// Every figure is counted. A read is stale when stamps and sums written into the block itself say
 /// that it returned something else than what was asked for. The exit code is 0 only if pgmap served

@@ -20,10 +20,10 @@ use crate::target::Target;
 
 /// Write a file of the pool to a file, or to stdout
 ///
-/// The file is pinned meanwhile: it stays what it is although others remove or replace it. A file on
-/// disk appears whole or not at all, and one that was there keeps its mode and owner. Only a file that
-/// cannot be replaced unnoticed (it has hard links or access lists, or its directory is not writable)
-/// is written in place, as devices and pipes are.
+/// The file is pinned meanwhile: it stays what it is although others remove or replace it. A file
+/// on disk appears whole or not at all, and one that was there keeps its mode and owner. Only a
+/// file that cannot be replaced unnoticed (it has hard links or access lists, or its directory is
+/// not writable) is written in place, as devices and pipes are.
 #[derive(Debug, clap::Args)]
 pub struct Get {
     /// Name in the pool
@@ -69,7 +69,8 @@ impl Get {
             return stdout.flush().map_err(|error| stdout_failure(&error));
         };
         let mut target = Target::open(file)?;
-        // Before anything is there that a signal would leave behind. A pipe's reader may never read on.
+        // Before anything is there that a signal would leave behind. A pipe's reader may never read
+        // on.
         let mut stop = if target.is_file() { Some(Stop::listen()?) } else { None };
         target.prepare(pin.len_bytes())?;
         copy(&pin, &progress, |chunk| match stop.as_mut().map_or(Ok(()), Stop::check) {

@@ -17,13 +17,13 @@ use crate::table::{Side, Table};
 
 /// Show what on this machine could hold a pool
 ///
-/// With --devices: dax devices with their size, alignment, node, driver and who has them open; regions
-/// and namespaces of persistent memory; CXL memory devices and regions; sizes of huge pages with how many
-/// are free; tmpfs, hugetlbfs and file systems that map their device (dax) with the room in them. The
-/// terms are those of daxctl, ndctl and cxl list. Nothing is opened or changed.
+/// With --devices: dax devices with their size, alignment, node, driver and who has them open;
+/// regions and namespaces of persistent memory; CXL memory devices and regions; sizes of huge pages
+/// with how many are free; tmpfs, hugetlbfs and file systems that map their device (dax) with the
+/// room in them. The terms are those of daxctl, ndctl and cxl list. Nothing is opened or changed.
 ///
-/// It asks /sys and /proc and needs no right for most of it; what it may not read is named below the table.
-/// The files of a pool are shown by `pgmap ls`.
+/// It asks /sys and /proc and needs no right for most of it; what it may not read is named below
+/// the table. The files of a pool are shown by `pgmap ls`.
 #[derive(Debug, clap::Args)]
 pub struct List {
     /// The machine's memory devices, huge pages and file systems whose files are memory

@@ -12,9 +12,9 @@ use crate::verbs::condition::{Condition, State};
 
 /// List the files
 ///
-/// Sorted by name. FOLIOS counts those of 4 KiB, 2 MiB and 1 GiB. STATE is live, poisoned (memory under
-/// it failed; `pgmap stat NAME` says where) or raw (mapped, never pinned); for it each file is pinned for
-/// a moment, as a reader would.
+/// Sorted by name. FOLIOS counts those of 4 KiB, 2 MiB and 1 GiB. STATE is live, poisoned (memory
+/// under it failed; `pgmap stat NAME` says where) or raw (mapped, never pinned); for it each file
+/// is pinned for a moment, as a reader would.
 #[derive(Debug, clap::Args)]
 pub struct Ls {}
 

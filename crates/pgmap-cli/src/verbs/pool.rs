@@ -31,11 +31,11 @@ pub struct PoolArguments {
     pool: Option<PathBuf>,
     /// Where the data lies: a device, a file, or a directory of huge pages
     ///
-    /// A device-dax device (/dev/dax0.0) is used as a whole unless --size says otherwise. A file that
-    /// does not exist is made, on ext4, XFS or Btrfs, on a file system mounted with DAX, or on tmpfs;
-    /// it needs --size. In a directory of hugetlbfs a file `pgmap-data` is made. The data then carries
-    /// the pool's catalog: it can be opened on another machine. What this machine has to offer is in
-    /// `pgmap list --devices`.
+    /// A device-dax device (/dev/dax0.0) is used as a whole unless --size says otherwise. A file
+    /// that does not exist is made, on ext4, XFS or Btrfs, on a file system mounted with DAX, or on
+    /// tmpfs; it needs --size. In a directory of hugetlbfs a file `pgmap-data` is made. The data
+    /// then carries the pool's catalog: it can be opened on another machine. What this machine has
+    /// to offer is in `pgmap list --devices`.
     ///
     /// Needs read and write access to PATH, and for a device Linux 6.12 or later.
     #[arg(long, value_name = "PATH", value_hint = clap::ValueHint::AnyPath)]

@@ -24,8 +24,8 @@ use crate::sizes;
 /// Put a file, or what stdin brings, into the pool
 ///
 /// Until all of it is there nobody can open it; interrupted or killed, nothing is left. The length
-/// of a pipe is not known beforehand: it is read to its end first, unless --size tells; so is a file
-/// that is not as long as the system says.
+/// of a pipe is not known beforehand: it is read to its end first, unless --size tells; so is a
+/// file that is not as long as the system says.
 #[derive(Debug, clap::Args)]
 pub struct Put {
     /// File to read; - for stdin

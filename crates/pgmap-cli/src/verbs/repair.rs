@@ -17,9 +17,9 @@ use crate::sizes;
 
 /// Bring failed memory back: of a file's page, or all that no file has
 ///
-/// The system is asked for other memory in the place of what failed. A page of a file needs its bytes
-/// again, from a copy of the file or as zeros; `pgmap stat NAME` lists the pages that failed. Whoever
-/// holds the page must let go first: the exit code is 3.
+/// The system is asked for other memory in the place of what failed. A page of a file needs its
+/// bytes again, from a copy of the file or as zeros; `pgmap stat NAME` lists the pages that failed.
+/// Whoever holds the page must let go first: the exit code is 3.
 #[derive(Debug, clap::Args)]
 pub struct Repair {
     /// Name in the pool; all that no file has when absent

@@ -23,14 +23,15 @@ const DEVICE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Own a pool and serve it until SIGTERM or SIGINT
 ///
-/// Makes a pool of 1 GiB under $XDG_RUNTIME_DIR (or /dev/shm), or opens the one that is there: files
-/// outlive the server. Prints one line when clients can attach. Logs go to stderr.
+/// Makes a pool of 1 GiB under $XDG_RUNTIME_DIR (or /dev/shm), or opens the one that is there:
+/// files outlive the server. Prints one line when clients can attach. Logs go to stderr.
 ///
-/// A pool on a device (--on /dev/daxX.Y) outlives the device's absence: while it is gone, `ls`, `stat` and
-/// `who` go on and everything that touches memory is an error; when it is back it is served again.
+/// A pool on a device (--on /dev/daxX.Y) outlives the device's absence: while it is gone, `ls`,
+/// `stat` and `who` go on and everything that touches memory is an error; when it is back it is
+/// served again.
 ///
-/// The memory of a pool is taken when it is first handed out, so that shortage is an error there and
-/// never a signal. A pool of huge pages lives in no directory and ends with the server.
+/// The memory of a pool is taken when it is first handed out, so that shortage is an error there
+/// and never a signal. A pool of huge pages lives in no directory and ends with the server.
 #[derive(Debug, clap::Args)]
 pub struct Serve {
     #[command(flatten)]
@@ -103,7 +104,8 @@ impl Serve {
         Ok(())
     }
 
-    /// Serves until a signal comes, and takes the pool up again when its device was away and is back.
+    /// Serves until a signal comes, and takes the pool up again when its device was away and is
+    /// back.
     fn serve_device(
         &self,
         mut owner: Owner,

@@ -15,9 +15,10 @@ use crate::verbs::condition::{Condition, MAX_FAILED, is_longterm_free};
 /// Describe a file, or the pool
 ///
 /// Of the pool, frames are free, live (of files), reserved (being written), draining (removed and
-/// still held), quarantined (kept out of use) or poisoned (their memory failed); orphaned ones (a dead
-/// process's device may still write to them) are among any of these. Folios are those of its files. Of a file, its folios by size, the
-/// state of its memory, and the pages that failed; for those two it is pinned for a moment.
+/// still held), quarantined (kept out of use) or poisoned (their memory failed); orphaned ones (a
+/// dead process's device may still write to them) are among any of these. Folios are those of its
+/// files. Of a file, its folios by size, the state of its memory, and the pages that failed; for
+/// those two it is pinned for a moment.
 #[derive(Debug, clap::Args)]
 pub struct Stat {
     /// Name in the pool; the pool itself when absent

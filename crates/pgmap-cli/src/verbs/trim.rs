@@ -9,9 +9,9 @@ use crate::table::Table;
 
 /// Give the memory behind free frames back to the system
 ///
-/// The memory of removed files stays with the pool, so that new files need not ask for it again. This
-/// gives it back and says how much that was. Files, and those who hold them, notice nothing; the next
-/// file that is put takes memory from the system again.
+/// The memory of removed files stays with the pool, so that new files need not ask for it again.
+/// This gives it back and says how much that was. Files, and those who hold them, notice nothing;
+/// the next file that is put takes memory from the system again.
 #[derive(Debug, clap::Args)]
 pub struct Trim {}
 

@@ -16,8 +16,8 @@ use crate::verbs::patience::{Patience, check_quarantine};
 ///
 /// Ends at the deadline at the latest. If somebody still holds folios that would go, the file stays
 /// as it was, the message names process and range, and the exit code is 124 (3 with --deadline 0,
-/// which does not wait). With --quarantine the file is shortened all the same: what is held leaves it
-/// and is kept out of use until the last holder lets go, and the exit code is 4.
+/// which does not wait). With --quarantine the file is shortened all the same: what is held leaves
+/// it and is kept out of use until the last holder lets go, and the exit code is 4.
 #[derive(Debug, clap::Args)]
 pub struct Truncate {
     /// Name in the pool

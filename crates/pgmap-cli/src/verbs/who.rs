@@ -18,17 +18,18 @@ const FRAME_BYTES: u64 = 4096;
 
 /// Show who holds a file, or anything; or who uses a device or file outside any pool
 ///
-/// A NAME in the pool: who holds it, asked of the owner. One line per process and run of frames. KIND is short, long-term (counted), lease (long-term, and
-/// the owner may ask it back) or writer (not committed yet); AGENT says whether a device may be writing
-/// through the hold. Asking takes no hold and stops nobody.
+/// A NAME in the pool: who holds it, asked of the owner. One line per process and run of frames.
+/// KIND is short, long-term (counted), lease (long-term, and the owner may ask it back) or writer
+/// (not committed yet); AGENT says whether a device may be writing through the hold. Asking takes
+/// no hold and stops nobody.
 ///
-/// A PATH, which begins with `/`, `./` or `../`, such as /dev/dax0.0: which processes have it open, map it,
-/// or have it registered with an io_uring, by /proc; no pool and no owner is needed. USE is open, mapped,
-/// ring-buffers (pinned until they are unregistered), ring-file (open in a ring without a descriptor),
-/// maybe-pinned (the process maps it and has memory pinned, the kernel does not say which) or
-/// maybe-ring-buffers (a ring has buffers where nothing is mapped now). Pins of other kernel users, such
-/// as RDMA or VFIO, show as maybe-pinned at best. Processes that this user has no right to look into are
-/// named below the table.
+/// A PATH, which begins with `/`, `./` or `../`, such as /dev/dax0.0: which processes have it open,
+/// map it, or have it registered with an io_uring, by /proc; no pool and no owner is needed. USE is
+/// open, mapped, ring-buffers (pinned until they are unregistered), ring-file (open in a ring
+/// without a descriptor), maybe-pinned (the process maps it and has memory pinned, the kernel does
+/// not say which) or maybe-ring-buffers (a ring has buffers where nothing is mapped now). Pins of
+/// other kernel users, such as RDMA or VFIO, show as maybe-pinned at best. Processes that this user
+/// has no right to look into are named below the table.
 #[derive(Debug, clap::Args)]
 pub struct Who {
     /// Name in the pool, or path of a device or file; everything in the pool when absent
@@ -160,7 +161,8 @@ impl Show for Holders {
     }
 }
 
-/// A tag as people read it: those that spell a word, such as the one of processors' mappings, as that.
+/// A tag as people read it: those that spell a word, such as the one of processors' mappings, as
+/// that.
 fn tag_text(tag: u64) -> String {
     let bytes = tag.to_le_bytes();
     let len = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());

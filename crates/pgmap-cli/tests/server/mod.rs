@@ -38,8 +38,8 @@ pub fn pgmap() -> Command {
     command
 }
 
-/// A directory for pools: in shared memory where that has room, as it mostly does, else in the temporary
-/// directory. A plain container's `/dev/shm` is 64 MiB.
+/// A directory for pools: in shared memory where that has room, as it mostly does, else in the
+/// temporary directory. A plain container's `/dev/shm` is 64 MiB.
 pub fn roomy() -> TempDir {
     let has_room = |place: &Path| {
         let fs = rustix::fs::statvfs(place);

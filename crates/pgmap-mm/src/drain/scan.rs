@@ -2,9 +2,10 @@
 //!
 //! # Lost races
 //!
-//! *A step against a pin.* If the pin was published before the heavy barrier, which comes before every step,
-//! its ledger says so whenever it is read, until it ends. If it was published after the barrier, its own
-//! check finds the life word changed, and it is undone: a step that sees it reports a hold that soon ends.
+//! *A step against a pin.* If the pin was published before the heavy barrier, which comes before
+//! every step, its ledger says so whenever it is read, until it ends. If it was published after the
+//! barrier, its own check finds the life word changed, and it is undone: a step that sees it
+//! reports a hold that soon ends.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -35,8 +36,8 @@ pub struct Scan {
 }
 
 impl Scan {
-    /// Starts a scan for a drain of `runs`, whose life words the caller has changed already, with one heavy
-    /// barrier.
+    /// Starts a scan for a drain of `runs`, whose life words the caller has changed already, with
+    /// one heavy barrier.
     #[must_use]
     pub fn start<'l, W, C>(
         runs: SortedRuns,
@@ -81,9 +82,9 @@ impl Scan {
         self.next
     }
 
-    /// Makes a step of about `most` words or holds. `ledgers` are those of the clients that live, from
-    /// [`next_client`](Self::next_client) on, in rising order; of clients that are newer than the scan
-    /// nothing is read. True once all was read and put in order.
+    /// Makes a step of about `most` words or holds. `ledgers` are those of the clients that live,
+    /// from [`next_client`](Self::next_client) on, in rising order; of clients that are newer than
+    /// the scan nothing is read. True once all was read and put in order.
     pub fn look_on<'l, W, C>(
         &mut self,
         most: usize,

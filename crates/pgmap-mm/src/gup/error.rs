@@ -71,8 +71,8 @@ pub enum GupError {
 }
 
 impl GupError {
-    /// What a fault that was not resolved means to a pin with these flags: failed memory is told apart to
-    /// those who asked for it.
+    /// What a fault that was not resolved means to a pin with these flags: failed memory is told
+    /// apart to those who asked for it.
     #[must_use]
     pub const fn of_fault(error: FaultError, flags: GupFlags) -> Self {
         match error {

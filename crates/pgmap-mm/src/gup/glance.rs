@@ -1,8 +1,9 @@
-//! Holding all pages of a call at a glance: in one leaf, or in leaves of one span. Most calls come to that.
+//! Holding all pages of a call at a glance: in one leaf, or in leaves of one span. Most calls come
+//! to that.
 //!
-//! What is held is handed on as plain values and made a value with a destructor last. A hold that went
-//! through memory on its way would cost twice as much: it is written word by word and read in larger
-//! pieces at once, for which the processor waits.
+//! What is held is handed on as plain values and made a value with a destructor last. A hold that
+//! went through memory on its way would cost twice as much: it is written word by word and read in
+//! larger pieces at once, for which the processor waits.
 
 use super::pinned::Start;
 use super::term::{Long, Short};
@@ -23,8 +24,8 @@ pub struct Ask {
     pub flags: GupFlags,
 }
 
-/// Held pages of one segment, not yet a range. The frames stay held; the parts must become a range, or
-/// they are held until the client ends.
+/// Held pages of one segment, not yet a range. The frames stay held; the parts must become a range,
+/// or they are held until the client ends.
 #[derive(Debug)]
 #[must_use = "parts that become no range hold the frames until the client ends"]
 pub struct SegmentParts<'a, S: ClientSide> {
@@ -59,8 +60,8 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         Some(self.parts(ask)?.into_range(self.mm, is_for_writing))
     }
 
-    /// Both terms are written out: one `Option` that holds what either way gave would go through memory,
-    /// and cost 8 ns of 18.
+    /// Both terms are written out: one `Option` that holds what either way gave would go through
+    /// memory, and cost 8 ns of 18.
     #[inline(always)]
     fn parts(&self, ask: Ask) -> Option<SegmentParts<'a, S>> {
         let Ask { address, nr_pages, flags } = ask;
@@ -83,8 +84,8 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         Some(SegmentParts { start: Start::new(address, level), hold })
     }
 
-    /// [`pin`](Self::pin) at a glance, in a lane that is taken up for it and given to `put_back` as soon
-    /// as it was used. None where that is not enough.
+    /// [`pin`](Self::pin) at a glance, in a lane that is taken up for it and given to `put_back` as
+    /// soon as it was used. None where that is not enough.
     #[inline(always)]
     pub fn glance_in(
         mm: &'a Mm,
@@ -97,8 +98,8 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         parts
     }
 
-    /// As [`glance_in`](Self::glance_in) for pages of one leaf of 2 MiB for a short time, and no more than
-    /// that: little enough to be in line wherever a program pins.
+    /// As [`glance_in`](Self::glance_in) for pages of one leaf of 2 MiB for a short time, and no
+    /// more than that: little enough to be in line wherever a program pins.
     #[inline(always)]
     pub fn glance_at_huge(
         mm: &'a Mm,

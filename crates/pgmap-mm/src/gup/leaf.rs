@@ -1,8 +1,8 @@
 //! Holding pages of one leaf: the least work that pins anything by address.
 //!
-//! Most pins are in an extent that the thread pinned in before. For those everything is inlined, 2 MiB
-//! leaves first, and nothing but the entries, the slot and the life word is touched; all else goes
-//! through a call.
+//! Most pins are in an extent that the thread pinned in before. For those everything is inlined, 2
+//! MiB leaves first, and nothing but the entries, the slot and the life word is touched; all else
+//! goes through a call.
 
 use super::glance::Ask;
 use super::pinned::Start;
@@ -106,8 +106,8 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         T::pin_if(self.lane, life, run, ask.flags.agent(), is_as_seen)
     }
 
-    /// Holds pages of any leaf. Here and wherever a call is not in line, what is asked goes apart: three
-    /// values go in registers, and one of their size through memory.
+    /// Holds pages of any leaf. Here and wherever a call is not in line, what is asked goes apart:
+    /// three values go in registers, and one of their size through memory.
     #[inline(never)]
     fn hold_elsewhere<T: Term>(
         &self,

@@ -8,7 +8,8 @@
 //! # Arguments and results
 //!
 //! As Linux 7.1: mm/gup.c. `address` is rounded down to a page. If at least one page could be held
-//! the result is those pages and no error; the next call, from the first missing page, gets the error.
+//! the result is those pages and no error; the next call, from the first missing page, gets the
+//! error.
 //!
 //! | what | `fast`, `pin` | `slow` |
 //! |---|---|---|
@@ -42,8 +43,8 @@
 //!
 //! # Orderings
 //!
-//! `hold published; light barrier; life word` is [`pin`](crate::pin)'s. The entry, the reach and the
-//! epoch are loaded once more after that, as [`page_table`](crate::mm) says.
+//! `hold published; light barrier; life word` is [`pin`](crate::pin)'s. The entry, the reach and
+//! the epoch are loaded once more after that, as [`page_table`](crate::mm) says.
 //!
 //! # Lost races
 //!
@@ -51,20 +52,21 @@
 //! its check and is repaired under the lock.
 //!
 //! *Undone pin against drain.* A pin on the word of a page table that moved may name frames of one
-//! extent and the life word of another. A drain of the frames that saw the slot would not be rung by
-//! the usual unpin, which looks at that life word; so such an undo rings always (loom found this).
+//! extent and the life word of another. A drain of the frames that saw the slot would not be rung
+//! by the usual unpin, which looks at that life word; so such an undo rings always (loom found
+//! this).
 //!
 //! *Pin against unmap.* If the second look at the entry is first, the pages were mapped during the
-//! call and outlive the unmapping, as in the kernel. If the unmap is first, the look differs and the
-//! pin is undone exactly.
+//! call and outlive the unmapping, as in the kernel. If the unmap is first, the look differs and
+//! the pin is undone exactly.
 //!
 //! # Differs from Linux
 //!
-//! One hold covers all leaves of an extent, so a gigabyte costs what a page costs. LONGTERM succeeds
-//! without a lock wherever the publisher said yes, device-dax write pins included; Linux 7.1 never
-//! does (mm/gup.c, gup_fast_folio_allowed). HWPOISON may be given to `pin`; Linux takes it in slow
-//! calls only. EAGAIN is new: the kernel would sleep or retry without bound. FORCE is not offered:
-//! there are no private mappings to force.
+//! One hold covers all leaves of an extent, so a gigabyte costs what a page costs. LONGTERM
+//! succeeds without a lock wherever the publisher said yes, device-dax write pins included; Linux
+//! 7.1 never does (mm/gup.c, gup_fast_folio_allowed). HWPOISON may be given to `pin`; Linux takes
+//! it in slow calls only. EAGAIN is new: the kernel would sleep or retry without bound. FORCE is
+//! not offered: there are no private mappings to force.
 
 mod error;
 mod flags;
@@ -120,7 +122,8 @@ enum Slow<'a, S: ClientSide> {
     Held(PinnedSegment<'a, S>),
     /// What was in the way is out of it.
     Again,
-    /// So many pages of an area of this kind may be had by a lease, which is asked for without the lock.
+    /// So many pages of an area of this kind may be had by a lease, which is asked for without the
+    /// lock.
     Ask {
         nr_pages: u64,
         kind: VmaKind,
@@ -152,8 +155,8 @@ impl<S: ClientSide> fmt::Debug for Gup<'_, '_, S> {
 }
 
 impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
-    /// Holds pages of `mm` in `lane`; none when they are of pools of different shape. Long-term holds
-    /// that the life word does not allow are refused.
+    /// Holds pages of `mm` in `lane`; none when they are of pools of different shape. Long-term
+    /// holds that the life word does not allow are refused.
     #[inline]
     #[must_use]
     pub fn new(mm: &'a Mm, lane: &'c Lane<'a, S>) -> Option<Self> {
@@ -226,8 +229,9 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         }
     }
 
-    /// [`pin`](Self::pin) where more than a glance is needed. Boxed: a range that comes back through
-    /// memory would force what the glance holds through memory too, which costs as much as holding it.
+    /// [`pin`](Self::pin) where more than a glance is needed. Boxed: a range that comes back
+    /// through memory would force what the glance holds through memory too, which costs as much as
+    /// holding it.
     #[inline(never)]
     fn pin_far(
         &self,
@@ -342,8 +346,9 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
 
     /// Lets go of a hold that was published on the word of a page table that moved.
     ///
-    /// Life word and frames may be of two extents, so the hold's own check on letting go may look at
-    /// the wrong life word, while a drain of the frames has seen the hold and waits: ring always.
+    /// Life word and frames may be of two extents, so the hold's own check on letting go may look
+    /// at the wrong life word, while a drain of the frames has seen the hold and waits: ring
+    /// always.
     #[cold]
     fn undo<H>(&self, hold: H) {
         drop(hold);
@@ -406,7 +411,8 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
             let mut ended = Ended::default();
             let mut state = self.mm.lock();
             let once = self.slow_once(&mut state, page, nr_pages, flags, &mut ended);
-            // Who caches what proved stale is told of it now; no event may have been for this process.
+            // Who caches what proved stale is told of it now; no event may have been for this
+            // process.
             let _told = self.mm.finish(state, &ended);
             match once? {
                 Slow::Held(segment) => return Ok(segment),

@@ -32,9 +32,9 @@ pub enum Hold<'a, S: ClientSide> {
     },
 }
 
-/// Where a segment starts, and the size of the leaf there, in one word. Fields with padding between them
-/// are copied in pieces that overlap, and reading such a copy back at once stalls the processor for as
-/// long as the whole pin takes.
+/// Where a segment starts, and the size of the leaf there, in one word. Fields with padding between
+/// them are copied in pieces that overlap, and reading such a copy back at once stalls the
+/// processor for as long as the whole pin takes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Start(u64);
 
@@ -65,8 +65,8 @@ impl core::fmt::Debug for Start {
     }
 }
 
-/// Addresses that are backed by consecutive frames, held for a short time. Unlike a [`PinnedRange`] it does
-/// not say at its end that pages were written: whoever writes marks them in
+/// Addresses that are backed by consecutive frames, held for a short time. Unlike a [`PinnedRange`]
+/// it does not say at its end that pages were written: whoever writes marks them in
 /// [`Mm::dirty`](crate::mm::Mm::dirty) before it goes.
 #[derive(Debug)]
 #[must_use = "dropping a segment gives the frames up"]
@@ -104,8 +104,8 @@ impl<'a, S: ClientSide> ShortSegment<'a, S> {
     }
 }
 
-/// Addresses that are backed by consecutive frames, held for long. As with a [`ShortSegment`], whoever writes
-/// marks what was written.
+/// Addresses that are backed by consecutive frames, held for long. As with a [`ShortSegment`],
+/// whoever writes marks what was written.
 #[derive(Debug)]
 #[must_use = "dropping a segment gives the frames up"]
 pub struct LongSegment<'a, S: ClientSide> {
@@ -343,7 +343,8 @@ impl<'a, S: ClientSide> PinnedRange<'a, S> {
     }
 
     /// Gives each segment to the caller, who holds it from now on. What was pinned for writing
-    /// counts as written now; whoever writes later marks it in [`Mm::dirty`](crate::mm::Mm::dirty) again.
+    /// counts as written now; whoever writes later marks it in [`Mm::dirty`](crate::mm::Mm::dirty)
+    /// again.
     #[must_use]
     pub fn into_segments(mut self) -> Vec<PinnedSegment<'a, S>> {
         self.mark();

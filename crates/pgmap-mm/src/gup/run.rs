@@ -92,7 +92,8 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         })
     }
 
-    /// Holds the first stretch of the pages from any leaf on; again a few times if the page table moves.
+    /// Holds the first stretch of the pages from any leaf on; again a few times if the page table
+    /// moves.
     #[inline(never)]
     fn hold_run_elsewhere<T: Term>(
         &self,
@@ -111,7 +112,8 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
                 if self.mm.table.epoch() == epoch { return None } else { continue }
             };
             let (life, level) = (self.lane.find_life(look.life), look.found.level);
-            // The epoch last: until it is looked at the span may cover the same pages in another life.
+            // The epoch last: until it is looked at the span may cover the same pages in another
+            // life.
             let is_as_seen = || self.is_reach_as_seen(&look) && self.is_as_seen(&look);
             match T::pin_far_if(self.lane, life, run, level, flags.agent(), is_as_seen) {
                 Some(held) => return Some((level, held)),
@@ -122,8 +124,8 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         None
     }
 
-    /// What the page table says of the pages as far as they go on evenly, where a leaf of 2 MiB maps the
-    /// first.
+    /// What the page table says of the pages as far as they go on evenly, where a leaf of 2 MiB
+    /// maps the first.
     #[inline(always)]
     fn stretch(&self, ask: Ask) -> Option<Stretch<'a, 'a, S>> {
         let (table, page) = (&self.mm.table, ask.page());

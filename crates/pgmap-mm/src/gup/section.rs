@@ -41,8 +41,8 @@ use crate::pin::{ClientSide, KnownSpan, Lane, Life, Pinner, Window};
 /// Windows of a read section, at most; each covers up to 256 GiB of frames.
 const MAX_WINDOWS: usize = 16;
 
-/// While it is open, whatever [`translate`](Self::translate) returns is not reused: a borrow of many
-/// pages for the price of one hold, for a reader that touches many addresses once.
+/// While it is open, whatever [`translate`](Self::translate) returns is not reused: a borrow of
+/// many pages for the price of one hold, for a reader that touches many addresses once.
 ///
 /// A drain that starts meanwhile waits for the section's end, so keep sections short.
 #[derive(Debug)]
@@ -116,9 +116,9 @@ impl<'a, S: ClientSide> ReadSection<'a, S> {
         let page = address / PAGE_BYTES;
         let table = &self.mm.table;
         let Some(found) = table.walk_huge(page) else { return self.translate_elsewhere(page) };
-        // The windows were published, and a light barrier passed, before the life word is loaded, here
-        // and below: a drain that changes it later finds the windows. The entry need not be read again,
-        // for what it said was mapped during this call.
+        // The windows were published, and a light barrier passed, before the life word is loaded,
+        // here and below: a drain that changes it later finds the windows. The entry need not be
+        // read again, for what it said was mapped during this call.
         let life = self.known.life_of(table, &found)?;
         if life.is_as_expected() { borrowed(page, &found) } else { None }
     }
@@ -136,8 +136,8 @@ impl<'a, S: ClientSide> ReadSection<'a, S> {
     }
 }
 
-/// What the leaf says of the page and those after it; none where they can never be pinned, or only with
-/// a flag that a section cannot be given.
+/// What the leaf says of the page and those after it; none where they can never be pinned, or only
+/// with a flag that a section cannot be given.
 #[inline(always)]
 fn borrowed<'s>(page: u64, found: &Found<'_>) -> Option<Borrowed<'s>> {
     let flags = found.leaf.flags();

@@ -1,5 +1,5 @@
-//! For how long pages are held: both ways to pin behind one face, so that each way to a hold is written
-//! once.
+//! For how long pages are held: both ways to pin behind one face, so that each way to a hold is
+//! written once.
 
 use crate::ledger::Agent;
 use crate::level::Level;
@@ -7,7 +7,8 @@ use crate::longterm::RawLongterm;
 use crate::pfn::PfnRange;
 use crate::pin::{ClientSide, Lane, Life, RawPin};
 
-/// A kind of hold. Its values are plain until they are handed to the caller: see [`glance`](super::glance).
+/// A kind of hold. Its values are plain until they are handed to the caller: see
+/// [`glance`](super::glance).
 pub(super) trait Term {
     /// A hold that has no destructor yet.
     type Raw<'a, S: ClientSide + 'a>;

@@ -1,9 +1,11 @@
-//! What the owner remembers of a ledger: the holds in blocks that their lane has left, sorted by frame.
+//! What the owner remembers of a ledger: the holds in blocks that their lane has left, sorted by
+//! frame.
 //!
-//! Who drains a few frames must not read the slots of all that is held elsewhere. A block that its lane
-//! has left is filled no more until it is opened again, and then its opened word changes. So the owner
-//! reads such a block a few times, then sorts its holds in, and from then on looks the frames up: what it
-//! finds there it reads again in the ledger, because holds end and shrink at any time.
+//! Who drains a few frames must not read the slots of all that is held elsewhere. A block that its
+//! lane has left is filled no more until it is opened again, and then its opened word changes. So
+//! the owner reads such a block a few times, then sorts its holds in, and from then on looks the
+//! frames up: what it finds there it reads again in the ledger, because holds end and shrink at any
+//! time.
 //!
 //! # States
 //!
@@ -19,10 +21,10 @@
 //!
 //! # Orderings
 //!
-//! As [`ledger`](crate::ledger): the lane's state (Acquire) is loaded before its blocks' opened words
-//! (Acquire) and those before slots (Acquire); all three pair with the client's Release stores; data:
-//! what was filled in before the block was left. An opened word newer than the state is not believed:
-//! its block may be filled under it, unseen, without changing any more.
+//! As [`ledger`](crate::ledger): the lane's state (Acquire) is loaded before its blocks' opened
+//! words (Acquire) and those before slots (Acquire); all three pair with the client's Release
+//! stores; data: what was filled in before the block was left. An opened word newer than the state
+//! is not believed: its block may be filled under it, unseen, without changing any more.
 //!
 //! # Lost races
 //!
@@ -35,8 +37,8 @@ use crate::runs::SortedRuns;
 use crate::sync::Ordering;
 use crate::words::{ReadCounts, ReadWords};
 
-/// How often what is loose is read, in its own size and that of what is sorted, before it is sorted in.
-/// Under loom at once, so that its few scans get that far.
+/// How often what is loose is read, in its own size and that of what is sorted, before it is sorted
+/// in. Under loom at once, so that its few scans get that far.
 const PATIENCE: usize = if cfg!(loom) { 0 } else { 4 };
 /// Most holds of one ledger that are sorted. What a client holds beyond these is read by each scan.
 const MAX_SORTED: usize = 1 << 20;
@@ -164,9 +166,9 @@ impl Sorted {
 }
 
 impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
-    /// Calls `found` for each hold by slot of `lane` that overlaps one of `runs`. Says how many slots were
-    /// read. Sorts the lane if it `may_sort` and that is worth while; then it may not again, so that no
-    /// step takes much longer than it would without.
+    /// Calls `found` for each hold by slot of `lane` that overlaps one of `runs`. Says how many
+    /// slots were read. Sorts the lane if it `may_sort` and that is worth while; then it may not
+    /// again, so that no step takes much longer than it would without.
     pub(super) fn scan_lane<B>(
         &self,
         remembered: &mut Remembered,
@@ -230,8 +232,9 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
         let mut ended = Vec::new();
         let (mut before, mut nr_met) = (0, 0);
         for run in runs.iter() {
-            // A long hold makes many entries candidates for each run. Once that came to as many as there
-            // are, all further runs are looked for together: so the work is linear, not a product.
+            // A long hold makes many entries candidates for each run. Once that came to as many as
+            // there are, all further runs are looked for together: so the work is linear, not a
+            // product.
             let is_for_all = nr_met > sorted.entries.len();
             let end = if is_for_all { u64::MAX } else { run.end() };
             for at in sorted.candidates(run.start(), end) {

@@ -31,8 +31,8 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
         ControlFlow::Continue(nr_slots)
     }
 
-    /// Short-term slots of a lane. Most are empty, so words are loaded a block at a time and looked at
-    /// only where there is something.
+    /// Short-term slots of a lane. Most are empty, so words are loaded a block at a time and looked
+    /// at only where there is something.
     pub(super) fn walk_short_slots<B>(
         &self,
         lane: usize,

@@ -24,11 +24,11 @@ pub struct ScanPlace {
 }
 
 impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
-    /// As [`for_each_hold`](Self::for_each_hold), a step at a time: goes on at `place`, and ends when about
-    /// `left` words were read, which it counts down. Says whether that was all.
+    /// As [`for_each_hold`](Self::for_each_hold), a step at a time: goes on at `place`, and ends
+    /// when about `left` words were read, which it counts down. Says whether that was all.
     ///
-    /// Each lane is read in one go, and what a step must see lies before its lane's marks: so a scan in
-    /// steps sees whatever one that began with the first of them must.
+    /// Each lane is read in one go, and what a step must see lies before its lane's marks: so a
+    /// scan in steps sees whatever one that began with the first of them must.
     pub fn scan_on(
         &self,
         runs: &SortedRuns,
@@ -70,8 +70,8 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
         true
     }
 
-    /// A frame from which on there may be counts that were touched, and before which, from `from` on, there
-    /// are none; `None` if there are none at all.
+    /// A frame from which on there may be counts that were touched, and before which, from `from`
+    /// on, there are none; `None` if there are none at all.
     fn next_touched(&self, from: u64) -> Option<u64> {
         let next_of = |level: Level| {
             let last = self.layout.nr_pages.checked_sub(1)? >> level.shift();
@@ -107,8 +107,8 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
         found: &mut impl FnMut(Hold) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
         let is_everything = runs.nr_pages() >= self.layout.nr_pages;
-        // Locked by the first lane of which there is anything to remember; `None` inside if another scan of
-        // this ledger is under way, or ended in a panic.
+        // Locked by the first lane of which there is anything to remember; `None` inside if another
+        // scan of this ledger is under way, or ended in a panic.
         let mut remembered = None;
         let mut may_sort = true;
         for (lane, view) in self.lanes(*next) {

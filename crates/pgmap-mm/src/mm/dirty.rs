@@ -92,8 +92,8 @@ impl DirtyTracker {
         self.for_each_word(page, nr_pages, |chunk, index, mask| {
             let chunk = chunk.get_or_init(|| (0..CHUNK_WORDS).map(|_| AtomicU64::new(0)).collect());
             if mask == u64::MAX {
-                // Release: pairs with Acquire in `take`; data: the bytes. A swap and not a store, so that
-                // a take of this word also sees the bytes of marks that came before.
+                // Release: pairs with Acquire in `take`; data: the bytes. A swap and not a store,
+                // so that a take of this word also sees the bytes of marks that came before.
                 chunk[index].swap(mask, Ordering::Release);
             } else {
                 // Release: pairs with Acquire in `take`; data: the bytes.

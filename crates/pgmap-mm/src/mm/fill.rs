@@ -76,8 +76,8 @@ pub(crate) struct Filled {
     pub(crate) flags: LeafFlags,
 }
 
-/// What lies behind a page of a file, looked up once: a backing is asked through its trait, and one that
-/// is a file may take a lock of its own each time.
+/// What lies behind a page of a file, looked up once: a backing is asked through its trait, and one
+/// that is a file may take a lock of its own each time.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Behind {
     kind: VmaKind,
@@ -140,8 +140,8 @@ impl Behind {
         flags
     }
 
-    /// At most `most` pages of `vma` from `page` on that lie in one piece, in leaves of what device-dax
-    /// demands, else of the largest that fit.
+    /// At most `most` pages of `vma` from `page` on that lie in one piece, in leaves of what
+    /// device-dax demands, else of the largest that fit.
     #[inline]
     fn onward(&self, vma: &Vma, page: u64, most: u64) -> Result<Placement, FillError> {
         let mut nr_pages = self.nr_ahead().min(vma.end() - page).min(most);
@@ -204,8 +204,8 @@ fn choose(
         .ok_or(FillError::Misfit { align: Level::Pte })
 }
 
-/// What is still to be filled over. It is cleared at the end, however that comes: what is there is of
-/// the area that was there before, even if the backing of the new one panics.
+/// What is still to be filled over. It is cleared at the end, however that comes: what is there is
+/// of the area that was there before, even if the backing of the new one panics.
 struct Rest<'r, 't> {
     cursor: &'r mut Cursor<'t>,
     at: u64,
@@ -223,8 +223,8 @@ impl Drop for Rest<'_, '_> {
 }
 
 impl Mm {
-    /// Puts in the leaf for `page`, which lies in `vma`, over whatever is there: a leaf that allowed less,
-    /// or of what lay behind the page before.
+    /// Puts in the leaf for `page`, which lies in `vma`, over whatever is there: a leaf that
+    /// allowed less, or of what lay behind the page before.
     pub(crate) fn fill(
         &self,
         writer: &mut TableWriter,
@@ -239,8 +239,9 @@ impl Mm {
         Ok(Filled { page: place.page, level, flags: place.flags })
     }
 
-    /// Fills every page from `from` up to `to` that has an area, allows an access and has no leaf, with
-    /// the largest leaves that fit. Stops at the first page that cannot be filled; returns that page and why.
+    /// Fills every page from `from` up to `to` that has an area, allows an access and has no leaf,
+    /// with the largest leaves that fit. Stops at the first page that cannot be filled; returns
+    /// that page and why.
     pub(crate) fn fill_all(
         &self,
         state: &mut MmState,
@@ -274,9 +275,9 @@ impl Mm {
         Ok(())
     }
 
-    /// Fills an area that allows an access over whatever is there, as far as that goes, and clears the
-    /// rest. `first` is what lies behind its first page. What cannot be filled is told at its fault, as
-    /// with MAP_POPULATE.
+    /// Fills an area that allows an access over whatever is there, as far as that goes, and clears
+    /// the rest. `first` is what lies behind its first page. What cannot be filled is told at its
+    /// fault, as with MAP_POPULATE.
     pub(super) fn fill_over(
         &self,
         cursor: &mut Cursor<'_>,
@@ -302,7 +303,8 @@ impl Mm {
         }
     }
 
-    /// Fills from `at` on as far as one extent goes and nothing is mapped. Returns where it stopped.
+    /// Fills from `at` on as far as one extent goes and nothing is mapped. Returns where it
+    /// stopped.
     fn fill_stretch(
         &self,
         cursor: &mut Cursor<'_>,

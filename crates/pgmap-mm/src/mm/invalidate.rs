@@ -2,13 +2,13 @@
 //!
 //! A device with its own translation cache (an IOTLB, an RDMA key) subscribes. It is told of every
 //! range whose translations ended, after they ended here, and acknowledges with the token it was
-//! given once its cache holds them no more. Whoever ended them gets an [`AckTicket`] and decides how
-//! long to [wait](AckTicket::wait).
+//! given once its cache holds them no more. Whoever ended them gets an [`AckTicket`] and decides
+//! how long to [wait](AckTicket::wait).
 //!
 //! A device must *hold* what it caches, by pins of its own with
-//! [`DEVICE`](crate::gup::GupFlags::DEVICE): the telling ends translations, and only a hold keeps frames
-//! from being reused before the device has let go. A drain then waits for the device as for any holder,
-//! up to its deadline, and names it.
+//! [`DEVICE`](crate::gup::GupFlags::DEVICE): the telling ends translations, and only a hold keeps
+//! frames from being reused before the device has let go. A drain then waits for the device as for
+//! any holder, up to its deadline, and names it.
 //!
 //! # States
 //!
@@ -22,23 +22,25 @@
 //!
 //! # Orderings
 //!
-//! Acknowledging is Release, asking Acquire. Data: whatever the device did through its cache before.
-//! Whoever waits looks with the lock of `Acks` held, and whoever answers takes it after the count is
-//! down and before it wakes: the waiter has seen the count, or is woken.
+//! Acknowledging is Release, asking Acquire. Data: whatever the device did through its cache
+//! before. Whoever waits looks with the lock of `Acks` held, and whoever answers takes it after the
+//! count is down and before it wakes: the waiter has seen the count, or is woken.
 //!
 //! # Lost races
 //!
 //! *Subscribe against unmap.* Both take the address space's lock. If the subscription is first, the
-//! subscriber is told. If the unmap is first, it is not, and cannot have cached what ended before it
-//! subscribed.
+//! subscriber is told. If the unmap is first, it is not, and cannot have cached what ended before
+//! it subscribed.
 //!
-//! *A new mapping at the same address against the telling of the end of the old.* The subscriber may
-//! be told after the new mapping is there, and drop a translation that was good. It fetches anew.
+//! *A new mapping at the same address against the telling of the end of the old.* The subscriber
+//! may be told after the new mapping is there, and drop a translation that was good. It fetches
+//! anew.
 //!
 //! # Differs from Linux
 //!
 //! `mmu_notifier` callbacks return when the device has let go (Linux 7.1: mm/mmu_notifier.c), and
-//! one that hangs hangs the unmap. Here the caller sees who has not answered, and may go on to quarantine.
+//! one that hangs hangs the unmap. Here the caller sees who has not answered, and may go on to
+//! quarantine.
 
 use core::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -153,8 +155,8 @@ impl AckTicket {
         self.acks.as_ref().map_or(0, |acks| acks.outstanding.load(Ordering::Acquire))
     }
 
-    /// Waits up to `timeout` until no subscriber uses the ended translations any more; not as long when
-    /// those that are left will never answer.
+    /// Waits up to `timeout` until no subscriber uses the ended translations any more; not as long
+    /// when those that are left will never answer.
     ///
     /// # Errors
     /// [`Unanswered`]: whoever is left may still use what ended.

@@ -249,8 +249,9 @@ impl MapRequest {
     }
 }
 
-/// Takes away what the processor sees where there is no leaf. At its end, however that comes: if the
-/// backing of an area panics while it is filled, what is seen there still is of the area before.
+/// Takes away what the processor sees where there is no leaf. At its end, however that comes: if
+/// the backing of an area panics while it is filled, what is seen there still is of the area
+/// before.
 struct Sweep<'m> {
     table: &'m PageTable,
     cpu: &'m dyn CpuMapping,
@@ -291,8 +292,8 @@ impl Mm {
     ///
     /// # Errors
     /// [`MapError`], as `mmap(2)` and, for device-dax, Linux 7.1: drivers/dax/device.c.
-    /// [`MapError::Refused`] where the processor's mapping can hold no more: then nothing is mapped at the
-    /// addresses, nor is what was mapped there before.
+    /// [`MapError::Refused`] where the processor's mapping can hold no more: then nothing is mapped
+    /// at the addresses, nor is what was mapped there before.
     pub fn map(&self, request: &MapRequest) -> Result<u64, MapError> {
         let nr_pages = whole_pages(request.len_bytes)?;
         check_request(request, nr_pages)?;
@@ -337,8 +338,8 @@ impl Mm {
         Ok(page)
     }
 
-    /// Maps over whatever is there. Where the new pages are filled at once, readers see the old leaf or
-    /// the new one and never none.
+    /// Maps over whatever is there. Where the new pages are filled at once, readers see the old
+    /// leaf or the new one and never none.
     fn map_over(
         &self,
         state: &mut MmState,
@@ -376,8 +377,8 @@ impl Mm {
         Ok(page)
     }
 
-    /// Whether a device address space is filled when this is mapped. A process address space always is,
-    /// in a way of its own.
+    /// Whether a device address space is filled when this is mapped. A process address space always
+    /// is, in a way of its own.
     fn is_filled_now(&self, request: &MapRequest) -> bool {
         request.filling == Filling::AtOnce && self.cpu.is_none() && request.prot != Prot::NONE
     }
@@ -385,8 +386,8 @@ impl Mm {
     /// Removes what is mapped from `address` on; addresses where nothing is are passed over.
     ///
     /// # Errors
-    /// [`MapError::Misaligned`], [`MapError::Outside`], and [`MapError::DaxMisaligned`] when that would
-    /// split a device-dax area elsewhere than at its alignment.
+    /// [`MapError::Misaligned`], [`MapError::Outside`], and [`MapError::DaxMisaligned`] when that
+    /// would split a device-dax area elsewhere than at its alignment.
     pub fn unmap(&self, address: u64, len_bytes: u64) -> Result<Unmapped, MapError> {
         let outside = MapError::Outside { address, len_bytes };
         let (from, to) = self.page_range(address, len_bytes, outside)?;
@@ -428,13 +429,13 @@ impl Mm {
         Ok(self.finish(state, &ended))
     }
 
-    /// Moves, grows or shrinks what is mapped from `address` on, which must lie in one area. What is
-    /// moved is faulted in anew. Returns the new address.
+    /// Moves, grows or shrinks what is mapped from `address` on, which must lie in one area. What
+    /// is moved is faulted in anew. Returns the new address.
     ///
     /// # Errors
     /// As `mremap(2)`: [`MapError::NotOneArea`], [`MapError::NoRoom`], [`MapError::Overlapping`];
-    /// [`MapError::Taken`] as [`map`](Self::map); [`MapError::DaxMisaligned`] when a split or the result
-    /// would not be aligned.
+    /// [`MapError::Taken`] as [`map`](Self::map); [`MapError::DaxMisaligned`] when a split or the
+    /// result would not be aligned.
     pub fn remap(
         &self,
         address: u64,
@@ -589,8 +590,8 @@ impl Mm {
 
     /// In a process address space, fills what the processor may touch over what it saw there, so
     /// that a page that stays is never away, and then takes away what could not be filled: a touch
-    /// of that is an error. Fails where the processor's mapping or the page table can hold no more; that a
-    /// file has no page is no failure.
+    /// of that is an error. Fails where the processor's mapping or the page table can hold no more;
+    /// that a file has no page is no failure.
     fn fill_for_cpu(&self, state: &mut MmState, from: u64, to: u64) -> Result<(), FillError> {
         let Some(cpu) = self.cpu.as_deref() else { return Ok(()) };
         let sweep = Sweep { table: &self.table, cpu, state, from, to };

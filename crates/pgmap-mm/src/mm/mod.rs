@@ -2,7 +2,8 @@
 //!
 //! A *device* address space (guest-physical, IOVA) is a page table only. A *process* address space
 //! also has a [`CpuMapping`], through which the same pages appear at the same addresses of this
-//! process; there, areas are filled when they are mapped, because nobody catches a processor's fault.
+//! process; there, areas are filled when they are mapped, because nobody catches a processor's
+//! fault.
 //!
 //! Changing an address space takes its lock. Translating and pinning do not: see
 //! [`gup`](crate::gup).
@@ -19,14 +20,15 @@
 //! # Who may touch what
 //!
 //! The holder of `state`'s lock changes areas and page table. Readers walk `table` freely. The lock
-//! is held while a [`Backing`](crate::vma::Backing) or the `CpuMapping` is called and never while a subscriber is.
+//! is held while a [`Backing`](crate::vma::Backing) or the `CpuMapping` is called and never while a
+//! subscriber is.
 //!
 //! # Orderings
 //!
-//! Those of the page table. Between an owner and a process address space: `life word changed; invalidate (lock)`
-//! against `lock; life word read; mapped for the processor`: whichever holds the lock second sees
-//! what the other did, so a frame that was taken away is either removed from the processor's page
-//! table by the first or refused by the second.
+//! Those of the page table. Between an owner and a process address space:
+//! `life word changed; invalidate (lock)` against `lock; life word read; mapped for the processor`:
+//! whichever holds the lock second sees what the other did, so a frame that was taken away is
+//! either removed from the processor's page table by the first or refused by the second.
 //!
 //! # Lost races
 //!
@@ -159,8 +161,8 @@ impl Mm {
         Self::new(pool, address, len_bytes, None, memory)
     }
 
-    /// As [`for_device_in`](Self::for_device_in), where the processor sees the same pages at the same
-    /// addresses.
+    /// As [`for_device_in`](Self::for_device_in), where the processor sees the same pages at the
+    /// same addresses.
     #[must_use]
     pub fn for_process(
         memory: TableMemory,
@@ -223,8 +225,8 @@ impl Mm {
         self.lock().areas.find(address / PAGE_BYTES).cloned()
     }
 
-    /// The area that contains the address and those that adjoin it on either side without a gap, in order
-    /// of address, as far as all allow `prot`. Empty if that area does not.
+    /// The area that contains the address and those that adjoin it on either side without a gap, in
+    /// order of address, as far as all allow `prot`. Empty if that area does not.
     #[must_use]
     pub fn areas_around(&self, address: u64, prot: Prot) -> Vec<Vma> {
         let state = self.lock();
@@ -232,8 +234,8 @@ impl Mm {
         state.areas.around(address / PAGE_BYTES, wanted).cloned().collect()
     }
 
-    /// A number that every change of an area moves, and perhaps others do: for a caller that keeps what it
-    /// has found out about areas.
+    /// A number that every change of an area moves, and perhaps others do: for a caller that keeps
+    /// what it has found out about areas.
     #[must_use]
     pub fn nr_changes(&self) -> u64 {
         self.lock().areas.nr_changes()
@@ -264,9 +266,9 @@ impl Mm {
         }
     }
 
-    /// Tells `subscriber` from now on of translations that end. Whoever caches translations must hold
-    /// their frames besides, with [`DEVICE`](crate::gup::GupFlags::DEVICE): being told keeps nothing from
-    /// being reused.
+    /// Tells `subscriber` from now on of translations that end. Whoever caches translations must
+    /// hold their frames besides, with [`DEVICE`](crate::gup::GupFlags::DEVICE): being told keeps
+    /// nothing from being reused.
     pub fn on_invalidate(&self, subscriber: Arc<dyn InvalidateSubscriber>) -> SubscriptionId {
         self.lock().subscribers.add(subscriber)
     }
@@ -282,16 +284,17 @@ impl Mm {
         self.lock().subscribers.remove(id);
     }
 
-    /// Removes every translation to a frame of `run`: it is being truncated, drained, or has failed.
-    /// A device-dax leaf goes as a whole.
+    /// Removes every translation to a frame of `run`: it is being truncated, drained, or has
+    /// failed. A device-dax leaf goes as a whole.
     ///
     /// The frames may be held still; waiting for that is the drain's part.
     pub fn invalidate(&self, run: PfnRange) -> Unmapped {
         self.end_stretches(|cursor| cursor.stretches_of(run))
     }
 
-    /// Removes every translation to an extent of which `is_current` says no: for whoever must know soon
-    /// of frames that changed hands, and hears of it from nobody, because nothing here holds them.
+    /// Removes every translation to an extent of which `is_current` says no: for whoever must know
+    /// soon of frames that changed hands, and hears of it from nobody, because nothing here holds
+    /// them.
     pub fn invalidate_stale(&self, is_current: impl Fn(&Extent) -> bool) -> Unmapped {
         self.end_stretches(|cursor| cursor.stretches_unless(is_current))
     }

@@ -11,8 +11,8 @@
 //! # Orderings
 //!
 //! Every store of an entry is Release and pairs with the Acquire loads of a walk. The cursor's own
-//! loads are Relaxed: nobody else stores. Before leaves go or change, the reach of their span is cut;
-//! after leaves came, it is extended ([`span`](super::span)).
+//! loads are Relaxed: nobody else stores. Before leaves go or change, the reach of their span is
+//! cut; after leaves came, it is extended ([`span`](super::span)).
 //!
 //! # Lost races
 //!
@@ -144,9 +144,9 @@ impl<'t> Cursor<'t> {
         }
     }
 
-    /// Has the processor fetch what a change of the 2 MiB around `page` will need, while the caller looks
-    /// at other things. With many spans each of these is a cache miss, and the change itself would take
-    /// them one after the other.
+    /// Has the processor fetch what a change of the 2 MiB around `page` will need, while the caller
+    /// looks at other things. With many spans each of these is a cache miss, and the change itself
+    /// would take them one after the other.
     pub(crate) fn fetch_ahead(&self, page: u64) {
         let Some(found) = self.table.walk_huge(page) else { return };
         let state = self.writer.spans.get(found.leaf.span());
@@ -176,8 +176,8 @@ impl<'t> Cursor<'t> {
         at.min(to)
     }
 
-    /// Maps part of an extent, over whatever was there. Calls `removed` for each leaf that was, with
-    /// its first page and length.
+    /// Maps part of an extent, over whatever was there. Calls `removed` for each leaf that was,
+    /// with its first page and length.
     pub(crate) fn map(
         &mut self,
         place: &Placement,
@@ -541,7 +541,8 @@ impl<'t> Cursor<'t> {
         Ok(span)
     }
 
-    /// Joins the span that starts where the place ends to `span`, which ends there, if it carries on.
+    /// Joins the span that starts where the place ends to `span`, which ends there, if it carries
+    /// on.
     fn join_right(&mut self, span: SpanId, place: &Placement) {
         let end = place.end();
         let Some(next) = self.leaf_at(end).filter(|_| place.has_after()) else { return };
@@ -599,8 +600,8 @@ impl<'t> Cursor<'t> {
         }
     }
 
-    /// Lets the span's reach cover `nr_pages` from `page` on as well, which it touches, or which are
-    /// its first.
+    /// Lets the span's reach cover `nr_pages` from `page` on as well, which it touches, or which
+    /// are its first.
     fn extend(&mut self, span: SpanId, page: u64, nr_pages: u64) {
         let Some(state) = self.writer.spans.get(span) else { return };
         let reach = state.reach;

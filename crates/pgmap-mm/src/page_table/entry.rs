@@ -2,11 +2,11 @@
 //!
 //! # Layout
 //!
-//! A leaf is `pfn:36 | span:24 | peer:1 | raw:1 | write:1 | 1`. The span number leads to what else a
-//! reader must know: the extent, its life word, and how far the mapping goes on. Because frame and
-//! span number lie in one word, no reader can see one without the other. A table is
-//! `.. | chunk:20 | word:24 | .. | middle:1 | table:1 | 0`. All-zero is absent. The entry's level is the level of the
-//! table that it lies in.
+//! A leaf is `pfn:36 | span:24 | peer:1 | raw:1 | write:1 | 1`. The span number leads to what else
+//! a reader must know: the extent, its life word, and how far the mapping goes on. Because frame
+//! and span number lie in one word, no reader can see one without the other. A table is
+//! `.. | chunk:20 | word:24 | .. | middle:1 | table:1 | 0`. All-zero is absent. The entry's level
+//! is the level of the table that it lies in.
 
 use crate::pfn::{PFN_BITS, Pfn};
 

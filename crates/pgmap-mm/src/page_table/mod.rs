@@ -1,11 +1,11 @@
 //! The page table: from addresses to frames, read without a lock.
 //!
-//! A flat top array has one entry per GiB of addresses; below it lies a middle table of 512 entries that
-//! map 2 MiB each, and below those, tables that map 4 KiB each. A leaf may stand at each of the three
-//! levels. All middle tables are one array by address, into which readers look first: a walk of a 2 MiB
-//! leaf loads one table word. [`entry`] is one word,
-//! [`node`] the table pages, [`span`] what a leaf says of its extent, [`reverse`] the way back from
-//! frames to addresses, [`walk`] the readers, [`cursor`] the writer.
+//! A flat top array has one entry per GiB of addresses; below it lies a middle table of 512 entries
+//! that map 2 MiB each, and below those, tables that map 4 KiB each. A leaf may stand at each of
+//! the three levels. All middle tables are one array by address, into which readers look first: a
+//! walk of a 2 MiB leaf loads one table word. [`entry`] is one word, [`node`] the table pages,
+//! [`span`] what a leaf says of its extent, [`reverse`] the way back from frames to addresses,
+//! [`walk`] the readers, [`cursor`] the writer.
 //!
 //! # States
 //!
@@ -19,18 +19,19 @@
 //!
 //! # Who may touch what
 //!
-//! Everybody may walk. Only the holder of the address space's lock has the [`TableWriter`], and so a
-//! [`Cursor`](cursor::Cursor), and stores.
+//! Everybody may walk. Only the holder of the address space's lock has the [`TableWriter`], and so
+//! a [`Cursor`](cursor::Cursor), and stores.
 //!
 //! # Orderings
 //!
-//! Writer: `fill table page or span; entry (Release)`. Reader: `entry (Acquire); table page or span`.
-//! Data: the words behind the entry.
+//! Writer: `fill table page or span; entry (Release)`. Reader:
+//! `entry (Acquire); table page or span`. Data: the words behind the entry.
 //!
-//! Writer of a second life: `entry = absent (Release); next epoch (Release); table page or span of the
-//! next life (Release)`. Reader: `epoch (Acquire); walk, span (Acquire); pin; entry; epoch`. Data: the
-//! words of table pages and spans. Retired pages and spans are collected, so that one step of the
-//! epoch serves many.
+//! Writer of a second life:
+//! `entry = absent (Release); next epoch (Release); table page or span of the next life (Release)`.
+//! Reader: `epoch (Acquire); walk, span (Acquire); pin; entry; epoch`. Data: the words of table
+//! pages and spans. Retired pages and spans are collected, so that one step of the epoch serves
+//! many.
 //!
 //! # Lost races
 //!
@@ -39,19 +40,20 @@
 //! load differs and the reader lets go. Either way the frames are safe: the life word and not the
 //! entry decides whether they may be held.
 //!
-//! *Walk against a leaf of 1 GiB that is split.* The middle table is filled, then the top entry turns
-//! from leaf to table. A reader that looked into the middle table before finds the leaf at the top,
-//! or a table there, and then looks into the middle table once more.
+//! *Walk against a leaf of 1 GiB that is split.* The middle table is filled, then the top entry
+//! turns from leaf to table. A reader that looked into the middle table before finds the leaf at
+//! the top, or a table there, and then looks into the middle table once more.
 //!
 //! *Walk against reuse of a table page or span.* If the reader's first load of the epoch sees the
 //! step, it also sees the old entry gone, and finds only what the new life holds. If it does not,
 //! and it then loads a word of the new life, that word's Release makes the step visible to its
 //! second load of the epoch: it differs, and the reader lets go and starts again.
 //!
-//! *Leaf against what a reader remembers of its span.* A reader may keep what a span said in an epoch, and
-//! believe it for a leaf that it loads before it sees the same epoch: spans are reused in later epochs
-//! only, and the leaf of a later life is stored after the step. No two epochs of a process are the same
-//! number, whichever address space they are of, so it needs to remember no more than that.
+//! *Leaf against what a reader remembers of its span.* A reader may keep what a span said in an
+//! epoch, and believe it for a leaf that it loads before it sees the same epoch: spans are reused
+//! in later epochs only, and the leaf of a later life is stored after the step. No two epochs of a
+//! process are the same number, whichever address space they are of, so it needs to remember no
+//! more than that.
 //!
 //! *Walk against unmap and map of another extent at the same address.* Frame and span number lie in
 //! one word; it differs on the second load, or the reader saw one of the two mappings whole. That
@@ -60,10 +62,10 @@
 //!
 //! # Differs from Linux
 //!
-//! Linux frees table pages and has to keep them from vanishing under a walker by interrupts and
-//! RCU (Linux 7.1: mm/gup.c, gup_fast; mm/mmu_gather.c). Here they are only ever reused as table pages, and the epoch
-//! tells. Linux re-reads the entry after the grab to order the grab against truncation; here the
-//! life word orders that, and the re-read only against unmapping.
+//! Linux frees table pages and has to keep them from vanishing under a walker by interrupts and RCU
+//! (Linux 7.1: mm/gup.c, gup_fast; mm/mmu_gather.c). Here they are only ever reused as table pages,
+//! and the epoch tells. Linux re-reads the entry after the grab to order the grab against
+//! truncation; here the life word orders that, and the re-read only against unmapping.
 
 pub(crate) mod cursor;
 pub(crate) mod entry;
@@ -84,8 +86,9 @@ use crate::level::{FANOUT, Level};
 use crate::sync::{self, AtomicU64, Ordering};
 use crate::vmemmap::VmemmapLayout;
 
-/// The part of a page table that readers use. On cache lines of its own, two at a time as processors
-/// fetch them: a writer's lock and lists beside it would take the lines away from every reader.
+/// The part of a page table that readers use. On cache lines of its own, two at a time as
+/// processors fetch them: a writer's lock and lists beside it would take the lines away from every
+/// reader.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct PageTable {

@@ -1,8 +1,8 @@
 //! Table pages: 512 words each, that never move.
 //!
-//! The middle tables, of 2 MiB entries, lie in one array by address: a reader goes there without asking
-//! what the top entry says, and the array's memory is taken as it is written to ([`TableMemory`]).
-//! Tables of 4 KiB entries come from an arena.
+//! The middle tables, of 2 MiB entries, lie in one array by address: a reader goes there without
+//! asking what the top entry says, and the array's memory is taken as it is written to
+//! ([`TableMemory`]). Tables of 4 KiB entries come from an arena.
 //!
 //! # States
 //!
@@ -87,8 +87,8 @@ impl Nodes {
         Self { chunks: (0..nr_chunks).map(|_| OnceLock::new()).collect(), memory }
     }
 
-    /// The entry with this number in the table that starts at `word` of `chunk`; none where no table
-    /// can be.
+    /// The entry with this number in the table that starts at `word` of `chunk`; none where no
+    /// table can be.
     #[inline(always)]
     pub(super) fn entry(&self, chunk: u32, word: u32, index: usize) -> Option<&AtomicU64> {
         self.chunks.get(chunk as usize)?.get()?.get(word as usize + index)
@@ -136,8 +136,8 @@ impl NodePool {
         Some(node)
     }
 
-    /// A table that never was in use. They are handed out in rising order, so that memory is taken as
-    /// tables are.
+    /// A table that never was in use. They are handed out in rising order, so that memory is taken
+    /// as tables are.
     fn take_fresh(&mut self, nodes: &Nodes) -> Option<NodeId> {
         if self.nr_fresh == 0 {
             let chunk = self.present.len();

@@ -1,9 +1,9 @@
 //! The reverse map: from frames to the spans that map them.
 //!
-//! Spans are kept in doubly linked lists through [`Links`]: one list per 2 MiB of frames for extents
-//! that lie inside it, one per 1 GiB for those that lie inside that, one for all larger ones. So
-//! noting and forgetting a span is a few stores, however many there are, and the spans of a run are
-//! found in the lists that the run touches.
+//! Spans are kept in doubly linked lists through [`Links`]: one list per 2 MiB of frames for
+//! extents that lie inside it, one per 1 GiB for those that lie inside that, one for all larger
+//! ones. So noting and forgetting a span is a few stores, however many there are, and the spans of
+//! a run are found in the lists that the run touches.
 
 use super::entry::SpanId;
 use super::span::{SpanPool, SpanState};

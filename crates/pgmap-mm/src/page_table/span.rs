@@ -20,10 +20,10 @@
 //!
 //! # Orderings
 //!
-//! `life`, `index` and `place` are stored with Release before the first leaf that names the span, and not
-//! again until the span was retired and the epoch has moved. `reach` covers pages only while all
-//! their leaves are in place: the writer stores leaves, then extends `reach`; it cuts `reach`, then
-//! takes leaves away.
+//! `life`, `index` and `place` are stored with Release before the first leaf that names the span,
+//! and not again until the span was retired and the epoch has moved. `reach` covers pages only
+//! while all their leaves are in place: the writer stores leaves, then extends `reach`; it cuts
+//! `reach`, then takes leaves away.
 //!
 //! # Lost races
 //!
@@ -35,7 +35,8 @@
 //!
 //! # Differs from Linux
 //!
-//! The kernel has no such record: GUP-fast walks every leaf (Linux 7.1: mm/gup.c, gup_fast_pmd_range).
+//! The kernel has no such record: GUP-fast walks every leaf (Linux 7.1: mm/gup.c,
+//! gup_fast_pmd_range).
 
 use std::sync::OnceLock;
 
@@ -228,7 +229,8 @@ impl Spans {
         let nr_spans = chunk_spans(chunk);
         let chunk = self.chunks.get(chunk)?.get_or_init(|| Chunk::new(nr_spans));
         let held = chunk.held.get(at)?;
-        // Release, all: pairs with Acquire in `life` and `extent`; data: the epoch that moved before.
+        // Release, all: pairs with Acquire in `life` and `extent`; data: the epoch that moved
+        // before.
         held.life.store(extent.life.bits(), Ordering::Release);
         held.index.store(index as u64, Ordering::Release);
         chunk.rest.get(at)?.place.store(place_word(extent), Ordering::Release);
@@ -356,8 +358,8 @@ impl SpanPool {
         }
     }
 
-    /// Takes what lies in `from..to` out of the span's reach, and keeps the larger rest. Returns the
-    /// smaller rest, first and end page, which no reach covers now.
+    /// Takes what lies in `from..to` out of the span's reach, and keeps the larger rest. Returns
+    /// the smaller rest, first and end page, which no reach covers now.
     pub(super) fn cut(
         &mut self,
         spans: &Spans,

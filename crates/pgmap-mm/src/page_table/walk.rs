@@ -57,7 +57,8 @@ impl Found<'_> {
     /// Whether the entry still says the same.
     #[inline]
     pub(crate) fn is_unchanged(&self) -> bool {
-        // Acquire: pairs with Release in the cursor's stores; keeps the epoch's load after this one.
+        // Acquire: pairs with Release in the cursor's stores; keeps the epoch's load after this
+        // one.
         self.entry.load(Ordering::Acquire) == self.leaf.bits()
     }
 
@@ -93,8 +94,8 @@ impl PageTable {
         Some(Found { leaf, level: Level::Pmd, entry })
     }
 
-    /// The leaf of 4 KiB that maps `page`; none where larger ones do, or none. Good only if the epoch is
-    /// the same before and after: the table may be in another life.
+    /// The leaf of 4 KiB that maps `page`; none where larger ones do, or none. Good only if the
+    /// epoch is the same before and after: the table may be in another life.
     #[inline(always)]
     pub(crate) fn walk_small(&self, page: u64) -> Option<Found<'_>> {
         // Acquire, both: as in `walk_huge`.

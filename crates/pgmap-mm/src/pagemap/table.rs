@@ -46,8 +46,8 @@ pub struct PagemapTable {
 }
 
 impl PagemapTable {
-    /// No pagemap yet, in a pfn space of `nr_pages` frames. `system_ram` is what no pagemap may have,
-    /// `reach_bytes` the end of what can be addressed.
+    /// No pagemap yet, in a pfn space of `nr_pages` frames. `system_ram` is what no pagemap may
+    /// have, `reach_bytes` the end of what can be addressed.
     #[must_use]
     pub fn new(nr_pages: u64, system_ram: Vec<DeviceRange>, reach_bytes: u64) -> Self {
         let nr_pages = nr_pages.min(SPACE_PAGES);
@@ -182,8 +182,8 @@ impl PagemapTable {
     /// Begins to take a pagemap down. From now on nothing new starts on it.
     ///
     /// # Errors
-    /// [`TeardownError::Absent`] when there is none, [`TeardownError::Begun`] when it is being taken
-    /// down already.
+    /// [`TeardownError::Absent`] when there is none, [`TeardownError::Begun`] when it is being
+    /// taken down already.
     pub fn begin_teardown(&mut self, id: PagemapId) -> Result<Teardown, TeardownError> {
         let pagemap = self.maps.get_mut(&id).ok_or(TeardownError::Absent { id })?;
         if pagemap.has_teardown {
@@ -193,7 +193,8 @@ impl PagemapTable {
         Ok(Teardown::new(id))
     }
 
-    /// Moves a pagemap on in its life; a drained one leaves the table, and its frames may be another's.
+    /// Moves a pagemap on in its life; a drained one leaves the table, and its frames may be
+    /// another's.
     pub(super) fn advance(&mut self, id: PagemapId, to: Lifecycle) {
         if to == Lifecycle::Drained {
             self.maps.remove(&id);

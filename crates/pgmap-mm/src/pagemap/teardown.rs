@@ -10,8 +10,8 @@
 //!
 //! # Who may touch what
 //!
-//! The owner does each step and then says so. The machine only knows the order, so no step can be left
-//! out, repeated or taken early.
+//! The owner does each step and then says so. The machine only knows the order, so no step can be
+//! left out, repeated or taken early.
 //!
 //! # Orderings
 //!
@@ -19,15 +19,16 @@
 //!
 //! # Lost races
 //!
-//! *Tell against a new holder.* Kill comes first and closes the pagemap to new holders, so whoever is
-//! the holder at Tell is the last, and is told once. The pagemap stays alive until then, so that the
-//! holder can still look things up while it is told.
+//! *Tell against a new holder.* Kill comes first and closes the pagemap to new holders, so whoever
+//! is the holder at Tell is the last, and is told once. The pagemap stays alive until then, so that
+//! the holder can still look things up while it is told.
 //!
 //! # Differs from Linux
 //!
-//! There the order is the same up to the drain (Linux 7.1: drivers/dax/super.c, `kill_dax`), but the
-//! memory of device-dax and fsdax is handed over while pins last (mm/memremap.c, `memunmap_pages`).
-//! Here Drain has a deadline, names who holds, and can be tried again; Free cannot come before it.
+//! There the order is the same up to the drain (Linux 7.1: drivers/dax/super.c, `kill_dax`), but
+//! the memory of device-dax and fsdax is handed over while pins last (mm/memremap.c,
+//! `memunmap_pages`). Here Drain has a deadline, names who holds, and can be tried again; Free
+//! cannot come before it.
 
 use core::fmt;
 
@@ -37,8 +38,8 @@ use crate::error::errno;
 /// One step of a teardown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Step {
-    /// Let nothing new start: no allocation, mapping or holder. Done as the teardown begins; the owner
-    /// closes what it keeps beside the table.
+    /// Let nothing new start: no allocation, mapping or holder. Done as the teardown begins; the
+    /// owner closes what it keeps beside the table.
     Kill,
     /// Tell the holder that the memory goes (`MF_MEM_PRE_REMOVE`). Look-ups refuse afterwards.
     Tell,

@@ -10,8 +10,9 @@
 //!
 //! # Orderings
 //!
-//! `opened word of the block; state of the lane (both Release); slots of the block`. A scan loads the
-//! state, then opened words, then slots (Acquire each); data: the slots filled before the block was left.
+//! `opened word of the block; state of the lane (both Release); slots of the block`. A scan loads
+//! the state, then opened words, then slots (Acquire each); data: the slots filled before the block
+//! was left.
 //!
 //! # Lost races
 //!
@@ -28,8 +29,8 @@ use crate::sync::Ordering;
 use crate::words::{ReadWord, ReadWords, WriteWords};
 
 impl<S: ClientSide> Pinner<S> {
-    /// Takes memory for slots of a lane, their tags and their blocks, before the lane's mark covers them:
-    /// the owner looks at what the mark covers.
+    /// Takes memory for slots of a lane, their tags and their blocks, before the lane's mark covers
+    /// them: the owner looks at what the mark covers.
     pub(super) fn reserve_slots(
         &self,
         lane: usize,
@@ -41,22 +42,26 @@ impl<S: ClientSide> Pinner<S> {
         is_there.then_some(()).ok_or(PinError::NoRoom)
     }
 
-    /// Makes `block` the one that the lane fills slots of; `None` after the last opening that there is.
+    /// Makes `block` the one that the lane fills slots of; `None` after the last opening that there
+    /// is.
     pub(super) fn open_block(&self, lane: usize, block: usize) -> Option<()> {
         let ledger = self.side.ledger();
         let state = self.layout.lane_state(lane);
         // Relaxed: the lane's marks are its owner's, handed on with the claim.
         let now = LaneState::from_bits(ledger.load(state, Ordering::Relaxed)).opening(block)?;
-        // Release: stored before the state, so that a scan that sees this opening's state, or a later
-        // one, sees that the block was opened; pairs with Acquire in `LedgerReader::scan_lanes`.
+        // Release: stored before the state, so that a scan that sees this opening's state, or a
+        // later one, sees that the block was opened; pairs with Acquire in
+        // `LedgerReader::scan_lanes`.
         ledger.store(self.layout.opened(lane, block), now.openings(), Ordering::Release);
-        // Release: stored before the slots that are filled under it, and after those filled before; pairs
-        // with Acquire in `LedgerReader::lane_view`; data: the slots of the block that is left.
+        // Release: stored before the slots that are filled under it, and after those filled before;
+        // pairs with Acquire in `LedgerReader::lane_view`; data: the slots of the block that is
+        // left.
         ledger.store(state, now.bits(), Ordering::Release);
         Some(())
     }
 
-    /// Says that no block of the lane is open, so that a scan need not look at it. The holds in it stay.
+    /// Says that no block of the lane is open, so that a scan need not look at it. The holds in it
+    /// stay.
     pub(super) fn close_lane(&self, lane: usize) {
         // A forked child has its own claims and its parent's ledger.
         if self.side.is_detached() {
@@ -78,8 +83,8 @@ impl<S: ClientSide> Pinner<S> {
     }
 
     /// The number of an empty slot of the lane after `cursor`, of the `high` that were used, or of
-    /// more of them; and of how many then. Its block is open. Plain values, so that a lane can live in
-    /// registers.
+    /// more of them; and of how many then. Its block is open. Plain values, so that a lane can live
+    /// in registers.
     #[cold]
     #[inline(never)]
     pub(super) fn search_lane(

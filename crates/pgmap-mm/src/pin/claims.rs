@@ -8,17 +8,18 @@
 //!
 //! # Who may touch what
 //!
-//! Any thread of the client. Most lanes are kept by the thread that took them, so that its next pin finds
-//! one at hand; the last ones are shared, and each is given back after one pin.
+//! Any thread of the client. Most lanes are kept by the thread that took them, so that its next pin
+//! finds one at hand; the last ones are shared, and each is given back after one pin.
 //!
 //! # Orderings
 //!
-//! Taking is Acquire, giving back is Release: who takes a lane sees what the last to have it stored.
+//! Taking is Acquire, giving back is Release: who takes a lane sees what the last to have it
+//! stored.
 //!
 //! # Lost races
 //!
-//! Two threads that see the same lane free: one sets the bit first, the other sees that and goes on to
-//! the next lane.
+//! Two threads that see the same lane free: one sets the bit first, the other sees that and goes on
+//! to the next lane.
 //!
 //! # Differs from Linux
 //!

@@ -1,8 +1,8 @@
 //! What a thread remembers of the span that it met last.
 //!
 //! A pin by address finds a leaf, and through the leaf's span the life word to check. Threads that
-//! pin mostly pin in the same few extents, so the thread keeps what the last span said, and the next
-//! pin in it goes from the leaf to the life word without a look at the spans.
+//! pin mostly pin in the same few extents, so the thread keeps what the last span said, and the
+//! next pin in it goes from the leaf to the life word without a look at the spans.
 //!
 //! # States
 //!
@@ -16,21 +16,21 @@
 //!
 //! # Orderings
 //!
-//! Kept: `leaf that names s; epoch = e; span s; epoch = e; the same leaf`. Used: `leaf that names s;
-//! epoch = e`. All loads are Acquire. Data: the words of span s.
+//! Kept: `leaf that names s; epoch = e; span s; epoch = e; the same leaf`. Used:
+//! `leaf that names s; epoch = e`. All loads are Acquire. Data: the words of span s.
 //!
 //! # Lost races
 //!
 //! *Use against reuse of the span.* Between two descriptions of a span its leaves are cleared, then
-//! the epoch moves. If the leaf was still there after the span was read, the epoch that was kept is the
-//! one before that step; whoever loads a leaf of the second description sees the step and does not use
-//! what was kept, then or ever: no two epochs of a process are the same number. If the leaf was there
-//! again, for the same frame under the second description, what was kept is of an extent that lost the
-//! frame before, and its life word never is what it was.
+//! the epoch moves. If the leaf was still there after the span was read, the epoch that was kept is
+//! the one before that step; whoever loads a leaf of the second description sees the step and does
+//! not use what was kept, then or ever: no two epochs of a process are the same number. If the leaf
+//! was there again, for the same frame under the second description, what was kept is of an extent
+//! that lost the frame before, and its life word never is what it was.
 //!
-//! *Keeping against reuse.* Without the last look at the leaf, a reader that was late could keep the
-//! old description under the epoch of the new one: the epoch had moved, and the span not yet been
-//! described anew (loom found this).
+//! *Keeping against reuse.* Without the last look at the leaf, a reader that was late could keep
+//! the old description under the epoch of the new one: the epoch had moved, and the span not yet
+//! been described anew (loom found this).
 //!
 //! # Differs from Linux
 //!
@@ -91,8 +91,8 @@ impl<'p, S: ClientSide + 'p> KnownSpan<'p, S> {
         KnownParts { epoch: self.epoch.get(), span: self.span.get(), life: self.life.get().at }
     }
 
-    /// The life word that frames of the leaf, which was just loaded, are pinned under. None where the
-    /// page table moved meanwhile.
+    /// The life word that frames of the leaf, which was just loaded, are pinned under. None where
+    /// the page table moved meanwhile.
     #[inline(always)]
     pub(crate) fn life_of(&self, table: &PageTable, found: &Found<'_>) -> Option<Life<'p, S>> {
         let epoch = table.epoch();
@@ -102,8 +102,8 @@ impl<'p, S: ClientSide + 'p> KnownSpan<'p, S> {
         self.meet(table, found, epoch)
     }
 
-    /// Takes the leaf's span in place of the one that was known. In line: a thread that pins all over the
-    /// place meets another span each time.
+    /// Takes the leaf's span in place of the one that was known. In line: a thread that pins all
+    /// over the place meets another span each time.
     #[inline(always)]
     fn meet(&self, table: &PageTable, found: &Found<'_>, epoch: Epoch) -> Option<Life<'p, S>> {
         let life = Life::find(self.pinner, table.life(found.leaf)?);

@@ -12,15 +12,16 @@
 //!
 //! # Orderings
 //!
-//! `slot = run (Release); light barrier; life words (Acquire)` against a drain's `life word; heavy barrier; scan`:
-//! the pair of [`pin`](crate::pin), with many life words for one slot. Clearing is Release and pairs with the
-//! scan's Acquire; data: what the holder did to the bytes.
+//! `slot = run (Release); light barrier; life words (Acquire)` against a drain's
+//! `life word; heavy barrier; scan`: the pair of [`pin`](crate::pin), with many life words for one
+//! slot. Clearing is Release and pairs with the scan's Acquire; data: what the holder did to the
+//! bytes.
 //!
 //! # Lost races
 //!
 //! *Window against drain.* A drain that changed a life word before the window was stored is seen by
-//! whoever reads that word under the window; one that changes it later finds the window and waits, whether
-//! or not anybody looked at its frames.
+//! whoever reads that word under the window; one that changes it later finds the window and waits,
+//! whether or not anybody looked at its frames.
 //!
 //! # Differs from Linux
 //!
@@ -33,8 +34,8 @@ use crate::pfn::PfnRange;
 
 impl<'p, S: ClientSide> Lane<'p, S> {
     /// Holds whatever lies in `run` from now on, for a reader that checks the life word of each
-    /// extent *after* this and uses only those it finds as expected. A drain that starts later waits
-    /// for the window, whether or not the reader looked at its frames, so keep windows short.
+    /// extent *after* this and uses only those it finds as expected. A drain that starts later
+    /// waits for the window, whether or not the reader looked at its frames, so keep windows short.
     ///
     /// # Errors
     /// [`PinError::LaneFull`] and [`PinError::Detached`], as [`pin`](Self::pin).

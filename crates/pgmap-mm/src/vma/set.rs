@@ -1,5 +1,5 @@
-//! All areas of an address space, in order of address. Splits and joins areas as `munmap` and `mprotect`
-//! do.
+//! All areas of an address space, in order of address. Splits and joins areas as `munmap` and
+//! `mprotect` do.
 
 use super::Vma;
 use super::sorted::{Place, SortedAreas};
@@ -25,8 +25,8 @@ impl VmaSet {
         self.areas.iter_from(first).take_while(move |vma| vma.page < to)
     }
 
-    /// The area that contains the page and those that adjoin it on either side without a gap, in order,
-    /// as far as all are `wanted`.
+    /// The area that contains the page and those that adjoin it on either side without a gap, in
+    /// order, as far as all are `wanted`.
     pub(crate) fn around(
         &self,
         page: u64,
@@ -136,8 +136,9 @@ impl VmaSet {
         }
     }
 
-    /// The area of exactly the pages from `from` up to `to`, if there is one. Made another, it may carry
-    /// its neighbours on and stays an area of its own, which changes nothing but their number.
+    /// The area of exactly the pages from `from` up to `to`, if there is one. Made another, it may
+    /// carry its neighbours on and stays an area of its own, which changes nothing but their
+    /// number.
     pub(crate) fn exactly(&mut self, from: u64, to: u64) -> Option<&mut Vma> {
         self.nr_changes += 1;
         self.place_of(from, to).and_then(|at| self.areas.get_mut(at))
@@ -149,8 +150,8 @@ impl VmaSet {
         self.areas.get(at).is_some_and(|vma| (vma.page, vma.end()) == (from, to)).then_some(at)
     }
 
-    /// The next page that may have one of its file's behind it, after one that has none: beyond the end of
-    /// the file none of the area has.
+    /// The next page that may have one of its file's behind it, after one that has none: beyond the
+    /// end of the file none of the area has.
     pub(crate) fn after_missing(&self, page: u64) -> u64 {
         let vma = self.find(page);
         let is_beyond = |vma: &&Vma| vma.file_page_of(page) >= vma.backing.nr_pages();

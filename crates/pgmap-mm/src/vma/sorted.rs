@@ -1,9 +1,9 @@
 //! Areas sorted by address, in chunks.
 //!
-//! A chunk is a sorted array of up to [`CHUNK_AREAS`] areas, and the chunks are sorted too. Looking up is
-//! one binary search over the chunks and one in a chunk, over arrays of page numbers and without a branch
-//! that depends on them; putting in and taking out move half a chunk. A tree of tens of thousands of areas
-//! costs several cache misses and mispredicted branches a level instead.
+//! A chunk is a sorted array of up to [`CHUNK_AREAS`] areas, and the chunks are sorted too. Looking
+//! up is one binary search over the chunks and one in a chunk, over arrays of page numbers and
+//! without a branch that depends on them; putting in and taking out move half a chunk. A tree of
+//! tens of thousands of areas costs several cache misses and mispredicted branches a level instead.
 
 use super::Vma;
 
@@ -94,7 +94,8 @@ impl SortedAreas {
     /// Puts an area in before the one at `place`, where it belongs.
     pub(super) fn insert(&mut self, place: Place, vma: Vma) {
         self.len += 1;
-        // At the end of a chunk rather than before the first of the next, whose first page would change.
+        // At the end of a chunk rather than before the first of the next, whose first page would
+        // change.
         let Place { chunk, at } = match self.before(place).filter(|_| place.at == 0) {
             Some(before) => Place { at: before.at + 1, ..before },
             None => place,

@@ -12,8 +12,8 @@ use pgmap_mm::runs::SortedRuns;
 
 use crate::support::{Client, Frame, World, explore, explore_up_to, extent, folio, leak};
 
-/// One slot: the lane's owner can pin again only once the other thread cleared it, and that clearing
-/// must not hit the new pin.
+/// One slot: the lane's owner can pin again only once the other thread cleared it, and that
+/// clearing must not hit the new pin.
 #[test]
 fn loom_a_slot_cleared_by_another_thread_is_never_overwritten_while_held() {
     explore_up_to(3, || {
@@ -169,8 +169,8 @@ fn loom_a_lane_given_back_with_a_pin_in_it_keeps_the_pin() {
     });
 }
 
-/// All lanes but the shared one are kept by threads that hold nothing: two threads take it in turn, each
-/// for one pin, and the second may come to the slot that the first has not emptied yet.
+/// All lanes but the shared one are kept by threads that hold nothing: two threads take it in turn,
+/// each for one pin, and the second may come to the slot that the first has not emptied yet.
 #[test]
 fn loom_a_shared_lane_taken_in_turn_overwrites_no_pin() {
     explore_up_to(2, || {
@@ -204,8 +204,8 @@ fn loom_a_shared_lane_taken_in_turn_overwrites_no_pin() {
     });
 }
 
-/// Three blocks of one slot each. A scan may read a block before it is opened, while it is open and when it
-/// was left again; what the first scan remembers must not hide a pin from the second.
+/// Three blocks of one slot each. A scan may read a block before it is opened, while it is open and
+/// when it was left again; what the first scan remembers must not hide a pin from the second.
 #[test]
 fn loom_a_scan_that_remembers_a_block_sees_what_was_filled_in_since() {
     explore_up_to(3, || {

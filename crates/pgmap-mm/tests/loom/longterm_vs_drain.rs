@@ -34,8 +34,8 @@ fn loom_a_longterm_pin_and_a_drain_never_both_win() {
     });
 }
 
-/// The thread that finds the bit set already has not set it itself, and yet a scan that must see its
-/// count must see the bit.
+/// The thread that finds the bit set already has not set it itself, and yet a scan that must see
+/// its count must see the bit.
 #[test]
 fn loom_a_touched_bit_set_by_another_thread_is_seen_with_the_count() {
     explore_up_to(3, || {

@@ -1,8 +1,8 @@
 //! The protocols of this crate under loom: every interleaving of at most three threads, up to a
 //! number of preemptions, with every value that a load may legally return.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test -p pgmap-mm --release --test loom`; `docs/model-checks.md` says
-//! how to break each protocol and what is seen then. One file per race.
+//! `RUSTFLAGS="--cfg loom" cargo test -p pgmap-mm --release --test loom`; `docs/model-checks.md`
+//! says how to break each protocol and what is seen then. One file per race.
 #![cfg(loom)]
 #![allow(clippy::unwrap_used, reason = "a fixture that is not there fails the test")]
 

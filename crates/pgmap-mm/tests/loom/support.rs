@@ -1,7 +1,8 @@
 //! A small world: two folios of 2 MiB, clients with tiny ledgers, a doorbell, and an owner.
 //!
-//! [`SparseWords`] map only the words that a scenario uses. Any other word reads as zero and may not
-//! be stored, so a protocol that starts to use another word says so instead of losing its store.
+//! [`SparseWords`] map only the words that a scenario uses. Any other word reads as zero and may
+//! not be stored, so a protocol that starts to use another word says so instead of losing its
+//! store.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -346,8 +347,8 @@ pub struct World {
 
 /// Folios of 2 MiB in this world.
 const NR_FOLIOS: u64 = 2;
-// Where things lie in a ledger for 1 GiB with lanes of at most 512 slots in all; `SparseWords` object
-// when the layout is another.
+// Where things lie in a ledger for 1 GiB with lanes of at most 512 slots in all; `SparseWords`
+// object when the layout is another.
 const FIRST_LANE_MARK: usize = 512;
 const LANE_MARKS: usize = 4;
 const TOUCHED: usize = 1536;
@@ -381,8 +382,8 @@ impl World {
         self.set_life(n, extent(n).life.in_state(FolioState::Dying));
     }
 
-    /// A new client whose ledger has `nr_lanes` lanes of `lane_slots` slots. Its long-term slots cannot
-    /// be used.
+    /// A new client whose ledger has `nr_lanes` lanes of `lane_slots` slots. Its long-term slots
+    /// cannot be used.
     pub fn client(&self, identity: u64, nr_lanes: usize, lane_slots: usize) -> Client {
         self.client_with(identity, nr_lanes, lane_slots, None)
     }
@@ -425,8 +426,8 @@ impl World {
         }
     }
 
-    /// Drains the folios `dying`, whose life words are changed already, and waits for the bell until
-    /// nobody holds them.
+    /// Drains the folios `dying`, whose life words are changed already, and waits for the bell
+    /// until nobody holds them.
     pub fn drain(&self, dying: &[u64], readers: &[&Reader]) {
         let runs: SortedRuns = dying.iter().map(|&n| folio(n)).collect();
         let id_of = |i: usize| ClientId(i as u64);

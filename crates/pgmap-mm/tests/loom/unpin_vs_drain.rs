@@ -1,5 +1,5 @@
-//! *Unpin against drain*: either the scan sees the cleared slot or the unpin rings. A lost bell is a
-//! deadlock, and loom says so.
+//! *Unpin against drain*: either the scan sees the cleared slot or the unpin rings. A lost bell is
+//! a deadlock, and loom says so.
 
 use std::sync::Arc;
 
@@ -35,8 +35,8 @@ fn loom_a_drain_that_found_a_hold_hears_it_end() {
     });
 }
 
-/// A pin of two folios is narrowed to the second while the first is drained: that drain ends although
-/// the pin is there still.
+/// A pin of two folios is narrowed to the second while the first is drained: that drain ends
+/// although the pin is there still.
 #[test]
 fn loom_a_drain_hears_that_a_pin_was_narrowed() {
     explore_up_to(3, || {

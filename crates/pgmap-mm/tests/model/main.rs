@@ -1,7 +1,7 @@
 //! Random histories of a pool on one thread, each step compared with a naive model of plain maps.
 //!
-//! A failing history is printed as the shortest list of steps that still fails. The seed is fixed and
-//! printed; `PROPTEST_RNG_SEED` and `PROPTEST_CASES` choose another and more.
+//! A failing history is printed as the shortest list of steps that still fails. The seed is fixed
+//! and printed; `PROPTEST_RNG_SEED` and `PROPTEST_CASES` choose another and more.
 #![cfg(not(loom))]
 #![allow(clippy::unwrap_used, reason = "a fixture that is not there fails the test")]
 

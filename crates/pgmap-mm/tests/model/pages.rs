@@ -303,7 +303,8 @@ impl<'p> History<'p> {
         {
             return Ok(());
         }
-        // A multiple of 2 MiB from the start need not be one from frame 0: cut where a folio starts.
+        // A multiple of 2 MiB from the start need not be one from frame 0: cut where a folio
+        // starts.
         let (first, ..) = self.folios.vmemmap().folios(run(at, 1)).next().unwrap();
         let at = first.number().max(head.end());
         let tail = run(at, extent.run.end() - at);

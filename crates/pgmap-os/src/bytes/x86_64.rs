@@ -213,8 +213,8 @@ impl Outcome {
 // are the caller's to save, the direction flag is clear, and no alignment is needed. Every access
 // lies inside the two ranges: a rest of 16 bytes or more ends with a chunk that overlaps the one
 // before, because copying a byte twice is as good as copying it later, and shorter copies are two
-// overlapping halves of 8 or 4 bytes, or single bytes. Lower addresses come first on either side, so
-// that the first page that does not answer is the one that is named.
+// overlapping halves of 8 or 4 bytes, or single bytes. Lower addresses come first on either side,
+// so that the first page that does not answer is the one that is named.
 global_asm!(
     ".pushsection .text.pgmap_os_copy, \"ax\", @progbits",
     ".globl pgmap_os_copy_avx, pgmap_os_copy_sse, pgmap_os_zero",

@@ -31,7 +31,8 @@ pub(super) fn map_lines(maps: &[u8]) -> Vec<MapLine> {
 }
 
 fn map_line(line: &[u8]) -> Option<MapLine> {
-    // Five fields, each followed by one space; then spaces and a path that may have any bytes in it.
+    // Five fields, each followed by one space; then spaces and a path that may have any bytes in
+    // it.
     let mut fields = line.splitn(6, |&byte| byte == b' ');
     let mut field = || std::str::from_utf8(fields.next()?).ok();
     let (range, rights, offset, device, inode) = (field()?, field()?, field()?, field()?, field()?);
@@ -66,7 +67,8 @@ const KERNEL_THREAD: u64 = 0x0020_0000;
 /// Whether the process that a `stat` is of is a thread of the kernel.
 pub(super) fn is_of_kernel(stat: &[u8]) -> bool {
     let stat = String::from_utf8_lossy(stat);
-    // The name in parentheses may have any characters in it. The flags are the seventh field behind it.
+    // The name in parentheses may have any characters in it. The flags are the seventh field behind
+    // it.
     let after = stat.rsplit_once(") ").map_or("", |(_, after)| after);
     let flags = after.split(' ').nth(6).and_then(|flags| flags.parse::<u64>().ok());
     flags.is_some_and(|flags| flags & KERNEL_THREAD != 0)

@@ -63,15 +63,16 @@ fn device(tree: &Tree, name: String) -> Option<DaxDevice> {
     })
 }
 
-/// By the directories that the device lies in: a region of the bus `nd` or `cxl`, or a platform device.
+/// By the directories that the device lies in: a region of the bus `nd` or `cxl`, or a platform
+/// device.
 fn parent(tree: &Tree, name: &str) -> DaxParent {
     let ancestry = tree.ancestry(&format!("{DEVICES}/{name}"));
     let Some(region) = ancestry.iter().rev().find(|name| is_region(name)) else {
         let is_reserved = ancestry.iter().any(|name| name.starts_with("hmem"));
         return if is_reserved { DaxParent::SoftReserved } else { DaxParent::Unknown };
     };
-    // Both buses have regions; the one of persistent memory hangs below a bus of its own, and on CXL
-    // below that again.
+    // Both buses have regions; the one of persistent memory hangs below a bus of its own, and on
+    // CXL below that again.
     let is_pmem = ancestry.iter().any(|name| name.starts_with("ndbus"));
     if is_pmem { DaxParent::Pmem(region.clone()) } else { DaxParent::Cxl(region.clone()) }
 }

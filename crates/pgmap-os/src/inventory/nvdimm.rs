@@ -94,7 +94,8 @@ pub(super) fn namespaces(tree: &Tree) -> Vec<PmemNamespace> {
     names.filter_map(|name| namespace(tree, name)).collect()
 }
 
-/// A namespace in use is claimed by another device of the bus, which has the length and alignment that count.
+/// A namespace in use is claimed by another device of the bus, which has the length and alignment
+/// that count.
 fn namespace(tree: &Tree, name: String) -> Option<PmemNamespace> {
     let of = |attribute: &str| format!("{DEVICES}/{name}/{attribute}");
     let claim = tree.text(&of("holder")).filter(|claim| !claim.is_empty());

@@ -24,7 +24,8 @@ impl Tree {
         self.root.join(path)
     }
 
-    /// The attribute `path` without the white space around it; `None` if it is absent or cannot be read.
+    /// The attribute `path` without the white space around it; `None` if it is absent or cannot be
+    /// read.
     pub(super) fn text(&self, path: &str) -> Option<String> {
         self.kept(path, fs::read_to_string(self.at(path))).map(|text| text.trim().to_owned())
     }

@@ -2,9 +2,9 @@
 //!
 //! # Placement
 //! A range of 2 MiB or more starts at a multiple of 2 MiB (1 GiB on pages of that size), so that
-//! huge pages fit and so that the low bits of an address and of an offset agree. The kernel makes no
-//! such promise: we reserve more than we need, map over an aligned part of our own reservation, and
-//! return the rest. Nothing but that reservation is ever mapped over.
+//! huge pages fit and so that the low bits of an address and of an offset agree. The kernel makes
+//! no such promise: we reserve more than we need, map over an aligned part of our own reservation,
+//! and return the rest. Nothing but that reservation is ever mapped over.
 
 // UNSAFETY: mmap, munmap and madvise are unsafe calls.
 #![allow(unsafe_code)]
@@ -114,15 +114,15 @@ impl Region {
         Ok(region)
     }
 
-    /// Puts a file without a byte in the place of what is mapped: copies fail from now on, and nothing of
-    /// the file that was mapped is kept.
+    /// Puts a file without a byte in the place of what is mapped: copies fail from now on, and
+    /// nothing of the file that was mapped is kept.
     pub(super) fn abandon(&self) -> Result<(), OsError> {
         let failed = |errno| OsError::new("give up", format!("{} mapped bytes", self.len), errno);
         let nothing =
             rustix::fs::memfd_create("pgmap-nothing", MemfdFlags::CLOEXEC).map_err(failed)?;
         let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;
-        // SAFETY: MAP_FIXED replaces exactly the range that this Region mapped and will unmap. Whoever
-        // touches it meets the end of a file, as if its own file had been cut shorter.
+        // SAFETY: MAP_FIXED replaces exactly the range that this Region mapped and will unmap.
+        // Whoever touches it meets the end of a file, as if its own file had been cut shorter.
         let mapped = unsafe {
             mmap(self.mapped.as_ptr(), self.mapped_len, self.protection, flags, nothing, 0)
         };

@@ -1,11 +1,13 @@
 //! What sysfs says of a device-dax character device: its size, its alignment, where it lies.
 //!
-//! `st_size` of such a device is 0. Its directory is found by its number, `/sys/dev/char/MAJOR:MINOR`,
-//! which works for a descriptor that another process sent and where `/dev` has no such name. The
-//! region that the device is a part of is one of the directories above it and says what survives a
-//! power failure (Linux: Documentation/ABI/testing/sysfs-bus-nd, `persistence_domain`).
+//! `st_size` of such a device is 0. Its directory is found by its number,
+//! `/sys/dev/char/MAJOR:MINOR`, which works for a descriptor that another process sent and where
+//! `/dev` has no such name. The region that the device is a part of is one of the directories above
+//! it and says what survives a power failure (Linux: Documentation/ABI/testing/sysfs-bus-nd,
+//! `persistence_domain`).
 
-// UNSAFETY: putting another file under the number of a descriptor that others use is dup3 of a number.
+// UNSAFETY: putting another file under the number of a descriptor that others use is dup3 of a
+// number.
 #![allow(unsafe_code)]
 
 use super::kind::Persistence;
@@ -82,10 +84,12 @@ impl DeviceDax {
 }
 
 impl MemoryFile {
-    /// Gives up a file for good, its descriptor and what was mapped to read and write it: a device can
-    /// then be removed or bound again. Mappings of the caller's have [`crate::WriteMapping::abandon`].
+    /// Gives up a file for good, its descriptor and what was mapped to read and write it: a device
+    /// can then be removed or bound again. Mappings of the caller's have
+    /// [`crate::WriteMapping::abandon`].
     ///
-    /// The descriptor stands for an empty file from now on that stays so: reads and writes are errors.
+    /// The descriptor stands for an empty file from now on that stays so: reads and writes are
+    /// errors.
     ///
     /// # Errors
     /// `EMFILE`, `ENOMEM`; it may be called again.
@@ -98,8 +102,8 @@ impl MemoryFile {
         let nothing = rustix::fs::memfd_create("pgmap-nothing", flags).map_err(failed)?;
         let seals = SealFlags::GROW | SealFlags::SHRINK | SealFlags::WRITE;
         rustix::fs::fcntl_add_seals(&nothing, seals).map_err(failed)?;
-        // SAFETY: both numbers are open descriptors for as long as this call lasts; the second is owned
-        // by `self.fd`, which goes on to own what lies under it.
+        // SAFETY: both numbers are open descriptors for as long as this call lasts; the second is
+        // owned by `self.fd`, which goes on to own what lies under it.
         let made = unsafe { libc::dup3(nothing.as_raw_fd(), self.fd.as_raw_fd(), libc::O_CLOEXEC) };
         if made < 0 {
             let error = io::Error::last_os_error();
@@ -109,8 +113,8 @@ impl MemoryFile {
     }
 }
 
-/// What the region of a device says. A region without such a file is volatile: memory of CXL that is no
-/// pmem, or memory that the firmware reserved for one purpose.
+/// What the region of a device says. A region without such a file is volatile: memory of CXL that
+/// is no pmem, or memory that the firmware reserved for one purpose.
 fn persistence_of(device: &Path) -> Persistence {
     let domain = device
         .ancestors()

@@ -9,8 +9,8 @@
 //! | device-dax | no | no | through a mapping | allowed | what its region says |
 //!
 //! The column of long-term pins is what `IORING_REGISTER_BUFFERS` answers on Linux 6.12 and later
-//! (mm/gup.c, `check_vma_flags` and `folio_fast_pin_allowed`): EOPNOTSUPP on a file on DAX, EFAULT on
-//! the page cache of a disk.
+//! (mm/gup.c, `check_vma_flags` and `folio_fast_pin_allowed`): EOPNOTSUPP on a file on DAX, EFAULT
+//! on the page cache of a disk.
 
 use rustix::fs::{AtFlags, StatxAttributes, StatxFlags, statx};
 use std::fmt;
@@ -76,7 +76,8 @@ impl MemoryKind {
         !matches!(self, Self::DevDax)
     }
 
-    /// Returns whether memory must be taken before it is touched, which may otherwise end in SIGBUS.
+    /// Returns whether memory must be taken before it is touched, which may otherwise end in
+    /// SIGBUS.
     #[must_use]
     pub const fn must_reserve(self) -> bool {
         !matches!(self, Self::DevDax)
@@ -87,8 +88,8 @@ impl MemoryKind {
         !matches!(self, Self::DevDax | Self::Hugetlb)
     }
 
-    /// Returns whether it is memory as long as nobody frees it: it cannot be written to a disk to make
-    /// room, and counts against the limits of memory.
+    /// Returns whether it is memory as long as nobody frees it: it cannot be written to a disk to
+    /// make room, and counts against the limits of memory.
     #[must_use]
     pub const fn counts_as_memory(self) -> bool {
         matches!(self, Self::Shmem | Self::Hugetlb)

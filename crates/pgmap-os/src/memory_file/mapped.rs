@@ -1,7 +1,8 @@
-//! Reading and writing files that the kernel reads and writes by mapping only: device-dax, huge pages.
+//! Reading and writing files that the kernel reads and writes by mapping only: device-dax, huge
+//! pages.
 //!
-//! What is written to a device is flushed from the processor's caches, so that a fence makes it last
-//! ([`MemoryFile::sync`]).
+//! What is written to a device is flushed from the processor's caches, so that a fence makes it
+//! last ([`MemoryFile::sync`]).
 
 use super::{Access, MemoryFile, MemoryKind};
 use crate::{CopyError, OsError, ReadMapping, WriteMapping};

@@ -26,8 +26,8 @@ pub enum Blocking {
     Never,
 }
 
-/// One end of a connection. New connections wait ([`Blocking::Wait`]); accepted ones never do. A forked
-/// child does not keep it, so that the peer hears of this process's end.
+/// One end of a connection. New connections wait ([`Blocking::Wait`]); accepted ones never do. A
+/// forked child does not keep it, so that the peer hears of this process's end.
 #[derive(Debug)]
 pub struct Connection {
     fd: ParentFd,
@@ -135,7 +135,8 @@ impl Connection {
                 return Err(Errno::NOBUFS);
             }
             let bytes = [IoSlice::new(message)];
-            // Linux raises SIGPIPE for stream sockets only (net/unix/af_unix.c); POSIX allows it here.
+            // Linux raises SIGPIPE for stream sockets only (net/unix/af_unix.c); POSIX allows it
+            // here.
             rustix::net::sendmsg(&self.fd, &bytes, &mut control, SendFlags::NOSIGNAL)
         });
         sim::happened();

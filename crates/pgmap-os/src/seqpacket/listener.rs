@@ -3,8 +3,8 @@
 //! A socket's name outlives its process. A newcomer that finds the name taken must tell a leftover
 //! from a listener, without a window in which two of them unlink each other. So:
 //!
-//! 1. lock `PATH.lock` for the life of the listener (an open-file-description lock: it dies with the
-//!    process). Locked by another: somebody listens, or is about to;
+//! 1. lock `PATH.lock` for the life of the listener (an open-file-description lock: it dies with
+//!    the process). Locked by another: somebody listens, or is about to;
 //! 2. only under the lock, if the name exists, connect to it. Answered: somebody listens who knows
 //!    nothing of the lock. Refused: a leftover, which is removed. Not a socket: not ours to remove;
 //!    (The listener sees the question as a caller that hangs up at once.)
@@ -54,7 +54,8 @@ impl Listener {
         let lock = LockFile::take(path)?;
         remove_leftover(path)?;
         let fd = ParentFd::new(new_socket()?);
-        // The socket's own mode is what the name is made with, less the umask; hence once more after.
+        // The socket's own mode is what the name is made with, less the umask; hence once more
+        // after.
         let mode = Mode::from_bits_truncate(mode & 0o777);
         rustix::fs::fchmod(&fd, mode).map_err(failed)?;
         sim::call("bind").map_err(failed)?;

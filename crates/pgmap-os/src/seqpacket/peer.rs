@@ -1,9 +1,9 @@
 //! Who is at the other end of a connection, by the kernel's word.
 //!
 //! The numbers are those of the process that connected (or listened, or made the pair), at that
-//! moment. A pid can be reused; the pidfd cannot. Since Linux 6.5 the kernel gives the pidfd of that
-//! very process (`SO_PEERPIDFD`); before, it is opened by number, and a process that has died in
-//! between might have been replaced.
+//! moment. A pid can be reused; the pidfd cannot. Since Linux 6.5 the kernel gives the pidfd of
+//! that very process (`SO_PEERPIDFD`); before, it is opened by number, and a process that has died
+//! in between might have been replaced.
 
 // UNSAFETY: rustix lacks SO_PEERPIDFD, and its socket_peercred is undefined for the pid 0 of a peer
 // in a pid namespace that we cannot see. Both need getsockopt with our own memory.

@@ -1,9 +1,9 @@
 //! Machine checks of a range of addresses, handed from the signal handler to ordinary code.
 //!
 //! A [`FailureWatch`] owns one slot of a fixed table. The handler looks for slots whose range the
-//! broken memory touches, puts the failure into a free cell of each, and rings its bell. One failure
-//! is one word, so that a cell needs no protocol of its own; one that is already there is not put
-//! in twice.
+//! broken memory touches, puts the failure into a free cell of each, and rings its bell. One
+//! failure is one word, so that a cell needs no protocol of its own; one that is already there is
+//! not put in twice.
 //!
 //! # States
 //! ```text
@@ -15,9 +15,10 @@
 //!
 //! # Who may touch what
 //! The range and the bell's number: written by the watch while Opening, read by visitors that saw
-//! Watching after they had entered. A cell: filled by visitors, emptied by the watch. A *visitor* is
-//! a run of the handler on any thread; it enters by counting itself and leaves by counting itself
-//! out, in a bounded number of steps, and may be interrupted by another visitor on its own thread.
+//! Watching after they had entered. A cell: filled by visitors, emptied by the watch. A *visitor*
+//! is a run of the handler on any thread; it enters by counting itself and leaves by counting
+//! itself out, in a bounded number of steps, and may be interrupted by another visitor on its own
+//! thread.
 //!
 //! # Orderings
 //! - writer `state = Watching` (Release), reader `state == Watching` (Acquire): range, bell, cells;
@@ -29,8 +30,9 @@
 //! - *Visit against drop.* If the visitor counts itself first, the drop sees it and waits; the
 //!   failure is lost with the watch. If the drop is first, the visitor sees Closing (or the next
 //!   Watching, with all that belongs to it) and touches nothing.
-//! - *Fill against `next`.* If the fill is first, `next` takes it and the bell rings for nothing. If
-//!   `next` is first, it finds nothing and the bell rings afterwards: clear first, look afterwards.
+//! - *Fill against `next`.* If the fill is first, `next` takes it and the bell rings for nothing.
+//!   If `next` is first, it finds nothing and the bell rings afterwards: clear first, look
+//!   afterwards.
 //!
 //! # Differs from Linux
 //! The kernel queues one SIGBUS per failure and thread; here one that is pending already is merged,
@@ -454,8 +456,8 @@ mod tests {
         assert_eq!(watch(4096..4096).unwrap_err().errno(), libc::EINVAL);
     }
 
-    /// A failure left for a watch that has ended, or for its slot's next user, would show as a wrong
-    /// offset.
+    /// A failure left for a watch that has ended, or for its slot's next user, would show as a
+    /// wrong offset.
     #[test]
     fn watches_come_and_go_while_failures_are_told() {
         const NR_WATCHES: usize = 100;
@@ -468,7 +470,8 @@ mod tests {
                 let (range, offset) = if turn % 2 == 0 { (&even, 0x1000) } else { (&odd, 0x2000) };
                 let watch = watch(range.clone()).unwrap();
                 let mut nr_looks = 0;
-                // One at least must hear something, however long the other thread gets no processor.
+                // One at least must hear something, however long the other thread gets no
+                // processor.
                 let heard = loop {
                     std::thread::yield_now();
                     nr_looks += 1;

@@ -11,10 +11,12 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
-/// A simulated machine. All its parties run in one thread of the real one, each until it comes here.
+/// A simulated machine. All its parties run in one thread of the real one, each until it comes
+/// here.
 pub trait World {
-    /// The calling party is about to do something that others can notice: `what` names it. Others may
-    /// run first. Does not return if the party is ended meanwhile: then it unwinds with [`Ended`].
+    /// The calling party is about to do something that others can notice: `what` names it. Others
+    /// may run first. Does not return if the party is ended meanwhile: then it unwinds with
+    /// [`Ended`].
     fn step(&self, what: &'static str);
 
     /// The error number with which the system call `name` fails instead of being made.
@@ -114,7 +116,8 @@ pub fn enter<T>(world: &dyn World, run: impl FnOnce() -> T) -> T {
     }
     let _leave = Leave;
     let world: *const (dyn World + '_) = world;
-    // SAFETY: only the lifetime changes; the pointer is forgotten before the borrow of `world` ends.
+    // SAFETY: only the lifetime changes; the pointer is forgotten before the borrow of `world`
+    // ends.
     let world = unsafe { std::mem::transmute::<*const (dyn World + '_), *const dyn World>(world) };
     WORLD.set(Some(world));
     run()
@@ -151,7 +154,8 @@ pub(crate) fn happened() {
     with(|world| world.happened(Happening::Descriptor));
 }
 
-/// A word that others can see is about to be loaded or stored. False if the caller must not store it.
+/// A word that others can see is about to be loaded or stored. False if the caller must not store
+/// it.
 #[inline]
 pub fn word() -> bool {
     with(|world| {
@@ -176,9 +180,9 @@ pub(crate) fn ring(is_foreign: bool) -> Result<bool, Errno> {
     Ok(!(is_foreign && with(|world| world.is_ring_lost()).unwrap_or(false)))
 }
 
-/// How many of `nr_bytes` bytes the next write to a file at `offset` takes. Writes may be short, and the
-/// caller be ended in between; but Linux copies whole pages before it looks at a signal (7.1:
-/// mm/filemap.c, `generic_perform_write`).
+/// How many of `nr_bytes` bytes the next write to a file at `offset` takes. Writes may be short,
+/// and the caller be ended in between; but Linux copies whole pages before it looks at a signal
+/// (7.1: mm/filemap.c, `generic_perform_write`).
 pub(crate) fn writable(nr_bytes: usize, offset: u64) -> Result<usize, Errno> {
     call("pwrite")?;
     let first = (PAGE_BYTES - offset % PAGE_BYTES) as usize;
@@ -189,8 +193,8 @@ pub(crate) fn writable(nr_bytes: usize, offset: u64) -> Result<usize, Errno> {
     Ok(if is_short { first } else { nr_bytes })
 }
 
-/// Waits, without making the thread of the machine wait, until `look` finds something or the time is
-/// over.
+/// Waits, without making the thread of the machine wait, until `look` finds something or the time
+/// is over.
 pub(crate) fn wait<T, E>(
     timeout: Option<Duration>,
     mut look: impl FnMut() -> Result<Option<T>, E>,

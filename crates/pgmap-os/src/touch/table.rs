@@ -12,10 +12,10 @@
 //! ```
 //!
 //! # Who may touch what
-//! Range and server: written by the watch while Opening, and the server by `wait`. A cell's address and
-//! access: by the visitor that claimed it, until it is Free again. A *visitor* is a run of the handler
-//! on any thread; it counts itself in and out. The table is wiped in a forked child, so that a touch
-//! there waits for nobody.
+//! Range and server: written by the watch while Opening, and the server by `wait`. A cell's address
+//! and access: by the visitor that claimed it, until it is Free again. A *visitor* is a run of the
+//! handler on any thread; it counts itself in and out. The table is wiped in a forked child, so
+//! that a touch there waits for nobody.
 //!
 //! # Orderings
 //! - writer `state = Watching` (Release), reader `state == Watching` (Acquire): range, cells;
@@ -26,16 +26,18 @@
 //!   visitors`: not both miss the other.
 //!
 //! # Lost races
-//! - *Touch against drop.* If the visitor counts itself first, the drop answers Fail until it is gone.
-//!   If the drop is first, the visitor sees Closing, and the touch is nobody's.
-//! - *Touch against mapping.* If the mapping is first, there is no signal. If the touch is first, it is
-//!   answered Retry and done again.
+//! - *Touch against drop.* If the visitor counts itself first, the drop answers Fail until it is
+//!   gone. If the drop is first, the visitor sees Closing, and the touch is nobody's.
+//! - *Touch against mapping.* If the mapping is first, there is no signal. If the touch is first,
+//!   it is answered Retry and done again.
 //! - *Ask against `wait`.* A `wait` that missed the cell sees the bell changed and looks again.
 //!
 //! # Differs from Linux
-//! The kernel resolves a fault in the thread that touched (Linux 7.1: mm/memory.c, `handle_mm_fault`).
+//! The kernel resolves a fault in the thread that touched (Linux 7.1: mm/memory.c,
+//! `handle_mm_fault`).
 
-// UNSAFETY: the table lies in memory that a forked child finds wiped, which the language cannot ask for.
+// UNSAFETY: the table lies in memory that a forked child finds wiped, which the language cannot ask
+// for.
 #![allow(unsafe_code)]
 
 use super::{MAX_TOUCH_WATCHES, MAX_WAITING, Touch, TouchAccess, TouchAnswer};
@@ -83,8 +85,8 @@ impl Table {
         advised.map_err(|errno| failed("wipe on fork", errno))?;
         let table = NonNull::new(base.cast::<Self>())
             .ok_or_else(|| failed("map", rustix::io::Errno::NOMEM))?;
-        // SAFETY: mapped readable and writable for ever, page-aligned, long enough, and zeroed, which
-        // is a valid value of atomics.
+        // SAFETY: mapped readable and writable for ever, page-aligned, long enough, and zeroed,
+        // which is a valid value of atomics.
         Ok(unsafe { table.as_ref() })
     }
 
@@ -214,7 +216,8 @@ impl Slot {
         // Relaxed: read by this thread alone for what it decides.
         self.server.store(own, Ordering::Relaxed);
         loop {
-            // Acquire: pairs with Release in `ring`; what was asked or stopped before is seen below.
+            // Acquire: pairs with Release in `ring`; what was asked or stopped before is seen
+            // below.
             let heard = self.bell.load(Ordering::Acquire);
             // Relaxed: ordered by the bell.
             if self.is_stopped.load(Ordering::Relaxed) != 0 {

@@ -1,9 +1,9 @@
 //! Who is told of events: every address space of the client first, then whoever asks for them.
 //!
 //! An owner tells a client once. Whoever takes an event off the link applies it to all address
-//! spaces of the client before anybody else sees it. Where that must not wait until the program asks,
-//! because a processor's mapping holds frames or a device caches translations, the client
-//! has a *keeper*: a thread that takes events as they come, and leaves them here for the program.
+//! spaces of the client before anybody else sees it. Where that must not wait until the program
+//! asks, because a processor's mapping holds frames or a device caches translations, the client has
+//! a *keeper*: a thread that takes events as they come, and leaves them here for the program.
 //!
 //! # States
 //! ```text
@@ -11,21 +11,22 @@
 //! ```
 //!
 //! # Who may touch what
-//! `desk` is locked for moments, never while an event is applied. `lifecycle` is held while the keeper
-//! is started and not while one is waited for: a subscriber that the keeper calls may take it. Two keepers
-//! may run for a moment, the number in `desk` says which one goes on.
+//! `desk` is locked for moments, never while an event is applied. `lifecycle` is held while the
+//! keeper is started and not while one is waited for: a subscriber that the keeper calls may take
+//! it. Two keepers may run for a moment, the number in `desk` says which one goes on.
 //!
 //! # Lost races
-//! *A program that waits at the link against the start of the keeper.* Both read; each event reaches one
-//! of them, which applies it; the program looks here again when its own wait is interrupted.
+//! *A program that waits at the link against the start of the keeper.* Both read; each event
+//! reaches one of them, which applies it; the program looks here again when its own wait is
+//! interrupted.
 //!
-//! *A wait at the link against its interruption.* Interruptions are counted. Whoever waits reads the count,
-//! then looks here, then waits until the count differs: an interruption for one waiter is never
-//! another's to use up.
+//! *A wait at the link against its interruption.* Interruptions are counted. Whoever waits reads
+//! the count, then looks here, then waits until the count differs: an interruption for one waiter
+//! is never another's to use up.
 //!
 //! # Differs from Linux
-//! `mmu_notifier` runs in the thread that unmaps (Linux 7.1: mm/mmu_notifier.c); here that thread is in
-//! another process, and waits for the holds to go.
+//! `mmu_notifier` runs in the thread that unmaps (Linux 7.1: mm/mmu_notifier.c); here that thread
+//! is in another process, and waits for the holds to go.
 
 use pgmap_os::clock::Instant;
 use pgmap_os::sync::{Condvar, Mutex, MutexGuard};
@@ -48,8 +49,8 @@ use crate::wire::Event;
 const KEEPER_WAIT: Duration = Duration::from_secs(60);
 /// How long after an event it looks whether others were missed.
 const BURST_PAUSE: Duration = Duration::from_millis(10);
-/// How long it waits before it looks at translations that somebody caches and nobody holds: owners tell
-/// holders only.
+/// How long it waits before it looks at translations that somebody caches and nobody holds: owners
+/// tell holders only.
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
 /// It takes at most one part in so many of its time for that.
 const LOOK_SHARE: u32 = 20;
@@ -114,8 +115,8 @@ impl Events {
         Told { event, ended }
     }
 
-    /// Has every address space look at what it holds, and what others cache of it: the life words say
-    /// what events have not.
+    /// Has every address space look at what it holds, and what others cache of it: the life words
+    /// say what events have not.
     fn look_for_missed(&self, client: &Client) {
         let vmemmap = client.inner.pinner.side().vmemmap();
         self.spaces().iter().for_each(|space| space.look_for_missed(vmemmap));
@@ -246,8 +247,8 @@ impl Client {
             }
             let before = std::mem::replace(&mut generation, inner.link.generation());
             if is_over || generation != before {
-                // Of a burst an owner drops what finds the connection full; and one that restarts asks
-                // holders before they are all there to hear it.
+                // Of a burst an owner drops what finds the connection full; and one that restarts
+                // asks holders before they are all there to hear it.
                 let started = Instant::now();
                 events.look_for_missed(self);
                 look_pause = LOOK_PAUSE.max(started.elapsed() * LOOK_SHARE);
@@ -263,7 +264,8 @@ impl Client {
             let heard = inner.link.next_event(inner.id, wait, seen);
             let is_silent = matches!(heard, Ok(None)) && started.elapsed() < wait;
             if is_silent && was_silent {
-                // An interruption ends one wait. What ends every one must not make this thread spin.
+                // An interruption ends one wait. What ends every one must not make this thread
+                // spin.
                 events.pause(keeper, OWNER_PAUSE);
             }
             was_silent = is_silent;
@@ -279,8 +281,8 @@ impl Client {
         }
     }
 
-    /// The owner is not to be heard. What is mapped stays mapped and held, until it or its successor
-    /// changes the life words, which needs no connection to be seen.
+    /// The owner is not to be heard. What is mapped stays mapped and held, until it or its
+    /// successor changes the life words, which needs no connection to be seen.
     fn await_successor(&self, keeper: u64, error: &Error) {
         let (inner, events) = (&self.inner, &self.inner.events);
         events.desk().lost = Some(error.why_gone());

@@ -8,7 +8,8 @@ use pgmap_os::sigbus::{self, FailureWatch};
 use crate::client::Client;
 use crate::error::Error;
 
-/// Hears of machine checks in the pool's memory. Readable (poll it) when there is something to report.
+/// Hears of machine checks in the pool's memory. Readable (poll it) when there is something to
+/// report.
 #[derive(Debug)]
 pub struct FailureReporter<'c> {
     client: &'c Client,
@@ -16,8 +17,9 @@ pub struct FailureReporter<'c> {
 }
 
 impl Client {
-    /// Listens for machine checks (`SIGBUS` with `BUS_MCEERR_AR` or `BUS_MCEERR_AO`) on this process's
-    /// mapping of the pool, and asks the kernel to tell the calling thread of failures early.
+    /// Listens for machine checks (`SIGBUS` with `BUS_MCEERR_AR` or `BUS_MCEERR_AO`) on this
+    /// process's mapping of the pool, and asks the kernel to tell the calling thread of failures
+    /// early.
     ///
     /// # Errors
     /// [`Error::Os`] when the signal handler cannot be installed.
@@ -29,12 +31,12 @@ impl Client {
 }
 
 impl FailureReporter<'_> {
-    /// Tells the owner of every failure heard of since the last call, and returns how many frames those
-    /// are. A frame that is known to have failed counts too.
+    /// Tells the owner of every failure heard of since the last call, and returns how many frames
+    /// those are. A frame that is known to have failed counts too.
     ///
     /// # Errors
-    /// [`Error::OwnerGone`] and the like; what was not reported is lost, the machine tells of it again
-    /// when it is touched.
+    /// [`Error::OwnerGone`] and the like; what was not reported is lost, the machine tells of it
+    /// again when it is touched.
     pub fn report(&self) -> Result<u64, Error> {
         self.watch.clear_bell()?;
         let mut nr_frames = 0;

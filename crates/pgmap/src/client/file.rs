@@ -84,9 +84,9 @@ impl<'c> File<'c> {
         self.take(Some((offset, len_bytes)), Agent::Cpu, Term::Longterm)
     }
 
-    /// Pins for long, asking the owner where the file's rules or the pool's holder want to be asked.
-    /// What is granted may be a lease: [`Event::LeaseRecalled`](crate::Event::LeaseRecalled) then asks
-    /// for it back, and [`Client::next_event`] says so.
+    /// Pins for long, asking the owner where the file's rules or the pool's holder want to be
+    /// asked. What is granted may be a lease: [`Event::LeaseRecalled`](crate::Event::LeaseRecalled)
+    /// then asks for it back, and [`Client::next_event`] says so.
     ///
     /// # Errors
     /// [`Refusal::Denied`]: `EOPNOTSUPP` when the type or the file's rules forbid it, `EACCES` when
@@ -147,8 +147,8 @@ impl<'c> File<'c> {
         }
     }
 
-    /// [`take`](Self::take) where a glance is not enough. Boxed: a pin that comes back through memory
-    /// would force the glance's own through memory too, which costs as much as pinning.
+    /// [`take`](Self::take) where a glance is not enough. Boxed: a pin that comes back through
+    /// memory would force the glance's own through memory too, which costs as much as pinning.
     #[inline(never)]
     fn take_far(
         &self,

@@ -1,8 +1,8 @@
 //! Which lane a thread pins in: found without a lock, given back when the thread ends.
 //!
-//! A thread keeps the lane it used last, so that its next pin costs nothing to begin. A client has fewer
-//! lanes than it may have threads, so some are shared: a thread that comes when all others are kept takes a
-//! shared one for the time of a pin (ADR 0043).
+//! A thread keeps the lane it used last, so that its next pin costs nothing to begin. A client has
+//! fewer lanes than it may have threads, so some are shared: a thread that comes when all others
+//! are kept takes a shared one for the time of a pin (ADR 0043).
 
 use std::cell::{Cell, RefCell};
 use std::sync::{Arc, Weak};
@@ -22,7 +22,8 @@ use crate::client::side::ProcessSide;
 /// Most lanes one thread takes of one client; each holds as many pins as a lane has slots.
 const MAX_LANES_PER_THREAD: usize = 64;
 
-/// How long a thread waits for one of the shared lanes, each of which is in use for one pin at a time.
+/// How long a thread waits for one of the shared lanes, each of which is in use for one pin at a
+/// time.
 const LANE_WAIT: Duration = Duration::from_secs(1);
 
 thread_local! {
@@ -164,8 +165,8 @@ pub(crate) fn take_current(client: &Arc<Inner>) -> Option<Lane<'_, ProcessSide>>
     }
 }
 
-/// Makes a lane the current one. Another may be by now: what held pages may have faulted, and so have
-/// pinned, itself.
+/// Makes a lane the current one. Another may be by now: what held pages may have faulted, and so
+/// have pinned, itself.
 #[inline(always)]
 pub(crate) fn rest(parts: LaneParts) {
     if let Some(other) = CURRENT.replace(Some(parts)) {
@@ -244,8 +245,8 @@ fn settle(lane: Lane<'_, ProcessSide>) {
     }
 }
 
-/// Whether the thread keeps the lane for its next pins: it is not shared, and the thread is not at its
-/// end.
+/// Whether the thread keeps the lane for its next pins: it is not shared, and the thread is not at
+/// its end.
 fn is_kept(lane: &Lane<'_, ProcessSide>) -> bool {
     !lane.is_shared() && OTHERS.try_with(|_| ()).is_ok()
 }
@@ -320,7 +321,8 @@ mod tests {
                 gate.wait();
             };
             let threads: Vec<_> = (0..8).map(|_| scope.spawn(live)).collect();
-            // The end of a scope does not wait for the destructors of a thread's own values; a join does.
+            // The end of a scope does not wait for the destructors of a thread's own values; a join
+            // does.
             threads.into_iter().for_each(|thread| thread.join().unwrap());
         });
         assert_eq!(nr_free_lanes(&client), nr_lanes);

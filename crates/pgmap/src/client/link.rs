@@ -1,14 +1,14 @@
 //! How a client reaches its owner: a call in the same process, or a message to another.
 //!
-//! Every call ends: with its answer, with the loss of the owner, or with its deadline. The connection
-//! never blocks; whoever waits for it waits in `poll`, and only as long as its own deadline allows.
-//! An owner that says that it is at work starts the deadline again.
+//! Every call ends: with its answer, with the loss of the owner, or with its deadline. The
+//! connection never blocks; whoever waits for it waits in `poll`, and only as long as its own
+//! deadline allows. An owner that says that it is at work starts the deadline again.
 //!
 //! # After a call that timed out
-//! The connection stays in use. The answer may come late: it is known by its number, for which nobody
-//! waits any more, and what it brought (reserved frames, leases) is given back. The owner is asked to
-//! forget the request. What does not fit into the connection at that moment is *owed*: it goes out
-//! before the next call.
+//! The connection stays in use. The answer may come late: it is known by its number, for which
+//! nobody waits any more, and what it brought (reserved frames, leases) is given back. The owner is
+//! asked to forget the request. What does not fit into the connection at that moment is *owed*: it
+//! goes out before the next call.
 
 mod greeting;
 
@@ -37,12 +37,13 @@ const NR_HANDED: usize = 5;
 /// How long structural calls wait for an owner that restarts, if their deadline allows that much.
 const RESTART_WAIT: Duration = Duration::from_secs(5);
 const RESTART_POLL: Duration = Duration::from_millis(20);
-/// How long a thread that waits for events keeps the connection to itself. It hands replies to whoever
-/// waits for them, and an interruption ends the wait.
+/// How long a thread that waits for events keeps the connection to itself. It hands replies to
+/// whoever waits for them, and an interruption ends the wait.
 const EVENT_POLL: Duration = Duration::from_secs(1);
 /// How long a thread waits for room while another reads.
 const ROOM_POLL: Duration = Duration::from_millis(50);
-/// Most requests that wait for room in the connection. The owner learns the same from the client's end.
+/// Most requests that wait for room in the connection. The owner learns the same from the client's
+/// end.
 const MAX_OWED: usize = 1024;
 
 /// The way to the owner.
@@ -175,10 +176,10 @@ impl Calls {
 }
 
 impl Link {
-    /// The next thing the owner says of its own accord, waiting up to `timeout` for it, or until there
-    /// were more interruptions than the `seen` ones. Whoever waits reads
-    /// [`nr_interruptions`](Self::nr_interruptions) first, and then looks whether there is a reason to
-    /// wait: an interruption after that ends the wait, and is nobody's to take away.
+    /// The next thing the owner says of its own accord, waiting up to `timeout` for it, or until
+    /// there were more interruptions than the `seen` ones. Whoever waits reads
+    /// [`nr_interruptions`](Self::nr_interruptions) first, and then looks whether there is a reason
+    /// to wait: an interruption after that ends the wait, and is nobody's to take away.
     pub(super) fn next_event(
         &self,
         client: ClientId,
@@ -207,7 +208,8 @@ impl Link {
         }
     }
 
-    /// How often the client reconnected to another owner. What the one before said in between is lost.
+    /// How often the client reconnected to another owner. What the one before said in between is
+    /// lost.
     pub(super) fn generation(&self) -> u64 {
         match self {
             Self::Embedded(_) => 0,
@@ -264,8 +266,8 @@ impl Link {
         }
     }
 
-    /// Tells the owner something without waiting for an answer, or for room: then it goes out with the
-    /// next call.
+    /// Tells the owner something without waiting for an answer, or for room: then it goes out with
+    /// the next call.
     pub(super) fn post(&self, client: ClientId, request: Request) {
         match self {
             Self::Embedded(shared) => {
@@ -349,8 +351,8 @@ impl Remote {
     }
 
     /// Calls; if the owner is gone, waits for its successor and calls again. What the old one had
-    /// reserved the successor does not know: a commit waits for nobody. A refusal then says that the old one
-    /// may have done it.
+    /// reserved the successor does not know: a commit waits for nobody. A refusal then says that
+    /// the old one may have done it.
     fn call_resuming(
         &self,
         client: ClientId,
@@ -570,7 +572,8 @@ impl Remote {
                 state = self.pause(state, left);
                 continue;
             }
-            // Of an interruption that was seen. A later one is counted first and rung for afterwards.
+            // Of an interruption that was seen. A later one is counted first and rung for
+            // afterwards.
             self.interruption.clear()?;
             state.is_reading = true;
             let (connection, generation) = (Arc::clone(&state.connection), state.generation);
@@ -590,8 +593,8 @@ impl Remote {
         }
     }
 
-    /// Reconnects to a restarted owner, waiting up to `wait` for it to be there and until `deadline`
-    /// for it to answer; `None` if another thread has done so.
+    /// Reconnects to a restarted owner, waiting up to `wait` for it to be there and until
+    /// `deadline` for it to answer; `None` if another thread has done so.
     fn reconnect(
         &self,
         client: ClientId,

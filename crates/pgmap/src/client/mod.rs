@@ -59,8 +59,8 @@ pub(crate) struct Inner {
     pub is_flushed: bool,
     pub events: Events,
     index: IndexReader<Readable>,
-    /// Its lock says that this client lives. Dropped before the connection: who hears of the end of that
-    /// finds the lock free.
+    /// Its lock says that this client lives. Dropped before the connection: who hears of the end of
+    /// that finds the lock free.
     ledger: ParentFd,
     link: Link,
     id: ClientId,
@@ -85,8 +85,8 @@ impl Drop for Inner {
 
 /// A process's attachment to a pool. Cheap to clone; all clones are one client.
 ///
-/// Opening, pinning and releasing never leave the process, except that a look-up which finds the index
-/// changing under it again and again asks the owner where the file is. Creating, committing,
+/// Opening, pinning and releasing never leave the process, except that a look-up which finds the
+/// index changing under it again and again asks the owner where the file is. Creating, committing,
 /// truncating, renaming, unlinking and listing call the owner. A call waits no longer than
 /// [`set_deadline`](Self::set_deadline) says, and ends with [`Error::TimedOut`] then. Dropping the
 /// last clone, a [`FileWriter`] or a leased pin waits for nobody.
@@ -113,14 +113,14 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Os`] when nobody listens there, [`Error::OwnerGone`] when the owner goes meanwhile,
-    /// [`Error::TimedOut`] when it does not answer, [`Error::Protocol`] when it speaks another version,
-    /// [`Refusal::Full`] when it serves as many clients as it can.
+    /// [`Error::TimedOut`] when it does not answer, [`Error::Protocol`] when it speaks another
+    /// version, [`Refusal::Full`] when it serves as many clients as it can.
     pub fn connect(path: impl AsRef<Path>) -> Result<Self, Error> {
         Self::connect_with(path, &ConnectOptions::new())
     }
 
-    /// As [`connect`](Self::connect), for a path that nobody chose: refuses an owner that is neither
-    /// this user's nor root's, before anything is told to it.
+    /// As [`connect`](Self::connect), for a path that nobody chose: refuses an owner that is
+    /// neither this user's nor root's, before anything is told to it.
     ///
     /// # Errors
     /// As [`connect`](Self::connect), and [`Error::Os`] with `EPERM`.
@@ -172,8 +172,8 @@ impl Client {
         let ledger = MemoryFile::from_fd(handed.ledger.try_clone().map_err(|error| {
             pgmap_os::OsError::new("duplicate", "the ledger's descriptor", error)
         })?)?;
-        // Another description: who keeps this one, a forked child too, does not keep the lock. A client of
-        // another user than the owner's may not have one.
+        // Another description: who keeps this one, a forked child too, does not keep the lock. A
+        // client of another user than the owner's may not have one.
         let ledger = Arc::new(match ledger.reopen(pgmap_os::Access::ReadWrite) {
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => ledger,
             reopened => reopened?,
@@ -238,10 +238,10 @@ impl Client {
         (self.inner.data.as_ptr(), self.inner.data.len_bytes() as usize)
     }
 
-    /// Says how long calls of this client, and of all its clones, wait for the owner's answer from now
-    /// on: [`DEFAULT_DEADLINE`] unless something else is said. An owner that says that it is at work on
-    /// a call starts its time again. A truncate or punch waits as long as its own deadline says,
-    /// and a little for the answer.
+    /// Says how long calls of this client, and of all its clones, wait for the owner's answer from
+    /// now on: [`DEFAULT_DEADLINE`] unless something else is said. An owner that says that it is at
+    /// work on a call starts its time again. A truncate or punch waits as long as its own deadline
+    /// says, and a little for the answer.
     pub fn set_deadline(&self, deadline: Duration) {
         *self.inner.deadline.lock().unwrap_or_else(PoisonError::into_inner) = deadline;
     }
@@ -252,9 +252,9 @@ impl Client {
         *self.inner.deadline.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next thing the owner says of its own accord, waiting up to `timeout` for it: frames that this
-    /// client holds are wanted back. Every [`AddressSpace`](crate::space::AddressSpace) of the client
-    /// has been told of it before.
+    /// The next thing the owner says of its own accord, waiting up to `timeout` for it: frames that
+    /// this client holds are wanted back. Every [`AddressSpace`](crate::space::AddressSpace) of the
+    /// client has been told of it before.
     ///
     /// # Errors
     /// [`Error::OwnerGone`].
@@ -350,8 +350,8 @@ impl Client {
         FileWriter::commit_all(self, writers)
     }
 
-    /// Finds a file by name, without a call unless the owner keeps changing the index there: then it is
-    /// asked, for no longer than [`set_deadline`](Self::set_deadline) says in all.
+    /// Finds a file by name, without a call unless the owner keeps changing the index there: then
+    /// it is asked, for no longer than [`set_deadline`](Self::set_deadline) says in all.
     ///
     /// # Errors
     /// [`Refusal::NotFound`] and [`Refusal::BadName`] as [`Error::Refused`]; [`Error::TimedOut`].
@@ -365,7 +365,7 @@ impl Client {
         names.iter().map(|name| self.open(name)).collect()
     }
 
-    /// Finds a file by name and pins all of it, with a call only where [`open`](Self::open) makes one.
+    /// Finds a file by name and pins all of it, with a call only where [`Self::open`] makes one.
     ///
     /// # Errors
     /// As [`open`](Self::open) and [`File::pin`].
@@ -522,8 +522,8 @@ impl Client {
     /// pages is never in the way.
     ///
     /// # Errors
-    /// As [`truncate`](Self::truncate); `offset` and `len_bytes` must be multiples of 4096, or reach
-    /// to the file's end.
+    /// As [`truncate`](Self::truncate); `offset` and `len_bytes` must be multiples of 4096, or
+    /// reach to the file's end.
     pub fn punch(
         &self,
         name: impl AsRef<[u8]>,
@@ -536,8 +536,8 @@ impl Client {
             .map(drop)
     }
 
-    /// As [`punch`](Self::punch) of a byte range, and says what is to become of it when the deadline
-    /// passes. Returns who still holds what was cut out: nobody, unless it was quarantined.
+    /// As [`punch`](Self::punch) of a byte range, and says what is to become of it when the
+    /// deadline passes. Returns who still holds what was cut out, which is then quarantined.
     ///
     /// # Errors
     /// As [`punch`](Self::punch).
@@ -553,8 +553,8 @@ impl Client {
         self.cut(Request::Punch { name, offset, len_bytes, deadline_ms, on_deadline }, deadline_ms)
     }
 
-    /// Calls off the truncate or punch of a file that waits for holders, whoever asked for it. That call
-    /// ends with [`Refusal::CalledOff`], and the file is as before.
+    /// Calls off the truncate or punch of a file that waits for holders, whoever asked for it. That
+    /// call ends with [`Refusal::CalledOff`], and the file is as before.
     ///
     /// # Errors
     /// [`Refusal::NotFound`]; [`Refusal::Invalid`] if nothing waits there.

@@ -111,8 +111,8 @@ impl<'c> FilePin<'c> {
         }
     }
 
-    /// Pins `len_bytes` from `offset` on, where they lie in the one extent of the file and this thread
-    /// has a lane at hand, as it mostly does. None where that is not so.
+    /// Pins `len_bytes` from `offset` on, where they lie in the one extent of the file and this
+    /// thread has a lane at hand, as it mostly does. None where that is not so.
     #[inline(always)]
     pub(crate) fn glance(
         client: &'c Client,
@@ -255,8 +255,8 @@ impl<'c> FilePin<'c> {
     /// Copies bytes from `offset` on into `target`.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] when the pin is shorter; nothing is copied then. [`Error::Detached`] in
-    /// a forked child, for which nothing keeps the frames once its parent lets go.
+    /// [`Error::OutOfRange`] when the pin is shorter; nothing is copied then. [`Error::Detached`]
+    /// in a forked child, for which nothing keeps the frames once its parent lets go.
     pub fn read_at(&self, offset: u64, target: &mut [u8]) -> Result<(), Error> {
         if self.client.inner.pinner.side().is_detached() {
             return Err(Error::Detached);
@@ -298,7 +298,8 @@ impl<'c> FilePin<'c> {
         self.first.is_wanted_back() || self.more.iter().any(Hold::is_wanted_back)
     }
 
-    /// Writes down what the pin is for, for whoever asks who holds the frames. Short-term pins only.
+    /// Writes down what the pin is for, for whoever asks who holds the frames. Short-term pins
+    /// only.
     pub fn set_tag(&self, tag: u64) {
         for hold in std::iter::once(&self.first).chain(&self.more) {
             if let Hold::Short(pin) = hold {

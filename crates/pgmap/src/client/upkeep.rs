@@ -24,8 +24,8 @@ impl HasDevice for Inner {
 }
 
 impl Client {
-    /// Says that the memory of frame `pfn` failed: its holders are told, pins of it taken later fail
-    /// with `EHWPOISON`, everything around it lives on.
+    /// Says that the memory of frame `pfn` failed: its holders are told, pins of it taken later
+    /// fail with `EHWPOISON`, everything around it lives on.
     ///
     /// # Errors
     /// [`crate::Refusal::Invalid`] when there is no such frame or it has failed already.
@@ -36,8 +36,8 @@ impl Client {
     /// Replaces the memory of a failed page of a file and fills it with `bytes`, 4096 of them.
     ///
     /// # Errors
-    /// [`crate::Refusal::Invalid`] when the page at `offset` has not failed, [`crate::Refusal::Held`] while somebody
-    /// still holds it.
+    /// [`crate::Refusal::Invalid`] when the page at `offset` has not failed,
+    /// [`crate::Refusal::Held`] while somebody still holds it.
     pub fn clear_poison(
         &self,
         name: impl AsRef<[u8]>,
@@ -71,7 +71,8 @@ impl Client {
     /// [`detach_epoch`](Self::detach_epoch) tells.
     ///
     /// # Errors
-    /// [`crate::Refusal::Internal`] if the memory cannot be given back, as on a device; [`Error::OwnerGone`].
+    /// [`crate::Refusal::Internal`] if the memory cannot be given back, as on a device;
+    /// [`Error::OwnerGone`].
     pub fn trim(&self) -> Result<u64, Error> {
         let (mut freed_bytes, mut next) = (0, Some(0));
         while let Some(from_pfn) = next {

@@ -20,8 +20,8 @@ const CHECK_BYTES: u64 = 8 << 20;
 /// Frames reserved for a file and the means to fill them.
 ///
 /// The writer holds its frames in its own ledger, so that neither its death nor the owner's restart
-/// lets anybody else have them while it may still write. Bytes it never wrote read as zero after the
-/// commit, not as what an earlier file left there.
+/// lets anybody else have them while it may still write. Bytes it never wrote read as zero after
+/// the commit, not as what an earlier file left there.
 ///
 /// Dropping a writer without committing gives the file up.
 #[derive(Debug)]
@@ -41,7 +41,8 @@ pub struct FileWriter<'c> {
     unchecked_bytes: u64,
     /// Whether somebody had raw pointers: then what is unwritten is theirs to know.
     is_raw: bool,
-    /// Whether something was written through the processor's caches, and is to be flushed at the commit.
+    /// Whether something was written through the processor's caches, and is to be flushed at the
+    /// commit.
     is_cached: bool,
     is_done: bool,
 }
@@ -95,8 +96,8 @@ impl<'c> FileWriter<'c> {
     ///
     /// # Errors
     /// [`Error::OutOfRange`] when the file is shorter; nothing is copied then. [`Error::Detached`]
-    /// in a forked child. [`Refusal::NoDraft`] if the owner went meanwhile, and the file with it; that
-    /// is looked at every 8 MiB.
+    /// in a forked child. [`Refusal::NoDraft`] if the owner went meanwhile, and the file with it;
+    /// that is looked at every 8 MiB.
     pub fn write_all_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         let end = offset.checked_add(bytes.len() as u64).filter(|&end| end <= self.len_bytes);
         let Some(end) = end else {
@@ -133,8 +134,8 @@ impl<'c> FileWriter<'c> {
         Ok(())
     }
 
-    /// Refuses to go on if the owner that reserved the frames is gone: its successor knows of no draft. Writes
-    /// ask that themselves, once in a while; this is for who waits for what to write.
+    /// Refuses to go on if the owner that reserved the frames is gone: its successor knows of no
+    /// draft. Writes ask that themselves, once in a while; this is for who waits for what to write.
     ///
     /// # Errors
     /// [`Refusal::NoDraft`] as [`Error::Refused`].
@@ -250,8 +251,8 @@ impl<'c> FileWriter<'c> {
         Ok(results)
     }
 
-    /// Has the contents outlive a power failure, before the catalog names them, where the pool promises
-    /// that: on a device line by line, elsewhere all at once.
+    /// Has the contents outlive a power failure, before the catalog names them, where the pool
+    /// promises that: on a device line by line, elsewhere all at once.
     fn flush_all(client: &Client, writers: &[FileWriter<'_>]) -> Result<(), Error> {
         if !client.inner.is_flushed {
             return Ok(());

@@ -15,8 +15,8 @@ const GOING: u8 = 8;
 const FAILED: u8 = 16;
 
 impl Core {
-    /// Checks that each frame of the pool is in exactly one book. A failed frame of a file is in two
-    /// until the file lets go of it, and so is what a cut is waiting for.
+    /// Checks that each frame of the pool is in exactly one book. A failed frame of a file is in
+    /// two until the file lets go of it, and so is what a cut is waiting for.
     ///
     /// # Errors
     /// Which frame is in which books.

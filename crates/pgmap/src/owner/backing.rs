@@ -59,8 +59,8 @@ impl Backing {
         self.missing.take_any_of(run);
     }
 
-    /// Replaces the memory behind `run`, which nobody holds but perhaps a dead process's device: the
-    /// device keeps the old physical pages, whoever gets the frames next gets others.
+    /// Replaces the memory behind `run`, which nobody holds but perhaps a dead process's device:
+    /// the device keeps the old physical pages, whoever gets the frames next gets others.
     ///
     /// # Errors
     /// When the backing cannot do that; the frames must not be used again.

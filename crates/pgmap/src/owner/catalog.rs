@@ -4,8 +4,8 @@
 //! record before the world can see what it says, so a killed owner's successor either finds a file
 //! whole or not at all. An anonymous pool has no catalog: it ends with its owner.
 //!
-//! It is a log of checksummed records ([`log`]) under a header ([`header`]). Damage to any part that
-//! counts is an error that says where; see docs/adr/0050-the-catalog-is-a-log.md.
+//! It is a log of checksummed records ([`log`]) under a header ([`header`]). Damage to any part
+//! that counts is an error that says where; see docs/adr/0050-the-catalog-is-a-log.md.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -118,7 +118,8 @@ impl StoredFile {
     }
 }
 
-/// A client that was given a ledger, as the catalog's roster has it: a ledger that is missing is missed.
+/// A client that was given a ledger, as the catalog's roster has it: a ledger that is missing is
+/// missed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Enrolled {
     /// Its number.
@@ -289,8 +290,8 @@ impl Catalog {
         Ok(Self { unsynced, ..Self::with(log, contents, boot) })
     }
 
-    /// Writes a damaged slot of the header again, from the other one, and opens the catalog; `None` if
-    /// anything else is wrong with it.
+    /// Writes a damaged slot of the header again, from the other one, and opens the catalog; `None`
+    /// if anything else is wrong with it.
     ///
     /// # Errors
     /// [`Error::Catalog`] when it cannot be written.
@@ -355,19 +356,21 @@ impl Catalog {
         self.log().header().boot == self.boot
     }
 
-    /// Whether nobody is left who could hold anything: the machine was restarted, or no client has a
-    /// ledger.
+    /// Whether nobody is left who could hold anything: the machine was restarted, or no client has
+    /// a ledger.
     pub(crate) fn is_idle(&self) -> bool {
         !self.is_same_boot() || self.roster.is_empty()
     }
 
-    /// Files that are not there any more, because the machine was restarted before they were synced.
+    /// Files that are not there any more, because the machine was restarted before they were
+    /// synced.
     #[must_use]
     pub fn unsynced(&self) -> &[FileName] {
         &self.unsynced
     }
 
-    /// Takes the pool over: from now on it is not synced. Files that may have been lost are removed.
+    /// Takes the pool over: from now on it is not synced. Files that may have been lost are
+    /// removed.
     ///
     /// # Errors
     /// [`Error::Catalog`].
@@ -384,7 +387,8 @@ impl Catalog {
             }
         }
         if !self.is_same_boot() && !self.roster.is_empty() {
-            // A clean catalog that is newer than its data is one that was copied (`Mark::mismatch`).
+            // A clean catalog that is newer than its data is one that was copied
+            // (`Mark::mismatch`).
             self.log().mark(|header| header.is_clean = false)?;
             for clients in self.roster.chunks(256) {
                 let left: Vec<_> = clients.iter().map(|one| Change::Left(one.client)).collect();
@@ -397,7 +401,8 @@ impl Catalog {
         })
     }
 
-    /// Takes note that the contents of all files were synced, and that nothing is changed from now on.
+    /// Takes note that the contents of all files were synced, and that nothing is changed from now
+    /// on.
     ///
     /// # Errors
     /// [`Error::Catalog`].
@@ -411,8 +416,8 @@ impl Catalog {
         })
     }
 
-    /// Whether the file may have a change that was refused. No frame is freed as long as that is so: the
-    /// change may say that it is a file's.
+    /// Whether the file may have a change that was refused. No frame is freed as long as that is
+    /// so: the change may say that it is a file's.
     pub(crate) fn is_in_doubt(&self) -> bool {
         self.log().is_in_doubt()
     }

@@ -1,8 +1,8 @@
 //! Clients: their ledgers, how one attaches, and what is done when it dies.
 //!
-//! A client is alive while its process is. That is never judged by a number: the socket's end or the
-//! pidfd's event says that something ended, and a free lock on the ledger, or the pidfd, that the
-//! process did (T6). Until then its holds stand, whatever its socket does.
+//! A client is alive while its process is. That is never judged by a number: the socket's end or
+//! the pidfd's event says that something ended, and a free lock on the ledger, or the pidfd, that
+//! the process did (T6). Until then its holds stand, whatever its socket does.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -89,15 +89,15 @@ pub struct Attachment {
 pub(crate) const MAX_CLIENTS: u64 = 4096;
 /// Descriptors of an owner per client: its connection, its ledger, and two watches on its process.
 const FDS_PER_CLIENT: u64 = 4;
-/// Descriptors that are left for everything else, of many and of few: what a client is handed is open twice
-/// for a moment, and newcomers are heard before they are clients.
+/// Descriptors that are left for everything else, of many and of few: what a client is handed is
+/// open twice for a moment, and newcomers are heard before they are clients.
 const FDS_KEPT: std::ops::RangeInclusive<u64> = 8..=64;
 /// The error numbers of a process, and of a system, that has no descriptor left.
 const NO_DESCRIPTORS: [i32; 2] = [24, 23];
 
 impl Core {
-    /// Takes no more clients from now on than `nr_descriptors` further descriptors allow. Says whether that
-    /// is any at all.
+    /// Takes no more clients from now on than `nr_descriptors` further descriptors allow. Says
+    /// whether that is any at all.
     pub(crate) fn set_client_limit(&mut self, nr_descriptors: u64) -> bool {
         let kept = (nr_descriptors / 4).clamp(*FDS_KEPT.start(), *FDS_KEPT.end());
         let room = nr_descriptors.saturating_sub(kept) / FDS_PER_CLIENT;
@@ -142,7 +142,8 @@ impl Core {
     ) -> Result<(ClientId, Attachment), Error> {
         let id = ClientId(self.frames.take_stamp()?.number());
         let (file, theirs) = self.pool.make_ledger(id.0)?;
-        // Where this fails the ledger stays: the catalog may have it, and nobody ever attached by it.
+        // Where this fails the ledger stays: the catalog may have it, and nobody ever attached by
+        // it.
         self.pool.enrol(id.0, identity.pid, &file)?;
         let file = Arc::new(file);
         self.pool.keep_spare_ledger();
@@ -205,8 +206,8 @@ impl Core {
     }
 
     /// Takes a dead client, or one that left, off the books: its drafts are given up, its holds are
-    /// gone, except that frames a device of it may still write to are noted as orphaned. Whoever left
-    /// millions of holds behind is read in steps.
+    /// gone, except that frames a device of it may still write to are noted as orphaned. Whoever
+    /// left millions of holds behind is read in steps.
     pub fn reap(&mut self, id: ClientId) {
         let Some(client) = self.clients.get_mut(&id) else { return };
         if client.burial.is_some() {
@@ -239,7 +240,8 @@ impl Core {
                     }
                 })
             });
-            // A hold of a free folio is one that its check was about to undo: nobody was let in by it.
+            // A hold of a free folio is one that its check was about to undo: nobody was let in by
+            // it.
             self.frames.orphan(id, SortedRuns::new(runs).iter(), false);
             if !is_read {
                 return;
@@ -261,12 +263,12 @@ impl Core {
         self.look_at_all();
     }
 
-    /// Finds clients whose ledgers turned out to be unreadable, and has them cut off. What such a ledger
-    /// said is not known, so from now on its client may hold every frame that is in use now
+    /// Finds clients whose ledgers turned out to be unreadable, and has them cut off. What such a
+    /// ledger said is not known, so from now on its client may hold every frame that is in use now
     /// (docs/adr/0053-a-lost-ledger-holds.md).
     pub(crate) fn find_lost_ledgers(&mut self) {
-        // What was cut off inside a page reads as zero, so the length is asked for as well. A memfd is
-        // sealed, and keeps it.
+        // What was cut off inside a page reads as zero, so the length is asked for as well. A memfd
+        // is sealed, and keeps it.
         let is_sealed = self.pool.directory().is_none();
         let whole_bytes = LedgerFile::new(&self.pool.ledger_layout()).len_bytes;
         let is_lost = |(_, client): &(&ClientId, &ClientRecord)| {
@@ -310,8 +312,8 @@ impl Core {
         std::mem::take(&mut self.cut_off)
     }
 
-    /// The frames that a device of a dead client may still write to beside those of which its ledger
-    /// says so.
+    /// The frames that a device of a dead client may still write to beside those of which its
+    /// ledger says so.
     fn may_still_hold(&self, client: &ClientRecord) -> SortedRuns {
         let whole_bytes = LedgerFile::new(&self.pool.ledger_layout()).len_bytes;
         match &client.may_hold {

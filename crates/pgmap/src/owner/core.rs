@@ -10,8 +10,8 @@
 //! # Order of a change (I10)
 //!
 //! Publishing: catalog, descriptors, index. Taking away: catalog, index, life words, heavy barrier,
-//! scan, and only then the frames. A truncate changes the catalog last, when its frames are idle and
-//! before they are freed, so that a killed owner's successor finds the file whole or shortened.
+//! scan, and only then the frames. A truncate changes the catalog last, when its frames are idle
+//! and before they are freed, so that a killed owner's successor finds the file whole or shortened.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -162,8 +162,8 @@ impl Core {
         let frames = PoolFrames::open(&pool)?;
         if pool.directory().is_none() {
             // The descriptors are not sealed against writing: that would forbid punching them too.
-            // Readers get a read-only description, see docs/adr/0005-no-write-seal.md.
-            // A client that changes the size of one of these cannot take memory from under the owner.
+            // Readers get a read-only description, see docs/adr/0005-no-write-seal.md. A client
+            // that changes the size of one of these cannot take memory from under the owner.
             for file in [&pool.data, &pool.vmemmap, &pool.index] {
                 file.seal_size()?;
             }
@@ -296,7 +296,8 @@ impl Core {
         self.record(&[Change::Put(name, file.stored())])
     }
 
-    /// Writes what the index says of a file again; the file has no more extents than there is room for.
+    /// Writes what the index says of a file again; the file has no more extents than there is room
+    /// for.
     pub(crate) fn relist(&mut self, name: &FileName, file: &FileRecord) -> Result<(), Refusal> {
         self.frames.relist(file.entry, file.listed(name), &file.extents)
     }
@@ -335,8 +336,8 @@ impl Core {
     }
 }
 
-/// The table of pagemaps with the pool's own in it, at frame 0. Whatever is added lies beyond, and inside
-/// the capacity: the descriptors reach further, the data file does not.
+/// The table of pagemaps with the pool's own in it, at frame 0. Whatever is added lies beyond, and
+/// inside the capacity: the descriptors reach further, the data file does not.
 fn own_pagemap(pool: &Pool) -> Result<PagemapTable, Error> {
     let len_bytes = pool.size_bytes().next_multiple_of(SUBSECTION_BYTES);
     let nr_pages = pool.capacity_bytes().max(len_bytes) / PAGE_BYTES;

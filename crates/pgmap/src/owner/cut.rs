@@ -1,7 +1,7 @@
 //! Taking a part out of a file: truncate and hole punching, with a deadline.
 //!
-//! A folio of which only a part goes is split first, so that a pin of the part that stays is never in
-//! the way (Linux waits for the whole entry: fs/dax.c, dax_busy_page; semantics scenario 53).
+//! A folio of which only a part goes is split first, so that a pin of the part that stays is never
+//! in the way (Linux waits for the whole entry: fs/dax.c, dax_busy_page; semantics scenario 53).
 
 use pgmap_mm::drain::{Drain, MAX_ASKS};
 use pgmap_mm::level::PAGE_BYTES;
@@ -78,8 +78,8 @@ impl Core {
         result.unwrap_or_else(|refusal| Outcome::Answer(Reply::Refused(refusal)))
     }
 
-    /// Takes whole pages out of the middle of a file, which then read as zero. Where the pool describes
-    /// no folios of 4 KiB the hole is made of whole folios of the smallest size.
+    /// Takes whole pages out of the middle of a file, which then read as zero. Where the pool
+    /// describes no folios of 4 KiB the hole is made of whole folios of the smallest size.
     pub(crate) fn punch(
         &mut self,
         name: FileName,
@@ -200,7 +200,8 @@ impl Core {
         Ok(())
     }
 
-    /// Zeroes what lies behind a file's end in its last page, which a cut left open, and notes that.
+    /// Zeroes what lies behind a file's end in its last page, which a cut left open, and notes
+    /// that.
     pub(crate) fn close_tail(&mut self, name: &FileName) -> Result<(), Refusal> {
         let Some(file) = self.files.get(name) else { return Ok(()) };
         if file.len_bytes.is_multiple_of(PAGE_BYTES) {
@@ -210,7 +211,8 @@ impl Core {
         self.record(&[Change::ClosedTail(file.id.0)])
     }
 
-    /// Whether what was cut off still lies behind the end of a file, for want of memory or of a disk.
+    /// Whether what was cut off still lies behind the end of a file, for want of memory or of a
+    /// disk.
     #[must_use]
     pub fn has_open_tails(&self) -> bool {
         !self.open_tails.is_empty()
@@ -259,7 +261,8 @@ impl Core {
         self.restore(cut, Some(Reply::Refused(refusal)));
     }
 
-    /// Ends a cut although somebody holds what was cut off: that stays out of use until it is let go.
+    /// Ends a cut although somebody holds what was cut off: that stays out of use until it is let
+    /// go.
     fn quarantine_cut(&mut self, drain: Drain, cut: Cut, holders: Vec<Holder>) {
         if let Err(refusal) = self.settle(&cut) {
             return self.restore(cut, Some(Reply::Refused(refusal)));

@@ -1,10 +1,12 @@
-//! The head of a pool's data: its catalog, and with altmap the descriptors, before what they describe.
+//! The head of a pool's data: its catalog, and with altmap the descriptors, before what they
+//! describe.
 //!
-//! The head is the catalog's header, its log and perhaps the descriptor arrays, rounded up to 2 MiB or
-//! to the pool's smallest folio; its frames are Offline. There are arrays for the folio sizes that the
-//! pool was made for and for no smaller one: see docs/adr/0027-the-head-fits-the-folios.md. With the
-//! descriptors it is as sparse as they are: what no folio needs is not backed, so storing the metadata on the device and paying 8 bytes a folio go together, which
-//! Linux cannot (Linux 7.1: include/linux/mm.h, `vmemmap_can_optimize`).
+//! The head is the catalog's header, its log and perhaps the descriptor arrays, rounded up to 2 MiB
+//! or to the pool's smallest folio; its frames are Offline. There are arrays for the folio sizes
+//! that the pool was made for and for no smaller one: see
+//! docs/adr/0027-the-head-fits-the-folios.md. With the descriptors it is as sparse as they are:
+//! what no folio needs is not backed, so storing the metadata on the device and paying 8 bytes a
+//! folio go together, which Linux cannot (Linux 7.1: include/linux/mm.h, `vmemmap_can_optimize`).
 
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::vmemmap::VmemmapLayout;

@@ -16,8 +16,8 @@ use crate::owner::scans::Scanning;
 use crate::refusal::Refusal;
 use crate::wire::{Event, OnDeadline, Reply};
 
-/// Most holds that one step looks at again, and about as many are in the way of one drain of frames that
-/// are only to be freed: well below a millisecond.
+/// Most holds that one step looks at again, and about as many are in the way of one drain of frames
+/// that are only to be freed: well below a millisecond.
 pub(crate) const STEP_HOLDS: usize = 2048;
 
 /// Frames that wait for their holders.
@@ -64,8 +64,8 @@ impl Core {
         self.take_out(runs);
     }
 
-    /// Scans once for the batch, whose life words are changed, frees what nobody holds and keeps the
-    /// rest waiting, file by file. A long scan goes on in further steps.
+    /// Scans once for the batch, whose life words are changed, frees what nobody holds and keeps
+    /// the rest waiting, file by file. A long scan goes on in further steps.
     pub(crate) fn take_out(&mut self, batch: Vec<SortedRuns>) {
         let all: SortedRuns = match &batch[..] {
             [one] => one.clone(),
@@ -151,8 +151,8 @@ impl Core {
         }
     }
 
-    /// Frees a step's worth of what is idle, and removes the ledgers of dead clients whose devices have no
-    /// way into the pool any more.
+    /// Frees a step's worth of what is idle, and removes the ledgers of dead clients whose devices
+    /// have no way into the pool any more.
     pub(crate) fn reclaim_some(&mut self) {
         self.frames.reclaim_some();
         self.remove_ended_ledgers();
@@ -165,8 +165,8 @@ impl Core {
         }
     }
 
-    /// Looks at the waiting drains again: after the doorbell, a death, or a while. That is a step's worth;
-    /// [`look_on`](Self::look_on) does the rest.
+    /// Looks at the waiting drains again: after the doorbell, a death, or a while. That is a step's
+    /// worth; [`look_on`](Self::look_on) does the rest.
     pub fn look_again(&mut self) {
         if self.pool.is_in_doubt() {
             self.pool.settle();
@@ -219,7 +219,8 @@ impl Core {
         self.reclaim_some();
     }
 
-    /// Ends what waits for this ticket's answer, as if nobody had asked: a cut leaves the file as it was.
+    /// Ends what waits for this ticket's answer, as if nobody had asked: a cut leaves the file as
+    /// it was.
     pub(crate) fn call_off(&mut self, ticket: Ticket) {
         self.drop_population(ticket);
         self.drop_pending_lease(ticket);
@@ -286,8 +287,8 @@ impl Core {
         }
     }
 
-    /// Frees what nobody holds any more of what waits to be freed, and asks the holders of the rest for it
-    /// if they were not asked before.
+    /// Frees what nobody holds any more of what waits to be freed, and asks the holders of the rest
+    /// for it if they were not asked before.
     pub(crate) fn continue_free(&mut self, pending: PendingDrain) {
         let (idle, waiting) = self.split_by_holds(&pending.drain);
         for run in idle {

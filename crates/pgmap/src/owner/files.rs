@@ -36,15 +36,16 @@ fn checked_batch(nr_items: usize) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// What is left for the rest of a batch: extents of the answer, and frames whose memory is taken at once.
+/// What is left for the rest of a batch: extents of the answer, and frames whose memory is taken at
+/// once.
 struct Room {
     nr_extents: usize,
     nr_pages: u64,
 }
 
 impl Core {
-    /// Reserves frames for files. Memory for the first few is taken at once; for more the answer comes
-    /// later.
+    /// Reserves frames for files. Memory for the first few is taken at once; for more the answer
+    /// comes later.
     pub(crate) fn create(
         &mut self,
         client: ClientId,
@@ -128,7 +129,8 @@ impl Core {
         Ok((draft, lacking))
     }
 
-    /// Why a file of this length cannot be: it would take so many frames, if that is a number at all.
+    /// Why a file of this length cannot be: it would take so many frames, if that is a number at
+    /// all.
     fn too_long(&self, spec: &CreateSpec, pages: Option<u64>) -> Refusal {
         let has = bytes(self.nr_pages());
         let why = match (spec.folio_size.sizing(), pages) {
@@ -144,7 +146,8 @@ impl Core {
         Refusal::BadLength { name: spec.name.to_string(), len_bytes: spec.len_bytes, why }
     }
 
-    /// Hands frames out. What is missing may have been let go a moment ago: then that is looked for.
+    /// Hands frames out. What is missing may have been let go a moment ago: then that is looked
+    /// for.
     fn reserve(
         &mut self,
         pages: u64,
@@ -412,8 +415,8 @@ impl Core {
         Ok(Reply::Located { entry: file.entry.number(), name: name.clone() })
     }
 
-    /// Has what files hold reach a device's memory, before a restart of the machine that is no power
-    /// failure: nobody syncs a device.
+    /// Has what files hold reach a device's memory, before a restart of the machine that is no
+    /// power failure: nobody syncs a device.
     pub(crate) fn flush_files(&self) {
         let data = &self.pool.data;
         if data.kind() != MemoryKind::DevDax || data.persistence() < Persistence::Restart {
@@ -427,13 +430,14 @@ impl Core {
         }
     }
 
-    /// The flags under which a file's folios are published: the policy, where the fast path sees it.
+    /// The flags under which a file's folios are published: the policy, where the fast path sees
+    /// it.
     pub(crate) fn flags_for(&self, rules: FileRules) -> FolioFlags {
         self.flags_of_type(self.memory_type, rules)
     }
 
-    /// What `rules` and the memory that the pool lies in say together: the kernel registers no page cache
-    /// of a disk for a device (Linux 7.1: mm/gup.c, `folio_fast_pin_allowed`).
+    /// What `rules` and the memory that the pool lies in say together: the kernel registers no page
+    /// cache of a disk for a device (Linux 7.1: mm/gup.c, `folio_fast_pin_allowed`).
     pub(crate) fn range_flags(&self, rules: FileRules) -> RangeFlags {
         match self.pool.data.kind().long_term() {
             LongTerm::Refused => rules.range_flags().with(RangeFlags::FORBID_DEVICE),
@@ -457,8 +461,8 @@ impl Core {
         self.flags_of_type(memory_type, file.rules)
     }
 
-    /// Writes every file's policy again, after a holder came or went. What a cut is taking out of a file
-    /// gets it if the cut is given up.
+    /// Writes every file's policy again, after a holder came or went. What a cut is taking out of a
+    /// file gets it if the cut is given up.
     pub(crate) fn republish(&mut self) {
         let names: Vec<FileName> = self.files.keys().cloned().collect();
         for name in names {

@@ -96,8 +96,8 @@ impl Shared {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// An error once it is stopping, and in a forked child, which has a copy of the books and must not
-    /// write into the pool by them.
+    /// An error once it is stopping, and in a forked child, which has a copy of the books and must
+    /// not write into the pool by them.
     pub(crate) fn check_running(&self) -> Result<(), Error> {
         if self.guard.is_child() {
             return Err(Error::Detached);
@@ -134,8 +134,8 @@ impl Shared {
         }
     }
 
-    /// The next event for a client in this process, waiting up to `timeout` for it, or until there were
-    /// more interruptions than the `seen` ones.
+    /// The next event for a client in this process, waiting up to `timeout` for it, or until there
+    /// were more interruptions than the `seen` ones.
     pub(crate) fn next_event(
         &self,
         client: ClientId,
@@ -173,7 +173,8 @@ impl Shared {
         self.lock().nr_interruptions(client)
     }
 
-    /// Does what a client in this process asks, and waits up to `limit` for an answer that comes later.
+    /// Does what a client in this process asks, and waits up to `limit` for an answer that comes
+    /// later.
     pub(crate) fn call(
         &self,
         client: ClientId,
@@ -189,8 +190,8 @@ impl Shared {
         self.await_outcome(name, limit, |core| core.handle(client, request))
     }
 
-    /// Has the core do something, and waits for its answer if that comes later. What is not answered in
-    /// time is called off.
+    /// Has the core do something, and waits for its answer if that comes later. What is not
+    /// answered in time is called off.
     fn await_outcome(
         &self,
         name: &'static str,
@@ -257,8 +258,8 @@ pub(crate) struct Handed {
 
 /// The one who changes a pool's descriptors: hands out frames, publishes files, drains them.
 ///
-/// Works by itself in one thread. Dropping it stops it; clients keep their pins, and for a pool in a
-/// directory a new owner can go on.
+/// Works by itself in one thread. Dropping it stops it; clients keep their pins, and for a pool in
+/// a directory a new owner can go on.
 #[derive(Debug)]
 pub struct Owner {
     shared: Arc<Shared>,
@@ -300,12 +301,12 @@ impl Owner {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Listens at `path` for clients of other processes, until the owner is dropped. Each of them costs
-    /// four descriptors, so the process's soft limit of open files is raised to its hard one.
+    /// Listens at `path` for clients of other processes, until the owner is dropped. Each of them
+    /// costs four descriptors, so the process's soft limit of open files is raised to its hard one.
     ///
     /// # Errors
-    /// [`Error::Os`] when somebody listens there already, the path cannot be used, or so few files may be
-    /// open that there is room for no client.
+    /// [`Error::Os`] when somebody listens there already, the path cannot be used, or so few files
+    /// may be open that there is room for no client.
     pub fn serve(&self, path: impl AsRef<Path>) -> Result<(), Error> {
         self.shared.check_running()?;
         let listener = Listener::bind(path.as_ref(), 0o600)?;
@@ -370,8 +371,8 @@ impl Owner {
     /// `patience` is answered no. Ends when the registration is dropped.
     ///
     /// # Errors
-    /// [`Refusal::Denied`] with `EBUSY` when the pool has a holder; [`Error::Os`] when no thread can
-    /// be started.
+    /// [`Refusal::Denied`] with `EBUSY` when the pool has a holder; [`Error::Os`] when no thread
+    /// can be started.
     pub fn set_holder(
         &self,
         id: HolderId,
@@ -413,8 +414,8 @@ impl Owner {
         Ok(self.shared.lock_running()?.core.add_pagemap(&name, spec, ops)?)
     }
 
-    /// Takes a pagemap down: nobody new gets in, the holder and every holder of a frame are told, and
-    /// when the last has let go the memory goes. Waits up to `deadline` for that.
+    /// Takes a pagemap down: nobody new gets in, the holder and every holder of a frame are told,
+    /// and when the last has let go the memory goes. Waits up to `deadline` for that.
     ///
     /// # Errors
     /// [`Refusal::Held`] names who still holds frames. The pagemap stays closed then, its memory is
@@ -426,7 +427,8 @@ impl Owner {
         self.shared.await_outcome(name, limit, |core| core.remove_pagemap(id, wait_ms)).map(drop)
     }
 
-    /// The type of the pagemap around a frame; `None` if there is no living one, and in a forked child.
+    /// The type of the pagemap around a frame; `None` if there is no living one, and in a forked
+    /// child.
     #[must_use]
     pub fn pagemap_at(&self, pfn: u64) -> Option<(PagemapId, MemoryType)> {
         let state = self.shared.lock_running().ok()?;
@@ -487,8 +489,9 @@ impl Drop for Owner {
         if let Err(error) = self.shared.pool.end() {
             tracing::error!(%error, "the pool could not be synced; files may be lost when the machine stops");
         }
-        // Clients of this process may keep the books for as long as they like, and the pool's lock with
-        // them. Nobody uses those books any more: every way to them asks whether the owner runs.
+        // Clients of this process may keep the books for as long as they like, and the pool's lock
+        // with them. Nobody uses those books any more: every way to them asks whether the owner
+        // runs.
         self.shared.pool.release();
     }
 }

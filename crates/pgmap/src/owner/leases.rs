@@ -1,8 +1,8 @@
 //! Leases: long-term pins that need the owner's consent and may be asked back.
 //!
-//! A grant is two things: a line in the lease table, which is the policy (who, until when, recalled or
-//! not), and a slot in the client's own ledger, which is the hold. So drains find it as they find any
-//! hold, and it outlives the owner that granted it.
+//! A grant is two things: a line in the lease table, which is the policy (who, until when, recalled
+//! or not), and a slot in the client's own ledger, which is the hold. So drains find it as they
+//! find any hold, and it outlives the owner that granted it.
 
 use pgmap_mm::admission::{self, Admission, Denied, Ground, HolderStance};
 use pgmap_mm::drain::ClientId;

@@ -1,8 +1,8 @@
 //! Several pagemaps in one owner: device ranges brought up beside the pool's own, each shown as one
 //! file over the whole range, and taken down again without ever leaving a holder with nothing.
 //!
-//! A pagemap's bytes lie in the pool's data file at its frames' offsets, inside the capacity that the
-//! pool was made with. It ends with its owner: a restarted one adds it anew.
+//! A pagemap's bytes lie in the pool's data file at its frames' offsets, inside the capacity that
+//! the pool was made with. It ends with its owner: a restarted one adds it anew.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -146,8 +146,9 @@ impl Core {
         let _ = teardown.done(Step::Free, &mut self.pagemaps);
     }
 
-    /// Takes a pagemap down: kill, tell, unmap, drain, free (I8). Waits up to `wait_ms` for holders;
-    /// past that it is still dying, its frames are nobody else's, and it can be asked again.
+    /// Takes a pagemap down: kill, tell, unmap, drain, free (I8). Waits up to `wait_ms` for
+    /// holders; past that it is still dying, its frames are nobody else's, and it can be asked
+    /// again.
     pub(crate) fn remove_pagemap(&mut self, id: PagemapId, wait_ms: u64) -> Outcome {
         match self.begin_unplug(id, wait_ms) {
             Ok(ticket) => match self.answers.iter().position(|&(other, _)| other == ticket) {
@@ -266,8 +267,8 @@ impl Core {
             .push((unplug.ticket, Reply::Refused(Refusal::Held { name, holders, waited_ms })));
     }
 
-    /// Asks the driver of the pagemap around `pfn` to deal with a failure of its memory. Says whether
-    /// it did; if not, the generic way follows.
+    /// Asks the driver of the pagemap around `pfn` to deal with a failure of its memory. Says
+    /// whether it did; if not, the generic way follows.
     pub(crate) fn driver_handles_failure(&self, pfn: Pfn) -> bool {
         let Some(frame) = PfnRange::new(pfn.number(), 1) else { return false };
         self.devices
@@ -346,7 +347,8 @@ mod tests {
         core.frames.vmemmap().folios(run).filter(|(.., word)| word.state() == state).count() as u64
     }
 
-    /// Story: all folios were marked, and all were taken down, in one go, and nobody else was served.
+    /// Story: all folios were marked, and all were taken down, in one go, and nobody else was
+    /// served.
     #[test]
     fn a_pagemap_of_many_folios_is_taken_down_in_steps() {
         let (mut core, id, driver, run) = core_with_pagemap();
@@ -370,7 +372,8 @@ mod tests {
         assert!(matches!(&core.take_answers()[..], [(_, Reply::Done)]));
     }
 
-    /// The word of each folio that is held says so, for holders who missed the event: in steps, too.
+    /// The word of each folio that is held says so, for holders who missed the event: in steps,
+    /// too.
     #[test]
     fn a_pagemap_that_is_held_is_marked_in_steps() {
         let (mut core, id, driver, run) = core_with_pagemap();

@@ -167,8 +167,8 @@ impl Core {
         Err(Refusal::Held { name: name.to_string(), holders, waited_ms: 0 })
     }
 
-    /// Replaces the memory of failed frames that no file has and nobody holds, and frees them. A frame
-    /// that waits for its last holder is left to its drain.
+    /// Replaces the memory of failed frames that no file has and nobody holds, and frees them. A
+    /// frame that waits for its last holder is left to its drain.
     pub(crate) fn repair_free(&mut self) -> Result<Reply, Refusal> {
         self.look_again();
         let failed: Vec<PfnRange> = self

@@ -1,8 +1,10 @@
-//! Taking memory from the system for a large file in bounded steps, so that others are served meanwhile.
+//! Taking memory from the system for a large file in bounded steps, so that others are served
+//! meanwhile.
 //!
-//! The frames are reserved at once, and their draft is in the books; its answer comes when the memory is
-//! there. A step is taken without the books' lock: only the thread that runs the owner's loop takes them,
-//! and a frame whose draft is still in the books is freed, and its memory given back, by nobody.
+//! The frames are reserved at once, and their draft is in the books; its answer comes when the
+//! memory is there. A step is taken without the books' lock: only the thread that runs the owner's
+//! loop takes them, and a frame whose draft is still in the books is freed, and its memory given
+//! back, by nobody.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -29,8 +31,8 @@ pub(crate) struct Population {
     client: ClientId,
     /// The answer so far.
     drafts: Vec<Result<Draft, Refusal>>,
-    /// Which of them lack memory: its place among them, its number, and the runs to be looked at, last
-    /// first.
+    /// Which of them lack memory: its place among them, its number, and the runs to be looked at,
+    /// last first.
     todo: Vec<(usize, FileId, Vec<PfnRange>)>,
     signed_ms: u64,
 }
@@ -161,7 +163,8 @@ mod tests {
     use crate::pool::{Pool, PoolOptions};
     use crate::wire::{CreateSpec, FolioSize};
 
-    /// The next step begins where a unit does, wherever the file does: steps share no page of memory.
+    /// The next step begins where a unit does, wherever the file does: steps share no page of
+    /// memory.
     #[test]
     fn memory_is_taken_a_unit_at_a_time_and_the_answer_comes_with_the_last() {
         let pool = Pool::create(&PoolOptions::anonymous(8 << 20)).unwrap();

@@ -9,14 +9,15 @@ use crate::refusal::Refusal;
 use crate::wire::Reply;
 
 impl Core {
-    /// Gives the memory behind free frames back to the system: a step's worth, from frame `from` on.
+    /// Gives the memory behind free frames back to the system: a step's worth, from frame `from`
+    /// on.
     pub(crate) fn trim(&mut self, from: u64) -> Result<Reply, Refusal> {
         let (freed_bytes, next) = self.frames.trim(from)?;
         Ok(Reply::Trimmed { freed_bytes, next })
     }
 
-    /// The folios of a drain that no hold touches, and those that one does. Takes as long as there are
-    /// runs, not folios.
+    /// The folios of a drain that no hold touches, and those that one does. Takes as long as there
+    /// are runs, not folios.
     pub(crate) fn split_by_holds(&self, drain: &Drain) -> (Vec<PfnRange>, SortedRuns) {
         let runs = drain.runs();
         let held: SortedRuns = drain.held().iter().map(|held| held.hold.run).collect();

@@ -1,7 +1,7 @@
 //! Recovery: what an owner finds that a predecessor left, killed at any step.
 //!
-//! The catalog says which frames are files (I10). A ledger whose lock is free is a dead client's and
-//! is removed; one whose lock is held is a live client's, whose holds stand although it has no
+//! The catalog says which frames are files (I10). A ledger whose lock is free is a dead client's
+//! and is removed; one whose lock is held is a live client's, whose holds stand although it has no
 //! connection yet. Every frame that no file has and whose descriptor is not Free was on its way
 //! somewhere: it is drained like any other, and so freed when no live ledger holds it.
 
@@ -153,8 +153,8 @@ impl Core {
         }
     }
 
-    /// Opens the ledgers of live clients; returns what devices of the dead ones may still write to. A
-    /// ledger that cannot be read stops the start: its client may hold anything.
+    /// Opens the ledgers of live clients; returns what devices of the dead ones may still write to.
+    /// A ledger that cannot be read stops the start: its client may hold anything.
     fn find_ledgers(&mut self, numbers: &[u64]) -> Result<Vec<(ClientId, SortedRuns)>, Error> {
         let mut dead = Vec::new();
         for &number in numbers {
@@ -214,7 +214,8 @@ impl Core {
         Ok(dead)
     }
 
-    /// Takes those off the roster who have no ledger, and of whom it is known that they hold nothing.
+    /// Takes those off the roster who have no ledger, and of whom it is known that they hold
+    /// nothing.
     fn clear_roster(&mut self, numbers: &[u64]) {
         let Some(catalog) = &self.pool.catalog else { return };
         let is_known =
@@ -243,8 +244,8 @@ impl Core {
         }
     }
 
-    /// Joins a reconnecting client to the ledger it kept; none when there is no such live ledger, or it
-    /// cannot be read. The descriptor it shows must be of that very file.
+    /// Joins a reconnecting client to the ledger it kept; none when there is no such live ledger,
+    /// or it cannot be read. The descriptor it shows must be of that very file.
     pub fn resume(&mut self, number: u64, identity: Identity, shown: &OwnedFd) -> Option<ClientId> {
         use std::os::unix::fs::MetadataExt;
         let id = ClientId(number);
@@ -258,7 +259,8 @@ impl Core {
             return None;
         }
         // The lock belongs to the description that the client was handed: this asks for a lock that
-        // only it has already. Another who opened the same file is refused, and so is nobody's heir.
+        // only it has already. Another who opened the same file is refused, and so is nobody's
+        // heir.
         if !matches!(file_lock::try_lock_exclusive(shown), Ok(true)) {
             return None;
         }
@@ -314,9 +316,10 @@ mod tests {
         core.frames.vmemmap().load(extent.head_level, extent.first()) == Some(extent.life)
     }
 
-    /// A punch waits for a holder and readers know three pieces when the owner is killed. The
-    /// file is whole again; none of the pieces may be believed, for when the file goes only the word of
-    /// the whole is changed. And the catalog has the words of now, or the next start changes them again.
+    /// A punch waits for a holder and readers know three pieces when the owner is killed. The file
+    /// is whole again; none of the pieces may be believed, for when the file goes only the word of
+    /// the whole is changed. And the catalog has the words of now, or the next start changes them
+    /// again.
     #[test]
     fn what_readers_knew_of_a_cut_that_a_killed_owner_began_is_never_true_again() {
         let directory = tempfile::tempdir_in("/dev/shm").unwrap();
@@ -378,8 +381,8 @@ mod tests {
         assert!(Pool::open(&path).unwrap().catalog.unwrap().open_tails().is_empty());
     }
 
-    /// Pages of the backing that are larger than the frames of a dead client's device are replaced as a
-    /// whole, when nothing else of them is in use.
+    /// Pages of the backing that are larger than the frames of a dead client's device are replaced
+    /// as a whole, when nothing else of them is in use.
     #[test]
     fn a_device_hold_of_a_part_of_a_huge_page_ends_when_all_of_the_page_is_free() {
         let options = PoolOptions::anonymous(8 << 20).huge_pages(pgmap_os::PageSize::Huge2M);

@@ -111,8 +111,8 @@ impl Core {
         Ok(Reply::Who(self.holders(&held, None), is_cut))
     }
 
-    /// The first of `held` as people read them, at most [`MAX_HOLDERS`]. Each table of the owner is gone
-    /// through once for all of them.
+    /// The first of `held` as people read them, at most [`MAX_HOLDERS`]. Each table of the owner is
+    /// gone through once for all of them.
     pub(crate) fn holders(&self, held: &[Held], seen_for_ms: Option<u64>) -> Vec<Holder> {
         let held = &held[..held.len().min(MAX_HOLDERS)];
         let runs = || held.iter().map(|held| held.hold.run).enumerate();
@@ -208,8 +208,8 @@ impl Core {
         })
     }
 
-    /// As [`file_of`](Self::file_of) without going through all files: a file's number is the first stamp
-    /// of its frames, which they keep as long as nothing is taken out of it.
+    /// As [`file_of`](Self::file_of) without going through all files: a file's number is the first
+    /// stamp of its frames, which they keep as long as nothing is taken out of it.
     fn file_by_stamp(&self, run: PfnRange) -> Option<String> {
         let (_, word) = self.frames.vmemmap().folio_of(run.first())?;
         let id = FileId(word.stamp()?.number());

@@ -96,7 +96,8 @@ mod tests {
     use super::*;
     use pgmap_mm::error::errno::ENOMEM;
 
-    /// Story: a cut that had no memory for the descriptors of smaller folios was said to be invalid.
+    /// Story: a cut that had no memory for the descriptors of smaller folios was said to be
+    /// invalid.
     #[test]
     fn a_want_of_memory_for_descriptors_is_refused_as_one() {
         let folio = PfnRange::new(0, 512).unwrap();

@@ -1,9 +1,9 @@
 //! Giving a file back what a cut was to take, in bounded steps: a cut that is given up keeps nobody
 //! waiting, however long the file.
 //!
-//! Until all folios are what they were the file stays what the cut made of it, and other changes of it
-//! are refused; the caller of the cut has no answer. An owner that is killed meanwhile leaves a file that
-//! is whole in the catalog, and its successor believes no word of it.
+//! Until all folios are what they were the file stays what the cut made of it, and other changes of
+//! it are refused; the caller of the cut has no answer. An owner that is killed meanwhile leaves a
+//! file that is whole in the catalog, and its successor believes no word of it.
 
 use std::collections::VecDeque;
 
@@ -45,7 +45,8 @@ impl Restoration {
 }
 
 impl Core {
-    /// Gives a file back what `cut` was to take, then its caller the answer. Short ones are done at once.
+    /// Gives a file back what `cut` was to take, then its caller the answer. Short ones are done at
+    /// once.
     pub(crate) fn restore(&mut self, cut: Cut, answer: Option<Reply>) {
         self.frames.unmark(&cut.frames.off);
         let mut restoration = Restoration { cut, rest: VecDeque::new(), answer };

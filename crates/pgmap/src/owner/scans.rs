@@ -1,5 +1,5 @@
-//! Scans of the ledgers, whose holds are in the way of frames that are to go: in bounded steps, for a
-//! client may have millions of slots. Nearly all scans end with their first step.
+//! Scans of the ledgers, whose holds are in the way of frames that are to go: in bounded steps, for
+//! a client may have millions of slots. Nearly all scans end with their first step.
 //!
 //! Until its scan has ended a drain has no holders, and its frames are nobody's and not free.
 
@@ -12,8 +12,8 @@ use crate::owner::core::{Core, Ticket};
 use crate::owner::cut::Cut;
 use crate::owner::pagemaps::Unplug;
 
-/// Most slots or counts that one step reads, and holds that it puts in order: well below a millisecond
-/// where few of them are in the way, a few where all are.
+/// Most slots or counts that one step reads, and holds that it puts in order: well below a
+/// millisecond where few of them are in the way, a few where all are.
 pub(crate) const STEP_SLOTS: usize = 32_768;
 
 /// A scan that goes on, and what follows.
@@ -63,7 +63,8 @@ impl Core {
         Scan::start(runs, &self.barrier, self.ledgers_from(ClientId(0)))
     }
 
-    /// One heavy barrier, one scan in one go: who holds any of `runs`, whose life words are changed.
+    /// One heavy barrier, one scan in one go: who holds any of `runs`, whose life words are
+    /// changed.
     pub(crate) fn scan_for(&mut self, runs: SortedRuns) -> Drain {
         let mut scan = self.start_scan(runs);
         while !scan.look_on(usize::MAX, self.ledgers_from(scan.next_client())) {}
@@ -189,7 +190,8 @@ mod tests {
         Patience { wait_ms: 0, on_deadline }
     }
 
-    /// Story: a liar's 262,144 slots were read, sorted and shared out in one go, and everybody waited.
+    /// Story: a liar's 262,144 slots were read, sorted and shared out in one go, and everybody
+    /// waited.
     #[test]
     fn an_unlink_with_many_slots_to_read_goes_on_in_steps_between_which_others_are_served() {
         let mut world = world();

@@ -1,11 +1,11 @@
 //! The owner's one loop: sockets, deaths, the doorbell and deadlines.
 //!
 //! It moves bytes and calls the core; what they mean is decided there. It never waits for a client:
-//! sending never blocks. A client that does not read its answers is not heard meanwhile, so that what
-//! waits for it stays small, and is disconnected when it has not read for a while.
+//! sending never blocks. A client that does not read its answers is not heard meanwhile, so that
+//! what waits for it stays small, and is disconnected when it has not read for a while.
 //!
-//! However the loop ends, by the owner's wish, an error or a panic, the owner is then stopped: nobody
-//! waits for an answer of a loop that is gone.
+//! However the loop ends, by the owner's wish, an error or a panic, the owner is then stopped:
+//! nobody waits for an answer of a loop that is gone.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -135,7 +135,8 @@ impl Service {
 
     /// Runs until the owner stops.
     pub(crate) fn run(mut self) {
-        // Dropped before the connections are, so that who hears of their end finds the owner stopped.
+        // Dropped before the connections are, so that who hears of their end finds the owner
+        // stopped.
         let _stop = StopAtEnd(Arc::clone(&self.shared));
         let mut ready = Vec::new();
         while !self.shared.is_stopping() {
@@ -282,8 +283,8 @@ impl Service {
         }
     }
 
-    /// Takes a newcomer by a descriptor that was kept for this, tells it that there is no room, and lets it
-    /// go. If even that fails it stays in the queue, and the loop looks away for a while.
+    /// Takes a newcomer by a descriptor that was kept for this, tells it that there is no room, and
+    /// lets it go. If even that fails it stays in the queue, and the loop looks away for a while.
     fn refuse_without_descriptor(&mut self, error: &OsError) {
         if self.spare.take().is_some()
             && let Some(listener) = &self.listener
@@ -362,8 +363,8 @@ impl Service {
         }
     }
 
-    /// Ends the connection that has been silent longest, to make room for another: who only connects keeps
-    /// no client out. False if there is none.
+    /// Ends the connection that has been silent longest, to make room for another: who only
+    /// connects keeps no client out. False if there is none.
     fn end_longest_silent(&mut self) -> bool {
         while let Some((number, _)) = self.silent.pop_front() {
             if self.is_silent(number) {
@@ -559,8 +560,8 @@ impl Service {
         }
     }
 
-    /// Stops watching a descriptor that is about to be closed: a forked child may have a copy of it,
-    /// and the poller would go on to report it for as long as that is open.
+    /// Stops watching a descriptor that is about to be closed: a forked child may have a copy of
+    /// it, and the poller would go on to report it for as long as that is open.
     fn forget(&self, fd: impl AsFd) {
         if let Err(error) = self.poller.remove(fd) {
             tracing::debug!(%error, "a descriptor was not watched");
@@ -626,8 +627,8 @@ impl Service {
             self.react(number, reaction);
         }
         for (number, event) in events {
-            // Who reads nothing while it calls nothing must not lose its connection for it, as it would
-            // for answers: it hears no more, and can still ask its pins.
+            // Who reads nothing while it calls nothing must not lose its connection for it, as it
+            // would for answers: it hears no more, and can still ask its pins.
             if self.links.get(&number).is_some_and(|link| link.unsent.is_empty()) {
                 self.react(number, answer(EVENT_NUMBER, Reply::Event(event)));
             }

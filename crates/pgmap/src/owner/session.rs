@@ -61,8 +61,8 @@ impl Session {
         }
     }
 
-    /// Takes one message. `identity` is asked for once, at the greeting; `has_room` says whether a request
-    /// may wait.
+    /// Takes one message. `identity` is asked for once, at the greeting; `has_room` says whether a
+    /// request may wait.
     pub fn on_message(
         &mut self,
         core: &mut Core,
@@ -170,8 +170,9 @@ pub(crate) fn tell(core: &mut Core, client: ClientId, number: u64, reply: Reply)
     answer(number, reply)
 }
 
-/// Gives up drafts and leases that the client will never hear of, because the answer that names them is
-/// too long for a message, however short its refusals: then it becomes a refusal, and nothing was done.
+/// Gives up drafts and leases that the client will never hear of, because the answer that names
+/// them is too long for a message, however short its refusals: then it becomes a refusal, and
+/// nothing was done.
 fn give_back_untellable(core: &mut Core, client: ClientId, number: u64, reply: &Reply) {
     let (Reply::Created(_) | Reply::Leased { .. }) = reply else { return };
     if encoded_short(number, reply.clone()).is_ok() {
@@ -189,9 +190,10 @@ fn give_back_untellable(core: &mut Core, client: ClientId, number: u64, reply: &
     drop(core.handle(client, back));
 }
 
-/// Takes out of a reply that is too long for a message what it can do without, a step at a time: half of
-/// the holders, what commits say of life words (whose writers then ring a bell too many), and the ends
-/// of long names in refusals. Never what was done. False if there is nothing left to take.
+/// Takes out of a reply that is too long for a message what it can do without, a step at a time:
+/// half of the holders, what commits say of life words (whose writers then ring a bell too many),
+/// and the ends of long names in refusals. Never what was done. False if there is nothing left to
+/// take.
 fn shorten(reply: &mut Reply) -> bool {
     let halve = |holders: &mut Vec<_>| {
         let is_long = holders.len() > 1;
@@ -234,8 +236,8 @@ fn encoded_short(number: u64, mut reply: Reply) -> Result<Vec<u8>, Error> {
     }
 }
 
-/// Encodes a reply. One that does not fit becomes shorter; what then does not fit either is a refusal that
-/// says so.
+/// Encodes a reply. One that does not fit becomes shorter; what then does not fit either is a
+/// refusal that says so.
 pub(crate) fn answer(number: u64, reply: Reply) -> Reaction {
     let encoded = encoded_short(number, reply)
         .or_else(|error| wire::encode(&Numbered { number, body: Reply::Refused(error.into()) }));

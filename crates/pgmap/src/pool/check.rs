@@ -4,12 +4,13 @@
 //!
 //! 1. the catalog: both slots of its header, every record of its log;
 //! 2. that the data is the catalog's: length, page size, seal, mark;
-//! 3. each file: whole folios inside the pool, outside the head, each frame in one file, under stamps
-//!    that were given out;
+//! 3. each file: whole folios inside the pool, outside the head, each frame in one file, under
+//!    stamps that were given out;
 //! 4. if asked, the contents: every byte can be read, and what lies behind a file's end is zero.
 //!
-//! Descriptors and index are not looked at: they are made again from the catalog when the pool is opened.
-//! Contents have no checksums of their own: bytes that changed while they can be read are not found.
+//! Descriptors and index are not looked at: they are made again from the catalog when the pool is
+//! opened. Contents have no checksums of their own: bytes that changed while they can be read are
+//! not found.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -59,7 +60,8 @@ pub struct CheckReport {
     pub nr_files: u64,
     /// Bytes that were read.
     pub read_bytes: u64,
-    /// Files that the pool drops when it is opened next: the machine was restarted before they were synced.
+    /// Files that the pool drops when it is opened next: the machine was restarted before they were
+    /// synced.
     pub nr_unsynced: u64,
     /// What is wrong.
     pub findings: Vec<Finding>,
@@ -80,12 +82,12 @@ struct Check<'p> {
     progress: &'p mut dyn FnMut(u64, u64),
 }
 
-/// Checks the pool whose directory, or whose data, is at `place`. `progress` is told how many bytes of how
-/// many were read.
+/// Checks the pool whose directory, or whose data, is at `place`. `progress` is told how many bytes
+/// of how many were read.
 ///
 /// # Errors
-/// [`Error::BadPool`] when there is no pool, or it has an owner; [`Error::Os`]. Damage is no error: the
-/// report says it.
+/// [`Error::BadPool`] when there is no pool, or it has an owner; [`Error::Os`]. Damage is no error:
+/// the report says it.
 pub fn check(
     place: impl AsRef<Path>,
     options: CheckOptions,
@@ -161,8 +163,8 @@ impl Check<'_> {
         self.report.findings.push(Finding { what: what.into(), why: why.into(), repair });
     }
 
-    /// Writes the slot of the header that is damaged again, from the other one, if that is what is wrong
-    /// and repairs are asked for.
+    /// Writes the slot of the header that is damaged again, from the other one, if that is what is
+    /// wrong and repairs are asked for.
     fn mend_header(
         &mut self,
         memory: Arc<MemoryFile>,
@@ -271,7 +273,8 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Reads `len` bytes from `start` of the data on. Returns the offsets of pages that do not answer.
+    /// Reads `len` bytes from `start` of the data on. Returns the offsets of pages that do not
+    /// answer.
     fn read_run(&mut self, start: u64, len: u64, total: u64, data: &MemoryFile) -> Vec<u64> {
         let mut bytes = vec![0; STEP_BYTES.min(len) as usize];
         let mut failed = Vec::new();
@@ -318,8 +321,8 @@ impl Check<'_> {
     }
 }
 
-/// Puts changes on record, and keeps data and catalog together: the mark of a stopped owner may be one
-/// change ahead, and never behind.
+/// Puts changes on record, and keeps data and catalog together: the mark of a stopped owner may be
+/// one change ahead, and never behind.
 fn record(catalog: &Catalog, data: &MemoryFile, changes: &[Change<'_>]) -> Result<(), Error> {
     let state = catalog.state();
     if state.is_clean && on::has_seal(data) {

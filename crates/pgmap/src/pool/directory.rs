@@ -29,7 +29,8 @@ const PROBE: &str = "probe.new";
 /// Enough to see whether a file system stores holes.
 const PROBE_BYTES: u64 = 1 << 20;
 
-/// A pool's directory, and the lock that says "this pool has an owner". A forked child does not keep it.
+/// A pool's directory, and the lock that says "this pool has an owner". A forked child does not
+/// keep it.
 #[derive(Debug)]
 pub(crate) struct Directory {
     path: PathBuf,

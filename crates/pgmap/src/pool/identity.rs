@@ -1,8 +1,10 @@
-//! Who a pool is: a random number that each of its files carries, and the boot it was last owned in.
+//! Who a pool is: a random number that each of its files carries, and the boot it was last owned
+//! in.
 //!
-//! Each file of a pool in a directory ends with one page that its layout does not count, the *seal*:
-//! what the file is, which pool it belongs to and how long it is. A copy of the file takes it along,
-//! which extended attributes and inode numbers do not do; see docs/adr/0050-the-catalog-is-a-log.md.
+//! Each file of a pool in a directory ends with one page that its layout does not count, the
+//! *seal*: what the file is, which pool it belongs to and how long it is. A copy of the file takes
+//! it along, which extended attributes and inode numbers do not do; see
+//! docs/adr/0050-the-catalog-is-a-log.md.
 
 use std::fmt;
 use std::fs;
@@ -88,8 +90,8 @@ pub(crate) enum FileKind {
     Vmemmap,
     /// The index.
     Index,
-    /// The ledger of the client with this number, with the numbers of this very file and of the data file
-    /// that the client maps: copies of either are other files.
+    /// The ledger of the client with this number, with the numbers of this very file and of the
+    /// data file that the client maps: copies of either are other files.
     Ledger { client: u64, file: FileNumber, data: FileNumber },
 }
 
@@ -214,7 +216,8 @@ mod tests {
         assert_eq!(Seal::read(&file).unwrap(), Found::Nothing);
     }
 
-    /// A seal with the right checksum that says a length near 2^64 was an overflow where it was rounded up.
+    /// A seal with the right checksum that says a length near 2^64 was an overflow where it was
+    /// rounded up.
     #[test]
     fn a_seal_of_an_impossible_length_is_none() {
         let file = MemoryFile::anonymous("seal-test", 8192, PageSize::Base).unwrap();

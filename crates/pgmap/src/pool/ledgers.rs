@@ -3,10 +3,10 @@
 //! A ledger is made under a name of its own, sized, sealed and given the memory that its client and
 //! the owner touch unasked, and only then called by its number: whatever has a number was whole.
 //!
-//! The seal says which pool, which client and which file the ledger is. A client goes on writing into
-//! the file that it was given, whatever lies under its number now, so an owner that starts asks
-//! whether it is that file (ADR 0060). The catalog has a roster of the clients that have ledgers, so
-//! that one that is missing is missed (ADR 0070).
+//! The seal says which pool, which client and which file the ledger is. A client goes on writing
+//! into the file that it was given, whatever lies under its number now, so an owner that starts
+//! asks whether it is that file (ADR 0060). The catalog has a roster of the clients that have
+//! ledgers, so that one that is missing is missed (ADR 0070).
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -150,8 +150,8 @@ impl Pool {
         Some(self.directory()?.join(LEDGERS))
     }
 
-    /// Puts the client of process `pid`, whose ledger was made, on the catalog's roster, before it is given
-    /// the ledger: an owner that finds the ledger missing knows that there was one.
+    /// Puts the client of process `pid`, whose ledger was made, on the catalog's roster, before it
+    /// is given the ledger: an owner that finds the ledger missing knows that there was one.
     pub(crate) fn enrol(&self, client: u64, pid: i32, file: &MemoryFile) -> Result<(), Error> {
         let Some(catalog) = &self.catalog else { return Ok(()) };
         // It may be gone for a moment before that is found out.
@@ -293,8 +293,8 @@ fn numbers_in(ledgers: &Path) -> Result<Vec<u64>, Error> {
     Ok(numbers)
 }
 
-/// Whether any client of an earlier owner lives: it has its ledger's lock. Ledgers that no client ever
-/// attached by are removed; not those of clients of `roster`, which are taken off that first
+/// Whether any client of an earlier owner lives: it has its ledger's lock. Ledgers that no client
+/// ever attached by are removed; not those of clients of `roster`, which are taken off that first
 /// (`Core::remove_ledger`): an owner may be killed, or fail to start, in between.
 ///
 /// # Errors
@@ -335,8 +335,8 @@ pub(crate) fn has_live_client(
     Ok(has_live_client)
 }
 
-/// Whether no client ever attached by a ledger: that writes a number to its start. A client that was
-/// killed at any moment before held nothing.
+/// Whether no client ever attached by a ledger: that writes a number to its start. A client that
+/// was killed at any moment before held nothing.
 fn is_unused(file: &MemoryFile) -> Result<bool, Error> {
     let mut magic = [0; 8];
     let len = file.len_bytes().min(8) as usize;

@@ -1,12 +1,14 @@
-//! The mark: which change of the catalog a pool's data goes with, so that an old copy of either is found.
+//! The mark: which change of the catalog a pool's data goes with, so that an old copy of either is
+//! found.
 //!
-//! The seal says whose a file is, and a copy made last week carries it too. An old catalog beside newer data
-//! names frames that are other files' by now. So the data says in the page of its seal, half a page
-//! behind that, how far the catalog was when an owner last began or stopped; see
+//! The seal says whose a file is, and a copy made last week carries it too. An old catalog beside
+//! newer data names frames that are other files' by now. So the data says in the page of its seal,
+//! half a page behind that, how far the catalog was when an owner last began or stopped; see
 //! docs/adr/0062-old-copies-are-found.md.
 //!
-//! There are two places for it, in different sectors, and each mark goes to the older one: whoever is killed
-//! in the middle of a write leaves the mark before it, which goes with the catalog just as well.
+//! There are two places for it, in different sectors, and each mark goes to the older one: whoever
+//! is killed in the middle of a write leaves the mark before it, which goes with the catalog just
+//! as well.
 //!
 //! # States
 //!
@@ -15,9 +17,9 @@
 //!                                        ▲──────── the next begins ────────┘
 //! ```
 //!
-//! An owner writes *open* before its first changes of the catalog, which say that it is there, and once more
-//! after them; and *closed* before its last ones, which change nothing but that the catalog is clean. So
-//! whenever it is killed the two go together.
+//! An owner writes *open* before its first changes of the catalog, which say that it is there, and
+//! once more after them; and *closed* before its last ones, which change nothing but that the
+//! catalog is clean. So whenever it is killed the two go together.
 
 use pgmap_mm::level::PAGE_BYTES;
 use pgmap_os::{MemoryFile, OsError};
@@ -48,8 +50,8 @@ pub(crate) struct CatalogState {
     pub sequence: u64,
     /// Whether an owner stopped after it had synced all, and none began since.
     pub is_clean: bool,
-    /// Whether the machine was restarted and the owner before that had not stopped: what it wrote last
-    /// may be lost.
+    /// Whether the machine was restarted and the owner before that had not stopped: what it wrote
+    /// last may be lost.
     pub is_unsynced: bool,
 }
 
@@ -180,8 +182,8 @@ mod tests {
     #[test]
     fn wherever_an_owner_was_killed_catalog_and_data_go_together() {
         let goes = |mark: Mark, catalog| mark.mismatch(catalog).is_none();
-        // Between the mark and the first changes; between those and the second mark; after some; between
-        // the mark and the last two.
+        // Between the mark and the first changes; between those and the second mark; after some;
+        // between the mark and the last two.
         assert!(goes(Mark::Open(10), state(10, true)));
         assert!(goes(Mark::Open(10), state(12, false)));
         assert!(goes(Mark::Open(12), state(12, false)));

@@ -1,14 +1,14 @@
 //! Data that lies on a device or in one file, apart from the pool's directory.
 //!
-//! Such data carries its catalog at its head, so it is the pool, wherever it is carried. What is good for
-//! this run of the machine only stays in the directory, which is best on tmpfs: the owner's lock,
-//! ledgers, index, descriptors, and a file `on` that says where the data lies.
+//! Such data carries its catalog at its head, so it is the pool, wherever it is carried. What is
+//! good for this run of the machine only stays in the directory, which is best on tmpfs: the
+//! owner's lock, ledgers, index, descriptors, and a file `on` that says where the data lies.
 //!
 //! # Two directories
-//! The ledgers say what clients hold. An owner that opened the same data with another directory would
-//! not find them and would give held frames away. So the data is locked for as long as it has an owner;
-//! and data that was in use since the machine was started opens with a fresh directory only if no client
-//! has a ledger (the catalog's roster says so).
+//! The ledgers say what clients hold. An owner that opened the same data with another directory
+//! would not find them and would give held frames away. So the data is locked for as long as it has
+//! an owner; and data that was in use since the machine was started opens with a fresh directory
+//! only if no client has a ledger (the catalog's roster says so).
 
 use std::ffi::OsString;
 use std::fs;
@@ -203,8 +203,8 @@ impl Ground {
     }
 }
 
-/// Whether a page behind the data says whose it is. Elsewhere the catalog at the head says it, and there is
-/// no room for a page that is no whole one.
+/// Whether a page behind the data says whose it is. Elsewhere the catalog at the head says it, and
+/// there is no room for a page that is no whole one.
 pub(crate) fn has_seal(data: &MemoryFile) -> bool {
     !matches!(data.kind(), MemoryKind::DevDax | MemoryKind::Hugetlb)
 }

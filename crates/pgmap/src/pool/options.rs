@@ -36,13 +36,13 @@ pub enum Durability {
     /// Processes: an anonymous pool ends with its last user, one in a directory outlives its owner.
     #[default]
     Processes,
-    /// An orderly restart of the machine, after the owner has stopped: the data lies on a disk, or in
-    /// memory that is persistent.
+    /// An orderly restart of the machine, after the owner has stopped: the data lies on a disk, or
+    /// in memory that is persistent.
     Restart,
     /// A power failure, from the moment that a commit returned. The contents are flushed before the
-    /// catalog says so: by fdatasync, on device-dax by CLWB and SFENCE. The region of a device must say
-    /// that what was flushed is safe (`persistence_domain` in sysfs); that a device accepts `MAP_SYNC`
-    /// says nothing, for memory that forgets does too.
+    /// catalog says so: by fdatasync, on device-dax by CLWB and SFENCE. The region of a device must
+    /// say that what was flushed is safe (`persistence_domain` in sysfs); that a device accepts
+    /// `MAP_SYNC` says nothing, for memory that forgets does too.
     PowerFailure,
 }
 
@@ -125,10 +125,11 @@ impl PoolOptions {
         Self { directory: Some(directory.into()), ..Self::anonymous(size_bytes) }
     }
 
-    /// A pool whose data is `on`: a device-dax device, a file that is yet to be made, on a file system
-    /// mounted with DAX or not, or a directory of hugetlbfs, in which a file is made. The data carries the
-    /// catalog, so it can be opened elsewhere ([`Pool::open_on`](crate::Pool::open_on)). What is good for
-    /// this run of the machine only lies in `directory`, which is best on tmpfs.
+    /// A pool whose data is `on`: a device-dax device, a file that is yet to be made, on a file
+    /// system mounted with DAX or not, or a directory of hugetlbfs, in which a file is made. The
+    /// data carries the catalog, so it can be opened elsewhere
+    /// ([`Pool::open_on`](crate::Pool::open_on)). What is good for this run of the machine only
+    /// lies in `directory`, which is best on tmpfs.
     ///
     /// All of a device is used unless [`size`](Self::size) says otherwise. A file needs a size.
     #[must_use]
@@ -143,8 +144,8 @@ impl PoolOptions {
         self
     }
 
-    /// Uses the system's huge pages for the data. Anonymous pools only: [`on`](Self::on) takes a directory
-    /// of hugetlbfs.
+    /// Uses the system's huge pages for the data. Anonymous pools only: [`on`](Self::on) takes a
+    /// directory of hugetlbfs.
     #[must_use]
     pub const fn huge_pages(mut self, page_size: PageSize) -> Self {
         self.page_size = page_size;
@@ -165,34 +166,35 @@ impl PoolOptions {
         self
     }
 
-    /// Leaves room for pagemaps that are added later: `capacity_bytes` for the pool and all of them,
-    /// each on a 1 GiB boundary. Room costs nothing until it is used.
+    /// Leaves room for pagemaps that are added later: `capacity_bytes` for the pool and all of
+    /// them, each on a 1 GiB boundary. Room costs nothing until it is used.
     #[must_use]
     pub const fn capacity(mut self, capacity_bytes: u64) -> Self {
         self.capacity_bytes = capacity_bytes;
         self
     }
 
-    /// Keeps descriptors and catalog at the head of the data that they describe (altmap), for a device
-    /// that brings more memory than there is to describe it. Pools in a directory only.
+    /// Keeps descriptors and catalog at the head of the data that they describe (altmap), for a
+    /// device that brings more memory than there is to describe it. Pools in a directory only.
     #[must_use]
     pub const fn metadata_on_device(mut self) -> Self {
         self.has_metadata_on_device = true;
         self
     }
 
-    /// Has files consist of folios of `smallest` level and larger; none is split below, and a failure of
-    /// memory costs one. Descriptors on the device are then only as many as such folios need. Goes with
-    /// [`metadata_on_device`](Self::metadata_on_device) and with [`on`](Self::on); elsewhere what is not
-    /// used costs nothing anyhow.
+    /// Has files consist of folios of `smallest` level and larger; none is split below, and a
+    /// failure of memory costs one. Descriptors on the device are then only as many as such folios
+    /// need. Goes with [`metadata_on_device`](Self::metadata_on_device) and with [`on`](Self::on);
+    /// elsewhere what is not used costs nothing anyhow.
     #[must_use]
     pub const fn smallest_folio(mut self, smallest: Level) -> Self {
         self.smallest = smallest;
         self
     }
 
-    /// Says what kind of memory the pool is, which decides about long-term pins: `Generic` (device-dax)
-    /// allows them, `FsDax` only as leases of files that are leasable. Default: what the data lies on.
+    /// Says what kind of memory the pool is, which decides about long-term pins: `Generic`
+    /// (device-dax) allows them, `FsDax` only as leases of files that are leasable. Default: what
+    /// the data lies on.
     #[must_use]
     pub const fn memory_type(mut self, memory_type: MemoryType) -> Self {
         self.memory_type = Some(memory_type);

@@ -207,8 +207,8 @@ pub(super) fn check_mark(
     why.map_or(Ok(()), |why| Err(bad(directory.path(), why)))
 }
 
-/// Whether a data file has a catalog at its head. What lies there in other data is a file's, and may
-/// look like one.
+/// Whether a data file has a catalog at its head. What lies there in other data is a file's, and
+/// may look like one.
 pub(crate) fn has_head(path: &Path) -> bool {
     let Ok(data) = MemoryFile::open_named(path, Access::ReadOnly) else { return false };
     let is_sealed = !on::has_seal(&data)
@@ -220,7 +220,8 @@ pub(crate) fn has_head(path: &Path) -> bool {
     is_sealed && is_catalog(&data)
 }
 
-/// Opens what the catalog says in another form: as clients that live have it mapped, else made again.
+/// Opens what the catalog says in another form: as clients that live have it mapped, else made
+/// again.
 pub(super) fn derived_files(
     directory: &Directory,
     id: PoolId,

@@ -65,7 +65,8 @@ fn what_was_not_synced_before_the_machine_was_restarted_is_gone_and_named() {
     client.unlink("old").unwrap();
     put(&client, "new", 3, 5000);
     client.rename("kept", "renamed", crate::Replace::No).unwrap();
-    // The machine stops here: the catalog is on the disk, the frames of "new" are as "old" left them.
+    // The machine stops here: the catalog is on the disk, the frames of "new" are as "old" left
+    // them.
     let stopped = directory.path().join("stopped");
     copy(&path, &stopped);
     drop((client, owner));
@@ -157,9 +158,9 @@ fn what_no_pool_made_is_left_alone_and_named() {
     }
 }
 
-/// An old catalog beside newer data named frames that were other files' by then, and the pool opened with
-/// their bytes. A copy of either from before, made whenever an owner had stopped, is told from what
-/// goes together now.
+/// An old catalog beside newer data named frames that were other files' by then, and the pool
+/// opened with their bytes. A copy of either from before, made whenever an owner had stopped, is
+/// told from what goes together now.
 #[test]
 fn an_old_copy_of_catalog_or_data_is_refused() {
     let (directory, path) = place();
@@ -206,8 +207,9 @@ fn a_pool_that_lost_its_catalog_is_said_to_have_lost_it() {
     assert!(error.contains("data (a file of") && error.contains("catalog"), "{error}");
 }
 
-/// A failure in the memory of a pagemap, or one of the head that was on record when the owner was killed, was
-/// looked for at the next start in a folio that is nobody's. That start failed, and so did all others.
+/// A failure in the memory of a pagemap, or one of the head that was on record when the owner was
+/// killed, was looked for at the next start in a folio that is nobody's. That start failed, and so
+/// did all others.
 #[test]
 fn failed_frames_that_are_offline_now_do_not_keep_a_pool_from_being_opened() {
     let (_directory, path) = place();
@@ -469,8 +471,8 @@ fn what_cannot_be_kept_is_refused_before_anything_is_made() {
     assert_eq!(fs::read(&file).unwrap(), b"of somebody");
 }
 
-/// With files that outlive a power failure nothing is dropped that a commit was answered for; the same
-/// pool without the promise drops it.
+/// With files that outlive a power failure nothing is dropped that a commit was answered for; the
+/// same pool without the promise drops it.
 #[test]
 fn a_commit_that_returned_outlives_a_power_failure_where_that_was_asked_for() {
     for (durability, is_kept) in [(Durability::PowerFailure, true), (Durability::Restart, false)] {

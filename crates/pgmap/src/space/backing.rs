@@ -14,12 +14,13 @@
 //!
 //! # Lost races
 //!
-//! *Fault against truncate.* The owner changes life words first and the entry then. A fault in between
-//! finds a word that fits no entry yet and reads a few times; then it says "try again".
+//! *Fault against truncate.* The owner changes life words first and the entry then. A fault in
+//! between finds a word that fits no entry yet and reads a few times; then it says "try again".
 //!
 //! # Differs from Linux
 //!
-//! A hole has no page, not even one of zeros: a fault there fails, and says that it is a hole (ADR 0033).
+//! A hole has no page, not even one of zeros: a fault there fails, and says that it is a hole (ADR
+//! 0033).
 
 use std::sync::PoisonError;
 
@@ -112,8 +113,8 @@ impl FileBacking {
         self.lock().entry.len_bytes
     }
 
-    /// How many pages from `page` of the file on can be held: at most `most`, up to the first hole, failed
-    /// page or the end of the frames, which may lie beyond the file's.
+    /// How many pages from `page` of the file on can be held: at most `most`, up to the first hole,
+    /// failed page or the end of the frames, which may lie beyond the file's.
     ///
     /// # Errors
     /// Why not even the first can.
@@ -251,7 +252,8 @@ fn kind_of(entry: &FileEntry, files_end: u64) -> VmaKind {
     if flags.contains(FolioFlags::RAW) {
         VmaKind::Raw
     } else if flags.contains(FolioFlags::PEER) {
-        // Folios of any size, mapped at any page (Linux 7.1: drivers/pci/p2pdma.c, `p2pmem_alloc_mmap`).
+        // Folios of any size, mapped at any page (Linux 7.1: drivers/pci/p2pdma.c,
+        // `p2pmem_alloc_mmap`).
         VmaKind::PeerToPeer
     } else if first.run.start() >= files_end {
         // Every folio of a device that is well has its alignment; a failed one may be smaller.

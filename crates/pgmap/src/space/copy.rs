@@ -22,14 +22,13 @@ enum Piece<'p, 's> {
 }
 
 impl AddressSpace {
-    /// Copies the bytes from `address` on into `target`, holding the pages meanwhile. A hole in a file
-    /// reads as zeros.
+    /// Copies the bytes from `address` on into `target`, holding the pages meanwhile. A hole in a
+    /// file reads as zeros.
     ///
     /// # Errors
-    /// [`SpaceError::Gup`] names the first address where nothing can be read: bytes before it may have
-    /// been copied. Nothing mapped, a file that was cut or removed, and memory that failed are
-    /// told apart as by [`pin`](Self::pin) with
-    /// [`HWPOISON`](pgmap_mm::gup::GupFlags::HWPOISON).
+    /// [`SpaceError::Gup`] names the first address where nothing can be read: bytes before it may
+    /// have been copied. Nothing mapped, a file that was cut or removed, and memory that failed are
+    /// told apart as by [`pin`](Self::pin) with [`HWPOISON`](pgmap_mm::gup::GupFlags::HWPOISON).
     pub fn read_at(&self, address: u64, target: &mut [u8]) -> Result<(), SpaceError> {
         self.in_pieces(address, target.len() as u64, GupFlags::NONE, |piece, bytes| {
             let target = &mut target[bytes];
@@ -52,8 +51,8 @@ impl AddressSpace {
         })
     }
 
-    /// Calls `copy` for one part of the addresses after the other, with where in the caller's bytes it
-    /// belongs.
+    /// Calls `copy` for one part of the addresses after the other, with where in the caller's bytes
+    /// it belongs.
     fn in_pieces(
         &self,
         address: u64,

@@ -11,8 +11,8 @@
 //! ```
 //!
 //! # Who may touch what
-//! The address space calls with its lock held; the lock here only makes that visible to the compiler.
-//! The lanes that the holds lie in are this mapping's own: no thread pins in them.
+//! The address space calls with its lock held; the lock here only makes that visible to the
+//! compiler. The lanes that the holds lie in are this mapping's own: no thread pins in them.
 //!
 //! # Orderings
 //! `pin (life word as expected); mmap` and `PROT_NONE; unpin`. The kernel's change of the page
@@ -20,15 +20,15 @@
 //! before its pin or after its unpin.
 //!
 //! # Lost races
-//! *Map against drain.* If the pin is first, the scan sees it, this client is told, and its keeper takes
-//! the mapping away. If the drain is first, the pin fails and nothing is mapped.
+//! *Map against drain.* If the pin is first, the scan sees it, this client is told, and its keeper
+//! takes the mapping away. If the drain is first, the pin fails and nothing is mapped.
 //!
-//! *A raw touch against an unmap.* If the touch is first, it reaches frames that are held. If the unmap
-//! is first, it is a fault.
+//! *A raw touch against an unmap.* If the touch is first, it reaches frames that are held. If the
+//! unmap is first, it is a fault.
 //!
 //! # Differs from Linux
-//! A mapping of fsdax counts in the page itself (Linux 7.1: fs/dax.c) and a truncate removes it from
-//! every page table by itself; here the process removes it, and one that is stopped is named.
+//! A mapping of fsdax counts in the page itself (Linux 7.1: fs/dax.c) and a truncate removes it
+//! from every page table by itself; here the process removes it, and one that is stopped is named.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -125,8 +125,8 @@ impl CpuView {
         })
     }
 
-    /// What was taken away beyond what was asked for since the last call: addresses, and frames that lay
-    /// there.
+    /// What was taken away beyond what was asked for since the last call: addresses, and frames
+    /// that lay there.
     pub(super) fn take_disturbed(&self) -> Vec<(Range<u64>, PfnRange)> {
         std::mem::take(&mut self.lock().disturbed)
     }
@@ -218,8 +218,8 @@ impl CpuView {
         Ok(pin.into_parts())
     }
 
-    /// Forgets and gives up what the stretches have from `from` up to `to`, where nothing of them is
-    /// mapped any more. What they have around it stays mapped and held.
+    /// Forgets and gives up what the stretches have from `from` up to `to`, where nothing of them
+    /// is mapped any more. What they have around it stays mapped and held.
     fn give_up(&self, state: &mut State, from: u64, to: u64) {
         let first = state.stretches.range(..from).next_back();
         let first = first.filter(|(at, stretch)| *at + stretch.len_bytes > from);
@@ -255,8 +255,8 @@ impl CpuView {
     }
 
     /// A slot is one run: the upper of two parts needs a hold of its own. Where the life word has
-    /// changed it cannot have one, and what is mapped there goes, too, before the old hold does. False
-    /// if that cannot be.
+    /// changed it cannot have one, and what is mapped there goes, too, before the old hold does.
+    /// False if that cannot be.
     fn keep_upper(
         &self,
         state: &mut State,

@@ -2,9 +2,9 @@
 //! fatal.
 //!
 //! One thread per process address space answers them ([`pgmap_os::touch`]), in this order: what an
-//! area and its file have is mapped and the touch is done again; what the owner is just changing is waited
-//! for a little; all else goes to the program's handler; without one the thread that touched gets its
-//! SIGSEGV, at that instruction.
+//! area and its file have is mapped and the touch is done again; what the owner is just changing is
+//! waited for a little; all else goes to the program's handler; without one the thread that touched
+//! gets its SIGSEGV, at that instruction.
 
 use pgmap_os::clock::Instant;
 use pgmap_os::thread::JoinHandle;
@@ -28,9 +28,10 @@ use crate::error::Error;
 const MAX_LOOKS: usize = 100;
 /// The pause in between.
 const LOOK_PAUSE: Duration = Duration::from_micros(200);
-/// How often the same touch may be found in order in a row, with nothing to be done about it, before it
-/// is an error: then the processor disagrees. Many threads may wait for one page, and each is found in
-/// order once the first one's touch is resolved, so it must have gone on for a while, too.
+/// How often the same touch may be found in order in a row, with nothing to be done about it,
+/// before it is an error: then the processor disagrees. Many threads may wait for one page, and
+/// each is found in order once the first one's touch is resolved, so it must have gone on for a
+/// while, too.
 const MAX_REPEATS: u32 = 1000;
 const REPEATED_FOR: Duration = Duration::from_secs(1);
 
@@ -57,9 +58,9 @@ pub enum FaultAnswer {
 
 /// What a program does about raw touches that cannot be resolved.
 ///
-/// Called on a thread of the address space, in ordinary context; the thread that touched waits. It must
-/// not touch the address space's addresses itself, nor take a lock that a touching thread may hold. A
-/// panic counts as [`FaultAnswer::Fail`].
+/// Called on a thread of the address space, in ordinary context; the thread that touched waits. It
+/// must not touch the address space's addresses itself, nor take a lock that a touching thread may
+/// hold. A panic counts as [`FaultAnswer::Fail`].
 pub type FaultHandler = dyn Fn(&TouchFault) -> FaultAnswer + Send + Sync;
 
 /// The thread that answers touches.
@@ -120,8 +121,9 @@ fn serve(watch: &TouchWatch, space: &SpaceInner) {
     let mut repeated = Repeated::default();
     while let Some(touch) = watch.wait() {
         let address = touch.address;
-        // This thread must live, or every touch after a panic would wait for ever: what lies behind an
-        // area may be the program's own code, and so may whoever is told of translations that ended.
+        // This thread must live, or every touch after a panic would wait for ever: what lies behind
+        // an area may be the program's own code, and so may whoever is told of translations that
+        // ended.
         let resolved = catch_unwind(AssertUnwindSafe(|| resolve(space, &touch, &mut repeated)));
         let answer = resolved.unwrap_or_else(|_| {
             tracing::error!(address, "what was asked about a raw touch panicked");

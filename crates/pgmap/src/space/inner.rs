@@ -78,9 +78,9 @@ impl SpaceInner {
         self.mm.invalidate_stale(|extent| now(extent) == Some(extent.life))
     }
 
-    /// Takes away what of the processor's mapping is wanted back, and what others may have cached of
-    /// frames that are not what they were: for when an event may have been missed, or was for holders
-    /// only.
+    /// Takes away what of the processor's mapping is wanted back, and what others may have cached
+    /// of frames that are not what they were: for when an event may have been missed, or was for
+    /// holders only.
     pub(crate) fn look_for_missed(&self, vmemmap: &Vmemmap<Readable>) {
         let Some(cpu) = &self.cpu else {
             if self.has_subscribers() {
@@ -109,8 +109,8 @@ impl SpaceInner {
         }
     }
 
-    /// Resolves a fault of the processor: afterwards it may do this at the address, unless the address
-    /// space changes again.
+    /// Resolves a fault of the processor: afterwards it may do this at the address, unless the
+    /// address space changes again.
     ///
     /// # Errors
     /// As [`Mm::fault`].
@@ -123,7 +123,8 @@ impl SpaceInner {
         if self.cpu.as_ref().is_none_or(|cpu| cpu.allows(address, access)) {
             return Ok(Resolved::InOrder);
         }
-        // A translation that the processor's mapping does not have, left from a mapping that failed.
+        // A translation that the processor's mapping does not have, left from a mapping that
+        // failed.
         if let Some(stale) = self.mm.translate(address)
             && let Some(run) = PfnRange::new(stale.pfn.number(), 1)
         {

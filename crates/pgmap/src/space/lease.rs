@@ -23,8 +23,8 @@ use crate::wire::LeaseSpec;
 const MAX_ASKS: usize = 8;
 
 impl AddressSpace {
-    /// Holds the pages from `address` on that lie in its area, as far as they can be had, by the owner's
-    /// leave.
+    /// Holds the pages from `address` on that lie in its area, as far as they can be had, by the
+    /// owner's leave.
     #[cold]
     pub(super) fn lease(
         &self,

@@ -78,8 +78,9 @@ use crate::client::side::ProcessSide;
 use crate::error::Error;
 use crate::wire::Event;
 
-/// Memory for page tables that is taken as it is written to. Tables of 4 KiB entries lie in huge pages
-/// where the system has some, so that a walk does not wait for the walk of the table's own address.
+/// Memory for page tables that is taken as it is written to. Tables of 4 KiB entries lie in huge
+/// pages where the system has some, so that a walk does not wait for the walk of the table's own
+/// address.
 pub const TABLE_MEMORY: TableMemory =
     TableMemory { sparse: zeroed_words, dense: zeroed_words_in_huge_pages };
 
@@ -101,8 +102,8 @@ pub struct AddressSpace {
     files_end: u64,
 }
 
-/// What came of a pin that took a call. Plain values: a hold with a destructor would come back through
-/// memory, and force what was held in line through it too.
+/// What came of a pin that took a call. Plain values: a hold with a destructor would come back
+/// through memory, and force what was held in line through it too.
 enum Near<'s> {
     Parts(SegmentParts<'s, ProcessSide>),
     Pages(Box<PinnedPages<'s>>),
@@ -123,20 +124,20 @@ impl AddressSpace {
         Self::new(client, mm, None)
     }
 
-    /// The process's own addresses: `len_bytes` of them, a multiple of the page size, at a multiple of
-    /// 1 GiB. What is mapped in the space appears at the same addresses to every instruction of the
-    /// process.
+    /// The process's own addresses: `len_bytes` of them, a multiple of the page size, at a multiple
+    /// of 1 GiB. What is mapped in the space appears at the same addresses to every instruction of
+    /// the process.
     ///
     /// The frames are held while they are mapped (`pgmap who` shows the holds under the tag
-    /// [`CPU_MAPPING_TAG`]). When an owner wants them back, a thread of the client takes the mapping
-    /// away at once, whatever the program does; then copies by [`read_at`](Self::read_at) and
-    /// [`write_at`](Self::write_at) fail with the address, and raw touches go to the handler that
-    /// [`on_touch_fault`](Self::on_touch_fault) has set, or are SIGSEGV. A touch never reaches another
-    /// file's bytes. A forked child has neither the mappings nor the holds.
+    /// [`CPU_MAPPING_TAG`]). When an owner wants them back, a thread of the client takes the
+    /// mapping away at once, whatever the program does; then copies by [`read_at`](Self::read_at)
+    /// and [`write_at`](Self::write_at) fail with the address, and raw touches go to the handler
+    /// that [`on_touch_fault`](Self::on_touch_fault) has set, or are SIGSEGV. A touch never reaches
+    /// another file's bytes. A forked child has neither the mappings nor the holds.
     ///
-    /// Raw stores are not seen by [`Mm::dirty`]. What the kernel touches for a system call is `EFAULT`
-    /// where nothing is mapped yet. Files of [`RAW`](pgmap_mm::descriptor::FolioFlags::RAW) frames
-    /// cannot be held, and so not be mapped.
+    /// Raw stores are not seen by [`Mm::dirty`]. What the kernel touches for a system call is
+    /// `EFAULT` where nothing is mapped yet. Files of
+    /// [`RAW`](pgmap_mm::descriptor::FolioFlags::RAW) frames cannot be held, and so not be mapped.
     ///
     /// ```
     /// use pgmap::mm::mm::Placed;
@@ -178,7 +179,8 @@ impl AddressSpace {
         Self::in_process(client, reserved.map_err(Error::from)?)
     }
 
-    /// As [`for_process`](Self::for_process), from `address` on, where nothing of the process may be.
+    /// As [`for_process`](Self::for_process), from `address` on, where nothing of the process may
+    /// be.
     ///
     /// # Errors
     /// As [`for_process`](Self::for_process); `EEXIST` when something is there.
@@ -241,8 +243,8 @@ impl AddressSpace {
         &self.inner.mm
     }
 
-    /// Has `handler` decide on raw touches that find nothing; only a process address space has such.
-    /// It takes the place of an earlier one.
+    /// Has `handler` decide on raw touches that find nothing; only a process address space has
+    /// such. It takes the place of an earlier one.
     pub fn on_touch_fault(
         &self,
         handler: impl Fn(&TouchFault) -> FaultAnswer + Send + Sync + 'static,
@@ -257,8 +259,8 @@ impl AddressSpace {
     }
 
     /// What lies behind areas of `file`: to be mapped with [`Mm::map`]. A file that may never be
-    /// pinned is `Raw`, one of P2pDma memory `PeerToPeer`, a pagemap's device file `DeviceDax`, any other
-    /// `FsDax`.
+    /// pinned is `Raw`, one of P2pDma memory `PeerToPeer`, a pagemap's device file `DeviceDax`, any
+    /// other `FsDax`.
     ///
     /// # Errors
     /// [`Refusal::Stale`](crate::Refusal::Stale) when the file is gone.
@@ -282,14 +284,14 @@ impl AddressSpace {
         Ok(read)
     }
 
-    /// Maps `len_bytes` of a file from `offset` on; returns the address. In a device address space pages
-    /// come with faults, [`populate`](Self::populate) or the first pin; in a process address space they are
-    /// there at once, as far as the file reaches.
+    /// Maps `len_bytes` of a file from `offset` on; returns the address. In a device address space
+    /// pages come with faults, [`populate`](Self::populate) or the first pin; in a process address
+    /// space they are there at once, as far as the file reaches.
     ///
     /// # Errors
-    /// [`SpaceError::File`] when the file is gone (`ESTALE`), [`SpaceError::Map`] as [`Mm::map`]. A process
-    /// address space takes one of the process's mappings (`vm.max_map_count` of them) for each stretch of
-    /// frames in a row, and is refused with `ENOMEM` when there are no more.
+    /// [`SpaceError::File`] when the file is gone (`ESTALE`), [`SpaceError::Map`] as [`Mm::map`]. A
+    /// process address space takes one of the process's mappings (`vm.max_map_count` of them) for
+    /// each stretch of frames in a row, and is refused with `ENOMEM` when there are no more.
     pub fn map(
         &self,
         file: &File<'_>,
@@ -421,8 +423,8 @@ impl AddressSpace {
 
     /// Opens a section in which many addresses are translated for the price of one hold.
     ///
-    /// A frame's bytes lie in the pool at its [`byte_range`](pgmap_mm::pfn::PfnRange::byte_range), and the
-    /// pool lies at [`Client::pool_address`]:
+    /// A frame's bytes lie in the pool at its [`byte_range`](pgmap_mm::pfn::PfnRange::byte_range),
+    /// and the pool lies at [`Client::pool_address`]:
     /// ```
     /// # use pgmap::mm::mm::Placed;
     /// # use pgmap::mm::prot::Prot;
@@ -458,13 +460,15 @@ impl AddressSpace {
 
     /// Tells `subscriber` from now on of translations that end, as [`Mm::on_invalidate`]: by this
     /// process's own changes, by events, which a thread of the client takes as they come from now
-    /// on, and where nothing here holds the frames, a moment after they have changed hands: that thread
-    /// looks every 20 ms, or [`refresh`](Self::refresh) at once. It may be told of pages that a file has
-    /// kept, when the extent around them has changed. A subscriber must not drop address spaces.
+    /// on, and where nothing here holds the frames, a moment after they have changed hands: that
+    /// thread looks every 20 ms, or [`refresh`](Self::refresh) at once. It may be told of pages
+    /// that a file has kept, when the extent around them has changed. A subscriber must not drop
+    /// address spaces.
     ///
-    /// So a device that caches translations holds what it caches, by [`pin`](Self::pin) with `DEVICE`. A
-    /// truncate then has it told, waits until it has let go, and names it at the deadline. A change of
-    /// this process's own says who has not answered: [`AckTicket::wait`](pgmap_mm::mm::AckTicket::wait).
+    /// So a device that caches translations holds what it caches, by [`pin`](Self::pin) with
+    /// `DEVICE`. A truncate then has it told, waits until it has let go, and names it at the
+    /// deadline. A change of this process's own says who has not answered:
+    /// [`AckTicket::wait`](pgmap_mm::mm::AckTicket::wait).
     pub fn on_invalidate(&self, subscriber: Arc<dyn InvalidateSubscriber>) -> SubscriptionId {
         if let Err(error) = self.keep() {
             tracing::error!(%error, "events are applied only when the program asks for them");
@@ -480,8 +484,8 @@ impl AddressSpace {
     }
 
     /// Ends the translations that an event of the client is about: frames wanted back, failed, or
-    /// leased and recalled. None for an event about anything else. Every address space of a client is
-    /// told of each event before the program is, so this is for events from elsewhere.
+    /// leased and recalled. None for an event about anything else. Every address space of a client
+    /// is told of each event before the program is, so this is for events from elsewhere.
     ///
     /// Not to be called by a holder of the pool while the owner asks it.
     pub fn apply(&self, event: &Event) -> Option<Unmapped> {

@@ -69,9 +69,9 @@ pub(super) enum Held<'s> {
     Leased(Box<LeasedPages<'s>>),
 }
 
-/// Pages of an address space, held: their frames are given to nobody else while this lives, whatever
-/// becomes of the mapping and the file. Dropping it unpins; pages pinned for writing then count as
-/// written.
+/// Pages of an address space, held: their frames are given to nobody else while this lives,
+/// whatever becomes of the mapping and the file. Dropping it unpins; pages pinned for writing then
+/// count as written.
 ///
 /// Others may write to the pages, so bytes are copied or reached through raw pointers (I6).
 #[derive(Debug)]
@@ -82,7 +82,8 @@ pub struct PinnedPages<'s> {
     pub(super) held: Held<'s>,
 }
 
-/// Address and purpose in one word: padding would make moving the pages slow, as `pgmap_mm::gup` tells.
+/// Address and purpose in one word: padding would make moving the pages slow, as `pgmap_mm::gup`
+/// tells.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asked(u64);
 

@@ -34,8 +34,8 @@ impl AddressSpace {
 }
 
 impl PinnedPages<'_> {
-    /// Writes zeros behind the end of each file, up to the end of its last page, where that page is held
-    /// here and is the file's still.
+    /// Writes zeros behind the end of each file, up to the end of its last page, where that page is
+    /// held here and is the file's still.
     pub fn clear_tails(&self, tails: &Tails) {
         let mut last = None;
         for area in &tails.areas {

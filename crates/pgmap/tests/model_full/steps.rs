@@ -170,8 +170,8 @@ pub fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-/// Steps that chance alone brings together too rarely: a file is held, memory under the hold fails, the
-/// file goes, and what is free is repaired.
+/// Steps that chance alone brings together too rarely: a file is held, memory under the hold fails,
+/// the file goes, and what is free is repaired.
 fn failure_under_a_pin() -> impl Strategy<Value = Vec<Step>> {
     let who = select(vec![Who::Host, Who::Guest]);
     (who, 0..5u8, 1..60_000u64, any::<(u8, u8, u8)>()).prop_map(|(who, name, len, chance)| {

@@ -1,5 +1,5 @@
-//! Bytes that prove what they are: each 4 KiB page carries its generation, its place and a checksum,
-//! so that a page of another file, or of an earlier one, or half of a page, is found out.
+//! Bytes that prove what they are: each 4 KiB page carries its generation, its place and a
+//! checksum, so that a page of another file, or of an earlier one, or half of a page, is found out.
 
 use super::Random;
 

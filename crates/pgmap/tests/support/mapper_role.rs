@@ -1,5 +1,5 @@
-//! A process with an address space of its own that does as it is told: one command a line, one answer
-//! each.
+//! A process with an address space of its own that does as it is told: one command a line, one
+//! answer each.
 
 // UNSAFETY: raw loads and stores at mapped and vacated addresses are what it is for.
 #![allow(unsafe_code)]

@@ -1,8 +1,10 @@
-//! What tests with several processes share: the second process, and blocks that prove what they are.
+//! What tests with several processes share: the second process, and blocks that prove what they
+//! are.
 //!
-//! A test starts this very program again with [`ROLE`] set; the test called `child_entry` then plays
-//! that role instead of returning. Parent and child talk in lines: a command on the child's standard
-//! input, an answer that starts with `@` on its standard output. A child whose input ends leaves.
+//! A test starts this very program again with [`ROLE`] set; the test called `child_entry` then
+//! plays that role instead of returning. Parent and child talk in lines: a command on the child's
+//! standard input, an answer that starts with `@` on its standard output. A child whose input ends
+//! leaves.
 
 #![allow(dead_code, reason = "each test program uses its part")]
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
@@ -143,8 +145,8 @@ pub fn command(wrapper: &[&str], role: &str, place: &Path) -> Command {
     command
 }
 
-/// Copies of all connections of process `pid`. `None`, with a line that says so, where the system does not
-/// give them out, as container runtimes' filters may refuse.
+/// Copies of all connections of process `pid`. `None`, with a line that says so, where the system
+/// does not give them out, as container runtimes' filters may refuse.
 pub fn sockets_of(pid: i32, test: &str) -> Option<Vec<std::os::fd::OwnedFd>> {
     use rustix::net::{SocketType, sockopt::socket_type};
     use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
@@ -287,8 +289,8 @@ impl Random {
     }
 }
 
-/// A directory for pools of up to 256 MiB: in shared memory where that has room, as it mostly does, else in
-/// the temporary directory. A plain container's `/dev/shm` is 64 MiB.
+/// A directory for pools of up to 256 MiB: in shared memory where that has room, as it mostly does,
+/// else in the temporary directory. A plain container's `/dev/shm` is 64 MiB.
 pub fn roomy() -> tempfile::TempDir {
     roomy_for(512 << 20).expect("512 MiB are free in /dev/shm or the temporary directory ($TMPDIR)")
 }

@@ -16,8 +16,8 @@ const SEPARATE: &str = "floor: 4 KiB leaf, counts apart";
 const CO_LOCATED: &str = "floor: 4 KiB leaf, count beside it";
 const TARGET: Target = Target::Ratio(1.15);
 
-/// Leaves of 4 KiB below a top and middle table, as words that are `STRIDE` apart; with a stride of two
-/// the second word is the page's count.
+/// Leaves of 4 KiB below a top and middle table, as words that are `STRIDE` apart; with a stride of
+/// two the second word is the page's count.
 struct Pages {
     top: Vec<Vec<u32>>,
     words: Vec<AtomicU64>,

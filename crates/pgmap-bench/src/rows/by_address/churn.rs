@@ -72,7 +72,8 @@ impl Pair {
         let is_first = worker.thread == 0;
         let mut done = Err(Failure::new("nothing was read"));
         let changed = std::thread::scope(|scope| {
-            // Relaxed, here and below: counts and flags to look at; the barrier orders what matters.
+            // Relaxed, here and below: counts and flags to look at; the barrier orders what
+            // matters.
             let changer = is_first.then(|| {
                 self.is_over.store(false, Ordering::Relaxed);
                 self.nr_changes.store(0, Ordering::Relaxed);
@@ -101,8 +102,8 @@ impl Pair {
         changed.and(done)
     }
 
-    /// Reads, together with all readers. Void for all of them if nothing changed meanwhile: on a busy
-    /// machine the thread that changes may not have run.
+    /// Reads, together with all readers. Void for all of them if nothing changed meanwhile: on a
+    /// busy machine the thread that changes may not have run.
     fn read_once(&self, worker: &mut Worker) -> Result<Done, Failure> {
         self.readers.wait();
         let before = self.nr_changes.load(Ordering::Relaxed);

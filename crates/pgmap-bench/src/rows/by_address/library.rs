@@ -1,7 +1,7 @@
 //! The library's own way from an address to a pin: a pool, a file in it, an address space.
 //!
-//! The memory of a pool's file is there from its creation. So that 64 GiB of addresses do not need 64 GiB of
-//! memory, one file is mapped many times; walks and leaves are as if there were many.
+//! The memory of a pool's file is there from its creation. So that 64 GiB of addresses do not need
+//! 64 GiB of memory, one file is mapped many times; walks and leaves are as if there were many.
 
 use std::hint::black_box;
 use std::sync::Arc;

@@ -37,8 +37,9 @@ fn anonymous_bytes() -> Result<u64, Failure> {
 }
 
 impl Case {
-    /// Bytes per TiB: what an address space over one file adds to the process, and descriptors. With what
-    /// was measured: it must stay, lest the next case take freed memory, which counts as nothing.
+    /// Bytes per TiB: what an address space over one file adds to the process, and descriptors.
+    /// With what was measured: it must stay, lest the next case take freed memory, which counts as
+    /// nothing.
     fn measure(&self) -> Result<(f64, (Space, Vec<Mm>)), Failure> {
         let mut space = Space::new(self.bytes)?;
         let file = world::file(&mut space, self.bytes, self.leaf)?;

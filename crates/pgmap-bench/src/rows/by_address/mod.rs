@@ -1,8 +1,8 @@
 //! The rows of address spaces: translate, pin and map by address, beside floors and rivals.
 //!
 //! Each group is a scenario. Groups are measured together, each beside floors of its own, so that a
-//! ratio compares what ran within moments of each other. A *region* is what rivals know: for them it
-//! is an entry of their map; here it is one or two areas, each a file with an extent of its own.
+//! ratio compares what ran within moments of each other. A *region* is what rivals know: for them
+//! it is an entry of their map; here it is one or two areas, each a file with an extent of its own.
 
 pub mod base_page;
 pub mod churn;

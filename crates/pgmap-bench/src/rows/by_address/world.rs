@@ -130,7 +130,8 @@ impl World {
         Ok(())
     }
 
-    /// Backs every page of the client's counts of 4 KiB frames with memory, as it is once it was used.
+    /// Backs every page of the client's counts of 4 KiB frames with memory, as it is once it was
+    /// used.
     pub fn back_counts(&self) -> Result<(), Failure> {
         let lane = self.lane()?;
         let gup = self.gup(&lane)?;

@@ -70,7 +70,8 @@ pub(super) fn greet(
     loop {
         if !is_said {
             match connection.send(&message, shown) {
-                // An owner that is full answers without hearing, and hangs up: hear it all the same.
+                // An owner that is full answers without hearing, and hangs up: hear it all the
+                // same.
                 Ok(()) | Err(TransferError::Closed) => is_said = true,
                 Err(TransferError::WouldBlock) => {}
                 Err(error) => return Err(gone(error)),

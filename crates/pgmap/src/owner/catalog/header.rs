@@ -1,8 +1,8 @@
 //! The catalog's header: which pool it is, and which part of the log is committed.
 //!
-//! One page with two slots in different sectors. Each change writes the older slot, so the other one
-//! is whole whatever happens to the write. Both are whole after every change that ended, so a slot
-//! that is not whole is damage, or the machine stopped in the middle of the write.
+//! One page with two slots in different sectors. Each change writes the older slot, so the other
+//! one is whole whatever happens to the write. Both are whole after every change that ended, so a
+//! slot that is not whole is damage, or the machine stopped in the middle of the write.
 
 use std::path::Path;
 
@@ -192,8 +192,8 @@ pub(crate) fn is_unfinished(path: &Path) -> Result<bool, Error> {
     Ok(is_catalog(&memory) || is_zero(&memory)?)
 }
 
-/// Whether a file is no longer than an empty catalog and zero throughout: the machine stopped before its
-/// header was on the disk.
+/// Whether a file is no longer than an empty catalog and zero throughout: the machine stopped
+/// before its header was on the disk.
 fn is_zero(memory: &MemoryFile) -> Result<bool, Error> {
     let len = memory.len_bytes();
     if len > HEADER_BYTES + 2 * FIRST_AREA_BYTES {

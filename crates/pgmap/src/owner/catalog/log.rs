@@ -1,17 +1,18 @@
 //! The catalog's log: records that are appended, and now and then written together.
 //!
-//! A change is one record: its length, a checksum over the pool's number, the record's place and its
-//! bytes, and the bytes. It counts from the moment a slot of the header says so ([`Header`]). What a
-//! failed or interrupted write left behind the committed end is overwritten by the next change, so
-//! an error of the file system spoils the change that met it and no other.
+//! A change is one record: its length, a checksum over the pool's number, the record's place and
+//! its bytes, and the bytes. It counts from the moment a slot of the header says so ([`Header`]).
+//! What a failed or interrupted write left behind the committed end is overwritten by the next
+//! change, so an error of the file system spoils the change that met it and no other.
 //!
 //! The log lies in one of two areas of equal size. When that is full, the contents are written as a
-//! fresh log to the other one, or both areas are made twice as large, and the header says where it is.
+//! fresh log to the other one, or both areas are made twice as large, and the header says where it
+//! is.
 //!
 //! # Room
-//! Both areas have their room from the file system before anything is written to them. In the area in
-//! use, every record that adds a file leaves room behind it in which all files can be removed again: a
-//! full file system, or a full area, keeps nobody from emptying the pool.
+//! Both areas have their room from the file system before anything is written to them. In the area
+//! in use, every record that adds a file leaves room behind it in which all files can be removed
+//! again: a full file system, or a full area, keeps nobody from emptying the pool.
 
 use std::io;
 use std::sync::Arc;
@@ -162,8 +163,8 @@ impl Log {
         Ok((log, contents))
     }
 
-    /// Writes the one slot of the header that is damaged again, as the change before the whole one. Says
-    /// whether that is what was wrong.
+    /// Writes the one slot of the header that is damaged again, as the change before the whole one.
+    /// Says whether that is what was wrong.
     pub(super) fn mend_header(medium: &Medium) -> Result<bool, Error> {
         let slots = read_slots(&medium.read(0, HEADER_BYTES)?);
         let ([Slot::Whole(whole), Slot::Damaged] | [Slot::Damaged, Slot::Whole(whole)]) = slots
@@ -313,8 +314,8 @@ impl Log {
         Ok(())
     }
 
-    /// Whether the file may have a change that was refused, because it could be neither synced nor taken
-    /// back: whoever opens the pool next would find it.
+    /// Whether the file may have a change that was refused, because it could be neither synced nor
+    /// taken back: whoever opens the pool next would find it.
     pub(super) const fn is_in_doubt(&self) -> bool {
         self.is_in_doubt
     }
@@ -355,7 +356,8 @@ impl Log {
         self.grow(len)
     }
 
-    /// Makes both areas so large that `len` bytes fit behind the committed end, or into a fresh log.
+    /// Makes both areas so large that `len` bytes fit behind the committed end, or into a fresh
+    /// log.
     fn grow(&mut self, len: u64) -> Result<(), Error> {
         let old_bytes = self.header.area_bytes;
         let is_first = self.header.start == HEADER_BYTES;
@@ -386,8 +388,8 @@ impl Log {
         Ok(Fresh { payloads, len_bytes, removal_bytes })
     }
 
-    /// Writes a fresh log to the area that is not in use, of `area_bytes` from now on: the second one
-    /// where areas grow.
+    /// Writes a fresh log to the area that is not in use, of `area_bytes` from now on: the second
+    /// one where areas grow.
     fn write_again(&mut self, fresh: Fresh, area_bytes: u64) -> Result<(), Error> {
         let is_second = self.header.start == HEADER_BYTES || area_bytes != self.header.area_bytes;
         let start = if is_second { HEADER_BYTES + area_bytes } else { HEADER_BYTES };

@@ -55,13 +55,13 @@ pub(crate) struct CutFrames {
 }
 
 impl PoolFrames {
-    /// Takes `pages` out of a file of `extents`: splits the folios at the edges, changes the life word of
-    /// each extent that loses a part. What goes stays Live until the caller retires it.
+    /// Takes `pages` out of a file of `extents`: splits the folios at the edges, changes the life
+    /// word of each extent that loses a part. What goes stays Live until the caller retires it.
     ///
     /// # Errors
     /// [`Refusal::TooMuch`] for too many extents, [`Refusal::IndexFull`], [`Refusal::NoMemory`] for
-    /// descriptors, [`Refusal::Denied`] for a folio that cannot be split, and what taking a stamp can
-    /// fail with. Nothing is changed then.
+    /// descriptors, [`Refusal::Denied`] for a folio that cannot be split, and what taking a stamp
+    /// can fail with. Nothing is changed then.
     pub(crate) fn begin_cut(
         &mut self,
         name: &FileName,
@@ -165,9 +165,9 @@ impl PoolFrames {
         }
     }
 
-    /// Gives a file back what a cut was to take, all of which was [revived](Self::revive_some). `before` are
-    /// the extents it had, `now` those it has. Returns its extents from now on: as before, under fresh
-    /// stamps.
+    /// Gives a file back what a cut was to take, all of which was [revived](Self::revive_some).
+    /// `before` are the extents it had, `now` those it has. Returns its extents from now on: as
+    /// before, under fresh stamps.
     pub(crate) fn undo_cut(
         &mut self,
         cut: &CutFrames,
@@ -203,8 +203,8 @@ impl PoolFrames {
         extents.extend(rest.and_then(|rest| self.folios.piece(rest)));
     }
 
-    /// Joins what was one extent before. The life word of what is absorbed changes, so nobody who knew
-    /// the piece is believed again (ADR 0011).
+    /// Joins what was one extent before. The life word of what is absorbed changes, so nobody who
+    /// knew the piece is believed again (ADR 0011).
     fn join_within(&mut self, before: &[Extent], extents: Vec<Extent>, undo: Stamp) -> Vec<Extent> {
         let mut joined: Vec<Extent> = Vec::with_capacity(extents.len());
         for extent in extents {

@@ -21,8 +21,8 @@ impl From<FailureError> for Refusal {
 }
 
 impl PoolFrames {
-    /// Takes the frame `pfn` out of use. `extent` is the one it lies in, and how many its file has. A
-    /// file that can have no more extents loses all of this one.
+    /// Takes the frame `pfn` out of use. `extent` is the one it lies in, and how many its file has.
+    /// A file that can have no more extents loses all of this one.
     ///
     /// # Errors
     /// As `Folios::isolate`, and what the catalog can fail with; nothing is changed then.
@@ -64,8 +64,8 @@ impl PoolFrames {
         nr_extents + 2 <= MAX_EXTENTS && self.check_room(nr_more).is_ok()
     }
 
-    /// Marks the folio around `pfn` Dying when it waits to be freed under the word that it had in its
-    /// file: there is no extent to cut it out of any more.
+    /// Marks the folio around `pfn` Dying when it waits to be freed under the word that it had in
+    /// its file: there is no extent to cut it out of any more.
     fn end_life_of_nobodys(&mut self, pfn: Pfn) {
         let Some((level, word)) = self.vmemmap().folio_of(pfn) else { return };
         if matches!(word.state(), FolioState::Live | FolioState::Reserved) {
@@ -79,8 +79,8 @@ impl PoolFrames {
         self.backing.page_bytes()
     }
 
-    /// Replaces the memory of the failed `run`, which nobody holds, and fills it with `bytes`. It is
-    /// still out of use.
+    /// Replaces the memory of the failed `run`, which nobody holds, and fills it with `bytes`. It
+    /// is still out of use.
     ///
     /// # Errors
     /// [`Refusal::Internal`] when the backing cannot do that, [`Refusal::NoMemory`].
@@ -96,8 +96,8 @@ impl PoolFrames {
     /// Writes over failed memory of a device, which has no other to put in its place.
     ///
     /// # Errors
-    /// [`Refusal::Internal`] when a dead client's device may still write there, or the memory does not take
-    /// what is written.
+    /// [`Refusal::Internal`] when a dead client's device may still write there, or the memory does
+    /// not take what is written.
     fn write_over(&mut self, run: PfnRange, bytes: &[u8]) -> Result<(), Refusal> {
         if self.orphans.overlaps(run) {
             let why = format!("a device of a dead client may still write to {run}");
@@ -106,14 +106,14 @@ impl PoolFrames {
         self.backing.fill(run, bytes)
     }
 
-    /// Whether single pages of failed memory can be brought back: by other memory, or on a device by
-    /// writing over them.
+    /// Whether single pages of failed memory can be brought back: by other memory, or on a device
+    /// by writing over them.
     pub(crate) fn repairs_pages(&self) -> bool {
         self.backing.page_bytes() == PAGE_BYTES || !self.backing.can_detach()
     }
 
-    /// What takes the place of `extent` when its failed `run` is back in use under `flags`, to be put on
-    /// record before [`heal`](Self::heal).
+    /// What takes the place of `extent` when its failed `run` is back in use under `flags`, to be
+    /// put on record before [`heal`](Self::heal).
     ///
     /// # Errors
     /// What taking a stamp can fail with.
@@ -150,8 +150,8 @@ impl PoolFrames {
         folios.collect()
     }
 
-    /// Replaces the memory of the failed `run`, which no file has and nobody holds, and frees it. Says
-    /// whether it did: a part of a huge page waits until the rest of the page is free.
+    /// Replaces the memory of the failed `run`, which no file has and nobody holds, and frees it.
+    /// Says whether it did: a part of a huge page waits until the rest of the page is free.
     ///
     /// # Errors
     /// When the backing or the catalog fails.
@@ -181,8 +181,8 @@ impl PoolFrames {
         Ok(())
     }
 
-    /// Keeps a frame out of use that failed under an earlier owner, whatever its descriptor says. Files
-    /// have their extents back by now.
+    /// Keeps a frame out of use that failed under an earlier owner, whatever its descriptor says.
+    /// Files have their extents back by now.
     ///
     /// # Errors
     /// What taking a stamp can fail with.
@@ -205,7 +205,8 @@ impl PoolFrames {
                 return Err(Refusal::NoMemory { why });
             }
         } else {
-            // It is a file's that lost all of the extent around it, or part of a run that is not free.
+            // It is a file's that lost all of the extent around it, or part of a run that is not
+            // free.
             if level > smallest {
                 let split = self.folios.split(run.first(), smallest);
                 split.map_err(|error| Refusal::Internal { why: error.to_string() })?;

@@ -21,8 +21,8 @@
 //!
 //! # What a descriptor says
 //!
-//! Where a folio begins and how large it is, for every folio. Whether an extent is in use is said by
-//! its *head*, the word of its first folio, under which all pins of it are taken: retiring an
+//! Where a folio begins and how large it is, for every folio. Whether an extent is in use is said
+//! by its *head*, the word of its first folio, under which all pins of it are taken: retiring an
 //! extent, or the part of it that a cut takes, changes that one word. The words of its inner folios
 //! follow in steps, and only where somebody holds them; until then Live or Reserved means
 //! "somebody's" there and nothing more, while Dying and Quarantined are true. Free, Offline and
@@ -225,8 +225,8 @@ impl PoolFrames {
     }
 
     /// Hands out `nr_pages` frames, as [`pages_for`](Self::pages_for) says, under a stamp of their
-    /// own. Frees what waits to be freed when that is needed. The frames may have no memory yet: see
-    /// [`back`](Self::back).
+    /// own. Frees what waits to be freed when that is needed. The frames may have no memory yet:
+    /// see [`back`](Self::back).
     ///
     /// # Errors
     /// [`FramesShort`] when there are not so many, or only in too many pieces. Nothing is taken.
@@ -348,14 +348,15 @@ impl PoolFrames {
         }
     }
 
-    /// As [`retire`](Self::retire), for frames that are part of an extent, or of no known one: every
-    /// folio of `run`.
+    /// As [`retire`](Self::retire), for frames that are part of an extent, or of no known one:
+    /// every folio of `run`.
     pub(crate) fn retire_run(&mut self, run: PfnRange) {
         self.folios.change_healthy(run, |word| word.in_state(FolioState::Dying));
     }
 
-    /// As [`retire`](Self::retire), for what a cut takes: runs of whole folios, of which the first may be
-    /// the head of an extent. The cut changed the words of all other extents that had some of them.
+    /// As [`retire`](Self::retire), for what a cut takes: runs of whole folios, of which the first
+    /// may be the head of an extent. The cut changed the words of all other extents that had some
+    /// of them.
     pub(crate) fn retire_cut(&mut self, off: &[PfnRange]) {
         for run in off {
             if let Some((level, _)) = self.vmemmap().folio_of(run.first()) {
@@ -413,9 +414,9 @@ impl PoolFrames {
         self.folios.merge_after((extent, pfn), to, fresh, proof, record)
     }
 
-    /// Brings the frames of a further pagemap up as Live folios of at most `largest`, which are never
-    /// free for files. A device of a dead client that may still write there, because an earlier
-    /// owner had the same pagemap, is kept out first.
+    /// Brings the frames of a further pagemap up as Live folios of at most `largest`, which are
+    /// never free for files. A device of a dead client that may still write there, because an
+    /// earlier owner had the same pagemap, is kept out first.
     ///
     /// # Errors
     /// [`Refusal::NoMemory`] when there is no memory for them; nothing is brought up then.

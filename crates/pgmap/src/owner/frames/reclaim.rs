@@ -1,10 +1,10 @@
 //! Freeing frames in bounded steps, so that a large reclaim keeps nobody waiting (T10).
 //!
-//! A dead client may leave 200 GB behind, in 4 KiB folios: to free them is a descriptor each. They are
-//! idle by then, for good: their extents' life words are changed, and a scan after the heavy barrier
-//! found nobody. So there is no hurry and no protocol left, only work, and the owner serves others
-//! between two steps of it. A successor of an owner that was killed meanwhile finds frames that are
-//! no file's and not Free, and drains them.
+//! A dead client may leave 200 GB behind, in 4 KiB folios: to free them is a descriptor each. They
+//! are idle by then, for good: their extents' life words are changed, and a scan after the heavy
+//! barrier found nobody. So there is no hurry and no protocol left, only work, and the owner serves
+//! others between two steps of it. A successor of an owner that was killed meanwhile finds frames
+//! that are no file's and not Free, and drains them.
 //!
 //! # Frames of dead clients' devices
 //!
@@ -101,8 +101,9 @@ impl PoolFrames {
         self.backlog.push(Work::Free, run);
     }
 
-    /// Somebody holds `run`, whose life is ended: the words of all its folios are to say so, for holders
-    /// who look at them because they missed the event. That is work for the next steps, too.
+    /// Somebody holds `run`, whose life is ended: the words of all its folios are to say so, for
+    /// holders who look at them because they missed the event. That is work for the next steps,
+    /// too.
     pub(crate) fn mark_held(&mut self, run: PfnRange) {
         self.backlog.push(Work::Mark, run);
     }
@@ -118,8 +119,8 @@ impl PoolFrames {
         self.backlog.runs.retain(|&(work, run)| work == Work::Free || !off.overlaps(run));
     }
 
-    /// Gives the folios at the front of `rest`, which a cut was to take, their life under `flags` again:
-    /// as many as are left of the step, of which they are taken off.
+    /// Gives the folios at the front of `rest`, which a cut was to take, their life under `flags`
+    /// again: as many as are left of the step, of which they are taken off.
     pub(crate) fn revive_some(
         &mut self,
         rest: &mut VecDeque<PfnRange>,
@@ -138,8 +139,8 @@ impl PoolFrames {
         }
     }
 
-    /// Takes the frames at the front of `rest`, of a further pagemap, down: as many folios as are left of
-    /// the step, of each of which `tell` is told.
+    /// Takes the frames at the front of `rest`, of a further pagemap, down: as many folios as are
+    /// left of the step, of each of which `tell` is told.
     pub(crate) fn take_down_some(
         &mut self,
         rest: &mut VecDeque<PfnRange>,
@@ -151,7 +152,8 @@ impl PoolFrames {
                 return rest.push_front(run);
             }
             let most = run.sub_run(0, STEP_DETACHED_PAGES.min(run.nr_pages())).unwrap_or(run);
-            // Up to the end of a folio and of a page of the backing, of which only the whole can go.
+            // Up to the end of a folio and of a page of the backing, of which only the whole can
+            // go.
             let nr_pages = (self.end_of_step(most, left) - run.start())
                 .next_multiple_of(self.backing.page_bytes() / PAGE_BYTES)
                 .min(run.nr_pages());
@@ -170,8 +172,8 @@ impl PoolFrames {
         }
     }
 
-    /// Whether there is work for further steps. Nothing is freed while the catalog may say that it is a
-    /// file's.
+    /// Whether there is work for further steps. Nothing is freed while the catalog may say that it
+    /// is a file's.
     pub(crate) fn has_backlog(&self) -> bool {
         !self.backlog.runs.is_empty() && !self.pool.is_in_doubt()
     }
@@ -203,8 +205,8 @@ impl PoolFrames {
         }
     }
 
-    /// Gives the memory behind free frames back to the system: a step's worth, from frame `from` on. Says
-    /// how many bytes that were, and where to go on. A device keeps its memory.
+    /// Gives the memory behind free frames back to the system: a step's worth, from frame `from`
+    /// on. Says how many bytes that were, and where to go on. A device keeps its memory.
     ///
     /// # Errors
     /// When the backing cannot do that.
@@ -234,7 +236,8 @@ impl PoolFrames {
         Ok((before.saturating_sub(self.resident_bytes()), next))
     }
 
-    /// The frame after the last folio of `run` that fits into this step, which has `left` folios left.
+    /// The frame after the last folio of `run` that fits into this step, which has `left` folios
+    /// left.
     fn end_of_step(&self, run: PfnRange, left: &mut usize) -> u64 {
         let is_orphaned = self.orphans.overlaps(run);
         let most = if is_orphaned { run.start() + STEP_DETACHED_PAGES } else { u64::MAX };
@@ -278,8 +281,8 @@ impl PoolFrames {
         self.end_quarantine_around(run);
     }
 
-    /// Detaches `pages`, whole pages of the backing, while `freed` is being freed: what of them is not
-    /// part of it must be free.
+    /// Detaches `pages`, whole pages of the backing, while `freed` is being freed: what of them is
+    /// not part of it must be free.
     pub(super) fn detach_with(&mut self, pages: PfnRange, freed: PfnRange) -> Result<(), Refusal> {
         let (before, after) = pages.without(freed);
         let others = before.into_iter().chain(after);
@@ -295,8 +298,8 @@ impl PoolFrames {
         self.detach(pages)
     }
 
-    /// Looks whether frames in quarantine are alone now in their pages of memory, of which `freed` was
-    /// a part: then the pages are detached, and the frames are free.
+    /// Looks whether frames in quarantine are alone now in their pages of memory, of which `freed`
+    /// was a part: then the pages are detached, and the frames are free.
     fn end_quarantine_around(&mut self, freed: PfnRange) {
         if self.quarantined.free_pages() == 0 || self.backing.page_bytes() == PAGE_BYTES {
             return;

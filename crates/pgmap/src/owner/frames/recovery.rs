@@ -17,8 +17,8 @@ use crate::refusal::Refusal;
 
 impl PoolFrames {
     /// Takes an extent's frames back and returns what readers are to be told of it; `None` when a
-    /// frame is another file's or outside the pool. `is_known` says that a client may know the extent's
-    /// life word from before, `nr_extents` how many the file has.
+    /// frame is another file's or outside the pool. `is_known` says that a client may know the
+    /// extent's life word from before, `nr_extents` how many the file has.
     ///
     /// # Errors
     /// What taking a stamp can fail with, and cutting failed frames out.
@@ -106,9 +106,9 @@ impl PoolFrames {
         })
     }
 
-    /// Takes every frame that no file has, and that is not Free by its descriptor or is in `held`, out of
-    /// the free ones: frames that were on their way somewhere when the last owner ended. They are
-    /// retired; what is left is to wait for their holders.
+    /// Takes every frame that no file has, and that is not Free by its descriptor or is in `held`,
+    /// out of the free ones: frames that were on their way somewhere when the last owner ended.
+    /// They are retired; what is left is to wait for their holders.
     ///
     /// # Errors
     /// [`Refusal::NoMemory`] when there is no room to describe them.
@@ -187,8 +187,8 @@ impl PoolFrames {
         }
     }
 
-    /// What of `run`, which is not free, is in use: all of it inside the pool's own frames, and what the
-    /// descriptors say of further pagemaps'.
+    /// What of `run`, which is not free, is in use: all of it inside the pool's own frames, and
+    /// what the descriptors say of further pagemaps'.
     fn in_use(&self, run: PfnRange) -> Vec<PfnRange> {
         let own_end = self.pool.nr_pages();
         let own = PfnRange::new(run.start(), run.end().min(own_end).saturating_sub(run.start()));

@@ -1,7 +1,7 @@
 //! Damage to the files of a closed pool, aimed and by chance: a clear error, or nothing is lost.
 //!
-//! What files hold is theirs: no file system without checksums of data sees that it changed. So of the
-//! data only what is the pool's own is damaged byte by byte.
+//! What files hold is theirs: no file system without checksums of data sees that it changed. So of
+//! the data only what is the pool's own is damaged byte by byte.
 
 use std::ffi::CString;
 use std::ops::Range;
@@ -361,7 +361,8 @@ fn damage_bytes(victim: &Victim, damaged: &Path, name: &str, random: &mut Random
     format!("{name}: {done} at {at} of {len}")
 }
 
-/// How an error may call the file of this name: a pool whose catalog cannot be found is said to have none.
+/// How an error may call the file of this name: a pool whose catalog cannot be found is said to
+/// have none.
 fn called(name: &str) -> Vec<&str> {
     let base = name.split('/').next().unwrap();
     vec![base.trim_end_matches('s')]
