@@ -16,6 +16,14 @@ fn served(folio: &str, flags: &[&str]) -> (Server, String) {
     (server, file)
 }
 
+/// The same in shared memory, with a file of 64 KiB.
+fn served_in_memory() -> (Server, String) {
+    let server = Server::start_in_memory();
+    let file = server.file("in", &noise(64 << 10));
+    server.good(&["put", &file, "a", "--folio", "4K"]);
+    (server, file)
+}
+
 fn client(server: &Server) -> Client {
     Client::connect(server.path("socket")).unwrap()
 }
@@ -153,7 +161,7 @@ fn folios_are_split_and_merged_under_the_same_bytes() {
 
 #[test]
 fn who_tells_short_long_term_and_lease_cpu_and_device() {
-    let (server, copy) = served("4K", &[]);
+    let (server, copy) = served_in_memory();
     // The owner is asked for each of its long-term pins, and grants a lease where no device writes.
     server.good(&["put", &copy, "leased", "--longterm", "forbid-device"]);
     let client = client(&server);
@@ -181,7 +189,7 @@ fn who_tells_short_long_term_and_lease_cpu_and_device() {
 
 #[test]
 fn put_sets_the_rules_of_a_file() {
-    let (server, copy) = served("4K", &[]);
+    let (server, copy) = served_in_memory();
     for (name, rule) in [
         ("forbid", "forbid"),
         ("nodev", "forbid-device"),

@@ -106,7 +106,15 @@ impl Server {
     /// Serves a new pool of 64 MiB.
     pub fn start() -> Self {
         let directory = roomy();
-        let child = Self::serve_in(directory.path(), pgmap());
+        let child = Self::serve_in(directory.path(), pgmap(), "64M");
+        Self { directory, child, user: None }
+    }
+
+    /// Serves a new pool of 8 MiB in shared memory, wherever others are: devices may hold that for
+    /// as long as they like, and the page cache of a disk they may not.
+    pub fn start_in_memory() -> Self {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let child = Self::serve_in(directory.path(), pgmap(), "8M");
         Self { directory, child, user: None }
     }
 
@@ -114,16 +122,16 @@ impl Server {
     pub fn start_as(user: &User) -> Self {
         let directory = roomy();
         std::os::unix::fs::chown(directory.path(), Some(user.id), Some(user.id)).unwrap();
-        let child = Self::serve_in(directory.path(), user.command());
+        let child = Self::serve_in(directory.path(), user.command(), "64M");
         Self { directory, child, user: Some((user.program.clone(), user.id)) }
     }
 
-    fn serve_in(directory: &Path, mut command: Command) -> Child {
+    fn serve_in(directory: &Path, mut command: Command, size: &str) -> Child {
         let is_new = !directory.join("pool").exists();
         command.arg("serve").arg("--pool").arg(directory.join("pool"));
         command.arg("--socket").arg(directory.join("socket"));
         if is_new {
-            command.args(["--size", "64M"]);
+            command.args(["--size", size]);
         }
         let mut child =
             command.arg("--json").stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
@@ -137,7 +145,7 @@ impl Server {
     /// Serves the same pool again, after the first server ended.
     pub fn restart(&mut self) {
         self.child.wait().unwrap();
-        self.child = Self::serve_in(self.directory.path(), pgmap());
+        self.child = Self::serve_in(self.directory.path(), pgmap(), "64M");
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
