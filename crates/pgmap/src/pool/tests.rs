@@ -500,3 +500,23 @@ fn a_commit_that_returned_outlives_a_power_failure_where_that_was_asked_for() {
         }
     }
 }
+
+/// The kernel registers no page cache of a disk for a device, and neither does a pool on it.
+#[test]
+fn on_a_disk_a_device_may_not_hold_for_long_and_a_processor_may_ask() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pool");
+    let owner = create(&path);
+    if owner.pool().data.kind() != pgmap_os::MemoryKind::PageCache {
+        return println!("SKIPPED on_a_disk_a_device…: the temporary directory is on no disk");
+    }
+    let client = owner.client().unwrap();
+    put(&client, "a", 1, 5000);
+    let file = client.open("a").unwrap();
+    let lease = |agent| file.lease(0, 4096, agent, crate::Access::Write).map(drop);
+    let error = lease(crate::Agent::Device).unwrap_err();
+    assert_eq!(error.errno(), libc::EOPNOTSUPP, "{error}");
+    lease(crate::Agent::Cpu).unwrap();
+    // A transfer that ends soon is another thing.
+    drop(file.pin_for_device(0, 4096).unwrap());
+}
