@@ -12,12 +12,12 @@
 #![allow(unsafe_code)]
 
 use crate::OsError;
+use crate::file_users::{FileUsers, UseKind};
 use crate::sim;
 use rustix::fs::{Mode, OFlags};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// Opens the file at `path` to be locked, and makes it, for this user alone, where it is missing.
@@ -76,21 +76,11 @@ pub fn unlock(fd: impl AsFd) -> io::Result<()> {
 /// Returns the process that holds a lock on the file at `path`, where this process may see that.
 /// What `F_OFD_GETLK` says of a description names no process; `/proc` says which has it open.
 pub fn holder(path: &Path) -> Option<u32> {
-    let file = std::fs::metadata(path).ok()?;
-    let is_number = |name: &std::ffi::OsStr| name.to_str()?.parse::<u32>().ok();
-    let processes = std::fs::read_dir("/proc").ok()?.flatten();
-    processes.filter_map(|entry| is_number(&entry.file_name())).find(|pid| {
-        let Ok(open) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
-        open.flatten().any(|entry| {
-            let is_it = std::fs::metadata(entry.path()).is_ok_and(|open| {
-                (open.dev(), open.ino(), open.rdev()) == (file.dev(), file.ino(), file.rdev())
-            });
-            let number = entry.file_name();
-            is_it && {
-                let info = format!("/proc/{pid}/fdinfo/{}", number.display());
-                std::fs::read_to_string(info).is_ok_and(|info| info.contains("OFDLCK"))
-            }
-        })
+    let users = FileUsers::of(path).ok()?;
+    users.uses.iter().find_map(|a_use| {
+        let UseKind::Open { fd, .. } = a_use.kind else { return None };
+        let info = std::fs::read_to_string(format!("/proc/{}/fdinfo/{fd}", a_use.pid)).ok()?;
+        if info.contains("OFDLCK") { u32::try_from(a_use.pid).ok() } else { None }
     })
 }
 

@@ -2,8 +2,8 @@
 
 use pgmap::{Client, CreateSpec, Error, FileName, FileWriter, FolioSize, Refusal};
 
-use crate::books::{Shape, Turn, agree};
-use crate::changes::{DEADLINE_MS, answered_at, judge, pages_of, put_away, rules_of, write};
+use crate::books::Turn;
+use crate::changes::{DEADLINE_MS, judge, pages_of, put_away, rules_of, unlink_ended, write};
 use crate::episode::Episode;
 use crate::model::End;
 use crate::verdict::{Asked, Verb};
@@ -146,17 +146,7 @@ pub fn unlink_many(episode: &Episode, client: &Client, names: Vec<String>) -> Re
         if !matches!(result, Err(Error::OwnerGone { .. })) {
             judge(episode, asked, Verb::Unlink(name), None, &result);
         }
-        let end = asked.end(episode, &result);
-        episode.model.borrow_mut().removal_ended(name, asked.from, end);
-        let mut books = episode.books.borrow_mut();
-        if books.is_exact(&turn, episode.nr_owners.get()) {
-            let shape = books.shape(name);
-            episode.check(agree("an unlink", shape.refusal_of_use(), &result));
-            if result.is_ok() {
-                books.set(name, Shape::Absent);
-            }
-        }
-        books.end(turn, answered_at(episode, &result), episode.nr_owners.get());
+        unlink_ended(episode, name, asked, turn, &result);
     }
     Ok(())
 }

@@ -68,18 +68,29 @@ pub fn unlink(episode: &Episode, client: &Client, name: &str) -> Result<(), Erro
     episode.model.borrow_mut().remove(name, asked.from);
     let result = client.unlink(name);
     judge(episode, asked, Verb::Unlink(name), Some(DEADLINE_MS), &result);
-    let end = asked.end(episode, &result);
+    unlink_ended(episode, name, asked, turn, &result);
+    result
+}
+
+/// An unlink ended so, alone or in a batch.
+pub fn unlink_ended(
+    episode: &Episode,
+    name: &str,
+    asked: Asked,
+    turn: Turn,
+    result: &Result<(), Error>,
+) {
+    let end = asked.end(episode, result);
     episode.model.borrow_mut().removal_ended(name, asked.from, end);
     let mut books = episode.books.borrow_mut();
     if books.is_exact(&turn, episode.nr_owners.get()) {
         let shape = books.shape(name);
-        episode.check(agree("an unlink", shape.refusal_of_use(), &result));
+        episode.check(agree("an unlink", shape.refusal_of_use(), result));
         if result.is_ok() {
             books.set(name, Shape::Absent);
         }
     }
-    books.end(turn, answered_at(episode, &result), episode.nr_owners.get());
-    result
+    books.end(turn, answered_at(episode, result), episode.nr_owners.get());
 }
 
 pub fn rename(

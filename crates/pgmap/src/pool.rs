@@ -37,14 +37,14 @@ use crate::pool::directory::{
     CATALOG, CATALOG_NEW, DATA, Directory, INDEX, ON, VMEMMAP, check_no_parts, holds_a_pool,
     remove_file,
 };
-use crate::pool::identity::{BootId, FileKind, PoolId};
+use crate::pool::identity::{BootId, PoolId};
 pub(crate) use crate::pool::ledgers::{LedgerFile, LedgerIdentity};
 use crate::pool::mark::Mark;
 use crate::pool::on::{Ground, On};
 pub use crate::pool::options::{Durability, MAX_POOL_BYTES, MIN_POOL_BYTES, PoolOptions, Populate};
 pub(crate) use crate::pool::parts::has_head;
 use crate::pool::parts::{
-    check_data, check_mark, check_memory, create_data, derived, derived_files, give_length,
+    check_data, check_mark, check_memory, create_data, derived_files, give_length,
 };
 use crate::refusal::Refusal;
 
@@ -208,15 +208,7 @@ impl Pool {
         };
         give_length(id, &data, &stored)?;
         let data = Arc::new(data);
-        let make = |name, kind, len_bytes| derived(directory, id, name, kind, len_bytes);
-        let vmemmap = match layout.vmemmap_start() {
-            Some(start) => {
-                data.clear(start..start + layout.vmemmap_bytes())?;
-                Arc::clone(&data)
-            }
-            None => make(VMEMMAP, FileKind::Vmemmap, layout.vmemmap_bytes())?,
-        };
-        let index = make(INDEX, FileKind::Index, layout.index_bytes())?;
+        let (vmemmap, index) = derived_files(directory, id, &layout, &data, false)?;
         ledgers::make_place(directory.path())?;
         let mut pool = Self {
             id,

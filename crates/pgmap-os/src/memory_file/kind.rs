@@ -88,13 +88,6 @@ impl MemoryKind {
         !matches!(self, Self::DevDax | Self::Hugetlb)
     }
 
-    /// Returns whether it is memory as long as nobody frees it: it cannot be written to a disk to
-    /// make room, and counts against the limits of memory.
-    #[must_use]
-    pub const fn counts_as_memory(self) -> bool {
-        matches!(self, Self::Shmem | Self::Hugetlb)
-    }
-
     /// Returns who may hold it for long.
     #[must_use]
     pub const fn long_term(self) -> LongTerm {

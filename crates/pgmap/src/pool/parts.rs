@@ -44,7 +44,7 @@ pub(super) fn create_data(
 
 /// Refuses a file system that no data can be on.
 fn check_data_place(path: &Path, data: &MemoryFile) -> Result<(), Error> {
-    if matches!(data.kind(), MemoryKind::DevDax | MemoryKind::Hugetlb) {
+    if !on::has_seal(data) {
         return Ok(());
     }
     let file_system = FileSystem::of(path)?;
@@ -93,30 +93,18 @@ pub(super) fn check_memory(name: &str, data: &MemoryFile, size_bytes: u64) -> Re
 }
 
 /// Makes a file of what the catalog says in another form, in the place of an earlier one.
-pub(super) fn derived(
-    directory: &Directory,
-    id: PoolId,
-    name: &str,
-    kind: FileKind,
-    len_bytes: u64,
-) -> Result<Arc<MemoryFile>, Error> {
+fn derived(directory: &Directory, name: &str, seal: Seal) -> Result<Arc<MemoryFile>, Error> {
     let path = directory.file(name);
     remove_file(&path)?;
-    let file = MemoryFile::create_named(&path, Seal::file_bytes(len_bytes))?;
-    Seal { id, kind, len_bytes }.write(&file)?;
+    let file = MemoryFile::create_named(&path, Seal::file_bytes(seal.len_bytes))?;
+    seal.write(&file)?;
     Ok(Arc::new(file))
 }
 
 /// Opens a file that live clients have mapped.
-fn kept(
-    directory: &Directory,
-    id: PoolId,
-    name: &str,
-    kind: FileKind,
-    len_bytes: u64,
-) -> Result<Arc<MemoryFile>, Error> {
+fn kept(directory: &Directory, name: &str, seal: Seal) -> Result<Arc<MemoryFile>, Error> {
     let file = MemoryFile::open_named(&directory.file(name), Access::ReadWrite)?;
-    if Seal::read(&file)? != Found::Seal(Seal { id, kind, len_bytes }) {
+    if Seal::read(&file)? != Found::Seal(seal) {
         let why = format!(
             "its {name} is damaged or another pool's, and clients use it; end them, then it is \
              made again"
@@ -230,11 +218,12 @@ pub(super) fn derived_files(
     has_live_client: bool,
 ) -> Result<(Arc<MemoryFile>, Arc<MemoryFile>), Error> {
     let open = |name, kind, len_bytes| {
+        let seal = Seal { id, kind, len_bytes };
         if has_live_client {
-            return kept(directory, id, name, kind, len_bytes);
+            return kept(directory, name, seal);
         }
         check_replaceable(directory, id, name)?;
-        derived(directory, id, name, kind, len_bytes)
+        derived(directory, name, seal)
     };
     let vmemmap = match layout.vmemmap_start() {
         Some(start) if !has_live_client => {
