@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 use serde_json::Value;
-use server::{pgmap, send, text, until};
+use server::{ended, pgmap, run, send, text, until};
 
 fn number(report: &Value, path: &str) -> f64 {
     let value = report.pointer(&format!("/{}", path.replace('.', "/")));
@@ -53,7 +53,7 @@ fn check(report: &Value) {
 #[test]
 fn leases_serve_stale_reads_and_pins_do_not() {
     let directory = tempfile::tempdir_in("/dev/shm").unwrap();
-    let output = demo(directory.path(), &["--json", "--seconds", "3"]).output().unwrap();
+    let output = run(&mut demo(directory.path(), &["--json", "--seconds", "3"]));
     let stderr = text(&output.stderr);
     assert!(output.status.success(), "{stderr}\n{}", text(&output.stdout));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -66,7 +66,7 @@ fn a_thread_stands_in_for_io_uring_and_the_table_says_so() {
     let directory = tempfile::tempdir_in("/dev/shm").unwrap();
     let scratch = tempfile::tempdir().unwrap();
     let mut command = demo(directory.path(), &["--seconds", "2", "--dma", "thread", "--scratch"]);
-    let output = command.arg(scratch.path()).output().unwrap();
+    let output = run(command.arg(scratch.path()));
     let table = text(&output.stdout);
     assert!(output.status.success(), "{}\n{table}", text(&output.stderr));
     assert!(table.contains("preadv-thread") && table.contains("stale reads served"), "{table}");
@@ -83,7 +83,7 @@ fn an_interrupted_demo_leaves_no_file_and_a_killed_one_no_process() {
         let board = format!("/proc/{}/fd/", demo.id());
         until("its processes run", || children_of(&board) >= 4);
         send(&demo, signal);
-        let status = demo.wait().unwrap();
+        let status = ended(&mut demo);
         until("its processes are gone", || children_of(&board) == 0);
         if signal == Signal::INT {
             assert_eq!(status.code(), Some(130));

@@ -13,7 +13,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use rustix::process::Signal;
 use serde_json::json;
-use server::{Server, User, noise, send, text, until};
+use server::{Server, User, ended, noise, output_of, run, send, text, until};
 
 #[test]
 fn a_file_comes_back_as_it_was_through_files_and_pipes() {
@@ -133,7 +133,7 @@ fn puts_that_are_killed_or_interrupted_leave_nothing() {
         server.fails(&["get", "x"], 1);
         for put in &mut puts {
             send(put, signal);
-            put.wait().unwrap();
+            ended(put);
         }
         until("everything is back", || server.json(&["stat"])["free_bytes"] == free);
     }
@@ -152,7 +152,7 @@ fn a_put_whose_owner_is_killed_ends_at_once_and_says_why() {
     server.child.kill().unwrap();
     let killed = std::time::Instant::now();
     // More never comes, and no end.
-    let output = put.wait_with_output().unwrap();
+    let output = output_of(put);
     assert!(killed.elapsed() < std::time::Duration::from_secs(4), "{:?}", killed.elapsed());
     let why = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{why}");
@@ -168,7 +168,7 @@ fn a_source_of_another_length_than_told_is_refused_whole() {
         let mut command = server.command(&["put", "-", "a", "--size", told]);
         let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         std::io::Write::write_all(&mut child.stdin.take().unwrap(), &noise(bytes)).unwrap();
-        let output = child.wait_with_output().unwrap();
+        let output = output_of(child);
         assert_eq!(output.status.code(), Some(1));
         assert!(text(&output.stderr).contains("nothing was put"), "{}", text(&output.stderr));
     }
@@ -361,7 +361,7 @@ fn get_that_a_signal_ends_leaves_nothing_and_an_ignored_signal_ends_nothing() {
         // Stopped where it may be: before, while, or after it writes.
         std::thread::sleep(std::time::Duration::from_millis(8));
         send(&get, signal);
-        let status = get.wait().unwrap();
+        let status = ended(&mut get);
         let ended = status.code().or(status.signal().map(|signal| 128 + signal)).unwrap();
         let left = std::fs::read(&out).unwrap();
         match ended {
@@ -432,7 +432,7 @@ fn put_reads_what_is_there_whatever_length_the_system_says() {
     let mut more = std::fs::File::options().append(true).open(&grown).unwrap();
     let mut put = server.command(&["put", &grown, "grown"]).spawn().unwrap();
     std::io::Write::write_all(&mut more, b"and more").unwrap();
-    if put.wait().unwrap().success() {
+    if ended(&mut put).success() {
         let got = server.pipe(&["get", "grown"], b"");
         assert!(got[..30 << 20] == noise(30 << 20));
         assert!(matches!(&got[30 << 20..], b"" | b"and more"), "{}", got.len());
@@ -449,7 +449,7 @@ fn what_cannot_be_written_out_is_an_error_to_the_last_byte() {
         let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
         let mut command = server.command(arguments);
         let output = command.stdout(full).stderr(Stdio::piped()).spawn().unwrap();
-        let output = output.wait_with_output().unwrap();
+        let output = output_of(output);
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
         assert!(text(&output.stderr).contains("No space left"), "{arguments:?}");
     }
@@ -458,8 +458,8 @@ fn what_cannot_be_written_out_is_an_error_to_the_last_byte() {
     let script =
         format!("ulimit -f 8; exec '{}' get long '{old}' --json", env!("CARGO_BIN_EXE_pgmap"));
     let mut shell = std::process::Command::new("sh");
-    let output = shell.args(["-c", &script]).env("PGMAP_SOCKET", server.path("socket")).output();
-    let error: serde_json::Value = serde_json::from_slice(&output.unwrap().stdout).unwrap();
+    let output = run(shell.args(["-c", &script]).env("PGMAP_SOCKET", server.path("socket")));
+    let error: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(error["errno"]["name"], "EFBIG", "{error}");
     assert_eq!(std::fs::read(&old).unwrap(), b"what was there");
     nothing_is_left(&server);
@@ -474,7 +474,7 @@ fn what_is_written_to_a_closed_stdout_is_an_error() {
     let run = |arguments: &str| {
         let script = format!("exec '{}' {arguments} >&-", env!("CARGO_BIN_EXE_pgmap"));
         let mut shell = std::process::Command::new("sh");
-        shell.args(["-c", &script]).env("PGMAP_SOCKET", server.path("socket")).output().unwrap()
+        server::run(shell.args(["-c", &script]).env("PGMAP_SOCKET", server.path("socket")))
     };
     // What writes nothing there needs none.
     for arguments in [format!("put '{file}' a"), format!("get a '{file}'")] {

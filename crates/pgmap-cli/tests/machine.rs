@@ -7,10 +7,10 @@ mod server;
 use std::fs::File;
 
 use serde_json::Value;
-use server::{Server, pgmap, text};
+use server::{Server, pgmap, run, text};
 
 fn json(arguments: &[&str]) -> Value {
-    let output = pgmap().args(arguments).arg("--json").output().unwrap();
+    let output = run(pgmap().args(arguments).arg("--json"));
     assert!(output.status.success(), "{}", text(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
 }
@@ -33,7 +33,7 @@ fn who_of_a_path_names_this_process_without_any_owner() {
 
 #[test]
 fn a_path_that_is_not_there_is_named() {
-    let output = pgmap().args(["who", "/nonexistent", "--json"]).output().unwrap();
+    let output = run(pgmap().args(["who", "/nonexistent", "--json"]));
     assert_eq!(output.status.code(), Some(1));
     let error: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&error["kind"], &error["errno"]["name"]), (&"not_found".into(), &"ENOENT".into()));
@@ -64,7 +64,7 @@ fn list_shows_the_machines_memory() {
 fn list_of_a_place_without_sys_says_so() {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().to_str().unwrap();
-    let output = pgmap().args(["list", "--devices", "--root", root]).output().unwrap();
+    let output = run(pgmap().args(["list", "--devices", "--root", root]));
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("/sys"), "{}", text(&output.stderr));
 }

@@ -111,11 +111,24 @@ pub fn raise_descriptor_limit() -> Result<(), OsError> {
         .map_err(|errno| OsError::new("raise", "the limit of open files (RLIMIT_NOFILE)", errno))
 }
 
-/// Returns how many more descriptors this process may open now.
+/// Returns how many more descriptors this process may open now. Without a `/proc` that says what is
+/// open, that is the whole limit.
 pub fn descriptors_left() -> u64 {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let nr_open = fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
-    limit.saturating_sub(nr_open as u64)
+    match fs::read_dir("/proc/self/fd") {
+        Ok(open) => {
+            // The limit is one of numbers. What is beyond it was open before it was lowered.
+            let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse::<u64>().ok();
+            let numbers = open.flatten().filter_map(number);
+            // One of them is the directory itself.
+            let nr_open = numbers.filter(|&number| number < limit).count().saturating_sub(1);
+            limit.saturating_sub(nr_open as u64)
+        }
+        Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::MFILE | Errno::NFILE)) => {
+            0
+        }
+        Err(_) => limit,
+    }
 }
 
 /// Lets the calling thread, and those that it starts from now on, run on one CPU only.

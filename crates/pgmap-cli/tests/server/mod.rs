@@ -12,11 +12,13 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use signal_hook::consts::SIGINT;
 use tempfile::TempDir;
 
 /// How long anything may take.
@@ -31,8 +33,80 @@ pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
+/// How a child ended. One that does not end fails the test, which says where its threads sleep.
+pub fn ended(child: &mut Child) -> ExitStatus {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        if Instant::now() >= end {
+            let threads = threads_of(child.id());
+            let _ = child.kill();
+            panic!("process {} does not end:\n{threads}", child.id());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// What a child wrote, and how it ended, under the same condition.
+pub fn output_of(child: Child) -> Output {
+    let pid = child.id();
+    let (ended, has_ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || ended.send(child.wait_with_output()));
+    has_ended.recv_timeout(PATIENCE).map_or_else(
+        |_| {
+            let threads = threads_of(pid);
+            let _ = kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL);
+            panic!("process {pid} does not end:\n{threads}");
+        },
+        Result::unwrap,
+    )
+}
+
+/// Runs a command to its end.
+pub fn run(command: &mut Command) -> Output {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    output_of(command.spawn().unwrap())
+}
+
+/// A line for each thread of a process: its name, what it sleeps in, and its system call.
+fn threads_of(pid: u32) -> String {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let of = |task: &Path, file| std::fs::read_to_string(task.join(file)).unwrap_or_default();
+    let lines = tasks.map(|task| {
+        let files = ["comm", "wchan", "syscall"].map(|file| of(&task.path(), file));
+        files.each_ref().map(|file| file.trim()).join(" ")
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// How many descriptors below `limit`, beyond the standard streams, a child of this process starts
+/// with: those that exec does not close.
+pub fn nr_inherited_descriptors(limit: u32) -> u32 {
+    const CLOSE_ON_EXEC: u32 = 0o2_000_000;
+    let is_inherited = |number: &u32| {
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}"));
+        let info = info.unwrap_or_default();
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+        flags
+            .is_some_and(|flags| u32::from_str_radix(flags.trim(), 8).unwrap() & CLOSE_ON_EXEC == 0)
+    };
+    (3..limit).filter(is_inherited).count() as u32
+}
+
+/// Makes SIGINT end the children of tests that were started to ignore it, as a shell's job in the
+/// background is: a signal that is caught here has its default action in a child.
+fn heed_interrupts() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        signal_hook::flag::register_conditional_default(SIGINT, Arc::new(true.into())).unwrap();
+    });
+}
+
 /// The command, told nothing by the environment.
 pub fn pgmap() -> Command {
+    heed_interrupts();
     let mut command = Command::new(env!("CARGO_BIN_EXE_pgmap"));
     command.env_remove("PGMAP_SOCKET").env_remove("PGMAP_LOG").env_remove("XDG_RUNTIME_DIR");
     command
@@ -144,7 +218,7 @@ impl Server {
 
     /// Serves the same pool again, after the first server ended.
     pub fn restart(&mut self) {
-        self.child.wait().unwrap();
+        ended(&mut self.child);
         self.child = Self::serve_in(self.directory.path(), pgmap(), "64M");
     }
 
@@ -171,7 +245,7 @@ impl Server {
     /// Runs a verb whose arguments are any bytes with `--json`, and returns what it prints.
     pub fn json_os(&self, arguments: &[&OsStr]) -> Value {
         let mut command = self.bare_command();
-        let output = command.args(arguments).arg("--json").stdin(Stdio::null()).output().unwrap();
+        let output = run(command.args(arguments).arg("--json"));
         serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {}", text(&output.stderr)))
     }
@@ -185,7 +259,7 @@ impl Server {
 
     /// Runs a verb to its end.
     pub fn run(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).stdin(Stdio::null()).output().unwrap()
+        run(&mut self.command(arguments))
     }
 
     /// Runs a verb that must succeed, with `stdin`, and returns its stdout.
@@ -200,7 +274,7 @@ impl Server {
         let mut pipe = child.stdin.take().unwrap();
         pipe.write_all(stdin).unwrap();
         drop(pipe);
-        let output = child.wait_with_output().unwrap();
+        let output = output_of(child);
         assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
         output.stdout
     }

@@ -92,8 +92,13 @@ const FDS_PER_CLIENT: u64 = 4;
 /// Descriptors that are left for everything else, of many and of few: what a client is handed is
 /// open twice for a moment, and newcomers are heard before they are clients.
 const FDS_KEPT: std::ops::RangeInclusive<u64> = 8..=64;
-/// The error numbers of a process, and of a system, that has no descriptor left.
-const NO_DESCRIPTORS: [i32; 2] = [24, 23];
+
+/// Whether a process, or the system, has no descriptor left.
+pub(crate) fn is_out_of_descriptors(error: &Error) -> bool {
+    const EMFILE: i32 = 24;
+    const ENFILE: i32 = 23;
+    matches!(error, Error::Os(error) if [EMFILE, ENFILE].contains(&error.errno()))
+}
 
 impl Core {
     /// Takes no more clients from now on than `nr_descriptors` further descriptors allow. Says
@@ -127,19 +132,6 @@ impl Core {
         if self.clients.len() as u64 >= self.max_clients {
             return Err(self.full().into());
         }
-        match self.attach_new(identity, is_registered) {
-            Err(Error::Os(error)) if NO_DESCRIPTORS.contains(&error.errno()) => {
-                Err(self.full().into())
-            }
-            result => result,
-        }
-    }
-
-    fn attach_new(
-        &mut self,
-        identity: Identity,
-        is_registered: bool,
-    ) -> Result<(ClientId, Attachment), Error> {
         let id = ClientId(self.frames.take_stamp()?.number());
         let (file, theirs) = self.pool.make_ledger(id.0)?;
         // Where this fails the ledger stays: the catalog may have it, and nobody ever attached by

@@ -16,7 +16,7 @@ use pgmap_mm::drain::ClientId;
 use pgmap_os::{Access, Doorbell};
 
 use crate::error::Error;
-use crate::owner::clients::{Attachment, Identity};
+use crate::owner::clients::{Attachment, Identity, is_out_of_descriptors};
 use crate::owner::core::{Core, Outcome, Ticket};
 use crate::refusal::Refusal;
 use crate::wire::{self, Hello, Numbered, Reply, Request, VERSION, Welcome};
@@ -76,6 +76,8 @@ impl Session {
             Self::Greeting => match self.greet(core, doorbell, identity, message, fds) {
                 Ok(reaction) => reaction,
                 Err(error) => {
+                    let error =
+                        if is_out_of_descriptors(&error) { core.full().into() } else { error };
                     let why = error.to_string();
                     let said = wire::encode(&Greeting::Err(error.into())).ok();
                     Reaction::Close(said, why)
