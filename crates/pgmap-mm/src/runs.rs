@@ -12,6 +12,9 @@ impl SortedRuns {
     /// Sorts `runs` and joins those that overlap or touch, as long as a run can be.
     #[must_use]
     pub fn new(mut runs: Vec<PfnRange>) -> Self {
+        if runs.len() <= 1 {
+            return Self { runs };
+        }
         runs.sort_unstable();
         let mut joined: Vec<PfnRange> = Vec::with_capacity(runs.len());
         for run in runs {

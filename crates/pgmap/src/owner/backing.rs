@@ -35,11 +35,10 @@ impl Backing {
     /// Makes sure that `runs` have memory.
     pub(crate) fn ensure(&mut self, runs: impl Iterator<Item = PfnRange>) -> Result<(), Refusal> {
         for run in runs {
-            let before = self.missing.free_pages();
-            self.missing.take_any_of(run);
-            if self.missing.free_pages() == before {
+            if !self.missing.overlaps(run) {
                 continue;
             }
+            self.missing.take_any_of(run);
             if let Err(error) = self.data.reserve(run.byte_range()) {
                 self.missing.give(run);
                 return Err(Refusal::NoMemory { why: error.to_string() });
@@ -50,6 +49,9 @@ impl Backing {
 
     /// How many frames of `run` have no memory, or may have none.
     pub(crate) fn missing_pages(&self, run: PfnRange) -> u64 {
+        if !self.missing.overlaps(run) {
+            return 0;
+        }
         let backed: u64 = self.missing.without_free(run).iter().map(|run| run.nr_pages()).sum();
         run.nr_pages() - backed
     }

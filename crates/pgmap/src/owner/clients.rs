@@ -48,17 +48,12 @@ impl Identity {
         let pid = i32::try_from(pgmap_os::process::id()).unwrap_or(0);
         Self {
             pid,
-            uid: rustix_uid(),
+            uid: process::effective_uid(),
             command: process::command_name(pid).unwrap_or_default(),
             label: crate::client::options::default_label(),
             pidfd: None,
         }
     }
-}
-
-fn rustix_uid() -> u32 {
-    use std::os::unix::fs::MetadataExt;
-    std::fs::metadata("/proc/self").map_or(0, |metadata| metadata.uid())
 }
 
 /// One client, in the owner's books.
@@ -261,12 +256,14 @@ impl Core {
     pub(crate) fn find_lost_ledgers(&mut self) {
         // What was cut off inside a page reads as zero, so the length is asked for as well. A memfd
         // is sealed, and keeps it.
-        let is_sealed = self.pool.directory().is_none();
-        let whole_bytes = LedgerFile::new(&self.pool.ledger_layout()).len_bytes;
+        let whole_bytes = match self.pool.directory() {
+            Some(_) => LedgerFile::new(&self.pool.ledger_layout()).len_bytes,
+            None => 0,
+        };
         let is_lost = |(_, client): &(&ClientId, &ClientRecord)| {
             client.may_hold.is_none()
                 && (client.ledger.is_lost()
-                    || (!is_sealed && client.file.len_bytes() < whole_bytes))
+                    || (whole_bytes > 0 && client.file.len_bytes() < whole_bytes))
         };
         let lost: Vec<ClientId> = self.clients.iter().filter(is_lost).map(|(&id, _)| id).collect();
         for id in lost {
@@ -286,6 +283,9 @@ impl Core {
     pub(crate) fn lost_holds(&mut self, runs: &SortedRuns) -> Vec<Held> {
         self.find_lost_ledgers();
         let mut held = Vec::new();
+        if self.clients.values().all(|client| client.may_hold.is_none()) {
+            return held;
+        }
         for (&client, record) in &self.clients {
             let Some(may_hold) = &record.may_hold else { continue };
             for run in runs.iter() {

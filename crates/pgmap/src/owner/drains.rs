@@ -53,59 +53,67 @@ impl Core {
     /// Takes the frames of files that have no name any more out of use.
     pub(crate) fn retire(&mut self, files: Vec<FileRecord>) {
         self.frames.retire(files.iter().flat_map(|file| &file.extents));
-        let runs = files.iter().map(|file| file.runs().collect()).collect();
-        self.take_out(runs);
+        self.take_out(files.iter().map(|file| file.runs().collect()));
     }
 
     /// Takes the frames of drafts out of use.
     pub(crate) fn retire_drafts(&mut self, drafts: Vec<DraftRecord>) {
         self.frames.retire(drafts.iter().flat_map(|draft| &draft.extents));
-        let runs = drafts.iter().map(|d| d.extents.iter().map(|e| e.run).collect()).collect();
-        self.take_out(runs);
+        self.take_out(drafts.iter().map(|draft| draft.extents.iter().map(|e| e.run).collect()));
     }
 
     /// Scans once for the batch, whose life words are changed, frees what nobody holds and keeps
     /// the rest waiting, file by file. A long scan goes on in further steps.
-    pub(crate) fn take_out(&mut self, batch: Vec<SortedRuns>) {
-        let all: SortedRuns = match &batch[..] {
-            [one] => one.clone(),
-            _ => batch.iter().flat_map(SortedRuns::iter).collect(),
+    pub(crate) fn take_out(&mut self, mut batch: impl ExactSizeIterator<Item = SortedRuns>) {
+        let (all, members): (SortedRuns, _) = match (batch.len(), batch.next()) {
+            (_, None) => return,
+            // The usual case, which says all.
+            (1, Some(one)) => (one, Vec::new()),
+            (_, Some(first)) => {
+                let members: Vec<SortedRuns> = std::iter::once(first).chain(batch).collect();
+                (members.iter().flat_map(SortedRuns::iter).collect(), members)
+            }
         };
         if !all.is_empty() {
-            self.scan_then(all, Scanning::Free(batch));
+            self.scan_then(all, Scanning::Free(members));
         }
     }
 
-    /// As [`take_out`](Self::take_out), when the scan has ended.
-    pub(crate) fn took_out(&mut self, mut drain: Drain, batch: Vec<SortedRuns>) {
-        let is_one = batch.len() == 1;
-        for runs in batch {
-            let drain = if is_one { std::mem::take(&mut drain) } else { drain.part(runs) };
-            // The usual case, which has nothing to wait for and nobody to ask.
-            if drain.is_idle() {
-                drain.runs().iter().for_each(|run| self.frames.release(run));
-                continue;
-            }
-            let parts = self.in_steps(drain);
-            let most_asks = (MAX_ASKS / parts.len().max(1)).max(1);
-            let started_ms = clock::monotonic_ms();
-            let pending = |drain| PendingDrain {
-                drain,
-                started_ms,
-                purpose: Purpose::Free,
-                unasked: Some(most_asks),
-            };
-            let mut parts = parts.into_iter().map(pending);
-            // Most files have few holders. The parts of one with many wait each for its step.
-            if let Some(first) = parts.next() {
-                self.continue_free(first);
-            }
-            if parts.len() > 0 {
-                self.drains.extend(parts);
-                self.nr_to_look_at = self.drains.len();
-            }
+    /// As [`take_out`](Self::take_out), when the scan has ended. Without members the drain is of
+    /// one.
+    pub(crate) fn took_out(&mut self, drain: Drain, members: Vec<SortedRuns>) {
+        if members.is_empty() {
+            self.took_one_out(drain);
+        } else {
+            members.into_iter().for_each(|runs| self.took_one_out(drain.part(runs)));
         }
         self.reclaim_some();
+    }
+
+    fn took_one_out(&mut self, drain: Drain) {
+        // The usual case, which has nothing to wait for and nobody to ask.
+        if drain.is_idle() {
+            drain.runs().iter().for_each(|run| self.frames.release(run));
+            return;
+        }
+        let parts = self.in_steps(drain);
+        let most_asks = (MAX_ASKS / parts.len().max(1)).max(1);
+        let started_ms = clock::monotonic_ms();
+        let pending = |drain| PendingDrain {
+            drain,
+            started_ms,
+            purpose: Purpose::Free,
+            unasked: Some(most_asks),
+        };
+        let mut parts = parts.into_iter().map(pending);
+        // Most files have few holders. The parts of one with many wait each for its step.
+        if let Some(first) = parts.next() {
+            self.continue_free(first);
+        }
+        if parts.len() > 0 {
+            self.drains.extend(parts);
+            self.nr_to_look_at = self.drains.len();
+        }
     }
 
     /// A drain in parts that a step can look at.

@@ -1,6 +1,6 @@
 //! Files: create, commit, abort, unlink, rename.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 use pgmap_mm::admission::{HolderStance, RangeFlags, publish_flags};
 use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
@@ -205,7 +205,7 @@ impl Core {
         checked_batch(ids.len())?;
         let mut results: Vec<Result<Committed, Refusal>> = Vec::with_capacity(ids.len());
         let mut ready: Vec<(usize, FileId)> = Vec::new();
-        let (mut seen, mut names) = (HashSet::new(), HashSet::new());
+        let (mut seen, mut names) = (BTreeSet::new(), BTreeSet::new());
         // One alone is named once.
         let is_batch = ids.len() > 1;
         // Slots of the index that the batch takes, and names that are new.
@@ -261,7 +261,9 @@ impl Core {
         }
         // Who is refused takes nothing away from the rest of the batch.
         let max_files = self.pool.max_files();
-        let nr_new = *new_names + usize::from(!self.files.contains_key(&draft.name));
+        // Who would not replace a file was found to have a new name.
+        let is_new = !draft.replace || !self.files.contains_key(&draft.name);
+        let nr_new = *new_names + usize::from(is_new);
         if (self.files.len() + nr_new) as u64 > max_files.max(self.files.len() as u64) {
             return Err(Refusal::IndexFull { nr_slots: max_files });
         }
@@ -351,7 +353,7 @@ impl Core {
     pub(crate) fn unlink(&mut self, names: &[FileName]) -> Result<Reply, Refusal> {
         checked_batch(names.len())?;
         let mut results = Vec::with_capacity(names.len());
-        let (mut going, mut seen) = (Vec::new(), HashSet::new());
+        let (mut going, mut seen) = (Vec::new(), BTreeSet::new());
         // One alone is named once.
         let is_batch = names.len() > 1;
         for name in names {

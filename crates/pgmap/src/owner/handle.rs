@@ -73,6 +73,10 @@ impl State {
     }
 }
 
+fn stopped() -> Error {
+    Error::OwnerGone { why: "it was stopped".into() }
+}
+
 /// What the owner's thread and its callers share.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -103,7 +107,7 @@ impl Shared {
             return Err(Error::Detached);
         }
         if self.is_stopping() {
-            return Err(Error::OwnerGone { why: "it was stopped".into() });
+            return Err(stopped());
         }
         Ok(())
     }
@@ -122,9 +126,13 @@ impl Shared {
     /// The books, if the owner is running.
     fn lock_running(&self) -> Result<MutexGuard<'_, State>, Error> {
         // Before the lock: in a forked child nobody may ever give it back.
-        self.check_running()?;
+        if self.guard.is_child() {
+            return Err(Error::Detached);
+        }
         let state = self.lock();
-        self.check_running()?;
+        if self.is_stopping() {
+            return Err(stopped());
+        }
         Ok(state)
     }
 

@@ -69,7 +69,7 @@ impl Core {
         self.frames.finish_recovery();
         if !strays.is_empty() {
             tracing::info!(pages = strays.nr_pages(), "draining what an earlier owner left");
-            self.take_out(vec![strays]);
+            self.take_out(std::iter::once(strays));
         }
         Ok(())
     }

@@ -26,7 +26,7 @@ pub(crate) struct PendingScan {
 /// What a scan is for.
 #[derive(Debug)]
 pub(crate) enum Scanning {
-    /// These frames are to be freed, file by file.
+    /// They are to be freed, file by file: these of each, or all of the only one.
     Free(Vec<SortedRuns>),
     /// They are cut out of a file.
     Cut(Box<Cut>),
@@ -81,15 +81,14 @@ impl Core {
     /// One heavy barrier, and a scan in as many steps as it takes; then what is to follow.
     pub(crate) fn scan_then(&mut self, runs: SortedRuns, then: Scanning) {
         let scan = self.start_scan(runs);
-        self.scan_on(PendingScan { scan, then });
+        self.scan_on(scan, then);
     }
 
-    fn scan_on(&mut self, mut pending: PendingScan) {
-        let next = pending.scan.next_client();
-        if !pending.scan.look_on(STEP_SLOTS, self.ledgers_from(next)) {
-            return self.scans.push_back(pending);
+    fn scan_on(&mut self, mut scan: Scan, then: Scanning) {
+        let next = scan.next_client();
+        if !scan.look_on(STEP_SLOTS, self.ledgers_from(next)) {
+            return self.scans.push_back(PendingScan { scan, then });
         }
-        let PendingScan { scan, then } = pending;
         let drain = self.end_scan(scan);
         match then {
             Scanning::Free(batch) => self.took_out(drain, batch),
@@ -100,8 +99,8 @@ impl Core {
 
     /// A step of one of the scans that go on.
     pub(crate) fn scan_some(&mut self) {
-        if let Some(pending) = self.scans.pop_front() {
-            self.scan_on(pending);
+        if let Some(PendingScan { scan, then }) = self.scans.pop_front() {
+            self.scan_on(scan, then);
         }
     }
 

@@ -257,28 +257,36 @@ impl PoolFrames {
 
     /// Frees frames that nobody holds, detaching them first from devices of the dead.
     fn free(&mut self, run: PfnRange) {
-        let mut rest = vec![run];
         if self.orphans.overlaps(run) {
-            let orphaned = self.orphans.within(run);
-            let pages: SortedRuns = orphaned.iter().map(|part| self.whole_pages(*part)).collect();
-            for pages in pages.iter() {
-                if let Err(refusal) = self.detach_with(pages, run)
-                    && let Some(kept) = pages.intersection(run)
-                {
-                    let kept = self.whole_folios(kept).unwrap_or(kept);
-                    // They cannot be told apart from the device's any more, or not yet.
-                    tracing::warn!(run = %kept, %refusal, "frames are quarantined");
-                    self.quarantine_run(kept);
-                    self.quarantined.give(kept);
-                    rest = without(rest, kept);
-                }
+            self.free_orphaned(run);
+        } else {
+            // What failed stays out of use; it is in the books of failed frames already.
+            drop(self.folios.free_healthy(run));
+        }
+        self.end_quarantine_around(run);
+    }
+
+    /// As [`free`](Self::free), where devices of the dead may write.
+    fn free_orphaned(&mut self, run: PfnRange) {
+        let mut rest = vec![run];
+        let orphaned = self.orphans.within(run);
+        let pages: SortedRuns = orphaned.iter().map(|part| self.whole_pages(*part)).collect();
+        for pages in pages.iter() {
+            if let Err(refusal) = self.detach_with(pages, run)
+                && let Some(kept) = pages.intersection(run)
+            {
+                let kept = self.whole_folios(kept).unwrap_or(kept);
+                // They cannot be told apart from the device's any more, or not yet.
+                tracing::warn!(run = %kept, %refusal, "frames are quarantined");
+                self.quarantine_run(kept);
+                self.quarantined.give(kept);
+                rest = without(rest, kept);
             }
         }
         for part in rest {
-            // What failed stays out of use; it is in the books of failed frames already.
+            // What failed: as in `free`.
             drop(self.folios.free_healthy(part));
         }
-        self.end_quarantine_around(run);
     }
 
     /// Detaches `pages`, whole pages of the backing, while `freed` is being freed: what of them is
