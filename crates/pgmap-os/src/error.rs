@@ -12,6 +12,15 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 
+/// Returns whether a call failed because something ran short: descriptors, or memory of the kernel.
+///
+/// What such a call would have said is not known. Who takes its error for "there is none" believes
+/// something wrong just when it matters.
+pub fn is_shortage(error: &io::Error) -> bool {
+    let errno = error.raw_os_error();
+    matches!(errno, Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS))
+}
+
 /// A system call that failed: what was tried, on what, why, and the way out.
 #[derive(Debug)]
 pub struct OsError {

@@ -5,10 +5,18 @@
 //! and cannot be dropped, so a process that goes over the limit with it is killed, not refused.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
+use crate::OsError;
+use crate::error::is_shortage;
+
+/// For how long what was found is taken to be so: a program that makes many pools asks once, not
+/// each time, which would be a third of a pool's way up. Who changes a limit, or moves a process to
+/// another group, cannot tell to within so short a time which of two calls comes first.
+const KEPT: Duration = Duration::from_millis(100);
 /// More than the files of /proc and of control groups say that are read here, in most places.
 const SHORT_BYTES: usize = 1024;
 
@@ -21,22 +29,53 @@ pub struct MemoryLimit {
     pub path: PathBuf,
 }
 
-/// Returns the lowest limit that this process lies under; `None` where there is none.
-pub fn memory_limit() -> Option<MemoryLimit> {
-    let groups = read_short(Path::new("/proc/self/cgroup"))?;
-    lowest(&groups, mounts())
+/// What was found, when, and of which process.
+type Known = (Instant, u32, Option<MemoryLimit>);
+
+/// Returns the lowest limit that this process lies under, as it was at most 100 ms ago; `None`
+/// where there is none, or nothing that says so.
+///
+/// # Errors
+/// `EMFILE`, `ENFILE`, `ENOMEM`: what would say so cannot be read now.
+pub fn memory_limit() -> Result<Option<MemoryLimit>, OsError> {
+    static KNOWN: Mutex<Option<Known>> = Mutex::new(None);
+    // A child of fork may find it locked by a thread that it has not, and is in a group of its own.
+    let known = KNOWN.try_lock();
+    if let Ok(Some((when, pid, limit))) = known.as_deref()
+        && *pid == std::process::id()
+        && when.elapsed() < KEPT
+    {
+        return Ok(limit.clone());
+    }
+    let limit = limit_now()?;
+    if let Ok(mut known) = known {
+        *known = Some((Instant::now(), std::process::id(), limit.clone()));
+    }
+    Ok(limit)
+}
+
+fn limit_now() -> Result<Option<MemoryLimit>, OsError> {
+    match read_short(Path::new("/proc/self/cgroup"))? {
+        Some(groups) => lowest(&groups, mounts()?),
+        None => Ok(None),
+    }
 }
 
 /// The mounts of this process. Read once: hierarchies of control groups are mounted before it
 /// starts and stay, and the kernel takes tens of microseconds to list all mounts, half as long as a
 /// pool to come up.
-fn mounts() -> &'static str {
+fn mounts() -> Result<&'static str, OsError> {
     static MOUNTS: OnceLock<String> = OnceLock::new();
-    MOUNTS.get_or_init(|| fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
+    if let Some(mounts) = MOUNTS.get() {
+        return Ok(mounts);
+    }
+    let path = Path::new("/proc/self/mountinfo");
+    let mounts = unless_short(path, fs::read_to_string(path))?.unwrap_or_default();
+    Ok(MOUNTS.get_or_init(|| mounts))
 }
 
 /// As [`memory_limit`], of what the two files of /proc say.
-fn lowest(groups: &str, mounts: &str) -> Option<MemoryLimit> {
+fn lowest(groups: &str, mounts: &str) -> Result<Option<MemoryLimit>, OsError> {
     let group = |line: &str| {
         let mut parts = line.splitn(3, ':');
         let (number, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
@@ -52,13 +91,17 @@ fn lowest(groups: &str, mounts: &str) -> Option<MemoryLimit> {
     // limits.
     let is_one = groups.iter().any(|(kind, _)| *kind == Version::One);
     let groups = groups.iter().filter(|(kind, _)| !is_one || *kind == Version::One);
-    let limits = groups.filter_map(|(kind, path)| {
-        let (place, root) = mount_of(*kind, mounts)?;
+    let mut limits = Vec::new();
+    for (kind, path) in groups {
+        let Some((place, root)) = mount_of(*kind, mounts) else { continue };
         // Under a mount that shows only a part of the tree, paths begin at that part.
-        let below = Path::new(path).strip_prefix(&root).ok()?;
-        lowest_of(*kind, &place, below)
-    });
-    limits.min_by_key(|limit| limit.len_bytes)
+        let Ok(below) = Path::new(path).strip_prefix(&root) else { continue };
+        // Of the group itself and of all that it lies in.
+        for group in below.ancestors() {
+            limits.extend(limit_of(*kind, &place.join(group))?);
+        }
+    }
+    Ok(limits.into_iter().min_by_key(|limit| limit.len_bytes))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,30 +126,27 @@ fn mount_of(kind: Version, mounts: &str) -> Option<(PathBuf, PathBuf)> {
     })
 }
 
-/// The lowest limit of the group `below` the mount at `place` and of all that it lies in.
-fn lowest_of(kind: Version, place: &Path, below: &Path) -> Option<MemoryLimit> {
-    let groups = below.ancestors().map(|group| place.join(group));
-    groups.filter_map(|group| limit_of(kind, &group)).min_by_key(|limit| limit.len_bytes)
-}
-
-fn limit_of(kind: Version, group: &Path) -> Option<MemoryLimit> {
-    let number = |name: &str| -> Option<u64> { read_short(&group.join(name))?.trim().parse().ok() };
-    let limit = |name: &str, len_bytes| Some(MemoryLimit { len_bytes, path: group.join(name) });
+fn limit_of(kind: Version, group: &Path) -> Result<Option<MemoryLimit>, OsError> {
+    let number = |name: &str| -> Result<Option<u64>, OsError> {
+        let text = read_short(&group.join(name))?;
+        Ok(text.and_then(|text| text.trim().parse().ok()))
+    };
+    let limit = |name: &str, len_bytes| Ok(Some(MemoryLimit { len_bytes, path: group.join(name) }));
     match kind {
         Version::Two => {
-            let memory = number("memory.max")?;
+            let Some(memory) = number("memory.max")? else { return Ok(None) };
             // A limit of "max" and a group without the file leave swap to the machine.
-            let swap = number("memory.swap.max").unwrap_or(u64::MAX).min(swap_bytes());
+            let swap = number("memory.swap.max")?.unwrap_or(u64::MAX).min(swap_bytes());
             limit("memory.max", memory.saturating_add(swap))
         }
         Version::One => {
-            let memory = number("memory.limit_in_bytes")?;
             // "No limit" is the largest number of whole pages there. One with swap is never the
             // lower.
-            if memory >= i64::MAX as u64 / 2 {
-                return None;
-            }
-            let both = number("memory.memsw.limit_in_bytes").unwrap_or(u64::MAX);
+            let memory = number("memory.limit_in_bytes")?;
+            let Some(memory) = memory.filter(|&memory| memory < i64::MAX as u64 / 2) else {
+                return Ok(None);
+            };
+            let both = number("memory.memsw.limit_in_bytes")?.unwrap_or(u64::MAX);
             let with_swap = memory.saturating_add(swap_bytes()).min(both);
             limit("memory.limit_in_bytes", with_swap)
         }
@@ -114,21 +154,35 @@ fn limit_of(kind: Version, group: &Path) -> Option<MemoryLimit> {
 }
 
 /// What a file says that is short, as nearly all are here: without asking for a length that the
-/// kernel does not know.
-fn read_short(path: &Path) -> Option<String> {
-    let mut file = File::open(path).ok()?;
-    let mut bytes = vec![0; SHORT_BYTES];
-    let mut len = 0;
-    while len < bytes.len() {
-        match file.read(&mut bytes[len..]).ok()? {
-            0 => {
-                bytes.truncate(len);
-                return String::from_utf8(bytes).ok();
+/// kernel does not know. `None` where there is no such file, or nobody may read it.
+fn read_short(path: &Path) -> Result<Option<String>, OsError> {
+    let read = || {
+        let mut file = File::open(path)?;
+        let mut bytes = vec![0; SHORT_BYTES];
+        let mut len = 0;
+        while len < bytes.len() {
+            match file.read(&mut bytes[len..])? {
+                0 => {
+                    bytes.truncate(len);
+                    return String::from_utf8(bytes).map_err(io::Error::other);
+                }
+                nr_bytes => len += nr_bytes,
             }
-            nr_bytes => len += nr_bytes,
         }
+        fs::read_to_string(path)
+    };
+    unless_short(path, read())
+}
+
+/// What was read of `path`; `None` where there is nothing to read.
+fn unless_short(path: &Path, read: io::Result<String>) -> Result<Option<String>, OsError> {
+    match read {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if is_shortage(&error) => {
+            Err(OsError::new("read", path.display().to_string(), error))
+        }
+        Err(_) => Ok(None),
     }
-    fs::read_to_string(path).ok()
 }
 
 /// The machine's swap.
@@ -165,11 +219,12 @@ mod tests {
             ("a/b/c/memory.max", "1073741824\n"),
         ];
         let (directory, mounts) = tree("nsdelegate", "cgroup2", &files);
-        let limit = lowest("0::/a/b/c\n", &mounts).unwrap();
+        let lowest = |groups: &str| super::lowest(groups, &mounts).unwrap();
+        let limit = lowest("0::/a/b/c\n").unwrap();
         let path = directory.path().join("a/memory.max");
         assert_eq!(limit, MemoryLimit { len_bytes: 48 * MIB, path });
-        assert_eq!(lowest("0::/elsewhere\n", &mounts), None);
-        assert_eq!(lowest("", &mounts), None);
+        assert_eq!(lowest("0::/elsewhere\n"), None);
+        assert_eq!(lowest(""), None);
     }
 
     #[test]
@@ -180,9 +235,10 @@ mod tests {
             ("docker/x/memory.memsw.limit_in_bytes", "33554432\n"),
         ];
         let (_directory, mounts) = tree("memory", "cgroup", &files);
-        let limit = lowest("4:cpu,memory:/docker/x\n1:pids:/\n0::/\n", &mounts).unwrap();
+        let lowest = |groups: &str| super::lowest(groups, &mounts).unwrap();
+        let limit = lowest("4:cpu,memory:/docker/x\n1:pids:/\n0::/\n").unwrap();
         assert_eq!(limit.len_bytes, 32 * MIB);
-        assert_eq!(lowest("4:memory:/docker\n", &mounts), None);
+        assert_eq!(lowest("4:memory:/docker\n"), None);
     }
 
     #[test]
@@ -190,6 +246,6 @@ mod tests {
         let (directory, _) = tree("", "cgroup2", &[("b/memory.max", "4096\n")]);
         let place = directory.path().display();
         let mounts = format!("30 20 0:1 /a {place} rw - cgroup2 cgroup2 rw\n");
-        assert!(lowest("0::/a/b\n", &mounts).unwrap().len_bytes >= 4096);
+        assert!(lowest("0::/a/b\n", &mounts).unwrap().unwrap().len_bytes >= 4096);
     }
 }

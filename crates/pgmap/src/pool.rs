@@ -35,7 +35,7 @@ use crate::owner::catalog::{CLOSING_CHANGES, Catalog, Change, Head, StoredPool};
 use crate::owner::device_head::DeviceHead;
 use crate::pool::directory::{
     CATALOG, CATALOG_NEW, DATA, Directory, INDEX, ON, VMEMMAP, check_no_parts, holds_a_pool,
-    remove_file,
+    kind_of, remove_file,
 };
 use crate::pool::identity::{BootId, PoolId};
 pub(crate) use crate::pool::ledgers::{LedgerFile, LedgerIdentity};
@@ -348,7 +348,7 @@ impl Pool {
         let data_path = on.as_ref().map_or_else(|| directory.file(DATA), |on| on.path.clone());
         let data = Arc::new(MemoryFile::open_named(&data_path, Access::ReadWrite)?);
         let data_lock = on.as_ref().map(|on| on::lock(&on.path, &data)).transpose()?;
-        let catalog = if catalog_path.exists() {
+        let catalog = if kind_of(&catalog_path)?.is_some() {
             let memory = MemoryFile::open_named(&catalog_path, Access::ReadWrite)?;
             Catalog::open_in(Arc::new(memory), u64::MAX, boot)?
         } else {

@@ -72,14 +72,15 @@ impl DeviceDax {
             })?,
         };
         let numa_node = number("numa_node").ok().and_then(|node| u32::try_from(node).ok());
-        let persistence = persistence_of(&directory);
+        let persistence = persistence_of(&directory)?;
         Ok(Self { len_bytes, alignment, numa_node, persistence, directory })
     }
 
     /// Whether the device is still there under its number.
     pub(super) fn is_present(&self) -> bool {
         // A device that was bound again has the same name; one without a driver has no memory.
-        self.directory.join("driver").exists()
+        // What cannot be asked is no sign that it went: who believes that gives up what is there.
+        self.directory.join("driver").try_exists().unwrap_or(true)
     }
 }
 
@@ -115,18 +116,24 @@ impl MemoryFile {
 
 /// What the region of a device says. A region without such a file is volatile: memory of CXL that
 /// is no pmem, or memory that the firmware reserved for one purpose.
-fn persistence_of(device: &Path) -> Persistence {
-    let domain = device
-        .ancestors()
-        .find_map(|above| fs::read_to_string(above.join("persistence_domain")).ok());
-    match domain.as_deref().map(str::trim) {
-        // The flushes are instructions of x86-64: `bytes/x86_64.rs`.
-        Some("cpu_cache" | "memory_controller") if cfg!(target_arch = "x86_64") => {
-            Persistence::PowerFailure
+fn persistence_of(device: &Path) -> Result<Persistence, OsError> {
+    for above in device.ancestors() {
+        let path = above.join("persistence_domain");
+        match fs::read_to_string(&path) {
+            Ok(domain) => {
+                return Ok(match domain.trim() {
+                    // The flushes are instructions of x86-64: `bytes/x86_64.rs`.
+                    "cpu_cache" | "memory_controller" if cfg!(target_arch = "x86_64") => {
+                        Persistence::PowerFailure
+                    }
+                    _ => Persistence::Restart,
+                });
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(OsError::new("read", path.display().to_string(), error)),
         }
-        Some(_) => Persistence::Restart,
-        None => Persistence::Processes,
     }
+    Ok(Persistence::Processes)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 #![allow(unsafe_code)]
 
 use crate::OsError;
+use crate::error::is_shortage;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -48,18 +49,23 @@ impl Peer {
         let pidfd = match unsafe { get_option(socket, SO_PEERPIDFD, &mut raw_pidfd) } {
             // SAFETY: on success the kernel has installed a fresh descriptor that nobody else owns.
             Ok(()) if raw_pidfd >= 0 => Some(unsafe { OwnedFd::from_raw_fd(raw_pidfd) }),
+            Err(error) if is_shortage(&error) => return Err(failed(error)),
             // The kernel knows the option, hence the peer is gone.
             Err(error) if error.raw_os_error() != Some(libc::ENOPROTOOPT) => None,
-            _ => open_by_number(who.pid),
+            _ => open_by_number(who.pid).map_err(failed)?,
         };
         Ok(Self { pid: who.pid, uid: who.uid, gid: who.gid, pidfd })
     }
 }
 
-fn open_by_number(pid: i32) -> Option<OwnedFd> {
+fn open_by_number(pid: i32) -> io::Result<Option<OwnedFd>> {
     // rustix panics on a negative number.
-    let pid = Pid::from_raw(pid.max(0))?;
-    pidfd_open(pid, PidfdFlags::empty()).ok()
+    let Some(pid) = Pid::from_raw(pid.max(0)) else { return Ok(None) };
+    match pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from) {
+        Ok(pidfd) => Ok(Some(pidfd)),
+        Err(error) if is_shortage(&error) => Err(error),
+        Err(_) => Ok(None),
+    }
 }
 
 /// Reads a socket option into `value`.
@@ -96,8 +102,9 @@ mod tests {
 
     #[test]
     fn numbers_that_name_no_process_open_nothing() {
-        assert!(open_by_number(0).is_none());
-        assert!(open_by_number(-5).is_none());
-        assert!(open_by_number(std::process::id() as i32).is_some());
+        let open = |pid| open_by_number(pid).unwrap();
+        assert!(open(0).is_none());
+        assert!(open(-5).is_none());
+        assert!(open(std::process::id() as i32).is_some());
     }
 }

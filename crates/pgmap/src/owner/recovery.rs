@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::Arc;
 
 use pgmap_mm::barrier::BarrierMode;
@@ -17,7 +16,7 @@ use pgmap_mm::ledger::LEDGER_MAGIC;
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::runs::SortedRuns;
-use pgmap_os::{Access, MemoryFile, file_lock};
+use pgmap_os::{Access, MemoryFile, OsError, file_lock};
 
 use crate::error::Error;
 use crate::name::FileName;
@@ -164,7 +163,7 @@ impl Core {
             let is_its = self.pool.ledger_identity(number, &file)? == LedgerIdentity::Its;
             let is_whole = is_its && file.len_bytes() >= whole_bytes;
             if !is_whole && matches!(file_lock::is_locked(&file), Ok(false)) {
-                if was_attached(&path) || self.pool.missing_ledgers().contains(&number) {
+                if was_attached(&file)? || self.pool.missing_ledgers().contains(&number) {
                     // Cut short or written over, its client dead: nobody knows what it said.
                     dead.push((ClientId(number), self.frames.all_in_use()));
                 } else {
@@ -246,36 +245,54 @@ impl Core {
 
     /// Joins a reconnecting client to the ledger it kept; none when there is no such live ledger,
     /// or it cannot be read. The descriptor it shows must be of that very file.
-    pub fn resume(&mut self, number: u64, identity: Identity, shown: &OwnedFd) -> Option<ClientId> {
+    ///
+    /// # Errors
+    /// [`Error::Os`] when that cannot be found out: the client may ask again.
+    pub fn resume(
+        &mut self,
+        number: u64,
+        identity: Identity,
+        shown: OwnedFd,
+    ) -> Result<Option<ClientId>, Error> {
         use std::os::unix::fs::MetadataExt;
         let id = ClientId(number);
-        let path = self.pool.ledger_path(number)?;
         let is_readable =
             |client: &&mut ClientRecord| client.may_hold.is_none() && client.burial.is_none();
-        let client = self.clients.get_mut(&id).filter(is_readable)?;
-        let ours = std::fs::metadata(path).ok()?;
-        let theirs = std::fs::File::from(shown.try_clone().ok()?).metadata().ok()?;
+        let path = self.pool.ledger_path(number);
+        let (Some(path), Some(client)) = (path, self.clients.get_mut(&id).filter(is_readable))
+        else {
+            return Ok(None);
+        };
+        let failed = |error| OsError::new("inspect", path.display().to_string(), error);
+        let ours = match std::fs::metadata(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            found => found.map_err(failed)?,
+        };
+        let shown = std::fs::File::from(shown);
+        let theirs = shown.metadata().map_err(failed)?;
         if (ours.dev(), ours.ino()) != (theirs.dev(), theirs.ino()) {
-            return None;
+            return Ok(None);
         }
         // The lock belongs to the description that the client was handed: this asks for a lock that
         // only it has already. Another who opened the same file is refused, and so is nobody's
         // heir.
-        if !matches!(file_lock::try_lock_exclusive(shown), Ok(true)) {
-            return None;
+        if !file_lock::try_lock_exclusive(&shown).map_err(failed)? {
+            return Ok(None);
         }
         client.identity = identity;
         client.is_connected = true;
-        Some(id)
+        Ok(Some(id))
     }
 }
 
 /// Whether a client ever wrote to this ledger: the first thing that it writes is the mark.
-fn was_attached(path: &Path) -> bool {
+fn was_attached(file: &MemoryFile) -> Result<bool, Error> {
     let mut first = [0; 8];
-    MemoryFile::open_named(path, Access::ReadOnly)
-        .is_ok_and(|file| file.read_exact_at(&mut first, 0).is_ok())
-        && first == LEDGER_MAGIC.to_le_bytes()
+    if file.len_bytes() < first.len() as u64 {
+        return Ok(false);
+    }
+    file.read_exact_at(&mut first, 0).map_err(|error| OsError::new("read", file.name(), error))?;
+    Ok(first == LEDGER_MAGIC.to_le_bytes())
 }
 
 #[cfg(test)]

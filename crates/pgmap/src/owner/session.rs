@@ -94,7 +94,7 @@ impl Session {
         doorbell: &Doorbell,
         identity: impl FnOnce() -> Result<Identity, Error>,
         message: &[u8],
-        fds: Vec<OwnedFd>,
+        mut fds: Vec<OwnedFd>,
     ) -> Result<Reaction, Error> {
         let hello: Hello = wire::decode(message)?;
         if hello.version != VERSION {
@@ -103,21 +103,22 @@ impl Session {
         }
         let label = wire::clean_label(&hello.label);
         let identity = Identity { label, ..identity()? };
-        let (client, welcome, ledger) = match (hello.resume, fds.first()) {
+        let nr_shown = fds.len();
+        let (client, welcome, ledger) = match (hello.resume, fds.pop()) {
             (None, None) => {
                 let (client, attachment) = core.attach(identity, hello.is_registered)?;
                 let Attachment { welcome, ledger } = attachment;
                 (client, welcome, Some(ledger))
             }
-            (Some(number), Some(shown)) if fds.len() == 1 => {
-                let client = core.resume(number, identity, shown).ok_or_else(|| {
+            (Some(number), Some(shown)) if nr_shown == 1 => {
+                let client = core.resume(number, identity, shown)?.ok_or_else(|| {
                     let why = format!("client {number} has no ledger here that it could resume");
                     Refusal::Invalid { why }
                 })?;
                 (client, core.welcome(client, hello.is_registered), None)
             }
             _ => {
-                let why = format!("a greeting with {} descriptors", fds.len());
+                let why = format!("a greeting with {nr_shown} descriptors");
                 return Err(Refusal::Invalid { why }.into());
             }
         };

@@ -23,7 +23,7 @@ use pgmap_os::{Access, MemoryFile, ParentFd};
 use crate::error::Error;
 use crate::name::FileName;
 use crate::owner::catalog::{Catalog, Change, Head, StoredFile, StoredPool};
-use crate::pool::directory::{CATALOG, DATA, Directory, holds_a_pool};
+use crate::pool::directory::{CATALOG, DATA, Directory, holds_a_pool, kind_of};
 use crate::pool::identity::BootId;
 use crate::pool::mark::Mark;
 use crate::pool::on::{self, On};
@@ -119,9 +119,11 @@ impl Check<'_> {
         let data = Arc::new(MemoryFile::open_named(&path, Access::ReadWrite)?);
         let _lock: Option<ParentFd> = is_apart.then(|| on::lock(&path, &data)).transpose()?;
         let beside = directory.map(|directory| directory.file(CATALOG));
-        let memory = match beside.filter(|path| path.exists()) {
-            Some(path) => Arc::new(MemoryFile::open_named(&path, Access::ReadWrite)?),
-            None => Arc::clone(&data),
+        let memory = match beside {
+            Some(path) if kind_of(&path)?.is_some() => {
+                Arc::new(MemoryFile::open_named(&path, Access::ReadWrite)?)
+            }
+            _ => Arc::clone(&data),
         };
         let boot = BootId::current()?;
         let catalog = match Catalog::open_in(Arc::clone(&memory), u64::MAX, boot) {

@@ -148,19 +148,19 @@ impl Directory {
 
 /// Whether a pool, of whatever format, lies in the directory at `path`.
 pub(crate) fn holds_a_pool(path: &Path) -> Result<bool, Error> {
-    if !disk::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir()) {
+    if !kind_of(path)?.is_some_and(|kind| kind.is_dir()) {
         return Ok(false);
     }
     Ok(kind_of(&path.join(CATALOG))?.is_some()
         || kind_of(&path.join(ON))?.is_some()
-        || crate::pool::has_head(&path.join(DATA)))
+        || crate::pool::has_head(&path.join(DATA))?)
 }
 
 /// Refuses a directory in which parts of a pool lie without a catalog.
 pub(crate) fn check_no_parts(path: &Path) -> Result<(), Error> {
     let mut found: Vec<OsString> = Vec::new();
     for name in [DATA, VMEMMAP, INDEX] {
-        if kind_of(&path.join(name)).is_ok_and(|kind| kind.is_some()) {
+        if kind_of(&path.join(name))?.is_some() {
             found.push(name.into());
         }
     }
@@ -204,10 +204,11 @@ fn check_place(path: &Path) -> Result<(), Error> {
 }
 
 /// What lies at `path`, without following a link.
-fn kind_of(path: &Path) -> Result<Option<FileType>, Error> {
+pub(crate) fn kind_of(path: &Path) -> Result<Option<FileType>, Error> {
+    use io::ErrorKind::{NotADirectory, NotFound};
     match disk::symlink_metadata(path) {
         Ok(metadata) => Ok(Some(metadata.file_type())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if matches!(error.kind(), NotFound | NotADirectory) => Ok(None),
         Err(error) => Err(os_error("inspect", path, error)),
     }
 }

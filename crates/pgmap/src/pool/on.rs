@@ -112,7 +112,7 @@ impl On {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(os_error("inspect", &place, error)),
             Ok(found) if found.file_type().is_block_device() => Ok(false),
-            Ok(_) => Ok(is_catalog(&MemoryFile::open_named(&place, Access::ReadOnly)?)),
+            Ok(_) => is_catalog(&MemoryFile::open_named(&place, Access::ReadOnly)?),
         }
     }
 
@@ -123,7 +123,7 @@ impl On {
     pub(crate) fn of(path: &Path, boot: BootId) -> Result<Found, Error> {
         let place = place_of(path)?;
         let data = Arc::new(MemoryFile::open_named(&place, Access::ReadWrite)?);
-        if !is_catalog(&data) {
+        if !is_catalog(&data)? {
             return Err(bad(path, "there is no pool; create one"));
         }
         if file_lock::is_locked(&*data)
@@ -173,7 +173,7 @@ impl Ground {
             return Err(bad(&path, why));
         }
         let data = MemoryFile::open_named(&path, Access::ReadWrite)?;
-        if is_catalog(&data) {
+        if is_catalog(&data)? {
             return Err(bad(&path, "there is a pool already; open it, or erase it first"));
         }
         if data.kind() == MemoryKind::DevDax {

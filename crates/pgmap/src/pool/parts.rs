@@ -8,7 +8,7 @@ use pgmap_os::{Access, FileSystem, MemoryFile, MemoryKind, ParentFd};
 use crate::error::Error;
 use crate::owner::catalog::header::is_catalog;
 use crate::owner::catalog::{Catalog, Head, StoredPool};
-use crate::pool::directory::{CATALOG, DATA, Directory, INDEX, VMEMMAP, remove_file};
+use crate::pool::directory::{CATALOG, DATA, Directory, INDEX, VMEMMAP, kind_of, remove_file};
 use crate::pool::identity::{FileKind, Found, PoolId, Seal};
 use crate::pool::mark::{FoundMark, Mark};
 use crate::pool::on::{self, Ground, On};
@@ -78,7 +78,7 @@ pub(super) fn check_memory(name: &str, data: &MemoryFile, size_bytes: u64) -> Re
     if data.kind() != MemoryKind::Shmem {
         return Ok(());
     }
-    match pgmap_os::memory_limit() {
+    match pgmap_os::memory_limit()? {
         Some(limit) if size_bytes > limit.len_bytes => Err(Error::BadPool {
             pool: name.into(),
             why: format!(
@@ -117,7 +117,7 @@ fn kept(directory: &Directory, name: &str, seal: Seal) -> Result<Arc<MemoryFile>
 /// Refuses to replace a file of another pool.
 fn check_replaceable(directory: &Directory, id: PoolId, name: &str) -> Result<(), Error> {
     let path = directory.file(name);
-    if !path.exists() {
+    if kind_of(&path)?.is_none() {
         return Ok(());
     }
     match Seal::read(&MemoryFile::open_named(&path, Access::ReadOnly)?)? {
@@ -136,7 +136,7 @@ pub(super) fn check_data(
     stored: &StoredPool,
     data: &MemoryFile,
 ) -> Result<(), Error> {
-    if stored.head != Head::Nothing && directory.file(CATALOG).exists() {
+    if stored.head != Head::Nothing && kind_of(&directory.file(CATALOG))?.is_some() {
         let why = "its catalog lies in its data, and there is a file `catalog` beside that, which is \
                    not its own; move that away";
         return Err(bad(directory.path(), why));
@@ -197,15 +197,19 @@ pub(super) fn check_mark(
 
 /// Whether a data file has a catalog at its head. What lies there in other data is a file's, and
 /// may look like one.
-pub(crate) fn has_head(path: &Path) -> bool {
-    let Ok(data) = MemoryFile::open_named(path, Access::ReadOnly) else { return false };
+pub(crate) fn has_head(path: &Path) -> Result<bool, Error> {
+    match kind_of(path)? {
+        Some(kind) if kind.is_file() => {}
+        _ => return Ok(false),
+    }
+    let data = MemoryFile::open_named(path, Access::ReadOnly)?;
     let is_sealed = !on::has_seal(&data)
-        || match Seal::read(&data) {
-            Ok(Found::Seal(seal)) => seal.kind == FileKind::DataWithHead,
+        || match Seal::read(&data)? {
+            Found::Seal(seal) => seal.kind == FileKind::DataWithHead,
             // Before format 2 there were no seals.
             _ => true,
         };
-    is_sealed && is_catalog(&data)
+    Ok(is_sealed && is_catalog(&data)?)
 }
 
 /// Opens what the catalog says in another form: as clients that live have it mapped, else made

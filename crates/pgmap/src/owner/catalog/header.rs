@@ -8,11 +8,12 @@ use std::path::Path;
 
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::memory_type::MemoryType;
-use pgmap_os::{Access, MemoryFile, OsError, disk};
+use pgmap_os::{Access, MemoryFile, OsError};
 
 use crate::error::Error;
 use crate::owner::catalog::log::FIRST_AREA_BYTES;
 use crate::owner::catalog::{Head, StoredPool};
+use crate::pool::directory::kind_of;
 use crate::pool::identity::{BootId, FORMAT, PoolId};
 use crate::pool::options::Durability;
 
@@ -175,21 +176,23 @@ pub(super) fn read_slots(page: &[u8]) -> [Slot; 2] {
 }
 
 /// Whether `memory` begins as a catalog of any format does, or as a damaged one.
-pub(crate) fn is_catalog(memory: &MemoryFile) -> bool {
-    let Ok(page) = read_page(memory) else { return false };
+///
+/// # Errors
+/// What reading it says: what cannot be read may be a catalog.
+pub(crate) fn is_catalog(memory: &MemoryFile) -> Result<bool, Error> {
+    let page = read_page(memory)?;
     let is_any = |slot: &Slot| !matches!(slot, Slot::Damaged);
-    read_slots(&page).iter().any(is_any)
+    Ok(read_slots(&page).iter().any(is_any))
 }
 
 /// Whether the file at `path` is the catalog of a pool whose creation did not end. Such a file is
 /// empty, zero, or a catalog: it is made with its room first and its header last.
 pub(crate) fn is_unfinished(path: &Path) -> Result<bool, Error> {
-    let is_file = disk::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file());
-    if !is_file {
+    if !kind_of(path)?.is_some_and(|kind| kind.is_file()) {
         return Ok(false);
     }
     let memory = MemoryFile::open_named(path, Access::ReadOnly)?;
-    Ok(is_catalog(&memory) || is_zero(&memory)?)
+    Ok(is_catalog(&memory)? || is_zero(&memory)?)
 }
 
 /// Whether a file is no longer than an empty catalog and zero throughout: the machine stopped
