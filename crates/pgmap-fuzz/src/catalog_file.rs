@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use crate::input::Input;
 
 /// Bytes of a header's fields, before their checksum.
-const FIELDS_BYTES: usize = 144;
+const FIELDS_BYTES: usize = 168;
 const SLOT_STEP_BYTES: usize = 2048;
 const LOG_START: usize = 4096;
 const RECORD_HEAD_BYTES: usize = 8;

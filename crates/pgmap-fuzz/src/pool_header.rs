@@ -80,7 +80,7 @@ fn make(path: &Path, bytes: &[u8]) {
 fn check(pool: Pool, path: &Path) {
     assert!(pool.size_bytes() > 0 && pool.size_bytes() <= pool.capacity_bytes());
     assert!(pool.size_bytes().is_multiple_of(PAGE_BYTES));
-    if pool.capacity_bytes() > MOST_BYTES || pool.max_files() > MOST_FILES {
+    if pool.span_bytes() > MOST_BYTES || pool.max_files() > MOST_FILES {
         return;
     }
     let size_bytes = pool.size_bytes();

@@ -102,6 +102,43 @@ impl<W: WriteWords> Folios<W> {
         true
     }
 
+    /// Brings the frames of a further memory into use, as a zone: `nr_pages` from the 1 GiB
+    /// boundary `first` on, before which the frame is in no use. False, with nothing done, as
+    /// [`bring_online`](Self::bring_online), and if there is a zone.
+    pub fn add_zone(&mut self, first: Pfn, nr_pages: u64) -> bool {
+        let is_free = PfnRange::new(first.number(), 1).is_none_or(|run| self.frames.overlaps(run));
+        if is_free || !self.frames.add_zone(first.number()) {
+            return false;
+        }
+        let is_online = self.bring_online(first, nr_pages);
+        if !is_online {
+            self.frames.remove_zone(first.number());
+        }
+        is_online
+    }
+
+    /// Takes a zone out of use of which all frames are free. False, with nothing done, if one is
+    /// not.
+    pub fn remove_zone(&mut self, runs: &[PfnRange]) -> bool {
+        let Some(first) = runs.first() else { return false };
+        if !runs.iter().all(|&run| self.frames.is_free(run)) {
+            return false;
+        }
+        runs.iter().for_each(|&run| self.frames.take_any_of(run));
+        self.frames.remove_zone(first.start())
+    }
+
+    /// Forgets what the descriptors say of the `nr_pages` from the 1 GiB boundary `first` on, up to
+    /// the next one, which are in no zone: another memory was there.
+    pub fn forget(&mut self, first: Pfn, nr_pages: u64) {
+        let whole = nr_pages.next_multiple_of(Level::Pud.nr_pages());
+        for at in (0..whole).step_by(Level::Pud.nr_pages() as usize) {
+            if let Some(pfn) = Pfn::new(first.number() + at) {
+                self.describe_folio(pfn, Level::Pud, Descriptor::FREE);
+            }
+        }
+    }
+
     /// The smallest folio that can be described.
     #[must_use]
     pub const fn smallest(&self) -> Level {
@@ -120,8 +157,8 @@ impl<W: WriteWords> Folios<W> {
         Some(bytes / Level::Pte.size_bytes())
     }
 
-    /// Hands out `nr_pages` frames, as [`pages_for`](Self::pages_for) says, as Reserved folios
-    /// under `stamp`.
+    /// Hands out `nr_pages` frames of the first zone, as [`pages_for`](Self::pages_for) says, as
+    /// Reserved folios under `stamp`.
     ///
     /// # Errors
     /// [`FramesShort`] when there are not so many, or only in too many pieces, or no memory to
@@ -132,9 +169,23 @@ impl<W: WriteWords> Folios<W> {
         sizing: Sizing,
         stamp: Stamp,
     ) -> Result<Vec<Extent>, FramesShort> {
+        self.reserve_in(0, nr_pages, sizing, stamp)
+    }
+
+    /// As [`reserve`](Self::reserve), of the zone around frame `zone`.
+    ///
+    /// # Errors
+    /// As [`reserve`](Self::reserve).
+    pub fn reserve_in(
+        &mut self,
+        zone: u64,
+        nr_pages: u64,
+        sizing: Sizing,
+        stamp: Stamp,
+    ) -> Result<Vec<Extent>, FramesShort> {
         let runs = match sizing {
-            Sizing::Fixed(level) => self.frames.take(nr_pages, level, MAX_EXTENTS)?,
-            Sizing::BestFit => self.take_best_fit(nr_pages)?,
+            Sizing::Fixed(level) => self.frames.take(zone, nr_pages, level, MAX_EXTENTS)?,
+            Sizing::BestFit => self.take_best_fit(zone, nr_pages)?,
         };
         let word = Descriptor::new(FolioState::Reserved, FolioFlags::NONE, stamp);
         let most = match sizing {
@@ -145,7 +196,8 @@ impl<W: WriteWords> Folios<W> {
             for run in runs {
                 self.frames.give(run);
             }
-            return Err(FramesShort { lacks_descriptors: true, ..self.frames.short_of(nr_pages) });
+            let short = self.frames.short_of(zone, nr_pages);
+            return Err(FramesShort { lacks_descriptors: true, ..short });
         }
         let mut extents = Vec::with_capacity(runs.len());
         for run in runs {
@@ -157,22 +209,22 @@ impl<W: WriteWords> Folios<W> {
     }
 
     /// One run if there is one that starts where the largest folio can; else level by level.
-    fn take_best_fit(&mut self, nr_pages: u64) -> Result<Vec<PfnRange>, FramesShort> {
+    fn take_best_fit(&mut self, zone: u64, nr_pages: u64) -> Result<Vec<PfnRange>, FramesShort> {
         let smallest = self.smallest();
         let largest = Level::largest_fitting(0, nr_pages).unwrap_or(smallest);
-        if let Some(run) = self.frames.take_run(nr_pages, largest) {
+        if let Some(run) = self.frames.take_run(zone, nr_pages, largest) {
             return Ok(vec![run]);
         }
-        let short = self.frames.short_of(nr_pages);
+        let short = self.frames.short_of(zone, nr_pages);
         let mut runs: Vec<PfnRange> = Vec::new();
         let mut missing = nr_pages;
         for level in Level::ALL.into_iter().rev().filter(|&level| level >= smallest) {
             while missing >= level.nr_pages() {
                 let wanted = missing / level.nr_pages() * level.nr_pages();
                 let left = MAX_EXTENTS - runs.len();
-                let taken = self.frames.take(wanted, level, left).or_else(|short| {
+                let taken = self.frames.take(zone, wanted, level, left).or_else(|short| {
                     // Fewer folios of this level, then the rest from the levels below.
-                    match self.frames.take_run(level.nr_pages(), level) {
+                    match self.frames.take_run(zone, level.nr_pages(), level) {
                         Some(run) if level != smallest && left > 0 => Ok(vec![run]),
                         Some(run) => {
                             self.frames.give(run);

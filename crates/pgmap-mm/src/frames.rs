@@ -4,6 +4,10 @@
 //! length (to find the best fit). A buddy allocator would round an extent of three folios up to
 //! four; runs hand out exactly what is asked for, and a whole untouched terabyte is one entry.
 //! `docs/adr/0003-frame-allocator.md` argues why this is not a crate.
+//!
+//! Frames may lie in several zones, one for each memory that they are in. A zone reaches from its
+//! first frame to the next zone, what is taken comes out of one zone, and a run that is free lies
+//! in one: whoever adds a zone leaves a frame that is never free before it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +18,7 @@ use crate::pfn::{MAX_RUN_PAGES, PfnRange};
 const MAX_CANDIDATES: usize = 16;
 
 /// Why frames could not be handed out. Nothing was taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FramesShort {
     /// Frames asked for.
     pub wanted_pages: u64,
@@ -26,14 +30,29 @@ pub struct FramesShort {
     pub lacks_descriptors: bool,
 }
 
-/// The free frames of a pfn space.
+/// The free frames of one memory.
 #[derive(Clone, Debug, Default)]
-pub struct Frames {
-    /// First frame to length.
-    by_start: BTreeMap<u64, u64>,
+struct Zone {
     /// Length and first frame.
     by_length: BTreeSet<(u64, u64)>,
     free_pages: u64,
+}
+
+/// The free frames of a pfn space.
+#[derive(Clone, Debug)]
+pub struct Frames {
+    /// First frame to length.
+    by_start: BTreeMap<u64, u64>,
+    /// By the first frame; the first zone starts at 0 and is always there.
+    zones: BTreeMap<u64, Zone>,
+    free_pages: u64,
+}
+
+impl Default for Frames {
+    fn default() -> Self {
+        let zones = BTreeMap::from([(0, Zone::default())]);
+        Self { by_start: BTreeMap::new(), zones, free_pages: 0 }
+    }
 }
 
 impl Frames {
@@ -52,17 +71,45 @@ impl Frames {
     /// Frames of the longest free run.
     #[must_use]
     pub fn longest_run_pages(&self) -> u64 {
-        self.by_length.last().map_or(0, |&(length, _)| length)
+        self.zones.values().map(Zone::longest_run_pages).max().unwrap_or(0)
     }
 
-    /// The error of a request for `wanted_pages`.
-    pub(crate) fn short_of(&self, wanted_pages: u64) -> FramesShort {
-        FramesShort {
-            wanted_pages,
-            free_pages: self.free_pages,
-            longest_run_pages: self.longest_run_pages(),
-            lacks_descriptors: false,
-        }
+    /// Adds a zone that starts at `first`. Of the frames before it and from it on none is free yet,
+    /// up to the next zone. False if there is such a zone.
+    pub fn add_zone(&mut self, first: u64) -> bool {
+        let is_new = !self.zones.contains_key(&first);
+        self.zones.entry(first).or_default();
+        is_new
+    }
+
+    /// Takes out the zone that starts at `first`, which is not the first one. False if one of its
+    /// frames is free, or there is no such zone.
+    pub fn remove_zone(&mut self, first: u64) -> bool {
+        let is_used = self.zones.get(&first).is_none_or(|zone| zone.free_pages > 0);
+        !is_used && first != 0 && self.zones.remove(&first).is_some()
+    }
+
+    /// Frames free in the zone around `pfn`, and those of its longest free run.
+    #[must_use]
+    pub fn free_in_zone(&self, pfn: u64) -> (u64, u64) {
+        let zone = self.zones.range(..=pfn).next_back();
+        zone.map_or((0, 0), |(_, zone)| (zone.free_pages, zone.longest_run_pages()))
+    }
+
+    /// The error of a request for `wanted_pages` of the zone around `zone`.
+    pub(crate) fn short_of(&self, zone: u64, wanted_pages: u64) -> FramesShort {
+        let (free_pages, longest_run_pages) = self.free_in_zone(zone);
+        FramesShort { wanted_pages, free_pages, longest_run_pages, lacks_descriptors: false }
+    }
+
+    /// The free runs of the zone around `zone`, by length and first frame, from `least` on.
+    fn by_length(
+        &self,
+        zone: u64,
+        least: u64,
+    ) -> impl DoubleEndedIterator<Item = &(u64, u64)> + '_ {
+        let zone = self.zones.range(..=zone).next_back().map(|(_, zone)| zone);
+        zone.into_iter().flat_map(move |zone| zone.by_length.range((least, 0)..))
     }
 
     /// The free runs by address: first frame and length.
@@ -162,8 +209,9 @@ impl Frames {
         }
     }
 
-    /// Takes `nr_pages` consecutive frames that start at a folio of `level`.
-    pub fn take_run(&mut self, nr_pages: u64, level: Level) -> Option<PfnRange> {
+    /// Takes `nr_pages` consecutive frames of the zone around `zone` that start at a folio of
+    /// `level`.
+    pub fn take_run(&mut self, zone: u64, nr_pages: u64, level: Level) -> Option<PfnRange> {
         if nr_pages == 0 || nr_pages > MAX_RUN_PAGES {
             return None;
         }
@@ -172,35 +220,36 @@ impl Frames {
             let aligned = start.next_multiple_of(align);
             aligned - start + nr_pages <= length
         };
-        let candidates = || self.by_length.range((nr_pages, 0)..);
+        let candidates = || self.by_length(zone, nr_pages);
         let &(length, start) = candidates()
             .take(MAX_CANDIDATES)
             .find(fits)
-            .or_else(|| self.by_length.range((nr_pages + align - 1, 0)..).next())
+            .or_else(|| self.by_length(zone, nr_pages + align - 1).next())
             .or_else(|| candidates().find(fits))?;
         let run = PfnRange::new(start.next_multiple_of(align), nr_pages)?;
         self.carve(start, length, run);
         Some(run)
     }
 
-    /// Takes `nr_pages` frames, a multiple of the folio size of `level`, in as few aligned runs as
-    /// it can, at most `max_runs`.
+    /// Takes `nr_pages` frames of the zone around `zone`, a multiple of the folio size of `level`,
+    /// in as few aligned runs as it can, at most `max_runs`.
     ///
     /// # Errors
     /// [`FramesShort`] when there are not so many, or only in more pieces. Nothing is taken then.
     pub fn take(
         &mut self,
+        zone: u64,
         nr_pages: u64,
         level: Level,
         max_runs: usize,
     ) -> Result<Vec<PfnRange>, FramesShort> {
-        let short = self.short_of(nr_pages);
+        let short = self.short_of(zone, nr_pages);
         let mut taken = Vec::new();
         let mut missing = nr_pages;
         while missing > 0 {
             let run = self
-                .take_run(missing.min(MAX_RUN_PAGES), level)
-                .or_else(|| self.take_longest(missing, level));
+                .take_run(zone, missing.min(MAX_RUN_PAGES), level)
+                .or_else(|| self.take_longest(zone, missing, level));
             match run {
                 Some(run) if taken.len() < max_runs => {
                     missing -= run.nr_pages();
@@ -218,7 +267,7 @@ impl Frames {
     }
 
     /// Takes the longest run of whole folios of `level`, at most `most_pages` frames.
-    fn take_longest(&mut self, most_pages: u64, level: Level) -> Option<PfnRange> {
+    fn take_longest(&mut self, zone: u64, most_pages: u64, level: Level) -> Option<PfnRange> {
         let align = level.nr_pages();
         let usable = |length: u64, start: u64| {
             let skip = start.next_multiple_of(align) - start;
@@ -226,10 +275,9 @@ impl Frames {
         };
         // Alignment can cost a run up to one folio, so the longest usable one is among those not
         // more than a folio shorter than the longest.
-        let longest = self.longest_run_pages();
+        let (_, longest) = self.free_in_zone(zone);
         let &(length, start) = self
-            .by_length
-            .range((longest.saturating_sub(align), 0)..)
+            .by_length(zone, longest.saturating_sub(align))
             .rev()
             .take(MAX_CANDIDATES * 16)
             .max_by_key(|&&(length, start)| usable(length, start))?;
@@ -252,14 +300,26 @@ impl Frames {
 
     fn insert(&mut self, start: u64, length: u64) {
         self.by_start.insert(start, length);
-        self.by_length.insert((length, start));
+        if let Some((_, zone)) = self.zones.range_mut(..=start).next_back() {
+            zone.by_length.insert((length, start));
+            zone.free_pages += length;
+        }
         self.free_pages += length;
     }
 
     fn remove(&mut self, start: u64, length: u64) {
         self.by_start.remove(&start);
-        self.by_length.remove(&(length, start));
+        if let Some((_, zone)) = self.zones.range_mut(..=start).next_back() {
+            zone.by_length.remove(&(length, start));
+            zone.free_pages -= length;
+        }
         self.free_pages -= length;
+    }
+}
+
+impl Zone {
+    fn longest_run_pages(&self) -> u64 {
+        self.by_length.last().map_or(0, |&(length, _)| length)
     }
 }
 
@@ -292,10 +352,10 @@ mod tests {
         let mut frames = Frames::new();
         frames.give(run(0, 100));
         frames.give(run(200, 50));
-        let short = frames.take(151, Level::Pte, 8).unwrap_err();
+        let short = frames.take(0, 151, Level::Pte, 8).unwrap_err();
         assert_eq!((short.free_pages, short.longest_run_pages), (150, 100));
         assert_eq!(frames.free_pages(), 150);
-        assert_eq!(frames.take(150, Level::Pte, 8).unwrap().len(), 2);
+        assert_eq!(frames.take(0, 150, Level::Pte, 8).unwrap().len(), 2);
         assert_eq!(frames.free_pages(), 0);
     }
 
@@ -303,9 +363,29 @@ mod tests {
     fn aligned_folios_come_from_unaligned_runs() {
         let mut frames = Frames::new();
         frames.give(run(1, 1023));
-        assert_eq!(frames.take(512, Level::Pmd, 1).unwrap(), [run(512, 512)]);
-        assert!(frames.take(512, Level::Pmd, 1).is_err());
+        assert_eq!(frames.take(0, 512, Level::Pmd, 1).unwrap(), [run(512, 512)]);
+        assert!(frames.take(0, 512, Level::Pmd, 1).is_err());
         assert_eq!(frames.free_pages(), 511);
+    }
+
+    #[test]
+    fn what_is_taken_comes_out_of_one_zone() {
+        let mut frames = Frames::new();
+        frames.give(run(0, 100));
+        assert!(frames.add_zone(512) && !frames.add_zone(512));
+        frames.give(run(512, 1024));
+        assert_eq!(frames.free_in_zone(0), (100, 100));
+        assert_eq!(frames.free_in_zone(600), (1024, 1024));
+        assert_eq!((frames.free_pages(), frames.longest_run_pages()), (1124, 1024));
+        let short = frames.take(0, 101, Level::Pte, 8).unwrap_err();
+        assert_eq!((short.free_pages, short.longest_run_pages), (100, 100));
+        assert_eq!(frames.take(512, 512, Level::Pmd, 8).unwrap(), [run(512, 512)]);
+        assert_eq!(frames.take(0, 50, Level::Pte, 8).unwrap(), [run(0, 50)]);
+        assert_eq!(frames.take(512, 50, Level::Pte, 8).unwrap(), [run(1024, 50)]);
+        assert!(!frames.remove_zone(512), "some of it is free");
+        frames.take_any_of(run(512, 1024));
+        assert!(frames.remove_zone(512) && !frames.remove_zone(512) && !frames.remove_zone(0));
+        assert_eq!((frames.free_pages(), frames.free_in_zone(600)), (50, (50, 50)));
     }
 
     proptest! {
@@ -324,7 +404,7 @@ mod tests {
                 match what {
                     0 | 1 => {
                         let nr = nr.next_multiple_of(level.nr_pages());
-                        if let Ok(taken) = frames.take(nr, level, 4) {
+                        if let Ok(taken) = frames.take(0, nr, level, 4) {
                             prop_assert_eq!(taken.iter().map(|r| r.nr_pages()).sum::<u64>(), nr);
                             for r in taken {
                                 prop_assert!(r.first().is_aligned(level));

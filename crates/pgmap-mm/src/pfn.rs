@@ -12,7 +12,7 @@ pub const RUN_BITS: u32 = 26;
 pub const MAX_RUN_PAGES: u64 = 1 << RUN_BITS;
 
 /// A 4 KiB page frame number in the owner's one pfn space.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pfn(u64);
 
 impl Pfn {

@@ -20,7 +20,7 @@
 // UNSAFETY: this file turns an address range into atomics; the kernel, not the compiler, owns it.
 #![allow(unsafe_code)]
 
-use crate::{FaultCause, MemoryFile, OsError};
+use crate::{FaultCause, MemoryFile, OsError, PageSize};
 use region::{HarmlessAdvice, Region};
 use rustix::io::Errno;
 use rustix::mm::ProtFlags;
@@ -250,6 +250,35 @@ impl WriteMapping {
         Ok(Self { region: Region::nothing(len, ProtFlags::READ | ProtFlags::WRITE)? })
     }
 
+    /// Keeps `len` bytes of addresses, from a multiple of `page` on where they are 2 MiB or more,
+    /// in which files are shown one beside the other by [`show`](Self::show). There is nothing
+    /// behind them before: copies fail, other touches are SIGBUS.
+    ///
+    /// # Errors
+    /// `ENOMEM` when address space or the number of mappings runs out.
+    pub fn span(len: u64, page: PageSize) -> Result<Self, OsError> {
+        Ok(Self { region: Region::span(len, page, ProtFlags::READ | ProtFlags::WRITE)? })
+    }
+
+    /// Shows `len` bytes of `file` from `offset` on at byte `at` of a [`span`](Self::span), in the
+    /// place of what was shown there. Offset and place are multiples of the file's page size.
+    ///
+    /// # Errors
+    /// `EINVAL` for other places, and beyond the end of the file or the span; `EACCES` for a
+    /// read-only file; `ENOMEM` when the number of mappings runs out.
+    pub fn show(&self, at: u64, file: &MemoryFile, offset: u64, len: u64) -> Result<(), OsError> {
+        self.region.show(at, file, offset, len)
+    }
+
+    /// Ends what [`show`](Self::show) did, for the whole pages of `len` bytes from `at` on: as
+    /// [`abandon`](Self::abandon), of a part.
+    ///
+    /// # Errors
+    /// `EINVAL` outside the span; `EMFILE`, `ENOMEM`: it is mapped as before then.
+    pub fn hide(&self, at: u64, len: u64) -> Result<(), OsError> {
+        self.region.hide(at, len)
+    }
+
     /// Returns the mapping as 8-byte words. A rest of less than a word is left out.
     #[inline]
     #[must_use]
@@ -446,6 +475,29 @@ mod tests {
         let part = ReadMapping::map(&file, MIB, 4096).unwrap();
         whole.words()[(MIB / 8) as usize].store(42, Ordering::Relaxed);
         assert_eq!(part.load_u64(0, Ordering::Relaxed), 42);
+    }
+
+    #[test]
+    fn a_span_shows_files_side_by_side_and_copies_fail_where_it_shows_none() {
+        let span = WriteMapping::span(16 * MIB, PageSize::Base).unwrap();
+        let (one, other) = (file(MIB), file(4 * MIB));
+        span.show(0, &one, 0, MIB).unwrap();
+        span.show(8 * MIB, &other, 2 * MIB, 2 * MIB).unwrap();
+        span.copy_in(8 * MIB, &[7; 4096]).unwrap();
+        let mut bytes = [0; 1];
+        other.read_exact_at(&mut bytes, 2 * MIB + 4095).unwrap();
+        assert_eq!(bytes, [7]);
+        for nowhere in [4 * MIB, MIB, 10 * MIB, 16 * MIB - 1] {
+            assert!(span.copy_out(nowhere, &mut bytes).is_err(), "{nowhere}");
+        }
+        span.hide(8 * MIB, 2 * MIB).unwrap();
+        assert!(span.copy_out(8 * MIB, &mut bytes).is_err());
+        span.copy_out(0, &mut bytes).unwrap();
+        for (at, offset, len) in [(0, MIB, 1), (0, 0, 0), (15 * MIB, 0, 2 * MIB), (8, 0, 8)] {
+            let error = span.show(at, &other, offset + 3 * MIB, len).unwrap_err();
+            assert_eq!(error.errno(), libc::EINVAL, "{at} {offset} {len}");
+        }
+        assert_eq!(span.hide(15 * MIB, 2 * MIB).unwrap_err().errno(), libc::EINVAL);
     }
 
     #[test]

@@ -58,11 +58,13 @@ pub use pgmap_mm::memory_type::MemoryType;
 pub use pgmap_mm::prot::Access;
 pub use pgmap_os as os;
 pub use pgmap_os::PageSize;
+pub use pool::backing::BackingOptions;
 pub use pool::check::{CheckOptions, CheckReport, Finding, check};
 pub use pool::{Durability, Pool, PoolOptions, Populate};
 pub use refusal::{HoldKind, Holder, Refusal};
 pub use wire::{
-    CreateSpec, Event, FileInfo, FileRules, FolioSize, LongtermRule, OnDeadline, PoolInfo, Shape,
+    BackingInfo, CreateSpec, Event, FileInfo, FileRules, FolioSize, LongtermRule, OnDeadline,
+    Placement, PoolInfo, Shape,
 };
 
 /// The README's example is a test.

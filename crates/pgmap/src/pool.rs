@@ -5,6 +5,7 @@
 //! the pool. Descriptors and index say what the catalog says in another form: as long as a client
 //! lives they are taken over as they are, else they are made again when the pool is opened.
 
+pub mod backing;
 pub mod check;
 pub(crate) mod directory;
 pub(crate) mod identity;
@@ -12,7 +13,7 @@ pub(crate) mod ledgers;
 pub(crate) mod mark;
 pub(crate) mod on;
 pub(crate) mod options;
-mod parts;
+pub(crate) mod parts;
 #[cfg(test)]
 mod tests;
 
@@ -96,7 +97,7 @@ impl Layout {
             pool: name.into(),
             why: format!("no layout for {} bytes", stored.size_bytes),
         };
-        let nr_pages = stored.capacity_bytes / PAGE_BYTES;
+        let nr_pages = stored.span_bytes / PAGE_BYTES;
         let vmemmap = VmemmapLayout::for_folios(nr_pages, stored.smallest).ok_or_else(none)?;
         let max_files = usize::try_from(stored.max_files).map_err(|_| none())?;
         let head = (stored.head != Head::Nothing)
@@ -508,6 +509,12 @@ impl Pool {
     #[must_use]
     pub const fn capacity_bytes(&self) -> u64 {
         self.stored.capacity_bytes
+    }
+
+    /// Bytes that frames can be described for: the data file, and room for further backings.
+    #[must_use]
+    pub const fn span_bytes(&self) -> u64 {
+        self.stored.span_bytes
     }
 
     pub(crate) const fn nr_pages(&self) -> u64 {

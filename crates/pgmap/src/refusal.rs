@@ -37,6 +37,24 @@ impl HoldKind {
     }
 }
 
+/// What is free on a backing that was tried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FreeOn {
+    /// Its name.
+    pub backing: String,
+    /// Bytes free.
+    pub free_bytes: u64,
+    /// The longest free run.
+    pub longest_bytes: u64,
+}
+
+impl std::fmt::Display for FreeOn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { backing, free_bytes, longest_bytes } = self;
+        write!(f, "{free_bytes} free on \"{backing}\" (longest run {longest_bytes})")
+    }
+}
+
 /// Who holds which frames.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
@@ -243,6 +261,25 @@ pub enum Refusal {
         /// Those that closed their connection and keep their ledger.
         nr_adrift: u64,
     },
+    /// The backing that was meant, or that a file lies on, is not there.
+    #[error("backing \"{backing}\": {why}")]
+    NoBacking {
+        /// Which.
+        backing: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// None of the backings that were allowed has the frames, or only in too many pieces.
+    #[error(
+        "{wanted_bytes} bytes wanted; {}; unlink files there, or allow another backing",
+        tried.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    )]
+    NoSpaceOn {
+        /// Bytes asked for, rounded up to whole folios.
+        wanted_bytes: u64,
+        /// The backings that were tried, in order.
+        tried: Vec<FreeOn>,
+    },
     /// The owner that was asked first was lost before it answered, and may have done it; its
     /// successor did not, or the client could ask none. Said by the client, never by an owner.
     #[error(
@@ -286,6 +323,8 @@ impl Refusal {
             Self::CalledOff { .. } => "called_off",
             Self::Full { .. } => "pool_full",
             Self::MayBeDone { .. } => "may_be_done",
+            Self::NoBacking { .. } => "no_backing",
+            Self::NoSpaceOn { .. } => "no_space",
         }
     }
 
@@ -308,6 +347,7 @@ impl Refusal {
             Self::NoMemory { why }
             | Self::NoDraft { why, .. }
             | Self::Denied { why, .. }
+            | Self::NoBacking { why, .. }
             | Self::Invalid { why }
             | Self::Internal { why } => why,
             _ => return false,
@@ -328,7 +368,8 @@ impl Refusal {
             Self::NotFound { .. } | Self::NoDraft { .. } => 2,
             Self::Exists { .. } => 17,
             Self::Stale { .. } => errno::ESTALE,
-            Self::NoSpace { .. } | Self::IndexFull { .. } => errno::ENOSPC,
+            Self::NoSpace { .. } | Self::NoSpaceOn { .. } | Self::IndexFull { .. } => errno::ENOSPC,
+            Self::NoBacking { .. } => 19,
             Self::NoMemory { .. } => errno::ENOMEM,
             Self::Held { .. } | Self::InUse { .. } => errno::EBUSY,
             Self::TooMuch { .. } => 7,

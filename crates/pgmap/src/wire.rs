@@ -19,7 +19,7 @@ use crate::name::FileName;
 use crate::refusal::{Holder, Refusal};
 
 /// Spoken by both sides; a difference is an error at once.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// Longest message.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 /// Most items of one batch.
@@ -65,6 +65,8 @@ pub struct Welcome {
     pub nr_pages: u64,
     /// Bytes of the data file.
     pub data_bytes: u64,
+    /// Frames that further backings may have lie behind that, up to here, in bytes.
+    pub span_bytes: u64,
     /// Where in their file the descriptors start.
     pub vmemmap_start: u64,
     /// The smallest folio that is described, as `Level` numbers it.
@@ -201,6 +203,48 @@ pub enum OnDeadline {
     Quarantine,
 }
 
+/// On which of the pool's backings a file may lie. It lies on one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
+#[non_exhaustive]
+pub enum Placement {
+    /// On any: the pool's data first, then further backings in the order of their frames.
+    #[default]
+    Any,
+    /// On the first of these that has room, and on no other. Named as [`BackingInfo::name`] says.
+    Only(Vec<String>),
+    /// On the first of these that has room, then as [`Any`](Self::Any).
+    Prefer(Vec<String>),
+}
+
+/// A backing: a memory that frames of the pool lie in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackingInfo {
+    /// Its number; 0 is the pool's own data.
+    pub id: u64,
+    /// As a create names it.
+    pub name: String,
+    /// Where it is.
+    pub path: String,
+    /// What it lies in; none if it is not there.
+    pub kind: Option<String>,
+    /// The NUMA node of a device, where it has one.
+    pub numa_node: Option<u32>,
+    /// Its first frame.
+    pub first_pfn: u64,
+    /// Bytes of its frames.
+    pub size_bytes: u64,
+    /// Where in it the first frame lies, in bytes.
+    pub offset_bytes: u64,
+    /// Bytes that nobody has.
+    pub free_bytes: u64,
+    /// The longest free run, in bytes.
+    pub longest_free_bytes: u64,
+    /// Memory behind it now, in bytes.
+    pub backed_bytes: u64,
+    /// Why it is not there, if it is not.
+    pub missing: Option<String>,
+}
+
 /// A file to be created.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CreateSpec {
@@ -214,13 +258,16 @@ pub struct CreateSpec {
     pub replace: bool,
     /// What may be done with it.
     pub rules: FileRules,
+    /// Where it may lie.
+    pub placement: Placement,
 }
 
 impl CreateSpec {
-    /// A new file without special rules.
+    /// A new file without special rules, on any backing.
     #[must_use]
     pub fn new(name: FileName, len_bytes: u64, folio_size: FolioSize) -> Self {
-        Self { name, len_bytes, folio_size, replace: false, rules: FileRules::default() }
+        let (rules, placement) = (FileRules::default(), Placement::Any);
+        Self { name, len_bytes, folio_size, replace: false, rules, placement }
     }
 }
 
@@ -380,6 +427,22 @@ pub enum Request {
     Forget(u64),
     /// Call off the truncate or punch of this file that waits for holders, whoever asked for it.
     CancelCut(FileName),
+    /// Describe the pool's backings. The further ones that are there come as descriptors, in order.
+    Backings,
+    /// Add a backing, or take one back that was missing.
+    AddBacking {
+        /// Where it is: the bytes of an absolute path.
+        path: Vec<u8>,
+        /// Bytes of its frames; 0 for all of a device.
+        size_bytes: u64,
+        /// How it is called, if not as its path ends.
+        name: Option<String>,
+    },
+    /// Take out a backing on which no file lies.
+    RemoveBacking {
+        /// Its name.
+        name: String,
+    },
 }
 
 impl Request {
@@ -405,6 +468,8 @@ impl Request {
                 | Self::ClearPoison { .. }
                 | Self::Reshape { .. }
                 | Self::CancelCut(_)
+                | Self::AddBacking { .. }
+                | Self::RemoveBacking { .. }
         )
     }
 
@@ -434,6 +499,9 @@ impl Request {
             Self::Forget(_) => "forget",
             Self::CancelCut(_) => "cancel",
             Self::Trim { .. } => "trim",
+            Self::Backings => "list of backings",
+            Self::AddBacking { .. } => "adding of a backing",
+            Self::RemoveBacking { .. } => "removal of a backing",
         }
     }
 }
@@ -525,6 +593,8 @@ pub enum Reply {
         /// Where to go on; `None` at the end.
         next: Option<u64>,
     },
+    /// To Backings.
+    Backings(Vec<BackingInfo>),
     /// To any that takes long: the owner is at work on it, and the answer comes later.
     Working,
 }

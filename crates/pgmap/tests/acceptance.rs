@@ -192,6 +192,7 @@ fn t11_an_unfinished_write_is_never_readable() {
         folio_size: FolioSize::BestFit,
         replace: true,
         rules: pgmap::FileRules::default(),
+        placement: pgmap::Placement::Any,
     };
     let mut drafts = client.create_batch(vec![spec]).unwrap();
     let mut draft = drafts.pop().unwrap().unwrap();

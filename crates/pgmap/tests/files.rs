@@ -129,6 +129,7 @@ fn batches_answer_for_each_item() {
         folio_size: FolioSize::Pages4K,
         replace: false,
         rules: pgmap::FileRules::default(),
+        placement: pgmap::Placement::Any,
     };
     let writers = client.create_batch((0..64).map(spec).collect()).unwrap();
     let writers: Vec<_> = writers.into_iter().map(Result::unwrap).collect();

@@ -170,6 +170,7 @@ impl<'c> Worker<'c> {
             folio_size: FolioSize::BestFit,
             replace: true,
             rules: pgmap::FileRules::default(),
+            placement: pgmap::Placement::Any,
         });
         let created = self.client.create_batch(specs.collect())?;
         let mut writers = Vec::new();

@@ -23,7 +23,7 @@ fn put(client: &Client, name: &str, bytes: &[u8], replace: bool) {
     let name = FileName::new(name).unwrap();
     let len_bytes = bytes.len() as u64;
     let (folio_size, rules) = (FolioSize::BestFit, FileRules::default());
-    let spec = CreateSpec { name, len_bytes, folio_size, replace, rules };
+    let spec = CreateSpec { replace, rules, ..CreateSpec::new(name, len_bytes, folio_size) };
     let mut writer = client.create_batch(vec![spec]).unwrap().pop().unwrap().unwrap();
     writer.write_all_at(0, bytes).unwrap();
     writer.commit().unwrap();

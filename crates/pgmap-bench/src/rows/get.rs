@@ -56,6 +56,7 @@ pub fn spec(name: &str, len_bytes: u64) -> Result<CreateSpec, Failure> {
         folio_size,
         replace: false,
         rules: pgmap::FileRules::default(),
+        placement: pgmap::Placement::Any,
     })
 }
 

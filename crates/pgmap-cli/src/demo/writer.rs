@@ -235,6 +235,7 @@ pub fn draft_spec(name: impl AsRef<[u8]>) -> Result<CreateSpec, Failure> {
         folio_size: FolioSize::BestFit,
         replace: false,
         rules: pgmap::FileRules::default(),
+        placement: pgmap::Placement::Any,
     })
 }
 

@@ -228,6 +228,7 @@ impl Put {
                 is_raw: self.is_raw,
                 is_read_only: self.is_read_only,
             },
+            placement: pgmap::Placement::Any,
         };
         let created = client.create_batch(vec![spec]).map_err(Problem::Pool)?.pop();
         let mut writer = created.ok_or(Problem::NoAnswer)?.map_err(Problem::Pool)?;

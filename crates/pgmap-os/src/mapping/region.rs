@@ -114,18 +114,89 @@ impl Region {
         Ok(region)
     }
 
+    /// As [`nothing`](Self::nothing), from a multiple of `page` on: parts can be shown there.
+    pub(super) fn span(len: u64, page: PageSize, protection: ProtFlags) -> Result<Self, OsError> {
+        let failed = |errno| OsError::new("keep", format!("{len} bytes of addresses"), errno);
+        crate::sigbus::install()?;
+        let mapped_len = usize::try_from(len).map_err(|_| failed(Errno::NOMEM))?;
+        let mapped_len = mapped_len.next_multiple_of(PageSize::Base.len_bytes() as usize);
+        let alignment = alignment_for(len, page.len_bytes()) as usize;
+        let mapped = crate::sim::call("mmap")
+            .and_then(|()| reserve(mapped_len, alignment))
+            .map_err(failed)?;
+        let base = mapped.cast();
+        let region = Self { base, len: len as usize, mapped, mapped_len, protection };
+        region.abandon()?;
+        Ok(region)
+    }
+
+    /// Maps `len` bytes of `file` from `offset` on, shared, at byte `at` of a
+    /// [`span`](Self::span), in the place of what was there. What follows up to the end of the last
+    /// page is mapped too.
+    pub(super) fn show(
+        &self,
+        at: u64,
+        file: &MemoryFile,
+        offset: u64,
+        len: u64,
+    ) -> Result<(), OsError> {
+        let page = file.page_size().len_bytes();
+        let failed = |errno| {
+            OsError::new("map", format!("{len} bytes at {offset} of {}", file.name()), errno)
+        };
+        let mapped_len = len.checked_next_multiple_of(page);
+        let end = mapped_len.and_then(|mapped_len| at.checked_add(mapped_len));
+        let address = self.mapped.as_ptr().wrapping_byte_add(at as usize);
+        let is_aligned = offset.is_multiple_of(page) && (address as u64).is_multiple_of(page);
+        let is_inside = end.is_some_and(|end| end <= self.mapped_len as u64);
+        let (Some(mapped_len), true, true) = (mapped_len, is_aligned && len > 0, is_inside) else {
+            return Err(failed(Errno::INVAL).with_advice(format!(
+                "offset and place must be multiples of the page size, {page}, and the end inside \
+                 the {} bytes of addresses",
+                self.mapped_len
+            )));
+        };
+        let file_len = file.len_bytes();
+        if offset.checked_add(len).is_none_or(|end| end > file_len) {
+            return Err(failed(Errno::INVAL)
+                .with_advice(format!("the file ends at {file_len}: nothing lies behind that")));
+        }
+        let commitment = match file.page_size() {
+            PageSize::Base => MapFlags::NORESERVE,
+            _ => MapFlags::empty(),
+        };
+        let flags = MapFlags::SHARED | MapFlags::FIXED | commitment;
+        crate::sim::call("mmap").map_err(failed)?;
+        // SAFETY: MAP_FIXED replaces a part of the range that this Region mapped and will unmap:
+        // both ends were checked. Whoever looks there sees other bytes of shared memory, as if
+        // another process had written them.
+        let made =
+            unsafe { mmap(address, mapped_len as usize, self.protection, flags, file, offset) };
+        made.map(drop).map_err(failed)
+    }
+
     /// Puts a file without a byte in the place of what is mapped: copies fail from now on, and
     /// nothing of the file that was mapped is kept.
     pub(super) fn abandon(&self) -> Result<(), OsError> {
-        let failed = |errno| OsError::new("give up", format!("{} mapped bytes", self.len), errno);
+        self.hide(0, self.mapped_len as u64)
+    }
+
+    /// As [`abandon`](Self::abandon), of the whole pages of `len` bytes from `at` on.
+    pub(super) fn hide(&self, at: u64, len: u64) -> Result<(), OsError> {
+        let failed = |errno| OsError::new("give up", format!("{len} mapped bytes"), errno);
+        let len = len.next_multiple_of(PageSize::Base.len_bytes());
+        let is_inside = at.checked_add(len).is_some_and(|end| end <= self.mapped_len as u64);
+        if !is_inside || !at.is_multiple_of(PageSize::Base.len_bytes()) {
+            return Err(failed(Errno::INVAL));
+        }
         let nothing =
             rustix::fs::memfd_create("pgmap-nothing", MemfdFlags::CLOEXEC).map_err(failed)?;
         let flags = MapFlags::SHARED | MapFlags::FIXED | MapFlags::NORESERVE;
-        // SAFETY: MAP_FIXED replaces exactly the range that this Region mapped and will unmap.
-        // Whoever touches it meets the end of a file, as if its own file had been cut shorter.
-        let mapped = unsafe {
-            mmap(self.mapped.as_ptr(), self.mapped_len, self.protection, flags, nothing, 0)
-        };
+        let address = self.mapped.as_ptr().wrapping_byte_add(at as usize);
+        // SAFETY: MAP_FIXED replaces a part of the range that this Region mapped and will unmap:
+        // both ends were checked. Whoever touches it meets the end of a file, as if its own file
+        // had been cut shorter.
+        let mapped = unsafe { mmap(address, len as usize, self.protection, flags, nothing, 0) };
         mapped.map(drop).map_err(failed)
     }
 

@@ -11,6 +11,7 @@
 //! goes out before the next call.
 
 mod greeting;
+mod replies;
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,10 +26,11 @@ use pgmap_os::sync::{Condvar, Mutex, MutexGuard};
 use pgmap_os::{Connection, Doorbell, Interest, OsError, ParentFd, TransferError};
 
 use crate::client::link::greeting::{connect, greet};
+use crate::client::link::replies::receive;
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::owner::handle::{Handed, MAX_EVENTS, Shared};
-use crate::wire::{self, Event, Hello, MAX_MESSAGE_BYTES, Numbered, Reply, Request, VERSION};
+use crate::wire::{self, Event, Hello, Numbered, Reply, Request, VERSION};
 
 pub(super) use greeting::Trust;
 
@@ -103,6 +105,8 @@ struct Calls {
     /// Requests without a caller that found no room.
     owed: VecDeque<Request>,
     events: VecDeque<Event>,
+    /// The descriptors of the last reply that brought some.
+    handed: Vec<OwnedFd>,
     failed: Option<String>,
 }
 
@@ -317,6 +321,7 @@ impl Remote {
             calls: HashMap::new(),
             owed: VecDeque::new(),
             events: VecDeque::new(),
+            handed: Vec::new(),
             failed: None,
         };
         let (state, arrived) = (Mutex::new(calls), Condvar::new());
@@ -496,6 +501,7 @@ impl Remote {
         if let Some(received) = received
             && state.generation == generation
         {
+            let received = received.map(|received| received.hand_to(&mut state.handed));
             state.take(received);
             state.pay();
         }
@@ -669,18 +675,5 @@ impl Remote {
             .nth(NR_HANDED - 2)
             .ok_or_else(|| Error::Protocol { what: "a welcome without a doorbell".into() })?;
         Ok((connection, owner_pid, Doorbell::from_fd(doorbell)?))
-    }
-}
-
-/// The next message, if there is one.
-fn receive(connection: &Connection) -> Result<Option<Numbered<Reply>>, Error> {
-    let mut buffer = vec![0; MAX_MESSAGE_BYTES];
-    match connection.recv(&mut buffer) {
-        Ok(received) if received.is_end() => {
-            Err(Error::OwnerGone { why: "it closed the connection".into() })
-        }
-        Ok(received) => wire::decode(&buffer[..received.len]).map(Some),
-        Err(TransferError::WouldBlock) => Ok(None),
-        Err(error) => Err(Error::OwnerGone { why: error.to_string() }),
     }
 }

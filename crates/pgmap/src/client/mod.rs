@@ -1,5 +1,6 @@
 //! A client: a process attached to a pool.
 
+pub(crate) mod backings;
 pub(crate) mod events;
 pub(crate) mod failure;
 pub(crate) mod file;
@@ -7,6 +8,7 @@ pub(crate) mod lanes;
 pub(crate) mod link;
 pub(crate) mod options;
 pub(crate) mod pinned;
+mod report;
 pub(crate) mod side;
 mod upkeep;
 pub(crate) mod writer;
@@ -24,6 +26,7 @@ use pgmap_mm::vmemmap::{Vmemmap, VmemmapLayout};
 use pgmap_os::sync::Mutex;
 use pgmap_os::{Membarrier, MemoryFile, ParentFd, ReadMapping, WriteMapping};
 
+use crate::client::backings::Mapped;
 use crate::client::events::Events;
 use crate::client::file::File;
 use crate::client::link::{Failed, Link, Remote, Trust};
@@ -39,8 +42,8 @@ use crate::owner::handle::{Handed, Shared};
 use crate::pool::LedgerFile;
 use crate::refusal::{Holder, Refusal};
 use crate::wire::{
-    self, CreateSpec, Event, FileInfo, FolioSize, LeaseGrant, LeaseSpec, MAX_BATCH, MAX_LIST,
-    OnDeadline, PoolInfo, Reply, Request,
+    self, CreateSpec, Event, FolioSize, LeaseGrant, LeaseSpec, MAX_BATCH, OnDeadline, Reply,
+    Request,
 };
 
 /// Attempts of an open or get while the owner changes the file under it.
@@ -53,8 +56,10 @@ const CUT_GRACE: Duration = Duration::from_secs(2);
 pub(crate) struct Inner {
     pub pinner: Pinner<ProcessSide>,
     pub data: WriteMapping,
-    /// The file that `data` is a window on.
-    pub data_file: MemoryFile,
+    /// The file that the start of `data` is a window on.
+    pub data_file: Arc<MemoryFile>,
+    /// What of `data` has something behind it.
+    pub backings: Mapped,
     /// Whether what a file holds is flushed before it is committed.
     pub is_flushed: bool,
     pub events: Events,
@@ -160,7 +165,11 @@ impl Client {
         if welcome.data_bytes > layout.nr_pages() * PAGE_BYTES || welcome.data_bytes == 0 {
             return Err(odd("more data than frames"));
         }
-        let data = crate::device_watch::map_data(&data_file, welcome.data_bytes)?;
+        let span_bytes = layout.nr_pages() * PAGE_BYTES;
+        let data = match welcome.span_bytes > welcome.data_bytes {
+            true => backings::map_span(&data_file, welcome.data_bytes, span_bytes)?,
+            false => crate::device_watch::map_data(&data_file, welcome.data_bytes)?,
+        };
         let vmemmap = MemoryFile::from_fd(handed.vmemmap)?;
         let vmemmap =
             ReadMapping::map(&vmemmap, welcome.vmemmap_start, layout.nr_words() as u64 * 8)?;
@@ -198,7 +207,8 @@ impl Client {
         let inner = Arc::new(Inner {
             pinner,
             data,
-            data_file,
+            data_file: Arc::new(data_file),
+            backings: Mapped::new(welcome.data_bytes),
             is_flushed: welcome.is_flushed,
             events: Events::default(),
             index,
@@ -209,7 +219,12 @@ impl Client {
             deadline: Mutex::new(deadline),
         });
         crate::device_watch::watch(&inner)?;
-        Ok(Self { inner })
+        let client = Self { inner };
+        if welcome.span_bytes > welcome.data_bytes {
+            // What cannot be mapped now is an error where it is needed.
+            drop(client.map_backings());
+        }
+        Ok(client)
     }
 
     /// The owner's number for this client.
@@ -218,10 +233,10 @@ impl Client {
         self.inner.id.0
     }
 
-    /// Bytes of the pool's data.
+    /// Bytes of the pool's data, without further backings.
     #[must_use]
     pub fn pool_bytes(&self) -> u64 {
-        self.inner.data.len_bytes()
+        self.inner.backings.data_bytes()
     }
 
     /// How often frames were detached from dead processes' devices. Whoever registered the pool's
@@ -232,10 +247,11 @@ impl Client {
         self.inner.index.detach_epoch()
     }
 
-    /// Where the pool is mapped in this process: to register it with a device as one buffer.
+    /// Where the pool's data is mapped in this process: to register it with a device as one buffer.
+    /// Further backings lie behind it, see [`backings`](Self::backings).
     #[must_use]
     pub fn pool_address(&self) -> (*mut u8, usize) {
-        (self.inner.data.as_ptr(), self.inner.data.len_bytes() as usize)
+        (self.inner.data.as_ptr(), self.inner.backings.data_bytes() as usize)
     }
 
     /// Says how long calls of this client, and of all its clones, wait for the owner's answer from
@@ -565,63 +581,6 @@ impl Client {
     fn done(&self, request: Request) -> Result<(), Error> {
         match self.call(request)? {
             Reply::Done => Ok(()),
-            reply => Err(unexpected(&reply)),
-        }
-    }
-
-    /// Describes a file.
-    ///
-    /// # Errors
-    /// [`Refusal::NotFound`] as [`Error::Refused`].
-    pub fn stat(&self, name: impl AsRef<[u8]>) -> Result<FileInfo, Error> {
-        match self.call(Request::Stat(FileName::new(name)?))? {
-            Reply::Stat(info) => Ok(info),
-            reply => Err(unexpected(&reply)),
-        }
-    }
-
-    /// Describes every file, in the order of their names. Files that come and go meanwhile may or
-    /// may not be among them.
-    ///
-    /// # Errors
-    /// [`Error::OwnerGone`].
-    pub fn list(&self) -> Result<Vec<FileInfo>, Error> {
-        let mut files: Vec<FileInfo> = Vec::new();
-        loop {
-            let after = files.last().map(|file| file.name.clone());
-            match self.call(Request::List(after))? {
-                Reply::List(page) => {
-                    let is_last = page.len() < MAX_LIST;
-                    files.extend(page);
-                    if is_last {
-                        return Ok(files);
-                    }
-                }
-                reply => return Err(unexpected(&reply)),
-            }
-        }
-    }
-
-    /// Describes the pool.
-    ///
-    /// # Errors
-    /// [`Error::OwnerGone`].
-    pub fn pool_stat(&self) -> Result<PoolInfo, Error> {
-        match self.call(Request::PoolStat)? {
-            Reply::PoolStat(info) => Ok(info),
-            reply => Err(unexpected(&reply)),
-        }
-    }
-
-    /// Who holds a file, or any frame of the pool. The flag says that there are more than the
-    /// answer names.
-    ///
-    /// # Errors
-    /// [`Refusal::NotFound`] as [`Error::Refused`].
-    pub fn who(&self, name: Option<&[u8]>) -> Result<(Vec<Holder>, bool), Error> {
-        let name = name.map(FileName::new).transpose()?;
-        match self.call(Request::Who(name))? {
-            Reply::Who(holders, is_cut) => Ok((holders, is_cut)),
             reply => Err(unexpected(&reply)),
         }
     }

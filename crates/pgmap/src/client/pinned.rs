@@ -128,7 +128,7 @@ impl<'c> FilePin<'c> {
         }
         let first_page = offset / PAGE_BYTES;
         let run = extent.run.sub_run(first_page, end.div_ceil(PAGE_BYTES) - first_page)?;
-        if run.byte_range().end > client.inner.data.len_bytes() {
+        if run.byte_range().end > client.inner.backings.end_bytes() {
             return None;
         }
         let lane = lanes::take_current(&client.inner)?;
@@ -160,6 +160,9 @@ impl<'c> FilePin<'c> {
             let (from, to) = (first_page.max(at), end_page.min(end));
             if from < to {
                 let run = extent.run.sub_run(from - at, to - from);
+                if let Some(run) = run.filter(|_| !extent.is_hole()) {
+                    client.reach(run)?;
+                }
                 let hold = run.map(|run| pin(client, extent, run, agent, term)).transpose()?;
                 match (&first, hold) {
                     (None, hold) => first = hold,
@@ -344,6 +347,7 @@ fn leased<'c>(
     if run.byte_range().end > client.inner.data.len_bytes() {
         return Err(odd());
     }
+    client.reach(run)?;
     Ok(lanes::pin(&client.inner, &extent, run, agent)?)
 }
 

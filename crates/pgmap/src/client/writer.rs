@@ -1,12 +1,13 @@
 //! A file being written: nobody else can open it before it is committed (T11).
 
 use std::io;
+use std::sync::Arc;
 
 use pgmap_mm::descriptor::Descriptor;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::ledger::Agent;
 use pgmap_mm::pin::Pin;
-use pgmap_os::MemoryKind;
+use pgmap_os::{MemoryFile, MemoryKind};
 
 use crate::client::side::ProcessSide;
 use crate::client::{Client, lanes};
@@ -39,6 +40,8 @@ pub struct FileWriter<'c> {
     generation: u64,
     /// Bytes written since somebody looked whether the owner is still there.
     unchecked_bytes: u64,
+    /// The backing that its frames lie in.
+    backing: Arc<MemoryFile>,
     /// Whether somebody had raw pointers: then what is unwritten is theirs to know.
     is_raw: bool,
     /// Whether something was written through the processor's caches, and is to be flushed at the
@@ -50,6 +53,7 @@ pub struct FileWriter<'c> {
 impl<'c> FileWriter<'c> {
     pub(crate) fn new(client: &'c Client, draft: Draft, len_bytes: u64) -> Result<Self, Error> {
         let extents = extents_from_words(&draft.extents)?;
+        let backing = Arc::clone(&client.inner.data_file);
         let mut writer = Self {
             client,
             id: draft.id,
@@ -60,6 +64,7 @@ impl<'c> FileWriter<'c> {
             position: 0,
             generation: client.generation(),
             unchecked_bytes: 0,
+            backing,
             is_raw: false,
             is_cached: false,
             is_done: false,
@@ -74,8 +79,12 @@ impl<'c> FileWriter<'c> {
             if extent.run.byte_range().end > client.inner.data.len_bytes() {
                 return Err(Error::Protocol { what: format!("frames {} outside", extent.run) });
             }
+            client.reach(extent.run)?;
             let hold = lanes::pin(&client.inner, extent, extent.run, Agent::Cpu)?;
             writer.holds.push(hold);
+        }
+        if let Some(extent) = writer.extents.first() {
+            (writer.backing, _) = client.file_of(extent.run)?;
         }
         Ok(writer)
     }
@@ -111,7 +120,7 @@ impl<'c> FileWriter<'c> {
         let inner = &self.client.inner;
         let data = &inner.data;
         // What is to be in a device's memory itself.
-        let goes_past_caches = inner.is_flushed && inner.data_file.kind() == MemoryKind::DevDax;
+        let goes_past_caches = inner.is_flushed && self.backing.kind() == MemoryKind::DevDax;
         self.is_cached |= !goes_past_caches;
         let mut at = offset;
         while at < end {
@@ -257,10 +266,19 @@ impl<'c> FileWriter<'c> {
         if !client.inner.is_flushed {
             return Ok(());
         }
-        if client.inner.data_file.kind() != MemoryKind::DevDax {
-            return Ok(client.inner.data_file.sync()?);
-        }
-        for writer in writers.iter().filter(|writer| writer.is_cached) {
+        let mut synced: Vec<&Arc<MemoryFile>> = Vec::new();
+        for writer in writers {
+            let backing = &writer.backing;
+            if backing.kind() != MemoryKind::DevDax {
+                if !synced.iter().any(|other| Arc::ptr_eq(other, backing)) {
+                    backing.sync()?;
+                    synced.push(backing);
+                }
+                continue;
+            }
+            if !writer.is_cached {
+                continue;
+            }
             writer.each_part(0, writer.len_bytes, |pool_offset, part| {
                 client.inner.data.flush(pool_offset, part.end - part.start)
             })?;

@@ -42,6 +42,8 @@ pub struct StoredPool {
     pub size_bytes: u64,
     /// Bytes of the data file, which leaves room for more pagemaps.
     pub capacity_bytes: u64,
+    /// Bytes that frames can be described for: the data file and further backings.
+    pub span_bytes: u64,
     /// Files the index has room for.
     pub max_files: u64,
     /// What kind of memory it is.
@@ -88,7 +90,10 @@ impl StoredPool {
         let is_size = |bytes: u64| (MIN_POOL_BYTES..=MAX_POOL_BYTES).contains(&bytes);
         is_size(self.size_bytes)
             && is_size(self.capacity_bytes)
+            && is_size(self.span_bytes)
             && self.size_bytes <= self.capacity_bytes
+            && self.capacity_bytes <= self.span_bytes
+            && self.span_bytes.is_multiple_of(unit)
             && self.size_bytes.is_multiple_of(unit)
             && self.capacity_bytes.is_multiple_of(unit)
             && (1..=MAX_FILES).contains(&self.max_files)
@@ -136,6 +141,27 @@ pub struct Enrolled {
     pub namespace: u64,
 }
 
+/// A further backing: memory of its own beside the data file's, with frames of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredBacking {
+    /// Its number, which no other backing of the pool has or had.
+    pub id: u64,
+    /// As people call it.
+    pub name: String,
+    /// Where it is: the bytes of a path.
+    pub path: Vec<u8>,
+    /// Its first frame, on a 1 GiB boundary behind the data file's.
+    pub first_pfn: u64,
+    /// Its frames.
+    pub nr_pages: u64,
+    /// Where in it the first frame lies, behind its head.
+    pub offset_bytes: u64,
+    /// What kind of memory it is, as `MemoryType` numbers it.
+    pub memory_type: u8,
+    /// Whether it was taken out, and its frames are kept because a client may still have it mapped.
+    pub is_retired: bool,
+}
+
 /// One change of the catalog.
 #[derive(Debug, Serialize)]
 pub enum Change<'a> {
@@ -157,6 +183,10 @@ pub enum Change<'a> {
     Enrolled(Enrolled),
     /// The ledger of the client of this number is not needed any more.
     Left(u64),
+    /// A further backing is there, or is elsewhere.
+    Backing(StoredBacking),
+    /// The backing of this number is not the pool's any more.
+    BackingGone(u64),
 }
 
 /// A [`Change`] as it is read: the same variants in the same order.
@@ -171,6 +201,8 @@ enum Recorded {
     ClosedTail(u64),
     Enrolled(Enrolled),
     Left(u64),
+    Backing(StoredBacking),
+    BackingGone(u64),
 }
 
 /// Everything that a catalog says.
@@ -180,6 +212,7 @@ pub(crate) struct Contents {
     pub poisoned: BTreeSet<u64>,
     pub open_tails: BTreeSet<u64>,
     pub roster: BTreeMap<u64, Enrolled>,
+    pub backings: BTreeMap<u64, StoredBacking>,
     /// Stamps below this may be in use.
     pub stamp_limit: u64,
 }
@@ -196,6 +229,8 @@ impl Contents {
             Recorded::ClosedTail(id) => drop(self.open_tails.remove(&id)),
             Recorded::Enrolled(client) => drop(self.roster.insert(client.client, client)),
             Recorded::Left(client) => drop(self.roster.remove(&client)),
+            Recorded::Backing(backing) => drop(self.backings.insert(backing.id, backing)),
+            Recorded::BackingGone(id) => drop(self.backings.remove(&id)),
         }
     }
 
@@ -206,7 +241,8 @@ impl Contents {
         let tails = self.open_tails.iter().copied().map(Change::OpenTail);
         let limit = [Change::StampLimit(self.stamp_limit)].into_iter();
         let roster = self.roster.values().copied().map(Change::Enrolled);
-        limit.chain(files).chain(poisoned).chain(tails).chain(roster).collect()
+        let backings = self.backings.values().cloned().map(Change::Backing);
+        limit.chain(files).chain(poisoned).chain(tails).chain(roster).chain(backings).collect()
     }
 }
 
@@ -220,6 +256,7 @@ pub struct Catalog {
     poisoned: Vec<u64>,
     open_tails: Vec<u64>,
     roster: Vec<Enrolled>,
+    backings: Vec<StoredBacking>,
     /// The boot it was opened in.
     boot: BootId,
     /// Files that were dropped then, because the machine was restarted before they were synced.
@@ -306,13 +343,14 @@ impl Catalog {
     }
 
     fn with(log: Log, contents: Contents, boot: BootId) -> Self {
-        let Contents { files, poisoned, open_tails, roster, .. } = contents;
+        let Contents { files, poisoned, open_tails, roster, backings, .. } = contents;
         Self {
             log: Mutex::new(log),
             files: Mutex::new(Some(files)),
             poisoned: poisoned.into_iter().collect(),
             open_tails: open_tails.into_iter().collect(),
             roster: roster.into_values().collect(),
+            backings: backings.into_values().collect(),
             boot,
             unsynced: Vec::new(),
         }
@@ -458,6 +496,12 @@ impl Catalog {
     /// The clients that had ledgers when it was opened.
     pub(crate) fn roster(&self) -> &[Enrolled] {
         &self.roster
+    }
+
+    /// The further backings that the pool had when it was opened.
+    #[must_use]
+    pub fn backings(&self) -> &[StoredBacking] {
+        &self.backings
     }
 
     /// Puts `changes` on record, all or none.

@@ -170,6 +170,7 @@ impl Core {
             client: id.0,
             nr_pages: self.pool.vmemmap_layout.nr_pages(),
             data_bytes: self.pool.capacity_bytes(),
+            span_bytes: self.pool.span_bytes(),
             vmemmap_start: self.pool.vmemmap_start(),
             smallest_level: self.frames.smallest().number(),
             max_files: self.pool.max_files(),

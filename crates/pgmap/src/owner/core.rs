@@ -29,6 +29,7 @@ use pgmap_mm::pfn::PfnRange;
 use crate::error::Error;
 use crate::memory::OwnerBarrier;
 use crate::name::FileName;
+use crate::owner::backings::Retired;
 use crate::owner::catalog::{Change, StoredFile};
 use crate::owner::clients::{ClientRecord, MAX_CLIENTS};
 use crate::owner::cut::Patience;
@@ -128,6 +129,8 @@ pub struct Core {
     pub(crate) memory_type: MemoryType,
     pub(crate) pagemaps: PagemapTable,
     pub(crate) devices: Devices,
+    /// Frames of backings that were taken out, which clients may still have mapped.
+    pub(crate) retired: Vec<Retired>,
     pub(crate) leases: LeaseTable,
     pub(crate) questions: Questions,
     pub(crate) pending_leases: Vec<PendingLease>,
@@ -182,6 +185,7 @@ impl Core {
             memory_type: pool.memory_type(),
             pagemaps: own_pagemap(&pool)?,
             devices: Devices::new(),
+            retired: Vec::new(),
             leases: LeaseTable::new(),
             questions: Questions::new(),
             pending_leases: Vec::new(),
@@ -201,6 +205,7 @@ impl Core {
             next_ticket: 0,
             pool,
         };
+        core.list_backings()?;
         if !core.pool.is_new {
             core.recover().map_err(|error| core.bad_start(error))?;
         }
@@ -251,6 +256,13 @@ impl Core {
             Request::RepairFree => answer(self.repair_free()),
             Request::Trim { from_pfn } => answer(self.trim(from_pfn)),
             Request::PoolStat => Outcome::Answer(Reply::PoolStat(self.pool_info())),
+            Request::Backings => Outcome::Answer(Reply::Backings(self.backing_infos())),
+            Request::AddBacking { path, size_bytes, name } => {
+                answer(self.add_backing_at(path, size_bytes, name))
+            }
+            Request::RemoveBacking { name } => {
+                answer(self.remove_backing(&name).map(|()| Reply::Done).map_err(Refusal::from))
+            }
             Request::Who(name) => answer(self.who(name.as_ref())),
             Request::CancelCut(name) => answer(self.cancel_cut(&name)),
             // The connection knows which ticket that is.
@@ -322,11 +334,6 @@ impl Core {
             + self.frames.backlog_pages()
     }
 
-    /// The pool's size in frames.
-    pub(crate) fn nr_pages(&self) -> u64 {
-        self.pool.nr_pages()
-    }
-
     pub(crate) fn largest_level(size: FolioSize) -> Level {
         match size {
             FolioSize::Pages4K => Level::Pte,
@@ -336,11 +343,11 @@ impl Core {
     }
 }
 
-/// The table of pagemaps with the pool's own in it, at frame 0. Whatever is added lies beyond, and
-/// inside the capacity: the descriptors reach further, the data file does not.
+/// The table of pagemaps with the pool's own in it, at frame 0. Whatever is added lies beyond,
+/// inside the capacity or on a backing of its own.
 fn own_pagemap(pool: &Pool) -> Result<PagemapTable, Error> {
     let len_bytes = pool.size_bytes().next_multiple_of(SUBSECTION_BYTES);
-    let nr_pages = pool.capacity_bytes().max(len_bytes) / PAGE_BYTES;
+    let nr_pages = pool.span_bytes().max(len_bytes) / PAGE_BYTES;
     let mut table = PagemapTable::new(nr_pages, Vec::new(), u64::MAX);
     let spec = PagemapSpec {
         memory_type: pool.memory_type(),

@@ -1,6 +1,7 @@
 //! Files: create, commit, abort, unlink, rename.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use pgmap_mm::admission::{HolderStance, RangeFlags, publish_flags};
 use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
@@ -10,9 +11,9 @@ use pgmap_mm::folio::Sizing;
 use pgmap_mm::frames::FramesShort;
 use pgmap_mm::index::{EntryId, FileId};
 use pgmap_mm::memory_type::MemoryType;
-use pgmap_mm::pfn::PfnRange;
+use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::stamp::Stamp;
-use pgmap_os::{LongTerm, MemoryKind, Persistence};
+use pgmap_os::{LongTerm, MemoryFile, MemoryKind, Persistence};
 
 use crate::name::FileName;
 use crate::owner::catalog::Change;
@@ -83,15 +84,17 @@ impl Core {
             let why = format!("the pool describes folios of {smallest} and larger; ask for those");
             return Err(Refusal::Invalid { why });
         }
+        let order = self.frames.order(&spec.placement)?;
+        let most_pages = self.frames.most_pages(&order);
         let pages = self.frames.pages_for(spec.len_bytes, sizing);
         let pages = pages
-            .filter(|&pages| pages <= self.nr_pages())
-            .ok_or_else(|| self.too_long(&spec, pages))?;
+            .filter(|&pages| pages <= most_pages)
+            .ok_or_else(|| too_long(&spec, pages, &self.frames.places(&order), most_pages))?;
         let stamp = self.frames.take_stamp()?;
         let extents = match pages {
             // An empty file has no frames, and its number from the stamp as any other.
             0 => Vec::new(),
-            _ => self.reserve(pages, sizing, stamp)?,
+            _ => self.reserve(pages, sizing, stamp, &order)?,
         };
         if extents.len() > room.nr_extents {
             self.frames.give_back(&extents);
@@ -129,23 +132,6 @@ impl Core {
         Ok((draft, lacking))
     }
 
-    /// Why a file of this length cannot be: it would take so many frames, if that is a number at
-    /// all.
-    fn too_long(&self, spec: &CreateSpec, pages: Option<u64>) -> Refusal {
-        let has = bytes(self.nr_pages());
-        let why = match (spec.folio_size.sizing(), pages) {
-            (Sizing::Fixed(level), Some(pages)) if spec.len_bytes <= has => {
-                let takes = bytes(pages);
-                format!(
-                    "in folios of {level} it takes {takes} bytes, and the pool has {has}; ask for \
-                     smaller folios"
-                )
-            }
-            _ => format!("the whole pool has {has} bytes"),
-        };
-        Refusal::BadLength { name: spec.name.to_string(), len_bytes: spec.len_bytes, why }
-    }
-
     /// Hands frames out. What is missing may have been let go a moment ago: then that is looked
     /// for.
     fn reserve(
@@ -153,18 +139,19 @@ impl Core {
         pages: u64,
         sizing: Sizing,
         stamp: Stamp,
+        order: &[u64],
     ) -> Result<Vec<Extent>, Refusal> {
-        let reserved = match self.frames.reserve(pages, sizing, stamp) {
+        let reserved = match self.frames.reserve(pages, sizing, stamp, order) {
             Err(_) if self.is_draining() => {
                 self.look_again();
                 while self.is_looking() {
                     self.look_on();
                 }
-                self.frames.reserve(pages, sizing, stamp)
+                self.frames.reserve(pages, sizing, stamp, order)
             }
             result => result,
         };
-        let extents = reserved.map_err(|short| self.no_space(short))?;
+        let extents = reserved.map_err(|short| self.no_space(short, order))?;
         if extents.len() > MAX_FILE_EXTENTS {
             self.frames.give_back(&extents);
             return Err(Refusal::TooMuch {
@@ -176,13 +163,17 @@ impl Core {
         Ok(extents)
     }
 
-    fn no_space(&self, short: FramesShort) -> Refusal {
+    fn no_space(&self, short: FramesShort, order: &[u64]) -> Refusal {
         if short.lacks_descriptors {
             let why = format!(
                 "its file system has no room for the descriptors of {} bytes",
                 bytes(short.wanted_pages)
             );
             return Refusal::NoMemory { why };
+        }
+        if self.frames.backings().iter().count() > 1 {
+            let wanted_bytes = bytes(short.wanted_pages);
+            return Refusal::NoSpaceOn { wanted_bytes, tried: self.frames.free_on(order) };
         }
         Refusal::NoSpace {
             wanted_bytes: bytes(short.wanted_pages),
@@ -281,7 +272,7 @@ impl Core {
         for (_, id) in ready {
             let Some(draft) = self.drafts.get(id) else { continue };
             let live = draft.extents.iter().map(|extent| Extent {
-                life: live_word(extent.life, self.flags_for(draft.rules)),
+                life: live_word(extent.life, self.flags_for(draft.rules, &draft.extents)),
                 ..*extent
             });
             let record = FileRecord {
@@ -305,7 +296,8 @@ impl Core {
         replaced: &mut Vec<FileRecord>,
     ) -> Result<Committed, Refusal> {
         let listed = Listed { name: &draft.name, id, len_bytes: draft.len_bytes };
-        let published = self.frames.publish(listed, &draft.extents, self.flags_for(draft.rules));
+        let flags = self.flags_for(draft.rules, &draft.extents);
+        let published = self.frames.publish(listed, &draft.extents, flags);
         let (extents, entry) = match published {
             Ok(published) => published,
             Err(refusal) => {
@@ -420,13 +412,13 @@ impl Core {
     /// Has what files hold reach a device's memory, before a restart of the machine that is no
     /// power failure: nobody syncs a device.
     pub(crate) fn flush_files(&self) {
-        let data = &self.pool.data;
-        if data.kind() != MemoryKind::DevDax || data.persistence() < Persistence::Restart {
-            return;
-        }
-        let extents = self.files.values().flat_map(|file| &file.extents);
-        for extent in extents.filter(|extent| !extent.is_hole()) {
-            if let Err(error) = data.flush(extent.run.byte_range()) {
+        let is_lasting = |data: &&Arc<MemoryFile>| {
+            data.kind() == MemoryKind::DevDax && data.persistence() >= Persistence::Restart
+        };
+        for run in self.files.values().flat_map(FileRecord::runs) {
+            let backing = self.frames.backings().at(run.start());
+            let Some(data) = backing.data.as_ref().filter(is_lasting) else { continue };
+            if let Err(error) = data.flush(backing.bytes_of(run)) {
                 tracing::error!(%error, "a file may be lost when the machine restarts");
             }
         }
@@ -434,33 +426,38 @@ impl Core {
 
     /// The flags under which a file's folios are published: the policy, where the fast path sees
     /// it.
-    pub(crate) fn flags_for(&self, rules: FileRules) -> FolioFlags {
-        self.flags_of_type(self.memory_type, rules)
+    pub(crate) fn flags_for(&self, rules: FileRules, extents: &[Extent]) -> FolioFlags {
+        let first = extents.iter().find(|extent| !extent.is_hole()).map(Extent::first);
+        let first = first.unwrap_or_default();
+        self.flags_of_type(self.type_of(first), rules, first)
     }
 
-    /// What `rules` and the memory that the pool lies in say together: the kernel registers no page
-    /// cache of a disk for a device (Linux 7.1: mm/gup.c, `folio_fast_pin_allowed`).
-    pub(crate) fn range_flags(&self, rules: FileRules) -> RangeFlags {
-        match self.pool.data.kind().long_term() {
+    /// What `rules` and the memory around `pfn` say together: the kernel registers no page cache of
+    /// a disk for a device (Linux 7.1: mm/gup.c, `folio_fast_pin_allowed`).
+    pub(crate) fn range_flags(&self, rules: FileRules, pfn: Pfn) -> RangeFlags {
+        match self.frames.backings().at(pfn.number()).long_term() {
             LongTerm::Refused => rules.range_flags().with(RangeFlags::FORBID_DEVICE),
             LongTerm::Allowed | LongTerm::Leased => rules.range_flags(),
         }
     }
 
-    /// As [`flags_for`](Self::flags_for), for memory of a given type.
-    pub(crate) fn flags_of_type(&self, memory_type: MemoryType, rules: FileRules) -> FolioFlags {
+    /// As [`flags_for`](Self::flags_for), for memory of a given type around `pfn`.
+    pub(crate) fn flags_of_type(
+        &self,
+        memory_type: MemoryType,
+        rules: FileRules,
+        pfn: Pfn,
+    ) -> FolioFlags {
         let stance = match self.holder_id() {
             Some(_) => HolderStance::NotAsked,
             None => HolderStance::Absent,
         };
-        publish_flags(memory_type, self.range_flags(rules), stance)
+        publish_flags(memory_type, self.range_flags(rules, pfn), stance)
     }
 
     /// The flags of a file's folios, by the memory it lies in.
     pub(crate) fn flags_of(&self, file: &FileRecord) -> FolioFlags {
-        let frames = file.extents.iter().find(|extent| !extent.is_hole());
-        let memory_type = frames.map_or(self.memory_type, |extent| self.type_of(extent.first()));
-        self.flags_of_type(memory_type, file.rules)
+        self.flags_for(file.rules, &file.extents)
     }
 
     /// Writes every file's policy again, after a holder came or went. What a cut is taking out of a
@@ -475,6 +472,23 @@ impl Core {
         }
         self.restore_all_again();
     }
+}
+
+/// Why a file of this length cannot be: it would take so many frames, if that is a number at all,
+/// and the largest of the `places` where it may lie has fewer.
+fn too_long(spec: &CreateSpec, pages: Option<u64>, places: &str, most_pages: u64) -> Refusal {
+    let has = bytes(most_pages);
+    let why = match (spec.folio_size.sizing(), pages) {
+        (Sizing::Fixed(level), Some(pages)) if spec.len_bytes <= has => {
+            let takes = bytes(pages);
+            format!(
+                "in folios of {level} it takes {takes} bytes, and {places} has {has}; ask for \
+                 smaller folios"
+            )
+        }
+        _ => format!("{places} has {has} bytes"),
+    };
+    Refusal::BadLength { name: spec.name.to_string(), len_bytes: spec.len_bytes, why }
 }
 
 /// What a draft's life word becomes when it is published.

@@ -25,6 +25,7 @@ use crate::owner::core::{Core, Outcome, Ticket};
 use crate::owner::holders::HolderLine;
 use crate::owner::service::Service;
 use crate::pool::Pool;
+use crate::pool::backing::BackingOptions;
 use crate::refusal::Refusal;
 use crate::wire::{Event, PoolInfo, Reply, Request, Welcome};
 
@@ -196,6 +197,12 @@ impl Shared {
             state.interruptions.remove(&client);
         }
         self.await_outcome(name, limit, |core| core.handle(client, request))
+    }
+
+    /// What the pool's backings are, and a descriptor of each further one that is there.
+    pub(crate) fn backings(&self) -> Result<(Reply, Vec<OwnedFd>), Error> {
+        let state = self.lock_running()?;
+        Ok((Reply::Backings(state.core.backing_infos()), state.core.hand_backings()?))
     }
 
     /// Has the core do something, and waits for its answer if that comes later. What is not
@@ -435,6 +442,31 @@ impl Owner {
         self.shared.await_outcome(name, limit, |core| core.remove_pagemap(id, wait_ms)).map(drop)
     }
 
+    /// Adds a backing to the pool, in the room that it was made with
+    /// ([`PoolOptions::room`](crate::PoolOptions::room)): memory of its own beside the pool's data,
+    /// on which files may lie from now on. It is on record, and found again by the next owner. A
+    /// device or file that is a backing on record, and was missing, is taken back. Returns its
+    /// number.
+    ///
+    /// # Errors
+    /// [`Error::BadPool`] for what cannot be one, is used, or is another pool's;
+    /// [`Error::NotDurable`] where it does not keep what the pool's files outlive;
+    /// [`Refusal::Invalid`] when there is no room, or the name is taken; [`Refusal::TooMuch`] for
+    /// more than 8 with the pool's data; [`Error::Os`]. Nothing is left behind then.
+    pub fn add_backing(&self, options: &BackingOptions) -> Result<u64, Error> {
+        self.shared.lock_running()?.core.add_backing(options)
+    }
+
+    /// Takes a backing out of the pool, on which no file lies any more. A file that was made for it
+    /// is removed, and a device is nobody's.
+    ///
+    /// # Errors
+    /// [`Refusal::NoBacking`] when there is none of that name; [`Refusal::InUse`] when files,
+    /// drafts or holders are left on it: it says what; [`Refusal::Invalid`] for the pool's data.
+    pub fn remove_backing(&self, name: &str) -> Result<(), Error> {
+        self.shared.lock_running()?.core.remove_backing(name)
+    }
+
     /// The type of the pagemap around a frame; `None` if there is no living one, and in a forked
     /// child.
     #[must_use]
@@ -493,7 +525,12 @@ impl Drop for Owner {
         {
             tracing::error!("the owner's thread panicked");
         }
-        self.shared.lock().core.flush_files();
+        let state = self.shared.lock();
+        state.core.flush_files();
+        if let Err(error) = state.core.sync_backings() {
+            tracing::error!(%error, "a backing could not be synced; files may be lost when the machine stops");
+        }
+        drop(state);
         if let Err(error) = self.shared.pool.end() {
             tracing::error!(%error, "the pool could not be synced; files may be lost when the machine stops");
         }

@@ -136,7 +136,7 @@ impl Core {
         let ground = Ground {
             memory_type: self.type_of(run.first()),
             folio: extent.life.flags(),
-            range: self.range_flags(rules),
+            range: self.range_flags(rules, run.first()),
             holder,
         };
         Ok(admission::admit(&request, &ground))

@@ -3,6 +3,7 @@
 #[cfg(feature = "sim")]
 mod audit;
 pub(crate) mod backing;
+pub(crate) mod backings;
 pub mod catalog;
 pub mod clients;
 pub mod core;

@@ -13,7 +13,8 @@ use pgmap_mm::holder::DrainReason;
 use pgmap_mm::index::FileId;
 use pgmap_mm::level::Level;
 use pgmap_mm::pagemap::{
-    FailureFlags, PagemapError, PagemapId, PagemapOps, PagemapSpec, Step, Teardown, TeardownError,
+    DeviceRange, FailureFlags, PagemapError, PagemapId, PagemapOps, PagemapSpec, Step, Teardown,
+    TeardownError,
 };
 use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::runs::SortedRuns;
@@ -101,6 +102,21 @@ impl Core {
             let why = format!("the pool describes whole folios of {smallest} and larger");
             return Err(Refusal::Invalid { why });
         }
+        let is_beyond = |range: &DeviceRange| {
+            let end = range.start_bytes.saturating_add(range.len_bytes);
+            end > self.pool.capacity_bytes().max(self.pool.size_bytes())
+        };
+        if let Some(range) = spec.ranges.iter().find(|range| is_beyond(range))
+            && self.pool.span_bytes() > self.pool.capacity_bytes()
+        {
+            let why = format!(
+                "bytes {} to {} are not inside the capacity of {}; what lies behind is for backings",
+                range.start_bytes,
+                range.start_bytes.saturating_add(range.len_bytes),
+                self.pool.capacity_bytes()
+            );
+            return Err(Refusal::Invalid { why });
+        }
         let stamp = self.frames.take_stamp()?;
         let present = ops.as_ref().map_or(spec.ops, |ops| ops.present());
         let spec = PagemapSpec { ops: present, ..spec.clone() };
@@ -111,7 +127,8 @@ impl Core {
         let Some((runs, largest, memory_type)) = added else {
             return Err(Refusal::Internal { why: "a pagemap vanished as it was made".into() });
         };
-        let flags = self.flags_of_type(memory_type, FileRules::default());
+        let first = runs.iter().next().map(PfnRange::first).unwrap_or_default();
+        let flags = self.flags_of_type(memory_type, FileRules::default(), first);
         let word = Descriptor::new(FolioState::Live, flags, stamp);
         let brought_up = self
             .frames
@@ -137,7 +154,7 @@ impl Core {
     }
 
     /// Takes a pagemap that was not brought up out of the table again.
-    fn drop_pagemap(&mut self, id: PagemapId) {
+    pub(crate) fn drop_pagemap(&mut self, id: PagemapId) {
         let Ok(mut teardown) = self.pagemaps.begin_teardown(id) else { return };
         for step in [Step::Kill, Step::Tell, Step::Unmap] {
             let _ = teardown.done(step, &mut self.pagemaps);
@@ -300,7 +317,7 @@ pub(crate) const DEVICE: &str = "used as a whole device; remove its pagemap inst
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    use pgmap_mm::pagemap::{DeviceRange, OpsPresent};
+    use pgmap_mm::pagemap::OpsPresent;
 
     use super::*;
     use crate::owner::clients::{Attachment, Identity};

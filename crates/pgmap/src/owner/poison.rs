@@ -135,15 +135,16 @@ impl Core {
             );
             return Err(Refusal::Denied { why, errno: pgmap_mm::error::errno::EOPNOTSUPP });
         }
-        if !self.frames.repairs_pages() {
+        let mut file = file.clone();
+        let lies_in = file.runs().next();
+        if let Some(run) = lies_in.filter(|&run| !self.frames.repairs_pages(run)) {
             let why = format!(
                 "\"{name}\" lies in pages of {} bytes, which cannot be replaced in part: remove the \
                  file, then repair what is free",
-                self.frames.page_bytes()
+                self.frames.page_bytes(run)
             );
             return Err(Refusal::Denied { why, errno: pgmap_mm::error::errno::EOPNOTSUPP });
         }
-        let mut file = file.clone();
         let (at, run) = failed_page(name, &file, offset / PAGE_BYTES)?;
         self.refuse_while_held(name, run)?;
         self.frames.replace(run, bytes)?;

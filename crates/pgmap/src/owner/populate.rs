@@ -41,14 +41,15 @@ pub(crate) struct Population {
 #[derive(Debug)]
 pub(crate) struct Step {
     data: Arc<MemoryFile>,
+    /// Where in that it is.
+    bytes: Range<u64>,
     run: PfnRange,
 }
 
 impl Step {
     /// Takes the memory. This is what takes long.
     pub(crate) fn take(&self) -> Result<(), OsError> {
-        let Range { start, end } = self.run.byte_range();
-        self.data.reserve(start..end)
+        self.data.reserve(self.bytes.clone())
     }
 }
 
@@ -107,12 +108,14 @@ impl Core {
                 population.todo.pop();
                 continue;
             };
-            let unit = (self.pool.data.page_size().len_bytes() / PAGE_BYTES).max(STEP_PAGES);
+            let backing = self.frames.backings().at(run.start());
+            let unit = (backing.page_bytes() / PAGE_BYTES).max(STEP_PAGES);
             let in_step = unit - run.start() % unit;
             let Some(step) = run.sub_run(0, in_step.min(run.nr_pages())) else { continue };
             runs.extend(run.without(step).1);
             if self.frames.missing_pages(step) > 0 {
-                return Some(Step { data: Arc::clone(&self.pool.data), run: step });
+                let data = Arc::clone(backing.data.as_ref().unwrap_or(&self.pool.data));
+                return Some(Step { data, bytes: backing.bytes_of(step), run: step });
             }
         }
         None

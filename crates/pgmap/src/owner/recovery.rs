@@ -56,6 +56,7 @@ impl Core {
         self.close_tails(&open_tails)?;
         let dead = self.find_ledgers(&ledgers)?;
         self.clear_roster(&ledgers);
+        self.recover_backings()?;
         let held = self.clients.values().flat_map(|client| client.ledger.all_holds());
         let strays = self.frames.claim_strays(held.map(|hold| hold.run))?;
         self.doubt_ledgers();

@@ -61,7 +61,7 @@ impl Core {
         let drafts = self.drafts.values().flat_map(|draft| &draft.extents);
         let ledgers: u64 = self.clients.values().map(|client| client.file.resident_bytes()).sum();
         PoolInfo {
-            size_bytes: self.pool.size_bytes(),
+            size_bytes: bytes(self.frames.backings().iter().map(|it| it.nr_pages).sum()),
             free_bytes: bytes(self.frames.free_pages()),
             live_bytes: bytes(self.live_pages()),
             reserved_bytes: drafts.map(|extent| extent.run.len_bytes()).sum(),

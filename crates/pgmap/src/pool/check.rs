@@ -16,13 +16,15 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use pgmap_mm::extent::Extent;
 use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::pfn::PfnRange;
 use pgmap_os::{Access, MemoryFile, ParentFd};
 
 use crate::error::Error;
 use crate::name::FileName;
-use crate::owner::catalog::{Catalog, Change, Head, StoredFile, StoredPool};
+use crate::owner::catalog::{Catalog, Change, Head, StoredBacking, StoredFile, StoredPool};
+use crate::pool::backing::{Medium, open_backing};
 use crate::pool::directory::{CATALOG, DATA, Directory, holds_a_pool, kind_of};
 use crate::pool::identity::BootId;
 use crate::pool::mark::Mark;
@@ -156,7 +158,8 @@ impl Check<'_> {
         }
         if self.options.reads_data {
             let files = files.iter().filter(|(name, _)| !wrong.contains(name));
-            self.read_files(&files.collect::<Vec<_>>(), &catalog, &data)?;
+            let media = self.open_media(&catalog, data);
+            self.read_files(&files.collect::<Vec<_>>(), &catalog, &media)?;
         }
         Ok(())
     }
@@ -197,7 +200,7 @@ impl Check<'_> {
         let nr_pages = stored.capacity_bytes / PAGE_BYTES;
         let head_pages = if stored.head == Head::Nothing { 0 } else { head_pages };
         for (name, file) in files {
-            match impossible(file, stored, head_pages..nr_pages, catalog.stamp_limit()) {
+            match impossible(file, stored, head_pages..nr_pages, catalog) {
                 Some(why) => {
                     self.found_wrong(name, why);
                     wrong.push(name.clone());
@@ -233,12 +236,26 @@ impl Check<'_> {
         self.found(format!("file \"{name}\""), why, repair);
     }
 
+    /// Opens further backings beside the `data`. One that is not there is found missing, and what
+    /// lies on it is not read.
+    fn open_media(&mut self, catalog: &Catalog, data: Arc<MemoryFile>) -> Media {
+        let mut media = Media { data, further: Vec::new() };
+        for line in catalog.backings().iter().filter(|line| !line.is_retired) {
+            let medium = open_backing(catalog.id(), line);
+            if let Err(error) = &medium {
+                self.found(format!("backing \"{}\"", line.name), error.to_string(), None);
+            }
+            media.further.push((line.clone(), medium.ok()));
+        }
+        media
+    }
+
     /// Reads every byte, and looks at what lies behind each file's end.
     fn read_files(
         &mut self,
         files: &[(&FileName, &StoredFile)],
         catalog: &Catalog,
-        data: &MemoryFile,
+        media: &Media,
     ) -> Result<(), Error> {
         let total: u64 = files.iter().map(|(_, file)| file.len_bytes).sum();
         let mut failed: Vec<u64> = Vec::new();
@@ -246,10 +263,9 @@ impl Check<'_> {
             let mut at = 0;
             for extent in file.extents().unwrap_or_default() {
                 let end = (at + extent.run.len_bytes()).min(file.len_bytes);
-                if !extent.is_hole() {
-                    let start = extent.run.byte_range().start;
+                if let Some((data, start)) = media.of(&extent) {
                     for page in self.read_run(start, end - at, total, data) {
-                        let frame = (start + page) / PAGE_BYTES;
+                        let frame = extent.run.start() + page / PAGE_BYTES;
                         if catalog.poisoned().contains(&frame) {
                             continue;
                         }
@@ -263,13 +279,13 @@ impl Check<'_> {
                 at = end;
             }
             if !catalog.open_tails().contains(&file.id) {
-                self.check_tail(name, file, data);
+                self.check_tail(name, file, media);
             }
         }
         if self.options.repairs {
             let changes: Vec<_> = failed.into_iter().map(Change::Poisoned).collect();
             for chunk in changes.chunks(256) {
-                record(catalog, data, chunk)?;
+                record(catalog, &media.data, chunk)?;
             }
         }
         Ok(())
@@ -297,20 +313,21 @@ impl Check<'_> {
         failed
     }
 
-    fn check_tail(&mut self, name: &FileName, file: &StoredFile, data: &MemoryFile) {
+    fn check_tail(&mut self, name: &FileName, file: &StoredFile, media: &Media) {
         let used = file.len_bytes % PAGE_BYTES;
         let mut page = file.len_bytes / PAGE_BYTES;
         if used == 0 {
             return;
         }
         for extent in file.extents().unwrap_or_default() {
-            let Some(run) = extent.run.sub_run(page, 1) else {
+            if page >= extent.run.nr_pages() {
                 page -= extent.run.nr_pages();
                 continue;
-            };
-            let at = run.byte_range().start + used;
+            }
+            let Some((data, start)) = media.of(&extent) else { return };
+            let at = start + page * PAGE_BYTES + used;
             let mut tail = vec![0; (PAGE_BYTES - used) as usize];
-            let is_read = !extent.is_hole() && data.read_exact_at(&mut tail, at).is_ok();
+            let is_read = data.read_exact_at(&mut tail, at).is_ok();
             if is_read && tail.iter().any(|&byte| byte != 0) {
                 tail.fill(0);
                 let repair = (self.options.repairs && data.write_all_at(&tail, at).is_ok())
@@ -319,6 +336,30 @@ impl Check<'_> {
                 self.found(format!("file \"{name}\""), why, repair);
             }
             return;
+        }
+    }
+}
+
+/// The memories that a pool's frames lie in.
+struct Media {
+    data: Arc<MemoryFile>,
+    further: Vec<(StoredBacking, Option<Medium>)>,
+}
+
+impl Media {
+    /// Where the frames of an extent lie; `None` for a hole, and where there is nothing.
+    fn of(&self, extent: &Extent) -> Option<(&MemoryFile, u64)> {
+        let first = extent.run.start();
+        let is_its = |line: &StoredBacking| {
+            (line.first_pfn..line.first_pfn + line.nr_pages).contains(&first)
+        };
+        match self.further.iter().find(|(line, _)| is_its(line)) {
+            _ if extent.is_hole() => None,
+            Some((line, medium)) => {
+                let start = line.offset_bytes + (first - line.first_pfn) * PAGE_BYTES;
+                Some((&medium.as_ref()?.data, start))
+            }
+            None => Some((&self.data, first * PAGE_BYTES)),
         }
     }
 }
@@ -338,8 +379,12 @@ fn impossible(
     file: &StoredFile,
     stored: &StoredPool,
     frames: std::ops::Range<u64>,
-    stamp_limit: u64,
+    catalog: &Catalog,
 ) -> Option<String> {
+    let is_of = |line: &StoredBacking, run: PfnRange| {
+        let lines = line.first_pfn..line.first_pfn.saturating_add(line.nr_pages);
+        !line.is_retired && lines.start <= run.start() && run.end() <= lines.end
+    };
     let Some(extents) = file.extents() else {
         return Some("an extent is damaged".into());
     };
@@ -351,13 +396,14 @@ fn impossible(
         if extent.is_hole() {
             continue;
         }
-        if run.start() < frames.start || run.end() > frames.end {
+        let is_inside = frames.start <= run.start() && run.end() <= frames.end;
+        if !is_inside && !catalog.backings().iter().any(|line| is_of(line, run)) {
             return Some(format!("frames {run} are not the pool's"));
         }
         if !run.start().is_multiple_of(unit) || !run.nr_pages().is_multiple_of(unit) {
             return Some(format!("frames {run} are not whole folios"));
         }
-        if extent.life.stamp().is_some_and(|stamp| stamp.number() >= stamp_limit) {
+        if extent.life.stamp().is_some_and(|stamp| stamp.number() >= catalog.stamp_limit()) {
             return Some(format!("frames {run} have a stamp that was never given out"));
         }
     }

@@ -23,6 +23,7 @@ use pgmap_os::{Access, MemoryFile, MemoryKind, ParentFd, disk, file_lock};
 use crate::error::Error;
 use crate::owner::catalog::Catalog;
 use crate::owner::catalog::header::is_catalog;
+use crate::pool::backing::BackingHead;
 use crate::pool::directory::{Directory, ON};
 use crate::pool::identity::{BootId, PoolId};
 use crate::pool::{bad, os_error};
@@ -138,7 +139,7 @@ impl On {
 
 /// The file or device that `path` names, in a directory the one that a pool has there.
 /// It is absolute: who opens the pool later may be in another directory.
-fn place_of(path: &Path) -> Result<PathBuf, Error> {
+pub(crate) fn place_of(path: &Path) -> Result<PathBuf, Error> {
     let whole = std::path::absolute(path).map_err(|error| os_error("find", path, error))?;
     Ok(match disk::symlink_metadata(&whole) {
         Ok(found) if found.is_dir() => whole.join(FILE_NAME),
@@ -175,6 +176,13 @@ impl Ground {
         let data = MemoryFile::open_named(&path, Access::ReadWrite)?;
         if is_catalog(&data)? {
             return Err(bad(&path, "there is a pool already; open it, or erase it first"));
+        }
+        if let Some(head) = BackingHead::read(&data) {
+            let why = format!(
+                "there is a backing of pool {}; take it out there, or zero its first page",
+                head.pool
+            );
+            return Err(bad(&path, why));
         }
         if data.kind() == MemoryKind::DevDax {
             return Ok(Self::Device(path, data));

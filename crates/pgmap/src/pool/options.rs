@@ -95,6 +95,7 @@ pub struct PoolOptions {
     max_files: Option<u64>,
     memory_type: Option<MemoryType>,
     capacity_bytes: u64,
+    room_bytes: u64,
     has_metadata_on_device: bool,
     smallest: Level,
     pub(super) durability: Durability,
@@ -113,6 +114,7 @@ impl PoolOptions {
             max_files: None,
             memory_type: None,
             capacity_bytes: 0,
+            room_bytes: 0,
             has_metadata_on_device: false,
             smallest: Level::Pte,
             durability: Durability::Processes,
@@ -174,6 +176,16 @@ impl PoolOptions {
         self
     }
 
+    /// Leaves room for further backings, which can be added later
+    /// ([`Owner::add_backing`](crate::Owner::add_backing)): `room_bytes` for all of them together,
+    /// each of which starts at a multiple of 1 GiB, with a page or more before it that it does not
+    /// use. Room is addresses in each process, and costs no memory until it is used.
+    #[must_use]
+    pub const fn room(mut self, room_bytes: u64) -> Self {
+        self.room_bytes = room_bytes;
+        self
+    }
+
     /// Keeps descriptors and catalog at the head of the data that they describe (altmap), for a
     /// device that brings more memory than there is to describe it. Pools in a directory only.
     #[must_use]
@@ -229,6 +241,10 @@ impl PoolOptions {
         if let Some(has) = device.map(MemoryFile::len_bytes).filter(|&has| capacity_bytes > has) {
             return Err(bad(format!("a capacity of {capacity_bytes}; the device has {has} bytes")));
         }
+        let span_bytes = self.span_bytes(capacity_bytes).ok_or_else(|| {
+            let room = self.room_bytes;
+            bad(format!("room for {room} bytes of backings; at most {MAX_POOL_BYTES} in all"))
+        })?;
         if self.has_metadata_on_device && self.directory.is_none() {
             return Err(bad("metadata on the device needs a pool in a directory".into()));
         }
@@ -251,6 +267,7 @@ impl PoolOptions {
         Ok(StoredPool {
             size_bytes,
             capacity_bytes,
+            span_bytes,
             max_files,
             memory_type: self.memory_type.unwrap_or(MemoryType::Generic),
             head,
@@ -258,6 +275,17 @@ impl PoolOptions {
             page: level_of(self.page_size),
             durability: self.durability,
         })
+    }
+
+    /// Bytes that frames are to be described for.
+    fn span_bytes(&self, capacity_bytes: u64) -> Option<u64> {
+        if self.room_bytes == 0 {
+            return Some(capacity_bytes);
+        }
+        let step = Level::Pud.size_bytes();
+        let first = first_backing_bytes(capacity_bytes);
+        let room_bytes = self.room_bytes.checked_next_multiple_of(step)?;
+        first.checked_add(room_bytes).filter(|&span| span <= MAX_POOL_BYTES)
     }
 
     /// What follows from the memory that the data lies in.
@@ -301,6 +329,12 @@ impl PoolOptions {
     pub(super) fn name(&self) -> String {
         pool_name(self.directory.as_deref())
     }
+}
+
+/// Where the first frame of a backing can be behind `end_bytes`: on a 1 GiB boundary, with a frame
+/// in between that is nobody's.
+pub(crate) const fn first_backing_bytes(end_bytes: u64) -> u64 {
+    (end_bytes + 1).next_multiple_of(Level::Pud.size_bytes())
 }
 
 /// The folio size that is as large as a page of a backing.

@@ -43,7 +43,7 @@ pub(super) fn create_data(
 }
 
 /// Refuses a file system that no data can be on.
-fn check_data_place(path: &Path, data: &MemoryFile) -> Result<(), Error> {
+pub(crate) fn check_data_place(path: &Path, data: &MemoryFile) -> Result<(), Error> {
     if !on::has_seal(data) {
         return Ok(());
     }
@@ -73,7 +73,7 @@ pub(super) fn give_length(id: PoolId, data: &MemoryFile, stored: &StoredPool) ->
 }
 
 /// Refuses a pool that this process would be killed for, before anything of it is used.
-pub(super) fn check_memory(name: &str, data: &MemoryFile, size_bytes: u64) -> Result<(), Error> {
+pub(crate) fn check_memory(name: &str, data: &MemoryFile, size_bytes: u64) -> Result<(), Error> {
     // What lies on a disk can be dropped from memory, and huge pages are counted elsewhere.
     if data.kind() != MemoryKind::Shmem {
         return Ok(());

@@ -312,11 +312,15 @@ impl CpuMapping for CpuView {
             PinError::Changed { .. } => ESTALE,
             error => error.errno(),
         })?;
-        let file = &self.client.inner.data_file;
+        let file = self.client.file_of(run);
         let mapped = match (&state.addresses, address.checked_sub(self.start)) {
-            (Some(addresses), Some(offset)) => addresses
-                .map(offset as usize, file, run.byte_range().start, len_bytes as usize, access)
-                .map_err(|error| error.errno()),
+            (Some(addresses), Some(offset)) => {
+                file.map_err(|error| error.errno()).and_then(|(file, at)| {
+                    addresses
+                        .map(offset as usize, &file, at, len_bytes as usize, access)
+                        .map_err(|error| error.errno())
+                })
+            }
             (None, _) => Err(EFAULT),
             (_, None) => Err(EINVAL),
         };

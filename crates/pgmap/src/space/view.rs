@@ -42,6 +42,8 @@ pub(super) const BLOCK_BYTES: u64 = 2 << 20;
 
 /// Views that are kept although nobody uses them.
 const MAX_IDLE_VIEWS: usize = 4096;
+/// The error number of a place that has no memory.
+const ENODEV: i32 = 19;
 
 /// The first address of the block with this address.
 pub(super) const fn block_of(address: u64) -> u64 {
@@ -208,8 +210,12 @@ impl View {
         let (offset, len) = (self.offset(piece.address), piece.len_bytes as usize);
         match piece.behind {
             Behind::Pool(at) => {
-                let file = &self.client.inner.data_file;
-                self.addresses.map(offset, file, at, len, Access::ReadWrite)
+                let gone = || {
+                    let error = std::io::Error::from_raw_os_error(ENODEV);
+                    OsError::new("map", format!("byte {at} of the pool"), error)
+                };
+                let (file, at) = self.client.file_at(at).ok_or_else(gone)?;
+                self.addresses.map(offset, &file, at, len, Access::ReadWrite)
             }
             Behind::Hole => self.addresses.map_zeros(offset, len),
         }

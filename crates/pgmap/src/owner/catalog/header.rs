@@ -23,7 +23,7 @@ const SLOT_STEP_BYTES: usize = 2048;
 /// More than the records of all files that a pool has room for.
 const MAX_AREA_BYTES: u64 = 1 << 48;
 const MAGIC: [u8; 7] = *b"pgmapCT";
-const NR_FIELDS: usize = 20;
+const NR_FIELDS: usize = 21;
 pub(super) const SLOT_BYTES: usize = NR_FIELDS * 8 + 4;
 /// How a catalog of format 1 begins, in a file of its own and on the device.
 const FORMAT_1: [&[u8]; 2] = [b"redb", b"pgmapSB1"];
@@ -109,6 +109,7 @@ impl Header {
             u64::from(self.is_clean),
             u64::from(pool.page.number()),
             pool.durability.number(),
+            pool.span_bytes,
         ];
         let mut bytes = [0; SLOT_BYTES];
         for (place, field) in bytes.chunks_exact_mut(8).zip(fields) {
@@ -136,6 +137,7 @@ impl Header {
             head: Head::from_number(field(9))?,
             page: Level::from_number(u8::try_from(field(18)).ok()?)?,
             durability: Durability::from_number(field(19))?,
+            span_bytes: field(20),
         };
         let header = Self {
             id: PoolId(wide(2)),

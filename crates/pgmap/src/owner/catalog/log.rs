@@ -270,7 +270,9 @@ impl Log {
                 | Change::OpenTail(_)
                 | Change::ClosedTail(_)
                 | Change::Enrolled(_)
-                | Change::Left(_) => {}
+                | Change::Left(_)
+                | Change::Backing(_)
+                | Change::BackingGone(_) => {}
             }
         }
         if let Err(error) = self.make_room(len + removal_bytes + SLACK_BYTES) {

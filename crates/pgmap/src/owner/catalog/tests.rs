@@ -16,6 +16,7 @@ fn geometry() -> StoredPool {
     StoredPool {
         size_bytes: 1 << 30,
         capacity_bytes: 1 << 30,
+        span_bytes: 1 << 30,
         max_files: 1024,
         memory_type: MemoryType::Generic,
         head: Head::Nothing,

@@ -74,9 +74,14 @@ impl PoolFrames {
         }
     }
 
-    /// Bytes of one page of the backing, the least that can be replaced.
-    pub(crate) const fn page_bytes(&self) -> u64 {
-        self.backing.page_bytes()
+    /// Bytes of one page of the backing of `run`, the least that can be replaced.
+    pub(crate) fn page_bytes(&self, run: PfnRange) -> u64 {
+        self.backings.at(run.start()).page_bytes()
+    }
+
+    /// Whether the memory of `run` can be given back to the system.
+    pub(crate) fn can_detach(&self, run: PfnRange) -> bool {
+        self.backings.at(run.start()).can_detach()
     }
 
     /// Replaces the memory of the failed `run`, which nobody holds, and fills it with `bytes`. It
@@ -85,12 +90,12 @@ impl PoolFrames {
     /// # Errors
     /// [`Refusal::Internal`] when the backing cannot do that, [`Refusal::NoMemory`].
     pub(crate) fn replace(&mut self, run: PfnRange, bytes: &[u8]) -> Result<(), Refusal> {
-        if !self.backing.can_detach() {
+        if !self.can_detach(run) {
             return self.write_over(run, bytes);
         }
         self.detach(run)?;
-        self.backing.ensure(std::iter::once(run))?;
-        self.backing.fill(run, bytes)
+        self.backings.ensure(std::iter::once(run))?;
+        self.backings.fill(run, bytes)
     }
 
     /// Writes over failed memory of a device, which has no other to put in its place.
@@ -103,13 +108,13 @@ impl PoolFrames {
             let why = format!("a device of a dead client may still write to {run}");
             return Err(Refusal::Internal { why });
         }
-        self.backing.fill(run, bytes)
+        self.backings.fill(run, bytes)
     }
 
-    /// Whether single pages of failed memory can be brought back: by other memory, or on a device
-    /// by writing over them.
-    pub(crate) fn repairs_pages(&self) -> bool {
-        self.backing.page_bytes() == PAGE_BYTES || !self.backing.can_detach()
+    /// Whether single pages of the failed memory of `run` can be brought back: by other memory, or
+    /// on a device by writing over them.
+    pub(crate) fn repairs_pages(&self, run: PfnRange) -> bool {
+        self.page_bytes(run) == PAGE_BYTES || !self.can_detach(run)
     }
 
     /// What takes the place of `extent` when its failed `run` is back in use under `flags`, to be
@@ -156,7 +161,7 @@ impl PoolFrames {
     /// # Errors
     /// When the backing or the catalog fails.
     pub(crate) fn repair(&mut self, run: PfnRange) -> Result<bool, Refusal> {
-        if !self.backing.can_detach() {
+        if !self.can_detach(run) {
             self.write_over(run, &vec![0; run.len_bytes() as usize])?;
             self.return_repaired(run)?;
             return Ok(true);

@@ -32,6 +32,7 @@
 //!
 //! The owner alone (I2), under its lock.
 
+mod backings;
 mod cut;
 mod failure;
 mod orphans;
@@ -57,11 +58,12 @@ use pgmap_os::WriteMapping;
 use crate::error::Error;
 use crate::memory::Writable;
 use crate::name::FileName;
-use crate::owner::backing::Backing;
+use crate::owner::backing::{Backing, Backings};
 use crate::owner::catalog::{Catalog, Change};
 use crate::pool::Pool;
 use crate::refusal::Refusal;
 
+pub(crate) use backings::stored;
 pub(crate) use cut::{CutFrames, MAX_FILE_EXTENTS};
 pub(crate) use failure::frame_of;
 
@@ -75,7 +77,7 @@ pub(crate) struct PoolFrames {
     pool: Arc<Pool>,
     folios: Folios<Writable>,
     index: IndexWriter<Writable>,
-    backing: Backing,
+    backings: Backings,
     stamps: StampSource,
     /// Frames that dead clients' devices may still write to.
     orphans: Orphans,
@@ -154,8 +156,13 @@ impl PoolFrames {
             is_described.then_some(()).ok_or_else(no_room)?;
         }
         let first_stamp = pool.catalog.as_ref().map_or(1, Catalog::stamp_limit);
-        Ok(Self {
-            backing: Backing::new(Arc::clone(&pool.data), pool.vmemmap_layout.nr_pages()),
+        let mut frames = Self {
+            backings: Backings::new(
+                &pool.data,
+                pool.nr_pages(),
+                pool.capacity_bytes() / PAGE_BYTES,
+                pool.memory_type(),
+            ),
             folios,
             index,
             stamps: StampSource::starting_at(first_stamp),
@@ -164,7 +171,9 @@ impl PoolFrames {
             quarantined: Frames::new(),
             backlog: Backlog::default(),
             pool: Arc::clone(pool),
-        })
+        };
+        frames.open_backings()?;
+        Ok(frames)
     }
 
     /// The descriptors, to be read.
@@ -204,7 +213,7 @@ impl PoolFrames {
 
     /// Bytes of memory behind the data now.
     pub(crate) fn resident_bytes(&self) -> u64 {
-        self.backing.resident_bytes()
+        self.backings.resident_bytes()
     }
 
     /// A stamp that nobody had before, on record before it is used (I4).
@@ -225,22 +234,32 @@ impl PoolFrames {
     }
 
     /// Hands out `nr_pages` frames, as [`pages_for`](Self::pages_for) says, under a stamp of their
-    /// own. Frees what waits to be freed when that is needed. The frames may have no memory yet:
+    /// own, of the first backing of `order` that has them; backings are named by their first
+    /// frames. Frees what waits to be freed when that is needed. The frames may have no memory yet:
     /// see [`back`](Self::back).
     ///
     /// # Errors
-    /// [`FramesShort`] when there are not so many, or only in too many pieces. Nothing is taken.
+    /// [`FramesShort`] of the last of them, when there are not so many, or only in too many pieces.
+    /// Nothing is taken.
     pub(crate) fn reserve(
         &mut self,
         nr_pages: u64,
         sizing: Sizing,
         stamp: Stamp,
+        order: &[u64],
     ) -> Result<Vec<Extent>, FramesShort> {
         loop {
-            match self.folios.reserve(nr_pages, sizing, stamp) {
-                Err(_) if self.has_backlog() => self.reclaim_some(),
-                result => return result,
+            let mut short = FramesShort { wanted_pages: nr_pages, ..FramesShort::default() };
+            for &zone in order {
+                match self.folios.reserve_in(zone, nr_pages, sizing, stamp) {
+                    Ok(extents) => return Ok(extents),
+                    Err(error) => short = error,
+                }
             }
+            if !self.has_backlog() {
+                return Err(short);
+            }
+            self.reclaim_some();
         }
     }
 
@@ -249,23 +268,23 @@ impl PoolFrames {
     /// # Errors
     /// [`Refusal::NoMemory`] when the system has none.
     pub(crate) fn back(&mut self, extents: &[Extent]) -> Result<(), Refusal> {
-        self.backing.ensure(extents.iter().map(|extent| extent.run))
+        self.backings.ensure(extents.iter().map(|extent| extent.run))
     }
 
     /// How many frames of `run` have no memory, or may have none.
     pub(crate) fn missing_pages(&self, run: PfnRange) -> u64 {
-        self.backing.missing_pages(run)
+        self.backings.missing_pages(run)
     }
 
     /// Takes note that all of `run` has memory.
     pub(crate) fn has_memory(&mut self, run: PfnRange) {
-        self.backing.has_memory(run);
+        self.backings.has_memory(run);
     }
 
     /// All frames that are not free.
     pub(crate) fn all_in_use(&self) -> SortedRuns {
-        let all = SortedRuns::covering(self.pool.nr_pages());
-        all.iter().flat_map(|run| self.folios.frames().without_free(run)).collect()
+        let all = self.backings.iter().flat_map(Backing::runs);
+        all.flat_map(|run| self.folios.frames().without_free(run)).collect()
     }
 
     /// Takes back what [`reserve`](Self::reserve) handed out, before anybody knows of it.
@@ -431,7 +450,7 @@ impl PoolFrames {
                 self.detach(run)?;
             }
         }
-        self.backing.ensure(runs.iter())?;
+        self.backings.ensure(runs.iter())?;
         let has_room = |run: PfnRange| {
             self.folios.has_descriptors(run, largest)
                 && self.folios.bring_online(run.first(), run.nr_pages())
@@ -459,7 +478,7 @@ impl PoolFrames {
             if page < extent.run.nr_pages() {
                 let is_written = !extent.is_hole() && extent.life.state() != FolioState::Poisoned;
                 return match extent.run.sub_run(page, 1) {
-                    Some(run) if is_written => self.backing.zero(run, used..PAGE_BYTES),
+                    Some(run) if is_written => self.backings.zero(run, used..PAGE_BYTES),
                     _ => Ok(()),
                 };
             }
@@ -475,7 +494,7 @@ impl PoolFrames {
     /// # Errors
     /// When the backing cannot do that; the frames must not be used again.
     fn detach(&mut self, run: PfnRange) -> Result<(), Refusal> {
-        self.backing.detach(run)?;
+        self.backings.detach(run)?;
         self.index.bump_detach_epoch();
         self.orphans.forget(run);
         Ok(())
@@ -483,7 +502,7 @@ impl PoolFrames {
 
     /// `run`, widened to whole pages of the backing.
     fn whole_pages(&self, run: PfnRange) -> PfnRange {
-        let unit = self.backing.page_bytes() / PAGE_BYTES;
+        let unit = self.page_bytes(run) / PAGE_BYTES;
         let start = run.start() - run.start() % unit;
         PfnRange::new(start, run.end().next_multiple_of(unit) - start).unwrap_or(run)
     }

@@ -155,7 +155,7 @@ impl PoolFrames {
             // Up to the end of a folio and of a page of the backing, of which only the whole can
             // go.
             let nr_pages = (self.end_of_step(most, left) - run.start())
-                .next_multiple_of(self.backing.page_bytes() / PAGE_BYTES)
+                .next_multiple_of(self.page_bytes(run) / PAGE_BYTES)
                 .min(run.nr_pages());
             if let Some(part) = run.sub_run(0, nr_pages) {
                 for (first, level, _) in self.vmemmap().folios(part) {
@@ -211,14 +211,13 @@ impl PoolFrames {
     /// # Errors
     /// When the backing cannot do that.
     pub(crate) fn trim(&mut self, from: u64) -> Result<(u64, Option<u64>), Refusal> {
-        if !self.backing.can_detach() {
-            return Ok((0, None));
-        }
-        let unit = self.backing.page_bytes() / PAGE_BYTES;
         let free = self.folios.frames().runs().filter(|&(start, length)| start + length > from);
+        let free = free.filter(|&(start, _)| self.backings.at(start).can_detach());
         let mut runs: Vec<PfnRange> = Vec::new();
-        let (mut left, mut next) = (STEP_DETACHED_PAGES.max(unit), None);
+        let (mut left, mut next) = (STEP_DETACHED_PAGES, None);
         for (number, (start, length)) in free.enumerate() {
+            let unit = self.backings.at(start).page_bytes() / PAGE_BYTES;
+            left = if runs.is_empty() { left.max(unit) } else { left / unit * unit };
             let first = start.max(from).next_multiple_of(unit);
             let end = (start + length) / unit * unit;
             let taken = end.saturating_sub(first).min(left);
@@ -298,7 +297,7 @@ impl PoolFrames {
             if !self.is_free(other) {
                 let why = format!(
                     "{other} is in use, in the same page of {} bytes as {freed}",
-                    self.backing.page_bytes()
+                    self.page_bytes(pages)
                 );
                 return Err(Refusal::Internal { why });
             }
@@ -309,7 +308,7 @@ impl PoolFrames {
     /// Looks whether frames in quarantine are alone now in their pages of memory, of which `freed`
     /// was a part: then the pages are detached, and the frames are free.
     fn end_quarantine_around(&mut self, freed: PfnRange) {
-        if self.quarantined.free_pages() == 0 || self.backing.page_bytes() == PAGE_BYTES {
+        if self.quarantined.free_pages() == 0 || self.page_bytes(freed) == PAGE_BYTES {
             return;
         }
         let ends = [freed.start(), freed.end() - 1];
@@ -344,7 +343,7 @@ impl PoolFrames {
 }
 
 /// What of `runs` is left without `gone`.
-fn without(runs: Vec<PfnRange>, gone: PfnRange) -> Vec<PfnRange> {
+pub(super) fn without(runs: Vec<PfnRange>, gone: PfnRange) -> Vec<PfnRange> {
     let left = runs.into_iter().flat_map(|run| {
         let (before, after) = run.without(gone);
         before.into_iter().chain(after)

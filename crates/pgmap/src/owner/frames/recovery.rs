@@ -13,6 +13,8 @@ use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::runs::SortedRuns;
 
 use super::PoolFrames;
+use super::reclaim::without;
+use crate::owner::backing::Backing;
 use crate::refusal::Refusal;
 
 impl PoolFrames {
@@ -187,13 +189,16 @@ impl PoolFrames {
         }
     }
 
-    /// What of `run`, which is not free, is in use: all of it inside the pool's own frames, and
-    /// what the descriptors say of further pagemaps'.
+    /// What of `run`, which is not free, is in use: all of it inside the pool's own frames and its
+    /// backings', and what the descriptors say of further pagemaps'.
     fn in_use(&self, run: PfnRange) -> Vec<PfnRange> {
-        let own_end = self.pool.nr_pages();
-        let own = PfnRange::new(run.start(), run.end().min(own_end).saturating_sub(run.start()));
-        let further = run.start().max(own_end);
-        let further = PfnRange::new(further, run.end().saturating_sub(further));
+        let own: Vec<PfnRange> = self
+            .backings
+            .iter()
+            .flat_map(Backing::runs)
+            .filter_map(|of_backing| of_backing.intersection(run))
+            .collect();
+        let further = without_all(run, &own);
         let is_used =
             |word: Descriptor| !matches!(word.state(), FolioState::Free | FolioState::Offline);
         let of_pagemaps = further.into_iter().flat_map(|further| {
@@ -224,4 +229,8 @@ impl PoolFrames {
     pub(crate) fn finish_recovery(&self) {
         self.index.finish_reopening();
     }
+}
+
+fn without_all(run: PfnRange, gone: &[PfnRange]) -> Vec<PfnRange> {
+    gone.iter().fold(vec![run], |rest, gone| without(rest, *gone))
 }

@@ -1,0 +1,247 @@
+//! Pools that lie in several memories: each with frames of its own, found again by the next owner,
+//! added and taken out while others read.
+
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
+
+mod support;
+
+use std::path::Path;
+
+use pgmap::{
+    BackingOptions, CheckOptions, Client, CreateSpec, Error, FileName, FolioSize, Owner, Placement,
+    Pool, PoolOptions, Refusal,
+};
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+fn options(directory: &Path) -> PoolOptions {
+    PoolOptions::in_directory(directory.join("pool"), 8 * MIB).room(4 * GIB)
+}
+
+fn create(directory: &Path) -> Owner {
+    Owner::start(Pool::create(&options(directory)).unwrap()).unwrap()
+}
+
+fn reopen(directory: &Path) -> Owner {
+    Owner::start(Pool::open(directory.join("pool")).unwrap()).unwrap()
+}
+
+fn try_put(client: &Client, name: &str, bytes: &[u8], placement: Placement) -> Result<(), Error> {
+    let spec = CreateSpec {
+        placement,
+        ..CreateSpec::new(FileName::new(name).unwrap(), bytes.len() as u64, FolioSize::Pages4K)
+    };
+    let mut writer = client.create_batch(vec![spec])?.pop().unwrap()?;
+    writer.write_all_at(0, bytes)?;
+    writer.commit()
+}
+
+fn put(client: &Client, name: &str, bytes: &[u8], placement: Placement) {
+    try_put(client, name, bytes, placement).unwrap();
+}
+
+fn only(name: &str) -> Placement {
+    Placement::Only(vec![name.into()])
+}
+
+fn get(client: &Client, name: &str) -> Vec<u8> {
+    client.get(name).unwrap().to_vec().unwrap()
+}
+
+fn frame_of(client: &Client, name: &str) -> u64 {
+    client.get(name).unwrap().segments().next().unwrap().pool_offset / 4096
+}
+
+/// On which backing a file lies.
+fn backing_of(client: &Client, name: &str) -> String {
+    let frame = frame_of(client, name);
+    let backings = client.backings().unwrap();
+    backings.into_iter().rev().find(|backing| backing.first_pfn <= frame).unwrap().name
+}
+
+#[test]
+fn files_lie_where_their_creator_wants_and_are_found_again() {
+    let directory = support::roomy();
+    let path = directory.path();
+    let owner = create(path);
+    let client = owner.client().unwrap();
+    owner.add_backing(&BackingOptions::on(path.join("near")).size(4 * MIB)).unwrap();
+    owner.add_backing(&BackingOptions::on(path.join("x")).size(2 * MIB).name("far")).unwrap();
+    let names: Vec<String> =
+        client.backings().unwrap().into_iter().map(|backing| backing.name).collect();
+    assert_eq!(names, ["data", "near", "far"]);
+    assert_eq!(owner.info().size_bytes, 14 * MIB);
+    put(&client, "a", &[1; 5000], Placement::Any);
+    put(&client, "b", &[2; 5000], only("near"));
+    put(&client, "c", &[3; 5000], only("far"));
+    put(&client, "d", &[4; 5000], Placement::Prefer(vec!["far".into(), "near".into()]));
+    put(&client, "e", &[5; 3 << 20], Placement::Prefer(vec!["far".into(), "near".into()]));
+    let on = |client: &Client| ["a", "b", "c", "d", "e"].map(|name| backing_of(client, name));
+    assert_eq!(on(&client), ["data", "near", "far", "far", "near"]);
+    let free = owner.info().free_bytes;
+    drop(client);
+    drop(owner);
+    let owner = reopen(path);
+    let client = owner.client().unwrap();
+    assert_eq!(on(&client), ["data", "near", "far", "far", "near"]);
+    assert_eq!(owner.info().free_bytes, free);
+    for (name, byte, len) in [("a", 1, 5000), ("b", 2, 5000), ("c", 3, 5000), ("e", 5, 3 << 20)] {
+        assert_eq!(get(&client, name), vec![byte; len], "{name}");
+    }
+    // Its frames are free again, there and nowhere else.
+    client.unlink("e").unwrap();
+    put(&client, "e", &[6; 3 << 20], only("near"));
+    assert_eq!(get(&client, "e"), vec![6; 3 << 20]);
+}
+
+#[test]
+fn a_refusal_names_the_backings_and_what_is_free_there() {
+    let directory = support::roomy();
+    let owner = create(directory.path());
+    let client = owner.client().unwrap();
+    owner.add_backing(&BackingOptions::on(directory.path().join("two")).size(2 * MIB)).unwrap();
+    put(&client, "a", &[1; 1 << 20], only("two"));
+    let full = try_put(&client, "b", &[1; 3 << 19], only("two")).unwrap_err();
+    let Error::Refused(Refusal::NoSpaceOn { wanted_bytes, tried }) = &full else {
+        panic!("{full}")
+    };
+    assert_eq!((*wanted_bytes, tried.len()), (3 << 19, 1));
+    assert_eq!((tried[0].backing.as_str(), tried[0].free_bytes), ("two", 1 << 20));
+    assert!(full.to_string().contains("1048576 free on \"two\""), "{full}");
+    let long = try_put(&client, "b", &[1; 3 << 20], only("two")).unwrap_err();
+    assert!(matches!(&long, Error::Refused(Refusal::BadLength { .. })), "{long}");
+    let absent = try_put(&client, "b", &[1; 10], only("three")).unwrap_err();
+    let text = absent.to_string();
+    assert!(text.contains("\"three\"") && text.contains("data, two"), "{text}");
+    // What does not fit there goes on.
+    put(&client, "b", &[1; 3 << 19], Placement::Prefer(vec!["two".into()]));
+    assert_eq!(backing_of(&client, "b"), "data");
+    let same = owner.add_backing(&BackingOptions::on(directory.path().join("two")).size(MIB));
+    assert!(same.unwrap_err().to_string().contains("\"two\" already"));
+    let large = owner.add_backing(&BackingOptions::on(directory.path().join("l")).size(4 * GIB));
+    assert!(large.unwrap_err().to_string().contains("room"));
+    assert!(!directory.path().join("l").exists());
+}
+
+#[test]
+fn a_client_that_knows_nothing_of_a_backing_finds_its_files() {
+    let directory = support::roomy();
+    let path = directory.path();
+    let owner = create(path);
+    owner.serve(path.join("socket")).unwrap();
+    let old = Client::connect(path.join("socket")).unwrap();
+    let client = owner.client().unwrap();
+    owner.add_backing(&BackingOptions::on(path.join("two")).size(4 * MIB)).unwrap();
+    put(&client, "a", &[7; 10_000], only("two"));
+    assert_eq!(get(&old, "a"), [7; 10_000]);
+    let new = Client::connect(path.join("socket")).unwrap();
+    assert_eq!(get(&new, "a"), [7; 10_000]);
+    put(&old, "b", &[8; 10_000], only("two"));
+    assert_eq!(get(&new, "b"), [8; 10_000]);
+}
+
+#[test]
+fn a_backing_is_taken_out_when_nothing_lies_on_it() {
+    let directory = support::roomy();
+    let path = directory.path();
+    let owner = create(path);
+    let client = owner.client().unwrap();
+    let two = BackingOptions::on(path.join("two")).size(4 * MIB);
+    owner.add_backing(&two).unwrap();
+    put(&client, "a", &[7; 10_000], only("two"));
+    let used = owner.remove_backing("two").unwrap_err();
+    assert!(used.to_string().contains("\"a\""), "{used}");
+    let first = client.backings().unwrap()[1].first_pfn;
+    let pin = client.get("a").unwrap();
+    client.unlink("a").unwrap();
+    let held = owner.remove_backing("two").unwrap_err();
+    assert!(matches!(&held, Error::Refused(Refusal::InUse { .. })), "{held}");
+    assert_eq!(pin.to_vec().unwrap(), [7; 10_000]);
+    drop(pin);
+    put(&client, "b", &[1; 100], Placement::Any);
+    client.remove_backing("two").unwrap();
+    assert!(!path.join("two").exists());
+    assert_eq!(owner.info().size_bytes, 8 * MIB);
+    assert!(try_put(&client, "c", &[1; 10], only("two")).is_err());
+    // This client may have it mapped: its frames are nobody's as long as it lives.
+    owner.add_backing(&two).unwrap();
+    let second = client.backings().unwrap()[1].first_pfn;
+    assert_ne!(second, first);
+    put(&client, "c", &[9; 10_000], only("two"));
+    assert_eq!(get(&client, "c"), [9; 10_000]);
+    client.unlink("c").unwrap();
+    drop(client);
+    owner.remove_backing("two").unwrap();
+    owner.add_backing(&two).unwrap();
+    let client = owner.client().unwrap();
+    assert_eq!(client.backings().unwrap()[1].first_pfn, first);
+    put(&client, "c", &[9; 10_000], only("two"));
+    drop(client);
+    drop(owner);
+    let owner = reopen(path);
+    assert_eq!(get(&owner.client().unwrap(), "c"), [9; 10_000]);
+}
+
+#[test]
+fn what_lies_on_a_missing_backing_is_an_error_until_it_is_back() {
+    let directory = support::roomy();
+    let path = directory.path();
+    let owner = create(path);
+    let two = path.join("two");
+    let whole = CheckOptions { reads_data: true, ..CheckOptions::default() };
+    owner.add_backing(&BackingOptions::on(&two).size(4 * MIB)).unwrap();
+    let client = owner.client().unwrap();
+    put(&client, "a", &[7; 10_000], only("two"));
+    put(&client, "b", &[8; 10_000], Placement::Any);
+    drop((client, owner));
+    let report = || pgmap::check(path.join("pool"), whole, &mut |_, _| {}).unwrap();
+    assert_eq!((report().findings.len(), report().read_bytes), (0, 20_000));
+    std::fs::rename(&two, path.join("away")).unwrap();
+    let found = report().findings;
+    assert_eq!((found.len(), found[0].what.as_str()), (1, "backing \"two\""), "{found:?}");
+    let owner = reopen(path);
+    let client = owner.client().unwrap();
+    assert_eq!(get(&client, "b"), [8; 10_000]);
+    assert_eq!(client.stat("a").unwrap().len_bytes, 10_000);
+    let gone = client.get("a").unwrap_err();
+    assert!(gone.to_string().contains("\"two\""), "{gone}");
+    let placed = try_put(&client, "c", &[1; 10], only("two")).unwrap_err();
+    assert!(placed.to_string().contains("missing"), "{placed}");
+    put(&client, "c", &[1; 10], Placement::Prefer(vec!["two".into()]));
+    assert!(client.backings().unwrap()[1].missing.is_some());
+    // Something else in its place is not it.
+    std::fs::write(&two, vec![0; 6 << 20]).unwrap();
+    assert!(owner.add_backing(&BackingOptions::on(&two).size(MIB)).is_err());
+    // Elsewhere it is found again.
+    owner.add_backing(&BackingOptions::on(path.join("away"))).unwrap();
+    assert_eq!(get(&client, "a"), [7; 10_000]);
+    drop((client, owner));
+    let owner = reopen(path);
+    assert_eq!(get(&owner.client().unwrap(), "a"), [7; 10_000]);
+}
+
+#[test]
+fn a_backing_has_one_pool() {
+    let directory = support::roomy();
+    let (one, other) = (directory.path().join("one"), directory.path().join("other"));
+    std::fs::create_dir_all(&one).unwrap();
+    std::fs::create_dir_all(&other).unwrap();
+    let owner = create(&one);
+    let two = directory.path().join("two");
+    owner.add_backing(&BackingOptions::on(&two).size(MIB)).unwrap();
+    let again = owner.add_backing(&BackingOptions::on(&two)).unwrap_err();
+    assert!(again.to_string().contains("already"), "{again}");
+    let theirs = create(&other);
+    let foreign = theirs.add_backing(&BackingOptions::on(&two)).unwrap_err();
+    assert!(foreign.to_string().contains("backing of pool"), "{foreign}");
+    // Not even with its own name in another pool's place.
+    drop(owner);
+    let copy = directory.path().join("copy");
+    std::fs::copy(&two, &copy).unwrap();
+    std::fs::remove_file(&two).unwrap();
+    theirs.add_backing(&BackingOptions::on(&two).size(MIB)).unwrap();
+    let owner = reopen(&one);
+    let missing = owner.client().unwrap().backings().unwrap()[1].missing.clone().unwrap();
+    assert!(missing.contains("it is a backing of pool"), "{missing}");
+}
