@@ -135,6 +135,39 @@ const BREAKAGES: &[Breakage] = &[
             "if log.is_unsynced(boot) && contents.files.is_empty() {",
         )],
     },
+    Breakage {
+        name: "the first holder of a drain is not told",
+        edits: &[(
+            "crates/pgmap/src/owner/drains.rs",
+            "for (client, ranges) in drain.asks(most_asks) {",
+            "for (client, ranges) in drain.asks(most_asks).into_iter().skip(1) {",
+        )],
+    },
+    Breakage {
+        name: "a device that caches translations is not told",
+        edits: &[(
+            "crates/pgmap-mm/src/mm/invalidate.rs",
+            "self.list.iter().map(|(_, subscriber)| subscriber.clone()).collect()",
+            "self.list.iter().skip(1).map(|(_, subscriber)| subscriber.clone()).collect()",
+        )],
+    },
+    Breakage {
+        name: "what is moved away keeps its translation",
+        edits: &[(
+            "crates/pgmap-mm/src/mm/map.rs",
+            "self.clear_for_good(state, part.page, part.end(), ended);\n            self.clear(",
+            "self.clear(",
+        )],
+    },
+    Breakage {
+        name: "a device address space does not end what an event is about",
+        edits: &[(
+            "crates/pgmap/src/space/inner.rs",
+            "let ended = self.mm.invalidate(run);\n        self.restore();",
+            "let ended = match self.cpu {\n            Some(_) => self.mm.invalidate(run),\n            \
+             None => return None,\n        };\n        self.restore();",
+        )],
+    },
 ];
 
 /// Puts each back whose name contains `filter`. Says whether the simulation found all of them.

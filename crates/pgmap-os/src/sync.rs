@@ -1,7 +1,6 @@
 //! Locks and condition variables: the standard library's, or a simulation's.
 //!
-//! In a simulation whoever waits lets others run, and a wait for a condition may end without a
-//! reason, as it may on a real machine.
+//! In a simulation whoever waits lets others run.
 
 #[cfg(not(feature = "sim"))]
 pub use std::sync::{Condvar, Mutex, MutexGuard};
@@ -125,7 +124,7 @@ mod simulated {
         /// As the standard library's.
         pub fn notify_all(&self) {
             self.0.notify_all();
-            sim::with(|world| world.happened(Happening::Lock));
+            sim::with(|world| world.happened(Happening::Condition));
         }
 
         /// As the standard library's, except that the answer does not say whether the time is over.
@@ -152,7 +151,7 @@ mod simulated {
             let nanos = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
             sim::with(|world| {
                 if !world.is_ended() {
-                    world.wait(now_ns.checked_add(nanos), Happening::Lock);
+                    world.wait(now_ns.checked_add(nanos), Happening::Condition);
                 }
             });
             mutex

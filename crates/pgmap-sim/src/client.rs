@@ -2,16 +2,19 @@
 
 use std::time::Duration;
 
+use pgmap::space::AddressSpace;
 use pgmap::{Client, ConnectOptions, Error, OnDeadline};
 
 use crate::batches::{put_many, unlink_many};
 use crate::changes::{DEADLINE_MS, call_off, cut, draft, put, put_by_device, rename, unlink};
 use crate::episode::{Episode, episode};
 use crate::failures::{fail, heal, repair};
+use crate::held::{Held, give_way};
+use crate::mappers::{Mapper, space_of};
 use crate::misdeeds::{babble, fork, scribble};
 use crate::model::{Cut, PAGE};
-use crate::plan::{MAX_NAMES, Op};
-use crate::reads::{Held, get, lease, list, open, stat};
+use crate::plan::{MAX_NAMES, Op, SLOT_PAGES};
+use crate::reads::{get, lease, list, open, stat};
 use crate::verdict::{Asked, Verb};
 
 /// How long a client waits before it tries again.
@@ -22,14 +25,18 @@ pub fn run(number: usize) {
     let episode = episode();
     while has_more(&episode, number) {
         let Some(client) = attach(&episode) else { return };
+        let maps = episode.plan.scripts[number].iter().any(|op| op.is_by_address());
+        let space = if maps { space_of(&episode, &client) } else { None };
         let threads: Vec<_> = (1..episode.plan.threads)
-            .filter_map(|_| {
-                let client = client.clone();
-                let run = move || work(&crate::episode::episode(), &client, number);
+            .filter_map(|thread| {
+                let (client, space) = (client.clone(), space.clone());
+                let run = move || {
+                    work(&crate::episode::episode(), &client, space.as_deref(), (number, thread));
+                };
                 pgmap_os::thread::Builder::new().spawn(run).ok()
             })
             .collect();
-        work(&episode, &client, number);
+        work(&episode, &client, space.as_deref(), (number, 0));
         for thread in threads {
             drop(thread.join());
         }
@@ -62,7 +69,13 @@ fn attach(episode: &Episode) -> Option<Client> {
     }
 }
 
-fn work(episode: &Episode, client: &Client, number: usize) {
+fn work(
+    episode: &Episode,
+    client: &Client,
+    space: Option<&AddressSpace>,
+    (number, thread): (usize, u8),
+) {
+    let mut mapper = space.map(|space| Mapper::new(space, thread));
     let mut held: Vec<Held<'_>> = Vec::new();
     loop {
         let step = episode.machine.steps();
@@ -70,6 +83,9 @@ fn work(episode: &Episode, client: &Client, number: usize) {
             held.check(episode);
             held.until_step > step
         });
+        if let Some(mapper) = &mapper {
+            mapper.obey(episode, &mut held);
+        }
         if episode.plan.is_polite {
             give_way(episode, client, &mut held);
         }
@@ -77,24 +93,68 @@ fn work(episode: &Episode, client: &Client, number: usize) {
         let Some(&op) = episode.plan.scripts[number].get(next) else { break };
         episode.next_op.borrow_mut()[number] = next + 1;
         episode.machine.note(|| format!("{op:?}"));
-        if op == Op::Leave {
-            break;
+        match (&mut mapper, op) {
+            (_, Op::Leave) => break,
+            (Some(mapper), op) if op.is_by_address() => by_address(episode, mapper, op, &mut held),
+            _ => carry_out(episode, client, op, &mut held),
         }
-        carry_out(episode, client, op, &mut held);
     }
     held.iter().for_each(|held| held.check(episode));
 }
 
-fn name_of(name: u8) -> String {
-    format!("file{name}")
+/// Carries out what is done at addresses.
+fn by_address<'s>(episode: &Episode, mapper: &mut Mapper<'s>, op: Op, held: &mut Vec<Held<'s>>) {
+    let _busy = episode.begin_op();
+    let _holding = op.takes_pins().then(|| episode.hold(None));
+    // No area of an operation goes beyond its slot.
+    let part = |at: u8, pages: u8| {
+        let left = SLOT_PAGES - at % SLOT_PAGES;
+        (usize::from(at), usize::from(pages.min(left)))
+    };
+    let failed: Option<String> = match op {
+        Op::Map { name, page, at, pages, write } => {
+            let file = (&*name_of(name), u64::from(page));
+            mapper.map(episode, file, part(at, pages), write).err().map(|error| error.to_string())
+        }
+        Op::Unmap { at, pages } => {
+            mapper.unmap(episode, part(at, pages), held);
+            None
+        }
+        Op::Remap { at, to } => {
+            mapper.remap(episode, at.into(), to.into());
+            None
+        }
+        Op::Protect { at, pages, write } => {
+            mapper.protect(episode, part(at, pages), write);
+            None
+        }
+        Op::Refresh => {
+            mapper.refresh(episode, held);
+            None
+        }
+        Op::ReadAt { name, at, pages } => {
+            mapper.map_where_none(episode, &name_of(name), part(at, SLOT_PAGES));
+            mapper.read(episode, part(at, pages)).map(|error| error.to_string())
+        }
+        Op::PinAt { name, at, pages, how, steps } => {
+            mapper.map_where_none(episode, &name_of(name), part(at, SLOT_PAGES));
+            match mapper.pin(episode, part(at, pages), how, steps) {
+                Ok(kept) => {
+                    held.extend(kept);
+                    None
+                }
+                Err(error) => Some(error.to_string()),
+            }
+        }
+        _ => None,
+    };
+    if let Some(why) = failed {
+        episode.machine.note(|| format!("{op:?}: {why}"));
+    }
 }
 
-/// Hears what the owner says, and lets go of what is wanted back.
-fn give_way(episode: &Episode, client: &Client, held: &mut Vec<Held<'_>>) {
-    while let Ok(Some(event)) = client.next_event(Duration::ZERO) {
-        episode.machine.note(|| format!("hears {event:?}"));
-    }
-    held.retain(|held| !held.is_wanted_back());
+fn name_of(name: u8) -> String {
+    format!("file{name}")
 }
 
 fn patience((deadline_ms, quarantine): (u32, bool)) -> (u32, OnDeadline) {

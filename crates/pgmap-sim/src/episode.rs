@@ -11,6 +11,7 @@ use pgmap_os::{Access, MemoryFile, WriteMapping};
 
 use crate::books::Books;
 use crate::failures::Failures;
+use crate::held::Heard;
 use crate::machine::{Machine, Panicked, Pid};
 use crate::model::{Cut, Model, PAGE, fill};
 use crate::plan::{Fate, Op, Plan};
@@ -57,6 +58,7 @@ pub struct Episode {
     pub nr_owners: Cell<u32>,
     pub books: RefCell<Books>,
     pub failures: RefCell<Failures>,
+    pub heard: RefCell<Heard>,
     /// The owner's process, when it was started, and the last step at which it did not serve.
     pub owner_pid: Cell<Pid>,
     pub owner_from: Cell<u64>,
@@ -170,6 +172,7 @@ pub fn run(plan: &Plan, place: &Path, is_traced: bool) -> Outcome {
         nr_owners: Cell::new(0),
         books: RefCell::default(),
         failures: RefCell::default(),
+        heard: RefCell::default(),
         owner_pid: Cell::new(0),
         owner_from: Cell::new(0),
         away_at: Cell::new(0),
@@ -535,6 +538,11 @@ impl Episode {
         let breaks_disk =
             |(_, fate): &(_, Fate)| matches!(fate, Fate::FullDisk { .. } | Fate::BrokenDisk { .. });
         knobs.io_error > 0 || knobs.no_space > 0 || fates.iter().any(breaks_disk)
+    }
+
+    /// Whether the file system may have had no room.
+    pub fn may_lack_disk(&self) -> bool {
+        self.plan.fates.iter().any(|(_, fate)| matches!(fate, Fate::FullDisk { .. }))
     }
 
     pub fn has_devices(&self) -> bool {

@@ -14,7 +14,9 @@ use crate::verdict::{Asked, Verb};
 pub struct Failures {
     /// Since when each is known to be out of use; never once it may have been replaced.
     frames: BTreeMap<u64, Option<u64>>,
-    /// When somebody last said that one failed, or had no answer to that.
+    /// How many say that one failed, and had no answer yet, or never will.
+    nr_under_way: u32,
+    /// When one of the others last had an answer.
     last: u64,
     /// Repairs that are not known to be over.
     nr_repairs: u32,
@@ -30,7 +32,7 @@ impl Failures {
 
     /// Whether one may have failed at `from` or later.
     pub const fn may_fail_since(&self, from: u64) -> bool {
-        self.last >= from
+        self.nr_under_way > 0 || self.last >= from
     }
 
     /// Whether a frame was out of use before `from`, and is.
@@ -40,11 +42,12 @@ impl Failures {
 
     fn begin(&mut self, frame: u64) {
         self.frames.entry(frame).or_default();
-        self.last = u64::MAX;
+        self.nr_under_way += 1;
     }
 
     fn ended(&mut self, frame: u64, from: u64, answered_at: Option<u64>, is_failed: bool) {
-        self.last = answered_at.unwrap_or(u64::MAX);
+        self.nr_under_way -= u32::from(answered_at.is_some());
+        self.last = self.last.max(answered_at.unwrap_or(0));
         if is_failed && self.nr_repairs == 0 && self.repaired_at < from {
             self.frames.insert(frame, answered_at);
         }

@@ -64,8 +64,19 @@ struct Process {
     /// Until which step it does not run.
     stopped_until: u64,
     nr_lock_events: u64,
+    nr_condition_events: u64,
     is_ending: bool,
     has_membarrier: bool,
+}
+
+impl Process {
+    /// How often something happened that its threads wait for.
+    const fn happened(&self, what: Happening) -> u64 {
+        match what {
+            Happening::Lock => self.nr_lock_events,
+            _ => self.nr_condition_events,
+        }
+    }
 }
 
 /// What the machine keeps in its books.
@@ -260,6 +271,7 @@ impl Machine {
             pidfd: Some(pidfd),
             stopped_until: 0,
             nr_lock_events: 0,
+            nr_condition_events: 0,
             is_ending: false,
             has_membarrier,
         };
@@ -444,7 +456,7 @@ impl Machine {
                     None => ready.push(number),
                     Some(wait) => {
                         let happened = match wait.what {
-                            Happening::Lock => process.nr_lock_events,
+                            Happening::Lock | Happening::Condition => process.happened(wait.what),
                             Happening::Descriptor => self.nr_descriptor_events.get(),
                         };
                         if happened != wait.seen

@@ -7,14 +7,17 @@ mod changes;
 mod client;
 mod episode;
 mod failures;
+mod held;
 mod knobs;
 mod machine;
+mod mappers;
 mod misdeeds;
 mod model;
 mod operator;
 mod owner;
 mod plan;
 mod reads;
+mod scheduler;
 mod shrink;
 mod verdict;
 
@@ -67,6 +70,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    scheduler::install();
     // What a party panics with is part of its run's outcome.
     std::panic::set_hook(Box::new(episode::note_panic));
     match run(&arguments) {
@@ -173,6 +177,7 @@ mod tests {
     use super::*;
 
     fn sum(plan: &Plan) -> (u64, u64, Option<String>) {
+        scheduler::install();
         let place = tempfile::Builder::new().tempdir_in("/dev/shm").unwrap();
         let outcome = shrink::run_in(plan, &place.path().join("run"));
         (outcome.nr_steps, outcome.sum, outcome.failure)

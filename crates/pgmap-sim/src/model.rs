@@ -7,6 +7,8 @@
 //!
 //! The contents of a version tell their number and place: word `i` is `number << 24 | i`.
 
+mod pages;
+
 use std::collections::BTreeMap;
 
 /// Bytes of a page.
@@ -422,9 +424,15 @@ impl Model {
         Ok(())
     }
 
-    /// What a pin of a version showed first and shows now differs. Only the rest of a page may have
-    /// been zeroed in which a truncate ends, as a kernel does too.
-    pub fn held(&self, name: &str, number: u64, first: &[u8], now: &[u8]) -> Result<(), String> {
+    /// What a pin of a version, from byte `start` of it on, showed first and shows now differs.
+    /// Only the rest of a page may have been zeroed in which a truncate ends, as a kernel does too.
+    pub fn held(
+        &self,
+        name: &str,
+        (number, start): (u64, u64),
+        first: &[u8],
+        now: &[u8],
+    ) -> Result<(), String> {
         let version = self.names.get(name).into_iter().flat_map(|name| &name.versions);
         let version = version.into_iter().find(|version| version.number == number);
         // A file may have been renamed, and cut, since.
@@ -437,7 +445,10 @@ impl Model {
             })
         };
         let differs = |&at: &usize| first[at] != now[at];
-        match (0..first.len()).filter(differs).find(|&at| now[at] != 0 || !is_cut_off(at as u64)) {
+        match (0..first.len())
+            .filter(differs)
+            .find(|&at| now[at] != 0 || !is_cut_off(start + at as u64))
+        {
             None => Ok(()),
             Some(at) => {
                 let page = at / PAGE as usize * PAGE as usize;

@@ -9,6 +9,22 @@ use crate::knobs::Knobs;
 
 /// Most names in use; few, so that parties meet.
 pub const MAX_NAMES: u8 = 6;
+/// A thread's addresses: so many stretches of so many pages.
+pub const NR_SLOTS: u8 = 3;
+pub const SLOT_PAGES: u8 = 8;
+
+/// How pages are held by address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Hold {
+    Short,
+    Write,
+    Long,
+    /// Only if that takes no lock.
+    Fast,
+    Device,
+    /// By a device that caches the translations, and lets go when it is told that they ended.
+    Cached,
+}
 
 /// What a client is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,6 +132,44 @@ pub enum Op {
     Fork {
         steps: u32,
     },
+    /// Maps pages of a file, from `page` on, at page `at` of the thread's addresses.
+    Map {
+        name: u8,
+        page: u8,
+        at: u8,
+        pages: u8,
+        write: bool,
+    },
+    Unmap {
+        at: u8,
+        pages: u8,
+    },
+    /// Moves what one mapping has from a page on.
+    Remap {
+        at: u8,
+        to: u8,
+    },
+    Protect {
+        at: u8,
+        pages: u8,
+        write: bool,
+    },
+    /// Looks at all mapped files.
+    Refresh,
+    /// Copies what is mapped; where nothing is, a file is mapped first, mostly.
+    ReadAt {
+        name: u8,
+        at: u8,
+        pages: u8,
+    },
+    /// Holds what is mapped for so many steps, likewise.
+    PinAt {
+        name: u8,
+        at: u8,
+        pages: u8,
+        how: Hold,
+        steps: u32,
+    },
     /// Stores so many words of no meaning in its ledger. Only clients that keep no rules do.
     Scribble {
         words: u8,
@@ -139,6 +193,22 @@ impl Op {
                 | Self::Lease { .. }
                 | Self::Open { .. }
                 | Self::Fail { .. }
+                | Self::ReadAt { .. }
+                | Self::PinAt { .. }
+        )
+    }
+
+    /// Whether it is done at addresses.
+    pub const fn is_by_address(self) -> bool {
+        matches!(
+            self,
+            Self::Map { .. }
+                | Self::Unmap { .. }
+                | Self::Remap { .. }
+                | Self::Protect { .. }
+                | Self::Refresh
+                | Self::ReadAt { .. }
+                | Self::PinAt { .. }
         )
     }
 }
@@ -205,11 +275,19 @@ impl Plan {
         let mut scripts = vec![Vec::new(); nr_clients];
         let weights = Weights::draw(&mut chance);
         let names = chance.u8(1..=MAX_NAMES);
+        // In part of the runs some of them work by address.
+        let mappers: Vec<bool> = match chance.u32(0..5) < 2 {
+            true => (0..nr_clients).map(|_| chance.bool()).collect(),
+            false => vec![false; nr_clients],
+        };
         for _ in 0..nr_ops {
             let script = chance.usize(0..nr_clients);
-            let op = match script == 0 && keeps_no_rules {
-                true => draw_misdeed(&mut chance),
-                false => weights.op(&mut chance, names, pool_pages),
+            let op = match script {
+                0 if keeps_no_rules => draw_misdeed(&mut chance),
+                script if mappers[script] && chance.u32(0..10) < 7 => {
+                    draw_by_address(&mut chance, names)
+                }
+                _ => weights.op(&mut chance, names, pool_pages),
             };
             scripts[script].push(op);
         }
@@ -250,6 +328,46 @@ fn draw_misdeed(chance: &mut fastrand::Rng) -> Op {
         1 => Op::Babble { messages: chance.u8(1..=8) },
         2 => Op::Sleep { ms: chance.u32(0..400) },
         _ => Op::Scribble { words: chance.u8(..) },
+    }
+}
+
+/// What a client does at addresses. It keeps to its first slots, so that it meets what it did.
+fn draw_by_address(chance: &mut fastrand::Rng, names: u8) -> Op {
+    let slot = |chance: &mut fastrand::Rng| {
+        chance.u8(0..NR_SLOTS).min(chance.u8(0..NR_SLOTS)) * SLOT_PAGES
+    };
+    let inside = |chance: &mut fastrand::Rng| {
+        let skip = if chance.bool() { 0 } else { chance.u8(0..SLOT_PAGES) };
+        slot(chance) + skip
+    };
+    let pages = chance.u8(1..=SLOT_PAGES);
+    let at = inside(chance);
+    let name = chance.u8(0..names);
+    let steps = if chance.u32(0..4) == 0 { 40_000 } else { 3_000 };
+    let steps = chance.u32(0..steps);
+    match chance.u32(0..24) {
+        0..=5 => {
+            let page = if chance.u32(0..3) == 0 { chance.u8(0..8) } else { 0 };
+            Op::Map { name, page, at: slot(chance), pages, write: chance.bool() }
+        }
+        6 => Op::Unmap { at, pages },
+        7 => Op::Remap { at, to: inside(chance) },
+        8 => Op::Protect { at, pages, write: chance.bool() },
+        9 => Op::Refresh,
+        10..=15 => Op::ReadAt { name, at, pages },
+        _ => {
+            let hows = [
+                Hold::Short,
+                Hold::Short,
+                Hold::Write,
+                Hold::Long,
+                Hold::Fast,
+                Hold::Device,
+                Hold::Cached,
+                Hold::Cached,
+            ];
+            Op::PinAt { name, at, pages, how: hows[chance.usize(0..hows.len())], steps }
+        }
     }
 }
 

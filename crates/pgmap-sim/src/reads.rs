@@ -5,40 +5,13 @@ use pgmap::{Access, Agent, Client, Error, FilePin, PoolInfo};
 use crate::books::{Turn, agree};
 use crate::changes::{DEADLINE_MS, is_forbidden, judge, learn};
 use crate::client::AGAIN;
-use crate::episode::{Episode, Holding};
+use crate::episode::Episode;
+use crate::held::Held;
 use crate::model::PAGE;
 use crate::verdict::{Asked, Verb};
 
-/// A pin that is kept, what it showed, and until when.
-pub struct Held<'c> {
-    pin: FilePin<'c>,
-    bytes: Vec<u8>,
-    pub until_step: u64,
-    name: String,
-    number: u64,
-    _holding: Holding,
-}
-
-impl Held<'_> {
-    /// Whether it shows what it showed.
-    pub fn check(&self, episode: &Episode) {
-        match self.pin.to_vec() {
-            Ok(bytes) if bytes == self.bytes => {}
-            Ok(bytes) => {
-                let model = episode.model.borrow();
-                episode.check(model.held(&self.name, self.number, &self.bytes, &bytes));
-            }
-            Err(error) => episode.fail(format!("a pin of {:?} cannot be read: {error}", self.name)),
-        }
-    }
-
-    pub fn is_wanted_back(&self) -> bool {
-        self.pin.is_wanted_back()
-    }
-}
-
 /// Judges what came of looking for a file, on which nobody else may have worked meanwhile.
-fn judge_pin<T>(
+pub fn judge_pin<T>(
     episode: &Episode,
     asked: Asked,
     name: &str,
@@ -90,10 +63,10 @@ pub fn lease<'c>(
     drop(books);
     let held = hold(episode, name, asked.from, steps, leased?)?;
     if let Some(held) = &held
-        && !held.bytes.is_empty()
-        && is_forbidden(held.number)
+        && let Some(number) = held.version()
+        && is_forbidden(number)
     {
-        episode.fail(format!("version {} of {name:?} was pinned for long", held.number));
+        episode.fail(format!("version {number} of {name:?} was pinned for long"));
     }
     Ok(held)
 }
@@ -130,14 +103,15 @@ fn hold<'c>(
     let frames = pin
         .segments()
         .flat_map(|own| own.pool_offset / PAGE..(own.pool_offset + own.len_bytes).div_ceil(PAGE));
-    episode.check_healthy(&frames.collect::<Vec<_>>(), from);
+    let frames: Vec<u64> = frames.collect();
+    episode.check_healthy(&frames, from);
     let has_memory = |(_, bytes): &(usize, &[u8])| bytes.iter().any(|&byte| byte != 0);
     let pages = bytes.chunks(PAGE as usize).enumerate().filter(has_memory);
     let pages = pages.map(|(page, _)| page as u64).collect();
     let holding = episode.hold(Some((from, number, pages)));
     let until_step = to + u64::from(steps);
     let name = name.to_owned();
-    Ok(Some(Held { pin, bytes, until_step, name, number, _holding: holding }))
+    Ok(Some(Held::of_file(pin, (bytes, frames), until_step, (name, number), holding)))
 }
 
 /// Opens a file and pins it later, when it may be another's frames that lie there.

@@ -110,7 +110,13 @@ impl Asked {
         episode.machine.has_failed_since(self.from, episode.owner_pid.get(), errnos)
     }
 
-    fn self_lacked(&self, episode: &Episode, errnos: &[i32]) -> bool {
+    /// Whether the owner was away, stopped or short of something.
+    pub fn is_disturbed(&self, episode: &Episode) -> bool {
+        self.was_away(episode) || self.was_stopped(episode) || self.owner_lacked(episode, &ANY)
+    }
+
+    /// Whether the caller could not do something for want of memory, of disk, of descriptors.
+    pub fn self_lacked(&self, episode: &Episode, errnos: &[i32]) -> bool {
         episode.machine.has_failed_since(self.from, self.pid, errnos)
     }
 
@@ -142,14 +148,23 @@ impl Asked {
         Ok(())
     }
 
-    /// Whether `error` has a cause.
+    /// Whether the error has a cause, if it is one.
     pub fn check<T>(
         &self,
         episode: &Episode,
         verb: Verb<'_>,
         result: &Result<T, Error>,
     ) -> Result<(), String> {
-        let Err(error) = result else { return Ok(()) };
+        result.as_ref().map_or_else(|error| self.check_error(episode, verb, error), |_| Ok(()))
+    }
+
+    /// Whether `error` has a cause.
+    pub fn check_error(
+        &self,
+        episode: &Episode,
+        verb: Verb<'_>,
+        error: &Error,
+    ) -> Result<(), String> {
         let is_justified = match error {
             Error::OwnerGone { .. } => {
                 // Who is refused at the door hears why only if there is room for it.
@@ -391,7 +406,7 @@ pub fn is_answered<T>(result: &Result<T, Error>) -> bool {
 }
 
 /// What may pass until somebody who is ready runs.
-fn slack_ns(episode: &Episode) -> u64 {
+pub fn slack_ns(episode: &Episode) -> u64 {
     let knobs = episode.plan.knobs;
     MOMENT_MS * NS_PER_MS + MAX_TURNS * u64::from(knobs.longest_turn) * u64::from(knobs.step_ns)
 }

@@ -73,6 +73,27 @@ fn a_wait_without_end_ends_with_an_event() {
     }
 }
 
+/// A wait without time ended before it looked at the connection: a program that polled heard of
+/// nothing until its next call.
+#[test]
+fn who_does_not_wait_hears_what_is_there() {
+    let (owner, _place, socket) = support::serving_owner(16 * MIB);
+    let other = owner.client().unwrap();
+    put(&other, "a", 4);
+    let client = Client::connect(&socket).unwrap();
+    let pin = client.get("a").unwrap();
+    other.unlink("a").unwrap();
+    let start = Instant::now();
+    let event = loop {
+        match client.next_event(Duration::ZERO).unwrap() {
+            Some(event) => break event,
+            None => assert!(start.elapsed() < WAIT, "nothing was heard"),
+        }
+    };
+    assert!(matches!(event, Event::WantedBack { nr_pages: 4, .. }), "{event:?}");
+    drop(pin);
+}
+
 #[test]
 fn a_wait_for_an_owner_of_this_process_that_stopped_says_so() {
     let owner = owner();

@@ -380,6 +380,7 @@ pub(crate) const fn is_for_the_caller(error: &PinError) -> bool {
         error,
         PinError::LaneFull { .. }
             | PinError::NoLane { .. }
+            | PinError::NoRoom
             | PinError::CountFull { .. }
             | PinError::Detached
     )

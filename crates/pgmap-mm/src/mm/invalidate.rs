@@ -43,11 +43,11 @@
 //! quarantine.
 
 use core::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::level::PAGE_BYTES;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
 
 /// Addresses whose translations ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

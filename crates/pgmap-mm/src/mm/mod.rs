@@ -48,7 +48,7 @@ mod invalidate;
 mod map;
 
 use core::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 pub use self::dirty::DirtyTracker;
 pub use self::fill::FillError;
@@ -66,6 +66,7 @@ use crate::page_table::entry::{LeafFlags, SpanId};
 use crate::page_table::{PageTable, TableWriter};
 use crate::pfn::{Pfn, PfnRange};
 use crate::prot::Prot;
+use crate::sync::{Mutex, MutexGuard};
 use crate::vma::{Vma, VmaKind, VmaSet};
 use crate::vmemmap::VmemmapLayout;
 

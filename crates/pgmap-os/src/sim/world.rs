@@ -92,8 +92,11 @@ pub trait World {
 /// What threads wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Happening {
-    /// A lock or a condition of the same process.
+    /// A lock of the same process.
     Lock,
+    /// A condition of the same process. Another than locks: whoever goes to wait for a condition
+    /// gives a lock back, and two who do must not wake each other for ever.
+    Condition,
     /// A descriptor, or the end of a thread or a process.
     Descriptor,
 }

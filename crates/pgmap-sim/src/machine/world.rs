@@ -67,9 +67,10 @@ impl World for Machine {
 
     fn wait(&self, until_ns: Option<u64>, what: Happening) {
         let seen = match what {
-            Happening::Lock => {
+            Happening::Lock | Happening::Condition => {
                 let books = self.books.borrow();
-                books.processes.get(&self.current_pid.get()).map_or(0, |own| own.nr_lock_events)
+                let own = books.processes.get(&self.current_pid.get());
+                own.map_or(0, |own| own.happened(what))
             }
             Happening::Descriptor => self.nr_descriptor_events.get(),
         };
@@ -79,10 +80,13 @@ impl World for Machine {
 
     fn happened(&self, what: Happening) {
         match what {
-            Happening::Lock => {
+            Happening::Lock | Happening::Condition => {
                 let mut books = self.books.borrow_mut();
                 if let Some(process) = books.processes.get_mut(&self.current_pid.get()) {
-                    process.nr_lock_events += 1;
+                    match what {
+                        Happening::Lock => process.nr_lock_events += 1,
+                        _ => process.nr_condition_events += 1,
+                    }
                 }
             }
             Happening::Descriptor => {

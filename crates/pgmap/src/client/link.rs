@@ -559,6 +559,8 @@ impl Remote {
     /// As [`Link::next_event`].
     fn next_event(&self, timeout: Duration, seen: u64) -> Result<Option<Event>, Error> {
         let deadline = Deadline::after(timeout);
+        // Whoever does not want to wait hears what is there.
+        let mut has_looked = false;
         let mut state = self.lock();
         loop {
             if let Some(event) = state.events.pop_front() {
@@ -571,13 +573,14 @@ impl Remote {
                 return Err(gone);
             }
             let left = deadline.left();
-            if left.is_zero() {
+            if left.is_zero() && (has_looked || state.is_reading) {
                 return Ok(None);
             }
             if state.is_reading {
                 state = self.pause(state, left);
                 continue;
             }
+            has_looked = true;
             // Of an interruption that was seen. A later one is counted first and rung for
             // afterwards.
             self.interruption.clear()?;
