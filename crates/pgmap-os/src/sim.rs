@@ -56,13 +56,19 @@ mod machine {
     pub const fn word() -> bool {
         true
     }
+
+    /// See the simulation's.
+    #[inline(always)]
+    pub const fn deliveries() -> usize {
+        1
+    }
 }
 
 #[cfg(not(feature = "sim"))]
-pub use machine::word;
-#[cfg(not(feature = "sim"))]
 pub(crate) use machine::{call, happened, listens, name_caller, ring, writable};
+#[cfg(not(feature = "sim"))]
+pub use machine::{deliveries, word};
 #[cfg(feature = "sim")]
 pub(crate) use world::{call, happened, listens, name_caller, peer, ring, wait, writable};
 #[cfg(feature = "sim")]
-pub use world::{changed, word};
+pub use world::{changed, deliveries, word};

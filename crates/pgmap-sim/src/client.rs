@@ -43,6 +43,18 @@ pub fn run(number: usize) {
     }
 }
 
+/// Carries out the script of client `number`, who lives in the owner's process, as long as that
+/// owner does.
+pub fn run_embedded(client: &Client, number: usize) {
+    let episode = episode();
+    client.set_deadline(Duration::from_millis(DEADLINE_MS));
+    while has_more(&episode, number) && !episode.is_owner_to_end.get() {
+        let maps = episode.plan.scripts[number].iter().any(|op| op.is_by_address());
+        let space = if maps { space_of(&episode, client) } else { None };
+        work(&episode, client, space.as_deref(), (number, 0));
+    }
+}
+
 fn has_more(episode: &Episode, number: usize) -> bool {
     episode.next_op.borrow()[number] < episode.plan.scripts[number].len()
 }
@@ -89,12 +101,18 @@ fn work(
         if episode.plan.is_polite {
             give_way(episode, client, &mut held);
         }
+        let is_embedded = episode.plan.embedded == Some(number as u8);
+        if is_embedded && episode.is_owner_to_end.get() {
+            break;
+        }
         let next = episode.next_op.borrow()[number];
         let Some(&op) = episode.plan.scripts[number].get(next) else { break };
         episode.next_op.borrow_mut()[number] = next + 1;
         episode.machine.note(|| format!("{op:?}"));
         match (&mut mapper, op) {
             (_, Op::Leave) => break,
+            // A child of the owner's process has all that the owner has: tests with real processes.
+            (_, Op::Fork { .. }) if is_embedded => {}
             (Some(mapper), op) if op.is_by_address() => by_address(episode, mapper, op, &mut held),
             _ => carry_out(episode, client, op, &mut held),
         }

@@ -264,7 +264,8 @@ impl Episode {
             for (number, pid) in clients.iter_mut().enumerate() {
                 let is_left = self.next_op.borrow()[number] < self.plan.scripts[number].len();
                 is_work_left |= is_left || self.machine.is_alive(*pid);
-                if is_left && !self.machine.is_alive(*pid) && last_from.is_none() {
+                let is_own = self.plan.embedded != Some(number as u8);
+                if is_own && is_left && !self.machine.is_alive(*pid) && last_from.is_none() {
                     *pid =
                         self.machine.start(&format!("client{number}"), move || client::run(number));
                 }
@@ -410,7 +411,12 @@ impl Episode {
         self.machine.note(|| format!("{fate:?}"));
         let step = self.machine.steps();
         match fate {
-            Fate::KillOwner => self.machine.kill(owner)?,
+            Fate::KillOwner => {
+                if self.plan.embedded.is_some() {
+                    self.holders.borrow_mut().was_killed = true;
+                }
+                self.machine.kill(owner)?;
+            }
             Fate::KillClient(client) => {
                 self.holders.borrow_mut().was_killed = true;
                 self.machine.kill(clients[usize::from(client)])?;

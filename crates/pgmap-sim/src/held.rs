@@ -10,10 +10,14 @@ use pgmap::{Client, FilePin};
 
 use crate::episode::{Episode, Holding};
 use crate::machine::Pid;
+use crate::model::PAGE;
 use crate::verdict::{ANY, slack_ns};
 
 /// Within which time somebody hears that frames of its are wanted back, in nanoseconds.
 const TOLD_NS: u64 = 500_000_000;
+
+/// So many events a queue keeps (`MAX_EVENTS` of a simulation).
+const FEW: usize = 4;
 
 enum Pin<'c> {
     File(FilePin<'c>),
@@ -168,6 +172,12 @@ pub struct Heard {
 }
 
 impl Heard {
+    /// Whether so many events came at `from` or later that some may have been dropped.
+    fn is_full_since(&self, pid: Pid, from: u64) -> bool {
+        let told = self.of.get(&pid).into_iter().flatten();
+        told.filter(|(at, ..)| *at >= from).count() >= FEW
+    }
+
     fn is_told(&self, pid: Pid, from: u64, frames: &[u64]) -> bool {
         let told = self.of.get(&pid).into_iter().flatten();
         let is_meant = |&(at, first, end): &(u64, u64, u64)| {
@@ -202,7 +212,14 @@ pub fn give_way(episode: &Episode, client: &Client, held: &mut Vec<Held<'_>>) {
         if episode.heard.borrow().is_told(own, held.from, &held.frames) {
             return false;
         }
-        if held.is_overdue(episode) {
+        // That its extent has changed may be about other pages.
+        let is_meant = held.number.is_some_and(|(number, start)| {
+            let nr_pages = held.frames.len() as u64;
+            let is_lossy = episode.plan.knobs.lost_event > 0
+                || episode.heard.borrow().is_full_since(own, held.from);
+            !is_lossy && episode.model.borrow().is_wanted(number, start / PAGE, nr_pages)
+        });
+        if held.is_overdue(episode) && is_meant {
             let (name, frames) = (&held.name, &held.frames);
             episode.fail(format!("nobody said that {name:?}, frames {frames:?}, is wanted back"));
         }

@@ -16,6 +16,11 @@ pub struct Knobs {
     pub no_membarrier: u32,
     pub lost_ring: u32,
     pub late_event: u32,
+    /// What owners tell clients: lost, and told twice.
+    #[serde(default)]
+    pub lost_event: u32,
+    #[serde(default)]
+    pub doubled_event: u32,
 }
 
 impl Knobs {
@@ -24,6 +29,7 @@ impl Knobs {
         let mut rate = |most: u32| if chance.bool() { 0 } else { chance.u32(1..=most) };
         let (no_space, io_error, full_socket) = (rate(400), rate(200), rate(4_000));
         let (no_memory, lost_ring, late_event) = (rate(200), rate(20_000), rate(30_000));
+        let (lost_event, doubled_event) = (rate(60_000), rate(20_000));
         let no_membarrier = if chance.u32(0..6) == 0 { 20_000 } else { 0 };
         Self {
             longest_turn: [2, 8, 30, 120, 500][chance.usize(0..5)],
@@ -35,6 +41,8 @@ impl Knobs {
             no_membarrier,
             lost_ring,
             late_event,
+            lost_event: if chance.bool() { lost_event } else { 0 },
+            doubled_event,
         }
     }
 }

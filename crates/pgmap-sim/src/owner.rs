@@ -48,12 +48,34 @@ fn serve(episode: &Episode) -> Result<(), Error> {
     if served.is_ok() {
         episode.does_serve.set(true);
         episode.machine.note(|| "serves".to_owned());
+        if let Some(number) = plan.embedded {
+            start_client(episode, &owner, number.into());
+        }
         while !episode.is_owner_to_end.get() {
             pgmap_os::thread::sleep(LOOK);
         }
     }
     end(episode, owner);
     served
+}
+
+/// Starts a client in the owner's process. It may be at work still when the owner ends.
+fn start_client(episode: &Episode, owner: &Owner, number: usize) {
+    let client = match owner.client() {
+        Ok(client) => client,
+        Err(error) => {
+            episode.machine.note(|| format!("no client in the owner's process: {error}"));
+            let (from, pid) = (episode.owner_from.get(), episode.machine.running());
+            if !episode.machine.has_failed_since(from, pid, &ANY) {
+                episode.fail(format!("no client in the owner's process: {error}"));
+            }
+            return;
+        }
+    };
+    let run = move || crate::client::run_embedded(&client, number);
+    if let Err(error) = pgmap_os::thread::Builder::new().spawn(run) {
+        episode.machine.note(|| format!("no thread for a client: {error}"));
+    }
 }
 
 /// Ends the owner, who syncs the pool and puts that on record.

@@ -254,6 +254,9 @@ pub struct Plan {
     /// Whether clients let go of what is wanted back.
     #[serde(default)]
     pub is_polite: bool,
+    /// Which client lives in the owner's process.
+    #[serde(default)]
+    pub embedded: Option<u8>,
     /// Threads of each client.
     pub threads: u8,
     /// What each client does.
@@ -314,6 +317,7 @@ impl Plan {
             max_files: [4, 16, 64][chance.usize(0..3)],
             is_kept,
             is_polite: chance.u32(0..3) == 0,
+            embedded: (chance.u32(0..5) == 0).then(|| nr_clients as u8 - 1),
             threads: chance.u8(1..=2),
             scripts,
             fates,

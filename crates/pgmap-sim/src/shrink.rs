@@ -76,6 +76,9 @@ fn candidates(plan: &Plan) -> Vec<Plan> {
         less.fates.remove(fate);
         found.push(less);
     }
+    if plan.embedded.is_some() {
+        found.push(Plan { embedded: None, ..plan.clone() });
+    }
     if plan.threads > 1 {
         found.push(Plan { threads: 1, ..plan.clone() });
     }
@@ -87,6 +90,8 @@ fn candidates(plan: &Plan) -> Vec<Plan> {
         quiet(|knobs| knobs.no_membarrier = 0),
         quiet(|knobs| knobs.lost_ring = 0),
         quiet(|knobs| knobs.late_event = 0),
+        quiet(|knobs| knobs.lost_event = 0),
+        quiet(|knobs| knobs.doubled_event = 0),
     ]);
     found.retain(|less| less != plan);
     found

@@ -70,6 +70,9 @@ pub trait World {
     /// Whether this ring of a doorbell is lost.
     fn is_ring_lost(&self) -> bool;
 
+    /// How often what is told to the calling process, and answers nothing, arrives.
+    fn deliveries(&self) -> usize;
+
     /// Whether membarrier works for the calling process.
     fn has_membarrier(&self) -> bool;
 
@@ -175,6 +178,12 @@ pub fn word() -> bool {
 #[inline]
 pub fn changed(what: impl Fn() -> String) {
     with(|world| world.changed(&what));
+}
+
+/// How often an event arrives that its receiver did not ask for: queues that are full drop some, and
+/// an owner's successor says again what was said.
+pub fn deliveries() -> usize {
+    with(|world| world.deliveries()).unwrap_or(1)
 }
 
 /// A doorbell is about to be rung. False if nobody will hear it.

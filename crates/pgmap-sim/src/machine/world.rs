@@ -157,6 +157,15 @@ impl World for Machine {
         self.has_faults.get() && self.happens(self.knobs.get().lost_ring)
     }
 
+    fn deliveries(&self) -> usize {
+        let knobs = self.knobs.get();
+        match self.has_faults.get() {
+            true if self.happens(knobs.lost_event) => 0,
+            true if self.happens(knobs.doubled_event) => 2,
+            _ => 1,
+        }
+    }
+
     fn has_membarrier(&self) -> bool {
         let books = self.books.borrow();
         books.processes.get(&self.current_pid.get()).is_none_or(|process| process.has_membarrier)

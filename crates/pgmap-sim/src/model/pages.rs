@@ -3,7 +3,7 @@
 //! Whoever maps a file keeps it whatever it is called by now, so these ask for versions, under any
 //! name.
 
-use super::{Cut, CutDeed, Model, Name, PAGE, Version, describe, is_pattern};
+use super::{Cut, CutDeed, End, Model, Name, PAGE, Version, describe, is_pattern};
 
 impl Model {
     fn version(&self, number: u64) -> Option<&Version> {
@@ -68,6 +68,20 @@ impl Model {
     pub fn may_be_cut(&self, number: u64, from: u64, to: u64) -> bool {
         let Some(version) = self.version(number) else { return true };
         self.cuts_of(version).any(|own| own.deed.from <= to && !own.deed.is_over_before(from))
+    }
+
+    /// Whether so many pages of a version, from one on, are wanted back if anything of it is: no
+    /// cut of it was given up, or took other pages only.
+    pub fn is_wanted(&self, number: u64, page: u64, nr_pages: u64) -> bool {
+        let Some(version) = self.version(number) else { return false };
+        self.cuts_of(version).all(|own| {
+            let (from, to) = match own.cut {
+                Cut::Shorten(len) => (len.div_ceil(PAGE), u64::MAX),
+                Cut::Punch(from, to) => (from / PAGE, to.div_ceil(PAGE)),
+                Cut::Heal(page) => (page, page + 1),
+            };
+            own.deed.end == End::Unknown && from < page + nr_pages && page < to
+        })
     }
 
     /// Whether a reader who looked from `from` to `to` may have found these bytes in a page of a

@@ -121,10 +121,12 @@ impl Calls {
         };
         match (body, self.calls.get_mut(&number)) {
             (Reply::Event(event), _) => {
-                if self.events.len() >= MAX_EVENTS {
-                    self.events.pop_front();
+                for _ in 0..pgmap_os::sim::deliveries() {
+                    if self.events.len() >= MAX_EVENTS {
+                        self.events.pop_front();
+                    }
+                    self.events.push_back(event.clone());
                 }
-                self.events.push_back(event);
             }
             (Reply::Working, Some(Call::Waiting(nr_signs))) => *nr_signs += 1,
             (reply, Some(call)) => *call = Call::Answered(reply),

@@ -46,8 +46,9 @@ pub(crate) struct State {
 const EMFILE: i32 = 24;
 /// How much longer than its own deadline the removal of a pagemap waits for its answer.
 const UNPLUG_GRACE: Duration = Duration::from_secs(10);
-/// Most events kept for a client that does not ask for them; the oldest go first.
-pub(crate) const MAX_EVENTS: usize = 1024;
+/// Most events kept for a client that does not ask for them; the oldest go first. In a simulation
+/// few are many.
+pub(crate) const MAX_EVENTS: usize = if cfg!(feature = "sim") { 4 } else { 1024 };
 
 impl State {
     fn nr_interruptions(&self, client: ClientId) -> u64 {
@@ -57,10 +58,12 @@ impl State {
     /// Keeps an event for a client of this process; false if it is another's.
     pub(crate) fn tell_local(&mut self, client: ClientId, event: Event) -> bool {
         let Some(queue) = self.told.get_mut(&client) else { return false };
-        if queue.len() >= MAX_EVENTS {
-            queue.pop_front();
+        for _ in 0..pgmap_os::sim::deliveries() {
+            if queue.len() >= MAX_EVENTS {
+                queue.pop_front();
+            }
+            queue.push_back(event.clone());
         }
-        queue.push_back(event);
         true
     }
 
