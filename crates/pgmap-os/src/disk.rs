@@ -34,6 +34,8 @@ pub fn create_dir_all(path: &Path) -> io::Result<()> {
 /// As [`std::fs::rename`].
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     sim::call("rename")?;
+    #[cfg(feature = "sim")]
+    sim::with(|world| world.naming(sim::Naming::Renamed(from, to)));
     std::fs::rename(from, to)
 }
 
@@ -43,7 +45,10 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
 /// As [`std::fs::File::sync_all`].
 pub fn sync_names(directory: &Path) -> io::Result<()> {
     sim::call("fsync")?;
-    std::fs::File::open(directory)?.sync_all()
+    std::fs::File::open(directory)?.sync_all()?;
+    #[cfg(feature = "sim")]
+    sim::with(|world| world.naming(sim::Naming::Synced(directory)));
+    Ok(())
 }
 
 /// Removes a name.
@@ -52,6 +57,8 @@ pub fn sync_names(directory: &Path) -> io::Result<()> {
 /// As [`std::fs::remove_file`].
 pub fn remove_file(path: &Path) -> io::Result<()> {
     sim::call("unlink")?;
+    #[cfg(feature = "sim")]
+    sim::with(|world| world.naming(sim::Naming::Removed(path)));
     std::fs::remove_file(path)
 }
 

@@ -100,6 +100,8 @@ impl MemoryFile {
         let fd = sim::call("open")
             .and_then(|()| rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR))
             .map_err(|errno| OsError::new("create", subject.clone(), errno))?;
+        #[cfg(feature = "sim")]
+        sim::with(|world| world.naming(sim::Naming::Made(path)));
         let made = Self::inspect(fd, subject).and_then(|file| {
             file.give_length(len)?;
             Ok(file)
@@ -469,6 +471,7 @@ impl MemoryFile {
         match (&self.device, self.kind) {
             (Some(device), _) => device.persistence,
             (None, MemoryKind::PageCache | MemoryKind::FsDax) => Persistence::PowerFailure,
+            (None, _) if sim::is_disk() => Persistence::PowerFailure,
             (None, _) => Persistence::Processes,
         }
     }

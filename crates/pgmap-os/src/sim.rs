@@ -11,7 +11,7 @@
 #[cfg(feature = "sim")]
 mod world;
 #[cfg(feature = "sim")]
-pub use world::{Ended, Happening, World, enter, with};
+pub use world::{Ended, Happening, Naming, World, enter, with};
 
 #[cfg(not(feature = "sim"))]
 mod machine {
@@ -49,6 +49,12 @@ mod machine {
 
     /// See the simulation's.
     #[inline(always)]
+    pub(crate) const fn is_disk() -> bool {
+        false
+    }
+
+    /// See the simulation's.
+    #[inline(always)]
     pub(crate) const fn listens(_path: &Path) {}
 
     /// See the simulation's.
@@ -65,10 +71,10 @@ mod machine {
 }
 
 #[cfg(not(feature = "sim"))]
-pub(crate) use machine::{call, happened, listens, name_caller, ring, writable};
+pub(crate) use machine::{call, happened, is_disk, listens, name_caller, ring, writable};
 #[cfg(not(feature = "sim"))]
 pub use machine::{deliveries, word};
 #[cfg(feature = "sim")]
-pub(crate) use world::{call, happened, listens, name_caller, peer, ring, wait, writable};
+pub(crate) use world::{call, happened, is_disk, listens, name_caller, peer, ring, wait, writable};
 #[cfg(feature = "sim")]
 pub use world::{changed, deliveries, word};

@@ -47,12 +47,14 @@ pub fn run(number: usize) {
 /// owner does.
 pub fn run_embedded(client: &Client, number: usize) {
     let episode = episode();
+    episode.is_embedded_busy.set(true);
     client.set_deadline(Duration::from_millis(DEADLINE_MS));
     while has_more(&episode, number) && !episode.is_owner_to_end.get() {
         let maps = episode.plan.scripts[number].iter().any(|op| op.is_by_address());
         let space = if maps { space_of(&episode, client) } else { None };
         work(&episode, client, space.as_deref(), (number, 0));
     }
+    episode.is_embedded_busy.set(false);
 }
 
 fn has_more(episode: &Episode, number: usize) -> bool {

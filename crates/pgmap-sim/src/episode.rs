@@ -64,6 +64,8 @@ pub struct Episode {
     pub owner_from: Cell<u64>,
     pub away_at: Cell<u64>,
     pub does_serve: Cell<bool>,
+    /// Whether the client in the owner's process is at work.
+    pub is_embedded_busy: Cell<bool>,
     /// Operations under way, and how many were begun.
     nr_ops: Cell<u32>,
     pub nr_ops_begun: Cell<u64>,
@@ -177,6 +179,7 @@ pub fn run(plan: &Plan, place: &Path, is_traced: bool) -> Outcome {
         owner_from: Cell::new(0),
         away_at: Cell::new(0),
         does_serve: Cell::new(false),
+        is_embedded_busy: Cell::new(false),
         nr_ops: Cell::new(0),
         nr_ops_begun: Cell::new(0),
         holders: RefCell::default(),
@@ -279,7 +282,9 @@ impl Episode {
                 last_from = Some(step);
             }
             if let Some(from) = last_from {
+                let is_owner_busy = self.is_embedded_busy.get() && self.machine.is_alive(owner);
                 let is_quiet = clients.iter().all(|&pid| !self.machine.is_alive(pid))
+                    && !is_owner_busy
                     && self.transfers.borrow().is_empty();
                 if is_quiet {
                     return self.end(owner);
@@ -299,6 +304,7 @@ impl Episode {
         self.is_owner_to_end.set(false);
         self.nr_owners.set(self.nr_owners.get() + 1);
         self.does_serve.set(false);
+        self.is_embedded_busy.set(false);
         self.away_at.set(self.machine.steps());
         self.owner_from.set(self.machine.steps());
         let owner = self.machine.start("owner", owner::run);
@@ -442,7 +448,10 @@ impl Episode {
                 self.machine.lose_power(&self.directory)?;
                 self.transfers.borrow_mut().clear();
                 self.books.borrow_mut().forget();
-                self.model.borrow_mut().power_failed(self.machine.steps());
+                // What was answered stays, where that is promised.
+                if !self.plan.knobs.is_flushed {
+                    self.model.borrow_mut().power_failed(self.machine.steps());
+                }
             }
         }
         Ok(())

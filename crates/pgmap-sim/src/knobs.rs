@@ -19,6 +19,13 @@ pub struct Knobs {
     /// What owners tell clients: lost, and told twice.
     #[serde(default)]
     pub lost_event: u32,
+    /// Whether the pool promises more than that it outlives its owner; then its files lie on a
+    /// disk, and a power failure loses names as well.
+    #[serde(default)]
+    pub is_disk: bool,
+    /// Whether what was answered outlives a power failure.
+    #[serde(default)]
+    pub is_flushed: bool,
     #[serde(default)]
     pub doubled_event: u32,
 }
@@ -43,6 +50,8 @@ impl Knobs {
             late_event,
             lost_event: if chance.bool() { lost_event } else { 0 },
             doubled_event,
+            is_disk: false,
+            is_flushed: false,
         }
     }
 }

@@ -8,6 +8,7 @@
 // UNSAFETY: a coroutine reaches its machine, and its own way out, by pointers.
 #![allow(unsafe_code)]
 
+mod names;
 mod world;
 
 use std::any::Any;
@@ -23,6 +24,7 @@ use corosensei::{Coroutine, CoroutineResult, Yielder};
 use pgmap::ThreadLanes;
 use pgmap_os::sim::{Ended, Happening};
 
+use self::names::Names;
 use crate::knobs::Knobs;
 
 /// Bytes of a thread's stack: the owner's message buffers are on the heap.
@@ -116,6 +118,7 @@ pub struct Machine {
     short_of_descriptors: Cell<Pid>,
     is_traced: bool,
     wrong: RefCell<Option<String>>,
+    names: RefCell<Names>,
     /// System calls that failed because a plan says so: at which step, of whom, with which errno.
     faults: RefCell<Vec<(u64, Pid, i32)>>,
 }
@@ -153,6 +156,7 @@ impl Machine {
             short_of_descriptors: Cell::new(0),
             is_traced,
             wrong: RefCell::new(None),
+            names: RefCell::default(),
             faults: RefCell::default(),
         }
     }
@@ -506,6 +510,12 @@ impl Machine {
     pub fn lose_power(&self, directory: &Path) -> Result<(), Panicked> {
         self.kill_all()?;
         self.boot.set(self.boot.get() + 1);
+        let nr_names = self.names.borrow().len() as u64;
+        if nr_names > 0 {
+            let nr_kept = self.below(nr_names + 1);
+            let lost = self.names.borrow_mut().lose(nr_kept as usize);
+            lost.iter().for_each(|lost| self.note(|| format!("  lost: {lost}")));
+        }
         for file in std::fs::read_dir(directory).into_iter().flatten().flatten() {
             if file.file_type().is_ok_and(|kind| kind.is_file()) {
                 self.tear(&file.path());

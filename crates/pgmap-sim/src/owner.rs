@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pgmap::{Error, Owner, Pool, PoolOptions};
+use pgmap::{Durability, Error, Owner, Pool, PoolOptions};
 
 use crate::episode::{Episode, episode};
 use crate::verdict::ANY;
@@ -36,7 +36,12 @@ fn serve(episode: &Episode) -> Result<(), Error> {
         true => PoolOptions::in_directory(&episode.directory, size),
         false => PoolOptions::anonymous(size),
     };
-    let options = options.max_files(plan.max_files.into());
+    let durability = match (plan.knobs.is_disk, plan.knobs.is_flushed) {
+        (_, true) => Durability::PowerFailure,
+        (true, false) => Durability::Restart,
+        (false, false) => Durability::Processes,
+    };
+    let options = options.max_files(plan.max_files.into()).durability(durability);
     let is_there = plan.is_kept && Pool::is_in(&episode.directory)?;
     let pool = match is_there {
         true => Pool::open(&episode.directory)?,

@@ -269,9 +269,15 @@ impl Plan {
     /// Draws a plan of about `nr_steps` steps.
     pub fn draw(seed: u64, nr_steps: u64) -> Self {
         let mut chance = fastrand::Rng::with_seed(seed);
-        let knobs = Knobs::draw(&mut chance);
+        let mut knobs = Knobs::draw(&mut chance);
         let is_kept = chance.u32(0..8) != 0;
-        let pool_pages = [24, 48, 96, 96, 256, 256, 1024, 1024, 1024, 3072][chance.usize(0..10)];
+        let mut pool_pages =
+            [24, 48, 96, 96, 256, 256, 1024, 1024, 1024, 3072][chance.usize(0..10)];
+        if is_kept && chance.u32(0..4) == 0 {
+            (knobs.is_disk, knobs.is_flushed) = (true, chance.bool());
+            // Each flush looks at all of it.
+            pool_pages = pool_pages.min(256);
+        }
         let nr_clients = chance.usize(1..=4);
         let nr_ops = (nr_steps / 400).max(4) as usize;
         let keeps_no_rules = nr_clients > 1 && chance.u32(0..4) == 0;

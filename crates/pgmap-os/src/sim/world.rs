@@ -79,6 +79,12 @@ pub trait World {
     /// The contents of a file have reached its disk.
     fn synced(&self, file: BorrowedFd<'_>);
 
+    /// Whether files outlive the machine, as on a disk; names do when their directory is synced.
+    fn is_disk(&self) -> bool;
+
+    /// A name of a file is about to change, or names have reached their disk.
+    fn naming(&self, what: Naming<'_>);
+
     /// The memory behind a part of a file was given back: what a device still writes to it is lost.
     fn punched(&self, file: BorrowedFd<'_>, range: Range<u64>);
 
@@ -90,6 +96,19 @@ pub trait World {
 
     /// The identity of the machine's present run, as [`crate::identity::boot_id`] has it.
     fn boot_id(&self) -> u128;
+}
+
+/// What becomes of names of files.
+#[derive(Clone, Copy, Debug)]
+pub enum Naming<'p> {
+    /// A file is made.
+    Made(&'p Path),
+    /// A file is given another name.
+    Renamed(&'p Path, &'p Path),
+    /// A name is taken away.
+    Removed(&'p Path),
+    /// What became of the names in a directory until now has reached its disk.
+    Synced(&'p Path),
 }
 
 /// What threads wait for.
@@ -178,6 +197,11 @@ pub fn word() -> bool {
 #[inline]
 pub fn changed(what: impl Fn() -> String) {
     with(|world| world.changed(&what));
+}
+
+/// Whether files outlive the machine, in a simulation.
+pub(crate) fn is_disk() -> bool {
+    with(|world| world.is_disk()).unwrap_or(false)
 }
 
 /// How often an event arrives that its receiver did not ask for: queues that are full drop some, and

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use pgmap_os::Ready;
-use pgmap_os::sim::{Happening, World};
+use pgmap_os::sim::{Happening, Naming, World};
 
 use super::{Machine, Run, Wait};
 
@@ -179,6 +179,16 @@ impl World for Machine {
         let read = std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0);
         if read.is_ok() {
             self.books.borrow_mut().durable.insert(metadata.ino(), bytes);
+        }
+    }
+
+    fn is_disk(&self) -> bool {
+        self.knobs.get().is_disk
+    }
+
+    fn naming(&self, what: Naming<'_>) {
+        if self.knobs.get().is_disk && !self.is_ended() {
+            self.names.borrow_mut().note(what);
         }
     }
 
