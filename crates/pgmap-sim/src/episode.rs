@@ -275,10 +275,7 @@ impl Episode {
             }
             let is_pool_gone = !self.plan.is_kept && !self.machine.is_alive(owner);
             if last_from.is_none() && (!is_work_left || is_pool_gone || step > most_steps) {
-                self.machine.note(|| "nothing fails from here on".to_owned());
-                self.machine.set_faults(false);
-                self.is_last.set(true);
-                self.next_op.borrow_mut().iter_mut().for_each(|next| *next = usize::MAX);
+                self.begin_last();
                 last_from = Some(step);
             }
             if let Some(from) = last_from {
@@ -298,6 +295,14 @@ impl Episode {
                 self.machine.pass(1);
             }
         }
+    }
+
+    /// Nothing fails from here on, and nobody begins anything.
+    fn begin_last(&self) {
+        self.machine.note(|| "nothing fails from here on".to_owned());
+        self.machine.set_faults(false);
+        self.is_last.set(true);
+        self.next_op.borrow_mut().iter_mut().for_each(|next| *next = usize::MAX);
     }
 
     fn start_owner(&self) -> Pid {

@@ -204,8 +204,8 @@ pub(crate) fn is_disk() -> bool {
     with(|world| world.is_disk()).unwrap_or(false)
 }
 
-/// How often an event arrives that its receiver did not ask for: queues that are full drop some, and
-/// an owner's successor says again what was said.
+/// How often an event arrives that its receiver did not ask for: queues that are full drop some,
+/// and an owner's successor says again what was said.
 pub fn deliveries() -> usize {
     with(|world| world.deliveries()).unwrap_or(1)
 }
