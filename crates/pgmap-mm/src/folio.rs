@@ -500,6 +500,38 @@ mod tests {
         assert_eq!(folios.vmemmap().load(Level::Pte, pfn), Some(Descriptor::FREE));
     }
 
+    /// Story: no test noticed when tables were never given back, and descriptors kept their memory
+    /// for ever.
+    #[test]
+    fn of_tables_with_nothing_but_free_folios_the_oldest_are_given_back() {
+        const NR_OLD: u64 = 3;
+        let (block, nr_blocks) = (Level::Pmd.nr_pages(), MAX_EMPTY_TABLES as u64 + NR_OLD);
+        let mut folios = folios(Level::Pud.nr_pages());
+        let reserve = |folios: &mut Folios<_>, nr_blocks, level| {
+            let reserved = folios.reserve(nr_blocks * block, Sizing::Fixed(level), stamp(1));
+            reserved.unwrap().iter().map(|extent| extent.run).collect::<Vec<_>>()
+        };
+        let has_table = |folios: &Folios<HeapWords>, nr: u64| {
+            let word = folios.vmemmap().load(Level::Pmd, Pfn::new(nr * block).unwrap());
+            word.unwrap().state() == FolioState::Split
+        };
+        assert_eq!(reserve(&mut folios, nr_blocks, Level::Pte)[0].start(), 0);
+        for nr in 0..nr_blocks {
+            folios.free(PfnRange::new(nr * block, block).unwrap());
+        }
+        let left: Vec<u64> = (0..nr_blocks).filter(|&nr| has_table(&folios, nr)).collect();
+        // The table of the whole gibibyte is one of those that are kept.
+        assert_eq!(left, (NR_OLD + 1..nr_blocks).collect::<Vec<_>>());
+        // What has no table is not counted among them.
+        for run in reserve(&mut folios, nr_blocks, Level::Pmd) {
+            folios.free(run);
+        }
+        assert!(!(0..nr_blocks).any(|nr| has_table(&folios, nr)), "whole folios were handed out");
+        folios.trim();
+        let whole = folios.vmemmap().folio_of(Pfn::new(0).unwrap());
+        assert_eq!(whole, Some((Level::Pud, Descriptor::FREE)));
+    }
+
     #[test]
     fn a_life_word_changes_each_time() {
         let mut folios = folios(4096);

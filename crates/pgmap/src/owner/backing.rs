@@ -73,6 +73,10 @@ impl Backing {
 
     /// Bytes of one page of the medium, the least that can be replaced.
     pub(crate) fn page_bytes(&self) -> u64 {
+        #[cfg(test)]
+        if let Some(bytes) = AS_IF_PAGES.get() {
+            return bytes;
+        }
         self.data.as_ref().map_or(PAGE_BYTES, |data| data.page_size().len_bytes())
     }
 
@@ -90,6 +94,12 @@ impl Backing {
     pub(crate) fn runs(&self) -> Vec<PfnRange> {
         runs_of(self.first_pfn, self.nr_pages).collect()
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// As if all memory came in pages of so many bytes, for the tests of this thread.
+    pub(crate) static AS_IF_PAGES: std::cell::Cell<Option<u64>> = const { std::cell::Cell::new(None) };
 }
 
 /// `nr_pages` frames from `first` on as runs.

@@ -274,3 +274,135 @@ impl Core {
         self.answers.push((cut.ticket, Reply::Quarantined(holders)));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use pgmap_mm::level::Level;
+
+    use super::*;
+    use crate::owner::clients::Identity;
+    use crate::owner::made_file::make_file_in;
+    use crate::pool::{Pool, PoolOptions};
+    use crate::wire::FolioSize;
+
+    const MIB: u64 = 1 << 20;
+    const FILE_BYTES: u64 = 9 * MIB + 5;
+
+    /// A file in the books of an owner, in a pool of folios of `smallest` and larger.
+    struct World {
+        core: Core,
+        name: FileName,
+        /// Of all frames, free or the file's.
+        all_bytes: u64,
+        _place: tempfile::TempDir,
+    }
+
+    fn world(smallest: Level) -> World {
+        let place = tempfile::tempdir_in("/dev/shm").unwrap();
+        let options = PoolOptions::in_directory(place.path().join("pool"), 64 * MIB);
+        let options = options.metadata_on_device().smallest_folio(smallest);
+        let mut core = Core::open(Arc::new(Pool::create(&options).unwrap())).unwrap();
+        let (client, _) = core.attach(Identity::own(), false).unwrap();
+        let all_bytes = core.pool_info().free_bytes;
+        let name = FileName::new("a").unwrap();
+        make_file_in(&mut core, client, &name, FILE_BYTES, FolioSize::BestFit);
+        World { core, name, all_bytes, _place: place }
+    }
+
+    impl World {
+        /// Length, and pages of the file in turn: how many are there, how many are a hole.
+        fn shape(&self) -> (u64, Vec<(u64, bool)>) {
+            let file = &self.core.files[&self.name];
+            let mut shape: Vec<(u64, bool)> = Vec::new();
+            for extent in &file.extents {
+                let nr_pages = extent.run.nr_pages();
+                match shape.last_mut() {
+                    Some((nr, is_hole)) if *is_hole == extent.is_hole() => *nr += nr_pages,
+                    _ => shape.push((nr_pages, extent.is_hole())),
+                }
+            }
+            (file.len_bytes, shape)
+        }
+
+        fn is_done(&mut self, outcome: &Outcome) -> bool {
+            let info = self.core.pool_info();
+            let (_, shape) = self.shape();
+            let used: u64 = shape.iter().filter(|part| !part.1).map(|part| part.0).sum();
+            let all = info.free_bytes + info.draining_bytes + used * PAGE_BYTES;
+            assert_eq!(all, self.all_bytes, "{info:?}");
+            match outcome {
+                Outcome::Answer(Reply::Done) => true,
+                Outcome::Answer(Reply::Refused(Refusal::BadLength { .. })) => false,
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn truncate(&mut self, len_bytes: u64) -> bool {
+            let patience = Patience { wait_ms: 0, on_deadline: OnDeadline::Fail };
+            let outcome = self.core.truncate(self.name.clone(), len_bytes, patience);
+            self.is_done(&outcome)
+        }
+
+        fn punch(&mut self, offset: u64, len_bytes: u64) -> bool {
+            let patience = Patience { wait_ms: 0, on_deadline: OnDeadline::Fail };
+            let outcome = self.core.punch(self.name.clone(), offset, len_bytes, patience);
+            self.is_done(&outcome)
+        }
+    }
+
+    /// Story: with folios of 4 KiB a unit is a page, and no test noticed when the one was
+    /// multiplied where it is divided.
+    #[test]
+    fn a_truncate_keeps_all_of_the_smallest_folio_in_which_the_end_is() {
+        for (smallest, unit_pages) in [(Level::Pte, 1), (Level::Pmd, 512)] {
+            for len_bytes in [9 * MIB + 4, 6 * MIB + 1, 6 * MIB, 4096, 1, 0] {
+                let mut world = world(smallest);
+                assert!(world.truncate(len_bytes));
+                let kept = len_bytes.div_ceil(unit_pages * PAGE_BYTES) * unit_pages;
+                let shape = if kept == 0 { vec![] } else { vec![(kept, false)] };
+                assert_eq!(world.shape(), (len_bytes, shape), "{smallest} {len_bytes}");
+            }
+            let mut world = world(smallest);
+            let before = world.shape();
+            assert!(world.truncate(FILE_BYTES));
+            assert!(!world.truncate(FILE_BYTES + 1));
+            assert_eq!(world.shape(), before);
+        }
+    }
+
+    #[test]
+    fn a_hole_is_whole_smallest_folios_or_reaches_to_the_end() {
+        for (smallest, unit_pages) in [(Level::Pte, 1), (Level::Pmd, 512)] {
+            let unit = unit_pages * PAGE_BYTES;
+            let all = FILE_BYTES.div_ceil(unit) * unit_pages;
+            let before = (FILE_BYTES, vec![(all, false)]);
+            let last = FILE_BYTES / unit * unit;
+            let refused = [
+                (unit, 0),
+                (unit + 1, unit),
+                (unit, unit + 1),
+                (unit / 2, unit),
+                (last, FILE_BYTES - last - 1),
+                (last, FILE_BYTES - last + 1),
+                (last, unit),
+                (u64::MAX - unit + 1, unit),
+            ];
+            for (offset, len_bytes) in refused {
+                let mut world = world(smallest);
+                assert!(!world.punch(offset, len_bytes), "{smallest} {offset} {len_bytes}");
+                assert_eq!(world.shape(), before);
+            }
+            let mut middle = world(smallest);
+            assert!(middle.punch(unit, 2 * unit));
+            let rest = all - 3 * unit_pages;
+            let shape = vec![(unit_pages, false), (2 * unit_pages, true), (rest, false)];
+            assert_eq!(middle.shape(), (FILE_BYTES, shape), "{smallest}");
+            let mut end = world(smallest);
+            assert!(end.punch(last, FILE_BYTES - last));
+            let shape = vec![(all - unit_pages, false), (unit_pages, true)];
+            assert_eq!(end.shape(), (FILE_BYTES, shape), "{smallest}");
+        }
+    }
+}

@@ -8,7 +8,18 @@ use crate::wire::{CreateSpec, FolioSize, Reply, Request};
 
 /// Makes the file `name` of small folios, which nobody writes to.
 pub(crate) fn make_file(core: &mut Core, client: ClientId, name: &FileName, len_bytes: u64) {
-    let spec = CreateSpec::new(name.clone(), len_bytes, FolioSize::Pages4K);
+    make_file_in(core, client, name, len_bytes, FolioSize::Pages4K);
+}
+
+/// As [`make_file`], of folios of `folio_size`.
+pub(crate) fn make_file_in(
+    core: &mut Core,
+    client: ClientId,
+    name: &FileName,
+    len_bytes: u64,
+    folio_size: FolioSize,
+) {
+    let spec = CreateSpec::new(name.clone(), len_bytes, folio_size);
     let outcome = core.handle(client, Request::Create(vec![spec]));
     // As the owner's loop does, between other things.
     while let Some(step) = core.next_step() {

@@ -350,3 +350,92 @@ pub(super) fn without(runs: Vec<PfnRange>, gone: PfnRange) -> Vec<PfnRange> {
     });
     left.collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use pgmap_mm::level::Level;
+
+    use super::*;
+    use crate::name::FileName;
+    use crate::owner::backing::AS_IF_PAGES;
+    use crate::owner::clients::Identity;
+    use crate::owner::core::Core;
+    use crate::owner::made_file::make_file;
+    use crate::pool::{Pool, PoolOptions};
+
+    const BLOCK: u64 = Level::Pmd.nr_pages();
+    /// More than one step of a trim.
+    const NR_BLOCKS: u64 = STEP_DETACHED_PAGES / BLOCK + 8;
+
+    fn run(start: u64, nr_pages: u64) -> PfnRange {
+        PfnRange::new(start, nr_pages).unwrap()
+    }
+
+    /// A pool on pages of `page_bytes`, as far as the books are concerned, in which each frame has
+    /// memory, and the first page and one in the middle belong to a file.
+    fn world(page_bytes: u64) -> Core {
+        let options = PoolOptions::anonymous(NR_BLOCKS * BLOCK * PAGE_BYTES);
+        let mut core = Core::open(Arc::new(Pool::create(&options).unwrap())).unwrap();
+        let (client, _) = core.attach(Identity::own(), false).unwrap();
+        let name = |name: &str| FileName::new(name).unwrap();
+        make_file(&mut core, client, &name("first"), PAGE_BYTES);
+        make_file(&mut core, client, &name("between"), 3 * BLOCK * PAGE_BYTES);
+        make_file(&mut core, client, &name("middle"), PAGE_BYTES);
+        core.unlink(&[name("between")]).unwrap();
+        AS_IF_PAGES.set(Some(page_bytes));
+        core.frames.has_memory(run(0, NR_BLOCKS * BLOCK));
+        core
+    }
+
+    /// Trims all; says how many steps that took.
+    fn trim(core: &mut Core) -> u64 {
+        let (mut from, mut nr_steps) = (0, 0);
+        loop {
+            nr_steps += 1;
+            match core.frames.trim(from).unwrap().1 {
+                Some(next) => from = next,
+                None => return nr_steps,
+            }
+        }
+    }
+
+    /// Blocks of which all frames lack memory, and those of which some do.
+    fn missing(core: &Core) -> (Vec<u64>, Vec<u64>) {
+        let missing = |&nr: &u64| core.frames.missing_pages(run(nr * BLOCK, BLOCK));
+        let whole = (0..NR_BLOCKS).filter(|nr| missing(nr) == BLOCK).collect();
+        (whole, (0..NR_BLOCKS).filter(|nr| (1..BLOCK).contains(&missing(nr))).collect())
+    }
+
+    /// Story: huge pages are in no test's pool, so nobody noticed where a trim cut them.
+    #[test]
+    fn a_trim_gives_whole_pages_of_the_memory_back_and_no_part_of_one() {
+        let mut core = world(BLOCK * PAGE_BYTES);
+        assert_eq!(missing(&core), (vec![], vec![]));
+        assert_eq!(trim(&mut core), 2, "steps");
+        let all_but_two = [1, 2].into_iter().chain(4..NR_BLOCKS).collect();
+        assert_eq!(missing(&core), (all_but_two, vec![]), "block 0 and 3 have a file's page");
+        let mut core = world(PAGE_BYTES);
+        assert_eq!(trim(&mut core), 2, "steps");
+        let all_but_two = [1, 2].into_iter().chain(4..NR_BLOCKS).collect();
+        assert_eq!(missing(&core), (all_but_two, vec![0, 3]));
+        for nr in [0, 3] {
+            assert_eq!(core.frames.missing_pages(run(nr * BLOCK, BLOCK)), BLOCK - 1);
+        }
+    }
+
+    #[test]
+    fn a_step_of_a_trim_goes_on_where_the_last_one_ended() {
+        let mut core = world(BLOCK * PAGE_BYTES);
+        let next = core.frames.trim(0).unwrap().1.unwrap();
+        let lacks: u64 =
+            (0..NR_BLOCKS).map(|nr| core.frames.missing_pages(run(nr * BLOCK, BLOCK))).sum();
+        assert_eq!(lacks, STEP_DETACHED_PAGES);
+        assert_eq!(core.frames.missing_pages(run(next, NR_BLOCKS * BLOCK - next)), 0);
+        // In the middle of a page: the next whole one.
+        let mut core = world(BLOCK * PAGE_BYTES);
+        assert_eq!(core.frames.trim((NR_BLOCKS - 2) * BLOCK + 1).unwrap().1, None);
+        assert_eq!(missing(&core), (vec![NR_BLOCKS - 1], vec![]));
+    }
+}
