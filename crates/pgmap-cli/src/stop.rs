@@ -3,11 +3,11 @@
 //! A signal that was ignored when the command started stays ignored, as `nohup` and shells with
 //! jobs in the background want it.
 
-use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use pgmap::os::process::is_signal_ignored;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
@@ -29,9 +29,8 @@ impl Stop {
     pub fn listen() -> Result<Self, Failure> {
         let failed = |error: std::io::Error| Failure::io("listen for", "signals", &error);
         let is_second = Arc::new(AtomicBool::new(false));
-        let ignored = ignored_signals();
         let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter();
-        let wanted: Vec<i32> = wanted.filter(|signal| ignored >> (signal - 1) & 1 == 0).collect();
+        let wanted: Vec<i32> = wanted.filter(|&signal| !is_signal_ignored(signal)).collect();
         for &signal in &wanted {
             // The order matters: only the second signal finds the flag set, by the first.
             let code = 128 + signal;
@@ -92,12 +91,4 @@ const fn name_of(signal: Option<i32>) -> &'static str {
 pub fn keep_file_size_limit_an_error() {
     // Where the handler is refused the signal ends the process as before.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
-}
-
-/// The signals that this process was started to ignore, one bit each from bit 0 for signal 1 on.
-/// None where the system does not say.
-fn ignored_signals() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }

@@ -102,7 +102,7 @@ pub struct UnreadProcess {
     pub pid: i32,
     /// Its name, which everybody may read.
     pub command: String,
-    /// `descriptors`, `mappings`, `rings`.
+    /// `descriptors`, `mappings`, `rings`, `pinned memory`.
     pub what: &'static str,
     /// Why.
     pub error: io::Error,
@@ -124,7 +124,7 @@ impl FileUsers {
         let mut pids: Vec<i32> =
             entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
         pids.sort_unstable();
-        let mut users = Self { mounts: target.mounts(), ..Self::default() };
+        let mut users = Self { mounts: target.mounts()?, ..Self::default() };
         for pid in pids {
             Process::new(pid).look_for(&target, &mut users);
         }
@@ -161,11 +161,12 @@ impl Target {
         fs::metadata(path).is_ok_and(|metadata| Identity::of(&metadata) == self.identity)
     }
 
-    fn mounts(&self) -> Vec<PathBuf> {
-        let Identity::Block(numbers) = self.identity else { return Vec::new() };
+    fn mounts(&self) -> Result<Vec<PathBuf>, OsError> {
+        const TABLE: &str = "/proc/self/mountinfo";
+        let Identity::Block(numbers) = self.identity else { return Ok(Vec::new()) };
         let numbers = (rustix::fs::major(numbers), rustix::fs::minor(numbers));
-        let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
-        text::mounts_of(&table, numbers)
+        let table = fs::read(TABLE).map_err(|error| OsError::new("read", TABLE, error))?;
+        Ok(text::mounts_of(&table, numbers))
     }
 }
 
@@ -201,8 +202,13 @@ impl Process {
                 users.uses.push(self.a_use(UseKind::RingFile { fd: ring.fd }));
             }
         }
-        if let Some(len_bytes) = self.pinned_bytes().filter(|_| !mapped.is_empty()) {
-            users.uses.push(self.a_use(UseKind::MaybePinned { len_bytes }));
+        if mapped.is_empty() {
+            return;
+        }
+        match self.pinned_bytes() {
+            Ok(0) => {}
+            Ok(len_bytes) => users.uses.push(self.a_use(UseKind::MaybePinned { len_bytes })),
+            Err(error) => self.lost("pinned memory", error, users),
         }
     }
 
@@ -291,7 +297,14 @@ impl Process {
             let link = self.folder.join(format!("fd/{fd}"));
             let info = || fs::read(self.folder.join(format!("fdinfo/{fd}")));
             if target.is_at(&link) {
-                let is_writable = info().is_ok_and(|info| text::is_writable(&info));
+                // Of which nobody can say how it is open, it may be written through.
+                let is_writable = match info() {
+                    Ok(info) => text::is_writable(&info),
+                    Err(error) => {
+                        self.lost("descriptors", error, users);
+                        true
+                    }
+                };
                 users.uses.push(self.a_use(UseKind::Open { fd, is_writable }));
             }
             let is_ring = fs::read_link(&link)
@@ -342,8 +355,9 @@ impl Process {
     }
 
     /// What the kernel says that the process has pinned.
-    fn pinned_bytes(&self) -> Option<u64> {
-        let status = fs::read_to_string(self.folder.join("status")).ok()?;
-        text::pinned_bytes(&status).filter(|&bytes| bytes > 0)
+    fn pinned_bytes(&self) -> io::Result<u64> {
+        let status = fs::read_to_string(self.folder.join("status"))?;
+        // A kernel that does not count them has no such line.
+        Ok(text::pinned_bytes(&status).unwrap_or(0))
     }
 }

@@ -97,6 +97,12 @@ pub fn kill_by_pidfd(pidfd: BorrowedFd<'_>, signal: Signal) -> Result<(), OsErro
     })
 }
 
+/// Returns whether this process ignores the signal of this number now, as `nohup`, and shells with
+/// jobs in the background, start programs. False for a number that is no signal's.
+pub fn is_signal_ignored(number: i32) -> bool {
+    crate::signal_chain::is_ignored(number)
+}
+
 /// Raises the process's soft limit of open files to its hard one.
 ///
 /// # Errors
@@ -181,6 +187,14 @@ fn parse_cpu_list(list: &str) -> Option<Vec<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ignored_signals_are_known() {
+        // The standard library has every program begin with this one ignored.
+        assert!(is_signal_ignored(libc::SIGPIPE));
+        assert!(!is_signal_ignored(libc::SIGUSR2));
+        assert!(!is_signal_ignored(-1) && !is_signal_ignored(10_000));
+    }
 
     #[test]
     fn a_process_is_told_from_a_later_one_of_its_number_by_when_it_began() {

@@ -125,6 +125,12 @@ impl Chain {
     }
 }
 
+/// Whether this process ignores `signal`; false for what is no signal.
+pub(crate) fn is_ignored(signal: c_int) -> bool {
+    let action = Chain::new(signal).change_action(None);
+    action.is_ok_and(|action| action.sa_sigaction == libc::SIG_IGN)
+}
+
 /// Keeps the library with the handler loaded, even when the program closes it. The handler cannot
 /// be taken out again: one that was installed later may pass on to it.
 fn keep_loaded(handler: Handler) {
