@@ -123,6 +123,8 @@ pub enum Verb {
     Poison(verbs::poison::Poison),
     Repair(verbs::repair::Repair),
     Trim(verbs::trim::Trim),
+    Drain(verbs::drain::Drain),
+    Quarantine(verbs::quarantine::Quarantine),
     Debug(verbs::debug::Debug),
     Demo(verbs::demo::Demo),
     Bench(verbs::bench::Bench),

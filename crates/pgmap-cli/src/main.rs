@@ -17,6 +17,7 @@
 mod arguments;
 mod attach;
 mod demo;
+mod durations;
 mod errno;
 mod failure;
 mod logging;

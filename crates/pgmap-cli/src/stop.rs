@@ -3,20 +3,23 @@
 //! A signal that was ignored when the command started stays ignored, as `nohup` and shells with
 //! jobs in the background want it.
 
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use pgmap::os::process::is_signal_ignored;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
-use signal_hook::iterator::Signals;
+use signal_hook::iterator::backend::SignalDelivery;
+use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use crate::failure::{Exit, Failure};
 
 /// Knows whether the command was told to stop. A second signal ends the process at once.
-#[derive(Debug)]
 pub struct Stop {
-    signals: Signals,
+    /// What has come, and a socket that can be read since.
+    signals: SignalDelivery<UnixStream, SignalOnly>,
     /// The signal that came.
     asked: Option<i32>,
 }
@@ -38,7 +41,9 @@ impl Stop {
                 .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&is_second)))
                 .map_err(failed)?;
         }
-        Ok(Self { signals: Signals::new(&wanted).map_err(failed)?, asked: None })
+        let (read, write) = UnixStream::pair().map_err(failed)?;
+        let signals = SignalDelivery::with_pipe(read, write, SignalOnly, &wanted);
+        Ok(Self { signals: signals.map_err(failed)?, asked: None })
     }
 
     /// Whether a signal has come.
@@ -64,15 +69,15 @@ impl Stop {
         })
     }
 
-    /// Sleeps until one comes and returns its name.
-    pub fn wait(&mut self) -> &'static str {
-        name_of(self.signals.forever().next())
-    }
-
-    /// Sleeps for `pause`. Returns the name of a signal that has come by then.
+    /// Sleeps for `pause`, or until a signal comes, whose name is returned.
     pub fn wait_for(&mut self, pause: Duration) -> Option<&'static str> {
         if !self.is_asked() {
-            std::thread::sleep(pause);
+            let pause = Timespec {
+                tv_sec: i64::try_from(pause.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: i64::from(pause.subsec_nanos()),
+            };
+            // An interruption, or an error, is a shorter pause.
+            let _ = poll(&mut [PollFd::new(self.signals.get_read(), PollFlags::IN)], Some(&pause));
         }
         self.is_asked().then(|| name_of(self.asked))
     }

@@ -79,6 +79,73 @@ fn a_held_file_is_124_at_the_deadline_and_3_without_one_and_names_the_holder() {
 }
 
 #[test]
+fn a_drain_waits_for_holders_names_them_and_ends_the_owner() {
+    let mut server = Server::start();
+    let bytes = noise(1 << 20);
+    let file = server.file("in", &bytes);
+    server.good(&["put", &file, "a", "--folio", "4K"]);
+    let client = pgmap::Client::connect(server.path("socket")).unwrap();
+    let pin = client.get("a").unwrap();
+    let own = format!("(pid {})", std::process::id());
+    let late = server.fails(&["drain", "--deadline", "50ms"], 124);
+    assert!(late.contains(&own) && late.contains("pin of 0x"), "{late}");
+    let busy = server.fails(&["drain", "--deadline", "0"], 3);
+    assert!(busy.contains(&own), "{busy}");
+    assert!(server.fails(&["drain", "--deadline", "1.5s"], 2).contains("30s, 500ms"));
+    // It is open as before.
+    assert_eq!(server.pipe(&["get", "a"], b""), bytes);
+    server.good(&["put", &file, "b"]);
+    // The holder lets go while the drain waits.
+    let mut drain = server.command(&["drain", "--json"]);
+    let drain = drain.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until("nobody new gets in", || {
+        let put = server.run(&["put", &file, "c", "--json"]);
+        let error: Value = serde_json::from_slice(&put.stdout).unwrap();
+        error["kind"] == "denied" && text(&put.stderr).contains("drained")
+    });
+    assert!(client.get("a").is_err(), "a new pin is refused");
+    let mut first = [0; 16];
+    pin.read_at(0, &mut first).unwrap();
+    assert_eq!(first, bytes[..16], "what is held stays");
+    drop(pin);
+    let output = output_of(drain);
+    let done: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(done["schema"], "pgmap.drain/1", "{}", text(&output.stderr));
+    assert!(ended(&mut server.child).success());
+    server.restart();
+    assert_eq!(server.pipe(&["get", "a"], b""), bytes);
+    server.good(&["drain"]);
+    assert!(ended(&mut server.child).success());
+}
+
+/// Frames of a dead client's device were out of use until the machine restarted.
+#[test]
+fn the_quarantine_is_listed_by_client_and_released_by_an_operator() {
+    let server = Server::start_in_memory();
+    let file = server.file("in", &noise(1 << 20));
+    server.good(&["put", &file, "a", "--folio", "4K"]);
+    let client = pgmap::Client::connect(server.path("socket")).unwrap();
+    let id = client.id().to_string();
+    std::mem::forget(client.open("a").unwrap().pin_for_device(0, 1 << 20).unwrap());
+    assert_eq!(server.json(&["quarantine", "ls"])["clients"], serde_json::json!([]));
+    drop(client);
+    until("it is dead", || server.json(&["stat"])["orphaned_bytes"] == 1 << 20);
+    let listed = server.json(&["quarantine", "ls"]);
+    assert_eq!(listed["clients"][0]["pid"], std::process::id(), "{listed}");
+    assert_eq!(listed["clients"][0]["orphaned_bytes"], 1 << 20, "{listed}");
+    let table = server.good(&["quarantine", "ls"]);
+    assert!(table.contains("unknown") && table.contains(&id), "{table}");
+    // A drain cannot know that the device is done.
+    let late = server.fails(&["drain", "--deadline", "50ms"], 124);
+    assert!(late.contains(&id) && late.contains("quarantine ls"), "{late}");
+    assert!(server.fails(&["quarantine", "release", "9999"], 1).contains("9999"));
+    server.good(&["quarantine", "release", &id]);
+    until("it is released", || server.json(&["stat"])["orphaned_bytes"] == 0);
+    assert_eq!(server.json(&["quarantine", "ls"])["clients"], serde_json::json!([]));
+    server.good(&["drain", "--deadline", "5s"]);
+}
+
+#[test]
 fn a_quarantining_truncate_is_4_and_the_memory_comes_back_with_the_last_holder() {
     let server = Server::start();
     let file = server.file("in", &noise(1 << 20));

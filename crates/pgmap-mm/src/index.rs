@@ -51,6 +51,7 @@ use crate::sync::{Ordering, fence, pause};
 use crate::words::{ReadWords, WriteWords};
 
 mod room;
+mod state;
 pub use self::room::IndexFull;
 
 /// Longest name in bytes, as `NAME_MAX`.
@@ -75,6 +76,7 @@ const STRUCTURE: usize = 1;
 const SEED: usize = 2;
 const DETACH_EPOCH: usize = 3;
 const HIGH: usize = 4;
+const CLOSED: usize = 5;
 // Words of an entry.
 const SEQUENCE: usize = 0;
 const HASH: usize = 1;
@@ -320,14 +322,6 @@ impl<W: ReadWords> IndexReader<W> {
         Some(Self { layout, words, seed })
     }
 
-    /// How often frames were detached from under devices: whoever registered the pool's memory with
-    /// a device at an earlier number must register it anew.
-    #[inline]
-    pub fn detach_epoch(&self) -> u64 {
-        // Acquire: pairs with Release in `bump_detach_epoch`; data: the fresh frames' backing.
-        self.words.load(DETACH_EPOCH, Ordering::Acquire)
-    }
-
     /// Looks `name` up without a lock.
     pub fn lookup(&self, name: &[u8]) -> Lookup {
         if !is_valid_name(name) {
@@ -489,13 +483,6 @@ impl<W: WriteWords> IndexWriter<W> {
         // Release: pairs with Acquire in `IndexReader::new`; data: the seed.
         words.store(MAGIC, INDEX_MAGIC, Ordering::Release);
         Some(Self { layout, words, seed, high: 1, free: Vec::new() })
-    }
-
-    /// Takes note that frames were detached from under devices and have fresh backing now.
-    pub fn bump_detach_epoch(&self) {
-        let epoch = self.words.load(DETACH_EPOCH, Ordering::Relaxed);
-        // Release: pairs with Acquire in `detach_epoch`.
-        self.words.store(DETACH_EPOCH, epoch.wrapping_add(1), Ordering::Release);
     }
 
     /// Adds a file. The caller knows that no file has this valid name.

@@ -20,7 +20,8 @@
 //!
 //! # Layout
 //!
-//! Words: a header of one page (magic, lanes in use, kind of light barrier), four marks per lane
+//! Words: a header of one page (magic, lanes in use, kind of light barrier, whether the client's
+//! devices keep the ledger's lock), four marks per lane
 //! (state, slots ever used, whether long-term holds were left behind), a bitmap of the count pages
 //! ever touched, the lanes' slots, the slots' tags, per block the opening in which it was opened
 //! last, the lanes' long-term slots. Counts: three arrays of `u32`, largest level first, in a
@@ -96,6 +97,9 @@ pub(crate) const LANES_USED_WORD: usize = 1;
 pub(crate) const BARRIER_WORD: usize = 2;
 /// In the barrier word: this client's light barrier is a compiler fence.
 pub(crate) const IS_ASYMMETRIC: u64 = 1;
+pub(crate) const TRANSFERS_WORD: usize = 3;
+/// In the word of transfers: no device of this client writes after the ledger's lock is free.
+pub(crate) const KEEP_LOCK: u64 = 1;
 const LANE_MARKS_START: usize = PAGE_WORDS;
 /// Words of a lane's marks.
 const LANE_MARK_WORDS: usize = 4;
@@ -460,6 +464,14 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
     pub fn is_asymmetric(&self) -> bool {
         // Acquire: pairs with Release in `Pinner::new`.
         self.words.load(BARRIER_WORD, Ordering::Acquire) == IS_ASYMMETRIC
+    }
+
+    /// Whether the client promised that each device that it holds frames for keeps the ledger's
+    /// lock for as long as it can write to them. False of a ledger that cannot be read.
+    #[must_use]
+    pub fn do_transfers_keep_lock(&self) -> bool {
+        // Acquire: pairs with Release in `Pinner::promise_transfers_keep_lock`.
+        self.words.load(TRANSFERS_WORD, Ordering::Acquire) == KEEP_LOCK
     }
 
     /// Whether some of the ledger could not be read: what it said there is not known, and the holds

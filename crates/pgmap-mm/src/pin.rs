@@ -60,8 +60,8 @@ use crate::descriptor::Descriptor;
 use crate::error::PinError;
 use crate::extent::Extent;
 use crate::ledger::{
-    Agent, BARRIER_WORD, IS_ASYMMETRIC, LANES_USED_WORD, LEDGER_MAGIC, LONG_SLOTS, LedgerLayout,
-    MAGIC_WORD, SLOT_STEP, SlotWord,
+    Agent, BARRIER_WORD, IS_ASYMMETRIC, KEEP_LOCK, LANES_USED_WORD, LEDGER_MAGIC, LONG_SLOTS,
+    LedgerLayout, MAGIC_WORD, SLOT_STEP, SlotWord, TRANSFERS_WORD,
 };
 use crate::pfn::PfnRange;
 use crate::sync::Ordering;
@@ -128,6 +128,14 @@ impl<S: ClientSide> Pinner<S> {
         // Release: whoever sees the magic sees a ledger in order; pairs with the owner's scan.
         side.ledger().store(MAGIC_WORD, LEDGER_MAGIC, Ordering::Release);
         Some(Self { side, layout, claims: LaneClaims::new(&layout) })
+    }
+
+    /// Promises that each device that this client holds frames for keeps the ledger's lock for as
+    /// long as it can write to them: that the lock is free then proves that all transfers of a dead
+    /// client have ended.
+    pub fn promise_transfers_keep_lock(&self) {
+        // Release: pairs with Acquire in `LedgerReader::do_transfers_keep_lock`.
+        self.side.ledger().store(TRANSFERS_WORD, KEEP_LOCK, Ordering::Release);
     }
 
     /// What the client brought.

@@ -89,10 +89,12 @@ unsafe impl Send for Piece {}
 // SAFETY: as above.
 unsafe impl Sync for Piece {}
 
-/// A ring with the pool as its fixed buffers. Each transfer is one entry, so what has an order, as
-/// the bytes of a pipe have, keeps it. Dropping the ring cancels the transfers under way and waits
-/// for their end; those that do not end within half a minute keep their pages held until this
-/// process ends. In a forked child it is good for nothing but to be dropped, which does nothing.
+/// A ring with the pool as its fixed buffers, and with the client's
+/// [`transfer_lock`](Client::transfer_lock) as a registered file. Each transfer is one entry, so
+/// what has an order, as the bytes of a pipe have, keeps it. Dropping the ring cancels the
+/// transfers under way and waits for their end; those that do not end within half a minute keep
+/// their pages held until this process ends. In a forked child it is good for nothing but to be
+/// dropped, which does nothing.
 pub struct PoolRing<'s> {
     ring: IoUring,
     client: Client,
@@ -142,6 +144,10 @@ impl<'s> PoolRing<'s> {
             completed: VecDeque::new(),
             process: std::process::id(),
         };
+        // Before the first transfer: the lock is free once the last has ended, not earlier.
+        let lock = client.transfer_lock().map_err(SpaceError::from)?;
+        let registered = made.ring.submitter().register_files(&[lock.as_raw_fd()]);
+        registered.map_err(refused("registering the ledger"))?;
         made.register()?;
         Ok(made)
     }

@@ -25,6 +25,11 @@ pub(crate) trait HasDevice: Send + Sync + 'static {
     /// The data of the pool.
     fn data(&self) -> &MemoryFile;
 
+    /// Whether the owner is done with it: it is about to go.
+    fn is_closed(&self) -> bool {
+        false
+    }
+
     /// Gives up what is mapped and open of it.
     ///
     /// # Errors
@@ -68,12 +73,15 @@ fn run(weak: &Weak<impl HasDevice>) {
     loop {
         thread::sleep(PAUSE);
         let Some(user) = weak.upgrade() else { return };
-        if user.data().is_present() {
+        if user.data().is_present() && !user.is_closed() {
             continue;
         }
         match user.give_up() {
             Ok(()) => {
-                tracing::error!(device = user.data().name(), "the device is gone and was given up");
+                tracing::error!(
+                    device = user.data().name(),
+                    "the device is gone, or goes, and was given up"
+                );
                 return;
             }
             Err(error) => tracing::warn!(%error, "a device that is gone could not be given up"),

@@ -63,8 +63,8 @@ pub use pool::check::{CheckOptions, CheckReport, Finding, check};
 pub use pool::{Durability, Pool, PoolOptions, Populate};
 pub use refusal::{HoldKind, Holder, Refusal};
 pub use wire::{
-    BackingInfo, CreateSpec, Event, FileInfo, FileRules, FolioSize, LongtermRule, OnDeadline,
-    Placement, PoolInfo, Shape,
+    BackingInfo, CreateSpec, DeadClient, Event, FileInfo, FileRules, FolioSize, LongtermRule,
+    OnDeadline, Placement, PoolInfo, Shape,
 };
 
 /// The README's example is a test.

@@ -532,6 +532,12 @@ impl Pool {
         &self.missing_ledgers
     }
 
+    /// The process of a client of an earlier owner, where the roster says it.
+    pub(crate) fn pid_on_roster(&self, client: u64) -> Option<i32> {
+        let mut roster = self.catalog.as_ref()?.roster().iter();
+        roster.find(|enrolled| enrolled.client == client).map(|enrolled| enrolled.pid)
+    }
+
     /// What committed files outlive.
     #[must_use]
     pub const fn durability(&self) -> Durability {

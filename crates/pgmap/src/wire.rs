@@ -8,6 +8,9 @@
 //! What arrives is an allegation (I9): decoding checks shape and names, [`Extent::from_words`]
 //! checks extents, and the owner checks every number against its own books.
 
+mod info;
+
+pub use info::{BackingInfo, DeadClient, FileInfo, PoolInfo};
 use pgmap_mm::admission::RangeFlags;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::folio::Sizing;
@@ -216,35 +219,6 @@ pub enum Placement {
     Prefer(Vec<String>),
 }
 
-/// A backing: a memory that frames of the pool lie in.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BackingInfo {
-    /// Its number; 0 is the pool's own data.
-    pub id: u64,
-    /// As a create names it.
-    pub name: String,
-    /// Where it is.
-    pub path: String,
-    /// What it lies in; none if it is not there.
-    pub kind: Option<String>,
-    /// The NUMA node of a device, where it has one.
-    pub numa_node: Option<u32>,
-    /// Its first frame.
-    pub first_pfn: u64,
-    /// Bytes of its frames.
-    pub size_bytes: u64,
-    /// Where in it the first frame lies, in bytes.
-    pub offset_bytes: u64,
-    /// Bytes that nobody has.
-    pub free_bytes: u64,
-    /// The longest free run, in bytes.
-    pub longest_free_bytes: u64,
-    /// Memory behind it now, in bytes.
-    pub backed_bytes: u64,
-    /// Why it is not there, if it is not.
-    pub missing: Option<String>,
-}
-
 /// A file to be created.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CreateSpec {
@@ -285,54 +259,6 @@ pub struct Draft {
 pub struct Committed {
     /// The life words of its extents now.
     pub life: Vec<u64>,
-}
-
-/// One file of a listing.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileInfo {
-    /// Its name.
-    pub name: FileName,
-    /// Its number, never given to another file.
-    pub id: u64,
-    /// Its length in bytes.
-    pub len_bytes: u64,
-    /// Bytes of the frames it takes.
-    pub allocated_bytes: u64,
-    /// Its extents.
-    pub nr_extents: u64,
-    /// Its folios of 4 KiB, 2 MiB and 1 GiB.
-    pub nr_folios: [u64; 3],
-}
-
-/// A pool at a glance, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PoolInfo {
-    /// All frames.
-    pub size_bytes: u64,
-    /// Frames nobody has.
-    pub free_bytes: u64,
-    /// Frames of committed files.
-    pub live_bytes: u64,
-    /// Frames of uncommitted files.
-    pub reserved_bytes: u64,
-    /// Frames that wait for their last holder.
-    pub draining_bytes: u64,
-    /// Frames kept out of use after a deadline, or because a device cannot be kept out.
-    pub quarantined_bytes: u64,
-    /// Frames whose memory failed.
-    pub poisoned_bytes: u64,
-    /// Frames a dead client's device may still write to, wherever they are.
-    pub orphaned_bytes: u64,
-    /// The longest free run.
-    pub longest_free_bytes: u64,
-    /// Memory behind the data.
-    pub backed_bytes: u64,
-    /// Memory of descriptors, index and ledgers.
-    pub metadata_bytes: u64,
-    /// Committed files.
-    pub nr_files: u64,
-    /// Clients attached.
-    pub nr_clients: u64,
 }
 
 /// What a client asks.
@@ -422,6 +348,18 @@ pub enum Request {
         /// The first frame to look at.
         from_pfn: u64,
     },
+    /// Describe dead clients whose devices may still write, after this one.
+    Quarantine {
+        /// The last client of the answer before.
+        after: Option<u64>,
+    },
+    /// Close the pool: its memory is about to go. Waits for whoever holds any of it.
+    Close {
+        /// For how long, in milliseconds.
+        deadline_ms: u64,
+    },
+    /// Believe that no device of this dead client can write any more.
+    ReleaseQuarantine(u64),
     /// Nobody waits for the answer to the request of this number any more: what it waits for is
     /// called off. Has no answer.
     Forget(u64),
@@ -450,7 +388,27 @@ impl Request {
     pub(crate) const fn may_wait(&self) -> bool {
         matches!(
             self,
-            Self::Create(_) | Self::Truncate { .. } | Self::Punch { .. } | Self::Lease(_)
+            Self::Create(_)
+                | Self::Truncate { .. }
+                | Self::Punch { .. }
+                | Self::Lease(_)
+                | Self::Close { .. }
+        )
+    }
+
+    /// Whether a pool that is closing refuses it: it would change what is in the way.
+    pub(crate) const fn needs_open_pool(&self) -> bool {
+        matches!(
+            self,
+            Self::Create(_)
+                | Self::Commit(_)
+                | Self::Unlink(_)
+                | Self::Rename { .. }
+                | Self::Truncate { .. }
+                | Self::Punch { .. }
+                | Self::Lease(_)
+                | Self::ClearPoison { .. }
+                | Self::Reshape { .. }
         )
     }
 
@@ -502,6 +460,9 @@ impl Request {
             Self::Backings => "list of backings",
             Self::AddBacking { .. } => "adding of a backing",
             Self::RemoveBacking { .. } => "removal of a backing",
+            Self::Quarantine { .. } => "listing of the quarantine",
+            Self::Close { .. } => "drain of the pool",
+            Self::ReleaseQuarantine(_) => "release from quarantine",
         }
     }
 }
@@ -595,6 +556,8 @@ pub enum Reply {
     },
     /// To Backings.
     Backings(Vec<BackingInfo>),
+    /// To Quarantine; shorter than [`MAX_LIST`] means that it is the last.
+    Quarantine(Vec<DeadClient>),
     /// To any that takes long: the owner is at work on it, and the answer comes later.
     Working,
 }

@@ -11,7 +11,7 @@ use crate::steps::{cargo, shown};
 const TARGET: &str = "x86_64-unknown-linux-musl";
 /// The tests that run inside: those that start, kill and restart processes, and what the kernel
 /// itself does.
-const TESTS: &[&str] = &["kill_soak", "on_device", "owner_restart", "kernel_dax"];
+const TESTS: &[&str] = &["kill_soak", "on_device", "owner_restart", "kernel_dax", "dead"];
 
 /// A program and where it lies.
 #[derive(Debug)]

@@ -48,6 +48,9 @@ pub const ALL: &[Scenario] = &[
     scenario("soak/devdax-4K", 180, NONE, SOAK),
     scenario("repair/devdax-2M", 60, OLD, REPAIR),
     scenario("repair/ext4-dax", 60, NONE, REPAIR),
+    scenario("dead/devdax-2M", 60, OLD, DEAD),
+    scenario("drain/devdax-2M", 90, NEW, DRAIN),
+    scenario("drain/cxl-ram", 180, NONE, DRAIN),
     scenario("unplug/devdax-2M", 180, BOTH, UNPLUG),
     scenario("unplug/devdax-4K", 180, NONE, UNPLUG),
     scenario("huge/2M", 120, OLD, "a pool of huge pages: put, get, compare"),
@@ -70,6 +73,8 @@ pub const ALL: &[Scenario] = &[
 
 const SOAK: &str = "the kill soak, its pool on that device";
 const REPAIR: &str = "memory that failed is written over and used again";
+const DEAD: &str = "clients killed while a ring of theirs transfers into the device";
+const DRAIN: &str = "a pool is drained before daxctl takes its device away";
 const UNPLUG: &str = "a device that goes away under a pool, and comes back";
 const PARITY: &str = "the kernel's own rules and pgmap's on the same device, row by row";
 const PERSISTENCE: &str = "the guest killed again and again: what was committed is there";

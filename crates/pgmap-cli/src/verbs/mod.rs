@@ -7,6 +7,7 @@ mod condition;
 pub mod create;
 pub mod debug;
 pub mod demo;
+pub mod drain;
 mod folio_level;
 pub mod get;
 pub mod list;
@@ -18,6 +19,7 @@ pub mod poison;
 mod pool;
 pub mod punch;
 pub mod put;
+pub mod quarantine;
 pub mod repair;
 pub mod rm;
 pub mod serve;
@@ -55,6 +57,8 @@ pub fn run(verb: Verb, place: &Place, output: &Output) -> Result<(), Failure> {
         Verb::Punch(punch) => punch.run(place, output),
         Verb::Who(who) => who.run(place, output),
         Verb::Poison(poison) => poison.run(place, output),
+        Verb::Drain(drain) => drain.run(place, output),
+        Verb::Quarantine(quarantine) => quarantine.run(place, output),
         Verb::Trim(trim) => trim.run(place, output),
         Verb::Repair(repair) => repair.run(place, output),
         Verb::Debug(debug) => debug.run(place, output),

@@ -16,8 +16,8 @@ use crate::stop::Stop;
 use crate::table::Table;
 use crate::verbs::pool::{Existing, PoolArguments, make_parent};
 
-/// How often it is looked whether a device that was away is back.
-const DEVICE_PAUSE: Duration = Duration::from_millis(200);
+/// How often it is looked whether the pool was drained, or a device that was away is back.
+const PAUSE: Duration = Duration::from_millis(200);
 /// How long a device that is back may take to be opened.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -93,28 +93,25 @@ impl Serve {
         if !is_stdout_closed() {
             output.show(&serving)?;
         }
-        let signal = if owner.pool().is_on_device() {
-            self.serve_device(owner, socket, &mut stop)?
-        } else {
-            let signal = stop.wait();
-            drop(owner);
-            signal
-        };
-        tracing::info!(signal, "stopped");
+        let why = self.serve_until_end(owner, socket, &mut stop)?;
+        tracing::info!(why, "stopped");
         Ok(())
     }
 
-    /// Serves until a signal comes, and takes the pool up again when its device was away and is
-    /// back.
-    fn serve_device(
+    /// Serves until a signal comes or the pool is drained, and takes the pool up again when its
+    /// device was away and is back. Returns why it ended.
+    fn serve_until_end(
         &self,
         mut owner: Owner,
         socket: &Path,
         stop: &mut Stop,
     ) -> Result<&'static str, Failure> {
         loop {
-            if let Some(signal) = stop.wait_for(DEVICE_PAUSE) {
+            if let Some(signal) = stop.wait_for(PAUSE) {
                 return Ok(signal);
+            }
+            if owner.is_closed() {
+                return Ok("the pool is drained");
             }
             if !owner.pool().is_device_back() {
                 continue;
@@ -127,7 +124,7 @@ impl Serve {
                     Err(_) if since.elapsed() < DEVICE_PATIENCE => {}
                     opened => break Owner::start(opened?)?,
                 }
-                if let Some(signal) = stop.wait_for(DEVICE_PAUSE) {
+                if let Some(signal) = stop.wait_for(PAUSE) {
                     return Ok(signal);
                 }
             };

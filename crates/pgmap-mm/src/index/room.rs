@@ -3,8 +3,8 @@
 use core::ops::Range;
 
 use super::{
-    EXTENTS_PER_MORE, FILE_ID, HASH, HEADER_WORDS, HIGH, INDEX_MAGIC, INLINE_EXTENTS, IndexLayout,
-    IndexWriter, MAGIC, MORE, SEED, SHAPE, SLOT_WORDS, STRUCTURE,
+    CLOSED, EXTENTS_PER_MORE, FILE_ID, HASH, HEADER_WORDS, HIGH, INDEX_MAGIC, INLINE_EXTENTS,
+    IndexLayout, IndexWriter, MAGIC, MORE, SEED, SHAPE, SLOT_WORDS, STRUCTURE,
 };
 use crate::sync::{Ordering, fence};
 use crate::words::WriteWords;
@@ -89,6 +89,7 @@ impl<W: WriteWords> IndexWriter<W> {
         if words.load(MAGIC, Ordering::Relaxed) != INDEX_MAGIC {
             return Self::new(layout, words, seed);
         }
+        words.store(CLOSED, 0, Ordering::Relaxed);
         let structure = words.load(STRUCTURE, Ordering::Relaxed) | 1;
         words.store(STRUCTURE, structure, Ordering::Relaxed);
         // Release: links and entries change after the structure word is odd; pairs with the

@@ -10,6 +10,7 @@ pub(crate) mod options;
 pub(crate) mod pinned;
 mod report;
 pub(crate) mod side;
+mod transfers;
 mod upkeep;
 pub(crate) mod writer;
 
@@ -576,13 +577,6 @@ impl Client {
     /// [`Refusal::NotFound`]; [`Refusal::Invalid`] if nothing waits there.
     pub fn cancel_cut(&self, name: impl AsRef<[u8]>) -> Result<(), Error> {
         self.done(Request::CancelCut(FileName::new(name)?))
-    }
-
-    fn done(&self, request: Request) -> Result<(), Error> {
-        match self.call(request)? {
-            Reply::Done => Ok(()),
-            reply => Err(unexpected(&reply)),
-        }
     }
 
     /// Stores `value` in a word of this client's ledger, as one could that keeps no rules.

@@ -1,16 +1,22 @@
 //! What a client asks of an owner about the memory itself: failures, repairs, folios, giving back.
 
+use std::time::Duration;
+
 use pgmap_os::MemoryFile;
 
 use crate::client::{Client, Inner, unexpected};
 use crate::device_watch::HasDevice;
 use crate::error::Error;
 use crate::name::FileName;
-use crate::wire::{Reply, Request, Shape};
+use crate::wire::{DeadClient, MAX_LIST, Reply, Request, Shape};
 
 impl HasDevice for Inner {
     fn data(&self) -> &MemoryFile {
         &self.data_file
+    }
+
+    fn is_closed(&self) -> bool {
+        self.index.is_closed()
     }
 
     fn give_up(&self) -> Result<(), Error> {
@@ -86,5 +92,63 @@ impl Client {
             }
         }
         Ok(freed_bytes)
+    }
+
+    /// Which dead clients' devices may still write to frames that those held. Where the memory
+    /// cannot be detached from a device, the frames are kept out of use for as long.
+    ///
+    /// # Errors
+    /// [`Error::OwnerGone`].
+    pub fn quarantine(&self) -> Result<Vec<DeadClient>, Error> {
+        let mut all: Vec<DeadClient> = Vec::new();
+        loop {
+            match self.call(Request::Quarantine { after: all.last().map(|last| last.client) })? {
+                Reply::Quarantine(some) => {
+                    let is_last = some.len() < MAX_LIST;
+                    all.extend(some);
+                    if is_last {
+                        return Ok(all);
+                    }
+                }
+                reply => return Err(unexpected(&reply)),
+            }
+        }
+    }
+
+    /// Has the owner believe that no device of the dead client `client` can write any more: what
+    /// it held goes to others. A transfer that is under way after all writes into their data.
+    ///
+    /// # Errors
+    /// [`crate::Refusal::Invalid`] when there is no such client, or a ring of it is known to be
+    /// open.
+    pub fn release_quarantine(&self, client: u64) -> Result<(), Error> {
+        self.done(Request::ReleaseQuarantine(client))
+    }
+
+    /// Closes the pool before its memory goes, as before a device is unplugged. Nobody new gets in;
+    /// holders are asked for what they hold, and waited for up to `deadline`. Then the owner is
+    /// done ([`Owner::is_closed`](crate::Owner::is_closed)), and clients give up a device within
+    /// 200 ms. Files stay on record for the next owner; what is not committed is given up.
+    ///
+    /// # Errors
+    /// [`crate::Refusal::Held`] names who holds what after `deadline`; [`crate::Refusal::Denied`]
+    /// with `EBUSY` when only devices of dead clients may still be writing, or the pool is being
+    /// closed already. The pool is open as before then.
+    pub fn close_pool(&self, deadline: Duration) -> Result<(), Error> {
+        let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        match self.cut(Request::Close { deadline_ms }, deadline_ms)?.first() {
+            None => Ok(()),
+            Some(_) => {
+                Err(Error::Protocol { what: "a drain of the pool that names holders".into() })
+            }
+        }
+    }
+
+    /// Asks for what has no answer but that it is done.
+    pub(super) fn done(&self, request: Request) -> Result<(), Error> {
+        match self.call(request)? {
+            Reply::Done => Ok(()),
+            reply => Err(unexpected(&reply)),
+        }
     }
 }

@@ -43,10 +43,14 @@ impl Core {
         }
         for pending in &self.drains {
             if !matches!(pending.purpose, Purpose::Unplug(_)) {
-                pending.drain.runs().iter().for_each(|run| enter(GOING, run));
+                pending.going().for_each(|run| enter(GOING, run));
             }
         }
-        let scanned = self.scans.iter().flat_map(|pending| pending.runs().iter());
+        let scanned = self
+            .scans
+            .iter()
+            .filter(|scan| !scan.is_of_all())
+            .flat_map(|pending| pending.runs().iter());
         let restored = self.restorations.iter().flat_map(Restoration::runs);
         scanned.chain(restored).for_each(|run| enter(GOING, run));
         self.frames.backlog_runs().for_each(|run| enter(GOING, run));

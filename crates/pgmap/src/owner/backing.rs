@@ -115,6 +115,9 @@ pub(crate) struct Backings {
     all: Vec<Backing>,
     /// Frames that have none, or may have none.
     missing: Frames,
+    /// Has memory that cannot be detached, as a device's.
+    #[cfg(test)]
+    pub(crate) is_attached: bool,
 }
 
 impl Backings {
@@ -126,7 +129,12 @@ impl Backings {
         capacity_pages: u64,
         memory_type: MemoryType,
     ) -> Self {
-        let mut backings = Self { all: Vec::new(), missing: Frames::new() };
+        let mut backings = Self {
+            all: Vec::new(),
+            missing: Frames::new(),
+            #[cfg(test)]
+            is_attached: false,
+        };
         backings.add(Backing {
             id: 0,
             name: DATA_NAME.into(),
@@ -239,7 +247,11 @@ impl Backings {
     pub(crate) fn detach(&mut self, run: PfnRange) -> Result<(), Refusal> {
         let backing = self.at(run.start());
         let (data, bytes, page) = (backing.file()?, backing.bytes_of(run), backing.page_bytes());
-        if !backing.can_detach() {
+        #[cfg(test)]
+        let is_attached = self.is_attached;
+        #[cfg(not(test))]
+        let is_attached = false;
+        if is_attached || !backing.can_detach() {
             let why =
                 format!("{run} cannot be taken from a device: {} keeps its memory", data.name());
             return Err(Refusal::Internal { why });

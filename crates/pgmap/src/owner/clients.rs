@@ -244,7 +244,9 @@ impl Core {
         let Some(client) = self.clients.remove(&id) else { return };
         let may_hold = self.may_still_hold(&client);
         self.frames.orphan(id, may_hold.iter(), false);
-        if !self.frames.has_orphans(id) {
+        if self.frames.has_orphans(id) {
+            self.keep_dead(id, &client);
+        } else {
             self.remove_ledger(id);
         }
         // Whoever waited for it need wait no longer.

@@ -32,7 +32,9 @@ use crate::name::FileName;
 use crate::owner::backings::Retired;
 use crate::owner::catalog::{Change, StoredFile};
 use crate::owner::clients::{ClientRecord, MAX_CLIENTS};
+use crate::owner::closing::Openness;
 use crate::owner::cut::Patience;
+use crate::owner::dead_devices::DeadClients;
 use crate::owner::drains::PendingDrain;
 use crate::owner::frames::{Listed, PoolFrames};
 use crate::owner::holders::HolderLine;
@@ -119,6 +121,10 @@ pub struct Core {
     pub(crate) names: HashMap<FileId, FileName>,
     pub(crate) drafts: BTreeMap<FileId, DraftRecord>,
     pub(crate) clients: BTreeMap<ClientId, ClientRecord>,
+    /// Whether the pool is on its way out.
+    pub(crate) openness: Openness,
+    /// Dead clients whose devices may still write.
+    pub(crate) dead: DeadClients,
     /// Dead clients whose ledgers are still to be read.
     pub(crate) burials: VecDeque<ClientId>,
     /// Scans for drains that have not ended.
@@ -196,6 +202,8 @@ impl Core {
             populations: VecDeque::new(),
             restorations: VecDeque::new(),
             burials: VecDeque::new(),
+            openness: Openness::default(),
+            dead: DeadClients::new(),
             takedowns: VecDeque::new(),
             open_tails: BTreeSet::new(),
             cut_off: Vec::new(),
@@ -230,6 +238,11 @@ impl Core {
         let answer =
             |result: Result<Reply, Refusal>| Outcome::Answer(result.unwrap_or_else(Reply::Refused));
         let refused = |refusal| Outcome::Answer(Reply::Refused(refusal));
+        if request.needs_open_pool()
+            && let Err(refusal) = self.check_open()
+        {
+            return refused(refusal);
+        }
         match request {
             Request::Create(specs) => self.create(client, specs).unwrap_or_else(refused),
             Request::Commit(ids) => answer(self.commit(client, &ids)),
@@ -255,6 +268,9 @@ impl Core {
             Request::Reshape { name, offset, shape } => answer(self.reshape(&name, offset, shape)),
             Request::RepairFree => answer(self.repair_free()),
             Request::Trim { from_pfn } => answer(self.trim(from_pfn)),
+            Request::Quarantine { after } => Outcome::Answer(self.quarantine(after)),
+            Request::Close { deadline_ms } => self.close(deadline_ms),
+            Request::ReleaseQuarantine(client) => answer(self.release_quarantine(client)),
             Request::PoolStat => Outcome::Answer(Reply::PoolStat(self.pool_info())),
             Request::Backings => Outcome::Answer(Reply::Backings(self.backing_infos())),
             Request::AddBacking { path, size_bytes, name } => {
@@ -329,7 +345,12 @@ impl Core {
 
     pub(crate) fn draining_pages(&self) -> u64 {
         self.drains.iter().map(PendingDrain::nr_pages).sum::<u64>()
-            + self.scans.iter().map(|pending| pending.runs().nr_pages()).sum::<u64>()
+            + self
+                .scans
+                .iter()
+                .filter(|scan| !scan.is_of_all())
+                .map(|scan| scan.runs().nr_pages())
+                .sum::<u64>()
             + self.restorations.iter().map(Restoration::nr_pages).sum::<u64>()
             + self.frames.backlog_pages()
     }

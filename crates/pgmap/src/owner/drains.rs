@@ -8,6 +8,7 @@ use pgmap_mm::runs::SortedRuns;
 use pgmap_os::clock;
 
 use crate::name::FileName;
+use crate::owner::closing::Closing;
 use crate::owner::core::{Core, DraftRecord, FileRecord, Ticket};
 use crate::owner::cut::Cut;
 use crate::owner::holders::Call;
@@ -39,13 +40,15 @@ pub(crate) enum Purpose {
     FreeQuarantined,
     /// A pagemap goes.
     Unplug(Unplug),
+    /// The pool closes.
+    Close(Closing),
     /// A truncate or hole punching ends.
     Cut(Cut),
 }
 
 impl PendingDrain {
     pub(crate) fn nr_pages(&self) -> u64 {
-        self.drain.runs().nr_pages()
+        self.going().map(PfnRange::nr_pages).sum()
     }
 }
 
@@ -224,6 +227,7 @@ impl Core {
         self.find_lost_ledgers();
         self.restore_some();
         self.take_down_some();
+        self.end_transfers();
         self.reclaim_some();
     }
 
@@ -234,8 +238,11 @@ impl Core {
         self.drop_pending_lease(ticket);
         let is_its = |pending: &PendingDrain| match &pending.purpose {
             Purpose::Cut(cut) => cut.ticket == ticket,
-            Purpose::Free | Purpose::FreeQuarantined | Purpose::Unplug(_) => false,
+            _ => false,
         };
+        if self.call_off_close(ticket) {
+            return;
+        }
         let Some(place) = self.drains.iter().position(is_its) else {
             if let Some(cut) = self.take_scanned_cut(ticket) {
                 self.restore(cut, None);
@@ -283,6 +290,10 @@ impl Core {
             Purpose::Unplug(unplug) if unplug.deadline_ms() <= now_ms => {
                 return self.give_up_unplug(&drain, started_ms, &unplug);
             }
+            Purpose::Close(closing) if self.is_quiet(&drain) => return self.finish_close(&closing),
+            Purpose::Close(closing) if closing.deadline_ms() <= now_ms => {
+                return self.give_up_close(&drain, &closing);
+            }
             purpose => purpose,
         };
         let is_freed = matches!(purpose, Purpose::Free | Purpose::FreeQuarantined);
@@ -318,7 +329,7 @@ impl Core {
     pub(crate) fn quarantined_pages(&self) -> u64 {
         let after_deadline = self.drains.iter().filter_map(|pending| match pending.purpose {
             Purpose::FreeQuarantined => Some(pending.nr_pages()),
-            Purpose::Free | Purpose::Cut(_) | Purpose::Unplug(_) => None,
+            _ => None,
         });
         after_deadline.sum::<u64>() + self.frames.quarantined_pages()
     }
@@ -329,6 +340,7 @@ impl Core {
         let deadlines = self.drains.iter().filter_map(|pending| match &pending.purpose {
             Purpose::Cut(cut) => Some(cut.deadline_ms()),
             Purpose::Unplug(unplug) => Some(unplug.deadline_ms()),
+            Purpose::Close(closing) => Some(closing.deadline_ms()),
             Purpose::Free | Purpose::FreeQuarantined => None,
         });
         deadlines.chain(self.questions.next_deadline_ms()).chain(self.leases.next_due_ms()).min()

@@ -221,7 +221,8 @@ impl Shared {
         let reply = match outcome {
             Outcome::Answer(reply) => {
                 state.core.consult_holder();
-                if state.core.is_draining() || state.core.has_messages() {
+                let core = &state.core;
+                if core.is_draining() || core.has_messages() || core.awaits_transfers() {
                     self.wake();
                 }
                 reply
@@ -486,6 +487,13 @@ impl Owner {
             return PoolInfo::default();
         }
         self.shared.lock().core.pool_info()
+    }
+
+    /// Whether the pool was closed ([`Client::close_pool`](crate::Client::close_pool)): nobody
+    /// holds anything any more, nobody gets in, and the owner is to be dropped.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        !self.shared.guard.is_child() && self.shared.lock().core.is_closed()
     }
 
     /// The pool.

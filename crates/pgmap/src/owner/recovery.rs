@@ -62,7 +62,9 @@ impl Core {
         self.doubt_ledgers();
         for (id, holds) in dead {
             self.frames.orphan(id, holds.iter(), true);
-            if !self.frames.has_orphans(id) {
+            if self.frames.has_orphans(id) {
+                self.keep_dead_from_before(id, self.pool.pid_on_roster(id.0));
+            } else {
                 self.remove_ledger(id);
             }
         }
@@ -195,7 +197,10 @@ impl Core {
                 burial: None,
             };
             if matches!(file_lock::is_locked(&record.file), Ok(false)) {
-                dead.push((ClientId(number), device_holds(&record.ledger)));
+                let are_over = record.have_transfers_ended();
+                let holds =
+                    if are_over { SortedRuns::default() } else { device_holds(&record.ledger) };
+                dead.push((ClientId(number), holds));
                 continue;
             }
             if record.ledger.is_asymmetric() && !self.barrier.is_asymmetric() {
@@ -421,12 +426,69 @@ mod tests {
         assert_eq!(owner.info().orphaned_bytes, 64 << 10);
         client.unlink("a").unwrap();
         assert_eq!(owner.info().quarantined_bytes, 64 << 10, "\"b\" lies in the same page");
+        let dead = client.quarantine().unwrap();
+        assert_eq!(dead[0].quarantined_bytes, 64 << 10, "{dead:?}");
         let epoch = client.detach_epoch();
         client.unlink("b").unwrap();
         let info = owner.info();
         assert_eq!((info.quarantined_bytes, info.orphaned_bytes), (0, 0), "{info:?}");
         assert_eq!(info.free_bytes, 8 << 20);
         assert_eq!(client.detach_epoch() - epoch, 1);
+    }
+
+    /// What a dead client's ledger names of a large free folio was quarantined without a descriptor
+    /// of its own, and so could never be freed.
+    #[test]
+    fn a_part_of_a_free_folio_goes_into_quarantine_and_comes_back() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let mut core = open(&directory.path().join("pool"));
+        core.frames.keep_attached();
+        let before = (core.frames.free_pages(), core.frames.longest_free_run());
+        let held = [PfnRange::new(3, 200).unwrap(), PfnRange::new(100, 300).unwrap()];
+        let dead = ClientId(1 << 40);
+        core.frames.orphan(dead, held, true);
+        assert_eq!(core.frames.quarantined_pages(), 397);
+        assert_eq!(core.frames.free_pages(), before.0 - 397);
+        core.keep_dead_from_before(dead, None);
+        core.release_quarantine(dead.0).unwrap();
+        core.end_transfers();
+        assert_eq!((core.frames.free_pages(), core.frames.longest_free_run()), before);
+        assert_eq!(core.frames.quarantined_pages(), 0);
+        assert!(!core.awaits_transfers());
+    }
+
+    /// Frames that were kept out of use for a dead client's device were so for good.
+    #[test]
+    fn what_is_in_quarantine_is_free_once_an_operator_says_that_no_device_writes() {
+        let options = PoolOptions::anonymous(8 << 20).huge_pages(pgmap_os::PageSize::Huge2M);
+        let owner = match Pool::create(&options).and_then(Owner::start) {
+            Ok(owner) => owner,
+            Err(error) => {
+                println!("skipped: no huge pages here ({error}); set vm.nr_hugepages to 8");
+                return;
+            }
+        };
+        let (client, other): (Client, Client) = (owner.client().unwrap(), owner.client().unwrap());
+        for name in ["a", "b"] {
+            client.create(name, 64 << 10, FolioSize::Pages4K).unwrap().commit().unwrap();
+        }
+        for (offset, nr_pages) in [(0, 4), (8, 2)] {
+            let pin = other.open("a").unwrap().pin_for_device(offset << 12, nr_pages << 12);
+            std::mem::forget(pin.unwrap());
+        }
+        drop(other);
+        client.unlink("a").unwrap();
+        assert_eq!(owner.info().quarantined_bytes, 64 << 10, "\"b\" lies in the same page");
+        let dead = client.quarantine().unwrap()[0].client;
+        client.release_quarantine(dead).unwrap();
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while owner.info().free_bytes < (8 << 20) - (64 << 10) {
+            assert!(std::time::Instant::now() < end, "{:?}", owner.info());
+            std::thread::yield_now();
+        }
+        let info = owner.info();
+        assert_eq!((info.quarantined_bytes, info.orphaned_bytes), (0, 0), "{info:?}");
+        assert!(client.quarantine().unwrap().is_empty());
     }
 
     /// A policy that changes while a cut waits holds for what the cut gives back, too.

@@ -8,6 +8,7 @@ use pgmap_mm::runs::SortedRuns;
 
 use crate::name::FileName;
 use crate::owner::clients::Ledger;
+use crate::owner::closing::Closing;
 use crate::owner::core::{Core, Ticket};
 use crate::owner::cut::Cut;
 use crate::owner::pagemaps::Unplug;
@@ -32,6 +33,8 @@ pub(crate) enum Scanning {
     Cut(Box<Cut>),
     /// They are a pagemap's, which goes.
     Unplug(Unplug),
+    /// They are the pool's, which closes.
+    Close(Closing),
 }
 
 impl PendingScan {
@@ -42,14 +45,21 @@ impl PendingScan {
     fn cut(&self) -> Option<&Cut> {
         match &self.then {
             Scanning::Cut(cut) => Some(cut),
-            Scanning::Free(_) | Scanning::Unplug(_) => None,
+            _ => None,
+        }
+    }
+
+    pub(crate) const fn closing(&self) -> Option<&Closing> {
+        match &self.then {
+            Scanning::Close(closing) => Some(closing),
+            _ => None,
         }
     }
 
     pub(crate) const fn unplug(&self) -> Option<&Unplug> {
         match &self.then {
             Scanning::Unplug(unplug) => Some(unplug),
-            Scanning::Free(_) | Scanning::Cut(_) => None,
+            _ => None,
         }
     }
 }
@@ -94,6 +104,7 @@ impl Core {
             Scanning::Free(batch) => self.took_out(drain, batch),
             Scanning::Cut(cut) => self.wait_for_holders(drain, *cut),
             Scanning::Unplug(unplug) => self.unplug_after(drain, unplug),
+            Scanning::Close(closing) => self.close_after(drain, closing),
         }
     }
 
@@ -116,8 +127,14 @@ impl Core {
         let place = self.scans.iter().position(is_its)?;
         match self.scans.remove(place)?.then {
             Scanning::Cut(cut) => Some(*cut),
-            Scanning::Free(_) | Scanning::Unplug(_) => None,
+            _ => None,
         }
+    }
+
+    /// Ends the scan that `is_it`. Says whether there was one.
+    pub(crate) fn take_scan(&mut self, is_it: impl Fn(&PendingScan) -> bool) -> bool {
+        let place = self.scans.iter().position(is_it);
+        place.and_then(|place| self.scans.remove(place)).is_some()
     }
 }
 

@@ -182,6 +182,7 @@ impl Service {
         let is_watched = |(_, watch): &(ClientId, Option<_>)| watch.is_some();
         let is_polling = state.core.is_draining()
             || state.core.has_open_tails()
+            || state.core.awaits_transfers()
             || state.core.pool.is_in_doubt()
             || !self.adrift.iter().all(is_watched);
         [

@@ -367,6 +367,25 @@ impl PoolFrames {
         }
     }
 
+    /// As [`retire`](Self::retire), until they are opened again: those that are Live.
+    pub(crate) fn shut(&mut self, extents: &[Extent]) {
+        self.retire(extents.iter().filter(|extent| extent.life.state() == FolioState::Live));
+    }
+
+    /// Undoes [`shut`](Self::shut).
+    pub(crate) fn open_again(&mut self, extents: &[Extent]) {
+        let is_live = |extent: &&Extent| extent.life.state() == FolioState::Live;
+        for extent in extents.iter().filter(|extent| !extent.is_hole()).filter(is_live) {
+            let head = PfnRange::folio(extent.first(), extent.head_level);
+            self.folios.change_healthy(head, |word| word.in_state(FolioState::Live));
+        }
+    }
+
+    /// Tells clients that nobody may use the memory any more.
+    pub(crate) fn close(&self) {
+        self.index.close();
+    }
+
     /// As [`retire`](Self::retire), for frames that are part of an extent, or of no known one:
     /// every folio of `run`.
     pub(crate) fn retire_run(&mut self, run: PfnRange) {
@@ -498,6 +517,12 @@ impl PoolFrames {
         self.index.bump_detach_epoch();
         self.orphans.forget(run);
         Ok(())
+    }
+
+    /// Has memory that cannot be detached, as a device's.
+    #[cfg(test)]
+    pub(crate) const fn keep_attached(&mut self) {
+        self.backings.is_attached = true;
     }
 
     /// `run`, widened to whole pages of the backing.

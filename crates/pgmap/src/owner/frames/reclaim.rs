@@ -14,6 +14,7 @@
 use std::collections::VecDeque;
 
 use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
+use pgmap_mm::drain::ClientId;
 use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::runs::SortedRuns;
@@ -303,6 +304,39 @@ impl PoolFrames {
             }
         }
         self.detach(pages)
+    }
+
+    /// No device of the dead `client` can write any more. Frees what is in quarantine for it alone:
+    /// a step's worth, up to `left` runs. Returns how many are left of the step.
+    pub(crate) fn end_orphans(&mut self, client: ClientId, left: usize) -> usize {
+        let ended = self.orphans.end(client, left);
+        for run in &ended {
+            // Whole folios, and what was freed beside them in the same pages of memory, are in
+            // quarantine for any part of theirs.
+            let around = self.whole_pages(self.whole_folios(*run).unwrap_or(*run));
+            let waiting = self.quarantined.within(around);
+            let folios: Vec<PfnRange> = waiting
+                .iter()
+                .flat_map(|run| self.vmemmap().folios(*run))
+                .map(|(first, level, _)| PfnRange::folio(first, level))
+                .collect();
+            for folio in folios {
+                let is_over = !self.orphans.overlaps(self.whole_pages(folio));
+                if is_over && self.quarantined.take_exactly(folio) {
+                    drop(self.folios.free_healthy(folio));
+                }
+            }
+        }
+        left.saturating_sub(ended.len().max(1))
+    }
+
+    /// Frames that devices of the dead `client` may still write to, and how many of them are in
+    /// quarantine.
+    pub(crate) fn orphans_of(&self, client: ClientId) -> (u64, u64) {
+        self.orphans.of(client).fold((0, 0), |(all, quarantined), run| {
+            let waiting = self.quarantined.within(run).into_iter();
+            (all + run.nr_pages(), quarantined + waiting.map(PfnRange::nr_pages).sum::<u64>())
+        })
     }
 
     /// Looks whether frames in quarantine are alone now in their pages of memory, of which `freed`

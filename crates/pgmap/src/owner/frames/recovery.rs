@@ -133,12 +133,8 @@ impl PoolFrames {
             }
         }
         // A live client may also hold frames whose descriptors were lost.
-        let unit = self.smallest().nr_pages();
-        let whole = |run: PfnRange| {
-            let start = run.start() - run.start() % unit;
-            PfnRange::new(start, run.end().next_multiple_of(unit) - start)
-        };
-        strays.extend(held.filter_map(whole).flat_map(|run| self.folios.frames().within(run)));
+        let whole = held.map(|run| self.in_smallest_folios(run));
+        strays.extend(whole.flat_map(|run| self.folios.frames().within(run)));
         let strays = SortedRuns::new(strays);
         // What is free, and no more, where a damaged word made a folio too large.
         let strays: SortedRuns =
@@ -179,14 +175,33 @@ impl PoolFrames {
                 let pages = self.whole_pages(free);
                 if let Err(refusal) = self.detach_with(pages, free) {
                     tracing::warn!(run = %free, %refusal, "frames are quarantined");
-                    if self.folios.claim(free) {
-                        self.orphans.add(client, free);
-                        self.quarantine_run(free);
-                        self.quarantined.give(free);
-                    }
+                    self.orphans.add(client, free);
+                    self.quarantine_free(self.in_smallest_folios(free));
                 }
             }
         }
+    }
+
+    /// Puts what is free of `run`, made of whole smallest folios, in quarantine. It may be a part
+    /// of a larger free folio, which is described anew then.
+    fn quarantine_free(&mut self, run: PfnRange) {
+        for free in self.folios.frames().within(run) {
+            self.folios.claim_any_of(free);
+            if self.folios.stray(free) {
+                self.quarantine_run(free);
+            } else {
+                // They are out of use all the same, until the next owner starts.
+                tracing::warn!(run = %free, "no room for the descriptors of frames in quarantine");
+            }
+            self.quarantined.give(free);
+        }
+    }
+
+    /// `run`, widened to the smallest folios that the pool describes.
+    fn in_smallest_folios(&self, run: PfnRange) -> PfnRange {
+        let unit = self.smallest().nr_pages();
+        let start = run.start() - run.start() % unit;
+        PfnRange::new(start, run.end().next_multiple_of(unit) - start).unwrap_or(run)
     }
 
     /// What of `run`, which is not free, is in use: all of it inside the pool's own frames and its
