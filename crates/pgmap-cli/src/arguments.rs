@@ -123,6 +123,7 @@ pub enum Verb {
     Poison(verbs::poison::Poison),
     Repair(verbs::repair::Repair),
     Trim(verbs::trim::Trim),
+    Backing(verbs::backing::Backing),
     Drain(verbs::drain::Drain),
     Quarantine(verbs::quarantine::Quarantine),
     Debug(verbs::debug::Debug),

@@ -428,6 +428,10 @@ impl<'s> PoolRing<'s> {
         let at = piece.iov_base.cast::<u8>();
         let start = (at as usize).checked_sub(self.client.pool_address().0 as usize)? as u64;
         let (first, last) = (start, start + (piece.iov_len as u64).checked_sub(1)?);
+        if last >= self.client.pool_bytes() {
+            // On a further backing, of which nothing is registered.
+            return None;
+        }
         let buffer = first / BUFFER_BYTES;
         let len = u32::try_from(piece.iov_len).ok()?;
         (last / BUFFER_BYTES == buffer).then_some((at, len, u16::try_from(buffer).ok()?))

@@ -380,6 +380,8 @@ pub enum Request {
     RemoveBacking {
         /// Its name.
         name: String,
+        /// How long to wait for holders.
+        deadline_ms: u64,
     },
 }
 
@@ -392,6 +394,7 @@ impl Request {
                 | Self::Truncate { .. }
                 | Self::Punch { .. }
                 | Self::Lease(_)
+                | Self::RemoveBacking { .. }
                 | Self::Close { .. }
         )
     }
@@ -409,6 +412,8 @@ impl Request {
                 | Self::Lease(_)
                 | Self::ClearPoison { .. }
                 | Self::Reshape { .. }
+                | Self::AddBacking { .. }
+                | Self::RemoveBacking { .. }
         )
     }
 

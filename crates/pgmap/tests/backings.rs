@@ -6,14 +6,19 @@
 mod support;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use pgmap::{
     BackingOptions, CheckOptions, Client, CreateSpec, Error, FileName, FolioSize, Owner, Placement,
     Pool, PoolOptions, Refusal,
 };
 
+use support::{Random, Second, block};
+
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
+const BEST: FolioSize = FolioSize::BestFit;
 
 fn options(directory: &Path) -> PoolOptions {
     PoolOptions::in_directory(directory.join("pool"), 8 * MIB).room(4 * GIB)
@@ -150,17 +155,48 @@ fn a_backing_is_taken_out_when_nothing_lies_on_it() {
     let two = BackingOptions::on(path.join("two")).size(4 * MIB);
     owner.add_backing(&two).unwrap();
     put(&client, "a", &[7; 10_000], only("two"));
-    let used = owner.remove_backing("two").unwrap_err();
+    let now = Duration::ZERO;
+    let used = owner.remove_backing("two", now).unwrap_err();
     assert!(used.to_string().contains("\"a\""), "{used}");
     let first = client.backings().unwrap()[1].first_pfn;
     let pin = client.get("a").unwrap();
     client.unlink("a").unwrap();
-    let held = owner.remove_backing("two").unwrap_err();
-    assert!(matches!(&held, Error::Refused(Refusal::InUse { .. })), "{held}");
+    let held = owner.remove_backing("two", Duration::from_millis(50)).unwrap_err();
+    let Error::Refused(Refusal::Held { holders, .. }) = &held else { panic!("{held}") };
+    assert_eq!((holders.len(), holders[0].client), (1, client.id()), "{held}");
+    put(&client, "back", &[7; 10_000], only("two"));
+    client.unlink("back").unwrap();
+    // A writer is a holder too.
+    let draft = CreateSpec {
+        placement: only("two"),
+        ..CreateSpec::new(FileName::new("draft").unwrap(), 100, FolioSize::Pages4K)
+    };
+    let drafts = client.create_batch(vec![draft]).unwrap();
+    let held = client.remove_backing("two", 20).unwrap_err();
+    assert!(held.to_string().contains("\"two\" is still held"), "{held}");
+    drop(drafts);
     assert_eq!(pin.to_vec().unwrap(), [7; 10_000]);
-    drop(pin);
     put(&client, "b", &[1; 100], Placement::Any);
-    client.remove_backing("two").unwrap();
+    std::thread::scope(|scope| {
+        let other = owner.client().unwrap();
+        let removing = scope.spawn(move || {
+            loop {
+                // While a file lies there it is refused at once.
+                match other.remove_backing("two", 20_000) {
+                    Err(Error::Refused(Refusal::InUse { .. })) => {}
+                    result => return result,
+                }
+            }
+        });
+        support::wait_until("nothing is put on it any more", || {
+            try_put(&client, "c", &[1; 10], only("two")).err().or_else(|| {
+                client.unlink("c").unwrap();
+                None
+            })
+        });
+        drop(pin);
+        removing.join().unwrap().unwrap();
+    });
     assert!(!path.join("two").exists());
     assert_eq!(owner.info().size_bytes, 8 * MIB);
     assert!(try_put(&client, "c", &[1; 10], only("two")).is_err());
@@ -172,7 +208,7 @@ fn a_backing_is_taken_out_when_nothing_lies_on_it() {
     assert_eq!(get(&client, "c"), [9; 10_000]);
     client.unlink("c").unwrap();
     drop(client);
-    owner.remove_backing("two").unwrap();
+    owner.remove_backing("two", now).unwrap();
     owner.add_backing(&two).unwrap();
     let client = owner.client().unwrap();
     assert_eq!(client.backings().unwrap()[1].first_pfn, first);
@@ -244,4 +280,102 @@ fn a_backing_has_one_pool() {
     let owner = reopen(&one);
     let missing = owner.client().unwrap().backings().unwrap()[1].missing.clone().unwrap();
     assert!(missing.contains("it is a backing of pool"), "{missing}");
+}
+
+#[test]
+fn child_entry() {
+    let Some((role, place)) = support::role() else { return };
+    let owner = if role == "create" { create(&place) } else { reopen(&place) };
+    owner.serve(place.join("s")).unwrap();
+    support::say("ok");
+    assert_eq!(support::commands().count(), 0);
+    drop(owner);
+    std::process::exit(0);
+}
+
+fn start(role: &str, place: &Path) -> Second {
+    let mut second = Second::start(role, place);
+    assert_eq!(second.answer(), "ok", "{role}");
+    second
+}
+
+/// Owners are killed while one client adds and takes out backings and fills them, and another
+/// reads. Each successor finds each committed file whole where it was put, and accounts for each
+/// frame.
+#[test]
+fn killed_owners_leave_every_backing_as_the_record_says() {
+    let directory = support::roomy();
+    let place = directory.path().to_owned();
+    let mut random = Random(support::seed());
+    let mut owner = start("create", &place);
+    let client = Client::connect(place.join("s")).unwrap();
+    let reader = Client::connect(place.join("s")).unwrap();
+    let mut generation = 0;
+    for round in 0..12 {
+        let is_over = AtomicBool::new(false);
+        let pause = Duration::from_micros(random.below(20_000));
+        std::thread::scope(|scope| {
+            let killer = scope.spawn(|| {
+                std::thread::sleep(pause);
+                owner.kill();
+            });
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Acquire) {
+                    for name in ["data", "one", "two"] {
+                        if let Ok(pin) = reader.get(name) {
+                            block::check(&pin.to_vec().unwrap()).unwrap();
+                        }
+                    }
+                }
+            });
+            for name in ["one", "two", "data"].into_iter().cycle().take(30) {
+                generation += 1;
+                let bytes = block::make(generation, 8192 + random.below(100_000) as usize);
+                let spec = CreateSpec {
+                    placement: only(name),
+                    replace: true,
+                    ..CreateSpec::new(FileName::new(name).unwrap(), bytes.len() as u64, BEST)
+                };
+                client.set_deadline(Duration::from_millis(1));
+                let put = client.create_batch(vec![spec]).and_then(|mut drafts| {
+                    let mut writer = drafts.pop().unwrap()?;
+                    writer.write_all_at(0, &bytes)?;
+                    writer.commit()
+                });
+                drop(put);
+                if name != "data" && random.below(4) == 0 {
+                    drop(client.unlink(name).and_then(|()| client.remove_backing(name, 0)));
+                }
+                let options = BackingOptions::on(place.join(name)).size(MIB);
+                drop(client.add_backing(&options));
+                if killer.is_finished() {
+                    break;
+                }
+            }
+            killer.join().unwrap();
+            is_over.store(true, Ordering::Release);
+        });
+        owner = start("open", &place);
+        client.set_deadline(pgmap::DEFAULT_DEADLINE);
+        for backing in client.backings().unwrap() {
+            assert_eq!(backing.missing, None, "round {round}: {backing:?}");
+        }
+        for file in client.list().unwrap() {
+            let name = file.name.to_string();
+            block::check(&get(&client, &name)).unwrap();
+            assert_eq!(backing_of(&client, &name), name, "round {round}");
+        }
+        let info = support::wait_until("all that was left is free", || {
+            let info = client.pool_stat().unwrap();
+            (info.draining_bytes == 0 && info.reserved_bytes == 0).then_some(info)
+        });
+        support::assert_accounted(&info);
+        let backings = client.backings().unwrap();
+        let free: u64 = backings.iter().map(|backing| backing.free_bytes).sum();
+        assert_eq!(free, info.free_bytes, "round {round}");
+    }
+    drop((client, reader));
+    owner.kill();
+    let report = pgmap::check(place.join("pool"), CheckOptions::default(), &mut |_, _| {}).unwrap();
+    assert!(report.findings.is_empty(), "{:?}", report.findings);
 }

@@ -1,5 +1,6 @@
 //! What each verb does, one file each.
 
+pub mod backing;
 pub mod bench;
 pub mod check;
 pub mod completions;
@@ -60,6 +61,7 @@ pub fn run(verb: Verb, place: &Place, output: &Output) -> Result<(), Failure> {
         Verb::Drain(drain) => drain.run(place, output),
         Verb::Quarantine(quarantine) => quarantine.run(place, output),
         Verb::Trim(trim) => trim.run(place, output),
+        Verb::Backing(backing) => backing.run(place, output),
         Verb::Repair(repair) => repair.run(place, output),
         Verb::Debug(debug) => debug.run(place, output),
         Verb::Demo(demo) => demo.run(output),

@@ -49,6 +49,12 @@ pub struct PoolArguments {
     /// Most files that a new pool can hold [default: one for each 64 KiB of it, at least 1024]
     #[arg(long, value_name = "N")]
     max_files: Option<u64>,
+    /// Room for backings that are added to a new pool later, see `pgmap backing` [default: none]
+    ///
+    /// Room is addresses, and takes no memory before it is used. Each backing takes its size,
+    /// rounded up to a whole GiB and some.
+    #[arg(long, value_name = "SIZE", value_parser = sizes::parse)]
+    room: Option<u64>,
     /// Take all the memory now
     #[arg(long = "populate")]
     is_populated: bool,
@@ -142,6 +148,9 @@ impl PoolArguments {
     fn finish(&self, mut options: PoolOptions) -> PoolOptions {
         let populate = if self.is_populated { Populate::Upfront } else { Populate::OnDemand };
         options = options.populate(populate);
+        if let Some(room) = self.room {
+            options = options.room(room);
+        }
         if let Some(max_files) = self.max_files {
             options = options.max_files(max_files);
         }

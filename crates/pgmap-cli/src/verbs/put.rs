@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::ValueEnum;
-use pgmap::{Client, CreateSpec, FileName, FileRules, FileWriter, FolioSize, LongtermRule};
+use pgmap::{
+    Client, CreateSpec, FileName, FileRules, FileWriter, FolioSize, LongtermRule, Placement,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde::Serialize;
@@ -48,6 +50,12 @@ pub struct Put {
     /// Let nobody pin it for writing
     #[arg(long = "read-only")]
     is_read_only: bool,
+    /// Lie on this backing and on no other; again for the next one to try
+    #[arg(long, value_name = "BACKING", conflicts_with = "prefer")]
+    only: Vec<String>,
+    /// Lie on this backing if there is room; again for the next one to try
+    #[arg(long, value_name = "BACKING")]
+    prefer: Vec<String>,
     /// Length of what is read, to stream it; another is an error
     #[arg(long, value_name = "SIZE", value_parser = sizes::parse)]
     size: Option<u64>,
@@ -210,6 +218,15 @@ impl Put {
         Ok(Source { reader, len_bytes, believed: None, pipe: None })
     }
 
+    /// On which backings the file may lie.
+    fn placement(&self) -> Placement {
+        match (self.only.as_slice(), self.prefer.as_slice()) {
+            ([], []) => Placement::Any,
+            ([], prefer) => Placement::Prefer(prefer.to_vec()),
+            (only, _) => Placement::Only(only.to_vec()),
+        }
+    }
+
     /// Puts what `source` brings, and returns the file's number and length.
     fn transfer(
         &self,
@@ -228,7 +245,7 @@ impl Put {
                 is_raw: self.is_raw,
                 is_read_only: self.is_read_only,
             },
-            placement: pgmap::Placement::Any,
+            placement: self.placement(),
         };
         let created = client.create_batch(vec![spec]).map_err(Problem::Pool)?.pop();
         let mut writer = created.ok_or(Problem::NoAnswer)?.map_err(Problem::Pool)?;

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use pgmap::PoolInfo;
 use serde::Serialize;
 
+use super::backing::BackingRow;
 use super::ls::FileRow;
 use crate::attach::{Place, attach, name_bytes};
 use crate::failure::Failure;
@@ -71,6 +72,8 @@ struct PoolStat {
     nr_folios_4k: u64,
     nr_folios_2m: u64,
     nr_folios_1g: u64,
+    /// The memories that it lies in.
+    backings: Vec<BackingRow>,
 }
 
 impl Show for PoolStat {
@@ -97,6 +100,12 @@ impl Show for PoolStat {
         table.fact("folios of 2 MiB", self.nr_folios_2m);
         table.fact("folios of 1 GiB", self.nr_folios_1g);
         table.fact("clients", pool.nr_clients);
+        for backing in self.backings.iter().filter(|_| self.backings.len() > 1) {
+            let node = backing.numa_node.map(|node| format!(", node {node}")).unwrap_or_default();
+            let (size, free) = (units.bytes(backing.size_bytes), units.bytes(backing.free_bytes));
+            let what = format!("{}, {size}, {free} free{node}", backing.kind());
+            table.fact(&format!("backing {}", backing.name), what);
+        }
         table
     }
 }
@@ -130,6 +139,7 @@ impl Stat {
                     nr_folios_4k: of_level(0),
                     nr_folios_2m: of_level(1),
                     nr_folios_1g: of_level(2),
+                    backings: BackingRow::of(&client)?,
                 })
             }
         }

@@ -180,7 +180,15 @@ impl Server {
     /// Serves a new pool of 64 MiB.
     pub fn start() -> Self {
         let directory = roomy();
-        let child = Self::serve_in(directory.path(), pgmap(), "64M");
+        let child = Self::serve_in(directory.path(), pgmap(), &["--size", "64M"]);
+        Self { directory, child, user: None }
+    }
+
+    /// The same, with further options for a new pool.
+    pub fn start_with(options: &[&str]) -> Self {
+        let directory = roomy();
+        let options = [&["--size", "64M"], options].concat();
+        let child = Self::serve_in(directory.path(), pgmap(), &options);
         Self { directory, child, user: None }
     }
 
@@ -188,7 +196,7 @@ impl Server {
     /// as long as they like, and the page cache of a disk they may not.
     pub fn start_in_memory() -> Self {
         let directory = tempfile::tempdir_in("/dev/shm").unwrap();
-        let child = Self::serve_in(directory.path(), pgmap(), "8M");
+        let child = Self::serve_in(directory.path(), pgmap(), &["--size", "8M"]);
         Self { directory, child, user: None }
     }
 
@@ -196,16 +204,16 @@ impl Server {
     pub fn start_as(user: &User) -> Self {
         let directory = roomy();
         std::os::unix::fs::chown(directory.path(), Some(user.id), Some(user.id)).unwrap();
-        let child = Self::serve_in(directory.path(), user.command(), "64M");
+        let child = Self::serve_in(directory.path(), user.command(), &["--size", "64M"]);
         Self { directory, child, user: Some((user.program.clone(), user.id)) }
     }
 
-    fn serve_in(directory: &Path, mut command: Command, size: &str) -> Child {
+    fn serve_in(directory: &Path, mut command: Command, options: &[&str]) -> Child {
         let is_new = !directory.join("pool").exists();
         command.arg("serve").arg("--pool").arg(directory.join("pool"));
         command.arg("--socket").arg(directory.join("socket"));
         if is_new {
-            command.args(["--size", size]);
+            command.args(options);
         }
         let mut child =
             command.arg("--json").stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
@@ -219,7 +227,7 @@ impl Server {
     /// Serves the same pool again, after the first server ended.
     pub fn restart(&mut self) {
         ended(&mut self.child);
-        self.child = Self::serve_in(self.directory.path(), pgmap(), "64M");
+        self.child = Self::serve_in(self.directory.path(), pgmap(), &["--size", "64M"]);
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

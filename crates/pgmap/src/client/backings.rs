@@ -124,13 +124,13 @@ impl Client {
         self.done(Request::AddBacking { path, size_bytes, name })
     }
 
-    /// Takes a backing out of the pool. See
-    /// [`Owner::remove_backing`](crate::Owner::remove_backing).
+    /// Takes a backing out of the pool, waiting up to `deadline_ms` milliseconds for holders of its
+    /// frames. See [`Owner::remove_backing`](crate::Owner::remove_backing).
     ///
     /// # Errors
     /// As there, as [`Error::Refused`].
-    pub fn remove_backing(&self, name: &str) -> Result<(), Error> {
-        self.done(Request::RemoveBacking { name: name.into() })
+    pub fn remove_backing(&self, name: &str, deadline_ms: u64) -> Result<(), Error> {
+        self.cut(Request::RemoveBacking { name: name.into(), deadline_ms }, deadline_ms).map(drop)
     }
 
     /// Makes sure that `run` is mapped, without a call where it is known to be.

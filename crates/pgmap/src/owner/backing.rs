@@ -26,6 +26,8 @@ pub(crate) const MAX_BACKINGS: usize = 8;
 pub(crate) enum BackingState {
     /// They may.
     Open,
+    /// It is to go when nobody holds a frame of it.
+    Leaving,
     /// Its medium is not there, for this reason.
     Missing(String),
 }
@@ -60,7 +62,7 @@ impl Backing {
     pub(crate) fn file(&self) -> Result<&Arc<MemoryFile>, Refusal> {
         let why = match &self.state {
             BackingState::Missing(why) => why.clone(),
-            BackingState::Open => "it is gone".into(),
+            BackingState::Open | BackingState::Leaving => "it is gone".into(),
         };
         self.data.as_ref().ok_or_else(|| Refusal::NoBacking { backing: self.name.clone(), why })
     }
@@ -187,6 +189,11 @@ impl Backings {
     /// All of them, by their frames.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Backing> {
         self.all.iter()
+    }
+
+    /// Says whether files may be put on one.
+    pub(crate) fn set_state(&mut self, id: u64, state: BackingState) {
+        self.all.iter_mut().filter(|it| it.id == id).for_each(|it| it.state = state.clone());
     }
 
     /// As [`iter`](Self::iter), to be changed.

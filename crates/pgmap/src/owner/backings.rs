@@ -13,23 +13,35 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pgmap_mm::drain::ClientId;
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::pagemap::{DeviceRange, OpsPresent, PagemapSpec, SUBSECTION_BYTES};
 use pgmap_mm::pfn::PfnRange;
+use pgmap_os::{clock, file_lock};
 
 use crate::error::Error;
 use crate::owner::backing::{Backing, BackingState, MAX_BACKINGS};
 use crate::owner::catalog::{Change, StoredBacking};
-use crate::owner::core::{Core, bytes};
+use crate::owner::core::{Core, Outcome, Ticket, bytes};
 use crate::owner::frames::stored;
 use crate::pool::Pool;
 use crate::pool::backing::{BackingHead, BackingOptions, Made, open_backing, wipe};
 use crate::refusal::Refusal;
 use crate::wire::{BackingInfo, Reply};
+
+/// A backing that is to go when nobody holds a frame of it.
+#[derive(Debug)]
+pub(crate) struct Departure {
+    ticket: Ticket,
+    id: u64,
+    started_ms: u64,
+    deadline_ms: u64,
+    /// Why its medium was missing before, if it was.
+    was_missing: Option<String>,
+}
 
 /// The frames of a backing that was taken out.
 #[derive(Debug)]
@@ -222,42 +234,124 @@ impl Core {
         id.into_iter().for_each(|id| self.drop_pagemap(id));
     }
 
-    /// Takes a backing out on which no file lies and no frame is held.
-    ///
-    /// # Errors
-    /// As [`Owner::remove_backing`](crate::Owner::remove_backing).
-    pub(crate) fn remove_backing(&mut self, name: &str) -> Result<(), Error> {
-        let backing = self.frames.backings().named(name);
+    /// Takes a backing out on which no file lies: nothing new is put there, and when nobody holds a
+    /// frame of it any more it goes. Waits up to `wait_ms` for that; past it, it is as before.
+    pub(crate) fn remove_backing(&mut self, name: &str, wait_ms: u64) -> Outcome {
+        let ticket = match self.begin_departure(name, wait_ms) {
+            Ok(ticket) => ticket,
+            Err(refusal) => return Outcome::Answer(Reply::Refused(refusal)),
+        };
+        // What nobody holds is freed here, as far as that takes no long.
+        self.look_again();
+        match self.answers.iter().position(|&(other, _)| other == ticket) {
+            Some(place) => Outcome::Answer(self.answers.swap_remove(place).1),
+            None => Outcome::Later(ticket),
+        }
+    }
+
+    fn begin_departure(&mut self, name: &str, wait_ms: u64) -> Result<Ticket, Refusal> {
         let absent = || {
             let why = "the pool has none of that name".into();
             Refusal::NoBacking { backing: name.into(), why }
         };
-        let backing = backing.ok_or_else(absent)?;
+        let backing = self.frames.backings().named(name).ok_or_else(absent)?;
         if backing.id == 0 {
             let why = "the pool's own data cannot be taken out of it".into();
-            return Err(Refusal::Invalid { why }.into());
+            return Err(Refusal::Invalid { why });
         }
-        self.check_empty(backing)?;
-        let (id, first_pfn) = (backing.id, backing.first_pfn);
-        self.look_again();
-        while self.is_looking() {
-            self.look_on();
+        if backing.state == BackingState::Leaving {
+            return Err(Refusal::InUse { name: name.into(), doing: "taken out already".into() });
         }
-        while self.frames.has_backlog() {
-            self.reclaim_some();
+        self.refuse_files_on(backing)?;
+        let id = backing.id;
+        let was_missing = match &backing.state {
+            BackingState::Missing(why) => Some(why.clone()),
+            BackingState::Open | BackingState::Leaving => None,
+        };
+        self.frames.backings_mut().set_state(id, BackingState::Leaving);
+        let (ticket, started_ms) = (self.new_ticket(), clock::monotonic_ms());
+        let deadline_ms = started_ms.saturating_add(wait_ms);
+        self.departures.push(Departure { ticket, id, started_ms, deadline_ms, was_missing });
+        Ok(ticket)
+    }
+
+    /// Whether a backing waits for holders.
+    pub(crate) fn has_departures(&self) -> bool {
+        !self.departures.is_empty()
+    }
+
+    /// When the next of them has waited long enough.
+    pub(crate) fn departures_due_ms(&self) -> impl Iterator<Item = u64> + '_ {
+        self.departures.iter().map(|departure| departure.deadline_ms)
+    }
+
+    /// Ends those of which every frame is free, or whose time is up.
+    pub(crate) fn see_departures(&mut self) {
+        for departure in std::mem::take(&mut self.departures) {
+            let Some(backing) = self.frames.backings().iter().find(|it| it.id == departure.id)
+            else {
+                continue;
+            };
+            let (free_pages, _) = self.frames.free_in(backing);
+            let is_late = clock::monotonic_ms() >= departure.deadline_ms;
+            let ended = if free_pages == backing.nr_pages {
+                Some(self.finish_departure(&departure))
+            } else if is_late {
+                // A draft may have become a file.
+                let refused = self.refuse_files_on(backing);
+                Some(refused.and_then(|()| Err(self.held_on(backing, &departure))))
+            } else {
+                None
+            };
+            match ended {
+                None => self.departures.push(departure),
+                Some(Ok(())) => self.answers.push((departure.ticket, Reply::Done)),
+                Some(Err(refusal)) => {
+                    self.answers.push((departure.ticket, Reply::Refused(refusal)));
+                    self.stay(departure);
+                }
+            }
         }
-        let line =
-            StoredBacking { is_retired: true, ..stored(backing_of(self, id)?, &PathBuf::new()) };
+    }
+
+    /// Ends the departure of this ticket, for which nobody waits any more.
+    pub(crate) fn drop_departure(&mut self, ticket: Ticket) {
+        let place = self.departures.iter().position(|departure| departure.ticket == ticket);
+        if let Some(departure) = place.map(|place| self.departures.swap_remove(place)) {
+            self.stay(departure);
+        }
+    }
+
+    /// The backing is as before.
+    fn stay(&mut self, departure: Departure) {
+        let state = departure.was_missing.map_or(BackingState::Open, BackingState::Missing);
+        self.frames.backings_mut().set_state(departure.id, state);
+    }
+
+    /// Who is in the way of a departure.
+    fn held_on(&self, backing: &Backing, departure: &Departure) -> Refusal {
+        let waited_ms = clock::monotonic_ms() - departure.started_ms;
+        let holders = self.holders_of(&backing.runs().into_iter().collect(), waited_ms);
+        let name = backing.name.clone();
+        if holders.is_empty() {
+            let doing =
+                "kept by frames that failed, or that a dead process's device may still write \
+                         to; pgmap stat says how many"
+                    .into();
+            return Refusal::InUse { name, doing };
+        }
+        Refusal::Held { name, holders, waited_ms }
+    }
+
+    /// Every frame of the backing is free: it goes. First from the record.
+    fn finish_departure(&mut self, departure: &Departure) -> Result<(), Refusal> {
+        let backing = backing_of(self, departure.id)?;
+        let first_pfn = backing.first_pfn;
+        let line = StoredBacking { is_retired: true, ..stored(backing, Path::new("")) };
         self.record(&[Change::Backing(line.clone())])?;
-        let Some(backing) = self.frames.remove_backing(id) else {
-            let backing = backing_of(self, id)?;
-            let line = stored(backing, &backing.path);
-            self.record(&[Change::Backing(line)])?;
-            let why = format!(
-                "\"{name}\" has frames that are no file's and not free: they wait for holders, or \
-                 are out of use; ask who holds them"
-            );
-            return Err(Refusal::InUse { name: name.into(), doing: why }.into());
+        let Some(backing) = self.frames.remove_backing(departure.id) else {
+            let why = format!("backing {} has frames that are not free", departure.id);
+            return Err(Refusal::Internal { why });
         };
         self.remove_from_table(first_pfn);
         let clients = self.clients.keys().copied().collect();
@@ -267,31 +361,15 @@ impl Core {
         Ok(())
     }
 
-    /// Refuses while a file or draft has frames of it.
-    fn check_empty(&self, backing: &Backing) -> Result<(), Refusal> {
+    /// Refuses while a file has frames of it.
+    fn refuse_files_on(&self, backing: &Backing) -> Result<(), Refusal> {
         let runs = backing.runs();
         let is_there = |run: PfnRange| runs.iter().any(|of_backing| of_backing.overlaps(run));
-        let on_it: Vec<String> = self
-            .files
-            .iter()
-            .filter(|(_, file)| file.runs().any(is_there))
-            .map(|(name, _)| format!("\"{name}\""))
-            .collect();
-        if let Some(first) = on_it.first() {
-            let doing = format!(
-                "used by {} files, of which {first} is the first; unlink or move them",
-                on_it.len()
-            );
-            return Err(Refusal::InUse { name: backing.name.clone(), doing });
-        }
-        let drafts = self.drafts.values();
-        let drafted =
-            drafts.filter(|draft| draft.extents.iter().any(|extent| is_there(extent.run))).count();
-        if drafted > 0 {
-            let doing = format!("written to by {drafted} writers that have not committed");
-            return Err(Refusal::InUse { name: backing.name.clone(), doing });
-        }
-        Ok(())
+        let mut on_it = self.files.iter().filter(|(_, file)| file.runs().any(is_there));
+        let Some((first, _)) = on_it.next() else { return Ok(()) };
+        let (name, nr_more) = (backing.name.clone(), on_it.count());
+        let doing = format!("used by the file \"{first}\" and {nr_more} more; unlink them");
+        Err(Refusal::InUse { name, doing })
     }
 
     /// What clients are told of the backings.
@@ -312,7 +390,7 @@ impl Core {
                 backed_bytes: backing.data.as_ref().map_or(0, |data| data.resident_bytes()),
                 missing: match &backing.state {
                     BackingState::Missing(why) => Some(why.clone()),
-                    BackingState::Open => None,
+                    BackingState::Open | BackingState::Leaving => None,
                 },
             }
         });
@@ -333,6 +411,19 @@ impl Core {
             data.sync()?;
         }
         Ok(())
+    }
+}
+
+impl Core {
+    /// Lets another become the owner of the further backings, whoever still has their descriptors.
+    pub(crate) fn release_backings(&self) {
+        for backing in self.frames.backings().iter() {
+            if let Some(lock) = &backing.lock
+                && let Err(error) = file_lock::unlock(lock)
+            {
+                tracing::warn!(backing = %backing.name, %error, "its lock could not be given back");
+            }
+        }
     }
 }
 

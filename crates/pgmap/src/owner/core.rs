@@ -29,7 +29,7 @@ use pgmap_mm::pfn::PfnRange;
 use crate::error::Error;
 use crate::memory::OwnerBarrier;
 use crate::name::FileName;
-use crate::owner::backings::Retired;
+use crate::owner::backings::{Departure, Retired};
 use crate::owner::catalog::{Change, StoredFile};
 use crate::owner::clients::{ClientRecord, MAX_CLIENTS};
 use crate::owner::closing::Openness;
@@ -137,6 +137,8 @@ pub struct Core {
     pub(crate) devices: Devices,
     /// Frames of backings that were taken out, which clients may still have mapped.
     pub(crate) retired: Vec<Retired>,
+    /// Backings that are being taken out.
+    pub(crate) departures: Vec<Departure>,
     pub(crate) leases: LeaseTable,
     pub(crate) questions: Questions,
     pub(crate) pending_leases: Vec<PendingLease>,
@@ -192,6 +194,7 @@ impl Core {
             pagemaps: own_pagemap(&pool)?,
             devices: Devices::new(),
             retired: Vec::new(),
+            departures: Vec::new(),
             leases: LeaseTable::new(),
             questions: Questions::new(),
             pending_leases: Vec::new(),
@@ -276,9 +279,7 @@ impl Core {
             Request::AddBacking { path, size_bytes, name } => {
                 answer(self.add_backing_at(path, size_bytes, name))
             }
-            Request::RemoveBacking { name } => {
-                answer(self.remove_backing(&name).map(|()| Reply::Done).map_err(Refusal::from))
-            }
+            Request::RemoveBacking { name, deadline_ms } => self.remove_backing(&name, deadline_ms),
             Request::Who(name) => answer(self.who(name.as_ref())),
             Request::CancelCut(name) => answer(self.cancel_cut(&name)),
             // The connection knows which ticket that is.

@@ -229,6 +229,9 @@ impl Core {
         self.take_down_some();
         self.end_transfers();
         self.reclaim_some();
+        if self.has_departures() {
+            self.see_departures();
+        }
     }
 
     /// Ends what waits for this ticket's answer, as if nobody had asked: a cut leaves the file as
@@ -236,6 +239,7 @@ impl Core {
     pub(crate) fn call_off(&mut self, ticket: Ticket) {
         self.drop_population(ticket);
         self.drop_pending_lease(ticket);
+        self.drop_departure(ticket);
         let is_its = |pending: &PendingDrain| match &pending.purpose {
             Purpose::Cut(cut) => cut.ticket == ticket,
             _ => false,
@@ -343,7 +347,8 @@ impl Core {
             Purpose::Close(closing) => Some(closing.deadline_ms()),
             Purpose::Free | Purpose::FreeQuarantined => None,
         });
-        deadlines.chain(self.questions.next_deadline_ms()).chain(self.leases.next_due_ms()).min()
+        let others = self.questions.next_deadline_ms().into_iter().chain(self.leases.next_due_ms());
+        deadlines.chain(others).chain(self.departures_due_ms()).min()
     }
 
     /// Whether any drain waits: then the owner polls slowly besides listening for the doorbell.
@@ -355,6 +360,7 @@ impl Core {
             || self.frames.has_backlog()
             || self.is_restoring()
             || self.has_takedowns()
+            || self.has_departures()
             || self.questions.next_deadline_ms().is_some()
     }
 }

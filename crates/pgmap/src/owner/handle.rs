@@ -461,14 +461,19 @@ impl Owner {
         self.shared.lock_running()?.core.add_backing(options)
     }
 
-    /// Takes a backing out of the pool, on which no file lies any more. A file that was made for it
-    /// is removed, and a device is nobody's.
+    /// Takes a backing out of the pool, on which no file lies any more: nothing new is put there,
+    /// and it goes when nobody holds a frame of it. Waits up to `deadline` for that. A file that
+    /// was made for it is removed then, and a device is nobody's.
     ///
     /// # Errors
-    /// [`Refusal::NoBacking`] when there is none of that name; [`Refusal::InUse`] when files,
-    /// drafts or holders are left on it: it says what; [`Refusal::Invalid`] for the pool's data.
-    pub fn remove_backing(&self, name: &str) -> Result<(), Error> {
-        self.shared.lock_running()?.core.remove_backing(name)
+    /// [`Refusal::InUse`] when files lie on it, or frames are out of use; [`Refusal::Held`] names
+    /// who still holds some when the time is over; the backing is as before then.
+    /// [`Refusal::NoBacking`] when there is none of that name, [`Refusal::Invalid`] for the data.
+    pub fn remove_backing(&self, name: &str, deadline: Duration) -> Result<(), Error> {
+        let wait_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        let limit = deadline.saturating_add(UNPLUG_GRACE);
+        let call = "removal of a backing";
+        self.shared.await_outcome(call, limit, |core| core.remove_backing(name, wait_ms)).map(drop)
     }
 
     /// The type of the pagemap around a frame; `None` if there is no living one, and in a forked
@@ -548,6 +553,7 @@ impl Drop for Owner {
         // Clients of this process may keep the books for as long as they like, and the pool's lock
         // with them. Nobody uses those books any more: every way to them asks whether the owner
         // runs.
+        self.shared.lock().core.release_backings();
         self.shared.pool.release();
     }
 }

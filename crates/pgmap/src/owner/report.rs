@@ -94,9 +94,19 @@ impl Core {
                 .runs()
                 .collect(),
         };
+        let mut held = self.holds_on(&runs);
+        // First: nothing else says why these clients were cut off.
+        let lost = self.lost_holds(&runs);
+        held.splice(0..0, lost);
+        let is_cut = held.len() > MAX_HOLDERS;
+        Ok(Reply::Who(self.holders(&held, None), is_cut))
+    }
+
+    /// The holds on any of `runs`, one more than one answer names at most.
+    fn holds_on(&self, runs: &SortedRuns) -> Vec<Held> {
         let mut held = Vec::new();
         let _stopped = self.clients.iter().try_for_each(|(&client, record)| {
-            record.ledger.try_for_each_hold(&runs, |hold| {
+            record.ledger.try_for_each_hold(runs, |hold| {
                 held.push(Held { client, hold });
                 match held.len() > MAX_HOLDERS {
                     true => ControlFlow::Break(()),
@@ -104,11 +114,12 @@ impl Core {
                 }
             })
         });
-        // First: nothing else says why these clients were cut off.
-        let lost = self.lost_holds(&runs);
-        held.splice(0..0, lost);
-        let is_cut = held.len() > MAX_HOLDERS;
-        Ok(Reply::Who(self.holders(&held, None), is_cut))
+        held
+    }
+
+    /// Who holds any of `runs`, which were waited for.
+    pub(crate) fn holders_of(&self, runs: &SortedRuns, waited_ms: u64) -> Vec<Holder> {
+        self.holders(&self.holds_on(runs), Some(waited_ms))
     }
 
     /// The first of `held` as people read them, at most [`MAX_HOLDERS`]. Each table of the owner is

@@ -193,7 +193,7 @@ impl PoolFrames {
 fn closed(backing: &Backing) -> Refusal {
     let why = match &backing.state {
         BackingState::Missing(why) => format!("it is missing: {why}"),
-        BackingState::Open => "it is being taken out".into(),
+        BackingState::Open | BackingState::Leaving => "it is being taken out".into(),
     };
     Refusal::NoBacking { backing: backing.name.clone(), why }
 }
