@@ -515,21 +515,37 @@ mod tests {
             let word = folios.vmemmap().load(Level::Pmd, Pfn::new(nr * block).unwrap());
             word.unwrap().state() == FolioState::Split
         };
+        let left = |folios: &Folios<HeapWords>| -> Vec<u64> {
+            (0..=nr_blocks).filter(|&nr| has_table(folios, nr)).collect()
+        };
         assert_eq!(reserve(&mut folios, nr_blocks, Level::Pte)[0].start(), 0);
-        for nr in 0..nr_blocks {
+        let without_table = reserve(&mut folios, 1, Level::Pmd)[0];
+        for nr in (0..nr_blocks).rev() {
             folios.free(PfnRange::new(nr * block, block).unwrap());
         }
-        let left: Vec<u64> = (0..nr_blocks).filter(|&nr| has_table(&folios, nr)).collect();
-        // The table of the whole gibibyte is one of those that are kept.
-        assert_eq!(left, (NR_OLD + 1..nr_blocks).collect::<Vec<_>>());
-        // What has no table is not counted among them.
+        assert_eq!(left(&folios), (0..nr_blocks - NR_OLD).collect::<Vec<_>>());
+        // One that has no table takes nobody's place. The table of the whole gibibyte does.
+        folios.free(without_table);
+        assert_eq!(left(&folios), (0..nr_blocks - NR_OLD - 1).collect::<Vec<_>>());
         for run in reserve(&mut folios, nr_blocks, Level::Pmd) {
             folios.free(run);
         }
-        assert!(!(0..nr_blocks).any(|nr| has_table(&folios, nr)), "whole folios were handed out");
+        assert_eq!(left(&folios), [], "whole folios were handed out");
         folios.trim();
         let whole = folios.vmemmap().folio_of(Pfn::new(0).unwrap());
         assert_eq!(whole, Some((Level::Pud, Descriptor::FREE)));
+    }
+
+    #[test]
+    fn a_table_that_is_in_use_again_is_not_given_back() {
+        let mut folios = folios(Level::Pud.nr_pages());
+        let small = folios.reserve(3, Sizing::Fixed(Level::Pte), stamp(1)).unwrap();
+        folios.free(small[0].run);
+        let again = folios.reserve(3, Sizing::Fixed(Level::Pte), stamp(2)).unwrap();
+        assert_eq!(again[0].run, small[0].run);
+        folios.trim();
+        let word = folios.vmemmap().folio_of(again[0].first());
+        assert_eq!(word, Some((Level::Pte, again[0].life)));
     }
 
     #[test]
