@@ -257,6 +257,26 @@ fn what_lies_on_a_missing_backing_is_an_error_until_it_is_back() {
     assert_eq!(get(&owner.client().unwrap(), "a"), [7; 10_000]);
 }
 
+/// What is behind the last backing that a client has mapped is not all that it has not mapped.
+#[test]
+fn a_backing_before_one_that_is_mapped_is_mapped_before_it_is_read() {
+    let directory = support::roomy();
+    let path = directory.path();
+    let owner = create(path);
+    let one = BackingOptions::on(path.join("one")).size(MIB);
+    owner.add_backing(&one).unwrap();
+    owner.add_backing(&BackingOptions::on(path.join("two")).size(MIB)).unwrap();
+    owner.remove_backing("one", Duration::ZERO).unwrap();
+    let client = owner.client().unwrap();
+    put(&client, "b", &[1; 5000], only("two"));
+    owner.add_backing(&one).unwrap();
+    let other = owner.client().unwrap();
+    put(&other, "a", &[2; 5000], only("one"));
+    assert!(frame_of(&other, "a") < frame_of(&other, "b"));
+    assert_eq!(get(&client, "a"), [2; 5000]);
+    assert_eq!(get(&client, "b"), [1; 5000]);
+}
+
 #[test]
 fn a_backing_has_one_pool() {
     let directory = support::roomy();

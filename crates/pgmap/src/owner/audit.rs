@@ -21,11 +21,16 @@ impl Core {
     /// # Errors
     /// Which frame is in which books.
     pub(crate) fn audit(&self) -> Result<(), String> {
-        let mut books = vec![0_u8; self.pool.nr_pages() as usize];
+        // The frames of all backings in a row.
+        let places: Vec<(u64, u64)> =
+            self.frames.backings().iter().map(|it| (it.first_pfn, it.nr_pages)).collect();
+        let nr_pages: u64 = places.iter().map(|&(_, nr_pages)| nr_pages).sum();
+        let mut books = vec![0_u8; nr_pages as usize];
         let mut twice = None;
         let mut enter = |book: u8, run: PfnRange| {
             for pfn in run.start()..run.end() {
-                let Some(frame) = books.get_mut(pfn as usize) else {
+                let Some(frame) = place_of(&places, pfn).and_then(|place| books.get_mut(place))
+                else {
                     twice.get_or_insert(format!("frame {pfn} is outside the pool"));
                     continue;
                 };
@@ -75,10 +80,22 @@ impl Core {
                 || frame == FILE | GOING | FAILED;
             if !is_one {
                 return Err(format!(
-                    "frame {pfn} is in books {frame:#07b} (failed, going, draft, file, free)"
+                    "frame {pfn} of all in a row is in books {frame:#07b} (failed, going, draft, file, free)"
                 ));
             }
         }
         Ok(())
     }
+}
+
+/// Where frame `pfn` is, if the frames of all `places` (first frame, frames) lie in a row.
+fn place_of(places: &[(u64, u64)], pfn: u64) -> Option<usize> {
+    let mut before = 0;
+    for &(first, nr_pages) in places {
+        if (first..first + nr_pages).contains(&pfn) {
+            return Some((before + pfn - first) as usize);
+        }
+        before += nr_pages;
+    }
+    None
 }

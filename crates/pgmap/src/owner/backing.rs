@@ -186,6 +186,11 @@ impl Backings {
         }
     }
 
+    /// Whether the pool has no further one.
+    pub(crate) fn is_data_alone(&self) -> bool {
+        self.all.len() == 1
+    }
+
     /// All of them, by their frames.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Backing> {
         self.all.iter()

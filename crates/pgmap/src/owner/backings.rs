@@ -461,3 +461,85 @@ fn release(backing: Backing) {
         tracing::warn!(backing = %backing.name, %error, "a descriptor is left open");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::name::FileName;
+    use crate::owner::clients::Identity;
+    use crate::pool::PoolOptions;
+    use crate::wire::{CreateSpec, FolioSize, Placement, Request};
+
+    fn open(path: &Path) -> Core {
+        let options = PoolOptions::in_directory(path, 8 << 20).room(2 << 30);
+        let pool = if path.exists() { Pool::open(path) } else { Pool::create(&options) };
+        Core::open(Arc::new(pool.unwrap())).unwrap()
+    }
+
+    /// Story: what a cut had left behind a file's end could not be zeroed on a backing that was not
+    /// there, and the pool did not open. After a restart of the machine that is every such file.
+    #[test]
+    fn a_tail_on_a_missing_backing_waits_until_it_is_back() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let (path, two) = (directory.path().join("pool"), directory.path().join("two"));
+        let mut core = open(&path);
+        core.add_backing(&BackingOptions::on(&two).size(1 << 20)).unwrap();
+        let (client, _attachment) = core.attach(Identity::own(), false).unwrap();
+        let name = FileName::new("a").unwrap();
+        let placement = Placement::Only(vec!["two".into()]);
+        let spec =
+            CreateSpec { placement, ..CreateSpec::new(name.clone(), 100, FolioSize::Pages4K) };
+        let outcome = core.handle(client, Request::Create(vec![spec]));
+        let Outcome::Answer(Reply::Created(drafts)) = outcome else { panic!("{outcome:?}") };
+        drop(core.handle(client, Request::Commit(vec![drafts[0].as_ref().unwrap().id])));
+        let file = core.files[&name].clone();
+        core.record(&[Change::Put(&name, file.stored()), Change::OpenTail(file.id.0)]).unwrap();
+        let backing = core.frames.backings().at(file.extents[0].run.start());
+        let at = backing.bytes_of(file.extents[0].run).start;
+        let data = backing.file().unwrap();
+        data.write_all_at(&[0xAA; 4096], at).unwrap();
+        drop(core);
+        let away = directory.path().join("away");
+        std::fs::rename(&two, &away).unwrap();
+
+        let core = open(&path);
+        assert!(core.has_open_tails());
+        drop(core);
+        let mut core = open(&path);
+        core.add_backing(&BackingOptions::on(&away)).unwrap();
+        core.look_again();
+        assert!(!core.has_open_tails());
+        let bytes = std::fs::read(&away).unwrap();
+        let page = &bytes[at as usize..][..4096];
+        assert!(page[..100].iter().all(|&byte| byte == 0xAA));
+        assert!(page[100..].iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn a_line_of_the_catalog_where_no_backing_can_be_is_refused() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = directory.path().join("pool");
+        let mut core = open(&path);
+        core.add_backing(&BackingOptions::on(directory.path().join("two")).size(1 << 20)).unwrap();
+        let line = stored(backing_of(&core, core.frames.backings().at(1 << 18).id).unwrap(), &path);
+        drop(core);
+        for wrong in [
+            StoredBacking { first_pfn: 1 << 18 | 1, ..line.clone() },
+            StoredBacking { first_pfn: 0, ..line.clone() },
+            StoredBacking { first_pfn: u64::MAX << 18, ..line.clone() },
+            StoredBacking { nr_pages: u64::MAX, ..line.clone() },
+            StoredBacking { nr_pages: 0, ..line.clone() },
+            StoredBacking { id: line.id + 1, ..line.clone() },
+        ] {
+            let pool = Pool::open(&path).unwrap();
+            pool.record(&[Change::Backing(wrong.clone())]).unwrap();
+            drop(pool);
+            let pool = Pool::open(&path).unwrap();
+            let error = Core::open(Arc::new(pool)).map(drop).unwrap_err().to_string();
+            assert!(error.contains("\"two\" on record"), "{wrong:?}: {error}");
+            let pool = Pool::open(&path).unwrap();
+            let undone = [Change::BackingGone(wrong.id), Change::Backing(line.clone())];
+            pool.record(&undone).unwrap();
+        }
+    }
+}

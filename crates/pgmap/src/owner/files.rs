@@ -171,7 +171,7 @@ impl Core {
             );
             return Refusal::NoMemory { why };
         }
-        if self.frames.backings().iter().count() > 1 {
+        if !self.frames.backings().is_data_alone() {
             let wanted_bytes = bytes(short.wanted_pages);
             return Refusal::NoSpaceOn { wanted_bytes, tried: self.frames.free_on(order) };
         }
@@ -429,7 +429,10 @@ impl Core {
     pub(crate) fn flags_for(&self, rules: FileRules, extents: &[Extent]) -> FolioFlags {
         let first = extents.iter().find(|extent| !extent.is_hole()).map(Extent::first);
         let first = first.unwrap_or_default();
-        self.flags_of_type(self.type_of(first), rules, first)
+        // The usual case, without a look into the table.
+        let is_own = first.number() < self.pool.nr_pages();
+        let memory_type = if is_own { self.memory_type } else { self.type_of(first) };
+        self.flags_of_type(memory_type, rules, first)
     }
 
     /// What `rules` and the memory around `pfn` say together: the kernel registers no page cache of

@@ -24,6 +24,7 @@ use crate::owner::catalog::{Change, StoredFile};
 use crate::owner::clients::{ClientRecord, Identity, device_holds};
 use crate::owner::core::{Core, FileRecord};
 use crate::pool::{LedgerFile, LedgerIdentity};
+use crate::refusal::Refusal;
 use crate::wire::MAX_BATCH;
 
 impl Core {
@@ -76,16 +77,21 @@ impl Core {
         Ok(())
     }
 
-    /// Zeroes what earlier cuts left behind the ends of files.
+    /// Zeroes what earlier cuts left behind the ends of files. On a backing that is missing that
+    /// waits until it is back.
     fn close_tails(&mut self, open: &[u64]) -> Result<(), Error> {
         for open in open.chunks(MAX_BATCH) {
             for id in open {
                 let name = self.names.get(&FileId(*id));
                 if let Some(file) = name.and_then(|name| self.files.get(name)) {
-                    self.frames.zero_tail(&file.extents, file.len_bytes)?;
+                    match self.frames.zero_tail(&file.extents, file.len_bytes) {
+                        Err(Refusal::NoBacking { .. }) => drop(self.open_tails.insert(FileId(*id))),
+                        zeroed => zeroed?,
+                    }
                 }
             }
-            let closed: Vec<Change<'_>> = open.iter().copied().map(Change::ClosedTail).collect();
+            let closed = open.iter().copied().filter(|&id| !self.open_tails.contains(&FileId(id)));
+            let closed: Vec<Change<'_>> = closed.map(Change::ClosedTail).collect();
             self.record(&closed)?;
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! The frames of further backings: taken into use when a backing is added or found again, and out
 //! of use when it is taken out.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use pgmap_mm::level::PAGE_BYTES;
@@ -122,9 +123,9 @@ impl PoolFrames {
     ///
     /// # Errors
     /// [`Refusal::NoBacking`] for one that there is not, and if none of those allowed is there.
-    pub(crate) fn order(&self, placement: &Placement) -> Result<Vec<u64>, Refusal> {
-        if *placement == Placement::Any && self.backings.iter().count() == 1 {
-            return Ok(vec![0]);
+    pub(crate) fn order(&self, placement: &Placement) -> Result<Cow<'static, [u64]>, Refusal> {
+        if *placement == Placement::Any && self.backings.is_data_alone() {
+            return Ok(Cow::Borrowed(&[0]));
         }
         let mut order: Vec<&Backing> = Vec::new();
         let (wanted, takes_others) = match placement {
@@ -152,7 +153,7 @@ impl PoolFrames {
         match (open.as_slice(), order.first()) {
             ([], Some(backing)) => Err(closed(backing)),
             ([], None) => Err(Refusal::Invalid { why: "a file with no place to lie".into() }),
-            _ => Ok(open),
+            _ => Ok(Cow::Owned(open)),
         }
     }
 
@@ -175,7 +176,7 @@ impl PoolFrames {
 
     /// The places of `order` as an error calls them.
     pub(crate) fn places(&self, order: &[u64]) -> String {
-        if self.backings.iter().count() == 1 {
+        if self.backings.is_data_alone() {
             return "the whole pool".into();
         }
         let names: Vec<String> =
