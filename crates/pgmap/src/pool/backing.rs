@@ -14,7 +14,7 @@ use pgmap_os::{Access, LongTerm, MemoryFile, MemoryKind, PageSize, ParentFd};
 
 use crate::error::Error;
 use crate::owner::catalog::StoredBacking;
-use crate::pool::directory::remove_file;
+use crate::pool::directory::{kind_of, remove_file};
 use crate::pool::identity::PoolId;
 use crate::pool::on::{self, Ground, place_of};
 use crate::pool::options::{MAX_POOL_BYTES, MIN_POOL_BYTES};
@@ -184,9 +184,9 @@ impl Pool {
     /// else.
     pub(crate) fn backing_at(path: &Path) -> Result<Option<(BackingHead, PathBuf)>, Error> {
         let path = place_of(path)?;
-        let is_there = pgmap_os::disk::symlink_metadata(&path).is_ok_and(|found| {
+        let is_there = kind_of(&path)?.is_some_and(|kind| {
             use std::os::unix::fs::FileTypeExt;
-            found.is_file() || found.file_type().is_char_device()
+            kind.is_file() || kind.is_char_device()
         });
         if !is_there {
             return Ok(None);
