@@ -89,6 +89,8 @@ impl WriteMapping {
         let target = self.as_ptr().wrapping_add(offset as usize);
         // SAFETY: as in `copy_in`.
         let copied = unsafe { machine::copy_flushed(source.as_ptr(), target, source.len()) };
+        #[cfg(feature = "sim")]
+        sim::power::flushed(target, source.len());
         order_flushes();
         copied.map_err(|fault| range.error(fault, source.as_ptr()))
     }
@@ -103,6 +105,8 @@ impl WriteMapping {
         let start = self.as_ptr().wrapping_add(offset as usize);
         // SAFETY: the range was checked against the mapping, which stays until `self` is dropped.
         let flushed = unsafe { machine::flush(start, len as usize) };
+        #[cfg(feature = "sim")]
+        sim::power::flushed(start, len as usize);
         order_flushes();
         flushed.map_err(|fault| range.error(fault, start))
     }
@@ -220,7 +224,14 @@ unsafe fn zero(target: *mut u8, len: usize) -> Result<(), Fault> {
     unsafe { machine::zero(target, len) }
 }
 
-pub(crate) use machine::{end_copy, order_flushes};
+pub(crate) use machine::end_copy;
+
+/// Orders flushes, and copies past the caches, before all later stores.
+pub(crate) fn order_flushes() {
+    machine::order_flushes();
+    #[cfg(feature = "sim")]
+    sim::power::fenced();
+}
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64;

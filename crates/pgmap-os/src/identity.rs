@@ -12,6 +12,10 @@ pub fn boot_id() -> Result<u128, OsError> {
     if let Some(identity) = crate::sim::with(|world| world.boot_id()) {
         return Ok(identity);
     }
+    #[cfg(feature = "sim")]
+    if let Some(identity) = crate::sim::power::boot_id() {
+        return Ok(identity);
+    }
     read_uuid("/proc/sys/kernel/random/boot_id")
 }
 

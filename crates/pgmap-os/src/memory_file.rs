@@ -507,7 +507,7 @@ impl MemoryFile {
         let stat = rustix::fs::fstat(&fd).map_err(failed)?;
         let file_type = FileType::from_raw_mode(stat.st_mode);
         let device = match file_type {
-            FileType::RegularFile => None,
+            FileType::RegularFile => DeviceDax::simulated(&stat),
             FileType::CharacterDevice => Some(DeviceDax::find(&name, stat.st_rdev)?),
             _ => {
                 let subject = format!("{name} ({file_type:?}) as shared memory");

@@ -9,6 +9,8 @@
 //! A thread that has no world uses the machine itself, so the feature changes nothing for others.
 
 #[cfg(feature = "sim")]
+pub mod power;
+#[cfg(feature = "sim")]
 mod world;
 #[cfg(feature = "sim")]
 pub use world::{Ended, Happening, Naming, World, enter, with};

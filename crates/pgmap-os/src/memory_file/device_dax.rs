@@ -76,6 +76,25 @@ impl DeviceDax {
         Ok(Self { len_bytes, alignment, numa_node, persistence, directory })
     }
 
+    /// A file that plays a device in a simulation.
+    #[cfg(feature = "sim")]
+    pub(super) fn simulated(stat: &rustix::fs::Stat) -> Option<Self> {
+        let path = crate::sim::power::is_device((stat.st_dev, stat.st_ino))?;
+        Some(Self {
+            len_bytes: stat.st_size.unsigned_abs(),
+            alignment: PageSize::Base,
+            numa_node: None,
+            persistence: Persistence::PowerFailure,
+            directory: crate::sim::power::directory_of(&path),
+        })
+    }
+
+    /// Outside simulations no file does.
+    #[cfg(not(feature = "sim"))]
+    pub(super) const fn simulated(_stat: &rustix::fs::Stat) -> Option<Self> {
+        None
+    }
+
     /// Whether the device is still there under its number.
     pub(super) fn is_present(&self) -> bool {
         // A device that was bound again has the same name; one without a driver has no memory.

@@ -128,8 +128,9 @@ impl Log {
                 }
             }
             [Slot::Whole(whole), _] | [_, Slot::Whole(whole)] => {
-                // The machine may have stopped in the middle of a write. A process cannot.
-                if whole.boot == boot || whole.is_clean {
+                // The machine may have stopped in the middle of a write, also of the second that
+                // says that the owner stopped. A process cannot.
+                if whole.boot == boot {
                     return Err(medium.failed("one of its two headers is damaged"));
                 }
                 let torn = Header { sequence: whole.sequence.wrapping_sub(1), ..(*whole).clone() };

@@ -154,7 +154,7 @@ fn what_a_machine_did_not_write_to_the_end_counts_as_not_done_after_its_restart_
 }
 
 #[test]
-fn every_changed_bit_of_what_counts_is_an_error() {
+fn every_changed_bit_of_what_counts_is_an_error_or_known_to_be_said_twice() {
     let memory = memory();
     let catalog = create(&memory);
     for number in 1..4 {
@@ -170,10 +170,17 @@ fn every_changed_bit_of_what_counts_is_an_error() {
         raw.read_exact_at(&mut byte, at).unwrap();
         for bit in 0..8 {
             raw.write_all_at(&[byte[0] ^ 1 << bit], at).unwrap();
-            for boot in [BootId::current().unwrap(), BootId(1)] {
-                assert!(open(&memory, boot).is_err(), "bit {bit} of byte {at}");
-                nr_trials += 1;
+            assert!(open(&memory, BootId::current().unwrap()).is_err(), "bit {bit} of byte {at}");
+            // A power failure may have torn one of the two headers that say that the owner stopped,
+            // and the other says the same. Story: that was refused as damage.
+            match open(&memory, BootId(1)) {
+                Ok(catalog) if at < HEADER_BYTES => {
+                    assert_eq!(catalog.files().unwrap().len(), 3, "bit {bit} of byte {at}");
+                }
+                Ok(_) => panic!("bit {bit} of byte {at} of the log"),
+                Err(_) => {}
             }
+            nr_trials += 2;
         }
         raw.write_all_at(&byte, at).unwrap();
     }
