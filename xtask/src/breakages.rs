@@ -159,15 +159,6 @@ const BREAKAGES: &[Breakage] = &[
             "self.clear(",
         )],
     },
-    Breakage {
-        name: "a device address space does not end what an event is about",
-        edits: &[(
-            "crates/pgmap/src/space/inner.rs",
-            "let ended = self.mm.invalidate(run);\n        self.restore();",
-            "let ended = match self.cpu {\n            Some(_) => self.mm.invalidate(run),\n            \
-             None => return None,\n        };\n        self.restore();",
-        )],
-    },
 ];
 
 /// Puts each back whose name contains `filter`. Says whether the simulation found all of them.

@@ -127,6 +127,18 @@ mod simulated {
             sim::with(|world| world.happened(Happening::Condition));
         }
 
+        /// As the standard library's.
+        ///
+        /// # Errors
+        /// If a thread panicked with the lock.
+        pub fn wait<'m, T>(&self, guard: MutexGuard<'m, T>) -> LockResult<MutexGuard<'m, T>> {
+            // No clock gets so far.
+            let waited = self.wait_timeout(guard, Duration::MAX);
+            waited
+                .map(|(guard, ())| guard)
+                .map_err(|poisoned| PoisonError::new(poisoned.into_inner().0))
+        }
+
         /// As the standard library's, except that the answer does not say whether the time is over.
         ///
         /// # Errors

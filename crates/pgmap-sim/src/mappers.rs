@@ -453,7 +453,8 @@ impl<'s> Mapper<'s> {
             }
             GupError::Longterm { address, refusal: LongtermRefusal::Denied } => {
                 let own = self.at(address).and_then(|at| self.pages[at].as_ref());
-                episode.failures.borrow().is_any()
+                episode.plan.has_holder
+                    || episode.failures.borrow().is_any()
                     || episode.books.borrow().was_any_cut()
                     || own.is_none_or(|own| {
                         own.seen.versions.borrow().iter().any(|&number| is_forbidden(number))

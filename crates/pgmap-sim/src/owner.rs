@@ -1,7 +1,11 @@
 //! The owner's process.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use pgmap::mm::pagemap::FailureFlags;
+use pgmap::mm::pfn::PfnRange;
+use pgmap::{DrainReason, HolderAnswer, HolderId, PoolHolder, Requester};
 use pgmap::{Durability, Error, Owner, Pool, PoolOptions};
 
 use crate::episode::{Episode, episode};
@@ -9,6 +13,9 @@ use crate::verdict::ANY;
 
 /// How often it looks whether it is to stop.
 const LOOK: Duration = Duration::from_millis(40);
+
+/// How long the holder may think.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Makes or opens the pool and serves it until it is asked to stop.
 pub fn run() {
@@ -49,6 +56,20 @@ fn serve(episode: &Episode) -> Result<(), Error> {
     };
     episode.made();
     let owner = Owner::start(pool)?;
+    let id = HolderId::new(1).filter(|_| plan.has_holder);
+    let holder = id.map(|id| owner.set_holder(id, Arc::new(Decider), PATIENCE));
+    let holder = match holder.transpose() {
+        Ok(holder) => holder,
+        Err(error) => {
+            // The pool does without one then, as any pool may.
+            episode.machine.note(|| format!("no holder: {error}"));
+            let (from, pid) = (episode.owner_from.get(), episode.machine.running());
+            if !episode.machine.has_failed_since(from, pid, &ANY) {
+                episode.fail(format!("no holder: {error}"));
+            }
+            None
+        }
+    };
     let served = owner.serve(&episode.socket);
     if served.is_ok() {
         episode.does_serve.set(true);
@@ -60,8 +81,40 @@ fn serve(episode: &Episode) -> Result<(), Error> {
             pgmap_os::thread::sleep(LOOK);
         }
     }
+    drop(holder);
     end(episode, owner);
     served
+}
+
+/// The pool's holder: it says yes, no, and for a while.
+struct Decider;
+
+impl PoolHolder for Decider {
+    fn longterm_admit(&self, run: PfnRange, who: &Requester) -> HolderAnswer {
+        let episode = episode();
+        episode.machine.note(|| format!("the holder is asked for {run} by {who:?}"));
+        match episode.machine.below(4) {
+            0 => HolderAnswer::Deny,
+            1 => {
+                let now_ms = episode.machine.time_ns() / 1_000_000;
+                HolderAnswer::Lease(now_ms + episode.machine.below(400))
+            }
+            _ => HolderAnswer::Allow,
+        }
+    }
+
+    fn notify_failure(&self, run: PfnRange, flags: FailureFlags) {
+        let episode = episode();
+        episode.machine.note(|| format!("the holder is told that {run} failed: {flags:?}"));
+        if !episode.failures.borrow().is_any() {
+            episode.fail(format!("the holder is told that {run} failed, which nothing did"));
+        }
+    }
+
+    fn drain_requested(&self, run: PfnRange, reason: DrainReason, deadline_ms: u64) {
+        let episode = episode();
+        episode.machine.note(|| format!("the holder is told of {run}: {reason:?} {deadline_ms}"));
+    }
 }
 
 /// Starts a client in the owner's process. It may be at work still when the owner ends.

@@ -257,6 +257,9 @@ pub struct Plan {
     /// Which client lives in the owner's process.
     #[serde(default)]
     pub embedded: Option<u8>,
+    /// Whether somebody decides on long-term pins.
+    #[serde(default)]
+    pub has_holder: bool,
     /// Threads of each client.
     pub threads: u8,
     /// What each client does.
@@ -324,6 +327,7 @@ impl Plan {
             is_kept,
             is_polite: chance.u32(0..3) == 0,
             embedded: (chance.u32(0..5) == 0).then(|| nr_clients as u8 - 1),
+            has_holder: chance.u32(0..4) == 0,
             threads: chance.u8(1..=2),
             scripts,
             fates,

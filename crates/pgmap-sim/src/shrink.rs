@@ -79,6 +79,9 @@ fn candidates(plan: &Plan) -> Vec<Plan> {
     if plan.embedded.is_some() {
         found.push(Plan { embedded: None, ..plan.clone() });
     }
+    if plan.has_holder {
+        found.push(Plan { has_holder: false, ..plan.clone() });
+    }
     if plan.threads > 1 {
         found.push(Plan { threads: 1, ..plan.clone() });
     }

@@ -276,7 +276,8 @@ impl Asked {
                 let now = episode.machine.steps();
                 let model = episode.model.borrow();
                 // What a cut asked back is leased to nobody else before it is given back.
-                episode.failures.borrow().is_any()
+                episode.plan.has_holder
+                    || episode.failures.borrow().is_any()
                     || books.was_any_cut()
                     || model.numbers(name, self.from, now).any(is_forbidden)
             }

@@ -102,6 +102,28 @@ fn a_wait_for_an_owner_of_this_process_that_stopped_says_so() {
     assert!(matches!(client.next_event(WAIT), Err(Error::OwnerGone { .. })));
 }
 
+/// It was refused as "the owner is stopping", which says that nothing was changed; but an owner that
+/// has no room to put on record that a cut is called off leaves it done.
+#[test]
+fn a_cut_that_its_owners_end_interrupts_is_not_said_to_be_refused() {
+    let owner = owner();
+    let (cutter, holder) = (owner.client().unwrap(), owner.client().unwrap());
+    put(&holder, "a", 4);
+    let pin = holder.get("a").unwrap();
+    std::thread::scope(|scope| {
+        let cut = scope.spawn(|| cutter.truncate("a", PAGE, 60_000));
+        let start = Instant::now();
+        while owner.info().draining_bytes == 0 {
+            assert!(start.elapsed() < WAIT, "nothing drains");
+            std::thread::yield_now();
+        }
+        drop(owner);
+        let error = cut.join().unwrap().unwrap_err();
+        assert!(matches!(error, Error::OwnerGone { .. }), "{error}");
+    });
+    drop(pin);
+}
+
 #[derive(Debug, Default)]
 struct Iotlb {
     nr_told: AtomicUsize,

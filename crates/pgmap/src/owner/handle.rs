@@ -237,7 +237,9 @@ impl Shared {
                         break reply;
                     }
                     if self.is_stopping() {
-                        break Reply::Refused(Refusal::Stopping);
+                        // A cut that could not be taken back has been done.
+                        let why = format!("it stopped during a {name}");
+                        return Err(Error::OwnerGone { why });
                     }
                     if state.core.is_populating(ticket) || state.core.is_taking_down(ticket) {
                         deadline = Deadline::after(limit);

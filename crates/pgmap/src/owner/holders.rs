@@ -4,8 +4,8 @@
 //! It is called on a worker thread of its own. One that blocks, panics or answers late hurts nobody
 //! but itself: questions it does not answer in time are answered no.
 
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::collections::VecDeque;
+use std::sync::{Arc, PoisonError};
 
 use pgmap_mm::holder::{
     DrainReason, Holder, HolderAnswer, HolderError, HolderId, Question, QuestionId, consult,
@@ -13,6 +13,7 @@ use pgmap_mm::holder::{
 };
 use pgmap_mm::pagemap::FailureFlags;
 use pgmap_mm::pfn::PfnRange;
+use pgmap_os::sync::{Condvar, Mutex, MutexGuard};
 
 use crate::owner::core::Core;
 use crate::refusal::Refusal;
@@ -28,10 +29,43 @@ pub(crate) enum Call {
     Drain(PfnRange, DrainReason, u64),
 }
 
-/// The way to the holder's worker.
+/// The way to the holder's worker, who ends when it is dropped.
 #[derive(Debug)]
 pub(crate) struct HolderLine {
-    calls: SyncSender<Call>,
+    calls: Arc<Calls>,
+}
+
+/// Calls that the worker has not made yet.
+#[derive(Debug, Default)]
+struct Calls {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    calls: VecDeque<Call>,
+    is_over: bool,
+}
+
+impl Calls {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next call, as soon as there is one; none when there will be no more.
+    fn next(&self) -> Option<Call> {
+        let mut waiting = self.lock();
+        loop {
+            if let Some(call) = waiting.calls.pop_front() {
+                return Some(call);
+            }
+            if waiting.is_over {
+                return None;
+            }
+            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
 }
 
 impl HolderLine {
@@ -40,7 +74,8 @@ impl HolderLine {
         holder: Arc<dyn Holder>,
         answered: impl Fn(QuestionId, Option<HolderAnswer>) + Send + 'static,
     ) -> Result<Self, std::io::Error> {
-        let (calls, taken) = sync_channel(MAX_CALLS);
+        let calls = Arc::new(Calls::default());
+        let taken = Arc::clone(&calls);
         // Not joined: a holder that blocks for ever must not keep the owner from stopping.
         pgmap_os::thread::Builder::new()
             .name("pgmap-holder".into())
@@ -49,20 +84,27 @@ impl HolderLine {
     }
 
     pub(crate) fn call(&self, call: Call) {
-        match self.calls.try_send(call) {
-            Ok(()) => {}
-            Err(TrySendError::Full(call)) => tracing::warn!(?call, "the holder is too slow"),
-            Err(TrySendError::Disconnected(call)) => tracing::warn!(?call, "the holder has gone"),
+        let mut waiting = self.calls.lock();
+        if waiting.calls.len() >= MAX_CALLS {
+            drop(waiting);
+            tracing::warn!(?call, "the holder is too slow");
+            return;
         }
+        waiting.calls.push_back(call);
+        drop(waiting);
+        self.calls.changed.notify_all();
     }
 }
 
-fn work(
-    holder: &dyn Holder,
-    calls: &Receiver<Call>,
-    answered: &impl Fn(QuestionId, Option<HolderAnswer>),
-) {
-    while let Ok(call) = calls.recv() {
+impl Drop for HolderLine {
+    fn drop(&mut self) {
+        self.calls.lock().is_over = true;
+        self.calls.changed.notify_all();
+    }
+}
+
+fn work(holder: &dyn Holder, calls: &Calls, answered: &impl Fn(QuestionId, Option<HolderAnswer>)) {
+    while let Some(call) = calls.next() {
         let returned = match call {
             Call::Ask(question) => {
                 let answer = consult(holder, question.run, &question.who);
