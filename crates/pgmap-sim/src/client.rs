@@ -91,8 +91,14 @@ fn work(
 ) {
     let mut mapper = space.map(|space| Mapper::new(space, thread));
     let mut held: Vec<Held<'_>> = Vec::new();
+    let mut last = 0;
     loop {
+        if episode.machine.steps() == last {
+            // By its step the model knows one from another; a refusal may take none.
+            let _did = pgmap_os::sim::word();
+        }
         let step = episode.machine.steps();
+        last = step;
         held.retain(|held| {
             held.check(episode);
             held.until_step > step

@@ -102,8 +102,8 @@ fn a_wait_for_an_owner_of_this_process_that_stopped_says_so() {
     assert!(matches!(client.next_event(WAIT), Err(Error::OwnerGone { .. })));
 }
 
-/// It was refused as "the owner is stopping", which says that nothing was changed; but an owner that
-/// has no room to put on record that a cut is called off leaves it done.
+/// It was refused as "the owner is stopping", which says that nothing was changed; but an owner
+/// that has no room to put on record that a cut is called off leaves it done.
 #[test]
 fn a_cut_that_its_owners_end_interrupts_is_not_said_to_be_refused() {
     let owner = owner();
