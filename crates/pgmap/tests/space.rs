@@ -493,3 +493,27 @@ fn more_pins_than_a_lane_has_slots_take_further_lanes() {
     drop(pins);
     client.truncate("a", PAGE, 1000).unwrap();
 }
+
+/// A file that was first looked at while a cut of it was under way had an end that came back when
+/// the cut was given up; what lies behind it was said to lie beyond the file ever after.
+#[test]
+fn what_was_mapped_while_a_cut_was_under_way_is_there_when_that_is_called_off() {
+    let owner = owner();
+    let (cutter, holder, client) =
+        (owner.client().unwrap(), owner.client().unwrap(), owner.client().unwrap());
+    put(&holder, "a", 1, 4);
+    let hold = holder.get("a").unwrap();
+    std::thread::scope(|scope| {
+        let cut = scope.spawn(|| cutter.truncate("a", PAGE, 60_000));
+        while owner.info().draining_bytes == 0 {
+            std::thread::yield_now();
+        }
+        let space = space(&client);
+        map(&space, "a", 0, 4, 0);
+        assert!(pin(&space, 3, 1).is_err(), "behind the end that the cut is to leave");
+        holder.cancel_cut("a").unwrap();
+        cut.join().unwrap().unwrap_err();
+        assert_eq!(pin(&space, 3, 1).unwrap().nr_pages(), 1);
+    });
+    drop(hold);
+}

@@ -91,7 +91,13 @@ impl Behind {
         if !backing.is_alive() {
             return Err(FillError::Backing(BackingError::Dead));
         }
-        let left_in_file = backing.nr_pages().saturating_sub(file_page);
+        let mut left_in_file = backing.nr_pages().saturating_sub(file_page);
+        if left_in_file == 0 {
+            // That end may be of a cut that was given up since; whoever is asked for a page behind
+            // it looks anew.
+            let _looked = backing.extent_at(file_page).map_err(FillError::Backing)?;
+            left_in_file = backing.nr_pages().saturating_sub(file_page);
+        }
         if left_in_file == 0 {
             return Err(FillError::Backing(BackingError::BeyondEnd));
         }
