@@ -9,6 +9,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use pgmap::mm::gup::GupFlags;
+use pgmap::mm::mm::Placed;
+use pgmap::mm::prot::Prot;
+use pgmap::mm::vma::VmaKind;
+use pgmap::space::AddressSpace;
 use pgmap::{
     BackingOptions, CheckOptions, Client, CreateSpec, Error, FileName, FolioSize, Owner, Placement,
     Pool, PoolOptions, Refusal,
@@ -275,6 +280,25 @@ fn a_backing_before_one_that_is_mapped_is_mapped_before_it_is_read() {
     assert!(frame_of(&other, "a") < frame_of(&other, "b"));
     assert_eq!(get(&client, "a"), [2; 5000]);
     assert_eq!(get(&client, "b"), [1; 5000]);
+}
+
+#[test]
+fn a_file_on_a_backing_is_mapped_and_pinned_by_address() {
+    const BASE: u64 = 0x4000_0000;
+    let directory = support::roomy();
+    let owner = create(directory.path());
+    let client = owner.client().unwrap();
+    let space = AddressSpace::for_device(&client, BASE, GIB).unwrap();
+    owner.add_backing(&BackingOptions::on(directory.path().join("two")).size(4 * MIB)).unwrap();
+    let other = owner.client().unwrap();
+    put(&other, "a", &[7; 8192], only("two"));
+    let file = client.open("a").unwrap();
+    space.map(&file, 0, 8192, Placed::At(BASE), Prot::READ_WRITE).unwrap();
+    let pinned = space.pin(BASE, 2, GupFlags::NONE).unwrap();
+    let mut bytes = [0; 8192];
+    pinned.read_at(0, &mut bytes).unwrap();
+    assert_eq!(bytes, [7; 8192]);
+    assert!(matches!(space.mm().area_at(BASE).unwrap().kind(), VmaKind::FsDax));
 }
 
 #[test]

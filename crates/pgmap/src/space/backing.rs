@@ -22,6 +22,7 @@
 //! A hole has no page, not even one of zeros: a fault there fails, and says that it is a hole (ADR
 //! 0033).
 
+use std::ops::Range;
 use std::sync::PoisonError;
 
 use pgmap_mm::descriptor::{FolioFlags, FolioState};
@@ -85,17 +86,17 @@ impl State {
 }
 
 impl FileBacking {
-    /// Reads file `id`'s entry. Frames from page `files_end` of the pool on are devices'.
+    /// Reads file `id`'s entry. Frames in `devices` are further pagemaps'.
     ///
     /// # Errors
     /// [`Refusal::Stale`] when it is gone.
-    pub(super) fn read(client: &Client, id: u64, files_end: u64) -> Result<Self, Error> {
+    pub(super) fn read(client: &Client, id: u64, devices: &Range<u64>) -> Result<Self, Error> {
         // The entry's place is not known here: a first guess that is wrong costs a call.
         let extents = ExtentList::default();
         let guess =
             FileEntry { entry: EntryId::from_number(0), id: FileId(id), len_bytes: 0, extents };
         let entry = client.reread(&guess)?;
-        let kind = kind_of(&entry, files_end);
+        let kind = kind_of(&entry, devices);
         let has = |extent: &Extent| extent.life.flags().contains(FolioFlags::WRITABLE);
         let is_writable = entry.extents.iter().filter(|extent| !extent.is_hole()).all(has);
         let most_prot = if is_writable { Prot::READ_WRITE } else { Prot::READ };
@@ -234,8 +235,11 @@ impl Backing for FileBacking {
 }
 
 fn checked(client: &Client, backed: Backed) -> Result<Backed, BackingError> {
-    if backed.extent.run.byte_range().end > client.pool_bytes() {
-        return Err(BackingError::BeyondEnd);
+    match client.reach(backed.extent.run) {
+        Ok(()) => {}
+        Err(Error::Pin(_)) => return Err(BackingError::BeyondEnd),
+        Err(Error::Refused(Refusal::NoBacking { .. })) => return Err(BackingError::Dead),
+        Err(_) => return Err(BackingError::Busy),
     }
     // Quarantined: withheld with a page that failed, because the file can have no more extents.
     if matches!(backed.extent.life.state(), FolioState::Poisoned | FolioState::Quarantined) {
@@ -245,7 +249,7 @@ fn checked(client: &Client, backed: Backed) -> Result<Backed, BackingError> {
 }
 
 /// How areas of a file behave: what its frames say, and whose they are.
-fn kind_of(entry: &FileEntry, files_end: u64) -> VmaKind {
+fn kind_of(entry: &FileEntry, devices: &Range<u64>) -> VmaKind {
     let mut frames = entry.extents.iter().filter(|extent| !extent.is_hole()).peekable();
     let Some(first) = frames.peek() else { return VmaKind::FsDax };
     let flags = first.life.flags();
@@ -255,7 +259,7 @@ fn kind_of(entry: &FileEntry, files_end: u64) -> VmaKind {
         // Folios of any size, mapped at any page (Linux 7.1: drivers/pci/p2pdma.c,
         // `p2pmem_alloc_mmap`).
         VmaKind::PeerToPeer
-    } else if first.run.start() >= files_end {
+    } else if devices.contains(&first.run.start()) {
         // Every folio of a device that is well has its alignment; a failed one may be smaller.
         let align = frames.map(|extent| extent.head_level).max().unwrap_or(Level::Pte);
         VmaKind::DeviceDax { align }

@@ -42,6 +42,7 @@ mod tail;
 mod view;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -98,8 +99,8 @@ pub struct AddressSpace {
     /// Where stretches of it are contiguous in the process.
     views: Views,
     runs: Runs,
-    /// The frame where files end and devices begin.
-    files_end: u64,
+    /// The frames of further pagemaps, which are devices of their own.
+    devices: Range<u64>,
 }
 
 /// What came of a pin that took a call. Plain values: a hold with a destructor would come back
@@ -212,7 +213,9 @@ impl AddressSpace {
     }
 
     fn new(client: &Client, mm: Mm, cpu: Option<Arc<CpuView>>) -> Result<Self, SpaceError> {
-        let files_end = client.pool_stat()?.size_bytes.div_ceil(PAGE_BYTES);
+        // Behind the pool's own frames, and before those of further backings.
+        let own_bytes = client.backings()?.first().map_or(0, |data| data.size_bytes);
+        let devices = own_bytes.div_ceil(PAGE_BYTES)..client.pool_bytes() / PAGE_BYTES;
         let inner = Arc::new(SpaceInner::new(mm, cpu));
         client.inner.events.add(Arc::downgrade(&inner));
         Ok(Self {
@@ -223,7 +226,7 @@ impl AddressSpace {
             files: Mutex::default(),
             views: Views::default(),
             runs: Runs::default(),
-            files_end,
+            devices,
         })
     }
 
@@ -272,7 +275,7 @@ impl AddressSpace {
                 return Ok(known);
             }
         }
-        let read = Arc::new(FileBacking::read(&self.client, file.id(), self.files_end)?);
+        let read = Arc::new(FileBacking::read(&self.client, file.id(), &self.devices)?);
         let mut files = self.files();
         files.retain(|_, file| file.strong_count() > 0);
         // Another thread may have been first.
