@@ -99,13 +99,14 @@ fn work(
         }
         let step = episode.machine.steps();
         last = step;
+        // What its device was told while it was at something else counts as told.
+        if let Some(mapper) = &mapper {
+            mapper.obey(episode, &mut held);
+        }
         held.retain(|held| {
             held.check(episode);
             held.until_step > step
         });
-        if let Some(mapper) = &mapper {
-            mapper.obey(episode, &mut held);
-        }
         if episode.plan.is_polite {
             give_way(episode, client, &mut held);
         }
