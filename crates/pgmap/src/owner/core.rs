@@ -39,7 +39,7 @@ use crate::owner::drains::PendingDrain;
 use crate::owner::frames::{Listed, PoolFrames};
 use crate::owner::holders::HolderLine;
 use crate::owner::leases::PendingLease;
-use crate::owner::pagemaps::{DEVICE, Devices, Takedown};
+use crate::owner::pagemaps::{Devices, Takedown};
 use crate::owner::populate::Population;
 use crate::owner::restore::Restoration;
 use crate::owner::scans::PendingScan;
@@ -317,9 +317,11 @@ impl Core {
         self.pool.record(changes)
     }
 
-    /// Puts a file's record into the catalog. A pagemap's file has none: it ends with its owner.
+    /// Puts a file's record into the catalog. What is being cut is put there when the cut has ended
+    /// or was undone: a successor knows nothing of whoever waits for it. A pagemap's file is never:
+    /// it ends with its owner.
     pub(crate) fn record_file(&self, name: &FileName, file: &FileRecord) -> Result<(), Refusal> {
-        if file.doing == Some(DEVICE) {
+        if file.doing.is_some() {
             return Ok(());
         }
         self.record(&[Change::Put(name, file.stored())])

@@ -317,9 +317,10 @@ mod tests {
     use super::*;
     use crate::client::Client;
     use crate::owner::core::Outcome;
+    use crate::owner::cut::Patience;
     use crate::owner::handle::Owner;
     use crate::pool::{Pool, PoolOptions};
-    use crate::wire::{CreateSpec, FolioSize, Reply, Request};
+    use crate::wire::{CreateSpec, FolioSize, OnDeadline, Reply, Request};
 
     const POOL_BYTES: u64 = 16 << 20;
 
@@ -495,6 +496,27 @@ mod tests {
         let info = owner.info();
         assert_eq!((info.quarantined_bytes, info.orphaned_bytes), (0, 0), "{info:?}");
         assert!(client.quarantine().unwrap().is_empty());
+    }
+
+    /// Story: a holder that was unregistered while a truncate waited had every file put on record
+    /// again, the cut one as if the truncate had ended. The next owner found it short, and answered
+    /// the truncate that was asked for again although what was cut off was still held.
+    #[test]
+    fn a_file_that_is_being_cut_is_whole_on_record_although_its_policy_changes() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let name = FileName::new("a").unwrap();
+        let mut core = open(&directory.path().join("pool"));
+        let (client, _attachment) = core.attach(Identity::own(), false).unwrap();
+        put(&mut core, client, &name, 16 * PAGE_BYTES);
+        core.clients.get_mut(&client).unwrap().may_hold = Some(core.frames.all_in_use());
+        let patience = Patience { wait_ms: 60_000, on_deadline: OnDeadline::Fail };
+        let cut = core.truncate(name.clone(), PAGE_BYTES, patience);
+        assert!(matches!(cut, Outcome::Later(_)), "{cut:?}");
+        core.republish();
+        assert_eq!(core.files[&name].len_bytes, PAGE_BYTES);
+        drop(core);
+        let core = open(&directory.path().join("pool"));
+        assert_eq!(core.files[&name].len_bytes, 16 * PAGE_BYTES);
     }
 
     /// A policy that changes while a cut waits holds for what the cut gives back, too.
