@@ -17,6 +17,9 @@ pub const ANY: [i32; 6] =
     [libc::ENOSPC, libc::EIO, libc::ENOMEM, libc::EMFILE, libc::EAGAIN, libc::EPERM];
 /// How many turns a thread may have to wait for one of its own.
 const MAX_TURNS: u64 = 600;
+/// More words than one step of the owner reads: of each slot of `owner/scans.rs` (`STEP_SLOTS`) the
+/// word, its tag and its block's.
+const MAX_STEP_WORDS: u64 = 4 * 32_768;
 /// What a wait takes beside that.
 const MOMENT_MS: u64 = 60;
 /// The owner's clock counts whole milliseconds.
@@ -406,10 +409,13 @@ pub fn is_answered<T>(result: &Result<T, Error>) -> bool {
     result.as_ref().err().is_none_or(is_refused)
 }
 
-/// What may pass until somebody who is ready runs.
+/// What may pass until somebody who is ready runs. A client in the owner's process waits at the
+/// owner's lock, too, for as long as one step of it: a client that keeps no rules fills its ledger.
 pub fn slack_ns(episode: &Episode) -> u64 {
     let knobs = episode.plan.knobs;
-    MOMENT_MS * NS_PER_MS + MAX_TURNS * u64::from(knobs.longest_turn) * u64::from(knobs.step_ns)
+    let turns = MAX_TURNS * u64::from(knobs.longest_turn);
+    let locked = if episode.plan.embedded.is_some() { MAX_STEP_WORDS } else { 0 };
+    MOMENT_MS * NS_PER_MS + (turns + locked) * u64::from(knobs.step_ns)
 }
 
 /// Whether the index may have had no room for a file, or for more extents of one.
