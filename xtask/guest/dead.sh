@@ -1,5 +1,5 @@
-# Clients killed while a ring transfers into a device that cannot be punched: frames are free once the ring
-# has ended, if the client promised that; else an operator says so.
+# Clients killed while a ring transfers into a device that cannot be punched: frames are free once
+# the ring has ended, if the client promised that; else an operator says so.
 place_up
 bytes 2097152 /tmp/block
 serve $POOL
@@ -26,13 +26,18 @@ die_reading() {
 # is_free: all frames are.
 is_free() { pgmap --json stat | grep -q "\"free_bytes\": *$free,"; }
 
+# is_free_after WHAT: they are soon.
+is_free_after() {
+    count=0
+    until is_free; do
+        count=$((count + 1))
+        [ $count -lt 50 ] || die "frames are not free 5 s after the $1: $(pgmap --json stat | tr '\n' ' ')"
+        sleep 0.1
+    done
+}
+
 die_reading alone
-count=0
-until is_free; do
-    count=$((count + 1))
-    [ $count -lt 50 ] || die "frames are not free 5 s after the ring: $(pgmap --json stat | tr '\n' ' ')"
-    sleep 0.1
-done
+is_free_after ring
 pgmap --json quarantine ls | grep -q '"pid"' && die "a client is waited for whose ring has ended"
 
 die_reading unpromised
@@ -45,12 +50,7 @@ serve $POOL
 must pgmap quarantine ls
 grep -q unknown /tmp/must.out || die "quarantine ls does not show the dead client after a restart"
 must pgmap quarantine release --all
-count=0
-until is_free; do
-    count=$((count + 1))
-    [ $count -lt 50 ] || die "frames are not free 5 s after the release: $(pgmap --json stat | tr '\n' ' ')"
-    sleep 0.1
-done
+is_free_after release
 must pgmap -q put /tmp/block block
 holds block /tmp/block
 stop_owner

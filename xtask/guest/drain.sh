@@ -1,4 +1,5 @@
-# A pool is drained, its device is taken away with daxctl, and comes back: nothing is pulled from under anybody.
+# A pool is drained, its device is taken away with daxctl, and comes back: nothing is pulled from
+# under anybody.
 place_up
 bytes 5000000 /tmp/one
 bytes 33554432 /tmp/large

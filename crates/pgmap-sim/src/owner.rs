@@ -62,11 +62,7 @@ fn serve(episode: &Episode) -> Result<(), Error> {
         Ok(holder) => holder,
         Err(error) => {
             // The pool does without one then, as any pool may.
-            episode.machine.note(|| format!("no holder: {error}"));
-            let (from, pid) = (episode.owner_from.get(), episode.machine.running());
-            if !episode.machine.has_failed_since(from, pid, &ANY) {
-                episode.fail(format!("no holder: {error}"));
-            }
+            goes_without(episode, "no holder", &error);
             None
         }
     };
@@ -117,16 +113,21 @@ impl PoolHolder for Decider {
     }
 }
 
+/// The owner goes without something, which must be for a fault that was injected.
+fn goes_without(episode: &Episode, what: &str, error: &Error) {
+    episode.machine.note(|| format!("{what}: {error}"));
+    let (from, pid) = (episode.owner_from.get(), episode.machine.running());
+    if !episode.machine.has_failed_since(from, pid, &ANY) {
+        episode.fail(format!("{what}: {error}"));
+    }
+}
+
 /// Starts a client in the owner's process. It may be at work still when the owner ends.
 fn start_client(episode: &Episode, owner: &Owner, number: usize) {
     let client = match owner.client() {
         Ok(client) => client,
         Err(error) => {
-            episode.machine.note(|| format!("no client in the owner's process: {error}"));
-            let (from, pid) = (episode.owner_from.get(), episode.machine.running());
-            if !episode.machine.has_failed_since(from, pid, &ANY) {
-                episode.fail(format!("no client in the owner's process: {error}"));
-            }
+            goes_without(episode, "no client in the owner's process", &error);
             return;
         }
     };

@@ -243,7 +243,6 @@ impl Asked {
             (Refusal::NoMemory { .. }, _) => {
                 self.owner_lacked(episode, &DISK) || self.was_away(episode)
             }
-            (Refusal::Stopping, _) => self.was_away(episode),
             (Refusal::Full { .. }, _) => self.owner_lacked(episode, &[libc::EMFILE]),
             (Refusal::NoDraft { .. }, Verb::Put(..)) => self.was_away(episode),
             (Refusal::IndexFull { nr_slots }, Verb::Put(name, len, nr)) => {

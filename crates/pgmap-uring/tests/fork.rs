@@ -3,35 +3,20 @@
 // UNSAFETY: fork, _exit and waitpid are the subject; rustix offers no fork.
 #![allow(unsafe_code)]
 
+mod support;
+
 use std::io::{Read, Write};
 use std::time::Duration;
 
-use pgmap::mm::mm::Placed;
-use pgmap::mm::prot::Prot;
-use pgmap::space::AddressSpace;
-use pgmap::{FolioSize, Owner, Pool, PoolOptions};
-use pgmap_uring::PoolRing;
-
-const MIB: u64 = 1 << 20;
-const BASE: u64 = 1 << 32;
+use support::{BASE, MIB};
 
 /// The rings lie in memory that a child has in common with its parent.
 #[test]
 fn a_forked_child_takes_no_completion_from_its_parent() {
-    let owner = Owner::start(Pool::create(&PoolOptions::anonymous(16 * MIB)).unwrap()).unwrap();
+    let owner = support::owner();
     let client = owner.client().unwrap();
-    client.create("block", MIB, FolioSize::Pages4K).unwrap().commit().unwrap();
-    let space = AddressSpace::for_device(&client, BASE, 1 << 30).unwrap();
-    let file = client.open("block").unwrap();
-    space.map(&file, 0, MIB, Placed::At(BASE), Prot::READ_WRITE).unwrap();
-    let mut ring = match PoolRing::new(&client, 8) {
-        Ok(ring) => ring,
-        Err(error) => {
-            assert!([1, 12, 38].contains(&error.errno()), "{error}");
-            println!("not tested here: {error}");
-            return;
-        }
-    };
+    let space = support::space(&client, "block", MIB);
+    let Some(mut ring) = support::ring(&client, 8) else { return };
     let (reader, mut writer) = std::io::pipe().unwrap();
     let (mut wait_for_go, mut go) = std::io::pipe().unwrap();
     let id = ring.read(&space, BASE, MIB, &reader, u64::MAX).unwrap();

@@ -239,9 +239,6 @@ pub enum Refusal {
         /// What it can say.
         why: String,
     },
-    /// The owner stops while the request waits for holders.
-    #[error("the owner is stopping")]
-    Stopping,
     /// A truncate or punch was called off while it waited for holders; the file is as before.
     #[error("the change of \"{name}\" was called off; the file is as before")]
     CalledOff {
@@ -319,7 +316,6 @@ impl Refusal {
             Self::TooMuch { .. } => "too_much",
             Self::Invalid { .. } => "invalid",
             Self::Internal { .. } => "owner_failed",
-            Self::Stopping => "owner_stopping",
             Self::CalledOff { .. } => "called_off",
             Self::Full { .. } => "pool_full",
             Self::MayBeDone { .. } => "may_be_done",
@@ -376,7 +372,6 @@ impl Refusal {
             Self::Denied { errno, .. } => *errno,
             Self::Poisoned { .. } => errno::EHWPOISON,
             Self::Internal { .. } => 5,
-            Self::Stopping => 108,
             Self::CalledOff { .. } => 125,
             Self::Full { .. } => 23,
             // That of the second answer would be taken for one to the first.

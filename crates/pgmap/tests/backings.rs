@@ -337,12 +337,6 @@ fn child_entry() {
     std::process::exit(0);
 }
 
-fn start(role: &str, place: &Path) -> Second {
-    let mut second = Second::start(role, place);
-    assert_eq!(second.answer(), "ok", "{role}");
-    second
-}
-
 /// Owners are killed while one client adds and takes out backings and fills them, and another
 /// reads. Each successor finds each committed file whole where it was put, and accounts for each
 /// frame.
@@ -351,7 +345,7 @@ fn killed_owners_leave_every_backing_as_the_record_says() {
     let directory = support::roomy();
     let place = directory.path().to_owned();
     let mut random = Random(support::seed());
-    let mut owner = start("create", &place);
+    let mut owner = Second::ready("create", &place);
     let client = Client::connect(place.join("s")).unwrap();
     let reader = Client::connect(place.join("s")).unwrap();
     let mut generation = 0;
@@ -399,7 +393,7 @@ fn killed_owners_leave_every_backing_as_the_record_says() {
             killer.join().unwrap();
             is_over.store(true, Ordering::Release);
         });
-        owner = start("open", &place);
+        owner = Second::ready("open", &place);
         client.set_deadline(pgmap::DEFAULT_DEADLINE);
         for backing in client.backings().unwrap() {
             assert_eq!(backing.missing, None, "round {round}: {backing:?}");

@@ -60,12 +60,6 @@ fn own_memory() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
 }
 
-fn start(role: &str, place: &Path) -> Second {
-    let mut second = Second::start(role, place);
-    assert_eq!(second.answer(), "ok", "{role}");
-    second
-}
-
 /// A connection that has said hello, without the library around it.
 struct Raw {
     ledger: Option<OwnedFd>,
@@ -209,7 +203,7 @@ fn a_ledger_that_a_neighbour_empties_ends_at_most_its_client() {
     let (owner, directory, socket) = in_directory();
     let client = owner.client().unwrap();
     support::put(&client, "a", &block::make(1, MIB as usize)).unwrap();
-    let mut victim = start("client", directory.path());
+    let mut victim = Second::ready("client", directory.path());
     victim.must("pin-device a");
     let ledgers = std::fs::read_dir(directory.path().join("pool/ledgers")).unwrap();
     let own = client.id().to_string();
@@ -398,7 +392,7 @@ fn a_quarantine_with_more_holders_than_a_message_names_is_reported_as_done() {
 fn a_pool_that_is_full_of_clients_says_so_and_serves_those_it_has() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("s");
-    let mut owner = start("few descriptors", directory.path());
+    let mut owner = Second::ready("few descriptors", directory.path());
     let client = Client::connect(&socket).unwrap();
     support::put(&client, "a", &block::make(1, 10_000)).unwrap();
     let mut raws = Vec::new();
@@ -450,7 +444,7 @@ fn an_owner_raises_its_soft_limit_of_open_files() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
-    let _owner = start("low soft limit", directory.path());
+    let _owner = Second::ready("low soft limit", directory.path());
     let socket = directory.path().join("s");
     let raws: Vec<_> = (0..100).map(|_| Raw::attach(&socket)).collect();
     let ids: std::collections::BTreeSet<u64> = raws.iter().map(|raw| raw.welcome.client).collect();
@@ -462,7 +456,7 @@ fn clients_that_never_read_cost_little_and_are_cut_off_and_others_are_served() {
     const NR_DEAF: u64 = 60;
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("s");
-    let mut owner = start("owner", directory.path());
+    let mut owner = Second::ready("owner", directory.path());
     let client = Client::connect(&socket).unwrap();
     for file in 0..100 {
         support::put(&client, format!("{file:0>250}"), b"x").unwrap();

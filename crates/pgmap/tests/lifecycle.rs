@@ -46,12 +46,6 @@ fn child_entry() {
     std::process::exit(0);
 }
 
-fn start(role: &str, place: &Path) -> Second {
-    let mut second = Second::start(role, place);
-    assert_eq!(second.answer(), "ok", "{role}");
-    second
-}
-
 fn place() -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir_in("/dev/shm").unwrap();
     let path = directory.path().to_owned();
@@ -70,10 +64,10 @@ fn put(client: &Client, name: &str, size: FolioSize, bytes: &[u8]) {
 
 fn holds_device_across(kill_client_first: bool) {
     let (_directory, place) = place();
-    let mut owner = start("create", &place);
+    let mut owner = Second::ready("create", &place);
     let client = Client::connect(place.join("s")).unwrap();
     support::put(&client, "a", &block::make(1, 2 << 20)).unwrap();
-    let mut victim = start("client", &place);
+    let mut victim = Second::ready("client", &place);
     victim.must("pin-device a");
     if kill_client_first {
         victim.kill();
@@ -86,11 +80,11 @@ fn holds_device_across(kill_client_first: bool) {
         victim.kill();
     }
     for _ in 0..2 {
-        let mut owner = start("open", &place);
+        let mut owner = Second::ready("open", &place);
         assert_eq!(client.pool_stat().unwrap().orphaned_bytes, 2 * MIB);
         owner.kill();
     }
-    let _owner = start("open", &place);
+    let _owner = Second::ready("open", &place);
     let epoch = client.detach_epoch();
     client.unlink("a").unwrap();
     let info = support::wait_until("all is free", || {
@@ -121,16 +115,16 @@ fn a_device_hold_of_a_dead_client_is_known_to_every_later_owner() {
 #[test]
 fn a_device_hold_on_frames_that_were_draining_outlives_client_and_owner() {
     let (_directory, place) = place();
-    let mut owner = start("create", &place);
+    let mut owner = Second::ready("create", &place);
     let client = Client::connect(place.join("s")).unwrap();
     support::put(&client, "a", &block::make(1, 2 << 20)).unwrap();
-    let mut victim = start("client", &place);
+    let mut victim = Second::ready("client", &place);
     victim.must("pin-device a");
     let pin = client.get("a").unwrap();
     client.unlink("a").unwrap();
     owner.kill();
     victim.kill();
-    let _owner = start("open", &place);
+    let _owner = Second::ready("open", &place);
     let epoch = client.detach_epoch();
     assert_eq!(client.pool_stat().unwrap().orphaned_bytes, 2 * MIB);
     assert_eq!(block::check(&pin.to_vec().unwrap()), Ok(1));
@@ -146,7 +140,7 @@ fn a_device_hold_on_frames_that_were_draining_outlives_client_and_owner() {
 #[test]
 fn a_ledger_that_cannot_be_read_stops_the_start_and_is_named() {
     let (_directory, place) = place();
-    start("create", &place).kill();
+    Second::ready("create", &place).kill();
     let ledgers = place.join("pool/ledgers");
     std::fs::create_dir(ledgers.join("4711")).unwrap();
     let error = Pool::open(place.join("pool")).and_then(Owner::start).map(drop).unwrap_err();
@@ -162,7 +156,7 @@ fn a_ledger_that_cannot_be_read_stops_the_start_and_is_named() {
 #[test]
 fn other_spellings_of_a_number_are_no_ledgers() {
     let (_directory, place) = place();
-    start("create", &place).kill();
+    Second::ready("create", &place).kill();
     for name in ["00005", "+5", "5.bak"] {
         std::fs::write(place.join("pool/ledgers").join(name), b"").unwrap();
     }
@@ -187,10 +181,10 @@ fn a_pool_takes_as_many_files_as_it_was_made_for() {
 #[test]
 fn an_owner_killed_while_a_truncate_waits_leaves_the_file_whole() {
     let (_directory, place) = place();
-    let mut owner = start("create", &place);
+    let mut owner = Second::ready("create", &place);
     let client = Client::connect(place.join("s")).unwrap();
     support::put(&client, "a", &block::make(1, 4 << 20)).unwrap();
-    let mut other = start("client", &place);
+    let mut other = Second::ready("client", &place);
     let pin = client.get("a").unwrap();
     other.tell("truncate a 4096 60000");
     support::wait_until("the truncate waits", || {
@@ -198,7 +192,7 @@ fn an_owner_killed_while_a_truncate_waits_leaves_the_file_whole() {
     });
     owner.kill();
     other.kill();
-    let _owner = start("open", &place);
+    let _owner = Second::ready("open", &place);
     assert_eq!(block::check(&pin.to_vec().unwrap()), Ok(1), "the old pin");
     let again = client.get("a").unwrap();
     assert_eq!(block::check(&again.to_vec().unwrap()), Ok(1));
@@ -234,7 +228,7 @@ fn a_file_whose_folios_were_merged_is_there_after_a_restart_without_clients() {
 #[test]
 fn a_number_of_a_file_is_never_given_twice_across_owners_that_are_killed() {
     let (_directory, place) = place();
-    let mut owner = start("create", &place);
+    let mut owner = Second::ready("create", &place);
     let client = Client::connect(place.join("s")).unwrap();
     let mut last = 0;
     for number in 0..4 {
@@ -244,7 +238,7 @@ fn a_number_of_a_file_is_never_given_twice_across_owners_that_are_killed() {
         assert!(id > last, "{id} after {last}");
         last = id;
         owner.kill();
-        owner = start("open", &place);
+        owner = Second::ready("open", &place);
     }
 }
 
@@ -287,7 +281,7 @@ fn a_device_hold_on_a_further_pagemap_is_an_orphan_until_the_pagemap_goes() {
     let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
     owner.serve(directory.path().join("s")).unwrap();
     let id = owner.add_pagemap("dax0.0", &device_spec(), None).unwrap();
-    let mut victim = start("client", directory.path());
+    let mut victim = Second::ready("client", directory.path());
     victim.must("pin-device dax0.0");
     victim.kill();
     support::wait_for_info(&owner, "the orphan", |info| info.orphaned_bytes == 8 * MIB);
@@ -565,14 +559,14 @@ fn lose_descriptors(pool: &Path) {
 #[test]
 fn frames_that_a_live_client_holds_are_not_free_when_their_descriptors_are_lost() {
     let (_directory, place) = place();
-    let mut owner = start("create", &place);
+    let mut owner = Second::ready("create", &place);
     let client = Client::connect(place.join("s")).unwrap();
     support::put(&client, "a", &block::make(1, 2 << 20)).unwrap();
     let pin = client.get("a").unwrap();
     client.unlink("a").unwrap();
     owner.kill();
     lose_descriptors(&place.join("pool"));
-    let _owner = start("open", &place);
+    let _owner = Second::ready("open", &place);
     let info = client.pool_stat().unwrap();
     assert_eq!((info.free_bytes, info.draining_bytes), (POOL_BYTES - 2 * MIB, 2 * MIB), "{info:?}");
     assert!(client.create("all", POOL_BYTES, FolioSize::Pages4K).is_err());

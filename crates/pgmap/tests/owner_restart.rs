@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -34,12 +34,6 @@ fn child_entry() {
     std::process::exit(0);
 }
 
-fn start(role: &str, place: &Path) -> Second {
-    let mut second = Second::start(role, place);
-    assert_eq!(second.answer(), "ok", "{role}");
-    second
-}
-
 fn place() -> (tempfile::TempDir, PathBuf) {
     let directory = support::roomy();
     let path = directory.path().to_owned();
@@ -49,10 +43,10 @@ fn place() -> (tempfile::TempDir, PathBuf) {
 #[test]
 fn t4_clients_read_on_and_calls_wait_for_the_next_owner() {
     let (_directory, place) = place();
-    let mut owner = start("create", &place);
+    let mut owner = Second::ready("create", &place);
     let client = Client::connect(place.join("s")).unwrap();
-    let mut other = start("client", &place);
-    let mut victim = start("client", &place);
+    let mut other = Second::ready("client", &place);
+    let mut victim = Second::ready("client", &place);
     support::put(&client, "a", &block::make(1, 3 << 20)).unwrap();
     support::put(&client, "gone", &block::make(2, 2 << 20)).unwrap();
     other.must("pin gone");
@@ -73,7 +67,7 @@ fn t4_clients_read_on_and_calls_wait_for_the_next_owner() {
     let second_owner = std::thread::scope(|scope| {
         let waiting = scope.spawn(|| client.stat("a"));
         other.tell("stat a");
-        let second_owner = start("open", &place);
+        let second_owner = Second::ready("open", &place);
         assert_eq!(waiting.join().unwrap().unwrap().len_bytes, 3 << 20);
         second_owner
     });
@@ -104,7 +98,7 @@ fn t4_clients_read_on_and_calls_wait_for_the_next_owner() {
 fn t4_an_owner_killed_again_and_again_under_load_loses_no_committed_file() {
     const NR_KILLS: usize = 12;
     let (_directory, place) = place();
-    let mut owner = start("create", &place);
+    let mut owner = Second::ready("create", &place);
     let client = Client::connect(place.join("s")).unwrap();
     let mut random = Random(support::seed());
     let seeds: Vec<u64> = (0..3).map(|_| random.next()).collect();
@@ -120,7 +114,7 @@ fn t4_an_owner_killed_again_and_again_under_load_loses_no_committed_file() {
             // The moment of the kill is what is random here; nothing is waited for.
             std::thread::sleep(Duration::from_micros(random.below(60_000)));
             owner.kill();
-            owner = start("open", &place);
+            owner = Second::ready("open", &place);
             let before = nr_steps.load(Ordering::Relaxed);
             support::wait_until("the clients go on", || {
                 (nr_steps.load(Ordering::Relaxed) > before + 30).then_some(())

@@ -356,12 +356,6 @@ impl Proof {
     }
 }
 
-fn start(role: &str, place: &Path) -> Second {
-    let mut process = Second::start(role, place);
-    assert_eq!(process.answer(), "ok", "{role}");
-    process
-}
-
 /// Runs what follows in a mount namespace of its own, with a small file system at `place`.
 fn in_own_file_system(place: &Path) -> Vec<String> {
     let mount = format!(
@@ -421,7 +415,7 @@ fn soak(place: &Path, is_filled: bool) {
     let seed = support::seed();
     support::say(format!("seed {seed}; repeat with PGMAP_TEST_SEED={seed}"));
     let mut random = Random(seed);
-    let mut owner = start("owner", place);
+    let mut owner = Second::ready("owner", place);
     let stop = AtomicBool::new(false);
     let done = std::thread::scope(|scope| {
         let _stop = support::SetOnDrop(&stop);
@@ -435,7 +429,7 @@ fn soak(place: &Path, is_filled: bool) {
     let client = support::wait_until("an owner is there", || Client::connect(place.join("s")).ok());
     check_what_is_left(&client);
     owner.kill();
-    let owner = start("owner", place);
+    let owner = Second::ready("owner", place);
     check_what_is_left(&client);
     give_everything_back(&client);
     drop(owner);
@@ -443,7 +437,7 @@ fn soak(place: &Path, is_filled: bool) {
 
 /// Kills and stops owner and workers until `until`; then lets them end. Says what was done.
 fn strike(place: &Path, owner: &mut Second, random: &mut Random, until: Instant) -> String {
-    let worker = |random: &mut Random| start(&format!("worker {}", random.next()), place);
+    let worker = |random: &mut Random| Second::ready(&format!("worker {}", random.next()), place);
     let mut workers: Vec<Second> = (0..NR_WORKERS).map(|_| worker(random)).collect();
     let (mut nr_killed, mut nr_restarts, mut nr_stops) = (0, 0, 0);
     let mut last_said = Instant::now();
@@ -464,7 +458,7 @@ fn strike(place: &Path, owner: &mut Second, random: &mut Random, until: Instant)
             nr_stops += 1;
         } else if hits_owner {
             owner.kill();
-            *owner = start("owner", place);
+            *owner = Second::ready("owner", place);
             nr_restarts += 1;
         } else {
             let is_alive = workers[at].process.try_wait().unwrap().is_none();

@@ -46,45 +46,10 @@ enum Action {
     },
 }
 
-/// A client as table and JSON show it.
-#[derive(Debug, Serialize)]
-struct Row {
-    client: u64,
-    pid: i32,
-    command: String,
-    orphaned_bytes: u64,
-    quarantined_bytes: u64,
-    dead_for_ms: Option<u64>,
-    is_transferring: bool,
-}
-
-impl From<DeadClient> for Row {
-    fn from(dead: DeadClient) -> Self {
-        let DeadClient {
-            client,
-            pid,
-            command,
-            orphaned_bytes,
-            quarantined_bytes,
-            dead_for_ms,
-            is_transferring,
-        } = dead;
-        Self {
-            client,
-            pid,
-            command,
-            orphaned_bytes,
-            quarantined_bytes,
-            dead_for_ms,
-            is_transferring,
-        }
-    }
-}
-
 #[derive(Debug, Serialize)]
 struct Rows {
     schema: &'static str,
-    clients: Vec<Row>,
+    clients: Vec<DeadClient>,
 }
 
 impl Show for Rows {
@@ -127,13 +92,15 @@ impl Quarantine {
     /// When a client is not in the list, or a ring of it is known to be open.
     pub fn run(self, place: &Place, output: &Output) -> Result<(), Failure> {
         let client = attach(place)?;
-        let dead = client.quarantine()?;
         let Action::Release { clients, is_all } = self.action else {
-            let clients = dead.into_iter().map(Row::from).collect();
+            let clients = client.quarantine()?;
             return output.show(&Rows { schema: "pgmap.quarantine/1", clients });
         };
-        let clients =
-            if is_all { dead.into_iter().map(|dead| dead.client).collect() } else { clients };
+        let clients = if is_all {
+            client.quarantine()?.into_iter().map(|dead| dead.client).collect()
+        } else {
+            clients
+        };
         for &dead in &clients {
             client.release_quarantine(dead)?;
             output.note(&format!("released what was kept for client {dead}"));

@@ -52,6 +52,18 @@ pub(crate) struct Backing {
     pub lock: Option<ParentFd>,
     /// Frames up to here lie in the medium.
     pub end_pfn: u64,
+    #[cfg(test)]
+    pub as_if: AsIf,
+}
+
+/// Memory that a machine of tests does not have.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct AsIf {
+    /// It comes in pages of so many bytes.
+    pub page_bytes: Option<u64>,
+    /// It cannot be detached, as a device's.
+    pub is_attached: bool,
 }
 
 impl Backing {
@@ -76,7 +88,7 @@ impl Backing {
     /// Bytes of one page of the medium, the least that can be replaced.
     pub(crate) fn page_bytes(&self) -> u64 {
         #[cfg(test)]
-        if let Some(bytes) = AS_IF_PAGES.get() {
+        if let Some(bytes) = self.as_if.page_bytes {
             return bytes;
         }
         self.data.as_ref().map_or(PAGE_BYTES, |data| data.page_size().len_bytes())
@@ -84,6 +96,10 @@ impl Backing {
 
     /// Whether memory can be given back to the system.
     pub(crate) fn can_detach(&self) -> bool {
+        #[cfg(test)]
+        if self.as_if.is_attached {
+            return false;
+        }
         self.data.as_ref().is_some_and(|data| data.kind().can_punch())
     }
 
@@ -96,12 +112,6 @@ impl Backing {
     pub(crate) fn runs(&self) -> Vec<PfnRange> {
         runs_of(self.first_pfn, self.nr_pages).collect()
     }
-}
-
-#[cfg(test)]
-thread_local! {
-    /// As if all memory came in pages of so many bytes, for the tests of this thread.
-    pub(crate) static AS_IF_PAGES: std::cell::Cell<Option<u64>> = const { std::cell::Cell::new(None) };
 }
 
 /// `nr_pages` frames from `first` on as runs.
@@ -117,9 +127,6 @@ pub(crate) struct Backings {
     all: Vec<Backing>,
     /// Frames that have none, or may have none.
     missing: Frames,
-    /// Has memory that cannot be detached, as a device's.
-    #[cfg(test)]
-    pub(crate) is_attached: bool,
 }
 
 impl Backings {
@@ -131,12 +138,7 @@ impl Backings {
         capacity_pages: u64,
         memory_type: MemoryType,
     ) -> Self {
-        let mut backings = Self {
-            all: Vec::new(),
-            missing: Frames::new(),
-            #[cfg(test)]
-            is_attached: false,
-        };
+        let mut backings = Self { all: Vec::new(), missing: Frames::new() };
         backings.add(Backing {
             id: 0,
             name: DATA_NAME.into(),
@@ -149,6 +151,8 @@ impl Backings {
             data: Some(Arc::clone(data)),
             lock: None,
             end_pfn: capacity_pages,
+            #[cfg(test)]
+            as_if: AsIf::default(),
         });
         backings
     }
@@ -199,6 +203,12 @@ impl Backings {
     /// Says whether files may be put on one.
     pub(crate) fn set_state(&mut self, id: u64, state: BackingState) {
         self.all.iter_mut().filter(|it| it.id == id).for_each(|it| it.state = state.clone());
+    }
+
+    /// Has all of them be as if they were other memory.
+    #[cfg(test)]
+    pub(crate) fn pretend(&mut self, as_if: AsIf) {
+        self.iter_mut().for_each(|backing| backing.as_if = as_if);
     }
 
     /// As [`iter`](Self::iter), to be changed.
@@ -259,11 +269,7 @@ impl Backings {
     pub(crate) fn detach(&mut self, run: PfnRange) -> Result<(), Refusal> {
         let backing = self.at(run.start());
         let (data, bytes, page) = (backing.file()?, backing.bytes_of(run), backing.page_bytes());
-        #[cfg(test)]
-        let is_attached = self.is_attached;
-        #[cfg(not(test))]
-        let is_attached = false;
-        if is_attached || !backing.can_detach() {
+        if !backing.can_detach() {
             let why =
                 format!("{run} cannot be taken from a device: {} keeps its memory", data.name());
             return Err(Refusal::Internal { why });

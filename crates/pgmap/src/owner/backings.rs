@@ -97,6 +97,8 @@ impl Core {
             data: Some(Arc::clone(&made.medium.data)),
             lock: None,
             end_pfn: first_pfn + nr_pages,
+            #[cfg(test)]
+            as_if: crate::owner::backing::AsIf::default(),
         };
         let line = stored(&backing, &backing.path);
         let added = self
@@ -243,10 +245,7 @@ impl Core {
         };
         // What nobody holds is freed here, as far as that takes no long.
         self.look_again();
-        match self.answers.iter().position(|&(other, _)| other == ticket) {
-            Some(place) => Outcome::Answer(self.answers.swap_remove(place).1),
-            None => Outcome::Later(ticket),
-        }
+        self.outcome_of(ticket)
     }
 
     fn begin_departure(&mut self, name: &str, wait_ms: u64) -> Result<Ticket, Refusal> {

@@ -79,10 +79,7 @@ impl Core {
         let (ticket, started_ms) = (self.new_ticket(), clock::monotonic_ms());
         self.scan_then(all, Scanning::Close(Closing { ticket, started_ms, wait_ms }));
         self.look_on();
-        match self.answers.iter().position(|&(answered, _)| answered == ticket) {
-            Some(place) => Outcome::Answer(self.answers.swap_remove(place).1),
-            None => Outcome::Later(ticket),
-        }
+        self.outcome_of(ticket)
     }
 
     /// # Errors

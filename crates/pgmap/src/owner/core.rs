@@ -296,6 +296,14 @@ impl Core {
         std::mem::take(&mut self.answers)
     }
 
+    /// What became of the request with this ticket: its answer, if there is one by now.
+    pub(crate) fn outcome_of(&mut self, ticket: Ticket) -> Outcome {
+        match self.answers.iter().position(|&(answered, _)| answered == ticket) {
+            Some(place) => Outcome::Answer(self.answers.swap_remove(place).1),
+            None => Outcome::Later(ticket),
+        }
+    }
+
     /// What clients are to be told.
     pub fn take_events(&mut self) -> Vec<(ClientId, Event)> {
         std::mem::take(&mut self.events)

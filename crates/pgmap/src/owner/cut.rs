@@ -162,11 +162,7 @@ impl Core {
         if self.scanned_for(&name).is_none() {
             self.look_again();
         }
-        let answered = self.answers.iter().position(|&(answered, _)| answered == ticket);
-        Ok(match answered {
-            Some(place) => Outcome::Answer(self.answers.swap_remove(place).1),
-            None => Outcome::Later(ticket),
-        })
+        Ok(self.outcome_of(ticket))
     }
 
     /// The holders of what is cut off are known now: they are asked for it, and waited for.

@@ -168,10 +168,7 @@ impl Core {
     /// again.
     pub(crate) fn remove_pagemap(&mut self, id: PagemapId, wait_ms: u64) -> Outcome {
         match self.begin_unplug(id, wait_ms) {
-            Ok(ticket) => match self.answers.iter().position(|&(other, _)| other == ticket) {
-                Some(place) => Outcome::Answer(self.answers.swap_remove(place).1),
-                None => Outcome::Later(ticket),
-            },
+            Ok(ticket) => self.outcome_of(ticket),
             Err(refusal) => Outcome::Answer(Reply::Refused(refusal)),
         }
     }

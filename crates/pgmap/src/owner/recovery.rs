@@ -316,6 +316,7 @@ mod tests {
 
     use super::*;
     use crate::client::Client;
+    use crate::owner::backing::AsIf;
     use crate::owner::core::Outcome;
     use crate::owner::cut::Patience;
     use crate::owner::handle::Owner;
@@ -411,22 +412,29 @@ mod tests {
         assert!(Pool::open(&path).unwrap().catalog.unwrap().open_tails().is_empty());
     }
 
-    /// Pages of the backing that are larger than the frames of a dead client's device are replaced
-    /// as a whole, when nothing else of them is in use.
-    #[test]
-    fn a_device_hold_of_a_part_of_a_huge_page_ends_when_all_of_the_page_is_free() {
+    /// A pool of huge pages in one of which lie the files "a" and "b", and two clients; `None`
+    /// where there are no huge pages.
+    fn huge_page_of_two() -> Option<(Owner, Client, Client)> {
         let options = PoolOptions::anonymous(8 << 20).huge_pages(pgmap_os::PageSize::Huge2M);
         let owner = match Pool::create(&options).and_then(Owner::start) {
             Ok(owner) => owner,
             Err(error) => {
                 println!("skipped: no huge pages here ({error}); set vm.nr_hugepages to 8");
-                return;
+                return None;
             }
         };
-        let (client, other): (Client, Client) = (owner.client().unwrap(), owner.client().unwrap());
+        let (client, other) = (owner.client().unwrap(), owner.client().unwrap());
         for name in ["a", "b"] {
             client.create(name, 64 << 10, FolioSize::Pages4K).unwrap().commit().unwrap();
         }
+        Some((owner, client, other))
+    }
+
+    /// Pages of the backing that are larger than the frames of a dead client's device are replaced
+    /// as a whole, when nothing else of them is in use.
+    #[test]
+    fn a_device_hold_of_a_part_of_a_huge_page_ends_when_all_of_the_page_is_free() {
+        let Some((owner, client, other)) = huge_page_of_two() else { return };
         let pin = other.open("a").unwrap().pin_for_device(0, 64 << 10).unwrap();
         std::mem::forget(pin);
         drop(other);
@@ -449,7 +457,7 @@ mod tests {
     fn a_part_of_a_free_folio_goes_into_quarantine_and_comes_back() {
         let directory = tempfile::tempdir_in("/dev/shm").unwrap();
         let mut core = open(&directory.path().join("pool"));
-        core.frames.keep_attached();
+        core.frames.backings_mut().pretend(AsIf { is_attached: true, ..AsIf::default() });
         let before = (core.frames.free_pages(), core.frames.longest_free_run());
         let held = [PfnRange::new(3, 200).unwrap(), PfnRange::new(100, 300).unwrap()];
         let dead = ClientId(1 << 40);
@@ -467,18 +475,7 @@ mod tests {
     /// Frames that were kept out of use for a dead client's device were so for good.
     #[test]
     fn what_is_in_quarantine_is_free_once_an_operator_says_that_no_device_writes() {
-        let options = PoolOptions::anonymous(8 << 20).huge_pages(pgmap_os::PageSize::Huge2M);
-        let owner = match Pool::create(&options).and_then(Owner::start) {
-            Ok(owner) => owner,
-            Err(error) => {
-                println!("skipped: no huge pages here ({error}); set vm.nr_hugepages to 8");
-                return;
-            }
-        };
-        let (client, other): (Client, Client) = (owner.client().unwrap(), owner.client().unwrap());
-        for name in ["a", "b"] {
-            client.create(name, 64 << 10, FolioSize::Pages4K).unwrap().commit().unwrap();
-        }
+        let Some((owner, client, other)) = huge_page_of_two() else { return };
         for (offset, nr_pages) in [(0, 4), (8, 2)] {
             let pin = other.open("a").unwrap().pin_for_device(offset << 12, nr_pages << 12);
             std::mem::forget(pin.unwrap());

@@ -43,6 +43,13 @@ impl Second {
         Self::start_by(&[], role, place)
     }
 
+    /// Starts a process in `role`, which says "ok" when it is ready.
+    pub fn ready(role: &str, place: &Path) -> Self {
+        let mut second = Self::start(role, place);
+        assert_eq!(second.answer(), "ok", "{role}");
+        second
+    }
+
     /// Starts a process in `role` by way of `wrapper`, for instance `unshare`.
     pub fn start_by(wrapper: &[&str], role: &str, place: &Path) -> Self {
         let mut process = command(wrapper, role, place).spawn().unwrap();

@@ -65,6 +65,8 @@ impl PoolFrames {
                 data,
                 lock,
                 end_pfn,
+                #[cfg(test)]
+                as_if: crate::owner::backing::AsIf::default(),
             };
             if !self.add_zone(&backing) {
                 return Err(bad("has no room for its descriptors, or frames of another"));

@@ -519,12 +519,6 @@ impl PoolFrames {
         Ok(())
     }
 
-    /// Has memory that cannot be detached, as a device's.
-    #[cfg(test)]
-    pub(crate) const fn keep_attached(&mut self) {
-        self.backings.is_attached = true;
-    }
-
     /// `run`, widened to whole pages of the backing.
     fn whole_pages(&self, run: PfnRange) -> PfnRange {
         let unit = self.page_bytes(run) / PAGE_BYTES;

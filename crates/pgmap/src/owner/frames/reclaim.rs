@@ -393,7 +393,7 @@ mod tests {
 
     use super::*;
     use crate::name::FileName;
-    use crate::owner::backing::AS_IF_PAGES;
+    use crate::owner::backing::AsIf;
     use crate::owner::clients::Identity;
     use crate::owner::core::Core;
     use crate::owner::made_file::make_file;
@@ -418,7 +418,8 @@ mod tests {
         make_file(&mut core, client, &name("between"), 3 * BLOCK * PAGE_BYTES);
         make_file(&mut core, client, &name("middle"), PAGE_BYTES);
         core.unlink(&[name("between")]).unwrap();
-        AS_IF_PAGES.set(Some(page_bytes));
+        let as_if = AsIf { page_bytes: Some(page_bytes), ..AsIf::default() };
+        core.frames.backings_mut().pretend(as_if);
         core.frames.has_memory(run(0, NR_BLOCKS * BLOCK));
         core
     }
