@@ -144,6 +144,12 @@ impl<S: ClientSide> Pinner<S> {
         &self.side
     }
 
+    /// Lanes that may be kept between pins.
+    #[must_use]
+    pub const fn nr_kept_lanes(&self) -> usize {
+        self.layout.kept_lanes()
+    }
+
     #[inline]
     pub(crate) const fn layout(&self) -> &LedgerLayout {
         &self.layout

@@ -129,3 +129,49 @@ fn a_thread_that_has_to_share_holds_more_than_a_lane_has_slots() {
         },
     );
 }
+
+/// A lane that a thread took for an address space is one of its client's: what is pinned in it is
+/// seen by `who`, outlives the lane, and lets go of the frames at its end.
+#[test]
+fn pins_in_a_lane_of_an_address_space_are_holds_like_any_other() {
+    let (owner, client) = owner();
+    let space = AddressSpace::for_device(&client, 0, 1 << 30).unwrap();
+    space.map(&client.open("a").unwrap(), 0, 8192, Placed::At(0), Prot::READ).unwrap();
+    space.populate(0, 8192).unwrap();
+    let is_held = || !client.who(Some(b"a")).unwrap().0.is_empty();
+
+    let lane = space.lane().unwrap();
+    assert!(lane.try_pin(2 * PAGE, 1, GupFlags::NONE).is_none(), "the file has two pages");
+    assert!(lane.try_pin(0, 1, GupFlags::WRITE).is_none(), "mapped for reading");
+    let short = lane.try_pin(PAGE + 1, 1, GupFlags::NONE).unwrap();
+    let pages = space.pin(PAGE, 1, GupFlags::NONE).unwrap();
+    assert_eq!(lane.ptr(short.run()), pages.segments().next().unwrap().ptr);
+    drop(pages);
+    let long = lane.try_pin_long(0, 1, GupFlags::NONE).unwrap();
+    drop(lane);
+    assert!(is_held());
+    client.unlink("a").unwrap();
+    assert!(short.pin().is_wanted_back() && long.pin().is_wanted_back());
+    assert_ne!(client.pool_stat().unwrap().draining_bytes, 0, "pinned frames are not free");
+    drop((short, long));
+    support::wait_for_info(&owner, "all is given back", |info| info.draining_bytes == 0);
+}
+
+#[test]
+fn a_thread_that_finds_no_lane_to_keep_is_refused_one_and_pins_without() {
+    let (_owner, client) = owner();
+    let space = AddressSpace::for_device(&client, 0, 1 << 30).unwrap();
+    space.map(&client.open("a").unwrap(), 0, 8192, Placed::At(0), Prot::READ).unwrap();
+    let mut lanes = Vec::new();
+    let refused = loop {
+        match space.lane() {
+            Ok(lane) => lanes.push(lane),
+            Err(error) => break error,
+        }
+    };
+    assert!(refused.to_string().contains("lanes"), "{refused}");
+    assert!(lanes.len() < MAX_LANES, "some are left to be shared");
+    drop(space.pin(0, 1, GupFlags::NONE).unwrap());
+    lanes.pop();
+    space.lane().unwrap();
+}

@@ -149,6 +149,35 @@ pub fn parted_floor(tree: &Arc<Tree>, nr_threads: usize) -> Row {
     .against(&f_name(nr_threads))
 }
 
+/// F over the first `len_bytes` of the space, whose leaves map `nr_folios` folios again and again;
+/// both powers of two.
+pub fn repeated_floor(
+    tree: &Arc<Tree>,
+    name: String,
+    nr_threads: usize,
+    len_bytes: u64,
+    nr_folios: u64,
+) -> Row {
+    let tree = Arc::clone(tree);
+    Row::new(name, move |mut worker| {
+        let mut held = 0;
+        for _ in 0..worker.nr_ops {
+            let address = worker.random.next() & (len_bytes - 1);
+            let Some(place) = tree.leaf(address) else { continue };
+            let leaf = place.load(Ordering::Acquire);
+            let count = tree.count(leaf & (nr_folios * 2 - 1));
+            count.fetch_add(1, Ordering::Acquire);
+            if place.load(Ordering::Acquire) == leaf {
+                held += black_box(leaf) & 1;
+            }
+            count.fetch_sub(1, Ordering::Release);
+        }
+        Ok(Done::ops(held))
+    })
+    .on_threads(nr_threads)
+    .against(&f_name(nr_threads))
+}
+
 /// The walk alone, at random addresses.
 pub fn walk_floor(tree: &Arc<Tree>, nr_threads: usize) -> Row {
     let tree = Arc::clone(tree);

@@ -84,9 +84,10 @@ pub fn refused(error: PinError) -> Failure {
 /// drains while pins are measured.
 #[inline(always)]
 pub fn life_of_folio(vmemmap: &Vmemmap<Readable>, pfn: Pfn) -> Option<LifeWord> {
-    // Found once, and what the extent's holder would have been told is looked up there.
-    let extent = Extent::new(PfnRange::folio(pfn, Level::Pmd), Level::Pmd, Descriptor::FREE)?;
-    let life = vmemmap.life_of(&extent)?;
+    // Found once, and what the extent's holder would have been told is looked up there. A folio's
+    // range is an extent by nature, so nothing is checked.
+    let run = PfnRange::folio(pfn, Level::Pmd);
+    let life = vmemmap.life_of(&Extent { run, head_level: Level::Pmd, life: Descriptor::FREE })?;
     Some(life.told(vmemmap.life_now(life)))
 }
 

@@ -84,6 +84,9 @@ pub fn scenario(stage: &mut Stage) -> Result<Scenario, Failure> {
             rows.extend(own.into_iter().map(|row| to_f(row, nr_threads)));
         }
         for &n in stage.regions() {
+            rows.extend(stage.library(n)?.long_rows(&tree, nr_threads));
+        }
+        for &n in stage.regions() {
             let map = stage.map(n)?;
             let rows_of = [
                 ("owned snapshot", vm_memory::owned_snapshot(&map)),

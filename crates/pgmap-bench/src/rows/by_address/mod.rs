@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use pgmap::mm::level::Level;
 
+use self::library::Library;
 use self::world::{Cut, Shape, World};
 use crate::failure::Failure;
 use crate::harness::{Row, Scale, Scenario};
@@ -64,6 +65,7 @@ pub struct Stage {
     tree: Option<Arc<Tree>>,
     worlds: Vec<(Shape, Arc<World>)>,
     maps: Vec<(u64, vm_memory::Map)>,
+    libraries: Vec<(u64, Arc<Library>)>,
 }
 
 impl Stage {
@@ -71,7 +73,8 @@ impl Stage {
     pub fn new(scale: Scale, mut threads: Vec<usize>) -> Self {
         threads.sort_unstable();
         threads.dedup();
-        Self { scale, threads, tree: None, worlds: Vec::new(), maps: Vec::new() }
+        let (worlds, maps, libraries) = (Vec::new(), Vec::new(), Vec::new());
+        Self { scale, threads, tree: None, worlds, maps, libraries }
     }
 
     /// Numbers of regions.
@@ -114,6 +117,16 @@ impl Stage {
         let world = World::new(shape)?;
         self.worlds.push((shape, Arc::clone(&world)));
         Ok(world)
+    }
+
+    /// The library's address space of so many regions.
+    pub fn library(&mut self, nr_regions: u64) -> Result<Arc<Library>, Failure> {
+        if let Some((_, library)) = self.libraries.iter().find(|(known, _)| *known == nr_regions) {
+            return Ok(Arc::clone(library));
+        }
+        let library = Library::new(nr_regions)?;
+        self.libraries.push((nr_regions, Arc::clone(&library)));
+        Ok(library)
     }
 
     /// vm-memory's map of so many regions.

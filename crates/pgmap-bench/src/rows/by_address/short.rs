@@ -2,7 +2,6 @@
 
 use std::hint::black_box;
 
-use super::library::Library;
 use super::world::{World, not_held};
 use super::{Stage, to_f};
 use crate::failure::Failure;
@@ -37,7 +36,7 @@ pub fn pins(
 /// The scenario.
 pub fn scenario(stage: &mut Stage) -> Result<Scenario, Failure> {
     let tree = stage.tree()?;
-    let library = Library::new(stage.scale.pick(64 << 30, 1 << 30))?;
+    let library = stage.library(stage.scale.pick(1024, 4))?;
     let ns = stage.regions();
     let arcs: Vec<_> = ns.iter().map(|&n| arc_swap::hold(n)).collect();
     let locks: Vec<_> = ns.iter().map(|&n| rw_lock::hold(n)).collect();
@@ -55,7 +54,10 @@ pub fn scenario(stage: &mut Stage) -> Result<Scenario, Failure> {
             });
             rows.push(to_f(row.target(target), nr_threads));
         }
-        rows.extend(library.rows(nr_threads).map(|row| to_f(row, nr_threads)));
+        for &n in ns {
+            rows.extend(stage.library(n)?.short_rows(&tree, nr_threads));
+        }
+        rows.extend(library.rows(nr_threads));
         let mut rival = |name: &str, hold: &rivals::HoldAt| {
             rows.push(to_f(rivals::row(name, nr_threads, Pick::Random, hold), nr_threads));
         };
@@ -69,7 +71,8 @@ pub fn scenario(stage: &mut Stage) -> Result<Scenario, Failure> {
     }
     let notes = vec![
         "a pin keeps one page from reuse; a guard keeps the whole map, an epoch everything".into(),
-        "AddressSpace::pin is the library's whole path; its 64 GiB are one file mapped 256 times"
+        "SpaceLane and AddressSpace are the library's: one file of 256 MiB mapped n times, at most \
+         64 GiB in all; their floor is F over as many addresses and folios"
             .into(),
     ];
     Ok(Scenario { title: String::new(), notes, rows })
