@@ -67,7 +67,8 @@ pub use wire::{
     OnDeadline, Placement, PoolInfo, Shape,
 };
 
-/// The README's example is a test.
+/// The READMEs' examples are tests.
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
+#[doc = include_str!("../README.md")]
 struct Readme;
