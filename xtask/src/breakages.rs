@@ -207,7 +207,7 @@ fn simulation(root: &Path, place: &Path) -> Command {
 }
 
 /// Copies what git knows of the tree. A file that is the same keeps its time, so that little is
-/// built anew.
+/// built again.
 fn copy_tree(root: &Path, place: &Path) -> io::Result<()> {
     let listed = Command::new("git").current_dir(root).args(["ls-files", "-z"]).output()?;
     for name in String::from_utf8_lossy(&listed.stdout).split_terminator('\0') {

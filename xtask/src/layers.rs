@@ -9,15 +9,23 @@ pub const MM_LAYERS: &[(&str, &[&str])] = &[
     ("atomics", &["sync", "barrier", "words"]),
     (
         "values",
-        &["level", "pfn", "prot", "memory_type", "stamp", "descriptor", "extent", "runs", "error"],
+        &[
+            "flags",
+            "level",
+            "pfn",
+            "prot",
+            "memory_type",
+            "stamp",
+            "descriptor",
+            "extent",
+            "runs",
+            "error",
+        ],
     ),
     ("metadata", &["vmemmap", "ledger", "index", "frames", "folio", "split", "altmap", "pagemap"]),
     ("translation", &["page_table", "vma", "mm"]),
-    (
-        "access",
-        &["drain", "pin", "longterm", "fault", "gup", "pinned", "holder", "admission", "lease"],
-    ),
-    ("trouble", &["memory_failure", "inspect"]),
+    ("access", &["drain", "pin", "longterm", "fault", "gup", "holder", "admission", "lease"]),
+    ("trouble", &["memory_failure"]),
 ];
 
 /// For each crate folder, the paths its code must not name. An entry that ends in `::` is a path

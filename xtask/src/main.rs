@@ -6,6 +6,7 @@ mod allowed;
 mod breakages;
 mod container;
 mod fuzz;
+mod glossary;
 mod guest;
 mod layers;
 mod steps;
@@ -32,6 +33,7 @@ Verbs:
   loom   run the loom scenarios of pgmap-mm; the same as `test --only loom`
   tidy   check the house rules (STYLE.md); one line per violation:
            path:line: rule: what to do
+  docs   write the code map of ARCHITECTURE.md and the index of docs/adr from the files themselves
   fuzz   run the fuzzers of fuzz/ for a while; skipped where cargo-fuzz or nightly are missing
            [TARGET]        this one alone
            --seconds N     for all of them together (120)
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let result = match args.as_slice() {
         ["tidy"] => workspace_root().and_then(|root| tidy::run(&root)),
+        ["docs"] => workspace_root().and_then(|root| tidy::write_docs(&root)),
         ["loom"] => workspace_root().and_then(|root| test_run::run(&root, &Options::only("loom"))),
         ["test", rest @ ..] => match Options::parse(rest) {
             Ok(options) => workspace_root().and_then(|root| test_run::run(&root, &options)),

@@ -8,9 +8,11 @@ mod atomics_door;
 mod code_map;
 mod comment_width;
 mod crate_layers;
+mod decisions;
 mod file_length;
 mod fn_length;
 mod header;
+mod idioms;
 mod ignored_tests;
 mod lexer;
 mod machine_door;
@@ -55,8 +57,8 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Files that are not Rust and that a rule reads.
-const TEXTS: [&str; 2] = [code_map::ARCHITECTURE, crate_layers::MM_MANIFEST];
+/// Files that are neither Rust nor documents, and that a rule reads.
+const TEXTS: [&str; 1] = [crate_layers::MM_MANIFEST];
 
 /// Checks the workspace at `root`, prints each violation and a closing count, and returns true if
 /// there was none.
@@ -79,6 +81,24 @@ pub fn run(root: &Path) -> io::Result<bool> {
     Ok(violations.is_empty())
 }
 
+/// Writes what documents say of files: the purposes in the code map, and the index of decisions.
+///
+/// # Errors
+/// A file that cannot be read or written.
+pub fn write_docs(root: &Path) -> io::Result<bool> {
+    let tree = load(root)?;
+    let map = tree.texts.get(code_map::ARCHITECTURE).map(|text| code_map::written(&tree, text));
+    let index = Some(decisions::written(&tree));
+    for (path, text) in [(code_map::ARCHITECTURE, map), (decisions::INDEX, index)] {
+        let Some(text) = text else { continue };
+        if tree.texts.get(path) != Some(&text) {
+            fs::write(root.join(path), text)?;
+            println!("written: {path}");
+        }
+    }
+    Ok(true)
+}
+
 /// Every violation in `tree`, in order of path and line.
 fn check(tree: &Tree) -> Vec<Violation> {
     let mut found = Vec::new();
@@ -93,6 +113,8 @@ fn check(tree: &Tree) -> Vec<Violation> {
     crate_layers::check(tree, layers::FOREIGN_NAMES, &mut found);
     module_layers::check(tree, layers::MM_LAYERS, &mut found);
     words::check(tree, &mut found);
+    idioms::check(tree, &mut found);
+    decisions::check(tree, &mut found);
     code_map::check(tree, &mut found);
     ignored_tests::check(tree, &mut found);
     found.sort();
@@ -117,12 +139,12 @@ fn load(root: &Path) -> io::Result<Tree> {
     Ok(Tree::new(files))
 }
 
-/// The Rust files that git tracks or would track; `None` where git cannot say.
+/// The Rust files and documents that git tracks or would track; `None` if git cannot say.
 fn paths_from_git(root: &Path) -> Option<Vec<String>> {
     let output = Command::new("git")
         // A check run as root in another user's checkout is otherwise refused.
         .args(["-c", "safe.directory=*", "ls-files", "-z"])
-        .args(["--cached", "--others", "--exclude-standard", "--", "*.rs"])
+        .args(["--cached", "--others", "--exclude-standard", "--", "*.rs", "*.md"])
         .current_dir(root)
         .output()
         .ok()?;
@@ -135,8 +157,8 @@ fn paths_from_git(root: &Path) -> Option<Vec<String>> {
     Some(paths.into_iter().map(str::to_owned).collect())
 }
 
-/// The Rust files below `root`, for a source archive without git. Hidden folders and cargo's
-/// target folders are left out.
+/// The Rust files and documents below `root`, in a source archive without git. Hidden folders and
+/// cargo's target folders are left out.
 fn paths_from_disk(root: &Path) -> io::Result<Vec<String>> {
     let mut paths = Vec::new();
     let mut folders = vec![String::new()];
@@ -148,7 +170,7 @@ fn paths_from_disk(root: &Path) -> io::Result<Vec<String>> {
             let is_folder = entry.file_type()?.is_dir();
             if is_folder && !name.starts_with('.') && !name.starts_with("target") {
                 folders.push(format!("{path}/"));
-            } else if !is_folder && name.ends_with(".rs") {
+            } else if !is_folder && (name.ends_with(".rs") || name.ends_with(".md")) {
                 paths.push(path);
             }
         }

@@ -21,8 +21,10 @@ Options:
 
 A cell is min/median/max in ns per operation and thread. `x` is the median, with least and greatest,
 of the ratios to the row named `base` in the same round; `x least` is the ratio of the two least
-times, for orientation on a busy machine, and claims nothing. Exit codes: 0 all rows ran (a missed target
-is shown, it is no failure), 1 a row failed, 2 the command line is wrong.
+times, for orientation on a busy machine, and claims nothing.
+
+Exit codes: 0 all rows ran (a missed target is shown, it is no failure), 1 a row failed,
+2 the command line is wrong.
 ";
 
 const LEAST_ROUNDS: usize = 3;

@@ -172,7 +172,7 @@ pub fn play(args: &[String]) -> ExitCode {
     let role = args.get(2..).and_then(Role::from_words);
     let result = match (args.get(1), role) {
         (Some(socket), Some(role)) => play_role(Path::new(socket), &role),
-        _ => Err(Failure::new("a role that is none")),
+        _ => Err(Failure::new("unknown role")),
     };
     if let Err(failure) = result {
         eprintln!("pgmap-bench (other process): {failure}");

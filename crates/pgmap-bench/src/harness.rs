@@ -185,7 +185,7 @@ pub fn run_cell(row: &Row, nr_ops: u64, seed: u64) -> Result<(f64, Duration), Fa
         let cpu = cpus.get(thread).or(cpus.first()).copied().unwrap_or(0);
         let pinned = pgmap::os::process::pin_to_cpu(cpu);
         let random = Random::new(seed * 64 + thread as u64);
-        // Before any failure is told: the other threads wait for this one.
+        // Before any failure is reported: the other threads wait for this one.
         start_line.wait();
         pinned?;
         let start = Instant::now();

@@ -23,7 +23,6 @@ mod random;
 mod report;
 mod rivals;
 mod rows;
-mod side;
 mod space;
 mod suite;
 

@@ -13,7 +13,7 @@ struct Line<'r> {
     rows: Vec<&'r Measured>,
 }
 
-/// In what a line's figures are told.
+/// The unit of a line's figures.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Unit {
     Ratio,
@@ -79,8 +79,8 @@ impl SuiteReport {
             text.push_str(&format!("\n**Not to be trusted: {doubt}.**\n"));
         }
         text.push_str(
-            "\nMedians [least-greatest] of the rounds; figures with slashes are for 1, 16, 1024 and \
-             16384 regions, in G and H from 16 on.\n",
+            "\nMedians [least-greatest] of the rounds; figures with slashes are for 1, 16, 1024 \
+             and 16384 regions, in G and H from 16 on.\n",
         );
         text.push_str("\n| | what | measured | | target | | beside it |\n");
         text.push_str("|---|---|---|---|---|---|---|\n");

@@ -80,7 +80,7 @@ pub struct Measurement {
     pub rows: Vec<Measured>,
 }
 
-/// The rows that `filter` asks for, with the bases that they need; none when there are none.
+/// The rows that `filter` asks for, with the bases that they need; empty if there are none.
 pub fn select(scenario: Scenario, filter: Option<&str>) -> Option<Scenario> {
     match filter.filter(|filter| !scenario.title.contains(filter)) {
         Some(filter) => select_any(scenario, &[filter.to_owned()]),
@@ -117,7 +117,7 @@ pub struct Step<'s> {
     pub nr_steps: usize,
 }
 
-/// Is told of each step and says whether to go on.
+/// Called for each step; says whether to go on.
 pub type Watch<'w> = dyn FnMut(Step<'_>) -> ControlFlow<()> + 'w;
 
 /// A scenario, and what one cell of each of its rows does.

@@ -80,8 +80,8 @@ impl SuiteReport {
             text(area, (at + 20, 78), 12, INK, HPos::Left, name)?;
             at += 90;
         }
-        let how = "bar: median ratio to the group's base, logarithmic, left is faster; whisker: least to \
-                   greatest; thick mark: target";
+        let how = "bar: median ratio to the group's base, logarithmic, left is faster; whisker: \
+                   least to greatest; thick mark: target";
         text(area, (at, 78), 12, FAINT, HPos::Left, how)?;
         if let Some(doubt) = self.load.doubts.first() {
             let doubt = format!("Not to be trusted: {doubt}");

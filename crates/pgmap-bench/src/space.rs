@@ -1,9 +1,10 @@
 //! A pfn space full of live folios, with its owner's side and clients, and no data behind it.
 
-use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use pgmap::memory::OwnerBarrier;
+use pgmap::ProcessSide;
+use pgmap::memory::{LedgerCounts, LedgerWords, OwnerBarrier, Readable, Writable, WritableCounts};
 use pgmap::mm::barrier::BarrierMode;
 use pgmap::mm::descriptor::FolioFlags;
 use pgmap::mm::drain::ClientId;
@@ -15,18 +16,17 @@ use pgmap::mm::pfn::Pfn;
 use pgmap::mm::pin::Pinner;
 use pgmap::mm::stamp::Stamp;
 use pgmap::mm::vmemmap::{Vmemmap, VmemmapLayout};
-use pgmap::os::{Access, Doorbell, ForkGuard, MemoryFile, PageSize, ReadMapping, WriteMapping};
+use pgmap::os::{Access, Doorbell, MemoryFile, PageSize, ReadMapping, WriteMapping};
 
 use crate::failure::Failure;
-use crate::side::{ASYMMETRIC_MARK, FENCED_MARK, Readable, Side, Writable};
 
 /// What the library gives to files of a memory pool.
 const FLAGS: FolioFlags = FolioFlags::LONGTERM_OK.with(FolioFlags::WRITABLE);
 
 /// A client of a [`Space`], and how the space's owner reads its ledger.
 pub struct Member {
-    pub pinner: Pinner<Side>,
-    pub reader: LedgerReader<Readable, Readable>,
+    pub pinner: Pinner<ProcessSide>,
+    pub reader: LedgerReader<LedgerWords, LedgerCounts>,
     pub id: ClientId,
 }
 
@@ -46,7 +46,7 @@ impl Space {
             .ok_or_else(|| Failure::new(format!("no pfn space of {len_bytes} bytes")))?;
         let len = layout.nr_words() as u64 * 8;
         let vmemmap = MemoryFile::anonymous("bench-vmemmap", len, PageSize::Base)?;
-        let words = Writable(WriteMapping::map(&vmemmap, 0, len)?);
+        let words = Writable::new(WriteMapping::map(&vmemmap, 0, len)?);
         let mut folios = Folios::new(Vmemmap::new(layout, words).ok_or_else(too_short)?);
         let first = Pfn::new(0).ok_or_else(too_short)?;
         folios.bring_online(first, len_bytes / PAGE_BYTES);
@@ -90,27 +90,27 @@ impl Space {
         let layout = LedgerLayout::new(&self.layout);
         let words_bytes = (layout.nr_words() as u64 * 8).next_multiple_of(PAGE_BYTES);
         let counts_bytes = (layout.nr_counts() as u64 * 4).next_multiple_of(PAGE_BYTES);
-        let file =
-            MemoryFile::anonymous("bench-ledger", words_bytes + counts_bytes, PageSize::Base)?;
+        let len = words_bytes + counts_bytes;
+        let file = Arc::new(MemoryFile::anonymous("bench-ledger", len, PageSize::Base)?);
         let descriptors = self.vmemmap.reopen(Access::ReadOnly)?;
         let descriptors = ReadMapping::map(&descriptors, 0, self.layout.nr_words() as u64 * 8)?;
-        let (mode, mark) = if self.barrier.is_asymmetric() {
-            (BarrierMode::Asymmetric, ASYMMETRIC_MARK)
-        } else {
-            (BarrierMode::Fenced, FENCED_MARK)
+        let mode = match self.barrier.is_asymmetric() {
+            true => BarrierMode::Asymmetric,
+            false => BarrierMode::Fenced,
         };
-        let mark = NonZeroU32::new(mark).ok_or_else(too_short)?;
-        let side = Side {
-            ledger: Writable(WriteMapping::map(&file, 0, words_bytes)?),
-            counts: Writable(WriteMapping::map(&file, words_bytes, counts_bytes)?),
-            vmemmap: Vmemmap::new(self.layout, Readable(descriptors)).ok_or_else(too_short)?,
+        let ledger = WriteMapping::map(&file, 0, words_bytes)?;
+        let counts = WriteMapping::map(&file, words_bytes, counts_bytes)?;
+        let side = ProcessSide::new(
+            Writable::over_file(ledger, Arc::clone(&file), 0),
+            WritableCounts::over_file(counts, Arc::clone(&file), words_bytes),
+            Vmemmap::new(self.layout, Readable(descriptors)).ok_or_else(too_short)?,
             mode,
-            doorbell: Doorbell::new()?,
-            guard: ForkGuard::with_mark(mark)?,
-            identity,
-        };
-        let words = Readable(ReadMapping::map(&file, 0, words_bytes)?);
-        let counts = Readable(ReadMapping::map(&file, words_bytes, counts_bytes)?);
+            Doorbell::new()?,
+        )?;
+        let words = ReadMapping::map(&file, 0, words_bytes)?;
+        let words = LedgerWords::new(words, &file, 0, len);
+        let counts = ReadMapping::map(&file, words_bytes, counts_bytes)?;
+        let counts = LedgerCounts::new(counts, &file, words_bytes, len);
         let reader = LedgerReader::new(layout, words, counts).ok_or_else(too_short)?;
         let pinner = Pinner::new(side, layout).ok_or_else(too_short)?;
         Ok(Member { pinner, reader, id: ClientId(identity) })

@@ -80,10 +80,10 @@ pub struct Arguments {
         value_name = "PATH",
         env = "PGMAP_SOCKET",
         value_hint = ValueHint::FilePath,
-        long_help = "Socket of the pool's owner. Default: $XDG_RUNTIME_DIR/pgmap/pgmap.sock, \
-                     or /dev/shm/pgmap-UID/pgmap/pgmap.sock where there is no such directory. The \
-                     default is used only if nobody but this user and root could have put it there; \
-                     a socket that is named is used as it is"
+        long_help = "Socket of the pool's owner. Default: $XDG_RUNTIME_DIR/pgmap/pgmap.sock, or \
+                     /dev/shm/pgmap-UID/pgmap/pgmap.sock where there is no such directory. The \
+                     default is used only if nobody but this user and root could have put it \
+                     there; a socket that is named is used as it is"
     )]
     socket: Option<PathBuf>,
     /// How long to wait for an owner that is only starting, in milliseconds

@@ -12,8 +12,8 @@ use crate::verbs::who::HolderRow;
 const INDEX_HELP: &str =
     " (room for files is fixed when a pool is made: `pgmap serve --max-files N`)";
 /// What to do about memory that failed.
-const POISON_HELP: &str = " (memory failed: `pgmap stat NAME` tells where, `pgmap repair NAME OFFSET \
-                           --from FILE` writes it again, `pgmap rm NAME` gives it up)";
+const POISON_HELP: &str = " (memory failed: `pgmap stat NAME` tells where, `pgmap repair NAME \
+                           OFFSET --from FILE` writes it again, `pgmap rm NAME` gives it up)";
 
 /// How the command ends. Scripts rely on the numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ pub struct Failure {
     pub errno: i32,
     /// The file of the pool that it concerns.
     pub name: Option<Vec<u8>>,
-    /// What to tell; nothing when all has been told.
+    /// What to print; `None` if everything was printed.
     pub message: String,
     /// Who holds what was wanted.
     pub holders: Vec<HolderRow>,

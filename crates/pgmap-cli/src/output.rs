@@ -47,7 +47,7 @@ pub enum Format {
     Json,
 }
 
-/// Whether anything but the result is told.
+/// Whether anything but the result is printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Talk {
     /// Notes, bars and closing lines too.

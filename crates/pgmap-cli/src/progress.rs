@@ -12,7 +12,7 @@ const STYLE: &str = "{msg} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_se
 const STEPS_STYLE: &str = "{wide_bar} {pos}/{len} {eta}  {msg:.60}";
 const REDRAW: Duration = Duration::from_millis(100);
 
-/// A bar, or nothing: indicatif draws none where stderr is no terminal.
+/// A bar, or nothing: indicatif draws only on a terminal.
 #[derive(Debug)]
 pub struct Progress {
     bar: ProgressBar,
@@ -39,7 +39,7 @@ impl Progress {
     }
 }
 
-/// A bar of steps, drawn when it is told of one and never in between: a thread that draws would
+/// A bar of steps, drawn when it is notified of one and never in between: a thread that draws would
 /// take time from what is measured.
 #[derive(Debug)]
 pub struct Steps {

@@ -16,7 +16,7 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use crate::failure::{Exit, Failure};
 
-/// Knows whether the command was told to stop. A second signal ends the process at once.
+/// Knows whether the command was asked to stop. A second signal ends the process at once.
 pub struct Stop {
     /// What has come, and a socket that can be read since.
     signals: SignalDelivery<UnixStream, SignalOnly>,

@@ -1,4 +1,4 @@
-//! `pgmap bench`: every row runs, the result has its form, and it ends when it is told to.
+//! `pgmap bench`: every row runs, the result has its form, and it ends when it is asked to.
 
 #![allow(clippy::unwrap_used, reason = "a failure of a helper fails the test")]
 

@@ -1,7 +1,7 @@
 //! A catalog's bytes out of an input: two headers and a log, with the checksums that a fuzzer
 //! cannot guess.
 //!
-//! The layout is told once more here, because the reader's own is what is tried.
+//! The layout is written down once more here, because the reader's own is what is tried.
 
 use std::fs;
 use std::ops::Range;

@@ -33,7 +33,7 @@ pub fn greeting(bytes: &[u8]) {
 struct Greeted {
     core: Core,
     doorbell: Doorbell,
-    adrift: ClientId,
+    disconnected: ClientId,
     ledger: OwnedFd,
     place: tempfile::TempDir,
 }
@@ -43,9 +43,9 @@ impl Greeted {
         let place = place();
         let options = PoolOptions::in_directory(place.path().join("pool"), POOL_BYTES);
         let mut core = Core::open(Arc::new(Pool::create(&options).unwrap())).unwrap();
-        let (adrift, attachment) = core.attach(Identity::own(), false).unwrap();
+        let (disconnected, attachment) = core.attach(Identity::own(), false).unwrap();
         let doorbell = Doorbell::new().unwrap();
-        Self { core, doorbell, adrift, ledger: attachment.ledger, place }
+        Self { core, doorbell, disconnected, ledger: attachment.ledger, place }
     }
 
     fn greet(&mut self, selector: u8, message: &[u8]) {
@@ -57,7 +57,7 @@ impl Greeted {
                 let welcome: Result<Welcome, Refusal> = wire::decode(&said).unwrap();
                 let client = session.client().unwrap();
                 assert_eq!(welcome.unwrap().client, client.0);
-                let is_resumed = client == self.adrift;
+                let is_resumed = client == self.disconnected;
                 assert_eq!(handed.len(), NR_HANDED[usize::from(is_resumed)]);
                 if !is_resumed {
                     self.leave(&mut session);
@@ -88,7 +88,7 @@ impl Greeted {
         match selector % 6 {
             0 => Vec::new(),
             1 => vec![own()],
-            2 => vec![opened(&format!("ledgers/{}", self.adrift.0))],
+            2 => vec![opened(&format!("ledgers/{}", self.disconnected.0))],
             3 => vec![opened("data")],
             4 => vec![own(), own()],
             _ => vec![self.doorbell.try_clone().unwrap().into()],
@@ -107,7 +107,7 @@ impl Greeted {
     }
 
     fn nr_clients(&mut self) -> u64 {
-        match self.core.handle(self.adrift, Request::PoolStat) {
+        match self.core.handle(self.disconnected, Request::PoolStat) {
             Outcome::Answer(Reply::PoolStat(info)) => info.nr_clients,
             outcome => panic!("{outcome:?}"),
         }

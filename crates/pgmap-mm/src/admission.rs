@@ -1,4 +1,4 @@
-//! Admission: who may pin what for long. The policy, in this one place.
+//! Admission: who may pin what long-term. The policy, in this one place.
 //!
 //! Values in, a value out. The questions come in a fixed order, and the first that says no is the
 //! answer: the folio, the pagemap's type, the file's or VMA's flags, the holder.
@@ -30,6 +30,7 @@ use core::fmt;
 
 use crate::descriptor::FolioFlags;
 use crate::error::errno;
+use crate::flags::flag_set;
 use crate::holder::{HolderAnswer, Requester};
 use crate::ledger::Agent;
 use crate::memory_type::MemoryType;
@@ -39,6 +40,8 @@ use crate::prot::Access;
 /// What a file or a VMA says about its pages.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct RangeFlags(u8);
+
+flag_set!(RangeFlags);
 
 impl RangeFlags {
     /// Nothing.
@@ -53,18 +56,6 @@ impl RangeFlags {
     pub const RAW: Self = Self(1 << 3);
     /// Only read.
     pub const READ_ONLY: Self = Self(1 << 4);
-
-    /// Both sets of flags.
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// Whether all flags of `other` are set.
-    #[must_use]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
 }
 
 impl fmt::Debug for RangeFlags {
@@ -187,11 +178,14 @@ impl fmt::Display for Denied {
             DenyReason::MustMigrate(memory_type) => {
                 write!(
                     f,
-                    "are {memory_type} memory and must be moved before they are pinned for long"
+                    "are {memory_type} memory and must be moved before they are pinned long-term"
                 )
             }
             DenyReason::Flag => f.write_str("are of a file or mapping that forbids long-term pins"),
-            DenyReason::Holder => f.write_str("may not be pinned for long: their holder denies it"),
+            DenyReason::Holder => f.write_str(
+                "may not be pinned long-term: their holder denies \
+                                               it",
+            ),
         }
     }
 }
@@ -253,7 +247,7 @@ fn refused_by_flag(request: &Request, ground: &Ground) -> Option<DenyReason> {
 ///
 /// PEER for P2pDma, whatever else is said. LONGTERM_OK only where [`admit`] would answer Allow to
 /// everybody: device-dax without a flag against it and without a holder that wants to be asked.
-/// When a holder registers later, or a file's flags change, the owner publishes anew.
+/// When a holder registers later, or a file's flags change, the owner publishes again.
 #[must_use]
 pub fn publish_flags(
     memory_type: MemoryType,

@@ -33,7 +33,7 @@ pub struct Altmap {
 
 impl Altmap {
     /// The head of a range of `nr_pages` frames whose folios are of `smallest` level or larger,
-    /// with `reserve_pages` frames for the driver and `catalog_bytes` for the catalog. None when
+    /// with `reserve_pages` frames for the driver and `catalog_bytes` for the catalog. `None` if
     /// that leaves no frame, or the range is longer than a pfn space.
     #[must_use]
     pub fn for_range(
@@ -70,14 +70,6 @@ impl Altmap {
         })
     }
 
-    /// The same with a head that ends where a folio of `level` can start; none when that leaves no
-    /// frame. Folios of that level fit into the whole rest then.
-    #[must_use]
-    pub fn ending_at(self, level: Level) -> Option<Self> {
-        let head_pages = self.head_pages.checked_next_multiple_of(level.nr_pages())?;
-        (head_pages < self.nr_pages).then_some(Self { head_pages, ..self })
-    }
-
     /// Frames of the range, the head included.
     #[must_use]
     pub const fn nr_pages(&self) -> u64 {
@@ -96,12 +88,6 @@ impl Altmap {
         self.head_pages
     }
 
-    /// Frames that folios can be made of.
-    #[must_use]
-    pub const fn usable_pages(&self) -> u64 {
-        self.nr_pages - self.head_pages
-    }
-
     /// Frames at the very start, kept for the driver.
     #[must_use]
     pub const fn reserve_pages(&self) -> u64 {
@@ -112,17 +98,6 @@ impl Altmap {
     #[must_use]
     pub fn descriptor_pages(&self) -> u64 {
         descriptor_pages(self.nr_pages, self.head_pages, self.smallest)
-    }
-
-    /// First frame of the head that holds descriptors of `level`; none when no such folio can be
-    /// described.
-    #[must_use]
-    pub fn array_start(&self, level: Level) -> Option<u64> {
-        (level >= self.smallest).then(|| {
-            let larger = Level::ALL.into_iter().filter(|&other| other > level);
-            let pages = larger.map(|other| array_pages(self.nr_pages, self.head_pages, other));
-            self.reserve_pages + pages.sum::<u64>()
-        })
     }
 
     /// First frame and number of frames of the catalog.
@@ -192,15 +167,10 @@ mod tests {
     #[test]
     fn parts_of_the_head_follow_each_other() {
         let altmap = Altmap::for_range(TIB, Level::Pmd, 3, 1).unwrap();
-        assert_eq!(altmap.array_start(Level::Pud), Some(3));
-        assert_eq!(altmap.array_start(Level::Pmd), Some(3 + 2));
-        assert_eq!(altmap.array_start(Level::Pte), None);
         assert_eq!(altmap.catalog(), (3 + 2 + 1024, 1));
         assert!(
             !altmap.is_usable(altmap.head_pages() - 1) && altmap.is_usable(altmap.head_pages())
         );
-        let aligned = altmap.ending_at(Level::Pmd).unwrap();
-        assert!(aligned.head_pages().is_multiple_of(512) && aligned.usable_pages() < TIB);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The asymmetric barrier pair: cheap for the many who pin, dear for the one who drains.
+//! The asymmetric barrier pair: cheap for the many who pin, expensive for the one who drains.
 //!
 //! Both races of this crate have the shape "I store here, then load there; you store there, then
 //! load here; one of us must see the other". That needs a full barrier on both sides. The *light*

@@ -24,10 +24,11 @@
 //!
 //! `state:4 | flags:12 | stamp:48`, most significant first. One equality test on the whole word
 //! tells a pinner that the folio is still in the same life, the same state and under the same
-//! policy as when it was told of it.
+//! policy as when it was given out.
 
 use core::fmt;
 
+use crate::flags::flag_set;
 use crate::stamp::{STAMP_BITS, Stamp};
 
 /// What a folio is now.
@@ -89,6 +90,8 @@ impl FolioState {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct FolioFlags(u16);
 
+flag_set!(FolioFlags);
+
 impl FolioFlags {
     /// No flag.
     pub const NONE: Self = Self(0);
@@ -104,24 +107,6 @@ impl FolioFlags {
     pub const PEER: Self = Self(1 << 4);
 
     const MASK: u16 = 0xfff;
-
-    /// Both sets of flags.
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// Without those of `other`.
-    #[must_use]
-    pub const fn without(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
-    }
-
-    /// Whether all flags of `other` are set.
-    #[must_use]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
 }
 
 impl fmt::Debug for FolioFlags {

@@ -142,7 +142,7 @@ impl Drain {
     }
 
     /// The frames of this drain that each client holds: at most `most` ranges for each client, so
-    /// that who holds much is told little. Where a client's holds are in more pieces, ranges also
+    /// that who holds much gets few events. Where a client's holds are in more pieces, ranges also
     /// cover frames between them, to whose holds an unneeded request does no harm.
     #[must_use]
     pub fn asks(&self, most: usize) -> BTreeMap<ClientId, Vec<PfnRange>> {

@@ -27,14 +27,14 @@ pub mod errno {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PinError {
-    /// The frames are not what the caller was told they are: truncated, unlinked, reused, failed.
+    /// The frames are not what the caller was given: truncated, unlinked, reused, failed.
     Changed {
         /// What was to be pinned.
         run: PfnRange,
         /// What the life word is now.
         now: Descriptor,
     },
-    /// The word that the caller was told allows no pins.
+    /// The word that the caller was given allows no pins.
     NotPinnable {
         /// That word.
         word: Descriptor,
@@ -66,7 +66,7 @@ pub enum PinError {
         /// What was to be pinned.
         run: PfnRange,
     },
-    /// This process is a forked child of the client. It must attach anew.
+    /// This process is a forked child of the client. It must attach again.
     Detached,
 }
 
@@ -117,7 +117,7 @@ impl fmt::Display for PinError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Changed { run, now } => {
-                write!(f, "frames {run} are no longer what they were: now {now:?}; open them anew")
+                write!(f, "frames {run} are no longer what they were: now {now:?}; open them again")
             }
             Self::NotPinnable { word } => match word.state() {
                 FolioState::Poisoned | FolioState::Quarantined => {
@@ -142,13 +142,14 @@ impl fmt::Display for PinError {
                 write!(f, "frames {run} carry as many long-term pins as one client may have")
             }
             Self::NoRoom => f.write_str(
-                "the file system of the client's ledger has no room to record the pin; make room on it",
+                "the file system of the client's ledger has no room to record the pin; make room \
+                 on it",
             ),
             Self::NeedsConsent { run } => {
-                write!(f, "frames {run} may be pinned for long only with the owner's consent")
+                write!(f, "frames {run} may be pinned long-term only with the owner's consent")
             }
             Self::Detached => f.write_str(
-                "this process was forked from a client and must attach to the pool anew",
+                "this process was forked from a client and must attach to the pool again",
             ),
         }
     }

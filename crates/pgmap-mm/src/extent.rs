@@ -21,7 +21,7 @@ pub struct Extent {
 const LEVEL_SHIFT: u32 = 40;
 
 impl Extent {
-    /// An extent as its owner told of it: `life` is what the owner published for the first folio.
+    /// An extent as its owner gave it out: `life` is what the owner published for the first folio.
     /// What a descriptor says at any other folio is no life word, though it looks like one.
     ///
     /// `None` when no folio of `head_level` can start at the run's first frame or the run
@@ -68,7 +68,7 @@ impl Extent {
         ]
     }
 
-    /// From three words that somebody else wrote; none when they are no extent.
+    /// From three words that somebody else wrote; `None` if they are not a valid extent.
     #[must_use]
     pub fn from_words(words: [u64; 3]) -> Option<Self> {
         let level = Level::from_number(u8::try_from(words[0] >> LEVEL_SHIFT).ok()?)?;

@@ -14,7 +14,7 @@
 //!
 //! A table of 512 words is described one level up by Split. To use the whole as one folio, its own
 //! word changes first and the table is discarded after, so a reader going down sees the old table,
-//! zeros, or the new word, and none of them equals a Live word it was told of.
+//! zeros, or the new word, and none of them equals a Live word that it was given.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -145,7 +145,7 @@ impl<W: WriteWords> Folios<W> {
         self.vmemmap.layout().smallest()
     }
 
-    /// Frames an allocation of `len_bytes` takes; none when that overflows, or its folios are too
+    /// Frames an allocation of `len_bytes` takes; `None` if that overflows, or its folios are too
     /// small to be described.
     #[must_use]
     pub fn pages_for(&self, len_bytes: u64, sizing: Sizing) -> Option<u64> {
@@ -373,7 +373,7 @@ impl<W: WriteWords> Folios<W> {
     pub fn change_life(&mut self, extent: &Extent, fresh: Stamp) -> Extent {
         let flags = extent.life.flags().with(FolioFlags::PARTIAL);
         // Never PARTIAL under the old stamp: a truncate that is given up restores the old word, and
-        // the next one would give out the very word under which somebody was told of the first.
+        // the next one would give out the very word under which somebody was given the first.
         let life = Descriptor::new(extent.life.state(), flags, fresh);
         self.vmemmap.set(extent.head_level, extent.first(), life);
         Extent { life, ..*extent }
@@ -384,7 +384,7 @@ impl<W: WriteWords> Folios<W> {
         self.vmemmap.set(extent.head_level, extent.first(), extent.life);
     }
 
-    /// The part of `extent` that is `run`, as an extent under its own first folio's word; none when
+    /// The part of `extent` that is `run`, as an extent under its own first folio's word; `None` if
     /// no folio starts there.
     #[must_use]
     pub fn piece(&self, run: PfnRange) -> Option<Extent> {

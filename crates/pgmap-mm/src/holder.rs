@@ -1,10 +1,11 @@
-//! Holders: who sits on a pagemap, is asked before long-term pins and told of failure and removal.
+//! Holders: the driver of a pagemap, asked before long-term pins and notified of failure and
+//! removal.
 //!
 //! # States
 //!
 //! ```text
 //!   the slot:   empty ── register ──▶ held ── unregister ──▶ empty
-//!                 │ begin_removal      │ begin_removal: told, this once
+//!                 │ begin_removal      │ begin_removal: notified, once
 //!                 ▼                    ▼
 //!               closing ◀────────── closing, held ── finish_removal ──▶ dead
 //!
@@ -27,20 +28,20 @@
 //! # Lost races
 //!
 //! *Register against register.* One compare-and-swap finds the slot empty; the other finds the
-//! first and is told `EBUSY`.
+//! first and gets `EBUSY`.
 //!
 //! *Register against removal.* If registering is first the removal's or returns the holder, and it
-//! is told. If the removal is first the compare-and-swap fails on its bit: `ENODEV`.
+//! is notified. If the removal is first the compare-and-swap fails on its bit: `ENODEV`.
 //!
 //! *Unregister against removal.* If unregistering is first there is nobody to tell. If the removal
-//! is first the holder is told although it is leaving; unregistering then succeeds too.
+//! is first the holder is notified although it is leaving; unregistering then succeeds too.
 //!
 //! *Answer against deadline.* Both are the owner's turns. Whichever is first takes the question out
 //! of the table; the other finds none and changes nothing.
 //!
 //! # Differs from Linux
 //!
-//! The only thing a holder is asked or told there is `notify_failure` (Linux 7.1:
+//! The only thing a holder is asked or notified of there is `notify_failure` (Linux 7.1:
 //! drivers/dax/super.c, struct `dax_holder_operations`); it cannot say no to a pin, and the caller
 //! waits for it without a limit. Here no answer in time is "no".
 
@@ -102,7 +103,7 @@ pub enum HolderAnswer {
     Lease(u64),
 }
 
-/// Why frames are wanted back.
+/// Why reclaim of frames was requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DrainReason {
     /// A file gets shorter, or a hole.
@@ -115,17 +116,17 @@ pub enum DrainReason {
     Operator,
 }
 
-/// Who sits on a pagemap: a file system, a device-dax user, a virtual machine monitor. The owner
+/// The driver of a pagemap: a file system, a device-dax user, a virtual machine monitor. The owner
 /// calls it on a worker of its own and does not wait longer than a deadline; it may be called on
 /// any thread.
 pub trait Holder: Send + Sync {
-    /// May `who` pin `run` for long?
+    /// May `who` pin `run` long-term?
     fn longterm_admit(&self, run: PfnRange, who: &Requester) -> HolderAnswer;
 
     /// Memory failed, or is about to be removed ([`FailureFlags::MEM_PRE_REMOVE`]).
     fn notify_failure(&self, run: PfnRange, flags: FailureFlags);
 
-    /// The owner wants `run` back until `deadline_ms`.
+    /// Reclaim of `run` is requested, until `deadline_ms`.
     fn drain_requested(&self, run: PfnRange, reason: DrainReason, deadline_ms: u64);
 }
 
@@ -199,13 +200,13 @@ const DEAD: u64 = 1 << (ID_BITS + 1);
 
 /// What [`HolderSlot::begin_removal`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "the holder must be told before the removal goes on"]
+#[must_use = "the holder must be notified before the removal goes on"]
 pub enum Removal {
     /// Tell this holder, once.
     Tell(HolderId),
     /// There is nobody to tell.
     Nobody,
-    /// The removal had begun already; whoever was to be told is another caller's affair.
+    /// The removal had begun already; whom to notify is another caller's affair.
     Begun,
 }
 
@@ -242,7 +243,7 @@ impl HolderSlot {
         }
     }
 
-    /// Lets `id` leave. It may leave while it is told of the removal.
+    /// Lets `id` leave. It may leave while it is notified of the removal.
     ///
     /// # Errors
     /// [`HolderError::NotHolder`].
@@ -282,7 +283,7 @@ impl HolderSlot {
         HolderId::new(before & ID_MASK).map_or(Removal::Nobody, Removal::Tell)
     }
 
-    /// The holder has been told: there is none any more, and the pagemap is not alive.
+    /// The holder has been notified: there is none any more, and the pagemap is not alive.
     pub fn finish_removal(&self) {
         // Release: pairs with Acquire in `holder`; data: what the owner did to tell.
         self.word.store(CLOSING | DEAD, Ordering::Release);
@@ -293,7 +294,7 @@ impl HolderSlot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct QuestionId(pub u64);
 
-/// A question that waits for a holder: may `who` pin `run` for long?
+/// A question that waits for a holder: may `who` pin `run` long-term?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Question {
     /// Which.
@@ -372,7 +373,7 @@ impl Questions {
         Ok(question)
     }
 
-    /// Takes an answer, or the lack of one when the holder panicked. None when the question is not
+    /// Takes an answer, or the lack of one when the holder panicked. `None` if the question is not
     /// waiting any more: the answer came late, or twice.
     pub fn answer(
         &mut self,
@@ -463,7 +464,7 @@ mod tests {
         slot.register(id(1)).unwrap();
         assert_eq!(slot.begin_removal(), Removal::Tell(id(1)));
         assert_eq!(slot.begin_removal(), Removal::Begun);
-        assert_eq!(slot.holder(), Some(id(1)), "alive while it is told");
+        assert_eq!(slot.holder(), Some(id(1)), "alive while it is notified");
         slot.unregister(id(1)).unwrap();
         assert_eq!(slot.register(id(2)).map_err(|e| e.errno()), Err(ENODEV));
         slot.finish_removal();

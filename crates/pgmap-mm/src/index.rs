@@ -308,7 +308,7 @@ pub struct IndexReader<W> {
 }
 
 impl<W: ReadWords> IndexReader<W> {
-    /// Reads the index in `words`; none when there are too few or nobody made an index there.
+    /// Reads the index in `words`; `None` if there are too few or nobody made an index there.
     #[must_use]
     pub fn new(layout: IndexLayout, words: W) -> Option<Self> {
         if words.nr_words() < layout.nr_words() {
@@ -473,7 +473,7 @@ pub struct IndexWriter<W> {
 }
 
 impl<W: WriteWords> IndexWriter<W> {
-    /// Makes an empty index in all-zero `words`; none when there are too few.
+    /// Makes an empty index in all-zero `words`; `None` if there are too few.
     #[must_use]
     pub fn new(layout: IndexLayout, words: W, seed: u64) -> Option<Self> {
         if words.nr_words() < layout.nr_words() {
@@ -636,7 +636,7 @@ impl<W: WriteWords> IndexWriter<W> {
         }
     }
 
-    /// The slots of further extents of the entry at `at`; none when there is no file in it, for
+    /// The slots of further extents of the entry at `at`; `None` if there is no file in it, for
     /// then the slot may last have held further extents itself.
     fn more_slots(&self, at: usize) -> Vec<u32> {
         let mut slots = Vec::new();

@@ -12,7 +12,7 @@
 //!    └── the client dies: gone if only the processor wrote, else Orphaned ─▶ gone
 //! ```
 //!
-//! In every state but the last the frames are held: a deadline decides who is told what, never that
+//! In every state but the last the frames are held: a deadline decides who is notified, never that
 //! memory is reused under whoever may still write to it (I3).
 //!
 //! # Who may touch what
@@ -27,9 +27,9 @@
 //! # Lost races
 //!
 //! *Recall against release.* If the release is handled first, the recall finds nothing to tell. If
-//! the recall is first, the client is told of a lease that it is giving up already, and its release
-//! ends the drain that the recall belongs to. A release that comes after the deadline ends a
-//! quarantine.
+//! the recall is first, the client is notified of a lease that it is giving up already, and its
+//! release ends the drain that the recall belongs to. A release that comes after the deadline ends
+//! a quarantine.
 //!
 //! *Recall against the client's death.* If the death is first there is nobody to tell: the hold is
 //! gone or an orphan. If the recall is first the death ends it the same way.
@@ -60,7 +60,7 @@ pub struct LeaseId(pub u64);
 pub enum PastDeadline {
     /// The frames leave the file and are kept out of use until the lease ends.
     Quarantine,
-    /// Whoever wanted the frames back is told no, and the lease goes on.
+    /// Whoever requested reclaim gets a refusal, and the lease goes on.
     FailTruncate,
 }
 
@@ -82,9 +82,9 @@ pub enum LeaseState {
     Held,
     /// Older than its grant, and nobody minds yet: a recall gives no more time.
     Lapsed,
-    /// Wanted back.
+    /// Reclaim was requested.
     Recalled(Recall),
-    /// Wanted back in vain.
+    /// Not released by the deadline.
     Quarantined,
     /// Its client died with a device that may still write.
     Orphaned,
@@ -161,7 +161,7 @@ pub enum LeaseError {
         /// Until when it was to last.
         until_ms: u64,
     },
-    /// The frames are wanted back by somebody.
+    /// Reclaim of the frames was requested.
     Wanted {
         /// The frames asked for.
         run: PfnRange,
@@ -245,7 +245,7 @@ impl LeaseTable {
     }
 
     /// Asks every lease of any of `runs` back and returns whom to tell. A lease that is recalled
-    /// already is told again only when it has to hurry more; a lapsed one has no time left.
+    /// already is notified again only when it has to hurry more; a lapsed one has no time left.
     pub fn recall(&mut self, runs: &SortedRuns, recall: Recall) -> Vec<Tell> {
         let mut tells = Vec::new();
         for lease in self.leases.values_mut().filter(|lease| runs.overlaps(lease.run)) {
@@ -301,7 +301,7 @@ impl LeaseTable {
         }
     }
 
-    /// What has become due by `now_ms`. Each is told once.
+    /// What has become due by `now_ms`. Each is reported once.
     pub fn expire(&mut self, now_ms: u64) -> Vec<Overdue> {
         let mut overdue = Vec::new();
         for lease in self.leases.values_mut() {
@@ -440,7 +440,7 @@ mod tests {
                 }
                 other => panic!("{other:?}"),
             }
-            assert!(table.expire(u64::MAX).is_empty(), "told once");
+            assert!(table.expire(u64::MAX).is_empty(), "reported once");
             assert_eq!(table.overlapping(run(0, 1)).count(), 1, "still held");
             table.release(A, id).unwrap();
             assert!(table.is_empty());
@@ -475,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_gets_a_lease_on_frames_that_are_wanted_back() {
+    fn nobody_gets_a_lease_on_frames_that_are_to_be_reclaimed() {
         let mut table = LeaseTable::new();
         table.grant(A, run(0, 8), Agent::Cpu, 0, None).unwrap();
         table.recall(&runs(0, 1), recall(500, PastDeadline::FailTruncate));

@@ -145,7 +145,7 @@ impl SlotWord {
         self.0
     }
 
-    /// What a word from a ledger says; none when it is empty or says nothing possible.
+    /// What a word from a ledger says; `None` if it is empty or says nothing possible.
     #[must_use]
     pub fn read(bits: u64) -> Option<(PfnRange, Agent)> {
         if bits & Self::VALID == 0 {
@@ -428,7 +428,7 @@ pub struct LedgerReader<W, C> {
 }
 
 impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
-    /// Reads the ledger in `words` and `counts`; none when there are too few words.
+    /// Reads the ledger in `words` and `counts`; `None` if there are too few words.
     #[must_use]
     pub fn new(layout: LedgerLayout, words: W, counts: C) -> Option<Self> {
         let remembered = Mutex::new(Remembered::default());
@@ -441,7 +441,7 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
         })
     }
 
-    /// The ledger of a client that was told to make its light barriers so.
+    /// The ledger of a client that must make its light barriers so.
     #[must_use]
     pub fn in_mode(self, mode: BarrierMode) -> Self {
         Self { mode, ..self }

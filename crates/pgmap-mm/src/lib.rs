@@ -1,7 +1,8 @@
 //! What is a page: descriptors, ledgers, pins, drains and the name index of pgmap.
 //!
-//! No syscall, no thread, no clock, no dependency at run time. Memory and the heavy barrier come
-//! from the caller through small traits, so loom runs the very code that ships.
+//! Makes no system call, starts no thread, reads no clock and has no dependency at run time; only
+//! `AckTicket::wait` of [`mm`] blocks, up to a limit of its caller. Memory and the heavy barrier
+//! come from the caller through small traits, so loom runs the very code that ships.
 //!
 //! Read in this order: [`pfn`], [`descriptor`], [`ledger`], [`mod@pin`], [`drain`].
 #![forbid(unsafe_code)]
@@ -10,6 +11,7 @@
 pub mod descriptor;
 pub mod error;
 pub mod extent;
+pub(crate) mod flags;
 pub mod level;
 pub mod memory_type;
 pub mod pfn;

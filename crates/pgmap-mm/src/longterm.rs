@@ -1,9 +1,9 @@
 //! Long-term pins: pins that may outlive the thread, the call, and the reader's patience.
 //!
 //! They are counts, so that a client may have any number of them at the price of one addition a
-//! folio, and an owner finds them however many there are. A lane also has a few slots for long-term
-//! pins: the first ones of a thread go there, for a store of its own, whatever their length, where
-//! a count is an atomic addition to a word that other threads may want.
+//! folio, and an owner finds them however many there are. A lane also has a few slots
+//! for long-term pins: the first ones of a thread go there, for a store of its own, whatever their
+//! length, where a count is an atomic addition to a word that other threads may want.
 //!
 //! # States
 //!
@@ -95,7 +95,7 @@ const fn pins_of(count: u32, agent: Agent) -> u32 {
 }
 
 impl<S: ClientSide> Pinner<S> {
-    /// Pins `run`, which must lie inside `extent`, for long, if the extent's life word says that
+    /// Pins `run`, which must lie inside `extent`, long-term, if the extent's life word says that
     /// this needs nobody's consent.
     ///
     /// The pin is counted once per folio of the extent's head level, or of the largest level below
@@ -278,7 +278,7 @@ impl<S: ClientSide> Pinner<S> {
 }
 
 impl<'p, S: ClientSide> Lane<'p, S> {
-    /// Pins `run` for long in a long-term slot, for a caller who has something else to look at
+    /// Pins `run` long-term in a long-term slot, for a caller who has something else to look at
     /// after the life word, and to whom every failure is the same, that no slot is free too. The
     /// caller makes it a [`LongtermPin`] at once.
     #[inline(always)]
@@ -355,7 +355,7 @@ impl<'p, S: ClientSide> LongtermPin<'p, S> {
 
     /// Whether the owner has changed the life word since: somebody wants the frames back.
     #[must_use]
-    pub fn is_wanted_back(&self) -> bool {
+    pub fn is_reclaim_requested(&self) -> bool {
         !self.raw.life.is_as_expected()
     }
 }

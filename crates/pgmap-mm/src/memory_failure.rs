@@ -10,7 +10,7 @@
 //!
 //! Poisoned is always a folio of the smallest level that is described: 4 KiB, unless the pagemap
 //! was made without room for such descriptors. It keeps its stamp, so whose it was can still be
-//! told.
+//! notified.
 //!
 //! # Who may touch what
 //!
@@ -23,9 +23,9 @@
 //!
 //! # Lost races
 //!
-//! *Poison against pin.* If the slot's store comes first, the scan finds the holder and it is told.
-//! If the change of the life word comes first, the pin sees it and fails; asking again, the client
-//! is told of an extent that says Poisoned, and that is `EHWPOISON`.
+//! *Poison against pin.* If the slot's store comes first, the scan finds the holder, which is
+//! notified. If the change of the life word comes first, the pin sees it and fails; asking again,
+//! the client gets an extent that says Poisoned, and that is `EHWPOISON`.
 //!
 //! *Poison against drain.* Both are the owner's, one after the other. A frame that fails while it
 //! is Dying stays Poisoned when the drain ends: [`Folios::change_healthy`] and
@@ -43,7 +43,6 @@ use crate::descriptor::{Descriptor, FolioFlags, FolioState};
 use crate::error::errno;
 use crate::extent::Extent;
 use crate::folio::Folios;
-use crate::pagemap::{OpsPresent, PagemapOps};
 use crate::pfn::{Pfn, PfnRange};
 use crate::runs::SortedRuns;
 use crate::split::ReshapeError;
@@ -111,8 +110,8 @@ impl fmt::Display for FailureError {
             Self::NoMemory { pfn } => write!(f, "pfn {pfn} has no memory that could fail"),
             Self::NoRoom { pfn } => write!(
                 f,
-                "pfn {pfn} failed, and the pool's file system has no room to describe it; make room \
-                 and report it again"
+                "pfn {pfn} failed, and the pool's file system has no room to describe it; make \
+                 room and report it again"
             ),
             Self::AlreadyPoisoned { pfn } => write!(f, "pfn {pfn} is poisoned already"),
             Self::NeedsExtent { pfn, word } => {
@@ -259,21 +258,6 @@ impl<W: WriteWords> Folios<W> {
             self.free(rest);
         }
         failed
-    }
-
-    /// As [`free_healthy`](Self::free_healthy), after telling the driver of each folio that it is
-    /// free: once in each life, because a freed folio is not there to be told of again.
-    #[must_use]
-    pub fn free_through(&mut self, run: PfnRange, ops: &dyn PagemapOps) -> Vec<PfnRange> {
-        if ops.present().contains(OpsPresent::FOLIO_FREE) {
-            let in_use = |state| !matches!(state, FolioState::Free | FolioState::Poisoned);
-            for (first, level, word) in self.vmemmap().folios(run) {
-                if in_use(word.state()) {
-                    ops.folio_free(PfnRange::folio(first, level));
-                }
-            }
-        }
-        self.free_healthy(run)
     }
 
     /// What of `run` is Poisoned, as runs in order.

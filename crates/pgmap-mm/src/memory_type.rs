@@ -55,14 +55,6 @@ impl MemoryType {
             Self::P2pDma => "p2pdma",
         }
     }
-
-    /// Holds on a folio that nobody uses: none, whatever the type. The kernel still counts
-    /// device-dax pages from 1 (Linux 7.1: mm/mm_init.c, `__init_zone_device_page`), so that there
-    /// "idle" and "held once" must be told apart by type.
-    #[must_use]
-    pub const fn idle_holds(self) -> u32 {
-        0
-    }
 }
 
 impl fmt::Display for MemoryType {
@@ -80,7 +72,6 @@ mod tests {
         for (index, memory_type) in MemoryType::ALL.into_iter().enumerate() {
             assert_eq!(usize::from(memory_type.number()), index + 1);
             assert_eq!(MemoryType::from_number(memory_type.number()), Some(memory_type));
-            assert_eq!(memory_type.idle_holds(), 0);
         }
         assert_eq!(MemoryType::from_number(0), None);
         assert_eq!(MemoryType::from_number(6), None);

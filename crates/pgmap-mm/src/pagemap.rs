@@ -3,7 +3,7 @@
 //! # States
 //!
 //! ```text
-//!   Live ── teardown begins: nothing new starts; the holder is told ──▶ Dying ── freed ──▶ Drained
+//!   Live ── teardown begins: nothing new starts; holder notified ──▶ Dying ── freed ──▶ Drained
 //!     look-ups answer                                   look-ups refuse    the frames are nobody's
 //! ```
 //!
@@ -34,6 +34,7 @@ use core::ops::Range;
 
 use crate::altmap::Altmap;
 use crate::error::errno;
+use crate::flags::flag_set;
 use crate::level::{Level, PAGE_BYTES};
 use crate::memory_type::MemoryType;
 use crate::pfn::{MAX_RUN_PAGES, PFN_BITS, Pfn, PfnRange};
@@ -43,7 +44,7 @@ pub use teardown::{Step, Teardown, TeardownError};
 mod table;
 mod teardown;
 
-pub use table::{PagemapId, PagemapTable, RangeHost};
+pub use table::{PagemapId, PagemapTable};
 
 /// Ranges must start and end at multiples of this (Linux 7.1: `SUBSECTION_SHIFT`).
 pub const SUBSECTION_BYTES: u64 = 2 << 20;
@@ -77,6 +78,8 @@ impl DeviceRange {
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct OpsPresent(u8);
 
+flag_set!(OpsPresent);
+
 impl OpsPresent {
     /// None.
     pub const NONE: Self = Self(0);
@@ -88,18 +91,6 @@ impl OpsPresent {
     pub const MEMORY_FAILURE: Self = Self(1 << 2);
     /// [`PagemapOps::folio_split`].
     pub const FOLIO_SPLIT: Self = Self(1 << 3);
-
-    /// Both sets of ops.
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// Whether all of `other` are there.
-    #[must_use]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
 }
 
 impl fmt::Debug for OpsPresent {
@@ -120,6 +111,8 @@ impl fmt::Debug for OpsPresent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct FailureFlags(u32);
 
+flag_set!(FailureFlags);
+
 impl FailureFlags {
     /// Found by a scrubber.
     pub const NONE: Self = Self(0);
@@ -134,18 +127,6 @@ impl FailureFlags {
     #[must_use]
     pub const fn bits(self) -> u32 {
         self.0
-    }
-
-    /// Both sets of flags.
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// Whether all flags of `other` are set.
-    #[must_use]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
     }
 }
 
@@ -264,13 +245,6 @@ pub enum PagemapError {
         /// Frames needed.
         nr_pages: u64,
     },
-    /// The host could not bring the range up.
-    Host {
-        /// The range.
-        range: DeviceRange,
-        /// What it said.
-        errno: i32,
-    },
 }
 
 impl PagemapError {
@@ -289,7 +263,6 @@ impl PagemapError {
             Self::Taken { .. } => errno::ENOMEM,
             Self::NoRoom { .. } => errno::ENOSPC,
             Self::SystemRam { .. } => errno::ENXIO,
-            Self::Host { errno, .. } => *errno,
         }
     }
 }
@@ -323,9 +296,6 @@ impl fmt::Display for PagemapError {
             }
             Self::NoRoom { nr_pages } => {
                 write!(f, "the pfn space has no gap of {nr_pages} frames")
-            }
-            Self::Host { range, errno } => {
-                write!(f, "range {range} could not be brought up: errno {errno}")
             }
         }
     }
@@ -494,12 +464,6 @@ impl Pagemap {
         self.lifecycle
     }
 
-    /// Whether something new may start on it: an allocation, a mapping, a holder.
-    #[must_use]
-    pub const fn is_open(&self) -> bool {
-        matches!(self.lifecycle, Lifecycle::Live) && !self.has_teardown
-    }
-
     /// Whether a folio may lie here: inside a range and past the altmap (Linux 7.1: mm/memremap.c,
     /// `pgmap_pfn_valid`).
     #[must_use]
@@ -509,32 +473,10 @@ impl Pagemap {
         })
     }
 
-    /// Whether memory that fails at `pfn` can be isolated.
-    ///
-    /// # Errors
-    /// [`NotAFolio`] outside the ranges and in the altmap, whose loss is the pagemap's.
-    pub fn check_failure(&self, pfn: Pfn) -> Result<(), NotAFolio> {
-        if self.pfn_valid(pfn) { Ok(()) } else { Err(NotAFolio { pfn }) }
-    }
-
     /// The frames that folios can be made of, as runs.
     pub fn usable_runs(&self) -> impl Iterator<Item = PfnRange> + '_ {
         let skips = (0..self.ranges.len()).map(|index| self.head_pages(index));
         self.ranges.iter().zip(skips).flat_map(|(range, skip)| range.runs(skip))
-    }
-
-    /// Where on the device a frame lies.
-    #[must_use]
-    pub fn device_offset(&self, pfn: Pfn) -> Option<u64> {
-        let range = self.ranges.iter().find(|range| range.contains(pfn))?;
-        Some(range.device.start_bytes + (pfn.number() - range.first) * PAGE_BYTES)
-    }
-
-    /// Whether memory of this pagemap may be migrated by whoever shows `owner`: private and
-    /// coherent memory only by its own (Linux 7.1: mm/migrate_device.c, `migrate_vma_collect_pmd`).
-    #[must_use]
-    pub fn is_owned_by(&self, owner: u64) -> bool {
-        self.owner == Some(owner)
     }
 
     /// Frames at the head of a range that no folio can have.
@@ -551,21 +493,6 @@ impl Pagemap {
 
     fn pfn_spans(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         self.ranges.iter().map(|range| range.first..range.end())
-    }
-}
-
-/// A frame that is no part of a folio (`ENXIO`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotAFolio {
-    /// The frame.
-    pub pfn: Pfn,
-}
-
-impl NotAFolio {
-    /// The Linux error number that says the same.
-    #[must_use]
-    pub const fn errno(&self) -> i32 {
-        errno::ENXIO
     }
 }
 

@@ -73,7 +73,7 @@ pub struct PfnRange {
 }
 
 impl PfnRange {
-    /// The run of `nr_pages` frames from `first`; none when it is empty, too long, or runs off the
+    /// The run of `nr_pages` frames from `first`; `None` if it is empty, too long, or runs off the
     /// pfn space.
     #[must_use]
     pub const fn new(first: u64, nr_pages: u64) -> Option<Self> {

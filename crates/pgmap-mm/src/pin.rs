@@ -1,4 +1,5 @@
-//! Short-term pins: publish the hold first, then look whether the folio is still what one was told.
+//! Short-term pins: publish the hold first, then look whether the folio is still what the client
+//! was given.
 //!
 //! # States
 //!
@@ -113,7 +114,7 @@ pub struct Pinner<S> {
 }
 
 impl<S: ClientSide> Pinner<S> {
-    /// Opens an all-zero ledger; none when it is too small for `layout`.
+    /// Opens an all-zero ledger; `None` if it is too small for `layout`.
     #[must_use]
     pub fn new(side: S, layout: LedgerLayout) -> Option<Self> {
         if side.ledger().nr_words() < layout.nr_words() {
@@ -389,7 +390,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
     /// Pins `run`, which must lie inside `extent`.
     ///
     /// # Errors
-    /// [`PinError::Changed`] when the extent's life word is no longer what the caller was told:
+    /// [`PinError::Changed`] when the extent's life word is no longer what the caller was given:
     /// look the extent up again. [`PinError::NotPinnable`] when that word allows no pins,
     /// [`PinError::Outside`] when `run` or the extent lies elsewhere, [`PinError::LaneFull`] when
     /// this thread holds [`LANE_SLOTS`](crate::ledger::LANE_SLOTS) pins in this lane,
@@ -411,7 +412,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
 
     /// [`pin`](Self::pin) in a lane that is taken up for it and given to `put_back` as soon as it
     /// was used, before the pin is made a value with a destructor: so that all of it can stay in
-    /// registers. None where [`pin`](Self::pin) would fail, or has to be tried again.
+    /// registers. `None` if [`pin`](Self::pin) would fail, or has to be tried again.
     #[inline(always)]
     pub fn pin_once(
         self,
@@ -534,8 +535,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         Ok(slot)
     }
 
-    /// A long-term slot that is empty; none when all are full, which is no error: counts go on from
-    /// there.
+    /// An empty long-term slot; `None` if all are full, which is no error: counts go on from there.
     #[inline(always)]
     pub(crate) fn free_long_slot(&self) -> Option<SlotOf<'p, S>> {
         let slot = self.long.get();
@@ -664,7 +664,7 @@ impl<S: ClientSide> Pin<'_, S> {
     /// Whether the owner has changed the life word since: somebody wants the frames back.
     #[inline]
     #[must_use]
-    pub fn is_wanted_back(&self) -> bool {
+    pub fn is_reclaim_requested(&self) -> bool {
         !self.raw.life.is_as_expected()
     }
 }
@@ -675,7 +675,7 @@ impl<S: ClientSide> Drop for Pin<'_, S> {
         if !self.raw.pinner.fill(self.raw.slot, 0) {
             return;
         }
-        if self.is_wanted_back() {
+        if self.is_reclaim_requested() {
             self.raw.pinner.ring();
         }
     }

@@ -2,9 +2,13 @@
 
 use core::fmt;
 
+use crate::flags::flag_set;
+
 /// The permissions of a mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Prot(u8);
+
+flag_set!(Prot);
 
 impl Prot {
     /// Nothing: every access is a fault (`PROT_NONE`).
@@ -15,18 +19,6 @@ impl Prot {
     pub const WRITE: Self = Self(1 << 1);
     /// May be read and written.
     pub const READ_WRITE: Self = Self(Self::READ.0 | Self::WRITE.0);
-
-    /// Both sets of permissions.
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// Whether every permission of `other` is given.
-    #[must_use]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
 
     /// Whether `access` is allowed. Write permission does not imply read permission here, as in a
     /// VMA's flags (Linux 7.1: mm/gup.c, check_vma_flags).

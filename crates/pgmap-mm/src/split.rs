@@ -16,8 +16,8 @@
 //!
 //! # Who may touch what
 //!
-//! The owner alone (I2). A reader only compares a word at the place that it was told with the word
-//! that it was told.
+//! The owner alone (I2). A reader only compares a word at the place that it was given with the word
+//! that it was given.
 //!
 //! # Orderings
 //!
@@ -31,12 +31,11 @@
 //!
 //! *Split against pin.* If the pin's check comes first, it read the parent's word, the pin holds
 //! the same frames as before, and the scan of any later drain sees its slot. If the Split comes
-//! first, the check sees it, the pin is undone, and the client asks again and is told the new
-//! place.
+//! first, the check sees it, the pin is undone, and the client asks again and gets the new place.
 //!
 //! *Merge against pin.* If the check comes first, as above. If Tail comes first, the check sees it
 //! and the pin is undone. A pin that reads the punched-out table reads zero, which equals no word
-//! that anybody was told.
+//! that anybody was given.
 //!
 //! *A word read again.* Were a merged folio to get its old word back, a reference from before the
 //! split would hold again, although part of its extent may have been given away in between. So a
@@ -115,7 +114,7 @@ pub enum ReshapeError {
         /// Its descriptor.
         word: Descriptor,
     },
-    /// Frames are held for long by smaller folios than the one that was to be made.
+    /// Frames are held long-term by smaller folios than the one that was to be made.
     HeldBelow {
         /// One of the folios held.
         folio: PfnRange,
@@ -155,8 +154,8 @@ impl fmt::Display for ReshapeError {
         match self {
             Self::NoDescriptors { folio } => write!(
                 f,
-                "folio {folio} cannot be split: there is no memory for its parts' descriptors; make \
-                 room on the pool's file system"
+                "folio {folio} cannot be split: there is no memory for its parts' descriptors; \
+                 make room on the pool's file system"
             ),
             Self::Outside { pfn } => write!(f, "pfn {pfn} is not described"),
             Self::WrongState { folio, word } => {
@@ -169,7 +168,8 @@ impl fmt::Display for ReshapeError {
             }
             Self::BelowSmallest { run, smallest } => write!(
                 f,
-                "frames {run} cannot be split off: the pool describes folios of {smallest} and larger"
+                "frames {run} cannot be split off: the pool describes folios of {smallest} and \
+                 larger"
             ),
             Self::OutsideExtent { run, extent } => {
                 write!(f, "frames {run} are not all of one extent: that is {extent}")
@@ -178,7 +178,11 @@ impl fmt::Display for ReshapeError {
                 write!(f, "folio {folio} is {word:?}, unlike those it was to be merged with")
             }
             Self::HeldBelow { folio } => {
-                write!(f, "folio {folio} is pinned for long and cannot be merged into a larger one")
+                write!(
+                    f,
+                    "folio {folio} is pinned long-term and cannot be merged into a larger \
+                           one"
+                )
             }
             Self::Changed { extent, now } => {
                 write!(f, "extent {extent} is not what it was: its life word is {now:?}")
@@ -218,8 +222,8 @@ impl Reshaped {
         self.to
     }
 
-    /// What must be told of `extent` from now on. Only an extent whose first folio was reshaped
-    /// changes; no other extent can start inside.
+    /// What readers must be given for `extent` from now on. Only an extent whose first folio was
+    /// reshaped changes; no other extent can start inside.
     #[must_use]
     pub fn extent_after(&self, extent: &Extent) -> Extent {
         if extent.first() == self.folio.first() && extent.head_level == self.from {
@@ -428,15 +432,6 @@ impl<W: WriteWords> Folios<W> {
         Ok(reshaped)
     }
 
-    /// Makes one free folio of level `to` around `pfn` again, if all its frames are free, and gives
-    /// its tables back. Says whether the folio is whole now.
-    pub fn merge_free(&mut self, pfn: Pfn, to: Level) -> bool {
-        self.merge_if_free(to, pfn.folio(to));
-        self.vmemmap()
-            .folio_of(pfn)
-            .is_some_and(|(level, word)| level >= to && word == Descriptor::FREE)
-    }
-
     /// Makes `hole` an extent of its own and what is left of `extent` before and after it too,
     /// splitting the folios at its edges. The old life word is changed, so no pin of the whole
     /// succeeds from now on. `hole` stays in the state that it is in.
@@ -548,10 +543,10 @@ impl<W: WriteWords> Folios<W> {
     }
 
     /// The extent of a catalog as the descriptors have it, for an owner whose predecessor was
-    /// killed between putting a new shape on record and making it, or the other way round; none
-    /// when no descriptor survived. The catalog says whose frames these are, so a word with any
-    /// stamp is one of this extent's lives; its state may be Dying or Tail, where the predecessor
-    /// was in the middle.
+    /// killed between putting a new shape on record and making it, or the other way round; `None`
+    /// if no descriptor survived. The catalog says whose frames these are, so a word with any stamp
+    /// is one of this extent's lives; its state may be Dying or Tail, where the predecessor was in
+    /// the middle.
     #[must_use]
     pub fn as_found(&self, extent: &Extent) -> Option<Extent> {
         self.piece(extent.run).filter(|found| found.life.stamp().is_some())

@@ -63,7 +63,7 @@ impl StampSource {
         self.limit = self.limit.max(limit);
     }
 
-    /// The next stamp; none when the reservation is used up or all 2^48 are.
+    /// The next stamp; `None` if the reservation is used up or all 2^48 are.
     pub fn take(&mut self) -> Option<Stamp> {
         if self.next >= self.limit {
             return None;

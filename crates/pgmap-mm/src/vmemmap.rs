@@ -37,7 +37,7 @@ pub struct VmemmapLayout {
 }
 
 impl VmemmapLayout {
-    /// The layout for `nr_pages` frames, rounded up to whole 1 GiB folios; none when that leaves
+    /// The layout for `nr_pages` frames, rounded up to whole 1 GiB folios; `None` if that leaves
     /// the pfn space or this machine's address range, or is empty.
     #[must_use]
     pub fn for_pages(nr_pages: u64) -> Option<Self> {
@@ -84,7 +84,7 @@ impl VmemmapLayout {
         self.nr_words
     }
 
-    /// Where the descriptor of the folio of `level` that contains `pfn` lies; none when the frame
+    /// Where the descriptor of the folio of `level` that contains `pfn` lies; `None` if the frame
     /// is not described.
     #[inline]
     #[must_use]
@@ -154,13 +154,13 @@ pub struct LifeWord {
 }
 
 impl LifeWord {
-    /// The word that the holder was told.
+    /// The word that the holder was given.
     #[must_use]
     pub const fn expected(self) -> Descriptor {
         self.expected
     }
 
-    /// The same word for a holder who was told `life` of its extent.
+    /// The same word for a holder who was given `life` of its extent.
     #[inline]
     #[must_use]
     pub const fn told(self, life: Descriptor) -> Self {
@@ -169,7 +169,7 @@ impl LifeWord {
 }
 
 impl<W: ReadWords> Vmemmap<W> {
-    /// Puts the arrays into `words`; none when there are too few.
+    /// Puts the arrays into `words`; `None` if there are too few.
     #[must_use]
     pub fn new(layout: VmemmapLayout, words: W) -> Option<Self> {
         (words.nr_words() >= layout.nr_words()).then_some(Self { layout, words })
@@ -249,15 +249,6 @@ impl<W: WriteWords> Vmemmap<W> {
         if let Some(index) = self.layout.index(level, pfn) {
             // Release: pairs with Acquire in `load` and `life_now`; data: the folio's bytes.
             self.words.store(index, word.bits(), Ordering::Release);
-        }
-    }
-
-    /// Writes `word` for each of `nr` folios of `level` from `first` on. Owner only.
-    pub fn set_run(&self, level: Level, first: Pfn, nr: u64, word: Descriptor) {
-        for folio in 0..nr {
-            if let Some(pfn) = Pfn::new(first.number() + folio * level.nr_pages()) {
-                self.set(level, pfn, word);
-            }
         }
     }
 

@@ -110,7 +110,7 @@ pub trait WriteWords: ReadWords {
     fn discard(&self, range: Range<usize>);
 }
 
-/// A word as its words and its index, checked anew at every use.
+/// A word as its words and its index, checked again at every use.
 pub struct Indexed<'w, W> {
     words: &'w W,
     index: usize,

@@ -27,11 +27,7 @@ const PMD: u64 = Level::Pmd.nr_pages();
 
 /// Two folios of 2 MiB under one Live word.
 fn two_folios(world: &World) -> Extent {
-    let vmemmap = world.vmemmap();
-    let extent = Extent::new(run(0, 2 * PMD), Level::Pmd, live(1)).unwrap();
-    vmemmap.set(Level::Pud, extent.first(), Descriptor::SPLIT);
-    vmemmap.set_run(Level::Pmd, extent.first(), 2, extent.life);
-    extent
+    world.extent_of_huge_folios(2)
 }
 
 #[test]

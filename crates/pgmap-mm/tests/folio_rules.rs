@@ -6,8 +6,8 @@
 #![cfg(not(loom))]
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
 use pgmap_mm::barrier::{BarrierMode, PortableBarrier};
 use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
@@ -20,8 +20,7 @@ use pgmap_mm::level::Level;
 use pgmap_mm::memory_failure::FailureError;
 use pgmap_mm::memory_type::MemoryType;
 use pgmap_mm::pagemap::{
-    DeviceRange, OpsPresent, PagemapId, PagemapOps, PagemapSpec, PagemapTable, Step, Teardown,
-    TeardownError,
+    DeviceRange, OpsPresent, PagemapId, PagemapSpec, PagemapTable, Step, Teardown, TeardownError,
 };
 use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::pin::{ClientSide, Lane, Pinner};
@@ -42,7 +41,7 @@ fn dying_pagemap(memory_type: MemoryType) -> (PagemapTable, PagemapId, Teardown)
         ops: OpsPresent::FOLIO_FREE.with(OpsPresent::MIGRATE_TO_RAM),
         altmap: None,
     };
-    let id = table.add(&spec, &mut ()).unwrap();
+    let id = table.add(&spec).unwrap();
     let mut teardown = table.begin_teardown(id).unwrap();
     for step in [Step::Kill, Step::Tell, Step::Unmap] {
         teardown.done(step, &mut table).unwrap();
@@ -180,7 +179,6 @@ fn scenario_09_a_generic_two_mebibyte_folio_is_idle_at_zero_with_one_descriptor(
     let mut world = World::new();
     let extent = world.create(512, Level::Pmd, FolioFlags::LONGTERM_OK);
     assert_eq!(world.holds(extent.run), (0, 0));
-    assert_eq!(MemoryType::Generic.idle_holds(), 0);
     assert_eq!(world.state(extent.run.start() + 300), (Level::Pmd, FolioState::Live));
 }
 
@@ -190,26 +188,11 @@ fn scenario_10_fsdax_frames_are_idle_at_zero() {
     let extent = world.create(512, Level::Pte, FolioFlags::NONE);
     assert_eq!(world.holds(extent.run), (0, 0));
     assert_eq!(world.state(extent.run.start() + 300), (Level::Pte, FolioState::Live));
-    assert_eq!(MemoryType::FsDax.idle_holds(), 0);
-}
-
-/// Writes down which folios were freed.
-#[derive(Default)]
-struct Freed(Mutex<Vec<PfnRange>>);
-
-impl PagemapOps for Freed {
-    fn present(&self) -> OpsPresent {
-        OpsPresent::FOLIO_FREE
-    }
-
-    fn folio_free(&self, folio: PfnRange) {
-        self.0.lock().unwrap().push(folio);
-    }
 }
 
 #[test]
-fn scenario_11_private_memory_is_taken_down_after_folio_free_ran_once() {
-    let (mut world, ops) = (World::new(), Freed::default());
+fn scenario_11_private_memory_is_taken_down_when_nobody_holds_it() {
+    let mut world = World::new();
     let (mut table, id, mut teardown) = dying_pagemap(MemoryType::Private);
     let extent = world.create(512, Level::Pmd, FolioFlags::NONE);
     let World { folios, ledger, pinner, .. } = &mut world;
@@ -221,10 +204,7 @@ fn scenario_11_private_memory_is_taken_down_after_folio_free_ran_once() {
     drop(pin);
     drain.look_again(|_| Some(&*ledger));
     assert_eq!(teardown.drained(drain.held().len()), Ok(Step::Free));
-    for _ in 0..2 {
-        assert!(folios.free_through(extent.run, &ops).is_empty());
-    }
-    assert_eq!(*ops.0.lock().unwrap(), [extent.run], "once");
+    assert!(folios.free_healthy(extent.run).is_empty());
     teardown.done(Step::Free, &mut table).unwrap();
     assert!(table.by_id(id).is_none());
 }
@@ -351,7 +331,7 @@ fn scenario_52_and_54_a_truncate_says_at_once_who_is_in_the_way_and_can_be_given
     let cut = folios.cut_out(&extent, tail, one).unwrap();
     let mut drain = start_drain(folios, ledger, tail);
     assert_eq!((drain.held().len(), drain.held()[0].hold.agent), (1, Agent::Device));
-    // Given up: the file is whole again, and what was told meanwhile cannot mislead.
+    // Given up: the file is whole again, and what was given out meanwhile cannot mislead.
     folios.change_healthy(tail, |word| word.in_state(FolioState::Live));
     let whole = folios.join(&cut.before.unwrap(), &cut.hole, two).unwrap();
     assert_eq!(whole.run, extent.run);
@@ -383,7 +363,7 @@ fn scenario_53_a_hole_next_to_a_pinned_frame_does_not_wait() {
     for piece in [cut.before.unwrap(), cut.after.unwrap()] {
         assert!(lane.pin(&piece, piece.run, Agent::Cpu).is_ok());
     }
-    assert!(pin.is_wanted_back(), "the life word moved, the hold stands");
+    assert!(pin.is_reclaim_requested(), "the life word moved, the hold stands");
 }
 
 #[test]
@@ -401,9 +381,9 @@ fn scenario_59_a_failed_frame_is_ehwpoison_until_it_is_overwritten() {
         &PortableBarrier,
         [(ClientId(1), &*ledger)],
     );
-    assert_eq!(told.held().len(), 1, "its holder is told");
+    assert_eq!(told.held().len(), 1, "its holder is notified");
     let [before, failed, after] = isolated.pieces[..] else { panic!("{isolated:?}") };
-    assert_eq!(failed.life.stamp(), extent.life.stamp(), "whose it was can still be told");
+    assert_eq!(failed.life.stamp(), extent.life.stamp(), "whose it was can still be seen");
     let refused = lane.pin(&failed, failed.run, Agent::Cpu).map(drop).unwrap_err();
     assert_eq!(refused.errno(), errno::EHWPOISON);
     let refused = pinner.pin_longterm(&failed, failed.run, Agent::Device).map(drop).unwrap_err();

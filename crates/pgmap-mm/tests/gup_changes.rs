@@ -1,4 +1,4 @@
-//! Changes of an address space, and who is told of them: what is refused, what a mapping of the
+//! Changes of an address space, and who is notified of them: what is refused, what a mapping of the
 //! processor that can hold no more does to it, and what those who cache translations hear.
 #![cfg(not(loom))]
 #![allow(clippy::unwrap_used, reason = "a fixture that is not there fails the test")]
@@ -29,7 +29,7 @@ impl InvalidateSubscriber for Cache {
     }
 }
 
-/// A processor's mapping that takes one stretch and no more.
+/// A processor's mapping that takes one range and no more.
 #[derive(Debug, Default)]
 struct OneStretch(Mutex<bool>);
 

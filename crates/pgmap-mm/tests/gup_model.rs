@@ -133,7 +133,9 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (page(), length(), prot())
             .prop_map(|(page, nr_pages, prot)| Step::Protect { page, nr_pages, prot }),
         1 => (page(), length(), length(), prop::option::of(page()))
-            .prop_map(|(page, nr_pages, new_pages, to)| Step::Remap { page, nr_pages, new_pages, to }),
+            .prop_map(|(page, nr_pages, new_pages, to)| {
+                Step::Remap { page, nr_pages, new_pages, to }
+            }),
         3 => (page(), access()).prop_map(|(page, access)| Step::Fault { page, access }),
         3 => (page(), length()).prop_map(|(page, nr_pages)| Step::Populate { page, nr_pages }),
         7 => (page(), length(), access(), call)
@@ -156,7 +158,7 @@ struct Naive {
 struct Model<'w> {
     world: &'w World,
     files: Vec<Arc<File>>,
-    /// Whether leaves of the file may be stale, because it was truncated and nobody was told.
+    /// Whether leaves of the file may be stale, because it was truncated and nobody was notified.
     is_stale: [bool; NR_FILES],
     mm: Mm,
     /// What the processor sees, in a process's address space.
@@ -337,7 +339,7 @@ impl Model<'_> {
             assert_eq!(Some(pfn.number()), self.frame(*naive), "page {at:#x}");
         }
         for segment in range.segments() {
-            assert!(!segment.is_wanted_back() && !self.world.held(segment.run()).is_empty());
+            assert!(!segment.is_reclaim_requested() && !self.world.held(segment.run()).is_empty());
         }
         range.unpin(Dirty::No);
     }
@@ -345,7 +347,7 @@ impl Model<'_> {
     fn truncate(&mut self, file: usize, nr_pages: u64, is_told: bool) {
         let gone = self.world.truncate(&self.files[file], nr_pages);
         for run in gone {
-            // Whoever shows frames to a processor must be told.
+            // Whoever shows frames to a processor must be notified.
             if is_told || self.cpu.is_some() {
                 let _ended = self.mm.invalidate(run);
             } else {

@@ -5,16 +5,11 @@
 
 mod gup_world;
 
-use std::sync::Mutex;
-
 use gup_world::{FLAGS, GIB, GIGANTIC, HUGE, MIB2, PAGE, World, whole};
 use pgmap_mm::descriptor::{FolioFlags, FolioState};
 use pgmap_mm::error::errno;
 use pgmap_mm::fault::Signal;
-use pgmap_mm::gup::{
-    Dirty, Gup, GupError, GupFlags, Lease, LongtermAsk, LongtermPolicy, LongtermRefusal,
-    ReadSection,
-};
+use pgmap_mm::gup::{Dirty, Gup, GupError, GupFlags, ReadSection};
 use pgmap_mm::ledger::{Agent, Hold, HoldPlace};
 use pgmap_mm::level::Level;
 use pgmap_mm::mm::{MapRequest, Placed};
@@ -27,34 +22,6 @@ const LONGTERM: GupFlags = GupFlags::LONGTERM;
 const DAX_2M: VmaKind = VmaKind::DeviceDax { align: Level::Pmd };
 const ENXIO: i32 = 6;
 const EREMOTEIO: i32 = 121;
-
-#[derive(Debug)]
-struct Leased;
-
-impl Lease for Leased {
-    fn is_wanted_back(&self) -> bool {
-        false
-    }
-}
-
-/// Answers every question alike, and remembers the questions.
-struct Policy(Option<LongtermRefusal>, Mutex<Vec<(VmaKind, u64)>>);
-
-impl Policy {
-    fn answering(refusal: Option<LongtermRefusal>) -> Self {
-        Self(refusal, Mutex::default())
-    }
-}
-
-impl LongtermPolicy for Policy {
-    fn lease(&self, ask: &LongtermAsk<'_>) -> Result<Box<dyn Lease>, LongtermRefusal> {
-        self.1.lock().unwrap().push((ask.kind, ask.run.nr_pages()));
-        match self.0 {
-            Some(refusal) => Err(refusal),
-            None => Ok(Box::new(Leased)),
-        }
-    }
-}
 
 #[test]
 fn scenario_24_flags_that_exclude_each_other() {
@@ -113,23 +80,7 @@ fn scenario_27_longterm_on_fsdax_is_refused() {
     let gup = Gup::new(&mm, &lane).unwrap();
     assert_eq!(gup.pin(0, 1, LONGTERM).unwrap_err().errno(), errno::EOPNOTSUPP);
     assert!(gup.pin(0, 1, LONGTERM.with(GupFlags::FAST_ONLY)).unwrap().is_empty());
-    let denied = Policy::answering(Some(LongtermRefusal::Denied));
-    assert_eq!(gup.with_policy(&denied).pin(0, 1, LONGTERM).unwrap_err().errno(), errno::EACCES);
     assert!(world.all_holds().is_empty(), "a refused request left a hold");
-}
-
-#[test]
-fn scenario_27_better_a_lease_makes_longterm_on_fsdax_possible() {
-    let world = World::new(1);
-    let (mm, lane) = (world.mm(GIB), world.pinner.lane().unwrap());
-    let file = world.file_with(VmaKind::FsDax, Level::Pmd, &[HUGE], FolioFlags::WRITABLE);
-    mm.map(&whole(&file, 0)).unwrap();
-    let granting = Policy::answering(None);
-    let gup = Gup::new(&mm, &lane).unwrap().with_policy(&granting);
-    let range = gup.pin(0, HUGE, LONGTERM).unwrap();
-    assert_eq!(range.nr_pages(), HUGE);
-    assert_eq!(*granting.1.lock().unwrap(), [(VmaKind::FsDax, HUGE)]);
-    assert!(world.all_holds().is_empty(), "a lease is the owner's record, not the ledger's");
 }
 
 #[test]
@@ -235,9 +186,8 @@ fn scenario_34_a_refused_longterm_pin_leaves_nothing_pinned() {
     let (mm, lane) = (world.mm(GIB), world.pinner.lane().unwrap());
     let file = world.file_with(VmaKind::Shared, Level::Pmd, &[HUGE], FolioFlags::WRITABLE);
     mm.map(&whole(&file, 0)).unwrap();
-    let busy = Policy::answering(Some(LongtermRefusal::Busy));
-    let gup = Gup::new(&mm, &lane).unwrap().with_policy(&busy);
-    assert_eq!(gup.slow(0, 8, LONGTERM).unwrap_err().errno(), errno::EAGAIN);
+    let gup = Gup::new(&mm, &lane).unwrap();
+    assert_eq!(gup.slow(0, 8, LONGTERM).unwrap_err().errno(), errno::EOPNOTSUPP);
     assert!(world.all_holds().is_empty());
 }
 
@@ -505,7 +455,7 @@ fn pins_outlive_the_mapping() {
     let run = file.state.lock().unwrap().extents[0].run;
     world.truncate(&file, 0);
     assert_eq!(world.held(run).len(), 1);
-    assert!(range.segments().all(|segment| segment.is_wanted_back()));
+    assert!(range.segments().all(|segment| segment.is_reclaim_requested()));
     range.unpin(Dirty::No);
     assert!(world.held(run).is_empty());
 }
@@ -542,8 +492,7 @@ fn what_was_pinned_for_writing_and_dropped_counts_as_written() {
     drop(gup.pin(8 * PAGE, 4, GupFlags::NONE).unwrap());
     gup.pin(16 * PAGE, 4, WRITE).unwrap().unpin(Dirty::Yes);
     drop(gup.pin(32 * PAGE, 4, WRITE).unwrap());
-    drop(gup.pin(36 * PAGE, 4, WRITE).unwrap().into_segments());
-    assert_eq!(mm.dirty().take(0, 64), [(16, 4), (32, 8)]);
+    assert_eq!(mm.dirty().take(0, 64), [(16, 4), (32, 4)]);
     assert!(mm.dirty().take(0, 64).is_empty());
 }
 

@@ -257,7 +257,7 @@ fn loom_fast_walk_vs_reuse_of_the_table() {
 
 /// Pages that were unmapped and that a scan after a heavy barrier finds nobody to hold are held by
 /// nobody, and by nobody later, though their life goes on: what a migration or a hot-unplug of
-/// guest memory asks for. One page of the stretch goes, the first or the last.
+/// guest memory asks for. One page of the range goes, the first or the last.
 fn unmap_then_scan(gone: u64) {
     explore_up_to(PREEMPTIONS, move || {
         let space = Space::new();
@@ -297,9 +297,9 @@ fn loom_long_read_vs_unmap_of_its_last_page_and_scan() {
     unmap_then_scan(1);
 }
 
-/// The two halves of a stretch are never mapped at the same time, so no pin may cover both.
+/// The two halves of a range are never mapped at the same time, so no pin may cover both.
 #[test]
-fn loom_long_read_vs_a_stretch_that_moves() {
+fn loom_long_read_vs_a_range_that_moves() {
     explore_up_to(PREEMPTIONS, || {
         let space = Space::new();
         space.map(0, 1, 0, 1);
@@ -329,10 +329,10 @@ fn one_leaf(gup: &Gup<'_, 'static, Side>) -> Option<ShortSegment<'static, Side>>
     gup.fast_leaf(0, 2, GupFlags::WRITE)
 }
 
-/// A thread that knows the span holds pages of two leaves of 2 MiB at a glance, while `change`
+/// A thread that knows the span holds pages of two leaves of 2 MiB on the fast path, while `change`
 /// changes what is mapped: it unmaps the leaf `gone` and has [`Quiet::scan`] look whether somebody
 /// holds it.
-fn glance_vs(preemptions: usize, hold: Way, gone: u64, change: fn(&Space, &Quiet)) {
+fn fast_vs(preemptions: usize, hold: Way, gone: u64, change: fn(&Space, &Quiet)) {
     explore_up_to(preemptions, move || {
         let space = Space::new();
         space.map_two_leaves(0);
@@ -382,7 +382,7 @@ impl Quiet {
 
 #[test]
 fn loom_huge_leaf_vs_unmap_and_scan() {
-    glance_vs(PREEMPTIONS, one_leaf, 0, |space, quiet| {
+    fast_vs(PREEMPTIONS, one_leaf, 0, |space, quiet| {
         space.unmap(0, HUGE);
         quiet.scan(space);
     });
@@ -391,8 +391,8 @@ fn loom_huge_leaf_vs_unmap_and_scan() {
 /// Only the second look at the entry tells: a thread that read the reach after it was cut sees it
 /// unchanged, and the epoch does not move.
 #[test]
-fn loom_stretch_vs_unmap_of_its_first_leaf_and_scan() {
-    glance_vs(PREEMPTIONS, two_leaves, 0, |space, quiet| {
+fn loom_range_vs_unmap_of_its_first_leaf_and_scan() {
+    fast_vs(PREEMPTIONS, two_leaves, 0, |space, quiet| {
         space.unmap(0, HUGE);
         quiet.scan(space);
     });
@@ -400,8 +400,8 @@ fn loom_stretch_vs_unmap_of_its_first_leaf_and_scan() {
 
 /// Only the second look at the reach tells: the first leaf stays, and the epoch does not move.
 #[test]
-fn loom_stretch_vs_unmap_of_its_second_leaf_and_scan() {
-    glance_vs(PREEMPTIONS, two_leaves, 1, |space, quiet| {
+fn loom_range_vs_unmap_of_its_second_leaf_and_scan() {
+    fast_vs(PREEMPTIONS, two_leaves, 1, |space, quiet| {
         space.unmap(HUGE, HUGE);
         quiet.scan(space);
     });
@@ -412,8 +412,8 @@ fn loom_stretch_vs_unmap_of_its_second_leaf_and_scan() {
 /// for other frames. One switch is enough, for a thread may load what was stored long ago; two take
 /// a minute.
 #[test]
-fn loom_stretch_vs_reuse_of_its_span_at_the_same_address() {
-    glance_vs(PREEMPTIONS - 2, two_leaves, 1, |space, quiet| {
+fn loom_range_vs_reuse_of_its_span_at_the_same_address() {
+    fast_vs(PREEMPTIONS - 2, two_leaves, 1, |space, quiet| {
         space.unmap(HUGE, HUGE);
         quiet.scan(space);
         space.unmap(0, HUGE);

@@ -313,7 +313,7 @@ fn loom_a_split_and_a_pin_under_the_old_life_word_never_both_win() {
 }
 
 /// A split takes nothing away: a pin under the old word is either held or asked to look again, and
-/// what is told afterwards can be pinned.
+/// what is given out afterwards can be pinned.
 #[test]
 fn loom_a_pin_during_a_split_is_held_or_sent_to_look_again() {
     explore(|| {
@@ -429,7 +429,8 @@ fn loom_a_recall_meets_the_last_unpin_and_the_release() {
     });
 }
 
-/// Two holders want one pagemap while it is removed: at most one gets it, and whoever does is told.
+/// Two holders want one pagemap while it is removed: at most one gets it, and whoever does is
+/// notified.
 #[test]
 fn loom_a_holder_that_got_in_is_told_of_the_removal() {
     use pgmap_mm::holder::{HolderId, HolderSlot, Removal};

@@ -8,9 +8,8 @@ mod heap_world;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use heap_world::{Client, Side, World, live, run};
+use heap_world::{Client, Side, World, run};
 use pgmap_mm::barrier::PortableBarrier;
-use pgmap_mm::descriptor::Descriptor;
 use pgmap_mm::drain::{ClientId, Scan};
 use pgmap_mm::error::PinError;
 use pgmap_mm::extent::Extent;
@@ -149,10 +148,7 @@ impl History<'_> {
 }
 
 fn one_extent(world: &World) -> Extent {
-    let extent = Extent::new(run(0, NR_PAGES), Level::Pmd, live(1)).unwrap();
-    world.vmemmap().set(Level::Pud, extent.first(), Descriptor::SPLIT);
-    world.vmemmap().set_run(Level::Pmd, extent.first(), 2, extent.life);
-    extent
+    world.extent_of_huge_folios(2)
 }
 
 proptest! {

@@ -5,9 +5,8 @@
 
 mod heap_world;
 
-use heap_world::{Client, World, live, run};
+use heap_world::{Client, World, run};
 use pgmap_mm::barrier::PortableBarrier;
-use pgmap_mm::descriptor::Descriptor;
 use pgmap_mm::drain::{ClientId, Drain, Held, Scan};
 use pgmap_mm::extent::Extent;
 use pgmap_mm::ledger::Agent;
@@ -17,10 +16,7 @@ use pgmap_mm::runs::SortedRuns;
 const PMD: u64 = Level::Pmd.nr_pages();
 
 fn extent(world: &World) -> Extent {
-    let extent = Extent::new(run(0, 8 * PMD), Level::Pmd, live(1)).unwrap();
-    world.vmemmap().set(Level::Pud, extent.first(), Descriptor::SPLIT);
-    world.vmemmap().set_run(Level::Pmd, extent.first(), 8, extent.life);
-    extent
+    world.extent_of_huge_folios(8)
 }
 
 /// Clients 1 to `clients.len()`, from `next` on.

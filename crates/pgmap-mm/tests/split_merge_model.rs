@@ -72,10 +72,6 @@ enum Op {
         at: u64,
         to: Level,
     },
-    MergeFree {
-        at: u64,
-        to: Level,
-    },
     Trim,
     /// What a restarted owner does before anything else.
     DiscardStale,
@@ -305,15 +301,6 @@ impl World {
                     let _ = self.folios.split(pfn, to);
                 }
             }
-            Op::MergeFree { at, to } => {
-                let pfn = self.pfn(at);
-                let folio = PfnRange::folio(pfn, to);
-                let all_free = (folio.end() <= self.frames.len() as u64)
-                    && self.frames[folio.start() as usize..folio.end() as usize]
-                        .iter()
-                        .all(|frame| *frame == FREE);
-                assert_eq!(self.folios.merge_free(pfn, to), all_free, "{folio}");
-            }
             Op::Trim => self.folios.trim(),
             Op::DiscardStale => {
                 let whole = PfnRange::new(0, self.frames.len() as u64).unwrap();
@@ -348,7 +335,7 @@ impl World {
         for (file, extents) in &self.files {
             for extent in extents {
                 let life = vmemmap.load(extent.head_level, extent.first());
-                assert_eq!(life, Some(extent.life), "file {file} is told wrong of {extent:?}");
+                assert_eq!(life, Some(extent.life), "file {file}: wrong life word for {extent:?}");
             }
         }
         for (extent, file) in &self.told {
@@ -402,10 +389,7 @@ fn op(nr_pages: u64, most: u8) -> impl Strategy<Value = Op> {
         3 => (file, extent).prop_map(|(file, extent)| Op::Join { file, extent }),
         3 => edge.clone().prop_map(|at| Op::Poison { at }),
         2 => edge.prop_map(|at| Op::Clear { at }),
-        1 => (at.clone(), level(most)).prop_map(|(at, to)| Op::SplitFree { at, to }),
-        1 => (at, 1..=most).prop_map(|(at, to)| {
-            Op::MergeFree { at, to: Level::from_number(to).unwrap() }
-        }),
+        1 => (at, level(most)).prop_map(|(at, to)| Op::SplitFree { at, to }),
         1 => Just(Op::Trim),
         1 => Just(Op::DiscardStale),
     ]
@@ -422,8 +406,12 @@ fn run(nr_pages: u64, ops: &[Op]) {
 const SMALL_POOL: u64 = 6 * 512 + 100;
 const LARGE_POOL: u64 = 2 << 18;
 
+fn config(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, failure_persistence: None, ..Default::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(config(3000))]
 
     #[test]
     fn histories_of_a_small_pool_agree_with_an_array_of_frames(
@@ -434,7 +422,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(config(60))]
 
     #[test]
     fn histories_with_gigabyte_folios_agree_with_an_array_of_frames(
@@ -444,8 +432,8 @@ proptest! {
     }
 }
 
-/// The story behind [`Folios::join`]: a piece that was told once, joined again without a new life
-/// word, would let its old reference pin frames that a later truncate gave away.
+/// The story behind [`Folios::join`]: a piece that was given out once, joined again without a new
+/// life word, would let its old reference pin frames that a later truncate gave away.
 #[test]
 fn a_piece_told_once_is_not_believed_after_it_was_joined_again() {
     let mut world = World::new(4 * 512);

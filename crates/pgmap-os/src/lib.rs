@@ -7,10 +7,10 @@
 //! | module | one concept |
 //! |---|---|
 //! | [`error`] | [`OsError`]: what was tried, on what, the errno, and the way out |
-//! | [`memory_file`] | a file whose contents are memory: memfd, tmpfs, hugetlbfs, disk, DAX, device-dax |
+//! | [`memory_file`] | a file whose contents are memory: memfd, tmpfs, hugetlbfs, DAX, a disk |
 //! | [`mapping`] | a shared window on a memory file, read-only or writable |
 //! | [`bytes`] | copies that stay defined while another process changes the bytes |
-//! | [`sigbus`] | memory that does not answer: copies return an error, failures are told |
+//! | [`sigbus`] | memory that does not answer: copies return an error, failures are reported |
 //! | [`touch`] | touches of addresses that nobody has mapped: offered, and answered |
 //! | [`reservation`] | a range of addresses kept for one use, with pieces of files in it |
 //! | [`membarrier`] | the heavy half of an asymmetric barrier |

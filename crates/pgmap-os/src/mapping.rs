@@ -51,7 +51,7 @@ impl ReadOnlyWord<'_> {
     /// Loads the word.
     ///
     /// # Panics
-    /// For an ordering that is none of a load.
+    /// For an ordering that a load cannot have.
     #[inline(always)]
     #[must_use]
     pub fn load(self, order: Ordering) -> u64 {
@@ -83,7 +83,7 @@ impl ReadMapping {
     /// Loads the 8-byte word number `index`.
     ///
     /// # Panics
-    /// If the word is out of bounds, as a slice does, and for an ordering that is none of a load.
+    /// If the word is out of bounds, as a slice does, and for an ordering that a load cannot have.
     #[inline]
     #[must_use]
     pub fn load_u64(&self, index: usize, order: Ordering) -> u64 {

@@ -39,7 +39,7 @@ impl Reservation {
     /// `alignment` a power of two.
     ///
     /// # Errors
-    /// `EINVAL` for numbers that are none of that; `ENOMEM` when the address space has no such gap.
+    /// `EINVAL` for any other number; `ENOMEM` when the address space has no such gap.
     pub fn anywhere(len: usize, alignment: usize) -> Result<Self, OsError> {
         let failed = |errno| OsError::new("reserve", format!("{len} bytes of addresses"), errno);
         if !is_pages(len) || !is_pages(alignment) || !alignment.is_power_of_two() {
@@ -176,7 +176,7 @@ impl Drop for Reservation {
             return;
         }
         // SAFETY: the range was reserved by this value and is given back only here; whoever still
-        // has raw pointers into it was told that it goes.
+        // has raw pointers into it was notified that it goes.
         let unmapped = unsafe { munmap(self.base.as_ptr(), self.len) };
         debug_assert!(unmapped.is_ok(), "munmap of one's own range: {unmapped:?}");
     }

@@ -1,4 +1,5 @@
-//! SIGBUS, the signal of memory that does not answer: copies return an error, failures are told.
+//! SIGBUS, the signal of memory that does not answer: copies return an error, failures are
+//! reported.
 //!
 //! One handler for the process, [`install`]ed by the first mapping. It does three things, in order:
 //!
@@ -7,8 +8,8 @@
 //! 2. a fault of one of the copy loops of [`crate::bytes`] makes that copy return an error;
 //! 3. everything else is passed on to the handler that was there before, or kills as it would have.
 //!
-//! What was told to a watch and needs no action (`BUS_MCEERR_AO`) ends there; a fault outside the
-//! copy loops goes on to 3 even when it was told.
+//! What was reported to a watch and needs no action (`BUS_MCEERR_AO`) ends there; a fault outside
+//! the copy loops goes on to 3 even when it was reported.
 //!
 //! # Limits
 //! - A handler that others install later must pass on what is not its own, or copies kill again.

@@ -284,7 +284,7 @@ pub fn rules_of(number: u64) -> FileRules {
     FileRules { longterm, ..FileRules::default() }
 }
 
-/// Whether nobody may pin these contents for long.
+/// Whether nobody may pin these contents long-term.
 pub const fn is_forbidden(number: u64) -> bool {
     number % 8 == FORBIDDEN
 }
@@ -326,7 +326,7 @@ pub fn put_away(
             && matches!(error, Error::Refused(Refusal::IndexFull { nr_slots })
                 if *nr_slots == u64::from(episode.plan.max_files))
         {
-            episode.fail(format!("{name:?} is there, and was not put anew: {error}"));
+            episode.fail(format!("{name:?} is there, and was not put again: {error}"));
         }
         if result.is_ok() {
             books.set(name, Shape::whole(len));

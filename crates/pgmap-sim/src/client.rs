@@ -99,7 +99,7 @@ fn work(
         }
         let step = episode.machine.steps();
         last = step;
-        // What its device was told while it was at something else counts as told.
+        // What its device was notified of while it was at something else counts as notified.
         if let Some(mapper) = &mapper {
             mapper.obey(episode, &mut held);
         }

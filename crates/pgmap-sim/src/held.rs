@@ -1,4 +1,4 @@
-//! What clients hold: it stays as it was, and whoever is to let go is told.
+//! What clients hold: it stays as it was, and whoever is to let go is notified.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use crate::machine::Pid;
 use crate::model::PAGE;
 use crate::verdict::{ANY, slack_ns};
 
-/// Within which time somebody hears that frames of its are wanted back, in nanoseconds.
+/// Within which time somebody hears that its frames are to be reclaimed, in nanoseconds.
 const TOLD_NS: u64 = 500_000_000;
 
 /// So many events a queue keeps (`MAX_EVENTS` of a simulation).
@@ -36,7 +36,7 @@ pub struct Held<'c> {
     number: Option<(u64, u64)>,
     /// Whether a device caches its translations.
     is_cached: bool,
-    /// Since when it is wanted back, in steps and nanoseconds.
+    /// Since when its reclaim has been requested, in steps and nanoseconds.
     wanted_since: Cell<Option<(u64, u64)>>,
     _holding: Holding,
 }
@@ -113,7 +113,7 @@ impl<'c> Held<'c> {
         }
     }
 
-    /// Whether it shows what it showed; and of a device's, whether that was told in time.
+    /// Whether it shows what it showed; and of a device's, whether that was reported in time.
     pub fn check(&self, episode: &Episode) {
         match self.read() {
             Ok(bytes) if bytes == self.bytes => {}
@@ -131,17 +131,17 @@ impl<'c> Held<'c> {
         }
     }
 
-    pub fn is_wanted_back(&self) -> bool {
+    pub fn is_reclaim_requested(&self) -> bool {
         match &self.pin {
-            Pin::File(pin) => pin.is_wanted_back(),
-            Pin::Pages(pages) => pages.is_wanted_back(),
+            Pin::File(pin) => pin.is_reclaim_requested(),
+            Pin::Pages(pages) => pages.is_reclaim_requested(),
         }
     }
 
-    /// Whether it is wanted back for longer than it takes to hear of that, and nothing was in the
-    /// way of hearing.
+    /// Whether its reclaim was requested longer ago than it takes to hear of that, and nothing was
+    /// in the way of hearing.
     fn is_overdue(&self, episode: &Episode) -> bool {
-        if !self.is_wanted_back() {
+        if !self.is_reclaim_requested() {
             self.wanted_since.set(None);
             return false;
         }
@@ -164,7 +164,7 @@ impl<'c> Held<'c> {
     }
 }
 
-/// What clients heard of frames that are wanted back.
+/// What clients heard of frames to be reclaimed.
 #[derive(Debug, Default)]
 pub struct Heard {
     /// When, the first frame, and the one after the last.
@@ -187,13 +187,13 @@ impl Heard {
     }
 }
 
-/// Hears what the owner says, and lets go of what is wanted back.
+/// Hears what the owner says, and lets go of what is to be reclaimed.
 pub fn give_way(episode: &Episode, client: &Client, held: &mut Vec<Held<'_>>) {
     let own = episode.machine.running();
     while let Ok(Some(event)) = client.next_event(Duration::ZERO) {
         episode.machine.note(|| format!("hears {event:?}"));
         let frames = match event {
-            Event::WantedBack { first_pfn, nr_pages, .. }
+            Event::ReclaimRequested { first_pfn, nr_pages, .. }
             | Event::LeaseRecalled { first_pfn, nr_pages, .. } => (first_pfn, nr_pages),
             Event::MemoryFailure { pfn, .. } => (pfn, 1),
             _ => {
@@ -206,7 +206,7 @@ pub fn give_way(episode: &Episode, client: &Client, held: &mut Vec<Held<'_>>) {
         heard.of.entry(own).or_default().push((at, frames.0, frames.0 + frames.1));
     }
     held.retain(|held| {
-        if !held.is_wanted_back() {
+        if !held.is_reclaim_requested() {
             return true;
         }
         if episode.heard.borrow().is_told(own, held.from, &held.frames) {
@@ -221,7 +221,7 @@ pub fn give_way(episode: &Episode, client: &Client, held: &mut Vec<Held<'_>>) {
         });
         if held.is_overdue(episode) && is_meant {
             let (name, frames) = (&held.name, &held.frames);
-            episode.fail(format!("nobody said that {name:?}, frames {frames:?}, is wanted back"));
+            episode.fail(format!("no event for {name:?}, frames {frames:?}, to be reclaimed"));
         }
         // What is lost is not waited for.
         held.wanted_since.get().is_some_and(|(_, ns)| episode.machine.time_ns() < ns + TOLD_NS * 2)

@@ -65,7 +65,7 @@ struct Device {
     mail: Arc<Mail>,
 }
 
-/// What a device was told and has not done yet.
+/// Notifications that a device has not acknowledged yet.
 #[derive(Debug, Default)]
 struct Mail(Mutex<Vec<(Vec<EndedRange>, AckToken)>>);
 
@@ -360,7 +360,7 @@ impl<'s> Mapper<'s> {
         let versions = mapped.seen.versions.borrow();
         let is_known = versions.len() == 1 && self.pages[at..at + nr].iter().zip(0..).all(is_one);
         if how == Hold::Long && versions.iter().all(|&number| is_forbidden(number)) {
-            episode.fail(format!("version {versions:?} was pinned for long by address"));
+            episode.fail(format!("version {versions:?} was pinned long-term by address"));
         }
         let known = is_known.then(|| {
             let pages = (mapped.page..mapped.page + nr as u64).collect();
@@ -383,7 +383,7 @@ impl<'s> Mapper<'s> {
         }
     }
 
-    /// The device lets go of what it was told that it ended, and says so.
+    /// The device lets go of what it was notified of, and says so.
     pub fn obey(&self, episode: &Episode, held: &mut Vec<Held<'_>>) {
         let Some(device) = &self.device else { return };
         let mail = &device.mail.0;

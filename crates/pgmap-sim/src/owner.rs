@@ -101,15 +101,15 @@ impl PoolHolder for Decider {
 
     fn notify_failure(&self, run: PfnRange, flags: FailureFlags) {
         let episode = episode();
-        episode.machine.note(|| format!("the holder is told that {run} failed: {flags:?}"));
+        episode.machine.note(|| format!("the holder is notified that {run} failed: {flags:?}"));
         if !episode.failures.borrow().is_any() {
-            episode.fail(format!("the holder is told that {run} failed, which nothing did"));
+            episode.fail(format!("the holder is notified that {run} failed, which nothing did"));
         }
     }
 
     fn drain_requested(&self, run: PfnRange, reason: DrainReason, deadline_ms: u64) {
         let episode = episode();
-        episode.machine.note(|| format!("the holder is told of {run}: {reason:?} {deadline_ms}"));
+        episode.machine.note(|| format!("notified of {run}: {reason:?} {deadline_ms}"));
     }
 }
 

@@ -9,7 +9,7 @@ use crate::knobs::Knobs;
 
 /// Most names in use; few, so that parties meet.
 pub const MAX_NAMES: u8 = 6;
-/// A thread's addresses: so many stretches of so many pages.
+/// A thread's addresses: so many ranges of so many pages.
 pub const NR_SLOTS: u8 = 3;
 pub const SLOT_PAGES: u8 = 8;
 
@@ -22,7 +22,7 @@ pub enum Hold {
     /// Only if that takes no lock.
     Fast,
     Device,
-    /// By a device that caches the translations, and lets go when it is told that they ended.
+    /// By a device that caches the translations, and lets go when it is notified that they ended.
     Cached,
 }
 
@@ -64,7 +64,7 @@ pub enum Op {
         name: u8,
         steps: u32,
     },
-    /// As `Get`, for long.
+    /// As `Get`, long-term.
     Lease {
         name: u8,
         steps: u32,
@@ -251,7 +251,7 @@ pub struct Plan {
     pub max_files: u32,
     /// Whether the pool lies in a directory, and so outlives its owner.
     pub is_kept: bool,
-    /// Whether clients let go of what is wanted back.
+    /// Whether clients let go of what is to be reclaimed.
     #[serde(default)]
     pub is_polite: bool,
     /// Which client lives in the owner's process.

@@ -40,7 +40,7 @@ pub fn get<'c>(
     hold(episode, name, asked.from, steps, found?)
 }
 
-/// As [`get`], for long and with the owner's consent.
+/// As [`get`], long-term and with the owner's consent.
 pub fn lease<'c>(
     episode: &Episode,
     client: &'c Client,
@@ -66,7 +66,7 @@ pub fn lease<'c>(
         && let Some(number) = held.version()
         && is_forbidden(number)
     {
-        episode.fail(format!("version {number} of {name:?} was pinned for long"));
+        episode.fail(format!("version {number} of {name:?} was pinned long-term"));
     }
     Ok(held)
 }

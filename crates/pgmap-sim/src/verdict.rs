@@ -43,7 +43,7 @@ pub enum Verb<'a> {
     Heal(&'a str),
     /// To find and pin a file.
     Pin(&'a str),
-    /// To pin it for long.
+    /// To pin it long-term.
     Lease(&'a str),
     /// To look at files or the pool.
     Look,

@@ -14,7 +14,7 @@ pub enum RingError {
     #[error(transparent)]
     Space(#[from] SpaceError),
     /// Fewer bytes could be held than were to be moved; nothing was begun.
-    #[error("only {held_bytes} of {wanted_bytes} bytes from {address:#x} on can be held")]
+    #[error("only {held_bytes} of {wanted_bytes} bytes at {address:#x} can be pinned")]
     Short {
         /// First address.
         address: u64,
@@ -34,8 +34,8 @@ pub enum RingError {
     /// The pages lie in several pieces, and what they are to be moved to or from takes each as a
     /// message of its own.
     #[error(
-        "{nr_pieces} pieces for a descriptor that takes whole messages, as an eventfd does: move one \
-         piece at a time, here {piece_bytes} bytes"
+        "{nr_pieces} pieces for a descriptor that takes whole messages, as an eventfd does: move \
+         one piece at a time, here {piece_bytes} bytes"
     )]
     OnePiece {
         /// Pieces.
@@ -44,13 +44,13 @@ pub enum RingError {
         piece_bytes: u64,
     },
     /// As many transfers are under way as the ring has entries, and none ended within a second.
-    #[error("all {nr_entries} entries of the ring are under way; wait for one, or cancel one")]
+    #[error("all {nr_entries} entries of the ring are in flight; wait for one, or cancel one")]
     Full {
         /// Entries.
         nr_entries: u32,
     },
     /// The transfer would end behind the last offset that a file can have.
-    #[error("{len_bytes} bytes from {file_offset:#x} on end behind the last offset of any file")]
+    #[error("{len_bytes} bytes at offset {file_offset:#x} end past the largest file offset")]
     OffsetOverflow {
         /// First offset in the file.
         file_offset: u64,
@@ -60,8 +60,8 @@ pub enum RingError {
     /// The kernel did not let the pool be registered, for want of memory that may be locked.
     #[error(
         "io_uring, registering the pool of {pool_bytes} bytes: {source}; RLIMIT_MEMLOCK is \
-         {limit_bytes} bytes: raise it (ulimit -l, or LimitMEMLOCK= of a service), or give the process \
-         CAP_IPC_LOCK"
+         {limit_bytes} bytes: raise it (ulimit -l, or LimitMEMLOCK= of a service), or give the \
+         process CAP_IPC_LOCK"
     )]
     MemoryLock {
         /// Bytes to be locked.

@@ -34,7 +34,8 @@ fn main() {
         ["fsdax", directory] => fsdax(Path::new(directory)),
         ["hold", device, align] => hold(Path::new(device), align.parse().unwrap()),
         _ => println!(
-            "skipped: kernel_dax: it needs a dax device, which `cargo xtask guest --only parity` has"
+            "skipped: kernel_dax: it needs a dax device, which `cargo xtask guest --only parity` \
+             has"
         ),
     }
 }

@@ -1,4 +1,4 @@
-//! A stretch of guest memory that is one mapping in this process, held where it is used.
+//! A range of guest memory that is one mapping in this process, held where it is used.
 
 // UNSAFETY: a VolatileSlice is made of a raw pointer; that is vm-memory's one way to reach bytes. A
 // region is lent out of a map that grows, which the language takes for a change of the region.
@@ -26,7 +26,7 @@ use vm_memory::{
 
 use crate::bitmap::{DirtyPages, Holes, Refused};
 
-/// A stretch of guest memory: as far as areas of the guest adjoin each other and their files reach,
+/// A range of guest memory: as far as areas of the guest adjoin each other and their files reach,
 /// whatever files and frames lie below. It lives in the snapshot that made it.
 #[derive(Debug)]
 pub struct GuestRegion<'s> {

@@ -63,7 +63,7 @@ fn chain(readable: [u64; 2], writable: u64) -> [RawDescriptor; 3] {
     ]
 }
 
-/// The device: adds up what it reads, writes the sum. None where the chain leads nowhere.
+/// The device: adds up what it reads, writes the sum. `None` if the chain leads nowhere.
 fn serve(queue: &mut Queue, guest: GuestSpace<'_>) -> Option<u64> {
     let memory = guest.memory();
     let chain = queue.iter(memory.clone()).ok()?.next()?;

@@ -101,7 +101,7 @@ mod tests {
         maps.lines().any(|line| line.contains(name))
     }
 
-    /// The device is a file here, and its end is told by hand.
+    /// The device is a file here, and its end is set by hand.
     #[test]
     fn what_was_given_up_is_an_error_to_touch_and_nothing_of_it_is_kept() {
         let place = tempfile::tempdir_in("/dev/shm").unwrap();
@@ -130,7 +130,7 @@ mod tests {
         assert_eq!(client.list().unwrap().len(), 1);
         assert_eq!(client.stat("a").unwrap().len_bytes, 5000);
         assert_eq!(client.next_event(Duration::ZERO).unwrap(), Some(Event::DeviceGone));
-        // Who comes now is told what is known.
+        // Who subscribes now gets what is known.
         let late = owner.client().unwrap();
         assert_eq!(late.stat("a").unwrap().len_bytes, 5000);
         assert!(late.get("a").and_then(|pin| pin.to_vec()).is_err());

@@ -47,8 +47,8 @@ pub enum Error {
     /// The owner did not answer in time. Whether it did, or yet does, what it was asked is not
     /// known; what a late answer brings is given back.
     #[error(
-        "the owner{} did not answer a {call} within {waited_ms} ms: it is stopped or busy; wait for \
-         it, or allow the client a longer deadline",
+        "the owner{} did not answer a {call} within {waited_ms} ms: it is stopped or busy; wait \
+         for it, or allow the client a longer deadline",
         match owner_pid { 0 => String::new(), pid => format!(" (pid {pid})") }
     )]
     TimedOut {
@@ -92,7 +92,7 @@ pub enum Error {
         why: String,
     },
     /// This process is a forked child of the client's.
-    #[error("this process was forked from a client of the pool and must attach anew")]
+    #[error("this process was forked from a client of the pool and must attach again")]
     Detached,
 }
 

@@ -249,13 +249,13 @@ impl Room {
 
 /// What is behind words that this process writes.
 #[derive(Debug)]
-enum Behind {
+enum WordMemory {
     /// Memory that is there.
     Memory,
     /// A file of the system's memory, without a limit of its own, and where in it the words start:
     /// whole pages can be given back.
     Unlimited(Arc<MemoryFile>, u64),
-    /// A file in a file system. Its pages are kept: a reader that was told of them before may still
+    /// A file in a file system. Its pages are kept: a reader that was given them before may still
     /// look, and must find memory there.
     Limited(Room),
 }
@@ -264,7 +264,7 @@ enum Behind {
 #[derive(Debug)]
 pub struct Writable {
     mapping: WriteMapping,
-    behind: Behind,
+    memory: WordMemory,
     /// What they are, for the trace of a simulation.
     #[cfg(feature = "sim")]
     name: &'static str,
@@ -276,7 +276,7 @@ impl Writable {
     pub const fn new(mapping: WriteMapping) -> Self {
         Self {
             mapping,
-            behind: Behind::Memory,
+            memory: WordMemory::Memory,
             #[cfg(feature = "sim")]
             name: "word",
         }
@@ -287,7 +287,7 @@ impl Writable {
     pub const fn over_memory(mapping: WriteMapping, file: Arc<MemoryFile>, offset: u64) -> Self {
         Self {
             mapping,
-            behind: Behind::Unlimited(file, offset),
+            memory: WordMemory::Unlimited(file, offset),
             #[cfg(feature = "sim")]
             name: "word",
         }
@@ -299,7 +299,7 @@ impl Writable {
         let room = Room::new(file, offset, mapping.len_bytes());
         Self {
             mapping,
-            behind: Behind::Limited(room),
+            memory: WordMemory::Limited(room),
             #[cfg(feature = "sim")]
             name: "word",
         }
@@ -417,11 +417,11 @@ impl WriteWords for Writable {
     }
 
     fn reserve(&self, range: Range<usize>) -> bool {
-        match &self.behind {
-            Behind::Limited(room) => {
+        match &self.memory {
+            WordMemory::Limited(room) => {
                 room.reserve(range.start as u64 * WORD_BYTES..range.end as u64 * WORD_BYTES)
             }
-            Behind::Memory | Behind::Unlimited(..) => true,
+            WordMemory::Memory | WordMemory::Unlimited(..) => true,
         }
     }
 
@@ -429,7 +429,7 @@ impl WriteWords for Writable {
         let bytes = range.start as u64 * WORD_BYTES..range.end as u64 * WORD_BYTES;
         let is_whole_pages = bytes.start % PAGE_BYTES == 0 && bytes.end % PAGE_BYTES == 0;
         if is_whole_pages
-            && let Behind::Unlimited(file, offset) = &self.behind
+            && let WordMemory::Unlimited(file, offset) = &self.memory
             && file.punch(offset + bytes.start..offset + bytes.end).is_ok()
         {
             return;
@@ -538,9 +538,9 @@ impl OwnerBarrier {
                     if !self.was_refused.swap(true, Ordering::Relaxed) {
                         tracing::error!(
                             %error,
-                            "membarrier was granted to this process and is refused now: what clients \
-                             that attached before may hold is freed when they leave; start the owner \
-                             inside its sandbox, or allow membarrier there"
+                            "membarrier was granted to this process and is refused now: what \
+                             clients that attached before may hold is freed when they leave; start \
+                             the owner inside its sandbox, or allow membarrier there"
                         );
                     }
                     return false;

@@ -304,7 +304,8 @@ impl Pool {
             Some(known) if known == found.on => {}
             Some(known) => {
                 let why = format!(
-                    "its data is pool {} on {}, and that on {} is pool {}; choose another directory",
+                    "its data is pool {} on {}, and that on {} is pool {}; choose another \
+                     directory",
                     known.id,
                     known.path.display(),
                     on.display(),
@@ -320,8 +321,8 @@ impl Pool {
             }
             None if !found.is_idle => {
                 let why = format!(
-                    "pool {} was in use since the machine was started, with another directory, whose \
-                     ledgers say what its clients hold; name that, or restart the machine",
+                    "pool {} was in use since the machine was started, with another directory, \
+                     whose ledgers say what its clients hold; name that, or restart the machine",
                     found.on.id
                 );
                 return Err(bad(on, why));
@@ -446,7 +447,11 @@ impl Pool {
         if let Some(lock) = &*self.data_lock()
             && let Err(error) = file_lock::unlock(lock)
         {
-            tracing::warn!(%error, pool = %self.name(), "the lock of the data could not be given back");
+            tracing::warn!(
+                %error,
+                pool = %self.name(),
+                "the lock of the data could not be given back"
+            );
         }
     }
 

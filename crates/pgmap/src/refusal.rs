@@ -83,7 +83,7 @@ pub struct Holder {
     pub tag: u64,
     /// The file, where the frames belong to one.
     pub file: Option<String>,
-    /// For how long the owner has been seeing the hold; none when it saw it for the first time.
+    /// Milliseconds since the owner first saw the hold; `None` if it just saw it first.
     pub seen_for_ms: Option<u64>,
 }
 
@@ -247,8 +247,9 @@ pub enum Refusal {
     },
     /// The owner serves as many clients as it can.
     #[error(
-        "the pool is full: {nr_clients} clients of at most {limit}, {nr_adrift} of which live on \
-         without a connection; end some of them, or start the owner with a higher limit of open files"
+        "the pool is full: {nr_clients} clients of at most {limit}, {nr_disconnected} of which live on \
+         without a connection; end some of them, or start the owner with a higher limit of open \
+         files"
     )]
     Full {
         /// Clients attached.
@@ -256,7 +257,7 @@ pub enum Refusal {
         /// How many there may be.
         limit: u64,
         /// Those that closed their connection and keep their ledger.
-        nr_adrift: u64,
+        nr_disconnected: u64,
     },
     /// The backing that was meant, or that a file lies on, is not there.
     #[error("backing \"{backing}\": {why}")]
@@ -280,8 +281,8 @@ pub enum Refusal {
     /// The owner that was asked first was lost before it answered, and may have done it; its
     /// successor did not, or the client could ask none. Said by the client, never by an owner.
     #[error(
-        "the {call} may have been done: the owner that was asked first was lost before it answered. Asked \
-         again: {refusal}"
+        "the {call} may have been done: the owner that was asked first was lost before it \
+         answered. Asked again: {refusal}"
     )]
     #[serde(skip)]
     MayBeDone {

@@ -109,7 +109,7 @@ impl FolioSize {
     }
 }
 
-/// What may be done with a file for long.
+/// Which long-term pins of a file are allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
 #[non_exhaustive]
 pub enum LongtermRule {
@@ -305,7 +305,7 @@ pub enum Request {
         /// And then.
         on_deadline: OnDeadline,
     },
-    /// Pin for long with the owner's consent.
+    /// Pin long-term with the owner's consent.
     Lease(LeaseSpec),
     /// Give leases back.
     ReleaseLeases(Vec<u64>),
@@ -472,19 +472,19 @@ impl Request {
     }
 }
 
-/// What an owner tells a client unasked. Its number is [`EVENT_NUMBER`].
+/// An unsolicited event, from an owner to a client. Its number is [`EVENT_NUMBER`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Event {
-    /// Frames that this client holds are wanted back: let go of them.
-    WantedBack {
+    /// Reclaim of frames that this client holds was requested: release them.
+    ReclaimRequested {
         /// The file they belonged to, where the owner knows.
         file: Option<String>,
         /// First frame.
         first_pfn: u64,
         /// Frames, in 4 KiB pages.
         nr_pages: u64,
-        /// Until when, in milliseconds from now; none when there is no hurry.
+        /// Until when, in milliseconds from now; `None` if there is no hurry.
         deadline_ms: Option<u64>,
     },
     /// A lease of this client is asked back.
@@ -495,7 +495,7 @@ pub enum Event {
         first_pfn: u64,
         /// Frames, in 4 KiB pages.
         nr_pages: u64,
-        /// Until when, in milliseconds from now; none when there is no hurry.
+        /// Until when, in milliseconds from now; `None` if there is no hurry.
         deadline_ms: Option<u64>,
     },
     /// Memory that this client holds failed. Other pages of the file are well.

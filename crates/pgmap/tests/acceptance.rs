@@ -1,5 +1,5 @@
-//! The acceptance tests of `users.md` that need a second process: T1 (client side), T2, T5, T11,
-//! T12, T14 (as far as truncate goes) and T15.
+//! The acceptance tests of docs/acceptance.md that need a second process: T1 (client side), T2, T5,
+//! T11, T12, T14 (as far as truncate goes) and T15.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 

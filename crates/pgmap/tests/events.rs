@@ -67,7 +67,7 @@ fn a_wait_without_end_ends_with_an_event() {
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| client.next_event(Duration::MAX).unwrap());
             other.unlink(name).unwrap();
-            assert!(matches!(waiter.join().unwrap(), Some(Event::WantedBack { .. })));
+            assert!(matches!(waiter.join().unwrap(), Some(Event::ReclaimRequested { .. })));
         });
         drop(pin);
     }
@@ -90,7 +90,7 @@ fn who_does_not_wait_hears_what_is_there() {
             None => assert!(start.elapsed() < WAIT, "nothing was heard"),
         }
     };
-    assert!(matches!(event, Event::WantedBack { nr_pages: 4, .. }), "{event:?}");
+    assert!(matches!(event, Event::ReclaimRequested { nr_pages: 4, .. }), "{event:?}");
     drop(pin);
 }
 
@@ -149,7 +149,7 @@ fn what_a_process_keeps_stays_mapped_while_somebody_caches() {
     let iotlb = Arc::new(Iotlb::default());
     space.on_invalidate(iotlb.clone());
     other.truncate("a", 8 * PAGE, 10_000).unwrap();
-    support::wait_until("the subscriber is told", || {
+    support::wait_until("the subscriber is notified", || {
         (iotlb.nr_told.load(Ordering::SeqCst) > 0).then_some(())
     });
     // Two of the keeper's looks at what nobody holds.
@@ -159,7 +159,7 @@ fn what_a_process_keeps_stays_mapped_while_somebody_caches() {
     assert!(space.mm().translate(at + 7 * PAGE).is_some());
 }
 
-/// Asks for another address space's keeper when it is told.
+/// Asks for another address space's keeper when it is notified.
 #[derive(Debug)]
 struct Maker(Client, Mutex<Option<AddressSpace>>);
 
@@ -183,7 +183,7 @@ fn a_subscriber_may_make_an_address_space_while_another_one_ends() {
     other.unlink("a").unwrap();
     drop(pinned);
     drop(space);
-    support::wait_until("the subscriber is told, or will never be", || {
+    support::wait_until("the subscriber is notified, or will never be", || {
         (Arc::strong_count(&maker) == 1).then_some(())
     });
 }

@@ -38,7 +38,7 @@ fn unlinked_frames_are_free_when_the_last_pin_goes() {
     let pin = reader.get("a").unwrap();
     client.unlink("a").unwrap();
     assert!(reader.open("a").is_err());
-    assert!(pin.is_wanted_back());
+    assert!(pin.is_reclaim_requested());
     let held = owner.info();
     assert_eq!(held.draining_bytes, 3 << 20);
     assert!(pin.to_vec().unwrap().iter().all(|&byte| byte == 7));
@@ -226,7 +226,7 @@ fn another_client_connects_over_the_socket() {
 }
 
 #[test]
-fn a_holder_is_told_that_its_frames_are_wanted_back() {
+fn a_holder_is_notified_that_its_frames_are_to_be_reclaimed() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("pgmap.sock");
     let owner = owner(8 << 20);
@@ -239,7 +239,9 @@ fn a_holder_is_told_that_its_frames_are_wanted_back() {
         let pin = holder.get("a").unwrap();
         near.unlink("a").unwrap();
         let event = holder.next_event(wait).unwrap();
-        let Some(pgmap::Event::WantedBack { nr_pages, .. }) = event else { panic!("{event:?}") };
+        let Some(pgmap::Event::ReclaimRequested { nr_pages, .. }) = event else {
+            panic!("{event:?}")
+        };
         assert_eq!(nr_pages, 3);
         drop(pin);
         assert_eq!(holder.next_event(std::time::Duration::ZERO).unwrap(), None);
@@ -362,7 +364,7 @@ fn a_piece_told_by_a_punch_that_was_given_up_is_not_believed_for_ever() {
         assert_eq!(punch.join().unwrap().unwrap_err().errno(), 16);
         during
     });
-    assert_eq!(during.nr_extents(), 3, "the reader was told of the pieces");
+    assert_eq!(during.nr_extents(), 3, "the reader was given the pieces");
     assert_eq!(client.get("a").unwrap().to_vec().unwrap(), bytes, "nothing is lost");
     drop(pin);
     client.truncate("a", 8 * 4096, 1000).unwrap();
@@ -409,7 +411,7 @@ fn an_empty_file_is_a_file() {
             let pin = file.pin(0, 0).unwrap();
             pin.set_tag(1);
             assert_eq!(
-                (pin.len_bytes(), pin.segments().count(), pin.is_wanted_back()),
+                (pin.len_bytes(), pin.segments().count(), pin.is_reclaim_requested()),
                 (0, 0, false)
             );
             assert!(pin.read_at(1, &mut []).is_err());

@@ -1,6 +1,6 @@
-//! fork: the child is told that it is detached, whatever it calls, and takes nothing from its
-//! parent; and a child that keeps a dead client's socket and ledger open does not keep its holds
-//! (T6).
+//! fork: the child gets the error that it is detached, whatever it calls, and takes nothing from
+//! its parent; and a child that keeps a dead client's socket and ledger open does not keep its
+//! holds (T6).
 
 // UNSAFETY: fork, _exit and waitpid are the subject; rustix offers no fork.
 #![allow(unsafe_code)]
@@ -94,13 +94,13 @@ fn fork_and_check(client: &Client) {
         drop(inherited.take());
         wrong
     });
-    assert_eq!(wait_for(child), 0, "what the child was told; see first_wrong");
+    assert_eq!(wait_for(child), 0, "what the child got; see first_wrong");
     support::say("forked");
     let mut commands = support::commands();
     assert_eq!(commands.next().as_deref(), Some("go on"));
     let Inherited { pin, longterm, writer, .. } = inherited.take().unwrap();
     assert_eq!(block::check(&pin.to_vec().unwrap()), Ok(1));
-    assert!(pin.is_wanted_back());
+    assert!(pin.is_reclaim_requested());
     drop((pin, longterm));
     writer.commit().unwrap();
     assert_eq!(block::check(&client.get("draft").unwrap().to_vec().unwrap()), Ok(5));
@@ -167,7 +167,7 @@ fn fork_and_pin(client: &Client) {
     });
     pins.extend((64..400).map(|page| pin(page).unwrap()));
     (&writer).write_all(b"x").unwrap();
-    assert_eq!(wait_for(child), 0, "the child is told that it is detached");
+    assert_eq!(wait_for(child), 0, "the child gets the error that it is detached");
     support::say(pins.len());
     assert_eq!(support::commands().count(), 0);
 }
@@ -254,7 +254,7 @@ fn fork_under_owner() {
     support::say("done");
 }
 
-/// As [`wait_for`], and none when it takes longer than a hang may.
+/// As [`wait_for`], and `None` if it takes longer than a hang may.
 fn wait_within_bound(pid: i32) -> Option<i32> {
     let until = std::time::Instant::now() + std::time::Duration::from_secs(5);
     let mut status = 0;

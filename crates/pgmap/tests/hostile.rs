@@ -110,7 +110,7 @@ impl Raw {
         self.answer().unwrap()
     }
 
-    /// The next answer; none when the owner hung up.
+    /// The next answer; `None` if the owner hung up.
     fn answer(&self) -> Option<Reply> {
         answer(&self.connection)
     }
@@ -428,7 +428,7 @@ fn nobody_resumes_another_client_and_it_keeps_what_it_has() {
     // The same user can open the file, but has not the description that is locked.
     let path = pool.join("ledgers").join(victim.id().to_string());
     let opened = std::fs::File::options().read(true).write(true).open(path).unwrap();
-    assert!(!resume(victim.id(), &[opened.as_fd()]), "with the ledger's file, opened anew");
+    assert!(!resume(victim.id(), &[opened.as_fd()]), "with the ledger's file, opened again");
     let (pipe, _other_end) = rustix::pipe::pipe().unwrap();
     assert!(!resume(victim.id(), &[pipe.as_fd()]));
     assert!(!resume(u64::MAX, &[ledger.as_fd()]));
@@ -577,8 +577,8 @@ fn silent_connections_are_ended_and_keep_no_client_out() {
     let limits = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     if limits.maximum.is_some_and(|most| most < 2 * NR_SILENT as u64 + 256) {
         println!(
-            "skipped: silent_connections_are_ended_and_keep_no_client_out: it needs {} descriptors; \
-             raise the hard limit (ulimit -Hn)",
+            "skipped: silent_connections_are_ended_and_keep_no_client_out: it needs {} \
+             descriptors; raise the hard limit (ulimit -Hn)",
             2 * NR_SILENT + 256
         );
         return;

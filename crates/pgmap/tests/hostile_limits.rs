@@ -357,7 +357,7 @@ fn a_commit_of_many_drafts_in_many_pieces_is_reported_as_done() {
         assert!(info.nr_extents > 800, "{info:?}");
         drop(client.get(format!("f{file}")).unwrap());
     }
-    // A create that cannot be told is refused, and nothing of it is kept.
+    // A create that cannot be answered is refused, and nothing of it is kept.
     let before = owner.info().reserved_bytes;
     let spec = |file| {
         let name = FileName::new(format!("g{file}")).unwrap();
@@ -405,7 +405,7 @@ fn a_pool_that_is_full_of_clients_says_so_and_serves_those_it_has() {
     };
     println!("{} clients, then: {full}", raws.len() + 1);
     assert!(raws.len() >= 5);
-    let Refusal::Full { nr_clients, limit, nr_adrift: 0 } = full else { panic!("{full}") };
+    let Refusal::Full { nr_clients, limit, nr_disconnected: 0 } = full else { panic!("{full}") };
     assert_eq!((nr_clients, limit), (raws.len() as u64 + 1, nr_clients));
     for _ in 0..20 {
         let error = Client::connect(&socket).unwrap_err();
@@ -414,9 +414,9 @@ fn a_pool_that_is_full_of_clients_says_so_and_serves_those_it_has() {
     assert_eq!(client.stat("a").unwrap().len_bytes, 10_000, "who is there is served");
     // Those that close the connection and keep the ledger count, and are named.
     let ledgers: Vec<_> = raws.drain(..).map(|raw| raw.ledger).collect();
-    support::wait_until("they are adrift", || match Client::connect(&socket) {
-        Err(Error::Refused(Refusal::Full { nr_adrift, .. })) => {
-            (nr_adrift == nr_clients - 1).then_some(())
+    support::wait_until("they are disconnected", || match Client::connect(&socket) {
+        Err(Error::Refused(Refusal::Full { nr_disconnected, .. })) => {
+            (nr_disconnected == nr_clients - 1).then_some(())
         }
         other => panic!("{other:?}"),
     });
@@ -424,7 +424,8 @@ fn a_pool_that_is_full_of_clients_says_so_and_serves_those_it_has() {
     let newcomer = support::wait_until("there is room again", || Client::connect(&socket).ok());
     assert_eq!(newcomer.stat("a").unwrap().len_bytes, 10_000);
     drop(newcomer);
-    // Whoever only connects takes no descriptor that a client needs, whatever they are told.
+    // Whoever only connects takes no descriptor that a client needs, whatever they get as an
+    // answer.
     let silent: Vec<_> = (0..200).filter_map(|_| Connection::connect(&socket).ok()).collect();
     let served = support::wait_until("it is served", || Client::connect(&socket).ok());
     assert_eq!(served.stat("a").unwrap().len_bytes, 10_000);
@@ -515,7 +516,7 @@ fn a_client_in_a_living_process_that_lets_go_of_its_ledger_is_reaped_without_a_b
     let (owner, _directory, socket) = support::serving_owner(POOL_BYTES);
     let Raw { ledger, connection, .. } = Raw::attach(&socket);
     drop(connection);
-    support::wait_until("it is adrift", || (owner.info().nr_clients == 1).then_some(()));
+    support::wait_until("it is disconnected", || (owner.info().nr_clients == 1).then_some(()));
     drop(ledger);
     support::wait_for_info(&owner, "it is reaped", |info| info.nr_clients == 0);
 }

@@ -55,7 +55,7 @@ fn child_entry() {
     std::process::exit(0);
 }
 
-/// What a process does until it is told to stop, or killed.
+/// What a process does until it is asked to stop, or killed.
 fn work(client: &Client, seed: u64, is_victim: bool, stop: &AtomicBool) -> u64 {
     let mut worker = Worker {
         client,

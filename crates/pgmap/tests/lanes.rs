@@ -151,7 +151,7 @@ fn pins_in_a_lane_of_an_address_space_are_holds_like_any_other() {
     drop(lane);
     assert!(is_held());
     client.unlink("a").unwrap();
-    assert!(short.pin().is_wanted_back() && long.pin().is_wanted_back());
+    assert!(short.pin().is_reclaim_requested() && long.pin().is_reclaim_requested());
     assert_ne!(client.pool_stat().unwrap().draining_bytes, 0, "pinned frames are not free");
     drop((short, long));
     support::wait_for_info(&owner, "all is given back", |info| info.draining_bytes == 0);

@@ -204,7 +204,7 @@ fn an_owner_killed_while_a_truncate_waits_leaves_the_file_whole() {
     });
 }
 
-/// Story: without a client the descriptors are made anew, and were made of folios as small as the
+/// Story: without a client the descriptors are made again, and were made of folios as small as the
 /// file was asked for. The catalog said that the first one is large, nobody found it, and the file
 /// was "gone".
 #[test]

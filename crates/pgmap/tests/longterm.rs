@@ -1,4 +1,4 @@
-//! Long-term pins, leases and the pool's holder: who may, who is asked, who is told.
+//! Long-term pins, leases and the pool's holder: who may, who is asked, who is notified.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 

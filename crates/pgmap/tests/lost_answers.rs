@@ -17,7 +17,7 @@ use support::BOUND;
 
 const MIB: u64 = 1 << 20;
 
-/// The way to an owner, which loses an answer and the connection with it when it is told to.
+/// The way to an owner, which loses an answer and the connection with it when it is asked to.
 struct Way {
     client: Client,
     is_lossy: Arc<AtomicBool>,

@@ -318,7 +318,9 @@ fn a_client_with_many_holds_of_a_file_is_asked_a_few_times() {
     let mut patience = Duration::from_secs(10);
     while let Some(event) = holder.next_event(patience).unwrap() {
         patience = Duration::ZERO;
-        let Event::WantedBack { first_pfn, nr_pages, .. } = event else { panic!("{event:?}") };
+        let Event::ReclaimRequested { first_pfn, nr_pages, .. } = event else {
+            panic!("{event:?}")
+        };
         asked.push(first_pfn..first_pfn + nr_pages);
     }
     assert!(asked.len() <= pgmap::mm::drain::MAX_ASKS, "{} events", asked.len());

@@ -101,7 +101,8 @@ fn an_owner_that_may_not_interrupt_any_more_serves_clients_that_come_then() {
 fn what_a_client_of_before_may_hold_is_free_when_it_is_gone() {
     if !Membarrier::register().is_global_available() {
         return println!(
-            "SKIPPED what_a_client_of_before_may_hold_is_free_when_it_is_gone: membarrier is refused here"
+            "SKIPPED what_a_client_of_before_may_hold_is_free_when_it_is_gone: membarrier is \
+             refused here"
         );
     }
     let mut sandboxed = Sandboxed::start();

@@ -1,5 +1,5 @@
 //! Memory failure: the smallest folio goes, everything around it lives, everybody concerned is
-//! told.
+//! notified.
 
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
@@ -40,7 +40,7 @@ fn one_page_fails_and_the_rest_of_its_folio_lives() {
     let told = client.next_event(std::time::Duration::from_secs(5)).unwrap();
     assert_eq!(told, Some(Event::MemoryFailure { file: Some("a".into()), pfn }));
     assert_eq!(client.next_event(std::time::Duration::ZERO).unwrap(), None, "told once");
-    assert!(holder.is_wanted_back());
+    assert!(holder.is_reclaim_requested());
     assert_eq!(bystander.to_vec().unwrap(), bytes[..4096]);
 
     let error = file.pin(8192, 1).unwrap_err();

@@ -37,7 +37,7 @@ fn spec(memory_type: MemoryType, ranges: &[(u64, u64)], level: Level) -> Pagemap
     }
 }
 
-/// A driver that writes down what it is told.
+/// A driver that writes down each notification.
 #[derive(Default)]
 struct Driver {
     freed_pages: AtomicU64,
@@ -115,7 +115,7 @@ fn removal_waits_for_pins_names_the_holder_and_never_hands_the_memory_over_befor
     let Error::Refused(Refusal::Held { holders, .. }) = &error else { panic!("{error}") };
     assert_eq!(holders[0].pid, std::process::id() as i32);
     let told = client.next_event(Duration::from_secs(5)).unwrap();
-    assert!(matches!(told, Some(Event::WantedBack { .. })), "{told:?}");
+    assert!(matches!(told, Some(Event::ReclaimRequested { .. })), "{told:?}");
     assert_eq!(driver.freed_pages.load(Ordering::Relaxed), 0);
     assert!(client.open("dax0.0").is_err() && file.pin_all().is_err(), "nobody new gets in");
     assert_eq!(owner.pagemap_at(pin.segments().next().unwrap().pool_offset / 4096), None);

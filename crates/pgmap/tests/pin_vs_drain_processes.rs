@@ -153,7 +153,7 @@ fn pin_once(lane: &Lane<'_, ProcessSide>, words: &[std::sync::atomic::AtomicU64]
     let stamp = pin.expected_life().stamp().unwrap().number();
     let is_changed = |_| words[canary(number)].load(Ordering::Acquire) != stamp;
     let was_changed = (0..NR_LOOKS).any(is_changed)
-        || (pin.is_wanted_back() && (0..NR_LONG_LOOKS).any(is_changed));
+        || (pin.is_reclaim_requested() && (0..NR_LONG_LOOKS).any(is_changed));
     drop(pin);
     // One writer each: this process.
     let count = |word: usize| {

@@ -64,10 +64,13 @@ fn a_pool_larger_than_the_control_group_allows_is_refused_by_both_numbers() {
     // Either version of cgroups; the test runs in a group below the one with the limit. The shell
     // that outlives it removes both.
     let script = r#"shift; r=1; s=/sys/fs/cgroup
-if [ -f $s/cgroup.controllers ]; then g=$s/pgmap-test-$$; l=memory.max; else g=$s/memory/pgmap-test-$$; l=memory.limit_in_bytes; fi
+g=$s/memory/pgmap-test-$$; l=memory.limit_in_bytes
+if [ -f $s/cgroup.controllers ]; then g=$s/pgmap-test-$$; l=memory.max; fi
 [ -d "${g%/*}" ] && [ -f "${g%/*}/cgroup.procs" ] && mkdir $g || exit 1
 [ $l = memory.max ] && { echo +memory > $g/cgroup.subtree_control; echo 0 > $g/memory.swap.max; }
-mkdir $g/below && [ -f $g/$l ] && echo 48M > $g/$l && { sh -c 'echo $$ > "$0" && exec "$@"' $g/below/cgroup.procs "$@"; r=$?; }
+join='echo $$ > "$0" && exec "$@"'
+mkdir $g/below && [ -f $g/$l ] && echo 48M > $g/$l &&
+    { sh -c "$join" $g/below/cgroup.procs "$@"; r=$?; }
 rmdir $g/below $g; exit $r"#;
     if !again(name, "root and a writable memory cgroup", &["env"], script) {
         return;

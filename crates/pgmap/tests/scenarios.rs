@@ -62,7 +62,7 @@ fn scenario_47_a_hole_reads_as_zero_by_address_and_has_no_page() {
         let mut few = [9; 8];
         space.read_at(at + 3 * 4096 + 5, &mut few).unwrap();
         assert_eq!(few, [0; 8]);
-        // Whoever wants pages is told what there is instead.
+        // Whoever wants pages gets what there is instead.
         for flags in [GupFlags::NONE, GupFlags::WRITE, GupFlags::HWPOISON] {
             let error = space.pin(at + 2 * 4096, 1, flags).unwrap_err();
             assert_eq!(error.errno(), EFAULT);

@@ -244,7 +244,7 @@ fn an_unlinked_file_lives_as_long_as_its_pins_and_its_area_stays_empty() {
     other.unlink("a").unwrap();
     put(&other, "a", 6, 4);
     assert_eq!(page_says(&pinned, 2), (5, 2));
-    assert!(pinned.is_wanted_back());
+    assert!(pinned.is_reclaim_requested());
     assert_eq!(errno(pin(&space, 0, 1)), 14, "the name is another file's");
     let again = space.map(&file, 0, PAGE, Placed::Anywhere, Prot::READ);
     assert_eq!(errno(again), 116);
@@ -351,11 +351,11 @@ fn an_event_ends_translations_and_the_iotlb_is_told_before_the_cut_is_done() {
     std::thread::scope(|scope| {
         let cut = scope.spawn(|| other.truncate("a", 8 * PAGE, 10_000));
         let (event, ended) = space.next_event(WAIT).unwrap().unwrap();
-        assert!(matches!(event, Event::WantedBack { nr_pages: 8, .. }), "{event:?}");
+        assert!(matches!(event, Event::ReclaimRequested { nr_pages: 8, .. }), "{event:?}");
         let ended = ended.unwrap();
         assert_eq!((ended.nr_pages, ended.acks.is_done()), (8, false));
         let told = EndedRange { address: BASE + 8 * PAGE, len_bytes: 8 * PAGE };
-        // The rest of the extent, whose life word has changed as well, may be told of a moment
+        // The rest of the extent, whose life word has changed as well, may be reported a moment
         // later.
         assert_eq!(iotlb.ended.lock().unwrap()[0], told);
         assert!(space.mm().translate(BASE + 8 * PAGE).is_none());
@@ -383,12 +383,12 @@ fn a_refresh_ends_translations_of_frames_that_nobody_held() {
     assert_eq!(space.refresh().iter().map(|ended| ended.nr_pages).sum::<u64>(), 4);
     assert!(space.mm().translate(BASE).is_none());
     assert!(space.mm().translate(BASE + 4 * PAGE).is_some());
-    // Whoever caches is told by this, or by the client's thread that looks from time to time.
+    // Whoever caches is notified by this, or by the client's thread that looks from time to time.
     let iotlb = Arc::new(Iotlb::default());
     space.on_invalidate(iotlb.clone());
     other.unlink("b").unwrap();
     drop(space.refresh());
-    let told = support::wait_until("the subscriber is told", || {
+    let told = support::wait_until("the subscriber is notified", || {
         iotlb.ended.lock().unwrap().first().copied()
     });
     assert_eq!(told, EndedRange { address: BASE + 4 * PAGE, len_bytes: 4 * PAGE });
@@ -411,7 +411,7 @@ fn a_long_pin_of_files_is_a_lease_where_the_file_allows_and_an_error_elsewhere()
     std::thread::scope(|scope| {
         let cut = scope.spawn(|| other.truncate("leasable", 2 * PAGE, 10_000));
         let (event, _) = space.next_event(WAIT).unwrap().unwrap();
-        let wanted = matches!(event, Event::LeaseRecalled { .. } | Event::WantedBack { .. });
+        let wanted = matches!(event, Event::LeaseRecalled { .. } | Event::ReclaimRequested { .. });
         assert!(wanted, "{event:?}");
         assert_eq!(page_says(&leased, 5), (6, 7));
         drop(leased);
@@ -463,7 +463,7 @@ fn a_lease_ends_where_a_short_pin_would_and_the_next_call_says_why() {
 }
 
 #[test]
-fn each_stretch_of_a_lease_says_how_large_its_own_leaf_is() {
+fn each_range_of_a_lease_says_how_large_its_own_leaf_is() {
     let options = PoolOptions::anonymous(4 * MIB).memory_type(MemoryType::FsDax);
     let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
     let client = owner.client().unwrap();

@@ -118,7 +118,7 @@ fn fault_2_a_pointer_handed_out_outlives_its_region_and_the_map() {
 }
 
 /// vm-memory: the same while a guard is held: memory lives until the guard drops, and nobody is
-/// told when.
+/// notified.
 #[test]
 fn fault_3_whoever_takes_memory_away_is_told_when_the_last_holder_lets_go() {
     let world = world();
@@ -127,8 +127,8 @@ fn fault_3_whoever_takes_memory_away_is_told_when_the_last_holder_lets_go() {
     std::thread::scope(|scope| {
         let cut = scope.spawn(|| world.other.truncate("a", PAGE, 10_000));
         let (event, _) = space.next_event(Duration::from_secs(10)).unwrap().unwrap();
-        assert!(matches!(event, Event::WantedBack { .. }), "the holder is told first");
-        assert!(pinned.is_wanted_back());
+        assert!(matches!(event, Event::ReclaimRequested { .. }), "the holder is notified first");
+        assert!(pinned.is_reclaim_requested());
         assert!(!cut.is_finished());
         assert_eq!(generation(&pinned), Ok(1));
         drop(pinned);
@@ -275,8 +275,8 @@ mod process {
         std::thread::scope(|scope| {
             let cut = scope.spawn(|| world.other.truncate("a", PAGE, 10_000));
             let (event, _) = space.next_event(Duration::from_secs(10)).unwrap().unwrap();
-            assert!(matches!(event, Event::WantedBack { .. }), "{event:?}");
-            assert!(space.mm().translate(at + PAGE).is_none(), "applied before it was told");
+            assert!(matches!(event, Event::ReclaimRequested { .. }), "{event:?}");
+            assert!(space.mm().translate(at + PAGE).is_none(), "applied before it was notified");
             assert!(!cut.is_finished(), "the pin stands");
             drop(pinned);
             cut.join().unwrap().unwrap();

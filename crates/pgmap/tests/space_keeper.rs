@@ -44,7 +44,7 @@ fn child_entry() {
     }
 }
 
-/// The owner of a pool in a directory, made anew or taken over.
+/// The owner of a pool in a directory, made again or taken over.
 fn serve(place: &Path) {
     let directory = place.join("pool");
     let pool = match directory.exists() {
@@ -87,7 +87,7 @@ fn every_space_of_a_client_is_told_of_every_event_and_the_program_too() {
     device.populate(GIB, NR_PAGES * PAGE).unwrap();
     let ats = [&process, &second].map(|space| map(space, "a", Placed::Anywhere, Prot::READ));
     other.truncate("a", PAGE, 10_000).unwrap();
-    support::wait_until("the device's cache is told", || {
+    support::wait_until("the device's cache is notified", || {
         (iotlb.nr_told.load(Ordering::SeqCst) > 0).then_some(())
     });
     assert_eq!(iotlb.first.load(Ordering::SeqCst), GIB + PAGE);
@@ -97,7 +97,7 @@ fn every_space_of_a_client_is_told_of_every_event_and_the_program_too() {
         assert_eq!(load(at), 1);
     }
     let event = client.next_event(WAIT).unwrap();
-    assert!(matches!(event, Some(Event::WantedBack { .. })), "{event:?}");
+    assert!(matches!(event, Some(Event::ReclaimRequested { .. })), "{event:?}");
     // Without keepers, events wait for whoever asks, and reach every space all the same.
     drop((process, second));
     let pinned = device.pin(GIB, 1, GupFlags::NONE).unwrap();
@@ -123,7 +123,7 @@ fn a_subscriber_is_told_of_frames_that_nothing_here_holds() {
     let iotlb = Arc::new(Iotlb::default());
     device.on_invalidate(iotlb.clone());
     other.unlink("b").unwrap();
-    support::wait_until("the device's cache is told", || {
+    support::wait_until("the device's cache is notified", || {
         (iotlb.nr_told.load(Ordering::SeqCst) > 0).then_some(())
     });
     assert_eq!(iotlb.first.load(Ordering::SeqCst), GIB + MIB);
@@ -146,7 +146,7 @@ fn a_mapping_outlives_its_owner_and_the_next_one_is_heard() {
     assert_eq!(mapper.ask(format!("load {at}").as_str()), "1");
     let mut owner = Second::start("owner", place.path());
     assert_eq!(owner.answer(), "ok");
-    // The mapper makes no call: its keeper takes up with the new owner by itself.
+    // The mapper makes no call: its keeper reconnects to the new owner by itself.
     client.truncate("a", PAGE, 10_000).unwrap();
     assert!(mapper.ask(&format!("read {} 8", at + PAGE)).starts_with("err 14 "));
     assert_eq!(mapper.ask(&format!("load {at}")), "1");

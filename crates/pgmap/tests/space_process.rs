@@ -145,7 +145,7 @@ fn a_truncate_takes_the_mapping_away_before_the_frames_are_anybody_elses() {
     let gone = world.ask(format!("read {cut} 64"));
     assert!(gone.starts_with("err 14 ") && gone.contains(&format!("{cut:#x}")), "{gone}");
     assert!(world.ask(format!("write {cut}")).starts_with("err 14 "));
-    assert_eq!(world.ask("event"), "wanted back", "the program is told as well");
+    assert_eq!(world.ask("event"), "reclaim requested", "the program is notified as well");
     assert_eq!(world.ask(format!("load {cut}")), SPARE.to_string(), "what the handler mapped");
     let seen = support::wait_until("the watching thread is answered", || {
         let seen = world.ask("seen");
@@ -186,7 +186,8 @@ fn a_stopped_process_is_named_at_the_deadline_and_nothing_is_reused() {
     assert_eq!(holders[0].tag, CPU_MAPPING_TAG);
     fill(&world.owner, &world.client);
     world.mapper.signal(Signal::CONT);
-    // The keeper takes away what it was told of; the cut was given up, and the touch maps it anew.
+    // The keeper takes away what it was notified of; the cut was given up, and the touch maps it
+    // again.
     assert_eq!(world.ask(format!("load {}", at + 9 * PAGE)), "1");
     assert_eq!(world.ask(format!("read {at} {}", NR_PAGES * PAGE)), "1");
     world.client.truncate("a", PAGE, 10_000).unwrap();
@@ -474,7 +475,7 @@ fn a_forked_child_has_neither_the_mapping_nor_the_holds() {
     assert!(forker.end().success());
 }
 
-/// A word may lose its mapping again and again; each time it is mapped anew, however often.
+/// A word may lose its mapping again and again; each time it is mapped again, however often.
 #[test]
 fn an_address_that_is_lost_and_touched_many_times_is_served_each_time() {
     let owner = local_owner();

@@ -82,7 +82,7 @@ fn mutate(client: &Client, mut random: Random, until: Instant, tally: &Tally) {
     }
 }
 
-/// Maps files anew, over whatever is there.
+/// Maps files again, over whatever is there.
 fn remap(space: &AddressSpace, start: u64, mut random: Random, until: Instant, tally: &Tally) {
     while Instant::now() < until {
         let file = random.below(NR_FILES);

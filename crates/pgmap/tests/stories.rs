@@ -63,7 +63,7 @@ fn a_truncate_without_end_waits_for_its_holder() {
         let pin = client.get("a").unwrap();
         std::thread::scope(|scope| {
             let truncate = scope.spawn(|| client.truncate("a", 1, deadline_ms));
-            support::wait_until("the truncate waits", || pin.is_wanted_back().then_some(()));
+            support::wait_until("the truncate waits", || pin.is_reclaim_requested().then_some(()));
             drop(pin);
             truncate.join().unwrap().unwrap();
         });
@@ -123,9 +123,8 @@ fn drafts_beside_refused_long_names_reach_their_client() {
     });
 }
 
-/// A client that pins and never calls is told again and again that its frames are wanted back. When
-/// its socket was full it was cut off as one that does not read its answers, and could call no
-/// more.
+/// A client that pins and never calls gets reclaim requests again and again. When its socket was
+/// full it was cut off as one that does not read its answers, and could call no more.
 #[test]
 fn a_reader_that_never_listens_keeps_its_connection() {
     let (owner, _directory, socket) = support::serving_owner(8 * MIB);

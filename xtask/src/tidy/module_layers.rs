@@ -4,19 +4,21 @@
 //! names them all.
 
 use super::Violation;
+use super::crate_layers::MM_MANIFEST;
 use super::source::{Source, Tree, closing_bracket, find_word, leading_word};
 
 /// The sources that the rule is about.
 const MM_SOURCES: &str = "crates/pgmap-mm/src/";
 
-/// Where the table is, for those who are told to edit it.
+/// Where the table is, for those who must edit it.
 const TABLE: &str = "xtask/src/layers.rs";
 
 /// The table, as `(layer, modules)` from the bottom up.
 type Layers<'a> = &'a [(&'a str, &'a [&'a str])];
 
-/// Finds uses that point up, and modules that `layers` does not know.
+/// Finds uses that point up, modules that `layers` does not know, and names in it of no module.
 pub fn check(tree: &Tree, layers: Layers, found: &mut Vec<Violation>) {
+    check_names(tree, layers, found);
     for source in tree.below(MM_SOURCES) {
         let own = module_of(&source.path);
         if own == "lib" || source.is_test_file {
@@ -30,6 +32,18 @@ pub fn check(tree: &Tree, layers: Layers, found: &mut Vec<Violation>) {
                 found.push(Violation::new(&source.path, 1, "module-layer", advice));
             }
         }
+    }
+}
+
+/// A name in the table without a file; nothing in a tree without pgmap-mm.
+fn check_names(tree: &Tree, layers: Layers, found: &mut Vec<Violation>) {
+    if !tree.texts.contains_key(MM_MANIFEST) {
+        return;
+    }
+    let modules: Vec<&str> = tree.below(MM_SOURCES).map(|source| module_of(&source.path)).collect();
+    for name in layers.iter().flat_map(|(_, names)| *names).filter(|name| !modules.contains(name)) {
+        let advice = format!("pgmap-mm has no module `{name}`: remove it from the table");
+        found.push(Violation::new(TABLE, 1, "module-layer", advice));
     }
 }
 
@@ -152,6 +166,17 @@ mod tests {
         assert_eq!(violations("tier.rs", "//! A.\n"), [1]);
         assert_eq!(violations("tier/far.rs", "//! A.\n"), [1]);
         assert_eq!(violations("pin.rs", "use crate::Pfn;"), [1]);
+    }
+
+    #[test]
+    fn a_name_in_the_table_of_no_module_is_found() {
+        let mut found = Vec::new();
+        let files = ["pfn", "level", "pin"].map(|name| format!("{MM_SOURCES}{name}.rs"));
+        let mut files = files.each_ref().map(|path| (path.as_str(), "//! A.\n")).to_vec();
+        files.push((MM_MANIFEST, ""));
+        check(&tree(&files), LAYERS, &mut found);
+        let advice: Vec<_> = found.iter().map(|violation| violation.advice.as_str()).collect();
+        assert_eq!(advice, ["pgmap-mm has no module `drain`: remove it from the table"]);
     }
 
     #[test]

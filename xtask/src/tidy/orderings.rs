@@ -6,7 +6,7 @@ use super::source::{Source, Tree, closing_bracket, find_word, leading_word};
 /// What `Ordering::` may be followed by to be a memory ordering. `cmp::Ordering` has none of these.
 const ORDERINGS: [&str; 5] = ["Relaxed", "Acquire", "Release", "AcqRel", "SeqCst"];
 
-/// Where the list is, for those who are told to edit it.
+/// Where the list is, for those who must edit it.
 const LIST: &str = "xtask/src/allowed.rs";
 
 /// Finds memory orderings outside the files and folders in `allowed`, and entries of `allowed` that

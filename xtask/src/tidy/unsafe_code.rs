@@ -13,7 +13,7 @@ const SAFETY_DISTANCE_LINES: usize = 12;
 /// The crate that can never be on the list.
 const SAFE_CRATE: &str = "crates/pgmap-mm/";
 
-/// Where the list is, for those who are told to edit it.
+/// Where the list is, for those who must edit it.
 const LIST: &str = "xtask/src/allowed.rs";
 
 /// Finds unsafe code outside the files in `allowed`, unsafe code without its reasons, and entries

@@ -13,7 +13,7 @@ use crate::rows::floor::{self, Tree};
 use crate::rows::pin::Live;
 
 const FOLIO: &str = "pgmap: one 2 MiB folio of an extent";
-/// Issue 2: an extent pin no dearer than this many folio pins.
+/// Issue 2: an extent pin no more expensive than this many folio pins.
 const TARGET: Target = Target::Ratio(1.3);
 
 /// Pins `nr_pages` of a random extent, from its start.

@@ -1,4 +1,4 @@
-//! 16 GiB pinned for long: as 8192 folios of 2 MiB by count, as one short slot, and as one lease.
+//! 16 GiB pinned long-term: as 8192 folios of 2 MiB by count, as one short slot, and as one lease.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -162,5 +162,5 @@ pub fn scenario(scale: Scale) -> Result<Scenario, Failure> {
             .into(),
         "a lease is one call of the owner and one slot per extent, whatever its length".into(),
     ];
-    Ok(Scenario { title: "16 GiB for long".into(), notes, rows })
+    Ok(Scenario { title: "16 GiB long-term".into(), notes, rows })
 }

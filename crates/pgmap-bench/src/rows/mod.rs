@@ -31,7 +31,7 @@ pub const SCENARIOS: &[Entry] = &[
     Entry { name: "hot folio", build: hot::scenario },
     Entry { name: "extent", build: extent::scenario },
     Entry { name: "long pin", build: longterm::scenario },
-    Entry { name: "16 GiB for long", build: longterm_many::scenario },
+    Entry { name: "16 GiB long-term", build: longterm_many::scenario },
     Entry { name: "library pin", build: pin::library_scenario },
     Entry { name: "drain", build: drain::scenario },
     Entry { name: "get", build: get::scenario },

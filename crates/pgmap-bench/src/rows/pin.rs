@@ -5,6 +5,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
+use pgmap::memory::Readable;
 use pgmap::mm::descriptor::Descriptor;
 use pgmap::mm::error::PinError;
 use pgmap::mm::extent::Extent;
@@ -13,7 +14,7 @@ use pgmap::mm::level::Level;
 use pgmap::mm::pfn::{Pfn, PfnRange};
 use pgmap::mm::pin::{Lane, LaneParts, Pin, Pinner};
 use pgmap::mm::vmemmap::{LifeWord, Vmemmap};
-use pgmap::{Client, FolioSize, Owner, Pool, PoolOptions};
+use pgmap::{Client, FolioSize, Owner, Pool, PoolOptions, ProcessSide};
 
 use crate::failure::Failure;
 use crate::harness::{Done, Row, Scale, Scenario, Target, Worker};
@@ -21,7 +22,6 @@ use crate::random::Random;
 use crate::rivals;
 use crate::rows::floor::{self, F, Tree};
 use crate::rows::{BLOCK_BYTES, SPACE_BYTES};
-use crate::side::{Readable, Side};
 use crate::space::{Member, Space};
 
 const NR_PAGES_MASK: u64 = SPACE_BYTES / 4096 - 1;
@@ -63,10 +63,10 @@ impl Live {
 /// From a frame number to a pin: the descriptor is loaded, the folio pinned under it.
 #[inline(always)]
 pub fn pin_at<'p>(
-    pinner: &Pinner<Side>,
-    lane: &Lane<'p, Side>,
+    pinner: &Pinner<ProcessSide>,
+    lane: &Lane<'p, ProcessSide>,
     pfn: Pfn,
-) -> Result<Pin<'p, Side>, Failure> {
+) -> Result<Pin<'p, ProcessSide>, Failure> {
     use pgmap::mm::pin::ClientSide;
     let vmemmap = pinner.side().vmemmap();
     let Some(life) = life_of_folio(vmemmap, pfn) else { return Err(no_frame()) };
@@ -84,7 +84,7 @@ pub fn refused(error: PinError) -> Failure {
 /// drains while pins are measured.
 #[inline(always)]
 pub fn life_of_folio(vmemmap: &Vmemmap<Readable>, pfn: Pfn) -> Option<LifeWord> {
-    // Found once, and what the extent's holder would have been told is looked up there. A folio's
+    // Found once, and what the extent's holder would have been given is looked up there. A folio's
     // range is an extent by nature, so nothing is checked.
     let run = PfnRange::folio(pfn, Level::Pmd);
     let life = vmemmap.life_of(&Extent { run, head_level: Level::Pmd, life: Descriptor::FREE })?;

@@ -4,12 +4,11 @@
 //! the system's part in that: the first touch of a fresh page, and punching it out.
 
 use std::hint::black_box;
-use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use pgmap::memory::OwnerBarrier;
+use pgmap::memory::{OwnerBarrier, Writable};
 use pgmap::mm::barrier::HeavyBarrier;
 use pgmap::mm::descriptor::FolioFlags;
 use pgmap::mm::extent::Extent;
@@ -19,13 +18,12 @@ use pgmap::mm::pfn::Pfn;
 use pgmap::mm::split::NoSmallCounts;
 use pgmap::mm::stamp::Stamp;
 use pgmap::mm::vmemmap::{Vmemmap, VmemmapLayout};
-use pgmap::mm::words::{Indexed, ReadWords, WriteWords};
+use pgmap::mm::words::WriteWords;
 use pgmap::os::{MemoryFile, PageSize, WriteMapping};
 use pgmap::{Client, FolioSize, Owner, Pool, PoolOptions, Shape};
 
 use crate::failure::Failure;
 use crate::harness::{Done, Row, Scale, Scenario, Worker};
-use crate::side::Writable;
 
 const STORES: &str = "floor: 512 words into a page that is there";
 const FRESH: &str = "floor: 512 words into a fresh page";
@@ -34,60 +32,11 @@ const TABLE: usize = FANOUT as usize;
 /// Folios that are split before their merges are measured, and the other way round.
 const NR_FOLIOS: u64 = 256;
 
-/// Words over a file, of which whole pages go back to the system as the library's own do.
-#[derive(Debug)]
-struct Punching {
-    words: Writable,
-    file: MemoryFile,
-}
-
-impl Punching {
-    fn new(name: &str, nr_words: usize) -> Result<Self, Failure> {
-        let len = nr_words as u64 * 8;
-        let file = MemoryFile::anonymous(name, len, PageSize::Base)?;
-        Ok(Self { words: Writable(WriteMapping::map(&file, 0, len)?), file })
-    }
-}
-
-impl ReadWords for Punching {
-    type Word<'w> = Indexed<'w, Self>;
-
-    fn word(&self, index: usize) -> Indexed<'_, Self> {
-        Indexed::new(self, index)
-    }
-
-    fn nr_words(&self) -> usize {
-        self.words.nr_words()
-    }
-
-    #[inline]
-    fn load(&self, index: usize, order: Ordering) -> u64 {
-        self.words.load(index, order)
-    }
-}
-
-impl WriteWords for Punching {
-    type Slot<'w> = Indexed<'w, Self>;
-
-    fn slot(&self, index: usize) -> Indexed<'_, Self> {
-        Indexed::new(self, index)
-    }
-
-    #[inline]
-    fn store(&self, index: usize, value: u64, order: Ordering) {
-        self.words.store(index, value, order);
-    }
-
-    fn fetch_or(&self, index: usize, bits: u64, order: Ordering) -> u64 {
-        self.words.fetch_or(index, bits, order)
-    }
-
-    fn discard(&self, range: Range<usize>) {
-        let bytes = range.start as u64 * 8..range.end as u64 * 8;
-        if self.file.punch(bytes).is_err() {
-            self.words.discard(range);
-        }
-    }
+/// Words of a memory file, as the owner's descriptors lie.
+fn words(name: &str, nr_words: usize) -> Result<Writable, Failure> {
+    let len = nr_words as u64 * 8;
+    let file = Arc::new(MemoryFile::anonymous(name, len, PageSize::Base)?);
+    Ok(Writable::over_memory(WriteMapping::map(&file, 0, len)?, file, 0))
 }
 
 /// Which half of a round is timed.
@@ -98,7 +47,7 @@ enum Timed {
 }
 
 /// A page of a file for each folio, filled and punched without a page model.
-struct Tables(Punching);
+struct Tables(Writable);
 
 impl Tables {
     fn fill(&self, table: u64) {
@@ -117,7 +66,7 @@ impl Tables {
 
 /// 2 MiB folios of one extent, all whole between two calls.
 struct Reshaped {
-    folios: Folios<Punching>,
+    folios: Folios<Writable>,
     extent: Extent,
     stamps: u64,
 }
@@ -126,7 +75,7 @@ impl Reshaped {
     fn new() -> Result<Self, Failure> {
         let nr_pages = NR_FOLIOS * Level::Pmd.nr_pages();
         let layout = VmemmapLayout::for_pages(nr_pages).ok_or_else(|| Failure::new("no layout"))?;
-        let words = Punching::new("bench-reshape", layout.nr_words())?;
+        let words = words("bench-reshape", layout.nr_words())?;
         let vmemmap = Vmemmap::new(layout, words).ok_or_else(|| Failure::new("too few words"))?;
         let mut folios = Folios::new(vmemmap);
         folios.bring_online(Pfn::new(0).ok_or_else(|| Failure::new("no frame"))?, nr_pages);
@@ -193,12 +142,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn floors() -> Result<Vec<Row>, Failure> {
-    let tables = || {
-        Ok::<_, Failure>(Mutex::new(Tables(Punching::new(
-            "bench-tables",
-            NR_FOLIOS as usize * TABLE,
-        )?)))
-    };
+    let tables =
+        || Ok::<_, Failure>(Mutex::new(Tables(words("bench-tables", NR_FOLIOS as usize * TABLE)?)));
     let fill = |tables: &mut Tables, table| {
         tables.fill(table);
         Ok(())

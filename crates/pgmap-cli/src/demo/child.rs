@@ -1,4 +1,4 @@
-//! A process of the demo: its roles, and how it is told to start and to end.
+//! A process of the demo: its roles, and how it is started and ended.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -14,7 +14,7 @@ use crate::stop::Stop;
 
 /// How long the truncate waits for the holder.
 const DEADLINE: Duration = Duration::from_millis(250);
-/// How long once the holder was told to let go.
+/// How long once the holder was asked to let go.
 const AFTERWARDS: Duration = Duration::from_secs(3);
 
 /// What the drain showed.
@@ -28,7 +28,7 @@ pub struct Drained {
     pub expected_pid: i32,
     /// How long the owner waited before it answered.
     pub waited_ms: u64,
-    /// How long the truncate took when the holder had been told to let go.
+    /// How long the truncate took when the holder had been asked to let go.
     pub released_ms: u64,
     /// What the answer said.
     pub answer: String,

@@ -6,7 +6,8 @@
 //! # States
 //!
 //! ```text
-//!   block:  nothing ── publish ──▶ generation n ── begin_refill ──▶ refilling n ── publish ──▶ n + 1
+//!   block:  nothing ── publish ──▶ generation n ── begin_refill ──▶ refilling n
+//!           refilling n ── publish ──▶ generation n + 1
 //!                                       ▲                               │
 //!                                       └──────── leased after all ─────┘
 //!   lease:  none ── take_lease ──▶ block b until t ── give_back, or t passes ──▶ none

@@ -49,7 +49,7 @@ struct Guarded {
     /// Those that were overwritten while they were read.
     torn_reads: u64,
     slow_reads: u64,
-    /// Attempts that were told "gone": the honest answer.
+    /// Attempts that got "gone": the honest answer.
     misses: u64,
     reads_per_second: u64,
     recycled_blocks: u64,

@@ -227,7 +227,7 @@ fn file_name_of(identity: Identity) -> String {
 /// A file of one block.
 ///
 /// # Errors
-/// For a name that is none.
+/// For an invalid name.
 pub fn draft_spec(name: impl AsRef<[u8]>) -> Result<CreateSpec, Failure> {
     Ok(CreateSpec {
         name: FileName::new(name)?,

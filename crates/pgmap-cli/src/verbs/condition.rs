@@ -82,7 +82,7 @@ impl Condition {
     }
 }
 
-/// Whether a file's first page may be pinned for long without asking; none when that cannot be
+/// Whether a file's first page may be pinned long-term without asking; `None` if that cannot be
 /// told.
 pub fn is_longterm_free(client: &Client, name: &[u8]) -> Option<bool> {
     let file: File<'_> = client.open(name).ok()?;

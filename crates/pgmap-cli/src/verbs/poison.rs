@@ -15,8 +15,8 @@ use crate::sizes;
 /// Say that memory failed: one page is out of use, the rest lives on
 ///
 /// For platforms that report failing memory elsewhere, and to try what a program does then. Who
-/// holds the page is told, pins taken later fail, and the page stays out of use, over restarts too,
-/// until `pgmap repair`.
+/// holds the page is notified, pins taken later fail, and the page stays out of use, over restarts
+/// too, until `pgmap repair`.
 #[derive(Debug, clap::Args)]
 #[command(
     override_usage = "pgmap poison [OPTIONS] NAME OFFSET\n       pgmap poison [OPTIONS] --pfn N"

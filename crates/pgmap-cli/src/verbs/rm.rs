@@ -13,8 +13,8 @@ use crate::output::{Errno, Output};
 
 /// Take names away; memory is free when its last holder lets go
 ///
-/// Whoever has a file pinned goes on reading it. Names that are not there are told, the others go;
-/// with --json the one object is then a "pgmap.error/1" that says both.
+/// Whoever has a file pinned goes on reading it. Names that are not there are reported, the others
+/// go; with --json the one object is then a "pgmap.error/1" that says both.
 #[derive(Debug, clap::Args)]
 pub struct Rm {
     /// Names in the pool

@@ -1,4 +1,4 @@
-//! `pgmap serve`: owns a pool until it is told to stop.
+//! `pgmap serve`: owns a pool until it is asked to stop.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -33,7 +33,7 @@ struct FileStat {
     file: FileRow,
     /// Where its failed pages start.
     poisoned_offsets: Vec<u64>,
-    /// Whether it may be pinned for long without asking.
+    /// Whether it may be pinned long-term without asking.
     is_longterm_free: Option<bool>,
 }
 

@@ -3,7 +3,6 @@
 use core::fmt;
 
 use super::flags::GupFlags;
-use super::policy::LongtermRefusal;
 use crate::error::{PinError, errno};
 use crate::fault::FaultError;
 use crate::mm::FillError;
@@ -20,7 +19,7 @@ pub enum GupError {
         /// The flags.
         flags: GupFlags,
     },
-    /// Address and length run over the end of numbers.
+    /// Address plus length overflows u64.
     Overflow {
         /// The address.
         address: u64,
@@ -51,10 +50,10 @@ pub enum GupError {
     Poisoned {
         /// The address.
         address: u64,
-        /// Whether the caller asked to be told, with `HWPOISON`.
+        /// Whether the caller asked for that error, with `HWPOISON`.
         is_told: bool,
     },
-    /// The page may not be held for long.
+    /// The page may not be held long-term.
     Longterm {
         /// The address.
         address: u64,
@@ -70,9 +69,21 @@ pub enum GupError {
     Hold(PinError),
 }
 
+/// Why pages may not be held long-term.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LongtermRefusal {
+    /// This type of memory does not allow it.
+    Unsupported,
+    /// The holder of the memory said no.
+    Denied,
+    /// The owner cannot be asked now.
+    Busy,
+}
+
 impl GupError {
-    /// What a fault that was not resolved means to a pin with these flags: failed memory is told
-    /// apart to those who asked for it.
+    /// What a fault that was not resolved means to a pin with these flags: failed memory is
+    /// reported apart to those who asked for it.
     #[must_use]
     pub const fn of_fault(error: FaultError, flags: GupFlags) -> Self {
         match error {
@@ -108,9 +119,9 @@ impl fmt::Display for GupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BadFlags { flags } => write!(f, "the flags {flags:?} exclude each other"),
-            Self::Overflow { address } => write!(f, "the range from {address:#x} on wraps"),
+            Self::Overflow { address } => write!(f, "address {address:#x} + length overflows u64"),
             Self::Outside { address } => {
-                write!(f, "the range from {address:#x} on leaves the address space")
+                write!(f, "the range at {address:#x} ends outside the address space")
             }
             Self::Fault(error) => error.fmt(f),
             Self::NotPresent { address } => write!(f, "no page is present at {address:#x}"),
@@ -120,7 +131,7 @@ impl fmt::Display for GupError {
             }
             Self::Poisoned { address, .. } => write!(f, "the memory behind {address:#x} failed"),
             Self::Longterm { address, refusal } => {
-                write!(f, "{address:#x} may not be held for long: {refusal:?}")
+                write!(f, "{address:#x} may not be held long-term: {refusal:?}")
             }
             Self::Unstable { address } => {
                 write!(f, "the frames behind {address:#x} keep changing; try again")

@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use crate::flags::flag_set;
 use crate::ledger::Agent;
 use crate::page_table::entry::LeafFlags;
 use crate::prot::Access;
@@ -9,6 +10,8 @@ use crate::prot::Access;
 /// How pages are to be held.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct GupFlags(u16);
+
+flag_set!(GupFlags);
 
 impl GupFlags {
     /// For reading, for a short time, by the processor.
@@ -32,23 +35,10 @@ impl GupFlags {
 
     const MASK: u16 = 0xff;
 
-    /// The flags in these bits; none when one is unknown.
+    /// The flags in these bits; `None` if one is unknown.
     #[must_use]
     pub const fn from_bits(bits: u16) -> Option<Self> {
         if bits & !Self::MASK == 0 { Some(Self(bits)) } else { None }
-    }
-
-    /// Both sets of flags.
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// Whether all flags of `other` are set.
-    #[inline]
-    #[must_use]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
     }
 
     /// Whether no two flags exclude each other (Linux 7.1: mm/gup.c, is_valid_gup_args).
@@ -57,11 +47,6 @@ impl GupFlags {
     pub const fn is_valid(self) -> bool {
         // All pairs hold LONGTERM, which is rare.
         !self.contains(Self::LONGTERM) || (self.0 & (Self::GET.0 | Self::P2PDMA.0)) == 0
-    }
-
-    /// Without those of `other`.
-    pub(super) const fn without(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
     }
 
     /// What the leaf must allow.

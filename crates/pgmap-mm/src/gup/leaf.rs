@@ -4,7 +4,7 @@
 //! MiB leaves first, and nothing but the entries, the slot and the life word is touched; all else
 //! goes through a call.
 
-use super::glance::Ask;
+use super::fast::Ask;
 use super::pinned::Start;
 use super::term::{Long, Short, Term};
 use super::{Gup, GupFlags, LongSegment, Look, ShortSegment};
@@ -16,7 +16,7 @@ use crate::pin::{ClientSide, Pin};
 
 impl<'a, S: ClientSide> Gup<'_, 'a, S> {
     /// Holds `nr_pages` pages from `address` on that lie in one leaf, for a short time, without
-    /// taking a lock: the least work that pins anything. None where that cannot be done at once, or
+    /// taking a lock: the least work that pins anything. `None` if that cannot be done at once, or
     /// `flags` has LONGTERM; then call [`pin`](Self::pin).
     #[inline(always)]
     #[must_use]
@@ -33,7 +33,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         Some(ShortSegment { start: Start::new(address, level), pin: Pin::of(raw) })
     }
 
-    /// As [`fast_leaf`](Self::fast_leaf), for long: none where the life word does not allow it
+    /// As [`fast_leaf`](Self::fast_leaf), long-term: `None` if the life word does not allow it
     /// without being asked, or `flags` has GET or P2PDMA.
     #[inline(always)]
     #[must_use]

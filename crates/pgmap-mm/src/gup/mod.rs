@@ -2,8 +2,7 @@
 //!
 //! [`Gup::fast`] walks the page table without a lock and stops at the first page it cannot hold.
 //! [`Gup::slow`] takes the address space's lock, checks the area, faults pages in, repairs stale
-//! leaves and asks the long-term policy. [`Gup::pin`] is the first, then the second from where the
-//! first stopped.
+//! leaves. [`Gup::pin`] is the first, then the second from where the first stopped.
 //!
 //! # Arguments and results
 //!
@@ -23,7 +22,6 @@
 //! | memory failed | `fast` no pages, `pin` EFAULT, with HWPOISON EHWPOISON | same as `pin` |
 //! | peer memory without P2PDMA | `fast` no pages, `pin` EREMOTEIO | EREMOTEIO |
 //! | LONGTERM where the type says no | `fast` no pages, `pin` EOPNOTSUPP | EOPNOTSUPP |
-//! | LONGTERM where a holder says no | `fast` no pages, `pin` EACCES | EACCES |
 //! | no memory for a page or a table | `fast` no pages, `pin` ENOMEM | ENOMEM |
 //! | the frames keep changing | `fast` no pages, `pin` EAGAIN | EAGAIN |
 //! | FAST_ONLY | what could be held, perhaps no pages | EINVAL: no pages |
@@ -69,23 +67,21 @@
 //! not offered: there are no private mappings to force.
 
 mod error;
+mod fast;
 mod flags;
-mod glance;
 mod leaf;
 mod pinned;
-mod policy;
 mod run;
 mod section;
 mod term;
 
 use core::fmt;
 
-pub use self::error::GupError;
+pub use self::error::{GupError, LongtermRefusal};
+pub use self::fast::{Ask, SegmentParts};
 pub use self::flags::GupFlags;
-pub use self::glance::{Ask, SegmentParts};
-pub use self::pinned::{Dirty, Hold, Lease, LongSegment, PinnedRange, PinnedSegment, ShortSegment};
+pub use self::pinned::{Dirty, Hold, LongSegment, PinnedRange, PinnedSegment, ShortSegment};
 use self::pinned::{Start, is_for_the_caller};
-pub use self::policy::{LongtermAsk, LongtermPolicy, LongtermRefusal};
 pub use self::section::{Borrowed, ReadSection};
 use crate::descriptor::{FolioFlags, FolioState};
 use crate::error::{PinError, errno};
@@ -122,12 +118,6 @@ enum Slow<'a, S: ClientSide> {
     Held(PinnedSegment<'a, S>),
     /// What was in the way is out of it.
     Again,
-    /// So many pages of an area of this kind may be had by a lease, which is asked for without the
-    /// lock.
-    Ask {
-        nr_pages: u64,
-        kind: VmaKind,
-    },
 }
 
 /// What the page table says of a page.
@@ -145,28 +135,21 @@ struct Look<'a> {
 pub struct Gup<'c, 'a, S: ClientSide> {
     mm: &'a Mm,
     lane: &'c Lane<'a, S>,
-    policy: Option<&'c dyn LongtermPolicy>,
 }
 
 impl<S: ClientSide> fmt::Debug for Gup<'_, '_, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gup").field("has_policy", &self.policy.is_some()).finish_non_exhaustive()
+        f.debug_struct("Gup").finish_non_exhaustive()
     }
 }
 
 impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
-    /// Holds pages of `mm` in `lane`; none when they are of pools of different shape. Long-term
+    /// Holds pages of `mm` in `lane`; `None` if they are of pools of different shape. Long-term
     /// holds that the life word does not allow are refused.
     #[inline]
     #[must_use]
     pub fn new(mm: &'a Mm, lane: &'c Lane<'a, S>) -> Option<Self> {
-        is_same_pool(mm, lane).then_some(Self { mm, lane, policy: None })
-    }
-
-    /// The same, asking `policy` about long-term holds that the life word does not allow.
-    #[must_use]
-    pub const fn with_policy(self, policy: &'c dyn LongtermPolicy) -> Self {
-        Self { policy: Some(policy), ..self }
+        is_same_pool(mm, lane).then_some(Self { mm, lane })
     }
 
     /// Holds pages from `address` on without taking a lock, as far as that goes, perhaps none.
@@ -180,13 +163,13 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         nr_pages: u64,
         flags: GupFlags,
     ) -> Result<PinnedRange<'a, S>, GupError> {
-        match self.glance(Ask { address, nr_pages, flags }) {
+        match self.pin_fast(Ask { address, nr_pages, flags }) {
             Some(range) => Ok(range),
             None => self.fast_far(address, nr_pages, flags),
         }
     }
 
-    /// [`fast`](Self::fast) where more than a glance is needed.
+    /// [`fast`](Self::fast) where the fast path is not enough.
     #[inline(never)]
     fn fast_far(
         &self,
@@ -220,7 +203,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         nr_pages: u64,
         flags: GupFlags,
     ) -> Result<PinnedRange<'a, S>, GupError> {
-        match self.glance(Ask { address, nr_pages, flags }) {
+        match self.pin_fast(Ask { address, nr_pages, flags }) {
             Some(range) => Ok(range),
             None => match self.pin_far(address, nr_pages, flags) {
                 Ok(range) => Ok(*range),
@@ -229,9 +212,8 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         }
     }
 
-    /// [`pin`](Self::pin) where more than a glance is needed. Boxed: a range that comes back
-    /// through memory would force what the glance holds through memory too, which costs as much as
-    /// holding it.
+    /// [`pin`](Self::pin) where the fast path is not enough. Boxed: a range that comes back through
+    /// memory would force what it holds through memory too, which costs as much as holding it.
     #[inline(never)]
     fn pin_far(
         &self,
@@ -277,7 +259,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         Ok(())
     }
 
-    /// Holds the first stretch from `page` on; again a few times if the page table moves.
+    /// Holds the first range from `page` on; again a few times if the page table moves.
     #[inline]
     fn try_segment(
         &self,
@@ -293,7 +275,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         }
     }
 
-    /// Tries once to hold the first stretch from `page` on by what the page table says.
+    /// Tries once to hold the first range from `page` on by what the page table says.
     fn attempt(&self, page: u64, nr_pages: u64, flags: GupFlags) -> Attempt<'a, S> {
         let Some((look, run)) = self.look_far(page, nr_pages, flags) else { return Attempt::Stop };
         let held = if flags.contains(GupFlags::LONGTERM) {
@@ -312,7 +294,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         }
     }
 
-    /// What the page table says of `page`. None where there is no leaf that allows the access.
+    /// What the page table says of `page`. `None` if there is no leaf that allows the access.
     #[inline(always)]
     fn look(&self, page: u64, flags: GupFlags) -> Option<Look<'a>> {
         let table = &self.mm.table;
@@ -400,7 +382,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         Ok(range)
     }
 
-    /// Holds the first stretch from `page` on, with the lock.
+    /// Holds the first range from `page` on, with the lock.
     fn slow_segment(
         &self,
         page: u64,
@@ -411,17 +393,12 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
             let mut ended = Ended::default();
             let mut state = self.mm.lock();
             let once = self.slow_once(&mut state, page, nr_pages, flags, &mut ended);
-            // Who caches what proved stale is told of it now; no event may have been for this
+            // Who caches what proved stale is notified now; no event may have been for this
             // process.
             let _told = self.mm.finish(state, &ended);
             match once? {
                 Slow::Held(segment) => return Ok(segment),
                 Slow::Again => {}
-                Slow::Ask { nr_pages, kind } => {
-                    if let Some(segment) = self.lease_segment(page, nr_pages, flags, kind)? {
-                        return Ok(segment);
-                    }
-                }
             }
         }
         Err(GupError::Unstable { address: page * PAGE_BYTES })
@@ -436,8 +413,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         flags: GupFlags,
         ended: &mut Ended,
     ) -> Result<Slow<'a, S>, GupError> {
-        let (kind, area_pages) = check_area(state, page, flags)?;
-        let nr_pages = nr_pages.min(area_pages);
+        let nr_pages = nr_pages.min(check_area(state, page, flags)?);
         match self.bring_in(state, page, nr_pages, flags, ended) {
             // The backing answered with an extent that has ended since.
             Err(GupError::Fault(FaultError::Fill {
@@ -451,7 +427,8 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
                 return Err(GupError::Hold(error));
             }
             Attempt::Refused(PinError::NeedsConsent { .. }) => {
-                return Ok(Slow::Ask { nr_pages, kind });
+                let refusal = LongtermRefusal::Unsupported;
+                return Err(GupError::Longterm { address: page * PAGE_BYTES, refusal });
             }
             Attempt::Refused(error) => {
                 poison_of(&error, page * PAGE_BYTES, flags)?;
@@ -495,41 +472,12 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         }
         match self.mm.fault_locked(state, address, flags.access(), ended) {
             Ok(_) => {
-                // What cannot be filled is told when its turn comes.
+                // What cannot be filled is reported when its turn comes.
                 let _later = self.mm.fill_all(state, page + 1, page + nr_pages);
                 Ok(())
             }
             Err(error) => Err(GupError::of_fault(error, flags)),
         }
-    }
-
-    /// Asks the policy for a lease of what is held for the moment; none when the frames changed.
-    fn lease_segment(
-        &self,
-        page: u64,
-        nr_pages: u64,
-        flags: GupFlags,
-        kind: VmaKind,
-    ) -> Result<Option<PinnedSegment<'a, S>>, GupError> {
-        let address = page * PAGE_BYTES;
-        let refused = |refusal| GupError::Longterm { address, refusal };
-        let policy = self.policy.ok_or(refused(LongtermRefusal::Unsupported))?;
-        let short = flags.without(GupFlags::LONGTERM);
-        let Some(mut segment) = self.try_segment(page, nr_pages, short) else { return Ok(None) };
-        let run = segment.run();
-        let Some(extent) = self
-            .mm
-            .table
-            .walk(page)
-            .and_then(|found| self.mm.table.extent(found.leaf))
-            .filter(|extent| extent.run.covers(run))
-        else {
-            return Ok(None);
-        };
-        let (access, agent) = (flags.access(), flags.agent());
-        let ask = LongtermAsk { extent: &extent, run, kind, access, agent };
-        segment.hold = Hold::Leased { lease: policy.lease(&ask).map_err(refused)?, run };
-        Ok(Some(segment))
     }
 }
 
@@ -539,8 +487,8 @@ fn is_same_pool<S: ClientSide>(mm: &Mm, lane: &Lane<'_, S>) -> bool {
 }
 
 /// Whether the area allows the hold at all, in the kernel's order (Linux 7.1: mm/gup.c,
-/// check_vma_flags). Returns its kind and its pages from here on.
-fn check_area(state: &MmState, page: u64, flags: GupFlags) -> Result<(VmaKind, u64), GupError> {
+/// check_vma_flags). Returns its pages from here on.
+fn check_area(state: &MmState, page: u64, flags: GupFlags) -> Result<u64, GupError> {
     let address = page * PAGE_BYTES;
     let Some(vma) = state.areas.find(page) else {
         return Err(GupError::Fault(FaultError::NoArea { address }));
@@ -555,7 +503,7 @@ fn check_area(state: &MmState, page: u64, flags: GupFlags) -> Result<(VmaKind, u
     if vma.kind() == VmaKind::PeerToPeer && !flags.contains(GupFlags::P2PDMA) {
         return Err(GupError::Peer { address });
     }
-    Ok((vma.kind(), vma.end() - page))
+    Ok(vma.end() - page)
 }
 
 /// An error when the frames were refused because their memory failed, or can never be pinned.

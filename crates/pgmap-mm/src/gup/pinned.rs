@@ -9,12 +9,6 @@ use crate::mm::Mm;
 use crate::pfn::{Pfn, PfnRange};
 use crate::pin::{ClientSide, Pin};
 
-/// A long-term hold that the owner granted and may ask back. Dropping it ends the hold.
-pub trait Lease: Send + Sync + core::fmt::Debug {
-    /// Whether the owner wants the frames back.
-    fn is_wanted_back(&self) -> bool;
-}
-
 /// What keeps a segment's frames from being reused.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -23,13 +17,6 @@ pub enum Hold<'a, S: ClientSide> {
     Short(Pin<'a, S>),
     /// A count per folio.
     Long(LongtermPin<'a, S>),
-    /// A range in the owner's lease table.
-    Leased {
-        /// What ends the lease.
-        lease: Box<dyn Lease>,
-        /// The frames leased.
-        run: PfnRange,
-    },
 }
 
 /// Where a segment starts, and the size of the leaf there, in one word. Fields with padding between
@@ -104,7 +91,7 @@ impl<'a, S: ClientSide> ShortSegment<'a, S> {
     }
 }
 
-/// Addresses that are backed by consecutive frames, held for long. As with a [`ShortSegment`],
+/// Addresses that are backed by consecutive frames, held long-term. As with a [`ShortSegment`],
 /// whoever writes marks what was written.
 #[derive(Debug)]
 #[must_use = "dropping a segment gives the frames up"]
@@ -181,7 +168,6 @@ impl<'a, S: ClientSide> PinnedSegment<'a, S> {
         match &self.hold {
             Hold::Short(pin) => pin.run(),
             Hold::Long(pin) => pin.run(),
-            Hold::Leased { run, .. } => *run,
         }
     }
 
@@ -207,11 +193,10 @@ impl<'a, S: ClientSide> PinnedSegment<'a, S> {
 
     /// Whether somebody wants the frames back.
     #[must_use]
-    pub fn is_wanted_back(&self) -> bool {
+    pub fn is_reclaim_requested(&self) -> bool {
         match &self.hold {
-            Hold::Short(pin) => pin.is_wanted_back(),
-            Hold::Long(pin) => pin.is_wanted_back(),
-            Hold::Leased { lease, .. } => lease.is_wanted_back(),
+            Hold::Short(pin) => pin.is_reclaim_requested(),
+            Hold::Long(pin) => pin.is_reclaim_requested(),
         }
     }
 
@@ -230,7 +215,7 @@ impl<'a, S: ClientSide> PinnedSegment<'a, S> {
                 pin.set_agent(agent);
                 true
             }
-            Hold::Long(_) | Hold::Leased { .. } => false,
+            Hold::Long(_) => false,
         }
     }
 }
@@ -323,7 +308,7 @@ impl<'a, S: ClientSide> PinnedRange<'a, S> {
         self.nr_pages() * PAGE_BYTES
     }
 
-    /// Contiguous stretches in order of address, each with its own hold.
+    /// Contiguous ranges in order of address, each with its own hold.
     pub fn segments(&self) -> impl Iterator<Item = &PinnedSegment<'a, S>> {
         self.first.iter().chain(self.further())
     }
@@ -340,19 +325,6 @@ impl<'a, S: ClientSide> PinnedRange<'a, S> {
     /// Gives the pages up and says whether they were written.
     pub fn unpin(mut self, dirty: Dirty) {
         self.dirty = dirty;
-    }
-
-    /// Gives each segment to the caller, who holds it from now on. What was pinned for writing
-    /// counts as written now; whoever writes later marks it in [`Mm::dirty`](crate::mm::Mm::dirty)
-    /// again.
-    #[must_use]
-    pub fn into_segments(mut self) -> Vec<PinnedSegment<'a, S>> {
-        self.mark();
-        self.dirty = Dirty::No;
-        let mut segments = Vec::with_capacity(1 + self.further().len());
-        segments.extend(self.first.take());
-        segments.extend(self.rest.take().into_iter().flat_map(|rest| rest.segments));
-        segments
     }
 
     fn mark(&self) {

@@ -1,6 +1,6 @@
-//! Holding a stretch of pages across leaves: one hold for all that a span covers.
+//! Holding a range of pages across leaves: one hold for all that a span covers.
 
-use super::glance::Ask;
+use super::fast::Ask;
 use super::pinned::Start;
 use super::term::{Long, Short, Term};
 use super::{Gup, GupFlags, LongSegment, ShortSegment};
@@ -14,8 +14,8 @@ use crate::pin::{ClientSide, Life, Pin};
 /// How often the fast path starts again when the page table moves under it.
 const MAX_FAST_TRIES: usize = 4;
 
-/// A stretch from a leaf of 2 MiB on, before it is held.
-struct Stretch<'a, 'p, S: ClientSide + 'p> {
+/// A range from a leaf of 2 MiB on, before it is held.
+struct Candidate<'a, 'p, S: ClientSide + 'p> {
     epoch: Epoch,
     found: Found<'a>,
     word: ReachWord<'a>,
@@ -25,8 +25,8 @@ struct Stretch<'a, 'p, S: ClientSide + 'p> {
 }
 
 impl<'a, S: ClientSide> Gup<'_, 'a, S> {
-    /// Holds the first contiguous stretch of at most `nr_pages` pages from `address` on, across
-    /// leaves, for a short time, without taking a lock. None where that cannot be done, or `flags`
+    /// Holds the first contiguous range of at most `nr_pages` pages from `address` on, across
+    /// leaves, for a short time, without taking a lock. `None` if that cannot be done, or `flags`
     /// has LONGTERM.
     #[inline(always)]
     #[must_use]
@@ -43,7 +43,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         Some(ShortSegment { start: Start::new(address, level), pin: Pin::of(raw) })
     }
 
-    /// As [`fast_run`](Self::fast_run), for long.
+    /// As [`fast_run`](Self::fast_run), long-term.
     #[inline(always)]
     #[must_use]
     pub fn fast_run_long(
@@ -61,39 +61,43 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
 
     #[inline(always)]
     fn hold_run<T: Term>(&self, ask: Ask) -> Option<(Level, T::Raw<'a, S>)> {
-        if let Some(stretch) = self.stretch(ask)
-            && let Some(raw) = self.hold_seen::<T>(&stretch, ask)
+        if let Some(candidate) = self.candidate(ask)
+            && let Some(raw) = self.hold_seen::<T>(&candidate, ask)
         {
-            return Some((stretch.found.level, raw));
+            return Some((candidate.found.level, raw));
         }
         self.hold_run_elsewhere::<T>(ask.address, ask.nr_pages, ask.flags)
     }
 
     /// Holds all of the pages in leaves of one span, from one of 2 MiB on.
     #[inline(never)]
-    pub(super) fn hold_stretch<T: Term>(
+    pub(super) fn hold_range<T: Term>(
         &self,
         address: u64,
         nr_pages: u64,
         flags: GupFlags,
     ) -> Option<(Level, T::Raw<'a, S>)> {
         let ask = Ask { address, nr_pages, flags };
-        let stretch = self.stretch(ask).filter(|found| found.run.nr_pages() == nr_pages)?;
-        let raw = self.hold_seen::<T>(&stretch, ask)?;
-        Some((stretch.found.level, raw))
+        let candidate = self.candidate(ask).filter(|found| found.run.nr_pages() == nr_pages)?;
+        let raw = self.hold_seen::<T>(&candidate, ask)?;
+        Some((candidate.found.level, raw))
     }
 
     #[inline(always)]
-    fn hold_seen<T: Term>(&self, stretch: &Stretch<'a, 'a, S>, ask: Ask) -> Option<T::Raw<'a, S>> {
-        T::pin_if(self.lane, stretch.life, stretch.run, ask.flags.agent(), || {
-            stretch.found.is_unchanged()
-                && stretch.word.read() == stretch.reach
-                && self.mm.table.epoch() == stretch.epoch
+    fn hold_seen<T: Term>(
+        &self,
+        candidate: &Candidate<'a, 'a, S>,
+        ask: Ask,
+    ) -> Option<T::Raw<'a, S>> {
+        T::pin_if(self.lane, candidate.life, candidate.run, ask.flags.agent(), || {
+            candidate.found.is_unchanged()
+                && candidate.word.read() == candidate.reach
+                && self.mm.table.epoch() == candidate.epoch
         })
     }
 
-    /// Holds the first stretch of the pages from any leaf on; again a few times if the page table
-    /// moves.
+    /// Holds the first contiguous range of the pages from any leaf on, again a few times if the
+    /// page table moves.
     #[inline(never)]
     fn hold_run_elsewhere<T: Term>(
         &self,
@@ -127,7 +131,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
     /// What the page table says of the pages as far as they go on evenly, where a leaf of 2 MiB
     /// maps the first.
     #[inline(always)]
-    fn stretch(&self, ask: Ask) -> Option<Stretch<'a, 'a, S>> {
+    fn candidate(&self, ask: Ask) -> Option<Candidate<'a, 'a, S>> {
         let (table, page) = (&self.mm.table, ask.page());
         let epoch = table.epoch();
         let found = table.walk_huge(page)?;
@@ -139,6 +143,6 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         let reach = word.read();
         let most = found.pages_from(page).max(reach.from(page)).min(MAX_RUN_PAGES);
         let run = PfnRange::inside(found.frame_of(page), ask.nr_pages.min(most));
-        Some(Stretch { epoch, found, word, reach, run, life })
+        Some(Candidate { epoch, found, word, reach, run, life })
     }
 }

@@ -3,7 +3,8 @@
 //! # States
 //!
 //! ```text
-//!   closed ── windows over all frames published, light barrier ──▶ open ── dropped, owner rung ──▶ closed
+//!   closed ── windows over all frames published, light barrier ──▶ open
+//!   open ── dropped, owner rung ──▶ closed
 //! ```
 //!
 //! # Who may touch what
@@ -107,7 +108,7 @@ impl<'a, S: ClientSide> ReadSection<'a, S> {
         Ok(Self { mm, pinner, known: KnownSpan::nothing(pinner), _windows: windows })
     }
 
-    /// Where the address translates to; stays so until the section is dropped. None where
+    /// Where the address translates to; stays so until the section is dropped. `None` if
     /// [`Gup::pin`](super::Gup::pin) is needed to fault the page in, to repair its leaf, or to say
     /// with `P2PDMA` that another device's memory will do.
     #[inline(always)]
@@ -136,7 +137,7 @@ impl<'a, S: ClientSide> ReadSection<'a, S> {
     }
 }
 
-/// What the leaf says of the page and those after it; none where they can never be pinned, or only
+/// What the leaf says of the page and those after it; `None` if they can never be pinned, or only
 /// with a flag that a section cannot be given.
 #[inline(always)]
 fn borrowed<'s>(page: u64, found: &Found<'_>) -> Option<Borrowed<'s>> {

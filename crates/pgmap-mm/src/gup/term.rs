@@ -8,7 +8,7 @@ use crate::pfn::PfnRange;
 use crate::pin::{ClientSide, Lane, Life, RawPin};
 
 /// A kind of hold. Its values are plain until they are handed to the caller: see
-/// [`glance`](super::glance).
+/// [`fast`](super::fast).
 pub(super) trait Term {
     /// A hold that has no destructor yet.
     type Raw<'a, S: ClientSide + 'a>;
@@ -54,7 +54,7 @@ impl Term for Short {
     }
 }
 
-/// For long: a slot where one is free, else a count per folio.
+/// Long-term: a slot where one is free, else a count per folio.
 pub(super) enum Long {}
 
 impl Term for Long {

@@ -79,7 +79,7 @@ impl<W: WriteWords> IndexWriter<W> {
     }
 
     /// Takes over an index that readers may be using and whose writer is gone: empties it. Until
-    /// [`finish_reopening`](Self::finish_reopening), readers who miss a name are told that the
+    /// [`finish_reopening`](Self::finish_reopening), readers who miss a name are notified that the
     /// index is busy, not that the name is gone. An index that nobody made is made.
     #[must_use]
     pub fn reopen(layout: IndexLayout, words: W, seed: u64) -> Option<Self> {

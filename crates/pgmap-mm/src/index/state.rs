@@ -7,7 +7,7 @@ use crate::words::{ReadWords, WriteWords};
 
 impl<W: ReadWords> IndexReader<W> {
     /// How often frames were detached from under devices: whoever registered the pool's memory with
-    /// a device at an earlier number must register it anew.
+    /// a device at an earlier number must register it again.
     #[inline]
     pub fn detach_epoch(&self) -> u64 {
         // Acquire: pairs with Release in `bump_detach_epoch`; data: the fresh frames' backing.

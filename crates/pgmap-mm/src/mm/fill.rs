@@ -36,8 +36,8 @@ pub enum FillError {
 }
 
 impl FillError {
-    /// The Linux error number that `get_user_pages` would give. Poison is EFAULT to callers who
-    /// did not ask to be told; [`gup`](crate::gup) tells the others.
+    /// The Linux error number that `get_user_pages` would give. Poison is EFAULT to callers who did
+    /// not ask to be notified; [`gup`](crate::gup) notifies the others.
     #[must_use]
     pub const fn errno(&self) -> i32 {
         match self {
@@ -79,14 +79,14 @@ pub(crate) struct Filled {
 /// What lies behind a page of a file, looked up once: a backing is asked through its trait, and one
 /// that is a file may take a lock of its own each time.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Behind {
+pub(super) struct BackedPage {
     kind: VmaKind,
     backed: Backed,
     /// Pages of the file from this one on.
     left_in_file: u64,
 }
 
-impl Behind {
+impl BackedPage {
     pub(super) fn look(backing: &dyn Backing, file_page: u64) -> Result<Self, FillError> {
         if !backing.is_alive() {
             return Err(FillError::Backing(BackingError::Dead));
@@ -94,7 +94,7 @@ impl Behind {
         let mut left_in_file = backing.nr_pages().saturating_sub(file_page);
         if left_in_file == 0 {
             // That end may be of a cut that was given up since; whoever is asked for a page behind
-            // it looks anew.
+            // it looks again.
             let _looked = backing.extent_at(file_page).map_err(FillError::Backing)?;
             left_in_file = backing.nr_pages().saturating_sub(file_page);
         }
@@ -194,7 +194,7 @@ fn choose(
     cursor: &Cursor<'_>,
     vma: &Vma,
     page: u64,
-    behind: &Behind,
+    behind: &BackedPage,
 ) -> Result<Placement, FillError> {
     if let VmaKind::DeviceDax { align } = behind.kind {
         let is_aligned = (vma.page | vma.nr_pages).is_multiple_of(align.nr_pages());
@@ -239,7 +239,7 @@ impl Mm {
         ended: &mut Ended,
     ) -> Result<Filled, FillError> {
         let mut cursor = self.table.cursor(writer);
-        let place = choose(&cursor, vma, page, &Behind::of(vma, page)?)?;
+        let place = choose(&cursor, vma, page, &BackedPage::of(vma, page)?)?;
         self.put(&mut cursor, vma.prot, &place, |page, nr_pages| ended.push(page, nr_pages))?;
         let level = place.only_level.unwrap_or(Level::Pte);
         Ok(Filled { page: place.page, level, flags: place.flags })
@@ -276,19 +276,19 @@ impl Mm {
                 at = leaf.page + leaf.level.nr_pages();
                 continue;
             }
-            at = self.fill_stretch(cursor, vma, at, to).map_err(|error| (at, error))?;
+            at = self.fill_range(cursor, vma, at, to).map_err(|error| (at, error))?;
         }
         Ok(())
     }
 
     /// Fills an area that allows an access over whatever is there, as far as that goes, and clears
-    /// the rest. `first` is what lies behind its first page. What cannot be filled is told at its
-    /// fault, as with MAP_POPULATE.
+    /// the rest. `first` is what lies behind its first page. What cannot be filled is reported at
+    /// its fault, as with MAP_POPULATE.
     pub(super) fn fill_over(
         &self,
         cursor: &mut Cursor<'_>,
         vma: &Vma,
-        first: Result<Behind, FillError>,
+        first: Result<BackedPage, FillError>,
         ended: &mut Ended,
     ) {
         let mut rest = Rest { cursor, at: vma.page, end: vma.end(), ended };
@@ -305,20 +305,20 @@ impl Mm {
             if rest.at == rest.end {
                 break;
             }
-            behind = Behind::of(vma, rest.at);
+            behind = BackedPage::of(vma, rest.at);
         }
     }
 
     /// Fills from `at` on as far as one extent goes and nothing is mapped. Returns where it
     /// stopped.
-    fn fill_stretch(
+    fn fill_range(
         &self,
         cursor: &mut Cursor<'_>,
         vma: &Vma,
         at: u64,
         to: u64,
     ) -> Result<u64, FillError> {
-        let behind = Behind::of(vma, at)?;
+        let behind = BackedPage::of(vma, at)?;
         let first = choose(cursor, vma, at, &behind)?;
         let behind = behind.back(at - first.page).ok_or(FillError::Misfit { align: Level::Pte })?;
         let most = first.nr_pages.max(to.max(at + 1) - first.page);

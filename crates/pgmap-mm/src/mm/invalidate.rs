@@ -1,19 +1,19 @@
-//! Telling those who cache translations that some have ended.
+//! Invalidation: notifies those who cache translations of the ranges that ended.
 //!
-//! A device with its own translation cache (an IOTLB, an RDMA key) subscribes. It is told of every
-//! range whose translations ended, after they ended here, and acknowledges with the token it was
-//! given once its cache holds them no more. Whoever ended them gets an [`AckTicket`] and decides
-//! how long to [wait](AckTicket::wait).
+//! A device with its own translation cache (an IOTLB, an RDMA key) subscribes. It is notified of
+//! every range whose translations ended, after they ended here, and acknowledges with the token it
+//! was given once its cache holds them no more. Whoever ended them gets an [`AckTicket`] and
+//! decides how long to [wait](AckTicket::wait).
 //!
 //! A device must *hold* what it caches, by pins of its own with
-//! [`DEVICE`](crate::gup::GupFlags::DEVICE): the telling ends translations, and only a hold keeps
-//! frames from being reused before the device has let go. A drain then waits for the device as for
-//! any holder, up to its deadline, and names it.
+//! [`DEVICE`](crate::gup::GupFlags::DEVICE): a notification ends translations, and only a hold
+//! keeps frames from being reused before the device has let go. A drain then waits for the device
+//! as for any holder, up to its deadline, and names it.
 //!
 //! # States
 //!
 //! ```text
-//!   told ── acknowledge ──▶ done          told ── token dropped ──▶ abandoned: never done
+//!   notified ── acknowledge ──▶ done      notified ── token dropped ──▶ abandoned: never done
 //! ```
 //!
 //! # Who may touch what
@@ -29,12 +29,12 @@
 //! # Lost races
 //!
 //! *Subscribe against unmap.* Both take the address space's lock. If the subscription is first, the
-//! subscriber is told. If the unmap is first, it is not, and cannot have cached what ended before
-//! it subscribed.
+//! subscriber is notified. If the unmap is first, it is not, and cannot have cached what ended
+//! before it subscribed.
 //!
-//! *A new mapping at the same address against the telling of the end of the old.* The subscriber
-//! may be told after the new mapping is there, and drop a translation that was good. It fetches
-//! anew.
+//! *A new mapping at the same address against the notification that the old one ended.* The
+//! subscriber may be notified after the new mapping is there, and drop a translation that was good.
+//! It fetches again.
 //!
 //! # Differs from Linux
 //!
@@ -183,8 +183,8 @@ impl AckTicket {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SubscriptionId(u64);
 
-/// Everybody who is told. Guarded by the address space's lock, as what ends is: whoever subscribes
-/// and then looks, sees what ended before, or is told of it.
+/// The subscribers. Guarded by the address space's lock, as what ends is: whoever subscribes and
+/// then looks, sees what ended before, or is notified of it.
 #[derive(Debug, Default)]
 pub(super) struct Subscribers {
     next_id: u64,

@@ -3,7 +3,7 @@
 use core::fmt;
 use std::sync::Arc;
 
-use super::fill::{Behind, FillError};
+use super::fill::{BackedPage, FillError};
 use super::{AckTicket, CpuMapping, Ended, Mm, MmState, Vacancy};
 use crate::error::errno;
 use crate::level::{Level, PAGE_BYTES};
@@ -281,7 +281,7 @@ impl Drop for Sweep<'_> {
 pub struct Unmapped {
     /// Pages that had a leaf.
     pub nr_pages: u64,
-    /// Who has been told and not answered.
+    /// Who was notified and has not acknowledged.
     pub acks: AckTicket,
 }
 
@@ -333,7 +333,7 @@ impl Mm {
         }
         state.areas.insert(vma.clone());
         let mut cursor = self.table.cursor(&mut state.writer);
-        // What cannot be filled is told at its fault, as with MAP_POPULATE.
+        // What cannot be filled is reported at its fault, as with MAP_POPULATE.
         let _later = self.fill_area(&mut cursor, &vma, page, vma.end());
         Ok(page)
     }
@@ -352,8 +352,9 @@ impl Mm {
         let MmState { areas, writer, .. } = state;
         self.table.cursor(writer).fetch_ahead(page);
         // Before the area is looked up, so that the processor waits for both at once.
-        let behind =
-            self.is_filled_now(request).then(|| Behind::look(&*request.backing, request.file_page));
+        let behind = self
+            .is_filled_now(request)
+            .then(|| BackedPage::look(&*request.backing, request.file_page));
         let new_area;
         let vma = match areas.exactly(page, end) {
             // The usual change: one area for another.
@@ -424,13 +425,13 @@ impl Mm {
         for part in parts {
             state.areas.insert(Vma { prot, ..part });
         }
-        // What the processor's mapping refuses is told at its fault.
+        // What the processor's mapping refuses is reported at its fault.
         let _later = self.fill_for_cpu(&mut state, from, to);
         Ok(self.finish(state, &ended))
     }
 
     /// Moves, grows or shrinks what is mapped from `address` on, which must lie in one area. What
-    /// is moved is faulted in anew. Returns the new address.
+    /// is moved is faulted in again. Returns the new address.
     ///
     /// # Errors
     /// As `mremap(2)`: [`MapError::NotOneArea`], [`MapError::NoRoom`], [`MapError::Overlapping`];
@@ -574,7 +575,7 @@ impl Mm {
     /// Takes from leaves what `prot` no longer allows. What it newly allows comes with faults.
     fn weaken(&self, state: &mut MmState, from: u64, to: u64, prot: Prot, ended: &mut Ended) {
         if prot == Prot::NONE || self.cpu.is_some() {
-            // A process address space is filled anew under the new permissions.
+            // A process address space is filled again under the new permissions.
             return self.clear(state, from, to, ended);
         }
         if prot.contains(Prot::WRITE) {

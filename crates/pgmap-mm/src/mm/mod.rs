@@ -40,7 +40,7 @@
 //! # Differs from Linux
 //!
 //! `mprotect` here changes all or nothing (Linux 7.1: mm/mprotect.c changes up to the first gap). A
-//! translation that is gone is told to subscribers after the lock is dropped.
+//! translation that is gone is reported to subscribers after the lock is dropped.
 
 mod dirty;
 mod fill;
@@ -118,7 +118,7 @@ pub struct MmUsage {
     pub nr_areas: usize,
     /// Table pages of 4 KiB in use.
     pub nr_tables: usize,
-    /// Spans in use: stretches that map one extent evenly.
+    /// Spans in use: ranges that map one extent evenly.
     pub nr_spans: usize,
 }
 
@@ -143,7 +143,7 @@ pub struct Mm {
 
 impl Mm {
     /// A device's address space: `len_bytes` bytes from `address` on, both multiples of the page
-    /// size, for memory of the pool whose descriptors lie as `pool` says; none when that is empty,
+    /// size, for memory of the pool whose descriptors lie as `pool` says; `None` if that is empty,
     /// misaligned or has more than [`ADDRESS_BITS`] bits.
     #[must_use]
     pub fn for_device(pool: &VmemmapLayout, address: u64, len_bytes: u64) -> Option<Self> {
@@ -268,13 +268,13 @@ impl Mm {
     }
 
     /// Tells `subscriber` from now on of translations that end. Whoever caches translations must
-    /// hold their frames besides, with [`DEVICE`](crate::gup::GupFlags::DEVICE): being told keeps
-    /// nothing from being reused.
+    /// hold their frames besides, with [`DEVICE`](crate::gup::GupFlags::DEVICE): a notification
+    /// keeps nothing from being reused.
     pub fn on_invalidate(&self, subscriber: Arc<dyn InvalidateSubscriber>) -> SubscriptionId {
         self.lock().subscribers.add(subscriber)
     }
 
-    /// Whether anybody is told of translations that end.
+    /// True if anybody subscribes to translations that end.
     #[must_use]
     pub fn has_subscribers(&self) -> bool {
         !self.lock().subscribers.is_empty()
@@ -290,17 +290,17 @@ impl Mm {
     ///
     /// The frames may be held still; waiting for that is the drain's part.
     pub fn invalidate(&self, run: PfnRange) -> Unmapped {
-        self.end_stretches(|cursor| cursor.stretches_of(run))
+        self.end_ranges(|cursor| cursor.ranges_of(run))
     }
 
     /// Removes every translation to an extent of which `is_current` says no: for whoever must know
     /// soon of frames that changed hands, and hears of it from nobody, because nothing here holds
     /// them.
     pub fn invalidate_stale(&self, is_current: impl Fn(&Extent) -> bool) -> Unmapped {
-        self.end_stretches(|cursor| cursor.stretches_unless(is_current))
+        self.end_ranges(|cursor| cursor.ranges_unless(is_current))
     }
 
-    fn end_stretches(&self, find: impl FnOnce(&Cursor<'_>) -> Vec<(SpanId, u64, u64)>) -> Unmapped {
+    fn end_ranges(&self, find: impl FnOnce(&Cursor<'_>) -> Vec<(SpanId, u64, u64)>) -> Unmapped {
         let mut ended = Ended::default();
         let mut state = self.lock();
         let MmState { areas, writer, .. } = &mut *state;

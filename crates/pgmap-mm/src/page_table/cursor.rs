@@ -78,7 +78,7 @@ impl Placement {
         self.skip + self.nr_pages < self.extent.run.nr_pages()
     }
 
-    /// The leaf size for the page at `at`; none where no leaf of the demanded size can stand.
+    /// The leaf size for the page at `at`; `None` if no leaf of the demanded size can be.
     fn level_at(&self, at: u64) -> Option<Level> {
         let pfn = self.first_pfn() + (at - self.page);
         let left = self.end() - at;
@@ -98,9 +98,9 @@ struct Slot<'t> {
     node: Option<NodeId>,
 }
 
-/// What stands at a page, at the lowest level that there is a table for.
+/// The entry at a page, at the lowest level that there is a table for.
 #[derive(Clone, Copy, Debug)]
-struct Stand<'t> {
+struct EntryAt<'t> {
     slot: Slot<'t>,
     level: Level,
     entry: Entry,
@@ -108,7 +108,7 @@ struct Stand<'t> {
     base: u64,
 }
 
-impl Stand<'_> {
+impl EntryAt<'_> {
     const fn end(&self) -> u64 {
         self.base + self.level.nr_pages()
     }
@@ -137,9 +137,9 @@ impl<'t> Cursor<'t> {
 
     /// The leaf that maps `page`.
     pub(crate) fn leaf_at(&self, page: u64) -> Option<LeafAt> {
-        let stand = self.stand(page)?;
-        match stand.entry {
-            Entry::Leaf(leaf) => Some(LeafAt { page: stand.base, level: stand.level, leaf }),
+        let found = self.entry_at(page)?;
+        match found.entry {
+            Entry::Leaf(leaf) => Some(LeafAt { page: found.base, level: found.level, leaf }),
             Entry::Absent | Entry::Table(_) => None,
         }
     }
@@ -161,17 +161,18 @@ impl<'t> Cursor<'t> {
 
     /// Whether nothing is mapped in the block of `level` around `page`.
     pub(crate) fn is_block_empty(&self, page: u64, level: Level) -> bool {
-        self.stand(page).is_some_and(|stand| stand.level >= level && stand.entry == Entry::Absent)
+        self.entry_at(page)
+            .is_some_and(|found| found.level >= level && found.entry == Entry::Absent)
     }
 
     /// The first page from `from` up to `to` that is mapped, else `to`.
     pub(crate) fn absent_until(&self, from: u64, to: u64) -> u64 {
         let mut at = from;
         while at < to
-            && let Some(stand) = self.stand(at)
-            && stand.entry == Entry::Absent
+            && let Some(found) = self.entry_at(at)
+            && found.entry == Entry::Absent
         {
-            at = stand.end();
+            at = found.end();
         }
         at.min(to)
     }
@@ -225,17 +226,17 @@ impl<'t> Cursor<'t> {
         self.split_edge(to, only);
         let mut at = from;
         while at < to {
-            let Some(stand) = self.stand(at) else { return };
-            at = stand.end();
-            let Entry::Leaf(leaf) = stand.entry else { continue };
+            let Some(found) = self.entry_at(at) else { return };
+            at = found.end();
+            let Entry::Leaf(leaf) = found.entry else { continue };
             if only.is_some_and(|only| only != leaf.span()) {
                 continue;
             }
             // No table was left to split a leaf across an edge: all of it goes.
-            self.cut(leaf.span(), from.min(stand.base), to.max(stand.end()));
-            self.store_absent(&stand);
-            self.release(leaf.span(), stand.level.nr_pages());
-            removed(stand.base, stand.level.nr_pages());
+            self.cut(leaf.span(), from.min(found.base), to.max(found.end()));
+            self.store_absent(&found);
+            self.release(leaf.span(), found.level.nr_pages());
+            removed(found.base, found.level.nr_pages());
         }
     }
 
@@ -251,40 +252,40 @@ impl<'t> Cursor<'t> {
         self.split_edge(to, None);
         let mut at = from;
         while at < to {
-            let Some(stand) = self.stand(at) else { return Ok(()) };
-            let Entry::Leaf(leaf) = stand.entry else {
-                at = stand.end();
+            let Some(found) = self.entry_at(at) else { return Ok(()) };
+            let Entry::Leaf(leaf) = found.entry else {
+                at = found.end();
                 continue;
             };
             let flags = change(leaf.flags());
-            let end = self.stretch_end(&stand, leaf, to);
+            let end = self.range_end(&found, leaf, to);
             if flags != leaf.flags() {
-                self.change_stretch(&stand, leaf, end, flags)?;
+                self.change_range(&found, leaf, end, flags)?;
             }
             at = end;
         }
         Ok(())
     }
 
-    /// The stretches of pages that map a frame of `run`: span, first page, page after the last. Not
+    /// The ranges of pages that map a frame of `run`: span, first page, page after the last. Not
     /// every page of them need be mapped.
-    pub(crate) fn stretches_of(&self, run: PfnRange) -> Vec<(SpanId, u64, u64)> {
+    pub(crate) fn ranges_of(&self, run: PfnRange) -> Vec<(SpanId, u64, u64)> {
         let spans = self.writer.reverse.overlapping(&self.writer.spans, run);
-        spans.into_iter().filter_map(|span| self.stretch(span, run)).collect()
+        spans.into_iter().filter_map(|span| self.range_of(span, run)).collect()
     }
 
-    /// As [`stretches_of`](Self::stretches_of), of the extents of which `is_current` says no.
-    pub(crate) fn stretches_unless(
+    /// As [`ranges_of`](Self::ranges_of), of the extents of which `is_current` says no.
+    pub(crate) fn ranges_unless(
         &self,
         is_current: impl Fn(&Extent) -> bool,
     ) -> Vec<(SpanId, u64, u64)> {
         let in_use = self.writer.spans.iter();
         let stale = in_use.filter(|(_, state)| !is_current(&state.extent));
-        stale.filter_map(|(span, state)| self.stretch(span, state.extent.run)).collect()
+        stale.filter_map(|(span, state)| self.range_of(span, state.extent.run)).collect()
     }
 
     /// The pages at which the span maps frames of `run`.
-    fn stretch(&self, span: SpanId, run: PfnRange) -> Option<(SpanId, u64, u64)> {
+    fn range_of(&self, span: SpanId, run: PfnRange) -> Option<(SpanId, u64, u64)> {
         let (low, high) = self.table.pages();
         let state = self.writer.spans.get(span)?;
         let both = state.extent.run.intersection(run)?;
@@ -296,9 +297,9 @@ impl<'t> Cursor<'t> {
         (first < end).then(|| (span, first.cast_unsigned(), end.cast_unsigned()))
     }
 
-    /// Where the leaves that carry on from `stand` evenly under the same word's flags and span end.
-    fn stretch_end(&self, stand: &Stand<'_>, leaf: Leaf, to: u64) -> u64 {
-        let mut end = stand.end();
+    /// Where the leaves that carry on from `found` evenly under the same word's flags and span end.
+    fn range_end(&self, found: &EntryAt<'_>, leaf: Leaf, to: u64) -> u64 {
+        let mut end = found.end();
         while end < to
             && let Some(next) = self.leaf_at(end)
             && next.leaf.span() == leaf.span()
@@ -309,14 +310,14 @@ impl<'t> Cursor<'t> {
         end
     }
 
-    fn change_stretch(
+    fn change_range(
         &mut self,
-        stand: &Stand<'_>,
+        found: &EntryAt<'_>,
         leaf: Leaf,
         end: u64,
         flags: LeafFlags,
     ) -> Result<(), TableFull> {
-        let (page, old) = (stand.base, leaf.span());
+        let (page, old) = (found.base, leaf.span());
         let Some(extent) = self.extent_of(leaf) else { return Ok(()) };
         let skip = leaf.pfn() - extent.run.start();
         let nr_pages = end - page;
@@ -341,24 +342,24 @@ impl<'t> Cursor<'t> {
     ) -> Result<(), TableFull> {
         // Each turn is one level nearer, or empties the block once: bounded by twice the levels.
         for _ in 0..2 * Level::ALL.len() {
-            let stand = self.stand(page).ok_or(TableFull)?;
-            if stand.level < level {
+            let found = self.entry_at(page).ok_or(TableFull)?;
+            if found.level < level {
                 // Smaller leaves are here. The block is empty afterwards, so this happens once.
                 self.clear(page, page + level.nr_pages(), None, &mut *removed);
                 continue;
             }
-            if stand.level > level {
+            if found.level > level {
                 // One level down each time.
-                self.open(&stand)?;
+                self.open(&found)?;
                 continue;
             }
-            store(stand.slot, Entry::Leaf(leaf));
-            match stand.entry {
+            store(found.slot, Entry::Leaf(leaf));
+            match found.entry {
                 Entry::Leaf(old) => {
                     self.release(old.span(), level.nr_pages());
                     removed(page, level.nr_pages());
                 }
-                Entry::Absent | Entry::Table(_) => self.count_present(stand.slot.node),
+                Entry::Absent | Entry::Table(_) => self.count_present(found.slot.node),
             }
             return Ok(());
         }
@@ -366,10 +367,10 @@ impl<'t> Cursor<'t> {
     }
 
     /// Replaces the entry, absent or a leaf, by a table that says the same.
-    fn open(&mut self, stand: &Stand<'_>) -> Result<(), TableFull> {
-        let below = stand.level.below().ok_or(TableFull)?;
-        let node = self.take_table(stand.base, below)?;
-        if let Entry::Leaf(leaf) = stand.entry {
+    fn open(&mut self, found: &EntryAt<'_>) -> Result<(), TableFull> {
+        let below = found.level.below().ok_or(TableFull)?;
+        let node = self.take_table(found.base, below)?;
+        if let Entry::Leaf(leaf) = found.entry {
             for index in 0..FANOUT {
                 if let Some(slot) = self.slot_in(node, index as usize) {
                     store(slot, Entry::Leaf(leaf.advanced(index * below.nr_pages())));
@@ -377,11 +378,11 @@ impl<'t> Cursor<'t> {
             }
         }
         if let Some(present) = self.writer.nodes.present(node) {
-            *present = if stand.entry == Entry::Absent { 0 } else { FANOUT as u16 };
+            *present = if found.entry == Entry::Absent { 0 } else { FANOUT as u16 };
         }
-        store(stand.slot, Entry::Table(node));
-        if stand.entry == Entry::Absent {
-            self.count_present(stand.slot.node);
+        store(found.slot, Entry::Table(node));
+        if found.entry == Entry::Absent {
+            self.count_present(found.slot.node);
         }
         Ok(())
     }
@@ -398,11 +399,11 @@ impl<'t> Cursor<'t> {
 
     /// Splits a leaf that `page` lies in the middle of. Where no table is left it stays whole.
     fn split_edge(&mut self, page: u64, only: Option<SpanId>) {
-        while let Some(stand) = self.stand(page)
-            && let Entry::Leaf(leaf) = stand.entry
-            && stand.base < page
+        while let Some(found) = self.entry_at(page)
+            && let Entry::Leaf(leaf) = found.entry
+            && found.base < page
             && only.is_none_or(|only| only == leaf.span())
-            && self.open(&stand).is_ok()
+            && self.open(&found).is_ok()
         {}
     }
 
@@ -413,10 +414,10 @@ impl<'t> Cursor<'t> {
     }
 
     /// Makes the entry absent, and unlinks the tables that this empties.
-    fn store_absent(&mut self, stand: &Stand<'_>) {
-        store(stand.slot, Entry::Absent);
-        let mut emptied = stand.slot.node;
-        let mut level = stand.level;
+    fn store_absent(&mut self, found: &EntryAt<'_>) {
+        store(found.slot, Entry::Absent);
+        let mut emptied = found.slot.node;
+        let mut level = found.level;
         while let Some(node) = emptied {
             let Some(present) = self.writer.nodes.present(node) else { return };
             *present -= 1;
@@ -424,7 +425,7 @@ impl<'t> Cursor<'t> {
                 return;
             }
             let Some(above) = level.above() else { return };
-            let Some(parent) = self.slot_at(stand.base, above) else { return };
+            let Some(parent) = self.slot_at(found.base, above) else { return };
             store(parent, Entry::Absent);
             self.writer.nodes.retire(node);
             (emptied, level) = (parent.node, above);
@@ -438,7 +439,7 @@ impl<'t> Cursor<'t> {
 
     /// What stands at `page`; none outside the table.
     #[inline]
-    fn stand(&self, page: u64) -> Option<Stand<'t>> {
+    fn entry_at(&self, page: u64) -> Option<EntryAt<'t>> {
         let mut slot = Slot { word: self.table.top_entry(page)?, node: None };
         let mut level = Level::Pud;
         loop {
@@ -446,7 +447,7 @@ impl<'t> Cursor<'t> {
             let entry = Entry::read(slot.word.load(Ordering::Relaxed));
             let (Entry::Table(node), Some(below)) = (entry, level.below()) else {
                 let base = page & !(level.nr_pages() - 1);
-                return Some(Stand { slot, level, entry, base });
+                return Some(EntryAt { slot, level, entry, base });
             };
             slot = self.slot_in(node, index_in_table(page, below))?;
             level = below;
@@ -468,11 +469,11 @@ impl<'t> Cursor<'t> {
     fn cut_spans(&mut self, from: u64, to: u64) {
         let mut at = from;
         while at < to {
-            let Some(stand) = self.stand(at) else { return };
-            if let Entry::Leaf(leaf) = stand.entry {
+            let Some(found) = self.entry_at(at) else { return };
+            if let Entry::Leaf(leaf) = found.entry {
                 self.cut(leaf.span(), from, to);
             }
-            at = stand.end();
+            at = found.end();
         }
     }
 
@@ -502,13 +503,13 @@ impl<'t> Cursor<'t> {
     fn rename(&mut self, from: u64, to: u64, span: SpanId, flags: LeafFlags) -> u64 {
         let mut at = from;
         while at < to
-            && let Some(stand) = self.stand(at)
-            && let Entry::Leaf(leaf) = stand.entry
-            && stand.base == at
-            && stand.end() <= to
+            && let Some(found) = self.entry_at(at)
+            && let Entry::Leaf(leaf) = found.entry
+            && found.base == at
+            && found.end() <= to
         {
-            store(stand.slot, Entry::Leaf(leaf.in_span(span).with_flags(flags)));
-            at = stand.end();
+            store(found.slot, Entry::Leaf(leaf.in_span(span).with_flags(flags)));
+            at = found.end();
         }
         at - from
     }

@@ -8,6 +8,7 @@
 //! `.. | chunk:20 | word:24 | .. | middle:1 | table:1 | 0`. All-zero is absent. The entry's level
 //! is the level of the table that it lies in.
 
+use crate::flags::flag_set;
 use crate::pfn::{PFN_BITS, Pfn};
 
 /// Bits of a span number.
@@ -33,6 +34,8 @@ const CHUNK_SHIFT: u32 = WORD_SHIFT + NodeId::WORD_BITS;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub struct LeafFlags(u64);
 
+flag_set!(LeafFlags);
+
 impl LeafFlags {
     /// Readable, pinnable, ordinary memory.
     pub const NONE: Self = Self(0);
@@ -42,25 +45,6 @@ impl LeafFlags {
     pub const RAW: Self = Self(RAW);
     /// Another device's memory: pinned only by who asks for `P2PDMA`.
     pub const PEER: Self = Self(PEER);
-
-    /// Both sets of flags.
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// Without those of `other`.
-    #[must_use]
-    pub const fn without(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
-    }
-
-    /// Whether all flags of `other` are set.
-    #[inline]
-    #[must_use]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
 }
 
 /// Number of a span in its table.
@@ -91,7 +75,7 @@ impl Leaf {
         Self(LEAF | flags.0 | ((span.0 as u64) << SPAN_SHIFT) | (pfn.number() << PFN_SHIFT))
     }
 
-    /// The leaf in this word; none where it says anything else.
+    /// The leaf in this word; `None` if it says anything else.
     #[inline(always)]
     pub(super) const fn read(bits: u64) -> Option<Self> {
         if bits & LEAF != 0 { Some(Self(bits)) } else { None }

@@ -164,7 +164,7 @@ impl PageTable {
         self.huge.get(usize::try_from(block).ok()?)
     }
 
-    /// The entry with this number in a table page; none where no table page can be.
+    /// The entry with this number in a table page; `None` if no table page can be.
     #[inline]
     fn entry(&self, node: NodeId, index: usize) -> Option<&AtomicU64> {
         match node {

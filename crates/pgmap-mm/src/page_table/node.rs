@@ -8,7 +8,8 @@
 //!
 //! ```text
 //!   middle: unused ── take ──▶ linked ── emptied, unlinked: retire ──▶ unused
-//!   last:   unused ── take ──▶ linked ── emptied, unlinked: retire ──▶ retired ── epoch moves ──▶ unused
+//!   last:   unused ── take ──▶ linked ── emptied, unlinked: retire ──▶ retired
+//!           retired ── epoch moves ──▶ unused
 //! ```
 //!
 //! # Who may touch what
@@ -20,7 +21,7 @@
 //! # Orderings
 //!
 //! Entries are stored with Release and loaded with Acquire: a table is filled before it is linked.
-//! Why a reader that walks into a recycled table notices is told in [`page_table`](super).
+//! Why a reader that walks into a recycled table notices is explained in [`page_table`](super).
 //!
 //! # Lost races
 //!
@@ -87,8 +88,8 @@ impl Nodes {
         Self { chunks: (0..nr_chunks).map(|_| OnceLock::new()).collect(), memory }
     }
 
-    /// The entry with this number in the table that starts at `word` of `chunk`; none where no
-    /// table can be.
+    /// The entry with this number in the table that starts at `word` of `chunk`; `None` if no table
+    /// can be.
     #[inline(always)]
     pub(super) fn entry(&self, chunk: u32, word: u32, index: usize) -> Option<&AtomicU64> {
         self.chunks.get(chunk as usize)?.get()?.get(word as usize + index)
@@ -125,7 +126,7 @@ impl NodePool {
         NodeId::Middle { gib }
     }
 
-    /// An empty table of 4 KiB entries that nothing is linked to; none when the address space is at
+    /// An empty table of 4 KiB entries that nothing is linked to; `None` if the address space is at
     /// its bound.
     pub(super) fn take(&mut self, nodes: &Nodes) -> Option<NodeId> {
         let node = match self.unused.pop() {

@@ -131,7 +131,8 @@ mod tests {
             removed in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
             asked in run_strategy(),
         ) {
-            let (spans, mut pool) = (Spans::new(VmemmapLayout::for_pages(1 << 36).unwrap()), SpanPool::default());
+            let spans = Spans::new(VmemmapLayout::for_pages(1 << 36).unwrap());
+            let mut pool = SpanPool::default();
             let mut map = ReverseMap::default();
             let mut live = Vec::new();
             for run in runs {

@@ -1,4 +1,4 @@
-//! Spans: stretches of addresses that map one extent evenly.
+//! Spans: ranges of addresses that map one extent evenly.
 //!
 //! A leaf says which frame; its span says which extent the frame belongs to, where the life word of
 //! that extent lies and what it must be, and for how many pages on from here address and frame
@@ -8,19 +8,20 @@
 //! # States
 //!
 //! ```text
-//!   unused ── take ──▶ in use (leaves name it) ── last leaf gone ──▶ retired ── epoch moves ──▶ unused
+//!   unused ── take ──▶ in use (leaves name it) ── last leaf gone ──▶ retired
+//!   retired ── epoch moves ──▶ unused
 //!                         │  ▲
 //!                 reach cut  reach extended
 //! ```
 //!
 //! # Who may touch what
 //!
-//! Readers load the four words of a span. The holder of the address space's lock has the
+//! Readers load the three words of a span. The holder of the address space's lock has the
 //! [`SpanPool`] and alone stores them.
 //!
 //! # Orderings
 //!
-//! `life`, `index` and `place` are stored with Release before the first leaf that names the span,
+//! `life` and `index` are stored with Release before the first leaf that names the span,
 //! and not again until the span was retired and the epoch has moved. `reach` covers pages only
 //! while all their leaves are in place: the writer stores leaves, then extends `reach`; it cuts
 //! `reach`, then takes leaves away.
@@ -31,7 +32,7 @@
 //! skipped were in place when it looked first: what it holds was mapped during the call. If the cut
 //! comes first the second look differs, and the reader starts again.
 //!
-//! *Read against reuse of the span* is told in [`page_table`](super).
+//! *Read against reuse of the span* is explained in [`page_table`](super).
 //!
 //! # Differs from Linux
 //!
@@ -43,8 +44,7 @@ use std::sync::OnceLock;
 use super::entry::{LeafFlags, SPAN_BITS, SpanId};
 use crate::descriptor::Descriptor;
 use crate::extent::Extent;
-use crate::level::Level;
-use crate::pfn::{MAX_RUN_PAGES, PfnRange, RUN_BITS};
+use crate::pfn::{MAX_RUN_PAGES, RUN_BITS};
 use crate::sync::{AtomicU64, Ordering};
 use crate::vmemmap::{LifeWord, VmemmapLayout};
 
@@ -56,8 +56,6 @@ const FIRST_CHUNK_BITS: u32 = if cfg!(loom) { 2 } else { 6 };
 /// Retired spans that are collected before the epoch moves and they may be used again.
 pub(super) const RETIRED_SPANS: usize = if cfg!(loom) { 1 } else { 1024 };
 
-const LEVEL_SHIFT: u32 = RUN_BITS;
-const FIRST_SHIFT: u32 = RUN_BITS + 2;
 const RUN_MASK: u64 = (1 << RUN_BITS) - 1;
 /// Set in a `reach` word that covers something.
 const REACH_SET: u64 = 1 << 63;
@@ -71,18 +69,11 @@ struct Held {
     index: AtomicU64,
 }
 
-/// What only long runs and slow paths need.
-#[derive(Debug)]
-struct Rest {
-    /// The extent: first frame, level of its first folio, length.
-    place: AtomicU64,
-    reach: AtomicU64,
-}
-
 #[derive(Debug)]
 struct Chunk {
     held: Box<[Held]>,
-    rest: Box<[Rest]>,
+    /// The pages that each covers; long runs and slow paths read it.
+    reach: Box<[AtomicU64]>,
 }
 
 impl Chunk {
@@ -90,7 +81,7 @@ impl Chunk {
         let zero = || AtomicU64::new(0);
         Self {
             held: (0..nr_spans).map(|_| Held { life: zero(), index: zero() }).collect(),
-            rest: (0..nr_spans).map(|_| Rest { place: zero(), reach: zero() }).collect(),
+            reach: (0..nr_spans).map(|_| zero()).collect(),
         }
     }
 }
@@ -99,13 +90,6 @@ impl Chunk {
 const fn chunk_spans(chunk: usize) -> usize {
     let bits = FIRST_CHUNK_BITS as usize + chunk;
     1 << if bits < PLACE_BITS as usize { bits } else { PLACE_BITS as usize }
-}
-
-/// The word that says where an extent lies.
-fn place_word(extent: &Extent) -> u64 {
-    (extent.run.start() << FIRST_SHIFT)
-        | (u64::from(extent.head_level.number()) << LEVEL_SHIFT)
-        | (extent.run.nr_pages() - 1)
 }
 
 /// The pages that a span covers without a gap.
@@ -183,12 +167,12 @@ impl Spans {
     }
 
     #[inline]
-    fn rest(&self, span: SpanId) -> Option<&Rest> {
+    fn stored_reach(&self, span: SpanId) -> Option<&AtomicU64> {
         let (chunk, at) = Self::locate(span);
-        self.chunks.get(chunk)?.get()?.rest.get(at)
+        self.chunks.get(chunk)?.get()?.reach.get(at)
     }
 
-    /// Where the life word of the span's extent lies and what it must be; none when there never was
+    /// Where the life word of the span's extent lies and what it must be; `None` if there never was
     /// such a span.
     #[inline(always)]
     pub(super) fn life(&self, span: SpanId) -> Option<LifeWord> {
@@ -201,16 +185,6 @@ impl Spans {
         Some(LifeWord { index, expected })
     }
 
-    /// The span's extent; none when there never was such a span, or it was just reused.
-    pub(super) fn extent(&self, span: SpanId) -> Option<Extent> {
-        let expected = self.life(span)?.expected;
-        // Acquire: pairs with Release in `describe`; data: the epoch.
-        let place = self.rest(span)?.place.load(Ordering::Acquire);
-        let run = PfnRange::new(place >> FIRST_SHIFT, (place & RUN_MASK) + 1)?;
-        let level = Level::from_number(((place >> LEVEL_SHIFT) & 3) as u8)?;
-        Extent::new(run, level, expected)
-    }
-
     /// The pages that the span covers.
     #[inline]
     pub(super) fn reach(&self, span: SpanId) -> Reach {
@@ -220,7 +194,7 @@ impl Spans {
     /// Where it is written how many pages the span covers, to be read more than once.
     #[inline]
     pub(super) fn reach_word(&self, span: SpanId) -> Option<ReachWord<'_>> {
-        self.rest(span).map(|rest| ReachWord(&rest.reach))
+        self.stored_reach(span).map(ReachWord)
     }
 
     fn describe(&self, span: SpanId, extent: &Extent) -> Option<()> {
@@ -229,18 +203,16 @@ impl Spans {
         let nr_spans = chunk_spans(chunk);
         let chunk = self.chunks.get(chunk)?.get_or_init(|| Chunk::new(nr_spans));
         let held = chunk.held.get(at)?;
-        // Release, all: pairs with Acquire in `life` and `extent`; data: the epoch that moved
-        // before.
+        // Release, all: pairs with Acquire in `life`; data: the epoch that moved before.
         held.life.store(extent.life.bits(), Ordering::Release);
         held.index.store(index as u64, Ordering::Release);
-        chunk.rest.get(at)?.place.store(place_word(extent), Ordering::Release);
         Some(())
     }
 
     fn set_reach(&self, span: SpanId, reach: Reach) {
-        if let Some(rest) = self.rest(span) {
+        if let Some(stored) = self.stored_reach(span) {
             // Release: pairs with Acquire in `reach`; data: the leaves covered, and the epoch.
-            rest.reach.store(reach.0, Ordering::Release);
+            stored.store(reach.0, Ordering::Release);
         }
     }
 }
@@ -277,7 +249,7 @@ pub(super) struct SpanPool {
 }
 
 impl SpanPool {
-    /// A new span of `extent` that covers nothing yet; none when all are in use, or the extent is
+    /// A new span of `extent` that covers nothing yet; `None` if all are in use, or the extent is
     /// not of the pool.
     pub(super) fn take(
         &mut self,
@@ -306,7 +278,7 @@ impl SpanPool {
         Some(span)
     }
 
-    /// A span that never was in use; none when there is none.
+    /// A span that was never in use; `None` if there is none left.
     fn grow(&mut self) -> Option<SpanId> {
         let is_full =
             self.states.last().is_none_or(|last| last.len() == chunk_spans(self.states.len() - 1));
@@ -413,6 +385,8 @@ impl SpanPool {
 mod tests {
     use super::*;
     use crate::descriptor::{FolioFlags, FolioState};
+    use crate::level::Level;
+    use crate::pfn::PfnRange;
     use crate::stamp::Stamp;
 
     fn layout() -> VmemmapLayout {
@@ -429,7 +403,9 @@ mod tests {
         let (spans, mut pool) = (Spans::new(layout()), SpanPool::default());
         for extent in [extent(0, MAX_RUN_PAGES), extent((1 << 36) - 1, 1), extent(77, 1000)] {
             let span = pool.take(&spans, &extent, LeafFlags::NONE, 0).unwrap();
-            assert_eq!(spans.extent(span), Some(extent));
+            assert_eq!(pool.get(span).map(|state| state.extent), Some(extent));
+            let index = layout().index(Level::Pte, extent.first()).unwrap();
+            assert_eq!(spans.life(span), Some(LifeWord { index, expected: extent.life }));
         }
     }
 
@@ -468,7 +444,8 @@ mod tests {
         let span = pool.take(&spans, &extent(0, 1), LeafFlags::NONE, 0).unwrap();
         pool.retire(&spans, span);
         assert_ne!(pool.take(&spans, &extent(1, 1), LeafFlags::NONE, 0), Some(span));
-        assert_eq!(spans.extent(span), Some(extent(0, 1)), "a late reader's view");
+        let index = layout().index(Level::Pte, extent(0, 1).first());
+        assert_eq!(spans.life(span).map(|life| life.index), index, "a late reader's view");
         pool.epoch_moved();
         assert_eq!(pool.take(&spans, &extent(2, 1), LeafFlags::NONE, 0), Some(span));
     }

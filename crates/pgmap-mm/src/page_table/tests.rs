@@ -87,7 +87,7 @@ fn apply(cursor: &mut Cursor<'_>, naive: &mut Naive, step: &Step) {
         }
         Step::Invalidate { extent: number, skip, nr_pages } => {
             let run = extent(number).run.sub_run(skip, nr_pages).unwrap();
-            for (span, first, end) in cursor.stretches_of(run) {
+            for (span, first, end) in cursor.ranges_of(run) {
                 cursor.clear(first, end, Some(span), |_, _| {});
             }
             naive.retain(|_, (pfn, _)| !run.contains(Pfn::new(*pfn).unwrap()));
@@ -105,8 +105,7 @@ fn check(table: &PageTable, naive: &Naive) {
         );
         let Some(found) = found else { continue };
         let (first, flags) = naive[&page];
-        let extent = table.extent(found.leaf).unwrap();
-        assert!(extent.run.contains(Pfn::new(first).unwrap()));
+        assert!(table.life(found.leaf).is_some());
         let reach = table.reach(found.leaf);
         if page.checked_sub(1).is_some_and(|before| reach.from(before) != 0) {
             continue;
@@ -123,7 +122,8 @@ proptest! {
     fn a_page_table_says_what_a_page_by_page_map_says(
         steps in prop::collection::vec(step(), 1..30)
     ) {
-        let table = PageTable::new((0, 1 << 18), VmemmapLayout::for_pages(1 << 18).unwrap(), TableMemory::HEAP);
+        let layout = VmemmapLayout::for_pages(1 << 18).unwrap();
+        let table = PageTable::new((0, 1 << 18), layout, TableMemory::HEAP);
         let mut writer = TableWriter::default();
         let mut naive = Naive::new();
         for step in &steps {
@@ -151,7 +151,7 @@ fn leaves_that_come_in_any_order_end_up_in_one_span() {
     }
     assert_eq!(writer.usage().nr_spans, 1);
     assert_eq!(table.reach(table.walk(0).unwrap().leaf).from(0), 64);
-    // A hole in the middle leaves two stretches, each with a reach of its own.
+    // A hole in the middle leaves two ranges, each with a reach of its own.
     table.cursor(&mut writer).clear(20, 21, None, |_, _| {});
     assert_eq!(writer.usage().nr_spans, 2);
     assert_eq!(table.reach(table.walk(0).unwrap().leaf).from(0), 20);

@@ -31,7 +31,6 @@
 use super::entry::{Entry, Leaf, NodeId};
 use super::span::{Reach, ReachWord};
 use super::{PageTable, index_in_table};
-use crate::extent::Extent;
 use crate::level::Level;
 use crate::sync::{AtomicU64, Ordering};
 use crate::vmemmap::LifeWord;
@@ -94,7 +93,7 @@ impl PageTable {
         Some(Found { leaf, level: Level::Pmd, entry })
     }
 
-    /// The leaf of 4 KiB that maps `page`; none where larger ones do, or none. Good only if the
+    /// The leaf of 4 KiB that maps `page`; `None` if larger ones do or nothing does. Good only if
     /// epoch is the same before and after: the table may be in another life.
     #[inline(always)]
     pub(crate) fn walk_small(&self, page: u64) -> Option<Found<'_>> {
@@ -106,7 +105,7 @@ impl PageTable {
         Some(Found { leaf, level: Level::Pte, entry })
     }
 
-    /// The leaf of 1 GiB that maps `page`; none where smaller ones do, or none.
+    /// The leaf of 1 GiB that maps `page`; `None` if smaller ones do or nothing does.
     #[inline(always)]
     pub(crate) fn walk_gigantic(&self, page: u64) -> Option<Found<'_>> {
         let entry = self.top_entry(page)?;
@@ -130,7 +129,7 @@ impl PageTable {
         }
     }
 
-    /// What the middle table leads to; none where it has no entry for the page.
+    /// What the middle table leads to; `None` if it has no entry for the page.
     fn walk_middle(&self, page: u64) -> Option<Option<Found<'_>>> {
         let entry = self.huge_entry(page)?;
         match Entry::read(entry.load(Ordering::Acquire)) {
@@ -153,11 +152,6 @@ impl PageTable {
     #[inline(always)]
     pub(crate) fn life(&self, leaf: Leaf) -> Option<LifeWord> {
         self.spans.life(leaf.span())
-    }
-
-    /// The extent that the leaf is of.
-    pub(crate) fn extent(&self, leaf: Leaf) -> Option<Extent> {
-        self.spans.extent(leaf.span())
     }
 
     /// Where it is written how far the leaf's span covers.

@@ -6,34 +6,12 @@ use super::{
     DeviceRange, Lifecycle, Pagemap, PagemapError, PagemapSpec, PlacedRange, SPACE_PAGES,
     SUBSECTION_BYTES, Teardown, TeardownError,
 };
-use crate::altmap::Altmap;
 use crate::level::{Level, PAGE_BYTES};
 use crate::pfn::Pfn;
 
 /// Which of the owner's pagemaps. Never given twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PagemapId(pub u64);
-
-/// Whoever makes a range usable: maps it, writes descriptors, tells devices.
-pub trait RangeHost {
-    /// Makes the range usable.
-    ///
-    /// # Errors
-    /// A Linux error number. The range is as before then.
-    fn bring_up(&mut self, range: &PlacedRange, altmap: Option<&Altmap>) -> Result<(), i32>;
-
-    /// Takes back what [`bring_up`](Self::bring_up) did.
-    fn tear_down(&mut self, range: &PlacedRange);
-}
-
-/// A host that has nothing to do.
-impl RangeHost for () {
-    fn bring_up(&mut self, _: &PlacedRange, _: Option<&Altmap>) -> Result<(), i32> {
-        Ok(())
-    }
-
-    fn tear_down(&mut self, _: &PlacedRange) {}
-}
 
 /// All pagemaps of one owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,25 +32,15 @@ impl PagemapTable {
         Self { maps: BTreeMap::new(), last_id: 0, system_ram, reach_bytes, nr_pages }
     }
 
-    /// Makes a pagemap, range by range. When one fails, those before it are taken down again, last
-    /// one first, and the table is as it was.
+    /// Makes a pagemap, range by range. When one fails the table is as it was.
     ///
     /// # Errors
     /// The first rule that the spec or one of its ranges breaks, in the kernel's order.
-    pub fn add(
-        &mut self,
-        spec: &PagemapSpec,
-        host: &mut impl RangeHost,
-    ) -> Result<PagemapId, PagemapError> {
+    pub fn add(&mut self, spec: &PagemapSpec) -> Result<PagemapId, PagemapError> {
         let largest = spec.check()?;
         let mut ranges: Vec<PlacedRange> = Vec::with_capacity(spec.ranges.len());
         for &device in &spec.ranges {
-            if let Err(error) = self.add_range(spec, device, &mut ranges, host) {
-                for range in ranges.iter().rev() {
-                    host.tear_down(range);
-                }
-                return Err(error);
-            }
+            self.place_range(spec, device, &mut ranges)?;
         }
         self.last_id += 1;
         let id = PagemapId(self.last_id);
@@ -91,12 +59,11 @@ impl PagemapTable {
         Ok(id)
     }
 
-    fn add_range(
+    fn place_range(
         &self,
         spec: &PagemapSpec,
         range: DeviceRange,
         done: &mut Vec<PlacedRange>,
-        host: &mut impl RangeHost,
     ) -> Result<(), PagemapError> {
         if spec.altmap.is_some() && !done.is_empty() {
             return Err(PagemapError::AltmapWithRanges { nr_ranges: spec.ranges.len() });
@@ -109,10 +76,7 @@ impl PagemapTable {
             return Err(PagemapError::AltmapMismatch { nr_pages: altmap.nr_pages() });
         }
         let first = self.gap(nr_pages, done).ok_or(PagemapError::NoRoom { nr_pages })?;
-        let placed = PlacedRange { device: range, first };
-        host.bring_up(&placed, spec.altmap.as_ref())
-            .map_err(|errno| PagemapError::Host { range, errno })?;
-        done.push(placed);
+        done.push(PlacedRange { device: range, first });
         Ok(())
     }
 

@@ -20,8 +20,8 @@
 //! # Lost races
 //!
 //! *Tell against a new holder.* Kill comes first and closes the pagemap to new holders, so whoever
-//! is the holder at Tell is the last, and is told once. The pagemap stays alive until then, so that
-//! the holder can still look things up while it is told.
+//! is the holder at Tell is the last, and is notified once. The pagemap stays alive until then, so
+//! that the holder can still look things up while it is notified.
 //!
 //! # Differs from Linux
 //!

@@ -7,7 +7,8 @@
 //! # States
 //!
 //! ```text
-//!   nothing ── a leaf of span s, epoch e ──▶ (e, s, life) ── leaf of another span, or epoch moved ──▶ replaced
+//!   nothing ── a leaf of span s, epoch e ──▶ (e, s, life)
+//!   (e, s, life) ── leaf of another span, or epoch moved ──▶ replaced
 //! ```
 //!
 //! # Who may touch what
@@ -30,7 +31,7 @@
 //!
 //! *Keeping against reuse.* Without the last look at the leaf, a reader that was late could keep
 //! the old description under the epoch of the new one: the epoch had moved, and the span not yet
-//! been described anew (loom found this).
+//! been described again (loom found this).
 //!
 //! # Differs from Linux
 //!
@@ -91,7 +92,7 @@ impl<'p, S: ClientSide + 'p> KnownSpan<'p, S> {
         KnownParts { epoch: self.epoch.get(), span: self.span.get(), life: self.life.get().at }
     }
 
-    /// The life word that frames of the leaf, which was just loaded, are pinned under. None where
+    /// The life word that frames of the leaf, which was just loaded, are pinned under. `None` if
     /// the page table moved meanwhile.
     #[inline(always)]
     pub(crate) fn life_of(&self, table: &PageTable, found: &Found<'_>) -> Option<Life<'p, S>> {

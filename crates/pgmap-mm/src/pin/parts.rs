@@ -88,7 +88,7 @@ impl<'p, S: ClientSide> Pin<'p, S> {
         }
         self.raw.run = run;
         let is_ours = self.raw.pinner.fill(self.raw.slot, SlotWord::new(run, agent).bits());
-        if is_ours && self.is_wanted_back() {
+        if is_ours && self.is_reclaim_requested() {
             self.raw.pinner.ring();
         }
         true

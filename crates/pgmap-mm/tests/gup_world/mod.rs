@@ -279,7 +279,8 @@ impl World {
     }
 
     /// Lets every extent from page `from` of the file on die and shortens the one across it, which
-    /// gets a new life. Returns the frames that are no longer the file's. No address space is told.
+    /// gets a new life. Returns the frames that are no longer the file's. No address space is
+    /// notified.
     pub fn truncate(&self, file: &File, nr_pages: u64) -> Vec<PfnRange> {
         let mut state = file.state.lock().unwrap();
         let mut first = 0;

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use pgmap_mm::barrier::BarrierMode;
 use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
+use pgmap_mm::extent::Extent;
 use pgmap_mm::ledger::{Hold, LedgerLayout, LedgerReader};
 use pgmap_mm::level::Level;
-use pgmap_mm::pfn::PfnRange;
+use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::pin::{ClientSide, Pinner};
 use pgmap_mm::stamp::Stamp;
 use pgmap_mm::vmemmap::{Vmemmap, VmemmapLayout};
@@ -103,6 +104,17 @@ impl World {
     /// The owner's descriptors.
     pub fn vmemmap(&self) -> Vmemmap<Arc<HeapWords>> {
         Vmemmap::new(self.layout, Arc::clone(&self.descriptors)).unwrap()
+    }
+
+    /// An extent of the first `nr_folios` folios of 2 MiB, all under one Live word.
+    pub fn extent_of_huge_folios(&self, nr_folios: u64) -> Extent {
+        let (vmemmap, nr_pages) = (self.vmemmap(), Level::Pmd.nr_pages());
+        let extent = Extent::new(run(0, nr_folios * nr_pages), Level::Pmd, live(1)).unwrap();
+        vmemmap.set(Level::Pud, extent.first(), Descriptor::SPLIT);
+        for folio in 0..nr_folios {
+            vmemmap.set(Level::Pmd, Pfn::new(folio * nr_pages).unwrap(), extent.life);
+        }
+        extent
     }
 
     /// A new client whose ledger has `nr_lanes` lanes of `lane_slots` slots.

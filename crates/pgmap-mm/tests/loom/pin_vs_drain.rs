@@ -70,7 +70,7 @@ fn loom_a_pin_taken_again_and_again_never_meets_a_reused_frame() {
     });
 }
 
-/// Whoever was told the new life word by other means than the index sees the publisher's bytes.
+/// Whoever got the new life word by other means than the index sees the publisher's bytes.
 #[test]
 fn loom_a_pin_under_a_published_life_word_sees_the_publishers_bytes() {
     explore(|| {

@@ -20,7 +20,7 @@ const MAX_NR_EXTENTS: usize = 40;
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// Creates the file if there is none of that name, else writes it anew.
+    /// Creates the file if there is none of that name, else writes it again.
     Write {
         name: usize,
         nr_extents: usize,

@@ -90,7 +90,9 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (0usize..2, 0usize..30, part(), agent())
             .prop_map(|(client, told, part, agent)| Step::Pin { client, told, part, agent }),
         6 => (0usize..2, 0usize..30, part(), agent())
-            .prop_map(|(client, told, part, agent)| Step::PinLongterm { client, told, part, agent }),
+            .prop_map(|(client, told, part, agent)| {
+                Step::PinLongterm { client, told, part, agent }
+            }),
         4 => (0usize..20).prop_map(|pin| Step::Drop { pin }),
         4 => (0usize..20).prop_map(|pin| Step::DropLongterm { pin }),
         1 => any_file().prop_map(|file| Step::ChangeAndRestoreLife { file }),
@@ -392,7 +394,7 @@ impl<'p> History<'p> {
 
     // Steps of the clients.
 
-    /// The extent that was told, and the part of it to pin.
+    /// The extent that was given out, and the part of it to pin.
     fn wanted(&self, told: usize, part: (u64, u64)) -> Option<(Extent, PfnRange)> {
         // The last ones told are wanted most; now and then an old one is.
         let told = *self.told.iter().rev().nth(told % self.told.len().max(1))?;
@@ -473,7 +475,7 @@ impl<'p> History<'p> {
         }
         let held = self.pins.swap_remove(pin % self.pins.len());
         let is_wanted = self.word(&held.told) != held.told.life;
-        prop_assert_eq!(held.pin.is_wanted_back(), is_wanted);
+        prop_assert_eq!(held.pin.is_reclaim_requested(), is_wanted);
         self.nr_bells[held.client] += u64::from(is_wanted);
         drop(held.pin);
         Ok(())
@@ -485,7 +487,7 @@ impl<'p> History<'p> {
         }
         let held = self.longterm.swap_remove(pin % self.longterm.len());
         let is_wanted = self.word(&held.told) != held.told.life;
-        prop_assert_eq!(held.pin.is_wanted_back(), is_wanted);
+        prop_assert_eq!(held.pin.is_reclaim_requested(), is_wanted);
         self.nr_bells[held.client] += u64::from(is_wanted);
         drop(held.pin);
         Ok(())

@@ -111,8 +111,8 @@ impl fmt::Display for MemoryFault {
         match cause {
             FaultCause::Unbacked => write!(
                 f,
-                "nothing behind byte {offset}: its file was cut shorter, its file system is full, or \
-                 its device is gone"
+                "nothing behind byte {offset}: its file was cut shorter, its file system is full, \
+                 or its device is gone"
             ),
             FaultCause::Poisoned => write!(f, "broken memory at byte {offset}: its bytes are lost"),
         }

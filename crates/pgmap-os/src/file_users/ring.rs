@@ -63,9 +63,9 @@ fn buffer(text: &str) -> Option<(u64, u64)> {
 mod tests {
     use super::*;
 
-    const INFO: &str = "pos:\t0\nflags:\t02000002\nSqMask:\t0x7\nUserFiles:\t1\n    0: /dev/dax0.0\n\
-                        UserBufs:\t2\n    0: 0x7f0000200000/2097152\n    1: 0x0/0\nPollList:\n\
-                        CqOverflowList:\n";
+    const INFO: &str = "pos:\t0\nflags:\t02000002\nSqMask:\t0x7\nUserFiles:\t1\n\
+                        \x20   0: /dev/dax0.0\nUserBufs:\t2\n    0: 0x7f0000200000/2097152\n\
+                        \x20   1: 0x0/0\nPollList:\nCqOverflowList:\n";
 
     #[test]
     fn buffers_and_files_are_found() {

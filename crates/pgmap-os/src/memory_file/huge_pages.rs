@@ -4,7 +4,7 @@
 //! the pool empty dies by SIGBUS, so a file of huge pages gets its promise when it is made: mapping
 //! it once without `MAP_NORESERVE` books the pages for the *file*, and the booking outlives the
 //! mapping (Linux: mm/hugetlb.c, `hugetlb_reserve_pages`, VM_MAYSHARE). Punching a hole gives the
-//! booking back with the page; `MemoryFile::reserve` books anew.
+//! booking back with the page; `MemoryFile::reserve` books again.
 
 // UNSAFETY: the booking is made by mmap and munmap, which are unsafe calls.
 #![allow(unsafe_code)]
@@ -65,7 +65,7 @@ struct Counts {
 }
 
 impl Counts {
-    /// None where the size is unknown to this machine or `/sys` is hidden.
+    /// `None` if the size is unknown to this machine or `/sys` is hidden.
     fn read(size: PageSize) -> Option<Self> {
         let read = |name| {
             let text = fs::read_to_string(format!("{}/{name}", size.sysfs_dir())).ok()?;

@@ -88,7 +88,7 @@ impl MemoryKind {
         !matches!(self, Self::DevDax | Self::Hugetlb)
     }
 
-    /// Returns who may hold it for long.
+    /// Returns who may hold it long-term.
     #[must_use]
     pub const fn long_term(self) -> LongTerm {
         match self {

@@ -297,7 +297,8 @@ impl fmt::Display for TransferError {
             Self::Closed => write!(f, "the peer has closed the connection"),
             Self::Truncated { room } => write!(
                 f,
-                "the peer sent a message of more than {room} bytes or {MAX_FDS} descriptors: dropped"
+                "the peer sent a message of more than {room} bytes or {MAX_FDS} descriptors: \
+                 dropped"
             ),
             Self::TooLong { len } => {
                 write!(f, "a message of {len} bytes is over the limit of {MAX_MESSAGE_BYTES}")

@@ -70,7 +70,7 @@ pub trait World {
     /// Whether this ring of a doorbell is lost.
     fn is_ring_lost(&self) -> bool;
 
-    /// How often what is told to the calling process, and answers nothing, arrives.
+    /// How often a notification of the calling process, which has no answer, arrives.
     fn deliveries(&self) -> usize;
 
     /// Whether membarrier works for the calling process.

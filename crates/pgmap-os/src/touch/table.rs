@@ -6,7 +6,8 @@
 //!          watch()             watch()                drop             no visitor left
 //!   Free ----------> Opening ----------> Watching ----------> Closing -----------------> Free
 //!
-//!   Free -- visitor --> Claimed -- visitor --> Asked -- wait() --> Taken -- answer() --> Retry, Fail
+//!   Free -- visitor --> Claimed -- visitor --> Asked
+//!   Asked -- wait() --> Taken -- answer() --> Retry, Fail
 //!     ^                                          \------- drop: Fail -----/                  |
 //!     \---------------------------------- visitor -------------------------------------------/
 //! ```
@@ -210,7 +211,7 @@ impl Slot {
         wake(&self.bell);
     }
 
-    /// The next touch, or none when the watch is stopped.
+    /// The next touch; `None` once the watch is stopped.
     pub(super) fn wait(&self) -> Option<Touch> {
         let own = rustix::thread::gettid().as_raw_nonzero().get();
         // Relaxed: read by this thread alone for what it decides.

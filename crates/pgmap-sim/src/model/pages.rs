@@ -70,8 +70,8 @@ impl Model {
         self.cuts_of(version).any(|own| own.deed.from <= to && !own.deed.is_over_before(from))
     }
 
-    /// Whether so many pages of a version, from one on, are wanted back if anything of it is: no
-    /// cut of it was given up, or took other pages only.
+    /// Whether so many pages of a version, from one on, are to be reclaimed if anything of it is:
+    /// no cut of it was given up, or took other pages only.
     pub fn is_wanted(&self, number: u64, page: u64, nr_pages: u64) -> bool {
         let Some(version) = self.version(number) else { return false };
         self.cuts_of(version).all(|own| {

@@ -98,7 +98,7 @@ pub fn wait_for_drains(owner: &Owner) {
     }
 }
 
-/// How a stretch of guest memory may lie in a pool.
+/// How a range of guest memory may lie in a pool.
 const LAYOUTS: [&str; 4] =
     ["one file", "two files", "single pages by turns", "files that end and begin again"];
 

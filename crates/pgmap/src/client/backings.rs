@@ -18,8 +18,8 @@
 //!
 //! # Lost races
 //! Who reads an old, lower end takes the lock. Who reads an old, higher one would look at frames of
-//! a backing that is gone: nobody is told of such frames, for the owner takes a backing out when
-//! none of its frames is anybody's, and gives them to no other as long as this client lives.
+//! a backing that is gone: nobody is given such frames, for the owner takes a backing out when none
+//! of its frames is anybody's, and gives them to no other as long as this client lives.
 //!
 //! # Differs from Linux
 //! There a process sees all memory through one direct map.

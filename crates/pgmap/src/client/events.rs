@@ -1,4 +1,4 @@
-//! Who is told of events: every address space of the client first, then whoever asks for them.
+//! Events of a client: every address space of the client first, then whoever asks for them.
 //!
 //! An owner tells a client once. Whoever takes an event off the link applies it to all address
 //! spaces of the client before anybody else sees it. Where that must not wait until the program
@@ -11,9 +11,9 @@
 //! ```
 //!
 //! # Who may touch what
-//! `desk` is locked for moments, never while an event is applied. `lifecycle` is held while the
-//! keeper is started and not while one is waited for: a subscriber that the keeper calls may take
-//! it. Two keepers may run for a moment, the number in `desk` says which one goes on.
+//! `queue` is locked for moments, never while an event is applied. `keeper_thread` is held while
+//! the keeper is started and not while one is waited for: a subscriber that the keeper calls may
+//! take it. Two keepers may run for a moment, the number in `queue` says which one goes on.
 //!
 //! # Lost races
 //! *A program that waits at the link against the start of the keeper.* Both read; each event
@@ -57,9 +57,9 @@ const LOOK_SHARE: u32 = 20;
 /// How long it waits before it looks for an owner's successor again.
 const OWNER_PAUSE: Duration = Duration::from_millis(20);
 
-/// An event that every address space of the client was told of.
+/// An event that every address space of the client was notified of.
 #[derive(Debug)]
-pub(crate) struct Told {
+pub(crate) struct AppliedEvent {
     pub event: Event,
     /// What ended in which address space.
     pub ended: Vec<(u64, Unmapped)>,
@@ -68,16 +68,16 @@ pub(crate) struct Told {
 /// The address spaces and events of a client.
 #[derive(Debug, Default)]
 pub(crate) struct Events {
-    desk: Mutex<Desk>,
+    queue: Mutex<EventQueue>,
     changed: Condvar,
-    lifecycle: Mutex<Lifecycle>,
+    keeper_thread: Mutex<KeeperThread>,
 }
 
 #[derive(Debug, Default)]
-struct Desk {
+struct EventQueue {
     spaces: Vec<Weak<SpaceInner>>,
     /// What the keeper took and the program has not asked for; the oldest go first.
-    told: VecDeque<Told>,
+    applied: VecDeque<AppliedEvent>,
     /// The number of the keeper that runs, or 0.
     keeper: u64,
     /// Why the keeper hears nothing.
@@ -85,34 +85,34 @@ struct Desk {
 }
 
 #[derive(Debug, Default)]
-struct Lifecycle {
+struct KeeperThread {
     nr_wishes: usize,
     last_keeper: u64,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Events {
-    fn desk(&self) -> MutexGuard<'_, Desk> {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    fn queue(&self) -> MutexGuard<'_, EventQueue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells `space` of every event from now on.
     pub(crate) fn add(&self, space: Weak<SpaceInner>) {
-        let mut desk = self.desk();
-        desk.spaces.retain(|known| known.strong_count() > 0);
-        desk.spaces.push(space);
+        let mut queue = self.queue();
+        queue.spaces.retain(|known| known.strong_count() > 0);
+        queue.spaces.push(space);
     }
 
     fn spaces(&self) -> Vec<Arc<SpaceInner>> {
-        self.desk().spaces.iter().filter_map(Weak::upgrade).collect()
+        self.queue().spaces.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Tells every address space.
-    fn tell(&self, event: Event) -> Told {
+    fn tell(&self, event: Event) -> AppliedEvent {
         let spaces = self.spaces();
         let ended = spaces.iter().filter_map(|space| Some((space.id(), space.apply(&event)?)));
         let ended = ended.collect();
-        Told { event, ended }
+        AppliedEvent { event, ended }
     }
 
     /// Has every address space look at what it holds, and what others cache of it: the life words
@@ -129,14 +129,14 @@ impl Events {
 
     /// Tells every address space, and leaves the event for the program.
     fn leave(&self, keeper: u64, event: Event, interrupt: impl FnOnce()) {
-        let told = self.tell(event);
-        let mut desk = self.desk();
-        if desk.told.len() >= MAX_EVENTS {
-            desk.told.pop_front();
+        let applied = self.tell(event);
+        let mut queue = self.queue();
+        if queue.applied.len() >= MAX_EVENTS {
+            queue.applied.pop_front();
         }
-        desk.told.push_back(told);
-        let is_last = desk.keeper != keeper;
-        drop(desk);
+        queue.applied.push_back(applied);
+        let is_last = queue.keeper != keeper;
+        drop(queue);
         self.changed.notify_all();
         if is_last {
             // The program waits at the link by now, and is to look here.
@@ -146,28 +146,28 @@ impl Events {
 
     /// Ends every translation, and tells the program that the device is gone.
     pub(crate) fn tell_device_gone(&self) {
-        let told = self.tell(Event::DeviceGone);
-        self.desk().told.push_back(told);
+        let applied = self.tell(Event::DeviceGone);
+        self.queue().applied.push_back(applied);
         self.changed.notify_all();
     }
 
     /// Whether the keeper of this number is to go on.
     fn is_kept_by(&self, keeper: u64) -> bool {
-        self.desk().keeper == keeper
+        self.queue().keeper == keeper
     }
 
     /// A pause of the keeper of this number, which its end ends.
     fn pause(&self, keeper: u64, pause: Duration) {
-        let desk = self.desk();
-        if desk.keeper == keeper {
-            drop(self.changed.wait_timeout(desk, pause));
+        let queue = self.queue();
+        if queue.keeper == keeper {
+            drop(self.changed.wait_timeout(queue, pause));
         }
     }
 }
 
 impl Client {
-    /// The next event, of which every address space was told, waiting up to `timeout` for it.
-    pub(crate) fn next_told(&self, timeout: Duration) -> Result<Option<Told>, Error> {
+    /// The next event, of which every address space was notified, waiting up to `timeout` for it.
+    pub(crate) fn next_applied(&self, timeout: Duration) -> Result<Option<AppliedEvent>, Error> {
         let inner = &self.inner;
         if inner.pinner.side().is_detached() {
             return Err(Error::Detached);
@@ -175,58 +175,58 @@ impl Client {
         let deadline = Deadline::after(timeout);
         loop {
             let seen = inner.link.nr_interruptions(inner.id);
-            let mut desk = inner.events.desk();
-            if let Some(told) = desk.told.pop_front() {
-                return Ok(Some(told));
+            let mut queue = inner.events.queue();
+            if let Some(applied) = queue.applied.pop_front() {
+                return Ok(Some(applied));
             }
-            if let Some(why) = &desk.lost {
+            if let Some(why) = &queue.lost {
                 return Err(Error::OwnerGone { why: why.clone() });
             }
             let left = deadline.left();
-            if desk.keeper != 0 {
+            if queue.keeper != 0 {
                 if left.is_zero() {
                     return Ok(None);
                 }
-                drop(inner.events.changed.wait_timeout(desk, left));
+                drop(inner.events.changed.wait_timeout(queue, left));
                 continue;
             }
-            drop(desk);
+            drop(queue);
             if let Some(event) = inner.link.next_event(inner.id, left, seen)? {
                 return Ok(Some(inner.events.tell(event)));
             }
-            let desk = inner.events.desk();
-            if deadline.left().is_zero() && desk.keeper == 0 && desk.told.is_empty() {
+            let queue = inner.events.queue();
+            if deadline.left().is_zero() && queue.keeper == 0 && queue.applied.is_empty() {
                 return Ok(None);
             }
         }
     }
 
-    /// Has events taken and told as they come, as long as the answer lives.
+    /// Has events taken and applied as they come, as long as the answer lives.
     ///
     /// # Errors
     /// [`Error::Os`] when no thread can be started.
     pub(crate) fn keep_events(&self) -> Result<Keeping, Error> {
         let events = &self.inner.events;
-        let mut lifecycle = events.lifecycle.lock().unwrap_or_else(PoisonError::into_inner);
-        if lifecycle.nr_wishes == 0 {
-            lifecycle.last_keeper += 1;
-            let keeper = lifecycle.last_keeper;
-            events.desk().keeper = keeper;
+        let mut keeper_thread = events.keeper_thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if keeper_thread.nr_wishes == 0 {
+            keeper_thread.last_keeper += 1;
+            let keeper = keeper_thread.last_keeper;
+            events.queue().keeper = keeper;
             let client = self.clone();
             let started = pgmap_os::thread::Builder::new()
                 .name("pgmap-keeper".into())
                 .spawn(move || client.keep(keeper));
             match started {
-                Ok(thread) => lifecycle.thread = Some(thread),
+                Ok(thread) => keeper_thread.thread = Some(thread),
                 Err(error) => {
-                    events.desk().keeper = 0;
+                    events.queue().keeper = 0;
                     return Err(pgmap_os::OsError::new("start", "a keeper's thread", error).into());
                 }
             }
             // A program that waits at the link is to wait here instead.
             self.inner.link.interrupt(self.inner.id);
         }
-        lifecycle.nr_wishes += 1;
+        keeper_thread.nr_wishes += 1;
         Ok(Keeping { client: self.clone() })
     }
 
@@ -285,13 +285,13 @@ impl Client {
     /// successor changes the life words, which needs no connection to be seen.
     fn await_successor(&self, keeper: u64, error: &Error) {
         let (inner, events) = (&self.inner, &self.inner.events);
-        events.desk().lost = Some(error.why_gone());
+        events.queue().lost = Some(error.why_gone());
         events.changed.notify_all();
         while events.is_kept_by(keeper) && self.reconnect_now().is_err() {
             events.look_for_missed(self);
             events.pause(keeper, OWNER_PAUSE);
         }
-        events.desk().lost = None;
+        events.queue().lost = None;
         tracing::debug!(client = inner.id.0, "the keeper hears an owner again, or stops");
     }
 }
@@ -310,17 +310,17 @@ impl Drop for Keeping {
             return;
         }
         let events = &inner.events;
-        let mut lifecycle = events.lifecycle.lock().unwrap_or_else(PoisonError::into_inner);
-        lifecycle.nr_wishes -= 1;
-        if lifecycle.nr_wishes > 0 {
+        let mut keeper_thread = events.keeper_thread.lock().unwrap_or_else(PoisonError::into_inner);
+        keeper_thread.nr_wishes -= 1;
+        if keeper_thread.nr_wishes > 0 {
             return;
         }
-        events.desk().keeper = 0;
+        events.queue().keeper = 0;
         events.changed.notify_all();
         inner.link.interrupt(inner.id);
-        let thread = lifecycle.thread.take();
+        let thread = keeper_thread.thread.take();
         // The keeper may be in a subscriber that asks for a keeper.
-        drop(lifecycle);
+        drop(keeper_thread);
         if let Some(thread) = thread
             && thread.thread().id() != pgmap_os::thread::current().id()
             && thread.join().is_err()

@@ -76,7 +76,7 @@ impl<'c> File<'c> {
         self.take(Some((offset, len_bytes)), Agent::Device, Term::Short)
     }
 
-    /// Pins for long: counted per folio, allowed where the pool's policy says so.
+    /// Pins long-term: counted per folio, allowed where the pool's policy says so.
     ///
     /// # Errors
     /// As [`pin`](Self::pin), and [`PinError::NeedsConsent`].
@@ -84,7 +84,7 @@ impl<'c> File<'c> {
         self.take(Some((offset, len_bytes)), Agent::Cpu, Term::Longterm)
     }
 
-    /// Pins for long, asking the owner where the file's rules or the pool's holder want to be
+    /// Pins long-term, asking the owner where the file's rules or the pool's holder want to be
     /// asked. What is granted may be a lease: [`Event::LeaseRecalled`](crate::Event::LeaseRecalled)
     /// then asks for it back, and [`Client::next_event`] says so.
     ///
@@ -135,7 +135,9 @@ impl<'c> File<'c> {
     ) -> Result<FilePin<'c>, Error> {
         let (offset, len_bytes) = range.unwrap_or((0, self.entry.len_bytes));
         let near = match term {
-            Term::Short => FilePin::glance(self.client, &self.entry, offset, len_bytes, agent),
+            Term::Short => {
+                FilePin::take_one_extent(self.client, &self.entry, offset, len_bytes, agent)
+            }
             Term::Longterm => None,
         };
         match near {
@@ -147,8 +149,8 @@ impl<'c> File<'c> {
         }
     }
 
-    /// [`take`](Self::take) where a glance is not enough. Boxed: a pin that comes back through
-    /// memory would force the glance's own through memory too, which costs as much as pinning.
+    /// [`take`](Self::take) where the fast path is not enough. Boxed: a pin that comes back through
+    /// memory would force the fast path's own through memory too, which costs as much as pinning.
     #[inline(never)]
     fn take_far(
         &self,

@@ -44,7 +44,7 @@ use crate::pool::LedgerFile;
 use crate::refusal::{Holder, Refusal};
 use crate::wire::{
     self, CreateSpec, Event, FolioSize, LeaseGrant, LeaseSpec, MAX_BATCH, OnDeadline, Reply,
-    Request,
+    Request, Welcome,
 };
 
 /// Attempts of an open or get while the owner changes the file under it.
@@ -126,7 +126,7 @@ impl Client {
     }
 
     /// As [`connect`](Self::connect), for a path that nobody chose: refuses an owner that is
-    /// neither this user's nor root's, before anything is told to it.
+    /// neither this user's nor root's, before anything is sent to it.
     ///
     /// # Errors
     /// As [`connect`](Self::connect), and [`Error::Os`] with `EPERM`.
@@ -158,14 +158,8 @@ impl Client {
 
     fn assemble(handed: Handed, link: Link, deadline: Duration) -> Result<Self, Error> {
         let welcome = handed.welcome;
-        let odd = |what: &str| Error::Protocol { what: what.into() };
-        let layout = Level::from_number(welcome.smallest_level)
-            .and_then(|smallest| VmemmapLayout::for_folios(welcome.nr_pages, smallest))
-            .ok_or_else(|| odd("a pool size that is none"))?;
+        let layout = layout_of(&welcome)?;
         let data_file = MemoryFile::from_fd(handed.data)?;
-        if welcome.data_bytes > layout.nr_pages() * PAGE_BYTES || welcome.data_bytes == 0 {
-            return Err(odd("more data than frames"));
-        }
         let span_bytes = layout.nr_pages() * PAGE_BYTES;
         let data = match welcome.span_bytes > welcome.data_bytes {
             true => backings::map_span(&data_file, welcome.data_bytes, span_bytes)?,
@@ -174,9 +168,10 @@ impl Client {
         let vmemmap = MemoryFile::from_fd(handed.vmemmap)?;
         let vmemmap =
             ReadMapping::map(&vmemmap, welcome.vmemmap_start, layout.nr_words() as u64 * 8)?;
-        let index_layout = usize::try_from(welcome.max_files)
-            .map(IndexLayout::for_files)
-            .map_err(|_| odd("an index size that is none"))?;
+        let index_layout =
+            usize::try_from(welcome.max_files).map(IndexLayout::for_files).map_err(|_| {
+                malformed(format!("an invalid index size: {} files", welcome.max_files))
+            })?;
         let index = MemoryFile::from_fd(handed.index)?;
         let index = ReadMapping::map(&index, 0, index_layout.nr_words() as u64 * 8)?;
         let ledger = MemoryFile::from_fd(handed.ledger.try_clone().map_err(|error| {
@@ -193,7 +188,7 @@ impl Client {
         let words = WriteMapping::map(&ledger, 0, parts.words_bytes)?;
         let counts = WriteMapping::map(&ledger, parts.words_bytes, parts.counts_bytes)?;
         let vmemmap = Vmemmap::new(layout, Readable(vmemmap))
-            .ok_or_else(|| odd("descriptors that are too short"))?;
+            .ok_or_else(|| malformed("a descriptor file that is too short for the pool"))?;
         let side = ProcessSide::new(
             Writable::over_file(words, Arc::clone(&ledger), 0).named("ledger word"),
             WritableCounts::over_file(counts, ledger, parts.words_bytes),
@@ -201,10 +196,10 @@ impl Client {
             welcome.barrier_mode(),
             handed.doorbell,
         )?;
-        let pinner =
-            Pinner::new(side, ledger_layout).ok_or_else(|| odd("a ledger that is too short"))?;
+        let pinner = Pinner::new(side, ledger_layout)
+            .ok_or_else(|| malformed("a ledger that is too short"))?;
         let index = IndexReader::new(index_layout, Readable(index))
-            .ok_or_else(|| odd("an index that is none"))?;
+            .ok_or_else(|| malformed("an index that is too short, or is no index"))?;
         let inner = Arc::new(Inner {
             pinner,
             data,
@@ -242,7 +237,7 @@ impl Client {
 
     /// How often frames were detached from dead processes' devices. Whoever registered the pool's
     /// memory with a device must, after pinning and before starting a transfer, see the number it
-    /// registered at, or register anew.
+    /// registered at, or register again.
     #[must_use]
     pub fn detach_epoch(&self) -> u64 {
         self.inner.index.detach_epoch()
@@ -270,13 +265,13 @@ impl Client {
     }
 
     /// The next thing the owner says of its own accord, waiting up to `timeout` for it: frames that
-    /// this client holds are wanted back. Every [`AddressSpace`](crate::space::AddressSpace) of the
-    /// client has been told of it before.
+    /// this client holds are to be reclaimed. Every [`AddressSpace`](crate::space::AddressSpace) of
+    /// the client has been notified of it before.
     ///
     /// # Errors
     /// [`Error::OwnerGone`].
     pub fn next_event(&self, timeout: Duration) -> Result<Option<Event>, Error> {
-        Ok(self.next_told(timeout)?.map(|told| told.event))
+        Ok(self.next_applied(timeout)?.map(|applied| applied.event))
     }
 
     fn call(&self, request: Request) -> Result<Reply, Error> {
@@ -430,7 +425,7 @@ impl Client {
         Err(Refusal::InUse { name: Escaped(name).to_string(), doing }.into())
     }
 
-    /// Reads a file's entry anew: in the index where it was, else where the owner says it is.
+    /// Reads a file's entry again: in the index where it was, else where the owner says it is.
     pub(crate) fn reread(&self, old: &FileEntry) -> Result<FileEntry, Error> {
         if let Lookup::Found(entry) = self.inner.index.reread(old.entry, old.id) {
             return Ok(entry);
@@ -599,7 +594,8 @@ impl Client {
             Ok(reply) => Err(unexpected(&reply)),
             Err(Failed { error: Error::OwnerGone { why }, may_be_done }) => {
                 let why = format!(
-                    "the owner that reserved it is gone ({why}); unless the file is there, put it again"
+                    "the owner that reserved it is gone ({why}); unless the file is there, put it \
+                     again"
                 );
                 let lost = |id| {
                     let refusal = Refusal::NoDraft { id, why: why.clone() };
@@ -644,6 +640,27 @@ fn one<T>(answers: Vec<T>) -> Result<T, Error> {
         .into_iter()
         .next()
         .ok_or_else(|| Error::Protocol { what: format!("{nr} answers to one question") })
+}
+
+/// The pool's shape as its owner says, if that is possible.
+fn layout_of(welcome: &Welcome) -> Result<VmemmapLayout, Error> {
+    let Welcome { nr_pages, smallest_level, data_bytes, .. } = *welcome;
+    let layout = Level::from_number(smallest_level)
+        .and_then(|smallest| VmemmapLayout::for_folios(nr_pages, smallest));
+    let layout = layout.ok_or_else(|| {
+        let folios = format!("folios of level {smallest_level} and larger");
+        malformed(format!("an invalid pool size: {nr_pages} pages in {folios}"))
+    })?;
+    if data_bytes == 0 || data_bytes > layout.nr_pages() * PAGE_BYTES {
+        let nr_pages = layout.nr_pages();
+        let what = format!("an invalid data size: {data_bytes} bytes for {nr_pages} pages");
+        return Err(malformed(what));
+    }
+    Ok(layout)
+}
+
+fn malformed(what: impl Into<String>) -> Error {
+    Error::Protocol { what: what.into() }
 }
 
 fn unexpected(reply: &Reply) -> Error {

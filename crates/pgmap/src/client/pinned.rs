@@ -46,10 +46,10 @@ impl Hold<'_> {
         }
     }
 
-    fn is_wanted_back(&self) -> bool {
+    fn is_reclaim_requested(&self) -> bool {
         match self {
-            Self::Short(pin) | Self::Leased(pin, _) => pin.is_wanted_back(),
-            Self::Longterm(pin) => pin.is_wanted_back(),
+            Self::Short(pin) | Self::Leased(pin, _) => pin.is_reclaim_requested(),
+            Self::Longterm(pin) => pin.is_reclaim_requested(),
             Self::Hole(_) => false,
         }
     }
@@ -105,16 +105,16 @@ impl<'c> FilePin<'c> {
     /// Pins a whole file.
     #[inline(always)]
     pub(crate) fn take_all(client: &'c Client, entry: &FileEntry) -> Result<Self, Error> {
-        match Self::glance(client, entry, 0, entry.len_bytes, Agent::Cpu) {
+        match Self::take_one_extent(client, entry, 0, entry.len_bytes, Agent::Cpu) {
             Some(pin) => Ok(pin),
             None => Self::take(client, entry, 0, entry.len_bytes, Agent::Cpu, Term::Short),
         }
     }
 
     /// Pins `len_bytes` from `offset` on, where they lie in the one extent of the file and this
-    /// thread has a lane at hand, as it mostly does. None where that is not so.
+    /// thread has a lane at hand, as it mostly does. `None` otherwise.
     #[inline(always)]
-    pub(crate) fn glance(
+    pub(crate) fn take_one_extent(
         client: &'c Client,
         entry: &FileEntry,
         offset: u64,
@@ -297,8 +297,8 @@ impl<'c> FilePin<'c> {
     /// Whether the owner wants the frames back: they were truncated or unlinked and wait for this
     /// pin.
     #[must_use]
-    pub fn is_wanted_back(&self) -> bool {
-        self.first.is_wanted_back() || self.more.iter().any(Hold::is_wanted_back)
+    pub fn is_reclaim_requested(&self) -> bool {
+        self.first.is_reclaim_requested() || self.more.iter().any(Hold::is_reclaim_requested)
     }
 
     /// Writes down what the pin is for, for whoever asks who holds the frames. Short-term pins

@@ -30,7 +30,7 @@ impl HasDevice for Inner {
 }
 
 impl Client {
-    /// Says that the memory of frame `pfn` failed: its holders are told, pins of it taken later
+    /// Says that the memory of frame `pfn` failed: its holders are notified, pins of it taken later
     /// fail with `EHWPOISON`, everything around it lives on.
     ///
     /// # Errors

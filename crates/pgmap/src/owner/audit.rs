@@ -80,7 +80,8 @@ impl Core {
                 || frame == FILE | GOING | FAILED;
             if !is_one {
                 return Err(format!(
-                    "frame {pfn} of all in a row is in books {frame:#07b} (failed, going, draft, file, free)"
+                    "frame {pfn} of all in a row is in books {frame:#07b} (failed, going, draft, \
+                     file, free)"
                 ));
             }
         }

@@ -103,7 +103,7 @@ impl Backing {
         self.data.as_ref().is_some_and(|data| data.kind().can_punch())
     }
 
-    /// Who may hold it for long.
+    /// Who may hold it long-term.
     pub(crate) fn long_term(&self) -> LongTerm {
         self.data.as_ref().map_or(LongTerm::Refused, |data| data.kind().long_term())
     }

@@ -220,13 +220,13 @@ impl Core {
         for first in firsts.into_iter().filter(|&first| first != 0) {
             let backing = self.frames.backings().at(first);
             let spec = spec_of(backing);
-            self.pagemaps.add(&spec, &mut ()).map_err(Refusal::from)?;
+            self.pagemaps.add(&spec).map_err(Refusal::from)?;
         }
         Ok(())
     }
 
     fn add_to_table(&mut self, backing: &Backing) -> Result<(), Refusal> {
-        self.pagemaps.add(&spec_of(backing), &mut ())?;
+        self.pagemaps.add(&spec_of(backing))?;
         Ok(())
     }
 
@@ -371,7 +371,7 @@ impl Core {
         Err(Refusal::InUse { name, doing })
     }
 
-    /// What clients are told of the backings.
+    /// What clients get to know of the backings.
     pub(crate) fn backing_infos(&self) -> Vec<BackingInfo> {
         let infos = self.frames.backings().iter().map(|backing| {
             let (free_pages, longest_pages) = self.frames.free_in(backing);

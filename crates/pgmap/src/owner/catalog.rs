@@ -117,7 +117,7 @@ pub struct StoredFile {
 }
 
 impl StoredFile {
-    /// The extents; none when the record is damaged.
+    /// The extents; `None` if the record is damaged.
     pub fn extents(&self) -> Option<Vec<Extent>> {
         self.extents.iter().map(|&words| Extent::from_words(words)).collect()
     }

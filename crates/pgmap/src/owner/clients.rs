@@ -74,7 +74,7 @@ pub(crate) struct ClientRecord {
 /// What a client is handed when it attaches.
 #[derive(Debug)]
 pub struct Attachment {
-    /// What it is told.
+    /// The events for it.
     pub welcome: Welcome,
     /// Its ledger: a description of its own, locked.
     pub ledger: OwnedFd,
@@ -107,11 +107,11 @@ impl Core {
 
     /// What a newcomer hears that there is no room for.
     pub(crate) fn full(&self) -> Refusal {
-        let is_adrift = |client: &&ClientRecord| !client.is_connected;
+        let is_disconnected = |client: &&ClientRecord| !client.is_connected;
         Refusal::Full {
             nr_clients: self.clients.len() as u64,
             limit: self.max_clients,
-            nr_adrift: self.clients.values().filter(is_adrift).count() as u64,
+            nr_disconnected: self.clients.values().filter(is_disconnected).count() as u64,
         }
     }
 
@@ -162,7 +162,7 @@ impl Core {
         })
     }
 
-    /// What a client is told of the pool.
+    /// What a client gets to know of the pool.
     #[must_use]
     pub fn welcome(&self, id: ClientId, is_registered: bool) -> Welcome {
         Welcome {
@@ -325,7 +325,11 @@ impl Core {
     pub(crate) fn remove_ledger(&self, id: ClientId) {
         if let Err(refusal) = self.pool.record(&[Change::Left(id.0)]) {
             // The next owner finds it, and that its client is dead.
-            tracing::warn!(client = id.0, %refusal, "a ledger is kept: the roster cannot be changed");
+            tracing::warn!(
+                client = id.0,
+                %refusal,
+                "a ledger is kept: the roster cannot be changed"
+            );
             return;
         }
         if let Some(path) = self.pool.ledger_path(id.0)
@@ -339,12 +343,12 @@ impl Core {
 
     /// Clients that have a ledger and no connection: those of an earlier owner.
     #[must_use]
-    pub fn clients_adrift(&self) -> Vec<ClientId> {
+    pub fn disconnected_clients(&self) -> Vec<ClientId> {
         self.clients.keys().copied().collect()
     }
 
     /// Takes note that a client has no connection any more and lives on.
-    pub(crate) fn set_adrift(&mut self, id: ClientId) {
+    pub(crate) fn set_disconnected(&mut self, id: ClientId) {
         if let Some(client) = self.clients.get_mut(&id) {
             client.is_connected = false;
         }

@@ -140,7 +140,10 @@ impl Core {
 
     /// Calls off the closing with this ticket. Says whether there was one.
     pub(crate) fn call_off_close(&mut self, ticket: Ticket) -> bool {
-        let is_its = |pending: &PendingDrain| matches!(&pending.purpose, Purpose::Close(closing) if closing.ticket == ticket);
+        let is_its = |pending: &PendingDrain| match &pending.purpose {
+            Purpose::Close(closing) => closing.ticket == ticket,
+            _ => false,
+        };
         if let Some(place) = self.drains.iter().position(is_its) {
             self.nr_to_look_at -= usize::from(place < self.nr_to_look_at);
             if let Some(pending) = self.drains.remove(place) {

@@ -304,7 +304,7 @@ impl Core {
         }
     }
 
-    /// What clients are to be told.
+    /// Events for clients.
     pub fn take_events(&mut self) -> Vec<(ClientId, Event)> {
         std::mem::take(&mut self.events)
     }
@@ -389,7 +389,7 @@ fn own_pagemap(pool: &Pool) -> Result<PagemapTable, Error> {
         ops: OpsPresent::FOLIO_FREE,
         altmap: None,
     };
-    table.add(&spec, &mut ()).map_err(|error| Error::BadPool {
+    table.add(&spec).map_err(|error| Error::BadPool {
         pool: pool.name(),
         why: format!("its kind of memory cannot be a pool's: {error}"),
     })?;

@@ -101,7 +101,8 @@ impl Core {
                     name: name.to_string(),
                     len_bytes,
                     why: format!(
-                        "a hole at {offset} must be whole {unit}-byte pages inside the file's {} bytes",
+                        "a hole at {offset} must be whole {unit}-byte pages inside the file's {} \
+                         bytes",
                         file.len_bytes
                     ),
                 }),

@@ -157,7 +157,15 @@ impl Core {
         for (client, ranges) in drain.asks(most_asks) {
             self.events.extend(ranges.into_iter().map(|run| {
                 let (first_pfn, nr_pages) = (run.start(), run.nr_pages());
-                (client, Event::WantedBack { file: file.clone(), first_pfn, nr_pages, deadline_ms })
+                (
+                    client,
+                    Event::ReclaimRequested {
+                        file: file.clone(),
+                        first_pfn,
+                        nr_pages,
+                        deadline_ms,
+                    },
+                )
             }));
         }
     }

@@ -36,7 +36,7 @@ pub(crate) struct State {
     pub new_listener: Option<Listener>,
     waiting: HashSet<Ticket>,
     answered: HashMap<Ticket, Reply>,
-    /// What clients of this process have not been told yet.
+    /// Events that clients of this process have not got yet.
     told: HashMap<ClientId, VecDeque<Event>>,
     /// How often waits of each client for events were interrupted.
     interruptions: HashMap<ClientId, u64>,
@@ -435,8 +435,8 @@ impl Owner {
         Ok(self.shared.lock_running()?.core.add_pagemap(&name, spec, ops)?)
     }
 
-    /// Takes a pagemap down: nobody new gets in, the holder and every holder of a frame are told,
-    /// and when the last has let go the memory goes. Waits up to `deadline` for that.
+    /// Takes a pagemap down: nobody new gets in, the holder and every holder of a frame are
+    /// notified, and when the last has let go the memory goes. Waits up to `deadline` for that.
     ///
     /// # Errors
     /// [`Refusal::Held`] names who still holds frames. The pagemap stays closed then, its memory is
@@ -546,11 +546,17 @@ impl Drop for Owner {
         let state = self.shared.lock();
         state.core.flush_files();
         if let Err(error) = state.core.sync_backings() {
-            tracing::error!(%error, "a backing could not be synced; files may be lost when the machine stops");
+            tracing::error!(
+                %error,
+                "a backing could not be synced; files may be lost when the machine stops"
+            );
         }
         drop(state);
         if let Err(error) = self.shared.pool.end() {
-            tracing::error!(%error, "the pool could not be synced; files may be lost when the machine stops");
+            tracing::error!(
+                %error,
+                "the pool could not be synced; files may be lost when the machine stops"
+            );
         }
         // Clients of this process may keep the books for as long as they like, and the pool's lock
         // with them. Nobody uses those books any more: every way to them asks whether the owner

@@ -53,7 +53,7 @@ impl Calls {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next call, as soon as there is one; none when there will be no more.
+    /// The next call, as soon as there is one; `None` if there will be no more.
     fn next(&self) -> Option<Call> {
         let mut waiting = self.lock();
         loop {

@@ -108,7 +108,7 @@ impl Core {
             let (from, to) = (pages.start.max(at), pages.end.min(extent_end));
             if from < to {
                 if extent.is_hole() {
-                    return Err(bad("the range has a hole, which cannot be pinned for long"));
+                    return Err(bad("the range has a hole, which cannot be pinned long-term"));
                 }
                 parts.extend(extent.run.sub_run(from - at, to - from).map(|run| (*extent, run)));
             }

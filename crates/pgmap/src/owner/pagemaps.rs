@@ -2,7 +2,7 @@
 //! file over the whole range, and taken down again without ever leaving a holder with nothing.
 //!
 //! A pagemap's bytes lie in the pool's data file at its frames' offsets, inside the capacity that
-//! the pool was made with. It ends with its owner: a restarted one adds it anew.
+//! the pool was made with. It ends with its owner: a restarted one adds it again.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -61,8 +61,8 @@ impl Unplug {
     }
 }
 
-/// A pagemap whose frames nobody holds: the driver is told of each folio, and its memory goes, in
-/// bounded steps.
+/// A pagemap whose frames nobody holds: the driver is notified of each folio, and its memory goes,
+/// in bounded steps.
 #[derive(Debug)]
 pub(crate) struct Takedown {
     unplug: Unplug,
@@ -110,7 +110,8 @@ impl Core {
             && self.pool.span_bytes() > self.pool.capacity_bytes()
         {
             let why = format!(
-                "bytes {} to {} are not inside the capacity of {}; what lies behind is for backings",
+                "bytes {} to {} are not inside the capacity of {}; what lies behind is for \
+                 backings",
                 range.start_bytes,
                 range.start_bytes.saturating_add(range.len_bytes),
                 self.pool.capacity_bytes()
@@ -120,7 +121,7 @@ impl Core {
         let stamp = self.frames.take_stamp()?;
         let present = ops.as_ref().map_or(spec.ops, |ops| ops.present());
         let spec = PagemapSpec { ops: present, ..spec.clone() };
-        let id = self.pagemaps.add(&spec, &mut ())?;
+        let id = self.pagemaps.add(&spec)?;
         let added = self.pagemaps.by_id(id).map(|map| {
             (map.usable_runs().collect::<SortedRuns>(), map.largest(), map.memory_type())
         });
@@ -224,7 +225,7 @@ impl Core {
             )
     }
 
-    /// Nobody holds the pagemap's frames: the driver is told, and they go.
+    /// Nobody holds the pagemap's frames: the driver is notified, and they go.
     pub(crate) fn finish_unplug(&mut self, unplug: Unplug) {
         let Some(device) = self.devices.remove(&unplug.id) else { return };
         // What was still to be marked is not needed any more.

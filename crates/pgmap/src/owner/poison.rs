@@ -1,8 +1,8 @@
 //! Memory failure: one frame out of use, everything around it alive, everybody concerned told.
 //!
 //! The order is that of a drain: the books and the catalog say Poisoned, then a heavy barrier and a
-//! scan find who holds the frame, and each of those is told. A pin taken later fails with
-//! `EHWPOISON`. The frame comes back when its memory was replaced and its bytes were written anew.
+//! scan find who holds the frame, and each of those is notified. A pin taken later fails with
+//! `EHWPOISON`. The frame comes back when its memory was replaced and its bytes were written again.
 
 use pgmap_mm::descriptor::FolioState;
 use pgmap_mm::drain::scan;
@@ -139,8 +139,8 @@ impl Core {
         let lies_in = file.runs().next();
         if let Some(run) = lies_in.filter(|&run| !self.frames.repairs_pages(run)) {
             let why = format!(
-                "\"{name}\" lies in pages of {} bytes, which cannot be replaced in part: remove the \
-                 file, then repair what is free",
+                "\"{name}\" lies in pages of {} bytes, which cannot be replaced in part: remove \
+                 the file, then repair what is free",
                 self.frames.page_bytes(run)
             );
             return Err(Refusal::Denied { why, errno: pgmap_mm::error::errno::EOPNOTSUPP });
@@ -212,8 +212,8 @@ fn failed_page(
         Some((at, run, FolioState::Poisoned)) if file.extents[at].run == run => Ok((at, run)),
         Some((_, _, FolioState::Poisoned | FolioState::Quarantined)) => {
             let why = format!(
-                "\"{name}\" has so many extents that it lost all of the one around {offset}: remove \
-                 the file, then repair what is free"
+                "\"{name}\" has so many extents that it lost all of the one around {offset}: \
+                 remove the file, then repair what is free"
             );
             Err(Refusal::Denied { why, errno: pgmap_mm::error::errno::EOPNOTSUPP })
         }

@@ -77,7 +77,7 @@ impl Core {
         self.populations.iter().any(|population| population.ticket == ticket)
     }
 
-    /// Whether a draft lacks memory; nobody was told of it.
+    /// Whether a draft lacks memory; nobody was given it.
     pub(crate) fn lacks_memory(&self, id: FileId) -> bool {
         self.populations.iter().flat_map(|p| &p.todo).any(|(_, lacking, _)| *lacking == id)
     }
@@ -140,7 +140,7 @@ impl Core {
                 population.drafts[place] = Err(Refusal::NoMemory { why: error.to_string() });
                 population.todo.pop();
                 if let Some(draft) = self.drafts.remove(&id) {
-                    // Nobody was told of these frames, so nobody holds them.
+                    // Nobody was given these frames, so nobody holds them.
                     self.frames.give_back(&draft.extents);
                 }
             }

@@ -109,9 +109,9 @@ impl Core {
             pool: pool.clone(),
             why: format!("the catalog's file \"{name}\" {why}"),
         };
-        let extents = stored.extents().ok_or_else(|| bad("has an extent that is none"))?;
+        let extents = stored.extents().ok_or_else(|| bad("has an invalid extent"))?;
         let largest = Level::from_number(stored.largest_level)
-            .ok_or_else(|| bad("has a folio size that is none"))?;
+            .ok_or_else(|| bad("has an invalid folio size"))?;
         let nr_pages: u64 = extents.iter().map(|extent| extent.run.nr_pages()).sum();
         if stored.len_bytes > nr_pages * PAGE_BYTES {
             return Err(bad("is longer than its frames"));
@@ -255,7 +255,7 @@ impl Core {
         }
     }
 
-    /// Joins a reconnecting client to the ledger it kept; none when there is no such live ledger,
+    /// Joins a reconnecting client to the ledger it kept; `None` if there is no such live ledger,
     /// or it cannot be read. The descriptor it shows must be of that very file.
     ///
     /// # Errors

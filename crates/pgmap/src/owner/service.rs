@@ -28,7 +28,7 @@ use crate::wire::{self, EVENT_NUMBER, MAX_MESSAGE_BYTES, Reply};
 /// How often waiting drains are looked at although no bell rang, for clients that never ring.
 const SLOW_POLL: Duration = Duration::from_millis(20);
 /// How often clients without a connection are asked whether they still hold their ledger.
-const ADRIFT_POLL: Duration = Duration::from_millis(250);
+const DISCONNECTED_POLL: Duration = Duration::from_millis(250);
 /// Most connections at a time beyond those of clients: newcomers that have not greeted.
 const MAX_NEWCOMERS: u64 = 128;
 /// How long a connection may stay silent before its first message; a client greets as it connects.
@@ -97,7 +97,7 @@ pub(crate) struct Service {
     /// Connections whose answers found no room, and since when.
     unread: VecDeque<(u64, u64)>,
     /// Clients without a connection that are not known to be dead, and what watches them.
-    adrift: Vec<(ClientId, Option<(u64, OwnedFd)>)>,
+    disconnected: Vec<(ClientId, Option<(u64, OwnedFd)>)>,
     buffer: Vec<u8>,
 }
 
@@ -115,7 +115,7 @@ impl Service {
         let poller = Poller::new()?;
         poller.add(shared.doorbell.as_fd(), DOORBELL, Interest::Read)?;
         poller.add(shared.wake.as_fd(), WAKE, Interest::Read)?;
-        let adrift = shared.lock().core.clients_adrift();
+        let disconnected = shared.lock().core.disconnected_clients();
         Ok(Self {
             shared,
             poller,
@@ -128,7 +128,7 @@ impl Service {
             link_of: HashMap::new(),
             silent: VecDeque::new(),
             unread: VecDeque::new(),
-            adrift: adrift.into_iter().map(|client| (client, None)).collect(),
+            disconnected: disconnected.into_iter().map(|client| (client, None)).collect(),
             buffer: vec![0; MAX_MESSAGE_BYTES],
         })
     }
@@ -147,7 +147,7 @@ impl Service {
             for event in &ready {
                 self.on_event(event);
             }
-            self.find_dead_adrift();
+            self.find_dead_disconnected();
             self.end_silent();
             self.end_unread();
             self.resume_listener();
@@ -184,14 +184,14 @@ impl Service {
             || state.core.has_open_tails()
             || state.core.awaits_transfers()
             || state.core.pool.is_in_doubt()
-            || !self.adrift.iter().all(is_watched);
+            || !self.disconnected.iter().all(is_watched);
         [
             self.silent.front().map(|&(_, since_ms)| until(since_ms + GREETING_MS)),
             self.unread.front().map(|&(_, since_ms)| until(since_ms + UNREAD_MS)),
             self.listener_paused_ms.map(until),
             state.core.next_deadline_ms().filter(|_| is_polling).map(until),
             is_polling.then_some(SLOW_POLL),
-            (!self.adrift.is_empty()).then_some(ADRIFT_POLL),
+            (!self.disconnected.is_empty()).then_some(DISCONNECTED_POLL),
         ]
         .into_iter()
         .flatten()
@@ -422,8 +422,8 @@ impl Service {
         if let Some(client) = client
             && self.link_of.insert(client, number) != Some(number)
         {
-            self.adrift.retain(|(adrift, watch)| {
-                let is_another = *adrift != client;
+            self.disconnected.retain(|(disconnected, watch)| {
+                let is_another = *disconnected != client;
                 if !is_another && let Some((_, pidfd)) = watch {
                     // It may be watched again under another token.
                     drop(self.poller.remove(pidfd));
@@ -554,10 +554,10 @@ impl Service {
             state.core.reap(client);
         } else {
             tracing::info!(client = %who, why, "client disconnected; its holds stand");
-            state.core.set_adrift(client);
+            state.core.set_disconnected(client);
             drop(state);
             let watch = link.pidfd.map(|pidfd| (FIRST + 2 * number + 1, pidfd));
-            self.adrift.push((client, watch));
+            self.disconnected.push((client, watch));
         }
     }
 
@@ -569,13 +569,13 @@ impl Service {
         }
     }
 
-    fn find_dead_adrift(&mut self) {
-        if self.adrift.is_empty() {
+    fn find_dead_disconnected(&mut self) {
+        if self.disconnected.is_empty() {
             return;
         }
         let mut state = self.shared.lock();
         let poller = &self.poller;
-        self.adrift.retain(|(client, watch)| {
+        self.disconnected.retain(|(client, watch)| {
             let is_dead = state.core.is_dead(*client);
             if is_dead {
                 if let Some((_, pidfd)) = watch

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Whatever arrives is an allegation (I9). A message that cannot be read closes the connection, for
-//! its sender cannot be told which request failed; its process keeps its holds until it ends.
+//! its sender cannot learn which request failed; its process keeps its holds until it ends.
 
 use std::os::fd::OwnedFd;
 

@@ -84,8 +84,8 @@ struct Check<'p> {
     progress: &'p mut dyn FnMut(u64, u64),
 }
 
-/// Checks the pool whose directory, or whose data, is at `place`. `progress` is told how many bytes
-/// of how many were read.
+/// Checks the pool whose directory, or whose data, is at `place`. `progress` gets how many bytes of
+/// how many were read.
 ///
 /// # Errors
 /// [`Error::BadPool`] when there is no pool, or it has an owner; [`Error::Os`]. Damage is no error:
@@ -181,7 +181,8 @@ impl Check<'_> {
             false => None,
         };
         let repair = mended.as_ref().map(|_| {
-            "the damaged header was written again; a change that it alone had, the last one, is lost"
+            "the damaged header was written again; a change that it alone had, the last one, is \
+             lost"
         });
         self.found("catalog", error.to_string(), repair.map(Into::into));
         Ok(mended)

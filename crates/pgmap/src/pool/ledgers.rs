@@ -1,7 +1,8 @@
 //! The ledgers of a pool's clients, as files.
 //!
 //! A ledger is made under a name of its own, sized, sealed and given the memory that its client and
-//! the owner touch unasked, and only then called by its number: whatever has a number was whole.
+//! the owner touch without a request, and only then called by its number: whatever has a number was
+//! whole.
 //!
 //! The seal says which pool, which client and which file the ledger is. A client goes on writing
 //! into the file that it was given, whatever lies under its number now, so an owner that starts
@@ -76,8 +77,8 @@ fn identity_of(
 /// The error for a file under a client's number that nobody has, and that is not its ledger.
 pub(crate) fn replaced(directory: &Path, client: u64) -> Error {
     let why = format!(
-        "{LEDGERS}/{client} is not the file that client {client} was given, which may live and hold \
-         anything; put that back, or end all clients of the pool and remove this one"
+        "{LEDGERS}/{client} is not the file that client {client} was given, which may live and \
+         hold anything; put that back, or end all clients of the pool and remove this one"
     );
     bad(directory, why)
 }

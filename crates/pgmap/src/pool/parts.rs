@@ -137,15 +137,15 @@ pub(super) fn check_data(
     data: &MemoryFile,
 ) -> Result<(), Error> {
     if stored.head != Head::Nothing && kind_of(&directory.file(CATALOG))?.is_some() {
-        let why = "its catalog lies in its data, and there is a file `catalog` beside that, which is \
-                   not its own; move that away";
+        let why = "its catalog lies in its data, and there is a file `catalog` beside that, which \
+                   is not its own; move that away";
         return Err(bad(directory.path(), why));
     }
     let page = options::level_of(data.page_size());
     if page != stored.page {
         let why = format!(
-            "its data is on {}, whose pages have {} bytes now, and was made on pages of {}; give the \
-             device its old alignment back (ndctl create-namespace --align)",
+            "its data is on {}, whose pages have {} bytes now, and was made on pages of {}; give \
+             the device its old alignment back (ndctl create-namespace --align)",
             data.name(),
             page.size_bytes(),
             stored.page.size_bytes()

@@ -160,7 +160,7 @@ fn what_no_pool_made_is_left_alone_and_named() {
 
 /// An old catalog beside newer data named frames that were other files' by then, and the pool
 /// opened with their bytes. A copy of either from before, made whenever an owner had stopped, is
-/// told from what goes together now.
+/// distinguished from what goes together now.
 #[test]
 fn an_old_copy_of_catalog_or_data_is_refused() {
     let (directory, path) = place();

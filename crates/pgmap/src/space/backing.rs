@@ -3,13 +3,13 @@
 //! # States
 //!
 //! ```text
-//!   current ── life word differs, page count shrank ──▶ read anew ──▶ current
+//!   current ── life word differs, page count shrank ──▶ read again ──▶ current
 //!                                                           └──▶ gone, for good
 //! ```
 //!
 //! # Who may touch what
 //!
-//! The lock is held while the index is read anew and, when the file is not where it was, while the
+//! The lock is held while the index is read again and, when the file is not where it was, while the
 //! owner is asked. The address space's lock may be held around it, never the other way round.
 //!
 //! # Lost races
@@ -39,7 +39,7 @@ use crate::client::Client;
 use crate::error::Error;
 use crate::refusal::Refusal;
 
-/// How often an entry is read anew while the owner changes the file.
+/// How often an entry is read again while the owner changes the file.
 const MAX_READS: usize = 32;
 
 /// A file of a pool.
@@ -137,7 +137,7 @@ impl FileBacking {
         found.map_or(0, |backed| backed.extent.run.nr_pages() - backed.skip)
     }
 
-    /// Reads the entry anew. Returns the frames that were the file's, as it was told before, and
+    /// Reads the entry again. Returns the frames that were the file's, as it was known before, and
     /// are so no more.
     pub(super) fn refresh(&self) -> Vec<PfnRange> {
         let mut state = self.lock();
@@ -217,7 +217,7 @@ impl Backing for FileBacking {
             {
                 return checked(&self.client, backed);
             }
-            // Bad news is read anew before it is told.
+            // An error is read again before it is returned.
             match found {
                 None if attempt > 0 => return Err(BackingError::BeyondEnd),
                 Some(backed) if attempt > 0 && backed.extent.is_hole() => {

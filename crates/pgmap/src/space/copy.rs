@@ -28,7 +28,7 @@ impl AddressSpace {
     /// # Errors
     /// [`SpaceError::Gup`] names the first address where nothing can be read: bytes before it may
     /// have been copied. Nothing mapped, a file that was cut or removed, and memory that failed are
-    /// told apart as by [`pin`](Self::pin) with [`HWPOISON`](pgmap_mm::gup::GupFlags::HWPOISON).
+    /// distinguished as by [`pin`](Self::pin) with [`HWPOISON`](pgmap_mm::gup::GupFlags::HWPOISON).
     pub fn read_at(&self, address: u64, target: &mut [u8]) -> Result<(), SpaceError> {
         self.in_pieces(address, target.len() as u64, GupFlags::NONE, |piece, bytes| {
             let target = &mut target[bytes];

@@ -20,8 +20,8 @@
 //! before its pin or after its unpin.
 //!
 //! # Lost races
-//! *Map against drain.* If the pin is first, the scan sees it, this client is told, and its keeper
-//! takes the mapping away. If the drain is first, the pin fails and nothing is mapped.
+//! *Map against drain.* If the pin is first, the scan sees it, this client is notified, and its
+//! keeper takes the mapping away. If the drain is first, the pin fails and nothing is mapped.
 //!
 //! *A raw touch against an unmap.* If the touch is first, it reaches frames that are held. If the
 //! unmap is first, it is a fault.
@@ -132,14 +132,14 @@ impl CpuView {
     }
 
     /// The mapped frames that are being taken out of use, whether or not an event has said so.
-    pub(super) fn wanted_back(&self) -> Vec<PfnRange> {
+    pub(super) fn reclaim_requested(&self) -> Vec<PfnRange> {
         let mut state = self.lock();
         let mut wanted = Vec::new();
         let vmemmap = self.pinner().side().vmemmap();
         for (at, Stretch { len_bytes, access, hold }) in std::mem::take(&mut state.stretches) {
             // They are of this client.
             let Ok(pin) = Pin::from_parts(self.pinner(), hold) else { continue };
-            if pin.is_wanted_back() {
+            if pin.is_reclaim_requested() {
                 let folios = vmemmap.folios(pin.run());
                 let going = folios.filter(|(_, _, word)| word.state() != FolioState::Live);
                 let of_pin =

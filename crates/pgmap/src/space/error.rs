@@ -10,7 +10,7 @@ use crate::error::Error;
 #[non_exhaustive]
 pub enum SpaceError {
     /// The addresses cannot be a space: none, not whole pages, or of more than 48 bits.
-    #[error("{len_bytes:#x} bytes from {address:#x} on are no address space of whole 4 KiB pages")]
+    #[error("address space of {len_bytes:#x} bytes at {address:#x} is not whole 4 KiB pages")]
     BadSpace {
         /// First address.
         address: u64,

@@ -122,8 +122,8 @@ fn serve(watch: &TouchWatch, space: &SpaceInner) {
     while let Some(touch) = watch.wait() {
         let address = touch.address;
         // This thread must live, or every touch after a panic would wait for ever: what lies behind
-        // an area may be the program's own code, and so may whoever is told of translations that
-        // ended.
+        // an area may be the program's own code, and so may whoever is notified of translations
+        // that ended.
         let resolved = catch_unwind(AssertUnwindSafe(|| resolve(space, &touch, &mut repeated)));
         let answer = resolved.unwrap_or_else(|_| {
             tracing::error!(address, "what was asked about a raw touch panicked");

@@ -55,7 +55,7 @@ impl SpaceInner {
     /// Ends the translations that an event is about; none for an event about anything else.
     pub(crate) fn apply(&self, event: &Event) -> Option<Unmapped> {
         let run = match *event {
-            Event::WantedBack { first_pfn, nr_pages, .. }
+            Event::ReclaimRequested { first_pfn, nr_pages, .. }
             | Event::LeaseRecalled { first_pfn, nr_pages, .. } => {
                 PfnRange::new(first_pfn, nr_pages)?
             }
@@ -78,9 +78,9 @@ impl SpaceInner {
         self.mm.invalidate_stale(|extent| now(extent) == Some(extent.life))
     }
 
-    /// Takes away what of the processor's mapping is wanted back, and what others may have cached
-    /// of frames that are not what they were: for when an event may have been missed, or was for
-    /// holders only.
+    /// Takes away the parts of the processor's mapping whose reclaim was requested, and what others
+    /// may have cached of frames that are not what they were: for when an event may have been
+    /// missed, or was for holders only.
     pub(crate) fn look_for_missed(&self, vmemmap: &Vmemmap<Readable>) {
         let Some(cpu) = &self.cpu else {
             if self.has_subscribers() {
@@ -88,8 +88,8 @@ impl SpaceInner {
             }
             return;
         };
-        // What is mapped for the processor is held: this client is told of it, and keeps the rest.
-        for run in cpu.wanted_back() {
+        // What is mapped for the processor is held: this client is notified, and keeps the rest.
+        for run in cpu.reclaim_requested() {
             let _told = self.mm.invalidate(run);
         }
         self.restore();

@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::refusal::Refusal;
 use crate::wire::LeaseSpec;
 
-/// How often the owner is asked anew because the frames changed before they were held.
+/// How often the owner is asked again because the frames changed before they were held.
 const MAX_ASKS: usize = 8;
 
 impl AddressSpace {
@@ -66,7 +66,7 @@ impl AddressSpace {
                 // The file was cut, or memory of it failed, since it was looked at.
                 Err(Error::Refused(Refusal::BadLength { .. })) => drop(file.refresh()),
                 Err(Error::Pin(PinError::Changed { .. } | PinError::NotPinnable { .. })) => {}
-                Err(error) => return Err(told(address, error)),
+                Err(error) => return Err(refusal_of(address, error)),
             }
         }
         Err(GupError::Unstable { address }.into())
@@ -107,7 +107,7 @@ fn refused(address: u64, errno: i32) -> SpaceError {
 }
 
 /// What the owner's answer means to whoever asked by address.
-fn told(address: u64, error: Error) -> SpaceError {
+fn refusal_of(address: u64, error: Error) -> SpaceError {
     match error {
         // Memory that would have to move first: asking again does not help (Linux 7.1: mm/gup.c,
         // `migrate_longterm_unpinnable_folios`).

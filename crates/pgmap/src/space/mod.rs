@@ -107,7 +107,7 @@ pub struct AddressSpace {
 
 /// What came of a pin that took a call. Plain values: a hold with a destructor would come back
 /// through memory, and force what was held in line through it too.
-enum Near<'s> {
+enum PinOutcome<'s> {
     Parts(SegmentParts<'s, ProcessSide>),
     Pages(Box<PinnedPages<'s>>),
     Failed(Box<SpaceError>),
@@ -118,8 +118,8 @@ impl AddressSpace {
     /// page table only.
     ///
     /// # Errors
-    /// [`SpaceError::BadSpace`] for addresses that are none; [`SpaceError::File`] when the owner,
-    /// who is asked once how large the pool is, is gone.
+    /// [`SpaceError::BadSpace`] for an invalid range; [`SpaceError::File`] when the owner, who is
+    /// asked once how large the pool is, is gone.
     pub fn for_device(client: &Client, address: u64, len_bytes: u64) -> Result<Self, SpaceError> {
         let layout = client.inner.pinner.side().vmemmap().layout();
         let mm = Mm::for_device_in(TABLE_MEMORY, layout, address, len_bytes)
@@ -170,7 +170,7 @@ impl AddressSpace {
     /// ```
     ///
     /// # Errors
-    /// [`SpaceError::BadSpace`] for a length that is none, [`SpaceError::File`] when addresses, a
+    /// [`SpaceError::BadSpace`] for an invalid length, [`SpaceError::File`] when addresses, a
     /// thread or a handler of SIGSEGV cannot be had, or the owner is gone.
     pub fn for_process(client: &Client, len_bytes: u64) -> Result<Self, SpaceError> {
         let bad = SpaceError::BadSpace { address: 0, len_bytes };
@@ -372,15 +372,15 @@ impl AddressSpace {
         let ask = Ask { address, nr_pages, flags };
         // No closure around it, which might be called.
         let near = match lanes::take_current(&self.client.inner) {
-            Some(lane) => Gup::glance_at_huge(&self.inner.mm, lane, ask, lanes::rest),
+            Some(lane) => Gup::pin_fast_leaf_in(&self.inner.mm, lane, ask, lanes::rest),
             None => None,
         };
         let parts = match near {
             Some(parts) => parts,
-            None => match self.pin_near(ask) {
-                Near::Parts(parts) => parts,
-                Near::Pages(pages) => return Ok(*pages),
-                Near::Failed(error) => return Err(*error),
+            None => match self.pin_in_lane(ask) {
+                PinOutcome::Parts(parts) => parts,
+                PinOutcome::Pages(pages) => return Ok(*pages),
+                PinOutcome::Failed(error) => return Err(*error),
             },
         };
         let range = parts.into_range(&self.inner.mm, flags.contains(GupFlags::WRITE));
@@ -389,19 +389,19 @@ impl AddressSpace {
 
     /// [`pin`](Self::pin) where more than one leaf of 2 MiB is to be looked at.
     #[inline(never)]
-    fn pin_near(&self, ask: Ask) -> Near<'_> {
+    fn pin_in_lane(&self, ask: Ask) -> PinOutcome<'_> {
         let parts = lanes::take_current(&self.client.inner)
-            .and_then(|lane| Gup::glance_in(&self.inner.mm, lane, ask, lanes::rest));
+            .and_then(|lane| Gup::pin_fast_in(&self.inner.mm, lane, ask, lanes::rest));
         match parts {
-            Some(parts) => Near::Parts(parts),
+            Some(parts) => PinOutcome::Parts(parts),
             None => match self.pin_far(ask) {
-                Ok(pages) => Near::Pages(Box::new(pages)),
-                Err(error) => Near::Failed(Box::new(error)),
+                Ok(pages) => PinOutcome::Pages(Box::new(pages)),
+                Err(error) => PinOutcome::Failed(Box::new(error)),
             },
         }
     }
 
-    /// [`pin`](Self::pin) where a glance is not enough.
+    /// [`pin`](Self::pin) where the fast path is not enough.
     #[cold]
     fn pin_far(
         &self,
@@ -466,12 +466,12 @@ impl AddressSpace {
     /// Tells `subscriber` from now on of translations that end, as [`Mm::on_invalidate`]: by this
     /// process's own changes, by events, which a thread of the client takes as they come from now
     /// on, and where nothing here holds the frames, a moment after they have changed hands: that
-    /// thread looks every 20 ms, or [`refresh`](Self::refresh) at once. It may be told of pages
+    /// thread looks every 20 ms, or [`refresh`](Self::refresh) at once. It may be notified of pages
     /// that a file has kept, when the extent around them has changed. A subscriber must not drop
     /// address spaces.
     ///
     /// So a device that caches translations holds what it caches, by [`pin`](Self::pin) with
-    /// `DEVICE`. A truncate then has it told, waits until it has let go, and names it at the
+    /// `DEVICE`. A truncate then notifies it, waits until it has let go, and names it at the
     /// deadline. A change of this process's own says who has not answered:
     /// [`AckTicket::wait`](pgmap_mm::mm::AckTicket::wait).
     pub fn on_invalidate(&self, subscriber: Arc<dyn InvalidateSubscriber>) -> SubscriptionId {
@@ -488,9 +488,10 @@ impl AddressSpace {
         self.inner.mm.unsubscribe(id);
     }
 
-    /// Ends the translations that an event of the client is about: frames wanted back, failed, or
-    /// leased and recalled. None for an event about anything else. Every address space of a client
-    /// is told of each event before the program is, so this is for events from elsewhere.
+    /// Ends the translations that an event of the client is about: reclaim requested, memory
+    /// failed, or leased and recalled. Returns `None` for an event about anything else. Every
+    /// address space of a client is notified of each event before the program is, so this is for
+    /// events from elsewhere.
     ///
     /// Not to be called by a holder of the pool while the owner asks it.
     pub fn apply(&self, event: &Event) -> Option<Unmapped> {
@@ -505,10 +506,10 @@ impl AddressSpace {
         &self,
         timeout: Duration,
     ) -> Result<Option<(Event, Option<Unmapped>)>, Error> {
-        let told = self.client.next_told(timeout)?;
-        Ok(told.map(|told| {
-            let mine = told.ended.into_iter().find(|(id, _)| *id == self.inner.id());
-            (told.event, mine.map(|(_, ended)| ended))
+        let applied = self.client.next_applied(timeout)?;
+        Ok(applied.map(|applied| {
+            let mine = applied.ended.into_iter().find(|(id, _)| *id == self.inner.id());
+            (applied.event, mine.map(|(_, ended)| ended))
         }))
     }
 
@@ -520,7 +521,7 @@ impl AddressSpace {
         let lost = files.iter().flat_map(|file| file.refresh());
         let mut ended: Vec<_> = lost.map(|run| self.inner.mm.invalidate(run)).collect();
         if self.inner.cpu.is_none() {
-            // What a file lost before it was read anew for another reason.
+            // What a file lost before it was read again for another reason.
             ended.push(self.inner.end_stale(self.client.inner.pinner.side().vmemmap()));
         }
         ended.retain(|ended| ended.nr_pages > 0);

@@ -223,10 +223,10 @@ impl<'s> PinnedPages<'s> {
 
     /// Whether the owner wants some of the frames back.
     #[must_use]
-    pub fn is_wanted_back(&self) -> bool {
+    pub fn is_reclaim_requested(&self) -> bool {
         match &self.held {
-            Held::Pages(range) => range.segments().any(|segment| segment.is_wanted_back()),
-            Held::Leased(leased) => leased.pin.is_wanted_back(),
+            Held::Pages(range) => range.segments().any(|segment| segment.is_reclaim_requested()),
+            Held::Leased(leased) => leased.pin.is_reclaim_requested(),
         }
     }
 

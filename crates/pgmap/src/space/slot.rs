@@ -37,7 +37,7 @@ use pgmap_os::sync::{Mutex, MutexGuard};
 
 use super::copy::is_hole;
 use super::run::{Run, end_in};
-use super::view::{BLOCK_BYTES, Behind, NotShown, Piece, View, Wanted, block_of, push};
+use super::view::{BLOCK_BYTES, Contents, NotShown, Piece, View, Wanted, block_of, push};
 use super::{AddressSpace, PinnedPages, SpaceError};
 use crate::error::Error;
 
@@ -239,9 +239,9 @@ impl<'s> MemorySlot<'s> {
             match self.space.pin(at, (to - at) / PAGE_BYTES, FLAGS) {
                 Ok(pages) => {
                     for segment in pages.segments() {
-                        let behind = Behind::Pool(segment.pool_offset);
+                        let contents = Contents::Pool(segment.pool_offset);
                         let (address, len_bytes) = (segment.address, segment.len_bytes);
-                        push(&mut pieces, Piece { address, len_bytes, behind });
+                        push(&mut pieces, Piece { address, len_bytes, contents });
                     }
                     // Asked for a page without FAST_ONLY, a pin holds one or fails.
                     at += pages.len_bytes().max(PAGE_BYTES);
@@ -249,7 +249,7 @@ impl<'s> MemorySlot<'s> {
                 }
                 Err(error) if is_hole(&error) => {
                     let len_bytes = self.space.hole_bytes(at).min(to - at);
-                    push(&mut pieces, Piece { address: at, len_bytes, behind: Behind::Hole });
+                    push(&mut pieces, Piece { address: at, len_bytes, contents: Contents::Hole });
                     at += len_bytes;
                 }
                 Err(error) if is_missing(&error) => at = self.space.after_missing(at).min(to),
@@ -314,7 +314,7 @@ impl<'s> MemorySlot<'s> {
         let mut pieces = Vec::new();
         held.pieces(bytes).for_each(|piece| push(&mut pieces, piece));
         match *pieces.as_slice() {
-            [Piece { address, behind: Behind::Pool(offset), .. }] => {
+            [Piece { address, contents: Contents::Pool(offset), .. }] => {
                 let (base, _) = self.space.client.pool_address();
                 Some(base.wrapping_add((offset + (bytes.start - address)) as usize))
             }
@@ -346,7 +346,7 @@ impl Held<'_> {
                 break;
             }
             at = piece.end();
-            if piece.behind == Behind::Hole {
+            if piece.contents == Contents::Hole {
                 holes.push(piece.address..at);
             }
         }

@@ -8,10 +8,11 @@
 //! # States
 //! Of a block of addresses:
 //! ```text
-//!            show                  last release                 show of something else
-//!   empty ─────────▶ shown, used ◀─────────────▶ shown, unused ───────────────────────▶ shown, used
-//!     ▲                   │       show of the same     │
-//!     └─── last release, if it has holes ──────────────┴── too many mappings ──▶ empty
+//!   empty ─────────── show ───────────────────────▶ shown, used
+//!   shown, used ───── last release ───────────────▶ shown, unused
+//!   shown, used ───── last release, with holes ───▶ empty
+//!   shown, unused ─── show, of whatever is there ─▶ shown, used
+//!   shown, unused ─── too many mappings ──────────▶ empty
 //! ```
 //!
 //! # Who may touch what
@@ -55,11 +56,11 @@ pub(super) const fn block_of(address: u64) -> u64 {
 pub(super) struct Piece {
     pub address: u64,
     pub len_bytes: u64,
-    pub behind: Behind,
+    pub contents: Contents,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Behind {
+pub(super) enum Contents {
     /// The pool's bytes from this offset on.
     Pool(u64),
     /// A hole in a file.
@@ -74,18 +75,18 @@ impl Piece {
     /// What it has from `from` up to `to`.
     pub(super) fn part(&self, from: u64, to: u64) -> Option<Self> {
         let (address, end) = (self.address.max(from), self.end().min(to));
-        let behind = match self.behind {
-            Behind::Pool(offset) => Behind::Pool(offset + (address - self.address)),
-            Behind::Hole => Behind::Hole,
+        let contents = match self.contents {
+            Contents::Pool(offset) => Contents::Pool(offset + (address - self.address)),
+            Contents::Hole => Contents::Hole,
         };
-        (address < end).then(|| Self { address, len_bytes: end - address, behind })
+        (address < end).then(|| Self { address, len_bytes: end - address, contents })
     }
 
     fn goes_on_as(&self, next: &Self) -> bool {
         self.end() == next.address
-            && match (self.behind, next.behind) {
-                (Behind::Pool(offset), Behind::Pool(next)) => offset + self.len_bytes == next,
-                (Behind::Hole, Behind::Hole) => true,
+            && match (self.contents, next.contents) {
+                (Contents::Pool(offset), Contents::Pool(next)) => offset + self.len_bytes == next,
+                (Contents::Hole, Contents::Hole) => true,
                 _ => false,
             }
     }
@@ -138,7 +139,7 @@ impl Shown {
 }
 
 fn has_hole(pieces: &[Piece]) -> bool {
-    pieces.iter().any(|piece| piece.behind == Behind::Hole)
+    pieces.iter().any(|piece| piece.contents == Contents::Hole)
 }
 
 impl View {
@@ -208,8 +209,8 @@ impl View {
 
     fn map(&self, piece: &Piece) -> Result<(), OsError> {
         let (offset, len) = (self.offset(piece.address), piece.len_bytes as usize);
-        match piece.behind {
-            Behind::Pool(at) => {
+        match piece.contents {
+            Contents::Pool(at) => {
                 let gone = || {
                     let error = std::io::Error::from_raw_os_error(ENODEV);
                     OsError::new("map", format!("byte {at} of the pool"), error)
@@ -217,7 +218,7 @@ impl View {
                 let (file, at) = self.client.file_at(at).ok_or_else(gone)?;
                 self.addresses.map(offset, &file, at, len, Access::ReadWrite)
             }
-            Behind::Hole => self.addresses.map_zeros(offset, len),
+            Contents::Hole => self.addresses.map_zeros(offset, len),
         }
     }
 

@@ -1,4 +1,4 @@
-//! A client that does as it is told: one command a line, one answer each.
+//! A client that carries out commands: one a line, one answer each.
 
 use std::path::Path;
 
@@ -54,7 +54,7 @@ impl Held<'_> {
                 self.pins.push(pin);
             }
             "verify" => return Ok(generation(self.pins.last().unwrap())),
-            "wanted" => return Ok(self.pins.last().unwrap().is_wanted_back().to_string()),
+            "wanted" => return Ok(self.pins.last().unwrap().is_reclaim_requested().to_string()),
             "drop" => self.pins.clear(),
             "write" | "write-device" => {
                 let len = number(3);

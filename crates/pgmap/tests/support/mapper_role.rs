@@ -1,5 +1,5 @@
-//! A process with an address space of its own that does as it is told: one command a line, one
-//! answer each.
+//! A process with an address space of its own that carries out commands: one a line, one answer
+//! each.
 
 // UNSAFETY: raw loads and stores at mapped and vacated addresses are what it is for.
 #![allow(unsafe_code)]
@@ -49,7 +49,7 @@ pub fn run(socket: &Path) -> ! {
     std::process::exit(0);
 }
 
-/// A process with an address space that does as it is told.
+/// A process with an address space that carries out commands.
 struct Mapper {
     space: Arc<AddressSpace>,
     /// Address and count of the faults that the handler was asked about.
@@ -96,7 +96,7 @@ impl Mapper {
             "faults" => format!("{:?}", self.faults.lock().unwrap()),
             "seen" => format!("{:?}", self.seen.lock().unwrap()),
             "event" => match self.space.client().next_event(WAIT).unwrap() {
-                Some(Event::WantedBack { .. }) => "wanted back".into(),
+                Some(Event::ReclaimRequested { .. }) => "reclaim requested".into(),
                 Some(Event::MemoryFailure { .. }) => "failure".into(),
                 other => format!("{other:?}"),
             },

@@ -171,7 +171,8 @@ pub fn sockets_of(pid: i32, test: &str) -> Option<Vec<std::os::fd::OwnedFd>> {
             Ok(_) => {}
             Err(error) => {
                 println!(
-                    "skipped: {test}: pidfd_getfd: {error}; it needs CAP_SYS_PTRACE or less of a filter"
+                    "skipped: {test}: pidfd_getfd: {error}; it needs CAP_SYS_PTRACE or less of a \
+                     filter"
                 );
                 return None;
             }

@@ -19,7 +19,7 @@ use crate::rivals::{Change, Pick, Rival, arc_swap, epoch, rw_lock, vm_memory};
 const TARGET: Target = Target::Ratio(1.3);
 /// Of so many reads one may find that what it wants is between two changes.
 const FOUND_AT_LEAST: f64 = 0.5;
-/// Reads of so long a cell in which nothing changed are done anew, at most so often.
+/// Reads of so long a cell in which nothing changed are done again, at most so often.
 const LONG_OPS: u64 = 100_000;
 const MAX_TRIES: usize = 16;
 
@@ -49,7 +49,7 @@ struct Pair {
     change: Change,
     readers: Barrier,
     is_over: AtomicBool,
-    /// Whether the reads are to be done anew.
+    /// Whether the reads are to be done again.
     is_void: AtomicBool,
     nr_changes: AtomicU64,
 }

@@ -17,7 +17,7 @@ use crate::rows::{SPACE_BYTES, floor};
 const TARGET: Target = Target::Ratio(1.25);
 const FOLIO_MASK: u64 = !(Level::Pmd.size_bytes() - 1);
 
-/// Pins and unpins `nr_pages` pages from each address on, for long.
+/// Pins and unpins `nr_pages` pages from each address on, long-term.
 #[inline(always)]
 pub fn pins(
     world: &World,

@@ -3,6 +3,7 @@
 use std::hint::black_box;
 use std::sync::Arc;
 
+use pgmap::ProcessSide;
 use pgmap::mm::gup::{Gup, GupFlags};
 use pgmap::mm::level::{Level, PAGE_BYTES};
 
@@ -12,7 +13,6 @@ use crate::failure::Failure;
 use crate::harness::{Done, Row, Scenario, Target, Worker};
 use crate::rivals::vm_memory;
 use crate::rows::{SPACE_BYTES, floor};
-use crate::side::Side;
 
 const MIB2: u64 = Level::Pmd.size_bytes();
 const GIB: u64 = Level::Pud.size_bytes();
@@ -27,7 +27,7 @@ fn row(
     name: &str,
     world: &Arc<World>,
     (len, align): (u64, u64),
-    hold: impl Fn(&Gup<'_, '_, Side>, u64, u64) -> Option<u64> + Send + Sync + 'static,
+    hold: impl Fn(&Gup<'_, '_, ProcessSide>, u64, u64) -> Option<u64> + Send + Sync + 'static,
 ) -> Row {
     let world = Arc::clone(world);
     Row::new(name, move |worker| {

@@ -1,4 +1,4 @@
-//! G: ending one translation and making it anew, as an update of a guest's memory map does.
+//! G: ending one translation and making it again, as an update of a guest's memory map does.
 
 use std::hint::black_box;
 use std::sync::Arc;

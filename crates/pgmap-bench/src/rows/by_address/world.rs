@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use pgmap::ProcessSide;
 use pgmap::mm::extent::Extent;
 use pgmap::mm::folio::Sizing;
 use pgmap::mm::gup::{Gup, GupFlags, ReadSection};
@@ -13,7 +14,6 @@ use pgmap::space::TABLE_MEMORY;
 
 use crate::failure::Failure;
 use crate::random::Random;
-use crate::side::Side;
 use crate::space::{Member, Space};
 
 /// Counts of frames on one page of a ledger.
@@ -143,17 +143,23 @@ impl World {
     }
 
     /// A lane for this thread.
-    pub fn lane(&self) -> Result<Lane<'_, Side>, Failure> {
+    pub fn lane(&self) -> Result<Lane<'_, ProcessSide>, Failure> {
         Ok(self.member.pinner.lane()?)
     }
 
     /// Holds by address in that lane.
-    pub fn gup<'c, 'a>(&'a self, lane: &'c Lane<'a, Side>) -> Result<Gup<'c, 'a, Side>, Failure> {
+    pub fn gup<'c, 'a>(
+        &'a self,
+        lane: &'c Lane<'a, ProcessSide>,
+    ) -> Result<Gup<'c, 'a, ProcessSide>, Failure> {
         Gup::new(&self.mm, lane).ok_or_else(|| Failure::new("a lane of another pool"))
     }
 
     /// A section in which addresses are translated.
-    pub fn section<'a>(&'a self, lane: &Lane<'a, Side>) -> Result<ReadSection<'a, Side>, Failure> {
+    pub fn section<'a>(
+        &'a self,
+        lane: &Lane<'a, ProcessSide>,
+    ) -> Result<ReadSection<'a, ProcessSide>, Failure> {
         Ok(ReadSection::open(&self.mm, lane)?)
     }
 

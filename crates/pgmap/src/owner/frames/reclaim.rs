@@ -141,7 +141,7 @@ impl PoolFrames {
     }
 
     /// Takes the frames at the front of `rest`, of a further pagemap, down: as many folios as are
-    /// left of the step, of each of which `tell` is told.
+    /// left of the step, of each of which `tell` is notified.
     pub(crate) fn take_down_some(
         &mut self,
         rest: &mut VecDeque<PfnRange>,
@@ -163,7 +163,11 @@ impl PoolFrames {
                     tell(PfnRange::folio(first, level));
                 }
                 if let Err(refusal) = self.detach(part) {
-                    tracing::warn!(run = %part, %refusal, "memory of a removed pagemap stays taken");
+                    tracing::warn!(
+                        run = %part,
+                        %refusal,
+                        "memory of a removed pagemap stays taken"
+                    );
                 }
                 self.folios.change(part, |_| Descriptor::OFFLINE);
             }
@@ -276,7 +280,7 @@ impl PoolFrames {
                 && let Some(kept) = pages.intersection(run)
             {
                 let kept = self.whole_folios(kept).unwrap_or(kept);
-                // They cannot be told apart from the device's any more, or not yet.
+                // They cannot be distinguished from the device's any more, or not yet.
                 tracing::warn!(run = %kept, %refusal, "frames are quarantined");
                 self.quarantine_run(kept);
                 self.quarantined.give(kept);

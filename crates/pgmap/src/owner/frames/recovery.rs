@@ -18,7 +18,7 @@ use crate::owner::backing::Backing;
 use crate::refusal::Refusal;
 
 impl PoolFrames {
-    /// Takes an extent's frames back and returns what readers are to be told of it; `None` when a
+    /// Takes an extent's frames back and returns what readers must be given for it; `None` when a
     /// frame is another file's or outside the pool. `is_known` says that a client may know the
     /// extent's life word from before, `nr_extents` how many the file has.
     ///
@@ -183,7 +183,7 @@ impl PoolFrames {
     }
 
     /// Puts what is free of `run`, made of whole smallest folios, in quarantine. It may be a part
-    /// of a larger free folio, which is described anew then.
+    /// of a larger free folio, which is described again then.
     fn quarantine_free(&mut self, run: PfnRange) {
         for free in self.folios.frames().within(run) {
             self.folios.claim_any_of(free);

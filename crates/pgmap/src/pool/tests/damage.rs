@@ -15,7 +15,7 @@ const DEVICE_BYTES: u64 = 16 << 20;
 /// Trials take milliseconds.
 const MOST_TIME: Duration = Duration::from_secs(20);
 const SECTOR_BYTES: u64 = 512;
-/// The first parts of a file are where its parts are told.
+/// The first parts of a file are where its parts are listed.
 const HEAD_BYTES: u64 = 24 << 10;
 
 /// A small generator (splitmix64).

@@ -1,5 +1,5 @@
-//! Holding all pages of a call at a glance: in one leaf, or in leaves of one span. Most calls come
-//! to that.
+//! Holding all pages of a call on the fast path: in one leaf, or in leaves of one span. Most calls
+//! come to that.
 //!
 //! What is held is handed on as plain values and made a value with a destructor last. A hold that
 //! went through memory on its way would cost twice as much: it is written word by word and read in
@@ -53,9 +53,9 @@ impl<'a, S: ClientSide> SegmentParts<'a, S> {
 }
 
 impl<'a, S: ClientSide> Gup<'_, 'a, S> {
-    /// All of the pages; none where a glance is not enough.
+    /// All of the pages; `None` if the slow path is needed.
     #[inline(always)]
-    pub(super) fn glance(&self, ask: Ask) -> Option<PinnedRange<'a, S>> {
+    pub(super) fn pin_fast(&self, ask: Ask) -> Option<PinnedRange<'a, S>> {
         let is_for_writing = ask.flags.contains(GupFlags::WRITE);
         Some(self.parts(ask)?.into_range(self.mm, is_for_writing))
     }
@@ -71,23 +71,23 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
             }
             let (level, raw) = match self.hold_known::<Long>(ask) {
                 Some(held) => held,
-                None => self.hold_stretch::<Long>(address, nr_pages, flags)?,
+                None => self.hold_range::<Long>(address, nr_pages, flags)?,
             };
             (level, RawHold::Long(raw))
         } else {
             let (level, raw) = match self.hold_known::<Short>(ask) {
                 Some(held) => held,
-                None => self.hold_stretch::<Short>(address, nr_pages, flags)?,
+                None => self.hold_range::<Short>(address, nr_pages, flags)?,
             };
             (level, RawHold::Short(raw))
         };
         Some(SegmentParts { start: Start::new(address, level), hold })
     }
 
-    /// [`pin`](Self::pin) at a glance, in a lane that is taken up for it and given to `put_back` as
-    /// soon as it was used. None where that is not enough.
+    /// [`pin`](Self::pin) on the fast path, in a lane that is taken for it and given to `put_back`
+    /// as soon as it was used. `None` if that is not enough.
     #[inline(always)]
-    pub fn glance_in(
+    pub fn pin_fast_in(
         mm: &'a Mm,
         lane: Lane<'a, S>,
         ask: Ask,
@@ -98,10 +98,10 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         parts
     }
 
-    /// As [`glance_in`](Self::glance_in) for pages of one leaf of 2 MiB for a short time, and no
+    /// As [`pin_fast_in`](Self::pin_fast_in) for pages of one leaf of 2 MiB for a short time and no
     /// more than that: little enough to be in line wherever a program pins.
     #[inline(always)]
-    pub fn glance_at_huge(
+    pub fn pin_fast_leaf_in(
         mm: &'a Mm,
         lane: Lane<'a, S>,
         ask: Ask,
