@@ -247,8 +247,9 @@ pub enum Refusal {
     },
     /// The owner serves as many clients as it can.
     #[error(
-        "the pool is full: {nr_clients} clients of at most {limit}, {nr_disconnected} of which have no \
-         connection; end some of them, or start the owner with a higher limit of open files"
+        "the pool is full: {nr_clients} clients of at most {limit}, {nr_disconnected} of which \
+         have no connection; end some of them, or start the owner with a higher limit of open \
+         files"
     )]
     Full {
         /// Clients attached.
