@@ -48,8 +48,8 @@ fn own() -> Outcome<()> {
         println!("held: {holder}");
     }
     println!("draining while it is held: {} bytes", owner.info().draining_bytes);
-    reader.kill()?; // SIGKILL: it releases nothing itself
     let killed = Instant::now();
+    reader.kill()?; // SIGKILL: it releases nothing itself
     while owner.info().draining_bytes != 0 {
         if killed.elapsed() > PATIENCE {
             return Err("the frames of a killed reader are still held".into());

@@ -1,7 +1,7 @@
 //! Rule `comment-width`: prose is wrapped at 100 columns, as code is.
 //!
-//! The formatter leaves comments alone. Tables and what stands between code fences, where diagrams
-//! are, may be wider.
+//! The formatter leaves comments and documents alone. Tables and what stands between code fences,
+//! where diagrams are, may be wider, and so may what a program wrote between HTML comments.
 
 use super::Violation;
 use super::source::{Source, Tree};
@@ -9,10 +9,31 @@ use super::source::{Source, Tree};
 /// The widest a line of prose may be, in characters.
 const MAX_COLUMNS: usize = 100;
 
-/// Finds lines of comments that are too wide.
+/// Finds lines of comments and of documents that are too wide.
 pub fn check(tree: &Tree, found: &mut Vec<Violation>) {
     for source in &tree.sources {
         check_source(source, found);
+    }
+    for (path, text) in tree.texts.iter().filter(|(path, _)| path.ends_with(".md")) {
+        check_document(path, text, found);
+    }
+}
+
+fn check_document(path: &str, text: &str, found: &mut Vec<Violation>) {
+    let (mut is_fenced, mut is_written) = (false, false);
+    for (number, line) in text.lines().enumerate() {
+        let is_fence = line.trim_start().starts_with("```");
+        is_fenced ^= is_fence;
+        if line.starts_with("<!--") {
+            is_written = !line.starts_with("<!-- end");
+        }
+        let columns = line.chars().count();
+        let is_code = is_fenced || line.starts_with("    ");
+        let may_be_wide = is_code || is_written || line.starts_with('|');
+        if columns > MAX_COLUMNS && !may_be_wide {
+            let advice = format!("{columns} columns, {MAX_COLUMNS} are allowed: wrap the line");
+            found.push(Violation::new(path, number + 1, "comment-width", advice));
+        }
     }
 }
 
@@ -42,7 +63,7 @@ fn comment(line: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::lines;
+    use super::super::testing::{lines, tree};
     use super::*;
 
     #[test]
@@ -61,5 +82,16 @@ mod tests {
         assert_eq!(lines("a.rs", &fenced, check), [4]);
         let ended = format!("//! ```text\nfn f() {{}}\n// {wide}\n");
         assert_eq!(lines("a.rs", &ended, check), [3], "a fence ends with its comment");
+    }
+
+    #[test]
+    fn prose_of_documents_is_wrapped_and_tables_fences_and_written_parts_need_not_be() {
+        let wide = "x ".repeat(60);
+        let text = format!(
+            "{wide}\n| {wide} |\n```\n{wide}\n```\n<!-- a -->\n{wide}\n<!-- end -->\n{wide}\n"
+        );
+        let mut found = Vec::new();
+        check(&tree(&[("a.md", &text)]), &mut found);
+        assert_eq!(found.iter().map(|found| found.line).collect::<Vec<_>>(), [1, 9]);
     }
 }

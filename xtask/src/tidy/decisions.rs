@@ -20,8 +20,10 @@ const INDEX_HEAD: &str = "\
 # Decisions
 
 Why pgmap is as it is: a page for each choice that somebody may later want to undo. The form is that
-of [0001](0001-record-decisions.md). `cargo xtask docs` writes this list.
+of [0001](0001-record-decisions.md). `cargo xtask docs` writes this table.
 
+| number | choice |
+|---|---|
 ";
 
 /// Finds pages of another form, and an index that does not list what is there.
@@ -51,7 +53,7 @@ pub fn written(tree: &Tree) -> String {
     for (path, text) in pages(tree) {
         let title = title(path, text).unwrap_or("(no title)");
         let file = &path[FOLDER.len()..];
-        index.push_str(&format!("- [{}]({file}): {title}\n", number(path)));
+        index.push_str(&format!("| [{}]({file}) | {title} |\n", number(path)));
     }
     index
 }
@@ -90,7 +92,7 @@ mod tests {
     #[test]
     fn a_page_of_the_form_that_is_listed_is_good() {
         let page = ("docs/adr/0007-so.md", PAGE);
-        let index = format!("{INDEX_HEAD}- [0007](0007-so.md): It is so\n");
+        let index = format!("{INDEX_HEAD}| [0007](0007-so.md) | It is so |\n");
         assert!(violations(&[page, (INDEX, &index)]).is_empty());
         assert_eq!(violations(&[page, (INDEX, INDEX_HEAD)]), [INDEX]);
         assert_eq!(violations(&[page]), [INDEX], "a missing index is a wrong one");
