@@ -62,6 +62,49 @@ kill_owner() {
     wait $OWNER 2>/dev/null
 }
 
+# by_error WHAT CODE: CODE is an error's exit code, and not success or a signal's.
+by_error() {
+    [ "$2" != 0 ] || die "$1 went well without the device"
+    [ "$2" -lt 126 ] || die "$1 ended with $2: $(tail -n 1 /tmp/must.out)"
+}
+
+# read_slowly NAME: a reader $reader that holds pins of the pool's file NAME and does not get on, for its pipe is
+# full. read_on FILE: it gets on, and must read all that follows of FILE.
+read_slowly() {
+    [ -p /tmp/pipe ] || mkfifo /tmp/pipe
+    pgmap -q get "$1" - > /tmp/pipe 2> /tmp/reader.err &
+    reader=$!
+    exec 8< /tmp/pipe
+    head -c 65536 <&8 > /tmp/head
+}
+read_on() {
+    cat /tmp/head - <&8 > /tmp/got
+    exec 8<&-
+    wait $reader || die "a reader was cut short: $(cat /tmp/reader.err)"
+    cmp "$1" /tmp/got || die "a reader got other bytes than were put"
+    rm -f /tmp/got
+}
+
+# unused: nobody has $DEVICE, or will have had it for long.
+unused() {
+    count=0
+    while pgmap --json who "$DEVICE" | grep -q '"pid"'; do
+        count=$((count + 1))
+        [ $count -lt 30 ] || die "somebody uses $DEVICE 3 s after $1: $(pgmap who "$DEVICE")"
+        sleep 0.1
+    done
+}
+
+# soon COMMAND...: COMMAND goes well within 10 s.
+soon() {
+    count=0
+    until "$@" > /tmp/must.out 2>&1; do
+        count=$((count + 1))
+        [ $count -lt 100 ] || die "$* does not go well within 10 s: $(tail -n 1 /tmp/must.out)"
+        sleep 0.1
+    done
+}
+
 # bytes SIZE FILE: a file of random bytes.
 bytes() { head -c "$1" /dev/urandom > "$2"; }
 

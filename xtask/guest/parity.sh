@@ -11,6 +11,17 @@ esac
 cat /tmp/seen
 while read -r line; do note "kernel ${line#seen }"; done < /tmp/seen
 rm -f ${DIR:-/tmp}/kernel-*
+# 60: a second holder, and a device that goes under the first.
+case $PLACE in
+*-dax)
+    mkdir -p /mnt/second
+    other=$([ "$fs" = ext4 ] && echo xfs || echo ext4)
+    mount -t "$other" "/dev/pmem$number" /mnt/second > /tmp/call.out 2>&1
+    note "kernel 60 mount of the device by a second file system: ends with $? $(tail -n 1 /tmp/call.out)"
+    ndctl disable-namespace "namespace$number.0" > /tmp/call.out 2>&1
+    note "kernel 60 ndctl disable-namespace under a mounted file system: ends with $? $(tail -n 1 /tmp/call.out)"
+    ;;
+esac
 
 case $PLACE in
 *-dax) POOL="--on $DIR/data --pool /tmp/pool --size 256M" ;;
@@ -39,6 +50,9 @@ under_hold() {
     tail -c +4097 /tmp/one | cmp -s - /tmp/rest || note "pgmap $row the reader read other bytes"
 }
 
+pgmap serve $POOL --socket /tmp/other.sock > /tmp/call.out 2>&1
+note "pgmap 60 a second owner: ends with $? $(tail -n 1 /tmp/call.out | cut -c 1-150)"
+pgmap -q get one - > /dev/null || die "the first owner does not serve any more"
 under_hold 52 "truncate under a reader, deadline 500 ms" pgmap truncate one 0 --deadline 500
 pgmap -q stat one > /dev/null || must pgmap -q put /tmp/one one
 under_hold 54 "truncate under a reader, deadline 0" pgmap truncate one 0 --deadline 0

@@ -7,12 +7,6 @@ name=${DEVICE#/dev/}
 driver=/sys/bus/dax/drivers/device_dax
 [ -e "$driver/$name" ] || die "$name is not bound to device_dax"
 
-# by_error WHAT CODE: CODE is an error's exit code, and not success or a signal's.
-by_error() {
-    [ "$2" != 0 ] || die "$1 went well without the device"
-    [ "$2" -lt 126 ] || die "$1 ended with $2: $(tail -n 1 /tmp/must.out)"
-}
-
 serve $POOL
 must pgmap -q put /tmp/one one
 must pgmap -q put /tmp/large large
@@ -62,14 +56,35 @@ dmesg | grep -E 'Oops|BUG:|general protection' && die "the kernel found a bug"
 
 echo "$name" > $driver/bind || die "the device cannot be bound again: someone has kept it"
 note "bound $name again"
-if ! within 20 pgmap -q get one /tmp/got; then
-    note "the owner does not take the device back by itself: restarted"
-    stop_owner
-    serve $POOL
-fi
+soon pgmap -q get one /tmp/got
 holds one /tmp/one
 holds large /tmp/large
 must pgmap -q put /tmp/one again
 holds again /tmp/one
+
+# A reader that is still there when the device is back goes on where it was, also when the device was away for less
+# than anybody looks.
+for pause in 1 0; do
+    read_slowly large
+    echo "$name" > $driver/unbind
+    sleep $pause
+    echo "$name" > $driver/bind || die "the device cannot be bound again: someone has kept it"
+    soon pgmap -q get one /tmp/got
+    sleep 1
+    read_on /tmp/large
+    holds one /tmp/one
+done
+note "readers went on when the device was back"
+
+# An owner that is started while the device is away says so, and serves when it is back.
+stop_owner
+echo "$name" > $driver/unbind
+pgmap serve $POOL > /tmp/owner.out 2> /tmp/owner.err && die "an owner serves a device that is away"
+cat /tmp/owner.err
+grep -q "$DEVICE" /tmp/owner.err || die "a device that is away is not named: $(tail -n 1 /tmp/owner.err)"
+echo "$name" > $driver/bind
+sleep 0.3
+serve $POOL
+holds one /tmp/one
 stop_owner
 OWNER=

@@ -16,6 +16,7 @@ pub const UNSAFE_FILES: &[&str] = &[
     "crates/pgmap-os/src/mapping/region.rs",
     "crates/pgmap-os/src/memory_file/device_dax.rs",
     "crates/pgmap-os/src/memory_file/huge_pages.rs",
+    "crates/pgmap-os/src/numa.rs",
     "crates/pgmap-os/src/parent_fd.rs",
     "crates/pgmap-os/src/reservation.rs",
     "crates/pgmap-os/src/seqpacket/peer.rs",
@@ -86,4 +87,5 @@ pub const ORDERING_FILES: &[&str] = &[
     "crates/pgmap/src/client/side.rs",
     "crates/pgmap/src/memory.rs",
     "crates/pgmap/src/owner/handle.rs",
+    "crates/pgmap/src/pool/observer.rs",
 ];

@@ -15,10 +15,12 @@ mod programs;
 mod qemu;
 mod report;
 mod scenarios;
+mod shared;
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
-use std::{fs, io};
+use std::{fs, io, thread};
 
 use self::kernel::Line;
 use self::machine::{Devices, End, Next, Wanted};
@@ -200,24 +202,50 @@ fn boot_all(root: &Path, options: &Options) -> io::Result<Outcome> {
         }
         Err(programs::Trouble::DoesNotBuild) => return Ok(Outcome::Failed),
     };
-    let mut has_failed = false;
+    let mut images = Vec::new();
     for kernel in &kernels {
         let place = folder.join(format!("run-{}", kernel.line));
         let image = image::build(&place, root, kernel, &programs)?;
         if options.action == Action::Shell {
             return machine::shell(&place, kernel, &image).map(|()| Outcome::Passed);
         }
+        images.push((kernel, place, image));
+    }
+    run_all(options, &images)
+}
+
+/// Runs each kernel's scenarios. All kernels at once: a guest's scripts keep one processor busy.
+fn run_all(
+    options: &Options,
+    images: &[(&kernel::Kernel, PathBuf, PathBuf)],
+) -> io::Result<Outcome> {
+    let run = |kernel: &kernel::Kernel, place: &Path, image: &Path| -> io::Result<bool> {
         let scenarios = options.scenarios(kernel.line);
-        let report = run_in(&place, kernel, &image, &scenarios, options.nr_kills)?;
-        has_failed |= report.has_failed();
+        let report = run_in(place, kernel, image, &scenarios, options.nr_kills)?;
         if report.has_failed() {
             println!("the guest's console and what it printed are in {}", place.display());
         } else if options.leftovers == Leftovers::Removed {
-            fs::remove_dir_all(&place)?;
+            fs::remove_dir_all(place)?;
         }
+        Ok(report.has_failed())
+    };
+    let ended: Vec<io::Result<bool>> = thread::scope(|scope| {
+        let runs: Vec<_> = images
+            .iter()
+            .map(|(kernel, place, image)| scope.spawn(move || run(kernel, place, image)))
+            .collect();
+        let died = |_| Err(io::Error::other("the thread of a guest died"));
+        runs.into_iter().map(|run| run.join().unwrap_or_else(died)).collect()
+    });
+    let mut has_failed = false;
+    for end in ended {
+        has_failed |= end?;
     }
     Ok(if has_failed { Outcome::Failed } else { Outcome::Passed })
 }
+
+/// Held while a QEMU is fetched, which all kernels share.
+static FETCHING: Mutex<()> = Mutex::new(());
 
 /// Runs `scenarios` in one boot of `kernel`.
 fn run_in(
@@ -228,15 +256,26 @@ fn run_in(
     nr_kills: u32,
 ) -> io::Result<Report> {
     let started = Instant::now();
-    println!("\n--- kernel {}: {} scenarios", kernel.version, scenarios.len());
-    let mut report = Report::new(scenarios);
+    println!("--- kernel {}: {} scenarios", kernel.version, scenarios.len());
+    let mut report = Report::new(kernel.line, scenarios);
     let (killed, whole): (Vec<&'static Scenario>, Vec<&'static Scenario>) =
         scenarios.iter().partition(|scenario| scenario.is_killed());
+    let (shared, whole): (Vec<&'static Scenario>, Vec<&'static Scenario>) =
+        whole.into_iter().partition(|scenario| scenario.is_shared());
     let (on_cxl, plain): (Vec<&'static Scenario>, Vec<&'static Scenario>) =
         whole.into_iter().partition(|scenario| scenario.is_on_cxl());
+    let (alone, plain): (Vec<&'static Scenario>, Vec<&'static Scenario>) =
+        plain.into_iter().partition(|scenario| !scenario.boots_with().0.is_empty());
     boot_for(place, kernel, image, &plain, &Devices::Nvdimms, &mut report)?;
+    for scenario in alone {
+        boot_for(place, kernel, image, &[scenario], &Devices::Nvdimms, &mut report)?;
+    }
     if !on_cxl.is_empty() {
-        match Qemu::for_cxl(place.parent().unwrap_or(place))? {
+        let fetched = {
+            let _one_by_one = FETCHING.lock();
+            Qemu::for_cxl(place.parent().unwrap_or(place))?
+        };
+        match fetched {
             Ok(qemu) => {
                 boot_for(place, kernel, image, &on_cxl, &Devices::Cxl(qemu), &mut report)?;
             }
@@ -245,12 +284,15 @@ fn run_in(
                 .for_each(|scenario| report.hear(&format!("skipped {} {why}", scenario.name))),
         }
     }
+    for scenario in shared {
+        shared::run(place, kernel, image, scenario, &mut report)?;
+    }
     for scenario in killed {
         persistence::run(place, kernel, image, scenario, nr_kills, &mut report)?;
     }
     for (name, verdict) in report.verdicts() {
         if matches!(verdict, Verdict::Unheard) {
-            println!("FAILED   {name}: no word of it from the guest");
+            report.say("FAILED", &format!("{name}: no word of it from the guest"));
         }
     }
     println!("--- kernel {}: {:.1} s", kernel.version, started.elapsed().as_secs_f64());
@@ -273,7 +315,10 @@ fn boot_for(
         }
         let limit: Duration = left.iter().map(|scenario| scenario.limit).sum();
         let names: Vec<&str> = left.iter().map(|scenario| scenario.name).collect();
-        let wanted = Wanted { names: &names, words: "", devices, limit: limit + machine::BOOT };
+        // Those that need a kernel of their own come one by one.
+        let (words, memory) = left[0].boots_with();
+        let limit = limit + machine::BOOT;
+        let wanted = Wanted { names: &names, words, memory, devices, limit };
         let end = machine::run(place, kernel, image, &wanted, |line| {
             report.hear(line);
             Next::GoOn
@@ -282,7 +327,7 @@ fn boot_for(
             report.close(&end);
             break;
         }
-        println!("         {end} in the kernel's own code: once more from there on");
+        report.say("", &format!("{end} in the kernel's own code: once more from there on"));
         report.forget_begun();
         left.retain(|scenario| report.is_unheard(scenario.name));
     }

@@ -65,6 +65,15 @@ impl Folder {
     pub fn new(what: &str) -> Result<Self, Failure> {
         let memory = Path::new("/dev/shm");
         let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        Self::in_folder(&parent, what)
+    }
+
+    /// Makes one in the temporary directory, which mostly lies on a disk.
+    pub fn on_disk(what: &str) -> Result<Self, Failure> {
+        Self::in_folder(&std::env::temp_dir(), &format!("{what}-disk"))
+    }
+
+    fn in_folder(parent: &Path, what: &str) -> Result<Self, Failure> {
         let path = parent.join(format!("pgmap-bench-{}-{what}", std::process::id()));
         // What a killed run of the same number left is nobody's.
         let _ = std::fs::remove_dir_all(&path);

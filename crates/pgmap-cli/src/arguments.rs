@@ -124,6 +124,7 @@ pub enum Verb {
     Repair(verbs::repair::Repair),
     Trim(verbs::trim::Trim),
     Backing(verbs::backing::Backing),
+    Grow(verbs::grow::Grow),
     Drain(verbs::drain::Drain),
     Quarantine(verbs::quarantine::Quarantine),
     Debug(verbs::debug::Debug),

@@ -68,3 +68,30 @@ fn a_pool_without_room_says_how_to_make_one() {
     assert!(failed.contains("room"), "{failed}");
     assert!(!near.exists());
 }
+
+#[test]
+fn a_pool_is_given_room_and_grows() {
+    let mut server = Server::start_with(&[]);
+    let file = server.file("in", &noise(48 << 20));
+    server.good(&["put", &file, "a"]);
+    let refused = server.fails(&["grow", "--by", "64M"], 1);
+    assert!(refused.contains("pgmap grow --room"), "{refused}");
+    let pool = server.path("pool");
+    let room = ["grow", "--room", "4G", "--pool", pool.to_str().unwrap()];
+    assert!(server.fails(&room, 3).contains("has an owner"));
+    send(&server.child, rustix::process::Signal::TERM);
+    server.child.wait().unwrap();
+    server.good(&room);
+    server.restart();
+    let grown = server.json(&["grow", "--by", "64M"]);
+    assert_eq!(
+        (&grown["schema"], &grown["size_bytes"]),
+        (&json!("pgmap.grow/1"), &json!(128 << 20))
+    );
+    server.good(&["put", &file, "b"]);
+    assert!(server.pipe(&["get", "b"], b"") == noise(48 << 20));
+    assert_eq!(names(&server.json(&["backing", "ls"])), ["data", "data-2"]);
+    let node =
+        server.fails(&["backing", "add", "/dev/shm/never-made", "--size", "8M", "--node", "77"], 1);
+    assert!(node.contains("node 77 has no memory"), "{node}");
+}

@@ -77,6 +77,7 @@ const SEED: usize = 2;
 const DETACH_EPOCH: usize = 3;
 const HIGH: usize = 4;
 const CLOSED: usize = 5;
+const BACKINGS: usize = 6;
 // Words of an entry.
 const SEQUENCE: usize = 0;
 const HASH: usize = 1;

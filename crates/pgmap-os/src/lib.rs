@@ -51,6 +51,7 @@ pub mod mapping;
 pub mod membarrier;
 pub mod memory_file;
 pub mod memory_limit;
+pub mod numa;
 pub mod parent_fd;
 pub mod places;
 pub mod poll;
@@ -73,7 +74,9 @@ pub use file_system::FileSystem;
 pub use fork_guard::ForkGuard;
 pub use mapping::{Populated, ReadMapping, ReadOnlyWord, WriteMapping};
 pub use membarrier::Membarrier;
-pub use memory_file::{Access, LongTerm, MemoryFile, MemoryKind, PageSize, Persistence};
+pub use memory_file::{
+    Access, LongTerm, MemoryFile, MemoryKind, PageSize, Persistence, device_binding,
+};
 pub use memory_limit::{MemoryLimit, memory_limit};
 pub use parent_fd::ParentFd;
 pub use poll::{Interest, Poller, Ready};

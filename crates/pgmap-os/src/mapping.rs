@@ -241,15 +241,6 @@ impl WriteMapping {
         Ok(Self { region: Region::map(file, offset, len, ProtFlags::READ | ProtFlags::WRITE)? })
     }
 
-    /// Keeps `len` bytes of addresses with nothing behind them, in the place of a device that is
-    /// gone: as after [`abandon`](Self::abandon).
-    ///
-    /// # Errors
-    /// `ENOMEM` when address space or the number of mappings runs out.
-    pub fn nothing(len: u64) -> Result<Self, OsError> {
-        Ok(Self { region: Region::nothing(len, ProtFlags::READ | ProtFlags::WRITE)? })
-    }
-
     /// Keeps `len` bytes of addresses, from a multiple of `page` on where they are 2 MiB or more,
     /// in which files are shown one beside the other by [`show`](Self::show). There is nothing
     /// behind them before: copies fail, other touches are SIGBUS.

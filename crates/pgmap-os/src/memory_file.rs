@@ -29,6 +29,7 @@ mod huge_pages;
 mod kind;
 mod mapped;
 use device_dax::DeviceDax;
+pub use device_dax::device_binding;
 pub use huge_pages::PageSize;
 use kind::HUGETLBFS_MAGIC;
 pub use kind::{LongTerm, MemoryKind, Persistence};
@@ -481,9 +482,15 @@ impl MemoryFile {
         self.device.as_ref()?.numa_node
     }
 
-    /// Returns false of a device that is gone: it has no driver, or was removed.
+    /// Returns false of a device that is gone: it has no driver, was removed, or was bound to its
+    /// driver again since it was opened.
     pub fn is_present(&self) -> bool {
         self.device.as_ref().is_none_or(DeviceDax::is_present)
+    }
+
+    /// Returns whether a device can be opened by the same name again, after it was gone.
+    pub fn is_device_back(&self) -> bool {
+        self.device.as_ref().is_some_and(DeviceDax::is_bound)
     }
 
     /// Returns the path it was opened by, or `memfd:NAME`: for messages.

@@ -98,6 +98,14 @@ impl Reservation {
         let Some(place) = self.part(offset, len).filter(|_| is_in_file) else {
             return Err(failed(Errno::INVAL));
         };
+        let page = file.page_size().len_bytes();
+        // Of a device the kernel refuses some of these, and others at the first touch, by SIGBUS.
+        if [file_offset, len as u64, place as u64].iter().any(|at| !at.is_multiple_of(page)) {
+            return Err(failed(Errno::INVAL).with_advice(format!(
+                "its pages have {page} bytes, and only whole ones can be mapped, at addresses that \
+                 are multiples of that: use folios, offsets and lengths of {page} bytes"
+            )));
+        }
         let protection = match access {
             Access::ReadOnly => ProtFlags::READ,
             Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
@@ -137,6 +145,23 @@ impl Reservation {
         // SAFETY: replaces a part of the range that this reservation owns; no reference into it
         // exists.
         unsafe { mmap_anonymous(place, len, protection, flags) }.map(drop).map_err(failed)
+    }
+
+    /// Makes `len` bytes from `offset` on the memory of no file, in one step, over whatever is
+    /// there: copies fail, other touches are SIGBUS.
+    ///
+    /// # Errors
+    /// As [`vacate`](Self::vacate); `EMFILE`.
+    pub fn map_nothing(&self, offset: usize, len: usize) -> Result<(), OsError> {
+        let failed = |errno| OsError::new("give up", format!("{len} mapped bytes"), errno);
+        let place = self.part(offset, len).ok_or_else(|| failed(Errno::INVAL))?;
+        let nothing = rustix::fs::memfd_create("pgmap-nothing", rustix::fs::MemfdFlags::CLOEXEC)
+            .map_err(failed)?;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: replaces a part of the range that this reservation owns; no reference into it
+        // exists. Whoever touches it meets the end of a file.
+        unsafe { mmap(place, len, protection, flags, nothing, 0) }.map(drop).map_err(failed)
     }
 
     /// Makes `len` bytes from `offset` on inaccessible. After that no load or store of any thread
@@ -223,6 +248,23 @@ mod tests {
     fn load(address: usize) -> u64 {
         // SAFETY: the test has mapped a file there.
         unsafe { ptr::with_exposed_provenance::<u64>(address).read_volatile() }
+    }
+
+    #[test]
+    fn pages_of_a_file_are_mapped_whole_or_the_error_says_how_large_they_are() {
+        const HUGE: usize = 2 << 20;
+        let file = match MemoryFile::anonymous("huge", 4 << 20, PageSize::Huge2M) {
+            Ok(file) => file,
+            Err(error) => return println!("SKIPPED pages_of_a_file_are_mapped_whole: {error}"),
+        };
+        let kept = Reservation::anywhere(16 << 20, HUGE).unwrap();
+        for (offset, file_offset, len) in [(PAGE, 0, HUGE), (0, 4096, HUGE), (0, 0, PAGE)] {
+            let error = kept.map(offset, &file, file_offset, len, Access::ReadWrite).unwrap_err();
+            assert_eq!(error.errno(), libc::EINVAL);
+            assert!(error.to_string().contains("2097152 bytes"), "{error}");
+        }
+        kept.map(HUGE, &file, HUGE as u64, HUGE, Access::ReadWrite).unwrap();
+        assert_eq!(load(kept.addresses().start + HUGE), 0);
     }
 
     #[test]

@@ -113,6 +113,63 @@ impl Raw {
         done(unsafe { libc::madvise(address, len, advice) })
     }
 
+    /// Faults that one touch in each `step` bytes from `from` to `to` takes.
+    fn faults(&self, from: usize, to: usize, step: usize) -> i64 {
+        let mut pipe = pipe();
+        let count = || {
+            // SAFETY: a place for an answer, of which any bytes are one.
+            let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+            // SAFETY: as above.
+            let _ = unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
+            usage.ru_minflt
+        };
+        let mut byte = [0];
+        let before = count();
+        for offset in (from..to).step_by(step) {
+            let address = self.address.wrapping_byte_add(offset);
+            // SAFETY: the kernel reads one byte of this mapping.
+            let _ = unsafe { libc::write(pipe.1.as_raw_fd(), address, 1) };
+            pipe.0.read_exact(&mut byte).unwrap();
+        }
+        count() - before
+    }
+
+    /// What /proc says of the size of its pages.
+    fn page_size_of_smaps(&self) -> String {
+        let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
+        let start = format!("{:x}-", self.address as usize);
+        let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&start));
+        let line = lines.find(|line| line.starts_with("KernelPageSize"));
+        line.map_or_else(String::new, |line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+    }
+
+    /// Addresses with nothing behind them.
+    fn nowhere(len: usize) -> Self {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: no address is asked for, so nothing that is mapped is replaced.
+        let address = unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
+        assert_ne!(address, libc::MAP_FAILED);
+        Self { address, len }
+    }
+
+    /// Bytes up to the next multiple of `unit`.
+    fn lead_to(&self, unit: usize) -> usize {
+        (self.address as usize).next_multiple_of(unit) - self.address as usize
+    }
+
+    fn move_to(&self, place: *mut libc::c_void) -> io::Result<()> {
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        // SAFETY: moves a mapping that no reference points to over addresses without anything.
+        let moved = unsafe { libc::mremap(self.address, self.len, self.len, flags, place) };
+        if moved == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    fn protect(&self, offset: usize, len: usize) -> io::Result<()> {
+        let address = self.address.wrapping_byte_add(offset);
+        // SAFETY: a part of this mapping, which no reference points to.
+        done(unsafe { libc::mprotect(address, len, libc::PROT_READ) })
+    }
+
     fn unmap(&self, offset: usize, len: usize) -> io::Result<()> {
         let address = self.address.wrapping_byte_add(offset);
         // SAFETY: a part of this mapping, which no reference points to.
@@ -230,6 +287,7 @@ fn devdax(path: &Path, align: usize) {
             outcome(&fs::write(sysfs.join("size"), (size + (1 << 40)).to_string())),
         ),
     );
+    leaves_of_device(&device, align);
     raw.poke(0, 0x11).unwrap();
     let poison = raw.advise(0, PAGE, libc::MADV_HWPOISON);
     seen(
@@ -259,6 +317,73 @@ fn devdax(path: &Path, align: usize) {
     seen("45", format!("bound again: {}", outcome(&fs::write(driver.join("bind"), name))));
 }
 
+/// Rows 41 and 42: how large a leaf is, by the faults that touching every page of some takes.
+fn leaves_of_device(device: &File, align: usize) {
+    let nr_units = if align > 2 * MIB { 1 } else { 4 };
+    let raw = Raw::shared(device, nr_units * align).unwrap();
+    let step = if align > 2 * MIB { MIB } else { PAGE };
+    let taken = raw.faults(0, nr_units * align, step);
+    let moved = Raw::shared(device, align).unwrap();
+    seen(
+        "41",
+        format!("{nr_units} units touched through: {taken} faults; {}", raw.page_size_of_smaps()),
+    );
+    let half = outcome(&raw.protect(0, align / 2));
+    // Off the unit by a page, where there is room for it.
+    let off = Raw::nowhere(2 * align.max(2 * MIB));
+    let place = off.address.wrapping_byte_add(off.lead_to(align) + PAGE);
+    let to = outcome(&moved.move_to(place));
+    let touch = outcome(&moved_touch(place));
+    seen(
+        "42",
+        format!("mprotect of half a unit: {half}; moved off the unit: {to}, then touched: {touch}"),
+    );
+    std::mem::forget(moved);
+}
+
+/// A touch at an address of no mapping of ours.
+fn moved_touch(address: *mut libc::c_void) -> io::Result<u8> {
+    let here = std::mem::ManuallyDrop::new(Raw { address, len: 1 });
+    here.touch(0)
+}
+
+/// Rows 48 to 50: what a fault maps of a file on DAX, by the faults that touching every page takes.
+fn leaves_of_file(directory: &Path) {
+    let written = |raw: &Raw, from: usize, to: usize| raw.faults(from, to, PAGE);
+    let (_file, raw) = file_of(directory, 6, 3 * MIB);
+    let (whole, rest) = (written(&raw, 0, 2 * MIB), written(&raw, 2 * MIB, 3 * MIB));
+    seen("48", format!("3 MiB of a file: {whole} faults for the first 2 MiB, {rest} for the last"));
+    drop(raw);
+    let (file, raw) = file_of(directory, 7, 8 * MIB);
+    drop(raw);
+    let small = Raw::shared(&file, PAGE).unwrap();
+    let first = written(&small, 0, PAGE);
+    let around = Raw::shared(&file, 2 * MIB).unwrap();
+    let after_small = written(&around, 0, 2 * MIB);
+    let other = Raw::map(&file, 2 * MIB, 2 * MIB, libc::MAP_SHARED).unwrap();
+    let huge = written(&other, 0, 2 * MIB);
+    let inside = Raw::map(&file, PAGE, 2 * MIB, libc::MAP_SHARED).unwrap();
+    let after_huge = written(&inside, 0, PAGE);
+    let still = written(&other, 0, 2 * MIB);
+    seen(
+        "49",
+        format!(
+            "a page alone: {first} faults, then the 2 MiB around it: {after_small}; 2 MiB first: \
+             {huge}, then a page of them alone: {after_huge}, the 2 MiB again: {still}"
+        ),
+    );
+    seen("50", format!("8 MiB: {}; no file of 1 GiB fits here", raw_of_all(&file)));
+    let copy = File::create(directory.join("kernel-copy")).unwrap();
+    // SAFETY: two descriptors that are open.
+    let cloned = done(unsafe { libc::ioctl(copy.as_raw_fd(), libc::FICLONE, file.as_raw_fd()) });
+    seen("57", format!("reflink (FICLONE): {}", outcome(&cloned)));
+}
+
+fn raw_of_all(file: &File) -> String {
+    let all = Raw::shared(file, 8 * MIB).unwrap();
+    format!("{} faults", all.faults(0, 8 * MIB, PAGE))
+}
+
 /// A file of `len` bytes of `byte`, with its mapping.
 fn file_of(directory: &Path, byte: u8, len: usize) -> (File, Raw) {
     let path = directory.join(format!("kernel-{byte}"));
@@ -270,6 +395,7 @@ fn file_of(directory: &Path, byte: u8, len: usize) -> (File, Raw) {
 }
 
 fn fsdax(directory: &Path) {
+    leaves_of_file(directory);
     let len = 8 * MIB;
     let (file, raw) = file_of(directory, 1, len);
     raw.touch(0).unwrap();

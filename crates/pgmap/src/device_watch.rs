@@ -1,90 +1,62 @@
-//! Watching the device that a pool lies on, and giving it up when it is gone.
+//! Watching the devices that a pool lies on: giving them up when they are gone, and finding them
+//! again.
 //!
 //! The kernel takes a device-dax device away without asking: it waits for no mapping and no
 //! descriptor. What is left of those afterwards can keep the device from coming back (seen on Linux
 //! 6.12: a descriptor that is closed after the device was bound again makes the next open ENXIO).
-//! So each process that has the device, owner and clients, looks a few times a second whether it is
-//! still there, and if not, puts nothing in the place of what it has mapped and closes what it has
-//! open. Copies are errors from then on.
+//! So each process that has devices, owner and clients, looks a few times a second whether they are
+//! still there, and of one that is not, puts nothing in the place of what it has mapped and closes
+//! what it has open. Copies are errors from then on.
 //!
-//! Nothing is lost by that but time: catalog and contents are on the device. When it is back, the
-//! owner is started again and opens the pool; clients attach again.
+//! Nothing is lost by that but time: what was on the device is there when it is back. A further
+//! backing is then taken up by the owner that lost it; for the pool's own data the owner is started
+//! again, and opens the pool. Clients map it again where it was: what they hold they have held.
+//!
+//! Clients look in the same way for backings that were added or taken out: the owner counts such
+//! changes in the index.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use pgmap_os::{MemoryFile, MemoryKind, OsError, WriteMapping, thread};
+use pgmap_os::{OsError, thread};
 
 use crate::error::Error;
 
 /// How often it is looked: how long a device that is gone may be kept.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Who has a device and can give it up.
-pub(crate) trait HasDevice: Send + Sync + 'static {
-    /// The data of the pool.
-    fn data(&self) -> &MemoryFile;
-
-    /// Whether the owner is done with it: it is about to go.
-    fn is_closed(&self) -> bool {
-        false
-    }
-
-    /// Gives up what is mapped and open of it.
-    ///
-    /// # Errors
-    /// When a part of it could not be; it is asked again.
-    fn give_up(&self) -> Result<(), Error>;
+/// Whether to look again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    Again,
+    Over,
 }
 
-/// Has `user` give up its device when that is gone. The thread ends with the user, or with the
-/// device.
+/// Who has devices and can give them up.
+pub(crate) trait HasDevices: Send + Sync + 'static {
+    /// Gives up what is gone, and takes up what is back. What fails is tried at the next look.
+    fn look(user: &Arc<Self>) -> Look;
+}
+
+/// Has `user` look at its devices for as long as it lives.
 ///
 /// # Errors
 /// [`Error::Os`] when no thread can be started.
-pub(crate) fn watch(user: &Arc<impl HasDevice>) -> Result<(), Error> {
-    if user.data().kind() != MemoryKind::DevDax {
-        return Ok(());
-    }
+pub(crate) fn watch(user: &Arc<impl HasDevices>) -> Result<(), Error> {
     let weak = Arc::downgrade(user);
-    let name = user.data().name().to_owned();
     thread::Builder::new()
         .name("pgmap-device".into())
         .spawn(move || run(&weak))
         .map(drop)
-        .map_err(|error| OsError::new("watch", name, error).into())
+        .map_err(|error| OsError::new("watch", "devices", error).into())
 }
 
-/// Maps a pool's data for a client. Of a device that is gone there is nothing to map, and the
-/// client can still ask who holds what.
-///
-/// # Errors
-/// As [`WriteMapping::map`].
-pub(crate) fn map_data(data: &MemoryFile, len_bytes: u64) -> Result<WriteMapping, OsError> {
-    // An owner that gave the device up hands out an empty file.
-    let is_gone = !data.is_present() || data.len_bytes() == 0;
-    match WriteMapping::map(data, 0, len_bytes) {
-        Err(_) if is_gone => WriteMapping::nothing(len_bytes),
-        mapped => mapped,
-    }
-}
-
-fn run(weak: &Weak<impl HasDevice>) {
+fn run(weak: &Weak<impl HasDevices>) {
     loop {
         thread::sleep(PAUSE);
         let Some(user) = weak.upgrade() else { return };
-        if user.data().is_present() && !user.is_closed() {
-            continue;
-        }
-        match user.give_up() {
-            Ok(()) => {
-                tracing::error!(
-                    device = user.data().name(),
-                    "the device is gone, or goes, and was given up"
-                );
-                return;
-            }
-            Err(error) => tracing::warn!(%error, "a device that is gone could not be given up"),
+        if HasDevices::look(&user) == Look::Over {
+            return;
         }
     }
 }
@@ -115,7 +87,7 @@ mod tests {
         let opened = client.open("a").unwrap();
         let pinned = opened.pin_all().unwrap();
         assert!(is_mapped("given-up"));
-        client.inner.give_up().unwrap();
+        client.give_up(|_| true).unwrap();
         owner.pool().give_up().unwrap();
         assert!(!is_mapped("given-up"), "a mapping is left");
         let open = fs::read_dir("/proc/self/fd").unwrap().flatten();

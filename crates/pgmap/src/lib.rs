@@ -60,6 +60,7 @@ pub use pgmap_os as os;
 pub use pgmap_os::PageSize;
 pub use pool::backing::BackingOptions;
 pub use pool::check::{CheckOptions, CheckReport, Finding, check};
+pub use pool::observer::Observer;
 pub use pool::{Durability, Pool, PoolOptions, Populate};
 pub use refusal::{HoldKind, Holder, Refusal};
 pub use wire::{

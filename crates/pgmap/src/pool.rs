@@ -8,15 +8,18 @@
 pub mod backing;
 pub mod check;
 pub(crate) mod directory;
+mod growth;
 pub(crate) mod identity;
 pub(crate) mod ledgers;
 pub(crate) mod mark;
+pub mod observer;
 pub(crate) mod on;
 pub(crate) mod options;
 pub(crate) mod parts;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, OnceLock, PoisonError};
 
@@ -28,7 +31,6 @@ use pgmap_mm::vmemmap::VmemmapLayout;
 use pgmap_os::sync::{Mutex, MutexGuard};
 use pgmap_os::{Access, MemoryFile, MemoryKind, OsError, PageSize, ParentFd, disk, file_lock};
 
-use crate::device_watch::HasDevice;
 use crate::error::Error;
 use crate::name::FileName;
 use crate::owner::catalog::header::HEADER_BYTES;
@@ -180,6 +182,7 @@ impl Pool {
             stored,
             missing_ledgers: Vec::new(),
         };
+        pool.take_on(&options.nodes)?;
         pool.populate(options.populate)?;
         Ok(pool)
     }
@@ -227,6 +230,7 @@ impl Pool {
             stored,
             missing_ledgers: Vec::new(),
         };
+        pool.take_on(&options.nodes)?;
         pool.populate(options.populate)?;
         // Before the catalog says that there is a pool: a file that lost its seal with the power
         // looks damaged ever after.
@@ -396,6 +400,20 @@ impl Pool {
         })
     }
 
+    /// Has memory of the data that is taken from now on be taken on `nodes`: on one alone, or on
+    /// several in turn. None is as before. What is there already stays where it is.
+    ///
+    /// # Errors
+    /// [`Error::Os`] with `EINVAL` for a node without memory, and for data whose memory lies
+    /// elsewhere by its nature.
+    pub fn take_on(&self, nodes: &BTreeSet<u32>) -> Result<(), Error> {
+        if !nodes.is_empty() {
+            let page = self.data.page_size().len_bytes();
+            self.data.place_on(nodes, self.stored.capacity_bytes.next_multiple_of(page))?;
+        }
+        Ok(())
+    }
+
     fn populate(&self, populate: Populate) -> Result<(), Error> {
         if populate == Populate::Upfront {
             self.data.reserve(0..self.stored.size_bytes)?;
@@ -469,7 +487,7 @@ impl Pool {
     /// Whether that device is back: the pool can be opened again when this owner has ended.
     #[must_use]
     pub fn is_device_back(&self) -> bool {
-        self.is_device_gone() && self.data.is_present()
+        self.is_device_gone() && self.data.is_device_back()
     }
 
     /// Whether the data lies on a device, which may go away.
@@ -579,12 +597,14 @@ impl Pool {
     }
 }
 
-impl HasDevice for Pool {
-    fn data(&self) -> &MemoryFile {
-        &self.data
+impl Pool {
+    /// Whether it was made with room for further backings.
+    pub(crate) const fn has_room(&self) -> bool {
+        self.stored.span_bytes > self.stored.capacity_bytes
     }
 
-    fn give_up(&self) -> Result<(), Error> {
+    /// Gives up a device that is gone: nothing of it is mapped or open here any more.
+    pub(crate) fn give_up(&self) -> Result<(), Error> {
         self.data.abandon()?;
         *self.data_lock() = None;
         self.is_given_up.get_or_init(|| ());

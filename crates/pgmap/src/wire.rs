@@ -22,7 +22,7 @@ use crate::name::FileName;
 use crate::refusal::{Holder, Refusal};
 
 /// Spoken by both sides; a difference is an error at once.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 /// Longest message.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 /// Most items of one batch.
@@ -375,6 +375,13 @@ pub enum Request {
         size_bytes: u64,
         /// How it is called, if not as its path ends.
         name: Option<String>,
+        /// On which NUMA nodes its memory is taken; none for where it is first written.
+        nodes: Vec<u32>,
+    },
+    /// Take more memory, beside the data and of the same kind.
+    Grow {
+        /// How much.
+        by_bytes: u64,
     },
     /// Take out a backing on which no file lies.
     RemoveBacking {
@@ -413,6 +420,7 @@ impl Request {
                 | Self::ClearPoison { .. }
                 | Self::Reshape { .. }
                 | Self::AddBacking { .. }
+                | Self::Grow { .. }
                 | Self::RemoveBacking { .. }
         )
     }
@@ -432,6 +440,7 @@ impl Request {
                 | Self::Reshape { .. }
                 | Self::CancelCut(_)
                 | Self::AddBacking { .. }
+                | Self::Grow { .. }
                 | Self::RemoveBacking { .. }
         )
     }
@@ -464,6 +473,7 @@ impl Request {
             Self::Trim { .. } => "trim",
             Self::Backings => "list of backings",
             Self::AddBacking { .. } => "adding of a backing",
+            Self::Grow { .. } => "growing of the pool",
             Self::RemoveBacking { .. } => "removal of a backing",
             Self::Quarantine { .. } => "listing of the quarantine",
             Self::Close { .. } => "drain of the pool",
@@ -506,8 +516,18 @@ pub enum Event {
         pfn: u64,
     },
     /// The device that the pool lies on is gone. Nothing of it is mapped any more, and what was
-    /// held is held for nothing. Each client finds that out by itself.
+    /// held is held for nothing, until it is back. Each client finds that out by itself.
     DeviceGone,
+    /// A further backing is gone: it was taken out, or its device went away. Nothing of it is
+    /// mapped any more. Each client that had it mapped finds that out by itself.
+    BackingGone {
+        /// Its name.
+        backing: String,
+        /// Its first frame.
+        first_pfn: u64,
+        /// Its frames, in 4 KiB pages.
+        nr_pages: u64,
+    },
 }
 
 /// The number of messages that answer nothing.

@@ -326,6 +326,138 @@ fn a_backing_has_one_pool() {
     assert!(missing.contains("it is a backing of pool"), "{missing}");
 }
 
+/// Grown by a file beside its data, a pool can be moved as a whole.
+#[test]
+fn a_pool_grows_while_it_is_used_and_is_moved_with_what_it_grew_by() {
+    let directory = support::roomy();
+    let path = directory.path();
+    let owner = create(path);
+    owner.serve(path.join("socket")).unwrap();
+    let client = Client::connect(path.join("socket")).unwrap();
+    put(&client, "a", &[1; 6 << 20], Placement::Any);
+    let full = try_put(&client, "b", &[2; 6 << 20], Placement::Any).unwrap_err();
+    assert!(matches!(&full, Error::Refused(Refusal::NoSpace { .. })), "{full}");
+    let held = client.get("a").unwrap();
+    client.grow(16 * MIB).unwrap();
+    assert_eq!(owner.info().size_bytes, 24 * MIB);
+    put(&client, "b", &[2; 6 << 20], Placement::Any);
+    owner.grow(16 * MIB).unwrap();
+    put(&client, "c", &[3; 12 << 20], Placement::Any);
+    assert_eq!(held.to_vec().unwrap(), [1; 6 << 20]);
+    assert_eq!(
+        (backing_of(&client, "b"), backing_of(&client, "c")),
+        ("data-2".into(), "data-3".into())
+    );
+    drop(held);
+    drop((client, owner));
+    let elsewhere = path.join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    std::fs::rename(path.join("pool"), elsewhere.join("pool")).unwrap();
+    let owner = reopen(&elsewhere);
+    let client = owner.client().unwrap();
+    assert_eq!(get(&client, "b"), [2; 6 << 20]);
+    assert_eq!(get(&client, "c"), [3; 12 << 20]);
+    client.unlink("b").unwrap();
+    owner.remove_backing("data-2", Duration::from_secs(5)).unwrap();
+    assert!(!elsewhere.join("pool/data-2").exists() && elsewhere.join("pool/data-3").exists());
+}
+
+#[test]
+fn an_anonymous_pool_grows_too_and_one_without_room_says_what_to_do() {
+    let owner = Owner::start(Pool::create(&PoolOptions::anonymous(4 * MIB).room(GIB)).unwrap());
+    let owner = owner.unwrap();
+    let client = owner.client().unwrap();
+    client.grow(64 * MIB).unwrap();
+    put(&client, "a", &[5; 32 << 20], Placement::Any);
+    assert_eq!(get(&client, "a"), [5; 32 << 20]);
+    let narrow = Owner::start(Pool::create(&PoolOptions::anonymous(4 * MIB)).unwrap()).unwrap();
+    let error = narrow.grow(MIB).unwrap_err().to_string();
+    assert!(error.contains("pgmap grow --room"), "{error}");
+}
+
+#[test]
+fn room_is_given_to_a_pool_that_nobody_uses() {
+    let directory = support::roomy();
+    let path = directory.path();
+    let pool = || Pool::open(path.join("pool"));
+    let made = Pool::create(&PoolOptions::in_directory(path.join("pool"), 8 * MIB)).unwrap();
+    let owner = Owner::start(made).unwrap();
+    let client = owner.client().unwrap();
+    put(&client, "a", &[1; 5000], Placement::Any);
+    assert!(client.grow(MIB).is_err());
+    drop((client, owner));
+    pool().unwrap().give_room(3 * GIB).unwrap();
+    let less = pool().unwrap().give_room(GIB).unwrap_err();
+    assert!(less.to_string().contains("already"), "{less}");
+    let owner = Owner::start(pool().unwrap()).unwrap();
+    let client = owner.client().unwrap();
+    assert_eq!(get(&client, "a"), [1; 5000]);
+    client.grow(16 * MIB).unwrap();
+    put(&client, "b", &[2; 12 << 20], Placement::Any);
+    drop((client, owner));
+    let owner = Owner::start(pool().unwrap()).unwrap();
+    let client = owner.client().unwrap();
+    assert_eq!(get(&client, "b"), [2; 12 << 20]);
+    drop(owner);
+    // A client that is left has a ledger as narrow as the pool.
+    let refused = pool().unwrap().give_room(8 * GIB).unwrap_err();
+    assert!(refused.to_string().contains(&format!("clients {}", client.id())), "{refused}");
+    drop(client);
+    let whole = CheckOptions { reads_data: true, ..CheckOptions::default() };
+    let report = pgmap::check(path.join("pool"), whole, &mut |_, _| {}).unwrap();
+    assert_eq!(report.findings.len(), 0, "{:?}", report.findings);
+}
+
+#[test]
+fn what_was_taken_out_is_mapped_and_open_nowhere_although_nobody_asks() {
+    let directory = support::roomy();
+    let path = directory.path();
+    let owner = create(path);
+    owner.serve(path.join("socket")).unwrap();
+    let client = Client::connect(path.join("socket")).unwrap();
+    let two = path.join("two-that-goes");
+    owner.add_backing(&BackingOptions::on(&two).size(4 * MIB)).unwrap();
+    put(&client, "a", &[7; 10_000], only("two-that-goes"));
+    client.unlink("a").unwrap();
+    let is_kept = || {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let fds = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let mut open = fds.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        let name = "two-that-goes";
+        maps.contains(name) || open.any(|to| to.to_string_lossy().contains(name))
+    };
+    assert!(is_kept());
+    let first_pfn = client.backings().unwrap()[1].first_pfn;
+    owner.remove_backing("two-that-goes", Duration::from_secs(5)).unwrap();
+    support::wait_until("nothing of it is kept", || (!is_kept()).then_some(()));
+    let event =
+        pgmap::Event::BackingGone { backing: "two-that-goes".into(), first_pfn, nr_pages: 1024 };
+    assert_eq!(client.next_event(Duration::ZERO).unwrap(), Some(event));
+}
+
+#[test]
+fn memory_is_taken_on_the_nodes_that_were_named() {
+    let directory = support::roomy();
+    let absent = PoolOptions::in_directory(directory.path().join("pool"), 8 * MIB).nodes([77]);
+    let error = Pool::create(&absent).unwrap_err().to_string();
+    assert!(error.contains("node 77 has no memory"), "{error}");
+    let owner = Owner::start(Pool::create(&options(directory.path()).nodes([0])).unwrap()).unwrap();
+    let client = owner.client().unwrap();
+    let two = BackingOptions::on(directory.path().join("two")).size(4 * MIB);
+    let error = client.add_backing(&two.clone().nodes([77])).unwrap_err().to_string();
+    assert!(error.contains("node 77 has no memory"), "{error}");
+    client.add_backing(&two.nodes([0])).unwrap();
+    put(&client, "a", &[1; 1 << 20], Placement::Any);
+    put(&client, "b", &[1; 1 << 20], only("two"));
+    let maps = std::fs::read_to_string("/proc/self/numa_maps").unwrap();
+    let root = directory.path().to_str().unwrap();
+    for name in ["pool/data", "two"] {
+        let file = format!("file={root}/{name}");
+        let line = maps.lines().find(|line| line.contains(&format!("{file} "))).unwrap();
+        assert!(line.contains("bind:0"), "{line}");
+    }
+}
+
 #[test]
 fn child_entry() {
     let Some((role, place)) = support::role() else { return };

@@ -24,6 +24,10 @@ pub const BOOT: Duration = Duration::from_secs(180);
 const DEVICE_BYTES: u64 = 4 << 30;
 /// The NVDIMM for file systems with dax.
 const DAX_BYTES: u64 = 1 << 30;
+/// The memory of a guest that needs no more.
+pub const USUAL_MEMORY: &str = "2G";
+/// The files that are the NVDIMMs.
+pub const MEMORIES: [&str; 2] = ["nvdimm0", "nvdimm1"];
 /// Each CXL memory device, and the labels of the persistent one.
 const CXL_BYTES: u64 = 512 << 20;
 const LABEL_BYTES: u64 = 1 << 20;
@@ -35,8 +39,10 @@ const DISK_BYTES: u64 = 1 << 30;
 pub struct Wanted<'w> {
     /// The scenarios, in order.
     pub names: &'w [&'w str],
-    /// More words for the scripts, on the kernel's command line.
+    /// More words for kernel and scripts, on the kernel's command line.
     pub words: &'w str,
+    /// How much memory it has beside its devices.
+    pub memory: &'w str,
     /// Which memory devices it has.
     pub devices: &'w Devices,
     /// When it is stopped at the latest.
@@ -178,7 +184,8 @@ fn boot(
 /// As [`run`].
 pub fn shell(place: &Path, kernel: &Kernel, image: &Path) -> io::Result<()> {
     let limit = Duration::MAX;
-    let wanted = Wanted { names: &["shell"], words: "", devices: &Devices::Nvdimms, limit };
+    let (devices, memory) = (&Devices::Nvdimms, USUAL_MEMORY);
+    let wanted = Wanted { names: &["shell"], words: "", memory, devices, limit };
     let mut command = qemu(place, kernel, image, &wanted)?;
     command.args(["-serial", "mon:stdio", "-serial", "null"]);
     Guard(command.spawn()?).0.wait()?;
@@ -211,7 +218,7 @@ fn qemu(place: &Path, kernel: &Kernel, image: &Path, wanted: &Wanted<'_>) -> io:
     command.args(["--pdeathsig", "KILL", "nice", "-n", "5"]).arg(&qemu.program);
     command.args(qemu.data.iter().flat_map(|folder| [OsStr::new("-L"), folder.as_os_str()]));
     command.args(["-accel", "tcg,thread=multi", "-cpu", cpu, "-smp", "2"]);
-    command.args(["-m", "2G,slots=4,maxmem=16G"]);
+    command.args(["-m", &format!("{},slots=4,maxmem=16G", wanted.memory)]);
     match wanted.devices {
         Devices::Nvdimms => add_nvdimms(&mut command, place)?,
         Devices::Cxl(_) => add_cxl(&mut command, place)?,
@@ -232,9 +239,9 @@ fn qemu(place: &Path, kernel: &Kernel, image: &Path, wanted: &Wanted<'_>) -> io:
 
 fn add_nvdimms(command: &mut Command, place: &Path) -> io::Result<()> {
     command.args(["-machine", "q35,nvdimm=on,nvdimm-persistence=mem-ctrl"]);
-    for (index, bytes) in [DEVICE_BYTES, DAX_BYTES].into_iter().enumerate() {
-        add_memory(command, place, &format!("nvdimm{index}"), bytes)?;
-        let device = format!("nvdimm,id=dimm{index},memdev=nvdimm{index}");
+    for (name, bytes) in MEMORIES.into_iter().zip([DEVICE_BYTES, DAX_BYTES]) {
+        add_memory(command, place, name, bytes)?;
+        let device = format!("nvdimm,id=dimm-{name},memdev={name}");
         command.args(["-device", &device]);
     }
     Ok(())

@@ -23,8 +23,6 @@ const LONGEST_MS: u64 = 6000;
 const LONGEST_OPENING_MS: u64 = 3000;
 /// One kill in so many strikes while the pool is being opened.
 const OPENING_KILLS: u64 = 4;
-/// The devices that outlive a guest.
-const DEVICES: [&str; 2] = ["nvdimm0", "nvdimm1"];
 
 /// Runs `scenario` with `nr_kills` kills and a last boot that ends in order.
 ///
@@ -40,7 +38,7 @@ pub fn run(
 ) -> io::Result<()> {
     let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |now| now.as_secs());
     let mut random = Random(seed);
-    for device in DEVICES {
+    for device in machine::MEMORIES {
         let _ = fs::remove_file(place.join(device));
     }
     report.hear(&format!("begin {}", scenario.name));
@@ -55,8 +53,9 @@ pub fn run(
         };
         let words = format!("pgmap.round={word}");
         let limit = scenario.limit + machine::BOOT;
-        let wanted =
-            Wanted { names: &[scenario.name], words: &words, devices: &Devices::Nvdimms, limit };
+        let (names, devices, memory) =
+            (&[scenario.name][..], &Devices::Nvdimms, machine::USUAL_MEMORY);
+        let wanted = Wanted { names, words: &words, memory, devices, limit };
         let mut said = Vec::new();
         let end = machine::run(place, kernel, image, &wanted, |line| {
             books.hear(line);

@@ -5,6 +5,7 @@
 
 use std::time::Instant;
 
+use super::kernel::Line;
 use super::machine::End;
 use super::scenarios::Scenario;
 
@@ -24,25 +25,28 @@ pub enum Verdict {
 /// The scenarios of one boot.
 #[derive(Debug)]
 pub struct Report {
+    /// In whose name it is printed: several kernels run at once.
+    kernel: Line,
     verdicts: Vec<(&'static str, Verdict)>,
     begun: Option<(&'static str, Instant)>,
 }
 
 impl Report {
     /// Nothing heard yet.
-    pub fn new(scenarios: &[&'static Scenario]) -> Report {
+    pub fn new(kernel: Line, scenarios: &[&'static Scenario]) -> Report {
         let verdicts = scenarios.iter().map(|scenario| (scenario.name, Verdict::Unheard));
-        Report { verdicts: verdicts.collect(), begun: None }
+        Report { kernel, verdicts: verdicts.collect(), begun: None }
     }
 
     /// Takes in a line of the guest's, and prints what people should see of it.
     pub fn hear(&mut self, line: &str) {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         if word == "note" {
-            println!("         {rest}");
+            self.say("", rest);
             return;
         }
         let (name, reason) = rest.split_once(' ').unwrap_or((rest, ""));
+        let kernel = self.kernel;
         let Some(entry) = self.verdicts.iter_mut().find(|entry| entry.0 == name) else { return };
         let name = entry.0;
         let seconds = self
@@ -56,26 +60,31 @@ impl Report {
             }
             "ok" => {
                 entry.1 = Verdict::Ok;
-                println!("ok       {name} ({seconds:.1} s)");
+                say(kernel, "ok", &format!("{name} ({seconds:.1} s)"));
             }
             "failed" => {
                 entry.1 = Verdict::Failed;
-                println!("FAILED   {name}: {reason} ({seconds:.1} s)");
+                say(kernel, "FAILED", &format!("{name}: {reason} ({seconds:.1} s)"));
             }
             "skipped" => {
                 entry.1 = Verdict::Skipped;
-                println!("skipped  {name}: {reason}");
+                say(kernel, "skipped", &format!("{name}: {reason}"));
             }
             _ => return,
         }
         self.begun = None;
     }
 
+    /// Prints a line in the kernel's name.
+    pub fn say(&self, word: &str, text: &str) {
+        say(self.kernel, word, text);
+    }
+
     /// Takes in how the guest ended: what was under way then has failed.
     pub fn close(&mut self, end: &End) {
         let Some((name, since)) = self.begun.take() else { return };
         let seconds = since.elapsed().as_secs_f64();
-        println!("FAILED   {name}: under way for {seconds:.1} s when {end}");
+        self.say("FAILED", &format!("{name}: under way for {seconds:.1} s when {end}"));
         if let Some(entry) = self.verdicts.iter_mut().find(|entry| entry.0 == name) {
             entry.1 = Verdict::Failed;
         }
@@ -102,13 +111,17 @@ impl Report {
     }
 }
 
+fn say(kernel: Line, word: &str, text: &str) {
+    println!("{word:<8} {:<5} {text}", kernel.to_string());
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::scenarios;
     use super::*;
 
     fn report() -> Report {
-        Report::new(&scenarios::ALL.iter().take(3).collect::<Vec<_>>())
+        Report::new(Line::Seven, &scenarios::ALL.iter().take(3).collect::<Vec<_>>())
     }
 
     fn names() -> Vec<&'static str> {

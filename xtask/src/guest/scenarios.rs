@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::kernel::Line;
+use super::machine::USUAL_MEMORY;
 
 /// One scenario.
 #[derive(Debug, PartialEq, Eq)]
@@ -51,9 +52,17 @@ pub const ALL: &[Scenario] = &[
     scenario("dead/devdax-2M", 60, OLD, DEAD),
     scenario("drain/devdax-2M", 90, NEW, DRAIN),
     scenario("drain/cxl-ram", 180, NONE, DRAIN),
+    scenario("backing/devdax-2M", 120, BOTH, BACKING),
+    scenario("backing/devdax-1G", 120, NONE, BACKING),
     scenario("unplug/devdax-2M", 180, BOTH, UNPLUG),
     scenario("unplug/devdax-4K", 180, NONE, UNPLUG),
     scenario("huge/2M", 120, OLD, "a pool of huge pages: put, get, compare"),
+    scenario(
+        "huge/1G",
+        240,
+        NONE,
+        "a pool of pages of 1 GiB, which the kernel keeps from its start",
+    ),
     scenario("parity/devdax-2M", 120, NEW, PARITY),
     scenario("parity/devdax-4K", 120, NONE, PARITY),
     scenario("parity/ext4-dax", 120, NEW, PARITY),
@@ -65,6 +74,8 @@ pub const ALL: &[Scenario] = &[
     scenario("tests/xfs", 300, NONE, TESTS),
     scenario("tests/ext4-dax", 300, NEW, TESTS),
     scenario("tests/xfs-dax", 300, NONE, TESTS),
+    scenario("cxl/cxl-ram", 180, NONE, CXL),
+    scenario("shared/devdax-2M", 240, NONE, SHARED),
     scenario("persistence/devdax-2M", 120, OLD, PERSISTENCE),
     scenario("persistence/devdax-1G", 120, NONE, PERSISTENCE),
     scenario("persistence/on-ext4-dax", 120, NONE, PERSISTENCE),
@@ -75,9 +86,12 @@ const SOAK: &str = "the kill soak, its pool on that device";
 const REPAIR: &str = "memory that failed is written over and used again";
 const DEAD: &str = "clients killed while a ring of theirs transfers into the device";
 const DRAIN: &str = "a pool is drained before daxctl takes its device away";
+const BACKING: &str = "a device as a further backing: unplugged, bound again, taken out";
 const UNPLUG: &str = "a device that goes away under a pool, and comes back";
 const PARITY: &str = "the kernel's own rules and pgmap's on the same device, row by row";
 const PERSISTENCE: &str = "the guest killed again and again: what was committed is there";
+const CXL: &str = "CXL memory taken away under a pool: the region, and the device";
+const SHARED: &str = "two guests on one device: one serves a pool, the other reads it";
 const RECORD: &str = "what sysfs says, for the tests of `pgmap list --devices`";
 const CYCLE: &str = "put, get, compare; owner and clients killed; the pool opened again";
 const TESTS: &str = "pgmap's process tests and the kill soak";
@@ -95,6 +109,21 @@ impl Scenario {
     /// Whether the guest is killed in it, so that it takes boots of its own.
     pub fn is_killed(&self) -> bool {
         self.name.starts_with("persistence/")
+    }
+
+    /// What else is on its kernel's command line, and how much memory the guest has: pages of 1 GiB
+    /// are kept when the kernel starts.
+    pub fn boots_with(&self) -> (&'static str, &'static str) {
+        if self.name == "huge/1G" {
+            ("hugepagesz=1G hugepages=2", "5G")
+        } else {
+            ("", USUAL_MEMORY)
+        }
+    }
+
+    /// Whether two guests run it together.
+    pub fn is_shared(&self) -> bool {
+        self.name.starts_with("shared/")
     }
 
     /// Whether it needs CXL memory devices.

@@ -19,7 +19,13 @@ impl Faulted {
     pub fn new(nr_blocks: u64, block_bytes: u64) -> Result<Self, Failure> {
         let len = nr_blocks * block_bytes;
         let file = MemoryFile::anonymous("bench-memcpy", len, PageSize::Base)?;
-        let file = FileOffset::new(File::from(file.try_clone_fd()?), 0);
+        Self::over(File::from(file.try_clone_fd()?), nr_blocks, block_bytes)
+    }
+
+    /// The same of `file`, which is long enough.
+    pub fn over(file: File, nr_blocks: u64, block_bytes: u64) -> Result<Self, Failure> {
+        let len = nr_blocks * block_bytes;
+        let file = FileOffset::new(file, 0);
         let region = MmapRegion::from_file(file, len as usize)?;
         let faulted = Self { region, block_bytes: block_bytes as usize, nr_blocks };
         let page = vec![1; block_bytes as usize];
@@ -34,6 +40,13 @@ impl Faulted {
     pub fn copy(&self, turn: u64, source: &[u8]) -> Result<(), Failure> {
         let at = (turn % self.nr_blocks) as usize * self.block_bytes;
         self.region.get_slice(at, self.block_bytes)?.copy_from(source);
+        Ok(())
+    }
+
+    /// Copies one block to `target`, blocks in turn.
+    pub fn copy_out(&self, turn: u64, target: &mut [u8]) -> Result<(), Failure> {
+        let at = (turn % self.nr_blocks) as usize * self.block_bytes;
+        self.region.get_slice(at, self.block_bytes)?.copy_to(target);
         Ok(())
     }
 

@@ -4,11 +4,13 @@ pub mod bring_up;
 pub mod by_address;
 pub mod churn;
 pub mod drain;
+pub mod durable;
 pub mod extent;
 pub mod floor;
 pub mod get;
 pub mod held;
 pub mod hot;
+pub mod kinds;
 pub mod longterm;
 pub mod longterm_many;
 pub mod metadata;
@@ -40,6 +42,10 @@ pub const SCENARIOS: &[Entry] = &[
     Entry { name: "held elsewhere", build: held::scenario },
     Entry { name: "reshape", build: reshape::scenario },
     Entry { name: "bring-up", build: bring_up::scenario },
+    Entry { name: "kinds of memory", build: kinds::scenario },
+    Entry { name: "pinned reads", build: kinds::reads_scenario },
+    Entry { name: "durable commits", build: durable::scenario },
+    Entry { name: "many files", build: durable::many_files_scenario },
 ];
 
 /// Bytes of address space that the pin rows draw from.

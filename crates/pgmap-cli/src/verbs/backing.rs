@@ -55,6 +55,9 @@ struct Add {
     /// How it is called: letters, digits and ._- [default: the last part of PATH]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
+    /// Take its memory on this NUMA node, or on these in turn [default: where it is first written]
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    node: Vec<u32>,
 }
 
 /// Take a backing out, waiting for whoever holds frames of it
@@ -181,7 +184,8 @@ impl Backing {
         match self.what {
             What::Ls(Ls {}) => {}
             What::Add(add) => {
-                let mut options = BackingOptions::on(add.path).size(add.size.unwrap_or(0));
+                let mut options =
+                    BackingOptions::on(add.path).size(add.size.unwrap_or(0)).nodes(add.node);
                 if let Some(name) = add.name {
                     options = options.name(name);
                 }

@@ -2,10 +2,10 @@
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use pgmap::FilePin;
+use pgmap::{FilePin, Observer};
 use serde::Serialize;
 
 use super::CHUNK_BYTES;
@@ -31,6 +31,12 @@ pub struct Get {
     /// File to write; - or nothing for stdout
     #[arg(value_hint = clap::ValueHint::FilePath)]
     file: Option<PathBuf>,
+    /// Read the pool whose data is PATH, a device or a file, without its server
+    ///
+    /// For reading only, and without a pin: the server may be on another machine that has the same
+    /// memory. What is read was committed, and was not removed before all of it was read.
+    #[arg(long, value_name = "PATH", value_hint = clap::ValueHint::AnyPath)]
+    from: Option<PathBuf>,
 }
 
 #[derive(Debug, Serialize)]
@@ -53,6 +59,9 @@ impl Get {
         let file = self.file.as_deref().filter(|file| file.as_os_str() != "-");
         if file.is_none() && output.is_json() {
             return Err(Failure::usage("stdout cannot take both the file and --json: name a FILE"));
+        }
+        if let Some(from) = &self.from {
+            return self.run_from(from, file, output);
         }
         let client = attach(place)?;
         let started = Instant::now();
@@ -85,6 +94,26 @@ impl Get {
             name: Exact::name(Some(name)),
             file: Exact::file(file),
             len_bytes: pin.len_bytes(),
+            elapsed_ms: started.elapsed().as_millis() as u64,
+        })
+    }
+}
+
+impl Get {
+    fn run_from(&self, from: &Path, file: Option<&Path>, output: &Output) -> Result<(), Failure> {
+        let (started, name) = (Instant::now(), name_bytes(&self.name));
+        let observer = Observer::open(from)?;
+        let bytes = observer.read(name).map_err(|error| Failure::from(error).of_file(name))?;
+        let Some(file) = file else { return to_stdout(&bytes) };
+        let mut target = Target::open(file)?;
+        target.prepare(bytes.len() as u64)?;
+        target.write(&bytes)?;
+        target.finish()?;
+        output.show_done(&Done {
+            schema: "pgmap.get/1",
+            name: Exact::name(Some(name)),
+            file: Exact::file(file),
+            len_bytes: bytes.len() as u64,
             elapsed_ms: started.elapsed().as_millis() as u64,
         })
     }

@@ -1,6 +1,8 @@
 //! `pgmap ls`: the files of a pool.
 
-use pgmap::{Client, FileInfo};
+use std::path::PathBuf;
+
+use pgmap::{Client, FileInfo, Observer};
 use serde::Serialize;
 
 use crate::attach::{Place, attach};
@@ -16,7 +18,14 @@ use crate::verbs::condition::{Condition, State};
 /// under it failed; `pgmap stat NAME` says where) or raw (mapped, never pinned); for it each file
 /// is pinned for a moment, as a reader would.
 #[derive(Debug, clap::Args)]
-pub struct Ls {}
+pub struct Ls {
+    /// List the pool whose data is PATH, a device or a file, without its server
+    ///
+    /// Names and sizes alone, for reading: the server may be on another machine that has the same
+    /// memory.
+    #[arg(long, value_name = "PATH", value_hint = clap::ValueHint::AnyPath)]
+    from: Option<PathBuf>,
+}
 
 /// A file as tables and JSON show it.
 #[derive(Debug, Serialize)]
@@ -105,12 +114,45 @@ impl Show for Listing {
     }
 }
 
+/// A file as somebody sees it who does not ask the server.
+#[derive(Debug, Serialize)]
+struct ObservedRow {
+    #[serde(flatten)]
+    name: Exact,
+    len_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Observed {
+    schema: &'static str,
+    files: Vec<ObservedRow>,
+}
+
+impl Show for Observed {
+    fn table(&self, units: Units) -> Table {
+        let mut table = Table::new(&[("NAME", Side::Left), ("SIZE", Side::Right)]);
+        for file in &self.files {
+            let name = file.name.shown().unwrap_or_default();
+            table.row(vec![name, units.bytes(file.len_bytes)]);
+        }
+        table
+    }
+}
+
 impl Ls {
     /// Lists them.
     ///
     /// # Errors
     /// When the owner cannot be reached.
     pub fn run(self, place: &Place, output: &Output) -> Result<(), Failure> {
+        if let Some(from) = &self.from {
+            let files = Observer::open(from)?.list()?.into_iter();
+            let files = files.map(|(name, len_bytes)| ObservedRow {
+                name: Exact::name(Some(name.as_bytes())),
+                len_bytes,
+            });
+            return output.show(&Observed { schema: "pgmap.observed/1", files: files.collect() });
+        }
         let client = attach(place)?;
         let row = |info: FileInfo| {
             let state = state(&client, &info);

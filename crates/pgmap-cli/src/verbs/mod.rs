@@ -11,6 +11,7 @@ pub mod demo;
 pub mod drain;
 mod folio_level;
 pub mod get;
+pub mod grow;
 pub mod list;
 pub mod ls;
 pub mod man;
@@ -62,6 +63,7 @@ pub fn run(verb: Verb, place: &Place, output: &Output) -> Result<(), Failure> {
         Verb::Quarantine(quarantine) => quarantine.run(place, output),
         Verb::Trim(trim) => trim.run(place, output),
         Verb::Backing(backing) => backing.run(place, output),
+        Verb::Grow(grow) => grow.run(place, output),
         Verb::Repair(repair) => repair.run(place, output),
         Verb::Debug(debug) => debug.run(place, output),
         Verb::Demo(demo) => demo.run(output),

@@ -1,5 +1,6 @@
 //! Which pool is meant, and how it is made if it is not there: the options of `create` and `serve`.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -55,6 +56,15 @@ pub struct PoolArguments {
     /// rounded up to a whole GiB and some.
     #[arg(long, value_name = "SIZE", value_parser = sizes::parse)]
     room: Option<u64>,
+    /// Take memory on this NUMA node alone [default: where it is first written]
+    ///
+    /// For memory that is not bound to a node: tmpfs and huge pages. Holds for memory that is taken
+    /// from now on.
+    #[arg(long, value_name = "N", conflicts_with = "interleave")]
+    node: Option<u32>,
+    /// Take memory on these NUMA nodes in turn: 0,1
+    #[arg(long, value_name = "N,N", value_delimiter = ',')]
+    interleave: Vec<u32>,
     /// Take all the memory now
     #[arg(long = "populate")]
     is_populated: bool,
@@ -134,6 +144,7 @@ impl PoolArguments {
             None => Pool::open(&directory),
         };
         let pool = pool.map_err(failed)?;
+        pool.take_on(&self.nodes())?;
         if let [first, more @ ..] = pool.unsynced() {
             tracing::warn!(
                 "the machine was restarted before everything was synced: \"{first}\" and {} more \
@@ -145,9 +156,38 @@ impl PoolArguments {
         Ok(pool)
     }
 
+    /// Opens the pool in the directory `pool`, or on `on`; that there is none is an error.
+    ///
+    /// # Errors
+    /// As [`Pool::open`].
+    pub fn open_existing(pool: Option<PathBuf>, on: Option<PathBuf>) -> Result<Pool, Failure> {
+        let arguments = Self {
+            pool,
+            on,
+            size: None,
+            smallest_folio: None,
+            durability: None,
+            max_files: None,
+            room: None,
+            node: None,
+            interleave: Vec::new(),
+            is_populated: false,
+            huge: None,
+        };
+        let directory = arguments.directory();
+        if arguments.pool.is_none() {
+            check_default(&directory, "--pool")?;
+        }
+        let opened = match &arguments.on {
+            Some(on) => Pool::open_on(on, &directory),
+            None => Pool::open(&directory),
+        };
+        opened.map_err(|error| not_opened(&directory, error))
+    }
+
     fn finish(&self, mut options: PoolOptions) -> PoolOptions {
         let populate = if self.is_populated { Populate::Upfront } else { Populate::OnDemand };
-        options = options.populate(populate);
+        options = options.populate(populate).nodes(self.nodes());
         if let Some(room) = self.room {
             options = options.room(room);
         }
@@ -162,6 +202,10 @@ impl PoolArguments {
             Some(Outlives::PowerFailure) => options.durability(Durability::PowerFailure),
             Some(Outlives::Processes) | None => options,
         }
+    }
+
+    fn nodes(&self) -> BTreeSet<u32> {
+        self.node.iter().chain(&self.interleave).copied().collect()
     }
 
     fn directory(&self) -> PathBuf {

@@ -18,6 +18,9 @@ use crate::verbs::pool::{Existing, PoolArguments, make_parent};
 
 /// How often it is looked whether the pool was drained, or a device that was away is back.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How long a device that is back is left alone: clients give up what they had of it within 200 ms,
+/// and one that did so later could keep it from being opened again.
+const LEFT_ALONE: Duration = Duration::from_millis(500);
 /// How long a device that is back may take to be opened.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -117,6 +120,9 @@ impl Serve {
                 continue;
             }
             drop(owner);
+            if let Some(signal) = stop.wait_for(LEFT_ALONE) {
+                return Ok(signal);
+            }
             let since = Instant::now();
             owner = loop {
                 // The device's node may be there a moment later than the device.

@@ -1,7 +1,7 @@
-//! What an index says of the pool as a whole: how often frames were detached, and whether the owner
-//! is done with the memory.
+//! What an index says of the pool as a whole: how often frames were detached, how often its
+//! backings changed, and whether the owner is done with the memory.
 
-use super::{CLOSED, DETACH_EPOCH, IndexReader, IndexWriter};
+use super::{BACKINGS, CLOSED, DETACH_EPOCH, IndexReader, IndexWriter};
 use crate::sync::Ordering;
 use crate::words::{ReadWords, WriteWords};
 
@@ -12,6 +12,14 @@ impl<W: ReadWords> IndexReader<W> {
     pub fn detach_epoch(&self) -> u64 {
         // Acquire: pairs with Release in `bump_detach_epoch`; data: the fresh frames' backing.
         self.words.load(DETACH_EPOCH, Ordering::Acquire)
+    }
+
+    /// How often the pool's backings changed: one was added, taken out, lost or found again. Who
+    /// has them mapped asks for them at another number than the last.
+    pub fn backings_epoch(&self) -> u64 {
+        // Acquire: pairs with Release in `bump_backings_epoch`. The backings themselves are asked
+        // for in a message.
+        self.words.load(BACKINGS, Ordering::Acquire)
     }
 
     /// Whether the owner is done with the memory, and nobody may use it any more.
@@ -27,6 +35,13 @@ impl<W: WriteWords> IndexWriter<W> {
     pub fn close(&self) {
         // Release: pairs with Acquire in `IndexReader::is_closed`.
         self.words.store(CLOSED, 1, Ordering::Release);
+    }
+
+    /// Takes note that the pool's backings changed.
+    pub fn bump_backings_epoch(&self) {
+        let epoch = self.words.load(BACKINGS, Ordering::Relaxed);
+        // Release: pairs with Acquire in `backings_epoch`.
+        self.words.store(BACKINGS, epoch.wrapping_add(1), Ordering::Release);
     }
 
     /// Takes note that frames were detached from under devices and have fresh backing now.

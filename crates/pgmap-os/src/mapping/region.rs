@@ -101,20 +101,8 @@ impl Region {
         self.len
     }
 
-    /// Keeps `len` addresses with nothing behind them: copies fail.
-    pub(super) fn nothing(len: u64, protection: ProtFlags) -> Result<Self, OsError> {
-        let failed = |errno| OsError::new("keep", format!("{len} bytes of addresses"), errno);
-        crate::sigbus::install()?;
-        let mapped_len = usize::try_from(len).map_err(|_| failed(Errno::NOMEM))?;
-        let mapped_len = mapped_len.next_multiple_of(PageSize::Base.len_bytes() as usize);
-        let mapped = reserve(mapped_len, PageSize::Base.len_bytes() as usize).map_err(failed)?;
-        let base = mapped.cast();
-        let region = Self { base, len: len as usize, mapped, mapped_len, protection };
-        region.abandon()?;
-        Ok(region)
-    }
-
-    /// As [`nothing`](Self::nothing), from a multiple of `page` on: parts can be shown there.
+    /// Keeps `len` addresses, from a multiple of `page` on, with nothing behind them: copies fail.
+    /// Parts can be shown there.
     pub(super) fn span(len: u64, page: PageSize, protection: ProtFlags) -> Result<Self, OsError> {
         let failed = |errno| OsError::new("keep", format!("{len} bytes of addresses"), errno);
         crate::sigbus::install()?;

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// A device-dax device as it was when it was opened.
@@ -29,6 +30,8 @@ pub(super) struct DeviceDax {
     pub numa_node: Option<u32>,
     pub persistence: Persistence,
     directory: PathBuf,
+    /// Which binding to its driver it was opened in.
+    binding: Option<u64>,
 }
 
 impl DeviceDax {
@@ -73,7 +76,8 @@ impl DeviceDax {
         };
         let numa_node = number("numa_node").ok().and_then(|node| u32::try_from(node).ok());
         let persistence = persistence_of(&directory)?;
-        Ok(Self { len_bytes, alignment, numa_node, persistence, directory })
+        let binding = binding_of(&directory).ok().flatten();
+        Ok(Self { len_bytes, alignment, numa_node, persistence, directory, binding })
     }
 
     /// A file that plays a device in a simulation.
@@ -86,6 +90,7 @@ impl DeviceDax {
             numa_node: None,
             persistence: Persistence::PowerFailure,
             directory: crate::sim::power::directory_of(&path),
+            binding: None,
         })
     }
 
@@ -95,11 +100,20 @@ impl DeviceDax {
         None
     }
 
-    /// Whether the device is still there under its number.
+    /// Whether the device is still there as it was opened. One that was taken from its driver and
+    /// bound again is another: what was mapped and open before is of no use.
     pub(super) fn is_present(&self) -> bool {
-        // A device that was bound again has the same name; one without a driver has no memory.
-        // What cannot be asked is no sign that it went: who believes that gives up what is there.
-        self.directory.join("driver").try_exists().unwrap_or(true)
+        match binding_of(&self.directory) {
+            Ok(now) => now.is_some_and(|now| self.binding.is_none_or(|then| then == now)),
+            // What cannot be asked is no sign that it went: who believes that gives up what is
+            // there.
+            Err(_) => true,
+        }
+    }
+
+    /// Whether a device has its number now, the same or another, which can be opened.
+    pub(super) fn is_bound(&self) -> bool {
+        binding_of(&self.directory).is_ok_and(|now| now.is_some())
     }
 }
 
@@ -130,6 +144,29 @@ impl MemoryFile {
             return Err(OsError::new("give up", self.name.clone(), error));
         }
         Ok(())
+    }
+}
+
+/// Names the binding of the device at `path` to its driver; `None` for what is no device, or one
+/// without a driver, which has no memory. Another number is another binding. Opens nothing: a
+/// device without a driver must not be opened (Linux 7.3: drivers/dax/device.c, `check_vma` follows
+/// what is gone).
+#[must_use]
+pub fn device_binding(path: &Path) -> Option<u64> {
+    let stat = rustix::fs::stat(path).ok()?;
+    if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::CharacterDevice {
+        return None;
+    }
+    let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+    binding_of(Path::new(&format!("/sys/dev/char/{major}:{minor}"))).ok().flatten()
+}
+
+/// The number of the link to the driver, which is made when a device is bound.
+fn binding_of(directory: &Path) -> Result<Option<u64>, io::Error> {
+    match fs::symlink_metadata(directory.join("driver")) {
+        Ok(link) => Ok(Some(link.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -192,7 +229,13 @@ mod tests {
             assert_eq!((found.numa_node, found.persistence), (Some(1), persistence));
             assert!(!found.is_present(), "no driver");
             fs::write(directory.join("driver"), "").unwrap();
-            assert!(found.is_present());
+            assert!(found.is_present() && found.is_bound());
+            let bound = DeviceDax::read("/dev/dax0.0", &directory).unwrap();
+            assert!(bound.is_present());
+            // Away and back between two looks: another file in the place of the link.
+            fs::write(directory.join("other"), "").unwrap();
+            fs::rename(directory.join("other"), directory.join("driver")).unwrap();
+            assert!(!bound.is_present() && bound.is_bound());
         }
     }
 

@@ -4,13 +4,18 @@
 //! # States
 //!
 //! ```text
-//!   not mapped ── asked for, or at the start ──▶ mapped ── asked again, and it is no more ──▶ gone
+//!   not mapped ── at the start, or when a frame of it is asked for ──▶ mapped
+//!        ▲                                                               │
+//!        └── it was taken out of the pool, or its device went away ──────┘
 //! ```
 //!
 //! # Who may touch what
 //! Frames below [`Mapped::end_bytes`] can be looked at: each that a file can have there is in a
 //! backing that is mapped. That is one comparison on the path of a pin. Where it says no, the lock
-//! is taken, and the owner asked for what is not mapped yet. Only who has the lock changes it.
+//! is taken, and the owner asked for what is not mapped yet. Only who has the lock changes it; the
+//! owner is not asked under that lock, but under `asking`, so that its answers are taken in order.
+//! What is gone is given up by the thread of `device_watch` alone: address spaces are notified
+//! then, and whoever asks for frames may be inside one.
 //!
 //! # Orderings
 //! `end_bytes` is Relaxed. It publishes no memory of this process: the kernel has the mapping, for
@@ -19,29 +24,38 @@
 //! # Lost races
 //! Who reads an old, lower end takes the lock. Who reads an old, higher one would look at frames of
 //! a backing that is gone: nobody is given such frames, for the owner takes a backing out when none
-//! of its frames is anybody's, and gives them to no other as long as this client lives.
+//! of its frames is anybody's, and gives them to no other as long as this client lives. Of a device
+//! that went away it meets the end of a file, which is an error.
 //!
 //! # Differs from Linux
 //! There a process sees all memory through one direct map.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::pfn::PfnRange;
+use pgmap_mm::pin::ClientSide;
 use pgmap_os::sync::{Mutex, MutexGuard};
-use pgmap_os::{MemoryFile, OsError, PageSize, WriteMapping};
+use pgmap_os::{MemoryFile, MemoryKind, OsError, PageSize, WriteMapping};
 
-use crate::client::{Client, unexpected};
+use crate::client::{Client, Inner, unexpected};
+use crate::device_watch::{HasDevices, Look};
 use crate::error::Error;
+use crate::pool::backing::DATA_NAME;
 use crate::pool::options::first_backing_bytes;
 use crate::refusal::Refusal;
-use crate::wire::{BackingInfo, Reply, Request};
+use crate::wire::{BackingInfo, Event, Reply, Request};
 
-/// A further backing that is mapped.
+/// How long the owner is asked for what changed before it is asked another time.
+const LOOK_LIMIT: Duration = Duration::from_millis(500);
+
+/// A backing that is mapped; the data is number 0.
 #[derive(Debug)]
-struct Part {
+pub(crate) struct Part {
     id: u64,
+    name: String,
     /// Where its frames start, in bytes of the pool.
     start: u64,
     end: u64,
@@ -50,21 +64,38 @@ struct Part {
     file: Arc<MemoryFile>,
 }
 
+impl Part {
+    fn is_on_device(&self) -> bool {
+        self.file.kind() == MemoryKind::DevDax
+    }
+}
+
 /// What of the pool's stretch of addresses has something behind it.
 #[derive(Debug)]
 pub(crate) struct Mapped {
     data_bytes: u64,
     end_bytes: AtomicU64,
     parts: Mutex<Vec<Part>>,
+    /// Held by who asks the owner for backings.
+    asking: Mutex<()>,
+    /// Which change of the backings was last taken note of: only by the thread that looks.
+    seen: AtomicU64,
 }
 
 impl Mapped {
-    pub(crate) const fn new(data_bytes: u64) -> Self {
-        let end_bytes = AtomicU64::new(data_bytes);
-        Self { data_bytes, end_bytes, parts: Mutex::new(Vec::new()) }
+    /// The data alone, if it is there; `epoch` says how often backings changed before.
+    pub(crate) fn new(data_bytes: u64, data: Option<MemoryFile>, epoch: u64) -> Self {
+        let name = DATA_NAME.into();
+        let data = data.map(|file| {
+            let file = Arc::new(file);
+            Part { id: 0, name, start: 0, end: data_bytes, offset: 0, file }
+        });
+        let end_bytes = AtomicU64::new(if data.is_some() { data_bytes } else { 0 });
+        let parts = Mutex::new(data.into_iter().collect());
+        Self { data_bytes, end_bytes, parts, asking: Mutex::new(()), seen: AtomicU64::new(epoch) }
     }
 
-    /// Bytes of the pool's data, which is always mapped.
+    /// Bytes of the pool's data.
     pub(crate) const fn data_bytes(&self) -> u64 {
         self.data_bytes
     }
@@ -79,20 +110,51 @@ impl Mapped {
     fn lock(&self) -> MutexGuard<'_, Vec<Part>> {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Whether a part of it is on a device.
+    pub(crate) fn has_device(&self) -> bool {
+        self.lock().iter().any(Part::is_on_device)
+    }
+
+    /// Lets pins go without the lock up to the first place where a backing is that is not mapped,
+    /// or could be one day.
+    fn set_end(&self, parts: &[Part]) {
+        let mut end = 0;
+        let mut at = Some(0);
+        while let Some(part) = at.and_then(|at| parts.iter().find(|part| part.start == at)) {
+            end = part.end;
+            at = Some(first_backing_bytes(end));
+        }
+        // Relaxed: see the head of this file.
+        self.end_bytes.store(end, Ordering::Relaxed);
+    }
 }
 
-/// Maps the data at the start of a stretch of addresses for all frames of the pool.
-pub(super) fn map_span(
-    data: &MemoryFile,
+/// Maps the pool's data, at the start of a stretch of addresses for all frames of the pool where
+/// further backings are to lie beside it. `None` for the data of a device that is gone: then there
+/// is nothing to map, and the client can still ask who holds what.
+///
+/// # Errors
+/// As [`WriteMapping::map`].
+pub(super) fn map_data(
+    data: MemoryFile,
     data_bytes: u64,
     span_bytes: u64,
-) -> Result<WriteMapping, OsError> {
-    let span = WriteMapping::span(span_bytes, PageSize::Huge1G)?;
+) -> Result<(WriteMapping, Option<MemoryFile>), OsError> {
     // An owner that gave the device up hands out an empty file.
-    let is_gone = !data.is_present() || data.len_bytes() == 0;
-    match span.show(0, data, 0, data_bytes) {
-        Err(_) if is_gone => Ok(span),
-        shown => shown.map(|()| span),
+    let is_gone = |data: &MemoryFile| !data.is_present() || data.len_bytes() == 0;
+    if span_bytes <= data_bytes {
+        return match WriteMapping::map(&data, 0, data_bytes) {
+            Err(_) if is_gone(&data) => {
+                Ok((WriteMapping::span(data_bytes, PageSize::Huge1G)?, None))
+            }
+            mapped => Ok((mapped?, Some(data))),
+        };
+    }
+    let span = WriteMapping::span(span_bytes, PageSize::Huge1G)?;
+    match span.show(0, &data, 0, data_bytes) {
+        Err(_) if is_gone(&data) => Ok((span, None)),
+        shown => shown.map(|()| (span, Some(data))),
     }
 }
 
@@ -103,7 +165,7 @@ impl Client {
     /// # Errors
     /// [`Error::OwnerGone`].
     pub fn backings(&self) -> Result<Vec<BackingInfo>, Error> {
-        self.map_backings()
+        self.map_backings(self.deadline())
     }
 
     /// Adds a backing to the pool: memory in `path`, which the owner opens. See
@@ -121,7 +183,17 @@ impl Client {
             .map_err(|error| OsError::new("find", path.display().to_string(), error))?;
         let path = whole.as_os_str().as_bytes().to_vec();
         let (size_bytes, name) = (options.size_bytes, options.name.clone());
-        self.done(Request::AddBacking { path, size_bytes, name })
+        let nodes = options.nodes.iter().copied().collect();
+        self.done(Request::AddBacking { path, size_bytes, name, nodes })
+    }
+
+    /// Gives the pool `by_bytes` more memory, beside its data and of the same kind. See
+    /// [`Owner::grow`](crate::Owner::grow).
+    ///
+    /// # Errors
+    /// As there, as [`Error::Refused`].
+    pub fn grow(&self, by_bytes: u64) -> Result<(), Error> {
+        self.done(Request::Grow { by_bytes })
     }
 
     /// Takes a backing out of the pool, waiting up to `deadline_ms` milliseconds for holders of its
@@ -151,11 +223,15 @@ impl Client {
         if bytes.end > self.inner.data.len_bytes() {
             return Err(pgmap_mm::error::PinError::Outside { run }.into());
         }
+        // Before any lock: in a forked child nobody may ever give it back.
+        if self.inner.pinner.side().is_detached() {
+            return Err(Error::Detached);
+        }
         let is_there = |part: &Part| part.start <= bytes.start && bytes.end <= part.end;
         if self.inner.backings.lock().iter().any(is_there) {
             return Ok(());
         }
-        let infos = self.map_backings()?;
+        let infos = self.map_backings(self.deadline())?;
         if self.inner.backings.lock().iter().any(is_there) {
             return Ok(());
         }
@@ -169,33 +245,26 @@ impl Client {
         Err(Refusal::NoBacking { backing, why }.into())
     }
 
-    /// Asks the owner for the backings, maps those that are not mapped yet, and gives up those that
-    /// are no more.
-    pub(super) fn map_backings(&self) -> Result<Vec<BackingInfo>, Error> {
+    /// Asks the owner for the backings within `limit`, and maps those that are not mapped yet.
+    pub(super) fn map_backings(&self, limit: Duration) -> Result<Vec<BackingInfo>, Error> {
         let inner = &self.inner;
-        let mut parts = inner.backings.lock();
+        if inner.pinner.side().is_detached() {
+            return Err(Error::Detached);
+        }
+        let _asking = inner.backings.asking.lock().unwrap_or_else(PoisonError::into_inner);
         let resume = |bell| inner.resume(bell);
-        let asked = inner.link.backings(inner.id, self.deadline(), resume, &inner.ledger);
+        let asked = inner.link.backings(inner.id, limit, resume, &inner.ledger);
         let (infos, fds) = match asked? {
             (Reply::Backings(infos), fds) => (infos, fds),
             (reply, _) => return Err(unexpected(&reply)),
         };
-        let there: Vec<&BackingInfo> =
-            infos.iter().filter(|info| info.id != 0 && info.missing.is_none()).collect();
+        let there: Vec<&BackingInfo> = infos.iter().filter(|info| info.missing.is_none()).collect();
         if there.len() != fds.len() {
             let what = format!("{} backings with {} descriptors", there.len(), fds.len());
             return Err(Error::Protocol { what });
         }
-        let is_gone = |part: &Part| there.iter().all(|info| info.id != part.id);
-        let gone: Vec<Part> = parts.extract_if(.., |part| is_gone(part)).collect();
-        if let Some(first) = gone.iter().map(|part| part.start).min() {
-            // Relaxed: see the head of this file.
-            inner.backings.end_bytes.fetch_min(first, Ordering::Relaxed);
-        }
-        for part in gone {
-            inner.data.hide(part.start, part.end - part.start)?;
-        }
         let mut failed = None;
+        let mut parts = inner.backings.lock();
         for (info, fd) in there.into_iter().zip(fds) {
             if parts.iter().any(|part| part.id == info.id) {
                 continue;
@@ -205,33 +274,102 @@ impl Client {
                 Err(error) => failed = Some(error),
             }
         }
-        self.raise_end(&parts);
+        inner.backings.set_end(&parts);
         failed.map_or(Ok(infos), Err)
     }
 
     fn map_backing(&self, info: &BackingInfo, fd: std::os::fd::OwnedFd) -> Result<Part, Error> {
         let odd = || Error::Protocol { what: format!("a backing at frame {}", info.first_pfn) };
+        let (id, name) = (info.id, info.name.clone());
         let start = info.first_pfn.checked_mul(PAGE_BYTES).ok_or_else(odd)?;
-        let end = start.checked_add(info.size_bytes).ok_or_else(odd)?;
-        if start < self.inner.backings.data_bytes || end > self.inner.data.len_bytes() {
+        let data_bytes = self.inner.backings.data_bytes;
+        let len_bytes = if id == 0 { data_bytes } else { info.size_bytes };
+        let end = start.checked_add(len_bytes).ok_or_else(odd)?;
+        let least = if id == 0 { 0 } else { data_bytes };
+        if start < least || end > self.inner.data.len_bytes() {
             return Err(odd());
         }
         let file = Arc::new(MemoryFile::from_fd(fd)?);
-        self.inner.data.show(start, &file, info.offset_bytes, info.size_bytes)?;
-        Ok(Part { id: info.id, start, end, offset: info.offset_bytes, file })
+        self.inner.data.show(start, &file, info.offset_bytes, len_bytes)?;
+        Ok(Part { id, name, start, end, offset: info.offset_bytes, file })
     }
 
-    /// Lets pins go without the lock up to the first place where a backing is that is not mapped,
-    /// or could be one day.
-    fn raise_end(&self, parts: &[Part]) {
-        let backings = &self.inner.backings;
-        let mut end = backings.data_bytes;
-        let next = |end| parts.iter().find(|part| part.start == first_backing_bytes(end));
-        while let Some(part) = next(end) {
-            end = part.end;
+    /// Gives up parts: nothing of them is mapped or open here any more, also where an address space
+    /// shows it.
+    pub(crate) fn give_up(&self, is_to_go: impl Fn(&Part) -> bool) -> Result<(), Error> {
+        let inner = &self.inner;
+        let (mut gone, mut failed) = (Vec::new(), None);
+        let mut parts = inner.backings.lock();
+        while let Some(place) = parts.iter().position(&is_to_go) {
+            let part = parts.swap_remove(place);
+            inner.backings.set_end(&parts);
+            let page = part.file.page_size().len_bytes();
+            let len_bytes = (part.end - part.start).next_multiple_of(page);
+            match inner.data.hide(part.start, len_bytes).and_then(|()| part.file.abandon()) {
+                Ok(()) => gone.push(part),
+                Err(error) => {
+                    parts.push(part);
+                    inner.backings.set_end(&parts);
+                    failed = Some(error);
+                    break;
+                }
+            }
         }
-        // Relaxed: see the head of this file.
-        backings.end_bytes.store(end, Ordering::Relaxed);
+        drop(parts);
+        for part in &gone {
+            tracing::warn!(backing = %part.name, "it is gone, and was given up");
+            inner.events.tell_gone(match part.id {
+                0 => Event::DeviceGone,
+                _ => Event::BackingGone {
+                    backing: part.name.clone(),
+                    first_pfn: part.start / PAGE_BYTES,
+                    nr_pages: (part.end - part.start) / PAGE_BYTES,
+                },
+            });
+        }
+        if !gone.is_empty() {
+            inner.link.interrupt(inner.id);
+        }
+        failed.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Maps the further backings where there `is_room` for some, and has those that go and come be
+    /// noticed.
+    pub(super) fn watch_backings(&self, is_room: bool) -> Result<(), Error> {
+        if is_room {
+            // What cannot be mapped now is an error where it is needed.
+            drop(self.map_backings(self.deadline()));
+        }
+        let backings = &self.inner.backings;
+        // A client that came while the device is away waits for it too.
+        if is_room || backings.has_device() || backings.end_bytes() == 0 {
+            crate::device_watch::watch(&self.inner)?;
+        }
+        Ok(())
+    }
+
+    /// Gives up what of the pool's memory is gone, and takes up what came, as the owner says.
+    fn look_at_backings(&self) -> Result<(), Error> {
+        let backings = &self.inner.backings;
+        let is_closed = self.inner.index.is_closed();
+        let is_gone = |part: &Part| part.is_on_device() && (is_closed || !part.file.is_present());
+        self.give_up(is_gone)?;
+        let epoch = self.inner.index.backings_epoch();
+        // Relaxed: only this thread uses it.
+        if is_closed || backings.seen.load(Ordering::Relaxed) == epoch {
+            return Ok(());
+        }
+        let infos = self.map_backings(LOOK_LIMIT)?;
+        // The data stays until its device is seen to be gone from here: its owner may have given
+        // it up for itself alone.
+        let is_no_more = |part: &Part| {
+            let mut same = infos.iter().filter(|info| info.id == part.id);
+            part.id != 0 && same.all(|info| info.missing.is_some())
+        };
+        self.give_up(is_no_more)?;
+        // Relaxed: as above.
+        backings.seen.store(epoch, Ordering::Relaxed);
+        Ok(())
     }
 
     /// The file that the frames of `run` lie in, and where.
@@ -249,12 +387,18 @@ impl Client {
 
     /// The file that byte `at` of the pool lies in, and where. `None` if it is not mapped.
     pub(crate) fn file_at(&self, at: u64) -> Option<(Arc<MemoryFile>, u64)> {
-        let inner = &self.inner;
-        if at < inner.backings.data_bytes {
-            return Some((Arc::clone(&inner.data_file), at));
-        }
-        let parts = inner.backings.lock();
+        let parts = self.inner.backings.lock();
         let part = parts.iter().find(|part| (part.start..part.end).contains(&at))?;
         Some((Arc::clone(&part.file), part.offset + (at - part.start)))
+    }
+}
+
+impl HasDevices for Inner {
+    fn look(inner: &Arc<Self>) -> Look {
+        let client = Client { inner: Arc::clone(inner) };
+        if let Err(error) = client.look_at_backings() {
+            tracing::debug!(%error, "what of the pool's memory went or came is looked at again");
+        }
+        Look::Again
     }
 }

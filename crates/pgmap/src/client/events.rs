@@ -144,10 +144,16 @@ impl Events {
         }
     }
 
-    /// Ends every translation, and tells the program that the device is gone.
-    pub(crate) fn tell_device_gone(&self) {
-        let applied = self.tell(Event::DeviceGone);
-        self.queue().applied.push_back(applied);
+    /// Ends the translations that `event` is about, which this process found out by itself, and
+    /// leaves it for the program.
+    pub(crate) fn tell_gone(&self, event: Event) {
+        let applied = self.tell(event);
+        let mut queue = self.queue();
+        if queue.applied.len() >= MAX_EVENTS {
+            queue.applied.pop_front();
+        }
+        queue.applied.push_back(applied);
+        drop(queue);
         self.changed.notify_all();
     }
 

@@ -57,8 +57,6 @@ const CUT_GRACE: Duration = Duration::from_secs(2);
 pub(crate) struct Inner {
     pub pinner: Pinner<ProcessSide>,
     pub data: WriteMapping,
-    /// The file that the start of `data` is a window on.
-    pub data_file: Arc<MemoryFile>,
     /// What of `data` has something behind it.
     pub backings: Mapped,
     /// Whether what a file holds is flushed before it is committed.
@@ -160,11 +158,8 @@ impl Client {
         let welcome = handed.welcome;
         let layout = layout_of(&welcome)?;
         let data_file = MemoryFile::from_fd(handed.data)?;
-        let span_bytes = layout.nr_pages() * PAGE_BYTES;
-        let data = match welcome.span_bytes > welcome.data_bytes {
-            true => backings::map_span(&data_file, welcome.data_bytes, span_bytes)?,
-            false => crate::device_watch::map_data(&data_file, welcome.data_bytes)?,
-        };
+        let (data, data_file) =
+            backings::map_data(data_file, welcome.data_bytes, welcome.span_bytes)?;
         let vmemmap = MemoryFile::from_fd(handed.vmemmap)?;
         let vmemmap =
             ReadMapping::map(&vmemmap, welcome.vmemmap_start, layout.nr_words() as u64 * 8)?;
@@ -200,11 +195,11 @@ impl Client {
             .ok_or_else(|| malformed("a ledger that is too short"))?;
         let index = IndexReader::new(index_layout, Readable(index))
             .ok_or_else(|| malformed("an index that is too short, or is no index"))?;
+        let epoch = index.backings_epoch();
         let inner = Arc::new(Inner {
             pinner,
             data,
-            data_file: Arc::new(data_file),
-            backings: Mapped::new(welcome.data_bytes),
+            backings: Mapped::new(welcome.data_bytes, data_file, epoch),
             is_flushed: welcome.is_flushed,
             events: Events::default(),
             index,
@@ -214,12 +209,8 @@ impl Client {
             id: ClientId(welcome.client),
             deadline: Mutex::new(deadline),
         });
-        crate::device_watch::watch(&inner)?;
         let client = Self { inner };
-        if welcome.span_bytes > welcome.data_bytes {
-            // What cannot be mapped now is an error where it is needed.
-            drop(client.map_backings());
-        }
+        client.watch_backings(welcome.span_bytes > welcome.data_bytes)?;
         Ok(client)
     }
 

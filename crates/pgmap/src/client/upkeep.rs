@@ -2,32 +2,10 @@
 
 use std::time::Duration;
 
-use pgmap_os::MemoryFile;
-
-use crate::client::{Client, Inner, unexpected};
-use crate::device_watch::HasDevice;
+use crate::client::{Client, unexpected};
 use crate::error::Error;
 use crate::name::FileName;
 use crate::wire::{DeadClient, MAX_LIST, Reply, Request, Shape};
-
-impl HasDevice for Inner {
-    fn data(&self) -> &MemoryFile {
-        &self.data_file
-    }
-
-    fn is_closed(&self) -> bool {
-        self.index.is_closed()
-    }
-
-    fn give_up(&self) -> Result<(), Error> {
-        self.data.abandon()?;
-        self.data_file.abandon()?;
-        // Mappings of address spaces go with the translations.
-        self.events.tell_device_gone();
-        self.link.interrupt(self.id);
-        Ok(())
-    }
-}
 
 impl Client {
     /// Says that the memory of frame `pfn` failed: its holders are notified, pins of it taken later

@@ -40,8 +40,8 @@ pub struct FileWriter<'c> {
     generation: u64,
     /// Bytes written since somebody looked whether the owner is still there.
     unchecked_bytes: u64,
-    /// The backing that its frames lie in.
-    backing: Arc<MemoryFile>,
+    /// The backing that its frames lie in; `None` for a file without a byte.
+    backing: Option<Arc<MemoryFile>>,
     /// Whether somebody had raw pointers: then what is unwritten is theirs to know.
     is_raw: bool,
     /// Whether something was written through the processor's caches, and is to be flushed at the
@@ -53,7 +53,6 @@ pub struct FileWriter<'c> {
 impl<'c> FileWriter<'c> {
     pub(crate) fn new(client: &'c Client, draft: Draft, len_bytes: u64) -> Result<Self, Error> {
         let extents = extents_from_words(&draft.extents)?;
-        let backing = Arc::clone(&client.inner.data_file);
         let mut writer = Self {
             client,
             id: draft.id,
@@ -64,7 +63,7 @@ impl<'c> FileWriter<'c> {
             position: 0,
             generation: client.generation(),
             unchecked_bytes: 0,
-            backing,
+            backing: None,
             is_raw: false,
             is_cached: false,
             is_done: false,
@@ -84,7 +83,7 @@ impl<'c> FileWriter<'c> {
             writer.holds.push(hold);
         }
         if let Some(extent) = writer.extents.first() {
-            (writer.backing, _) = client.file_of(extent.run)?;
+            writer.backing = Some(client.file_of(extent.run)?.0);
         }
         Ok(writer)
     }
@@ -120,7 +119,7 @@ impl<'c> FileWriter<'c> {
         let inner = &self.client.inner;
         let data = &inner.data;
         // What is to be in a device's memory itself.
-        let goes_past_caches = inner.is_flushed && self.backing.kind() == MemoryKind::DevDax;
+        let goes_past_caches = inner.is_flushed && self.is_on_device();
         self.is_cached |= !goes_past_caches;
         let mut at = offset;
         while at < end {
@@ -268,8 +267,8 @@ impl<'c> FileWriter<'c> {
         }
         let mut synced: Vec<&Arc<MemoryFile>> = Vec::new();
         for writer in writers {
-            let backing = &writer.backing;
-            if backing.kind() != MemoryKind::DevDax {
+            let Some(backing) = &writer.backing else { continue };
+            if !writer.is_on_device() {
                 if !synced.iter().any(|other| Arc::ptr_eq(other, backing)) {
                     backing.sync()?;
                     synced.push(backing);
@@ -284,6 +283,10 @@ impl<'c> FileWriter<'c> {
             })?;
         }
         Ok(())
+    }
+
+    fn is_on_device(&self) -> bool {
+        self.backing.as_ref().is_some_and(|backing| backing.kind() == MemoryKind::DevDax)
     }
 
     /// Lets go of the frames, which are the pool's now.

@@ -64,6 +64,8 @@ pub(crate) struct AsIf {
     pub page_bytes: Option<u64>,
     /// It cannot be detached, as a device's.
     pub is_attached: bool,
+    /// Its device went away.
+    pub is_gone: bool,
 }
 
 impl Backing {

@@ -75,8 +75,8 @@ impl Core {
         let Some(first_pfn) = self.find_place(made.nr_pages) else {
             let why = format!(
                 "{} bytes do not fit into the room that the pool was made with for further \
-                 backings ({} bytes in all, behind {}); choose a smaller size, or make a pool with \
-                 more room",
+                 backings ({} bytes in all, behind {}); choose a smaller size, or stop the owner and \
+                 give the pool more room (pgmap grow --room)",
                 bytes(made.nr_pages),
                 self.pool.span_bytes() - self.pool.capacity_bytes(),
                 self.pool.capacity_bytes()
@@ -100,7 +100,7 @@ impl Core {
             #[cfg(test)]
             as_if: crate::owner::backing::AsIf::default(),
         };
-        let line = stored(&backing, &backing.path);
+        let line = stored(&self.pool.data, &backing, &backing.path);
         let added = self
             .add_to_table(&backing)
             .and_then(|()| self.record(&[Change::Backing(line)]))
@@ -114,7 +114,18 @@ impl Core {
         if let Some(backing) = self.frames.backings_mut().iter_mut().find(|it| it.id == id) {
             backing.lock = made.medium.lock;
         }
+        self.frames.backings_changed();
         Ok(id)
+    }
+
+    /// Adds a backing of the pool's own, beside its data and of the same kind.
+    ///
+    /// # Errors
+    /// As [`Owner::grow`](crate::Owner::grow).
+    pub(crate) fn grow(&mut self, by_bytes: u64) -> Result<(), Error> {
+        let is_taken = |name: &str| self.frames.backings().named(name).is_some();
+        let options = self.pool.growth(by_bytes, is_taken)?;
+        self.add_backing(&options).map(drop)
     }
 
     /// As [`add_backing`](Self::add_backing), for a client that names a path.
@@ -123,19 +134,21 @@ impl Core {
         path: Vec<u8>,
         size_bytes: u64,
         name: Option<String>,
+        nodes: Vec<u32>,
     ) -> Result<Reply, Refusal> {
         let path = PathBuf::from(OsString::from_vec(path));
         if !path.is_absolute() {
             let why = format!("the path of a backing is absolute, which {} is not", path.display());
             return Err(Refusal::Invalid { why });
         }
-        let options = BackingOptions { path: Some(path), size_bytes, name };
+        let nodes = nodes.into_iter().collect();
+        let options = BackingOptions { path: Some(path), size_bytes, name, nodes };
         self.add_backing(&options)?;
         Ok(Reply::Done)
     }
 
     /// The medium of a missing backing was named: its files have their contents again.
-    fn take_back(&mut self, head: BackingHead, path: PathBuf) -> Result<u64, Error> {
+    pub(crate) fn take_back(&mut self, head: BackingHead, path: PathBuf) -> Result<u64, Error> {
         let bad = |why: String| Error::BadPool { pool: path.display().to_string(), why };
         if head.pool != self.pool.id() {
             let why = format!(
@@ -155,8 +168,8 @@ impl Core {
         if backing.data.is_some() {
             return Err(bad(format!("it is the pool's backing \"{}\" already", backing.name)));
         }
-        let line = stored(backing, &path);
-        let medium = open_backing(self.pool.id(), &line)?;
+        let line = stored(&self.pool.data, backing, &path);
+        let medium = open_backing(self.pool.id(), &line, &path)?;
         if backing.path != path {
             self.record(&[Change::Backing(line)])?;
         }
@@ -168,6 +181,7 @@ impl Core {
             backing.state = BackingState::Open;
         });
         self.republish();
+        self.frames.backings_changed();
         Ok(id)
     }
 
@@ -321,6 +335,12 @@ impl Core {
         }
     }
 
+    /// The medium of a backing that is being taken out is gone.
+    pub(crate) fn departs_missing(&mut self, id: u64, why: String) {
+        let departing = self.departures.iter_mut().find(|departure| departure.id == id);
+        departing.into_iter().for_each(|departure| departure.was_missing = Some(why.clone()));
+    }
+
     /// The backing is as before.
     fn stay(&mut self, departure: Departure) {
         let state = departure.was_missing.map_or(BackingState::Open, BackingState::Missing);
@@ -346,7 +366,11 @@ impl Core {
     fn finish_departure(&mut self, departure: &Departure) -> Result<(), Refusal> {
         let backing = backing_of(self, departure.id)?;
         let first_pfn = backing.first_pfn;
-        let line = StoredBacking { is_retired: true, ..stored(backing, Path::new("")) };
+        let line = StoredBacking {
+            is_retired: true,
+            path: Vec::new(),
+            ..stored(&self.pool.data, backing, Path::new(""))
+        };
         self.record(&[Change::Backing(line.clone())])?;
         let Some(backing) = self.frames.remove_backing(departure.id) else {
             let why = format!("backing {} has frames that are not free", departure.id);
@@ -356,6 +380,7 @@ impl Core {
         let clients = self.clients.keys().copied().collect();
         self.retired.push(Retired { line, clients });
         self.end_retirements();
+        self.frames.backings_changed();
         release(backing);
         Ok(())
     }
@@ -387,18 +412,29 @@ impl Core {
                 free_bytes: bytes(free_pages),
                 longest_free_bytes: bytes(longest_pages),
                 backed_bytes: backing.data.as_ref().map_or(0, |data| data.resident_bytes()),
-                missing: match &backing.state {
-                    BackingState::Missing(why) => Some(why.clone()),
-                    BackingState::Open | BackingState::Leaving => None,
-                },
+                missing: self.why_missing(backing),
             }
         });
         infos.collect()
     }
 
-    /// A descriptor of each further backing that is there.
+    /// Why a backing is not there, if it is not.
+    fn why_missing(&self, backing: &Backing) -> Option<String> {
+        if backing.id == 0 {
+            let is_gone = self.pool.is_device_gone();
+            return is_gone.then(|| "its device went away, and the pool with it".into());
+        }
+        match (&backing.state, &backing.data) {
+            (BackingState::Missing(why), _) => Some(why.clone()),
+            (_, None) => Some("it is missing, and is being taken out".into()),
+            (BackingState::Open | BackingState::Leaving, Some(_)) => None,
+        }
+    }
+
+    /// A descriptor of each backing that is there.
     pub(crate) fn hand_backings(&self) -> Result<Vec<OwnedFd>, Error> {
-        let there = self.frames.backings().iter().filter(|backing| backing.id != 0);
+        let is_there = |backing: &&Backing| self.why_missing(backing).is_none();
+        let there = self.frames.backings().iter().filter(is_there);
         let files = there.filter_map(|backing| backing.data.as_ref());
         Ok(files.map(|file| file.try_clone_fd()).collect::<Result<_, _>>()?)
     }
@@ -520,7 +556,8 @@ mod tests {
         let path = directory.path().join("pool");
         let mut core = open(&path);
         core.add_backing(&BackingOptions::on(directory.path().join("two")).size(1 << 20)).unwrap();
-        let line = stored(backing_of(&core, core.frames.backings().at(1 << 18).id).unwrap(), &path);
+        let id = core.frames.backings().at(1 << 18).id;
+        let line = stored(&core.pool.data, backing_of(&core, id).unwrap(), &path);
         drop(core);
         for wrong in [
             StoredBacking { first_pfn: 1 << 18 | 1, ..line.clone() },

@@ -327,6 +327,18 @@ impl Catalog {
         Ok(Self { unsynced, ..Self::with(log, contents, boot) })
     }
 
+    /// Every file that is on record in `memory`, whose owner may be changing it, and which pool it
+    /// is.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`] for what is no catalog, also when it was changed meanwhile: try again.
+    pub(crate) fn observe(
+        memory: &Arc<MemoryFile>,
+    ) -> Result<(PoolId, BTreeMap<FileName, StoredFile>), Error> {
+        let (header, contents) = Log::observe(Medium::new(Arc::clone(memory), u64::MAX))?;
+        Ok((header.id, contents.files))
+    }
+
     /// Writes a damaged slot of the header again, from the other one, and opens the catalog; `None`
     /// if anything else is wrong with it.
     ///
@@ -437,6 +449,14 @@ impl Catalog {
             header.boot = boot;
             header.is_clean = false;
         })
+    }
+
+    /// Says that frames can be described for `span_bytes` from now on.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub(crate) fn set_span(&self, span_bytes: u64) -> Result<(), Error> {
+        self.log().mark(|header| header.pool.span_bytes = span_bytes)
     }
 
     /// Takes note that the contents of all files were synced, and that nothing is changed from now

@@ -35,6 +35,7 @@ use crate::owner::clients::{ClientRecord, MAX_CLIENTS};
 use crate::owner::closing::Openness;
 use crate::owner::cut::Patience;
 use crate::owner::dead_devices::DeadClients;
+use crate::owner::devices::Attempts;
 use crate::owner::drains::PendingDrain;
 use crate::owner::frames::{Listed, PoolFrames};
 use crate::owner::holders::HolderLine;
@@ -139,6 +140,8 @@ pub struct Core {
     pub(crate) retired: Vec<Retired>,
     /// Backings that are being taken out.
     pub(crate) departures: Vec<Departure>,
+    /// Devices that may be those of missing backings.
+    pub(crate) attempts: Attempts,
     pub(crate) leases: LeaseTable,
     pub(crate) questions: Questions,
     pub(crate) pending_leases: Vec<PendingLease>,
@@ -195,6 +198,7 @@ impl Core {
             devices: Devices::new(),
             retired: Vec::new(),
             departures: Vec::new(),
+            attempts: Attempts::new(),
             leases: LeaseTable::new(),
             questions: Questions::new(),
             pending_leases: Vec::new(),
@@ -217,6 +221,8 @@ impl Core {
             pool,
         };
         core.list_backings()?;
+        // Clients of an earlier owner ask for what is there now.
+        core.frames.backings_changed();
         if !core.pool.is_new {
             core.recover().map_err(|error| core.bad_start(error))?;
         }
@@ -276,8 +282,11 @@ impl Core {
             Request::ReleaseQuarantine(client) => answer(self.release_quarantine(client)),
             Request::PoolStat => Outcome::Answer(Reply::PoolStat(self.pool_info())),
             Request::Backings => Outcome::Answer(Reply::Backings(self.backing_infos())),
-            Request::AddBacking { path, size_bytes, name } => {
-                answer(self.add_backing_at(path, size_bytes, name))
+            Request::AddBacking { path, size_bytes, name, nodes } => {
+                answer(self.add_backing_at(path, size_bytes, name, nodes))
+            }
+            Request::Grow { by_bytes } => {
+                answer(self.grow(by_bytes).map(|()| Reply::Done).map_err(Refusal::from))
             }
             Request::RemoveBacking { name, deadline_ms } => self.remove_backing(&name, deadline_ms),
             Request::Who(name) => answer(self.who(name.as_ref())),

@@ -128,7 +128,7 @@ impl Shared {
     }
 
     /// The books, if the owner is running.
-    fn lock_running(&self) -> Result<MutexGuard<'_, State>, Error> {
+    pub(crate) fn lock_running(&self) -> Result<MutexGuard<'_, State>, Error> {
         // Before the lock: in a forked child nobody may ever give it back.
         if self.guard.is_child() {
             return Err(Error::Detached);
@@ -138,6 +138,10 @@ impl Shared {
             return Err(stopped());
         }
         Ok(state)
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
     }
 
     pub(crate) fn wake(&self) {
@@ -295,7 +299,6 @@ impl Owner {
     /// and [`Error::Catalog`] when what an earlier owner left is damaged.
     pub fn start(pool: Pool) -> Result<Self, Error> {
         let pool = Arc::new(pool);
-        device_watch::watch(&pool)?;
         let core = Core::open(Arc::clone(&pool))?;
         let state = State {
             core,
@@ -314,6 +317,9 @@ impl Owner {
             stopping: AtomicBool::new(false),
             guard: ForkGuard::new()?,
         });
+        if shared.pool.is_on_device() || shared.pool.has_room() {
+            device_watch::watch(&shared)?;
+        }
         let service = Service::new(Arc::clone(&shared))?;
         let thread = pgmap_os::thread::Builder::new()
             .name("pgmap-owner".into())
@@ -463,6 +469,18 @@ impl Owner {
         self.shared.lock_running()?.core.add_backing(options)
     }
 
+    /// Gives the pool `by_bytes` more memory while it is served, beside its data and of the same
+    /// kind: a memfd of the same pages for an anonymous pool, else a file beside the data, which
+    /// goes where the pool goes. It is a backing (`data-2` and so on) in the room that the pool was
+    /// made with, or was given by [`Pool::give_room`], and is taken out as any other.
+    ///
+    /// # Errors
+    /// As [`add_backing`](Self::add_backing); [`Refusal::Invalid`] for a pool on a device, which
+    /// has what it has.
+    pub fn grow(&self, by_bytes: u64) -> Result<(), Error> {
+        self.shared.lock_running()?.core.grow(by_bytes)
+    }
+
     /// Takes a backing out of the pool, on which no file lies any more: nothing new is put there,
     /// and it goes when nobody holds a frame of it. Waits up to `deadline` for that. A file that
     /// was made for it is removed then, and a device is nobody's.
@@ -507,6 +525,11 @@ impl Owner {
     #[must_use]
     pub fn pool(&self) -> &Pool {
         &self.shared.pool
+    }
+
+    #[cfg(test)]
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
     }
 }
 

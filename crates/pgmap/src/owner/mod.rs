@@ -11,6 +11,7 @@ pub mod core;
 pub(crate) mod cut;
 pub(crate) mod dead_devices;
 pub(crate) mod device_head;
+pub(crate) mod devices;
 pub(crate) mod drains;
 pub(crate) mod files;
 pub(crate) mod frames;

@@ -4,6 +4,7 @@
 //! that a frame's place in the medium and in its address agree up to a huge page. The head is
 //! written once, before the catalog names the backing, and is wiped when the backing is taken out.
 
+use std::collections::BTreeSet;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,6 +38,7 @@ pub struct BackingOptions {
     pub(crate) path: Option<PathBuf>,
     pub(crate) size_bytes: u64,
     pub(crate) name: Option<String>,
+    pub(crate) nodes: BTreeSet<u32>,
 }
 
 impl BackingOptions {
@@ -48,13 +50,13 @@ impl BackingOptions {
     /// with the files that lie there.
     #[must_use]
     pub fn on(path: impl Into<PathBuf>) -> Self {
-        Self { path: Some(path.into()), size_bytes: 0, name: None }
+        Self { path: Some(path.into()), ..Self::anonymous(0) }
     }
 
     /// Memory without a name, `size_bytes` of it, which ends with its users. Anonymous pools only.
     #[must_use]
     pub const fn anonymous(size_bytes: u64) -> Self {
-        Self { path: None, size_bytes, name: None }
+        Self { path: None, size_bytes, name: None, nodes: BTreeSet::new() }
     }
 
     /// Says how many bytes of frames it is to have.
@@ -69,6 +71,14 @@ impl BackingOptions {
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
+        self
+    }
+
+    /// Has its memory be taken on these NUMA nodes: on one alone, or on several in turn. See
+    /// [`PoolOptions::nodes`](crate::PoolOptions::nodes).
+    #[must_use]
+    pub fn nodes(mut self, nodes: impl IntoIterator<Item = u32>) -> Self {
+        self.nodes = nodes.into_iter().collect();
         self
     }
 
@@ -222,7 +232,7 @@ impl Pool {
         }
         let is_file = ground.device().is_none();
         let (path, data) = ground.make()?;
-        let made = self.prepare(id, &path, data, size_bytes);
+        let made = self.prepare(id, &path, data, size_bytes, &options.nodes);
         match made {
             Ok((medium, nr_pages)) => {
                 let (page, kind) = (medium.data.page_size(), medium.data.kind());
@@ -240,7 +250,9 @@ impl Pool {
     }
 
     fn make_anonymous(&self, options: &BackingOptions) -> Result<Made, Error> {
-        let size_bytes = options.size_bytes.next_multiple_of(PAGE_BYTES);
+        // As the pool's data, which may be of huge pages.
+        let page = self.data.page_size();
+        let size_bytes = options.size_bytes.next_multiple_of(page.len_bytes());
         if self.directory().is_some() {
             return Err(Error::BadPool {
                 pool: self.name(),
@@ -251,10 +263,13 @@ impl Pool {
             let why = format!("{size_bytes} bytes; use {MIN_POOL_BYTES} to {MAX_POOL_BYTES}");
             return Err(Error::BadPool { pool: self.name(), why });
         }
-        let offset_bytes = offset_on(PageSize::Base);
+        let offset_bytes = offset_on(page);
         let len_bytes = offset_bytes + size_bytes;
-        let data = MemoryFile::anonymous("pgmap-backing", len_bytes, PageSize::Base)?;
+        let data = MemoryFile::anonymous("pgmap-backing", len_bytes, page)?;
         data.seal_size()?;
+        if !options.nodes.is_empty() {
+            data.place_on(&options.nodes, len_bytes)?;
+        }
         check_memory(&self.name(), &data, size_bytes)?;
         let medium = Medium { data: Arc::new(data), lock: None };
         let memory_type = type_of(medium.data.kind());
@@ -269,6 +284,7 @@ impl Pool {
         path: &Path,
         data: MemoryFile,
         size_bytes: u64,
+        nodes: &BTreeSet<u32>,
     ) -> Result<(Medium, u64), Error> {
         let page = data.page_size();
         let unit = page.len_bytes().max(self.vmemmap_layout.smallest().size_bytes());
@@ -288,6 +304,11 @@ impl Pool {
         if data.kind() != MemoryKind::DevDax {
             data.check_capacity(offset_bytes + size_bytes)?;
             data.set_len(offset_bytes + size_bytes)?;
+        }
+        if !nodes.is_empty() {
+            data.place_on(nodes, offset_bytes + size_bytes)?;
+        }
+        if data.kind() != MemoryKind::DevDax {
             data.reserve(0..PAGE_BYTES.max(page.len_bytes()))?;
         }
         let nr_pages = size_bytes / PAGE_BYTES;
@@ -296,14 +317,17 @@ impl Pool {
     }
 }
 
-/// Opens the backing that the catalog of `pool` has as `line`.
+/// Opens the backing that the catalog of `pool` has as `line`, at `path`.
 ///
 /// # Errors
 /// [`Error::BadPool`] when what is there is something else, or is used; [`Error::Os`] when
 /// nothing is.
-pub(crate) fn open_backing(pool: PoolId, line: &StoredBacking) -> Result<Medium, Error> {
-    let path = path_of(line);
-    let data = MemoryFile::open_named(&path, Access::ReadWrite)?;
+pub(crate) fn open_backing(
+    pool: PoolId,
+    line: &StoredBacking,
+    path: &Path,
+) -> Result<Medium, Error> {
+    let data = MemoryFile::open_named(path, Access::ReadWrite)?;
     let wanted =
         BackingHead { pool, id: line.id, nr_pages: line.nr_pages, offset_bytes: line.offset_bytes };
     match BackingHead::read(&data) {
@@ -313,37 +337,48 @@ pub(crate) fn open_backing(pool: PoolId, line: &StoredBacking) -> Result<Medium,
                 "it is a backing of pool {}, and \"{}\" is one of pool {}",
                 head.pool, line.name, pool
             );
-            return Err(bad(&path, why));
+            return Err(bad(path, why));
         }
         Some(_) => {
-            return Err(bad(&path, format!("it is another backing than \"{}\"", line.name)));
+            return Err(bad(path, format!("it is another backing than \"{}\"", line.name)));
         }
         None => {
             let why = format!("it has no whole head of the pool's backing \"{}\"", line.name);
-            return Err(bad(&path, why));
+            return Err(bad(path, why));
         }
     }
     let (has, needed) = (data.len_bytes(), line.offset_bytes + line.nr_pages * PAGE_BYTES);
     if has < needed {
-        return Err(bad(&path, format!("it is cut off: it has {has} bytes of {needed}")));
+        return Err(bad(path, format!("it is cut off: it has {has} bytes of {needed}")));
     }
     let page = data.page_size().len_bytes();
     if !line.offset_bytes.is_multiple_of(page) || !needed.is_multiple_of(page) {
         let why = format!("its pages have {page} bytes now, of which its frames are no whole");
-        return Err(bad(&path, why));
+        return Err(bad(path, why));
     }
-    let lock = on::lock(&path, &data)?;
+    let lock = on::lock(path, &data)?;
     Ok(Medium { data: Arc::new(data), lock: Some(lock) })
 }
 
-/// Where the catalog says that a backing is.
-pub(crate) fn path_of(line: &StoredBacking) -> PathBuf {
-    std::ffi::OsString::from_vec(line.path.clone()).into()
+/// Where the catalog says that a backing is, of a pool with this `data`: a name without a folder
+/// lies beside that, wherever the pool was carried.
+pub(crate) fn path_of(data: &MemoryFile, line: &StoredBacking) -> PathBuf {
+    let path = PathBuf::from(std::ffi::OsString::from_vec(line.path.clone()));
+    match home_of(data) {
+        Some(home) if path.file_name() == Some(path.as_os_str()) => home.join(path),
+        _ => path,
+    }
 }
 
 /// A path as the catalog has it.
-pub(crate) fn path_bytes(path: &Path) -> Vec<u8> {
-    path.as_os_str().as_bytes().to_vec()
+pub(crate) fn path_bytes(data: &MemoryFile, path: &Path) -> Vec<u8> {
+    let is_beside = path.parent().is_some() && path.parent() == home_of(data);
+    let name = path.file_name().filter(|_| is_beside);
+    name.unwrap_or(path.as_os_str()).as_bytes().to_vec()
+}
+
+fn home_of(data: &MemoryFile) -> Option<&Path> {
+    Path::new(data.name()).parent()
 }
 
 const fn type_of(kind: MemoryKind) -> MemoryType {

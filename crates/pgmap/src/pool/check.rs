@@ -24,7 +24,7 @@ use pgmap_os::{Access, MemoryFile, ParentFd};
 use crate::error::Error;
 use crate::name::FileName;
 use crate::owner::catalog::{Catalog, Change, Head, StoredBacking, StoredFile, StoredPool};
-use crate::pool::backing::{Medium, open_backing};
+use crate::pool::backing::{Medium, open_backing, path_of};
 use crate::pool::directory::{CATALOG, DATA, Directory, holds_a_pool, kind_of};
 use crate::pool::identity::BootId;
 use crate::pool::mark::Mark;
@@ -242,7 +242,8 @@ impl Check<'_> {
     fn open_media(&mut self, catalog: &Catalog, data: Arc<MemoryFile>) -> Media {
         let mut media = Media { data, further: Vec::new() };
         for line in catalog.backings().iter().filter(|line| !line.is_retired) {
-            let medium = open_backing(catalog.id(), line);
+            let path = path_of(&media.data, line);
+            let medium = open_backing(catalog.id(), line, &path);
             if let Err(error) = &medium {
                 self.found(format!("backing \"{}\"", line.name), error.to_string(), None);
             }

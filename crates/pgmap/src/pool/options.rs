@@ -1,5 +1,6 @@
 //! What a pool is to be, as its maker says, checked once.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use pgmap_mm::level::{Level, PAGE_BYTES};
@@ -99,6 +100,7 @@ pub struct PoolOptions {
     has_metadata_on_device: bool,
     smallest: Level,
     pub(super) durability: Durability,
+    pub(super) nodes: BTreeSet<u32>,
 }
 
 impl PoolOptions {
@@ -118,6 +120,7 @@ impl PoolOptions {
             has_metadata_on_device: false,
             smallest: Level::Pte,
             durability: Durability::Processes,
+            nodes: BTreeSet::new(),
         }
     }
 
@@ -220,6 +223,15 @@ impl PoolOptions {
         self
     }
 
+    /// Has the data's memory be taken on these NUMA nodes: on one alone, or on several in turn. For
+    /// memory that is not bound to a node by nature: memfds, tmpfs, huge pages. Default: where the
+    /// process runs that first writes it.
+    #[must_use]
+    pub fn nodes(mut self, nodes: impl IntoIterator<Item = u32>) -> Self {
+        self.nodes = nodes.into_iter().collect();
+        self
+    }
+
     /// What is asked for, checked against the device that it is to be on, if any.
     pub(super) fn checked(&self, device: Option<&MemoryFile>) -> Result<StoredPool, Error> {
         let bad = |why: String| Error::BadPool { pool: self.name(), why };
@@ -241,7 +253,7 @@ impl PoolOptions {
         if let Some(has) = device.map(MemoryFile::len_bytes).filter(|&has| capacity_bytes > has) {
             return Err(bad(format!("a capacity of {capacity_bytes}; the device has {has} bytes")));
         }
-        let span_bytes = self.span_bytes(capacity_bytes).ok_or_else(|| {
+        let span_bytes = span_bytes(capacity_bytes, self.room_bytes).ok_or_else(|| {
             let room = self.room_bytes;
             bad(format!("room for {room} bytes of backings; at most {MAX_POOL_BYTES} in all"))
         })?;
@@ -275,17 +287,6 @@ impl PoolOptions {
             page: level_of(self.page_size),
             durability: self.durability,
         })
-    }
-
-    /// Bytes that frames are to be described for.
-    fn span_bytes(&self, capacity_bytes: u64) -> Option<u64> {
-        if self.room_bytes == 0 {
-            return Some(capacity_bytes);
-        }
-        let step = Level::Pud.size_bytes();
-        let first = first_backing_bytes(capacity_bytes);
-        let room_bytes = self.room_bytes.checked_next_multiple_of(step)?;
-        first.checked_add(room_bytes).filter(|&span| span <= MAX_POOL_BYTES)
     }
 
     /// What follows from the memory that the data lies in.
@@ -329,6 +330,18 @@ impl PoolOptions {
     pub(super) fn name(&self) -> String {
         pool_name(self.directory.as_deref())
     }
+}
+
+/// Bytes that frames are to be described for, of a pool with room for `room_bytes` of further
+/// backings; `None` for more than any pool has.
+pub(super) fn span_bytes(capacity_bytes: u64, room_bytes: u64) -> Option<u64> {
+    if room_bytes == 0 {
+        return Some(capacity_bytes);
+    }
+    let step = Level::Pud.size_bytes();
+    let first = first_backing_bytes(capacity_bytes);
+    let room_bytes = room_bytes.checked_next_multiple_of(step)?;
+    first.checked_add(room_bytes).filter(|&span| span <= MAX_POOL_BYTES)
 }
 
 /// Where the first frame of a backing can be behind `end_bytes`: on a 1 GiB boundary, with a frame

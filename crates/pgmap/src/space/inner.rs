@@ -14,6 +14,7 @@ use pgmap_os::sync::Mutex;
 
 use super::cpu::CpuView;
 use super::faults::FaultHandler;
+use super::view::Views;
 use crate::client::side::new_identity;
 use crate::memory::Readable;
 use crate::wire::Event;
@@ -32,6 +33,7 @@ pub(crate) struct SpaceInner {
     id: u64,
     pub(super) mm: Mm,
     pub(super) cpu: Option<Arc<CpuView>>,
+    views: Arc<Views>,
     handler: Mutex<Option<Arc<FaultHandler>>>,
 }
 
@@ -43,8 +45,8 @@ impl fmt::Debug for SpaceInner {
 }
 
 impl SpaceInner {
-    pub(super) fn new(mm: Mm, cpu: Option<Arc<CpuView>>) -> Self {
-        Self { id: new_identity(), mm, cpu, handler: Mutex::default() }
+    pub(super) fn new(mm: Mm, cpu: Option<Arc<CpuView>>, views: Arc<Views>) -> Self {
+        Self { id: new_identity(), mm, cpu, views, handler: Mutex::default() }
     }
 
     /// A number that no other address space of this process has.
@@ -61,8 +63,14 @@ impl SpaceInner {
             }
             Event::MemoryFailure { pfn, .. } => PfnRange::new(pfn, 1)?,
             Event::DeviceGone => PfnRange::new(0, MAX_RUN_PAGES)?,
+            Event::BackingGone { first_pfn, nr_pages, .. } => {
+                PfnRange::new(first_pfn, nr_pages.min(MAX_RUN_PAGES))?
+            }
         };
         let ended = self.mm.invalidate(run);
+        if matches!(event, Event::DeviceGone | Event::BackingGone { .. }) {
+            self.views.lose(&run.byte_range());
+        }
         self.restore();
         Some(ended)
     }

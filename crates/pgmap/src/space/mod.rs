@@ -99,7 +99,7 @@ pub struct AddressSpace {
     /// The files that are mapped, by number, so that two areas of one file are one backing.
     files: Mutex<HashMap<u64, Weak<FileBacking>>>,
     /// Where stretches of it are contiguous in the process.
-    views: Views,
+    views: Arc<Views>,
     runs: Runs,
     /// The frames of further pagemaps, which are devices of their own.
     devices: Range<u64>,
@@ -218,7 +218,8 @@ impl AddressSpace {
         // Behind the pool's own frames, and before those of further backings.
         let own_bytes = client.backings()?.first().map_or(0, |data| data.size_bytes);
         let devices = own_bytes.div_ceil(PAGE_BYTES)..client.pool_bytes() / PAGE_BYTES;
-        let inner = Arc::new(SpaceInner::new(mm, cpu));
+        let views = Arc::new(Views::default());
+        let inner = Arc::new(SpaceInner::new(mm, cpu, Arc::clone(&views)));
         client.inner.events.add(Arc::downgrade(&inner));
         Ok(Self {
             faults: None,
@@ -226,7 +227,7 @@ impl AddressSpace {
             inner,
             keeping: OnceLock::new(),
             files: Mutex::default(),
-            views: Views::default(),
+            views,
             runs: Runs::default(),
             devices,
         })

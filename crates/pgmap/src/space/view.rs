@@ -222,14 +222,29 @@ impl View {
         }
     }
 
+    /// The addresses of a block that are of the stretch.
+    fn inside(&self, block: u64) -> (u64, u64) {
+        (block.max(self.range.start), (block + BLOCK_BYTES).min(self.range.end))
+    }
+
     fn vacate(&self, block: u64) -> Result<(), OsError> {
-        let (from, to) = (block.max(self.range.start), (block + BLOCK_BYTES).min(self.range.end));
+        let (from, to) = self.inside(block);
         self.addresses.vacate(self.offset(from), (to - from) as usize)
     }
 
     fn clear_unused(&self, blocks: &mut BTreeMap<u64, Shown>) {
+        self.clear_unused_of(blocks, |_| true);
+    }
+
+    fn clear_unused_of(
+        &self,
+        blocks: &mut BTreeMap<u64, Shown>,
+        is_to_go: impl Fn(&Shown) -> bool,
+    ) {
         // What cannot be taken away is taken away before something else is shown there.
-        blocks.retain(|&at, shown| shown.nr_users > 0 || self.vacate(at).is_err());
+        blocks.retain(|&at, shown| {
+            shown.nr_users > 0 || !is_to_go(shown) || self.vacate(at).is_err()
+        });
     }
 
     /// Ends a use of each of these blocks.
@@ -251,7 +266,39 @@ impl View {
 #[derive(Debug, Default)]
 pub(super) struct Views(Mutex<BTreeMap<u64, Arc<View>>>);
 
+impl View {
+    /// Keeps nothing of the pool's `bytes`, which are gone. Where somebody uses what is shown
+    /// there, copies fail from now on.
+    fn lose(&self, bytes: &Range<u64>) {
+        let is_lost = |piece: &Piece| match piece.contents {
+            Contents::Pool(at) => at < bytes.end && bytes.start < at + piece.len_bytes,
+            Contents::Hole => false,
+        };
+        let shows_it =
+            |shown: &Shown| shown.pieces.as_deref().is_none_or(|pieces| pieces.iter().any(is_lost));
+        let mut blocks = self.lock();
+        for (&at, shown) in blocks.iter_mut().filter(|(_, shown)| shows_it(shown)) {
+            shown.pieces = None;
+            let (from, to) = self.inside(at);
+            if let Err(error) = self.addresses.map_nothing(self.offset(from), (to - from) as usize)
+            {
+                tracing::warn!(%error, "a part of memory that is gone stays mapped");
+            }
+        }
+        self.clear_unused_of(&mut blocks, |shown| shown.pieces.is_none());
+    }
+}
+
 impl Views {
+    /// As [`View::lose`], of every view.
+    pub(super) fn lose(&self, bytes: &Range<u64>) {
+        let all: Vec<Arc<View>> = {
+            let views = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            views.values().map(Arc::clone).collect()
+        };
+        all.iter().for_each(|view| view.lose(bytes));
+    }
+
     /// The view of `range`; another one than `refused`, which did not do.
     pub(super) fn of(
         &self,

@@ -22,7 +22,7 @@ use pgmap_os::MemoryFile;
 use crate::error::Error;
 use crate::name::FileName;
 use crate::owner::catalog::header::{HEADER_BYTES, Header, Slot, read_slots};
-use crate::owner::catalog::{CLOSING_CHANGES, Change, Contents, Recorded};
+use crate::owner::catalog::{CLOSING_CHANGES, Change, Contents, Recorded, StoredPool};
 use crate::pool::identity::{BootId, PoolId};
 
 /// Kept for what is no file: stamps, failed frames.
@@ -145,7 +145,10 @@ impl Log {
             }
             _ => return Err(medium.failed("its header is damaged, or it is no catalog")),
         };
-        let is_one_pool = header.id == previous.id && header.pool == previous.pool;
+        // A pool is given room by a change that is in one slot before it is in both.
+        let span_bytes = header.pool.span_bytes;
+        let before = StoredPool { span_bytes, ..previous.pool.clone() };
+        let is_one_pool = header.id == previous.id && header.pool == before;
         if !is_one_pool || header.sequence != previous.sequence.wrapping_add(1) {
             return Err(medium.failed("its two headers do not belong together"));
         }
@@ -162,6 +165,25 @@ impl Log {
         log.removal_bytes = contents.files.keys().map(removal_bytes).sum();
         log.stamp_limit = contents.stamp_limit.max(1);
         Ok((log, contents))
+    }
+
+    /// What a log says that its owner, perhaps on another machine, may be changing, and how far it
+    /// is. Nothing is taken over or mended.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`] for what is no log, also when it was changed meanwhile: try again.
+    pub(super) fn observe(medium: Medium) -> Result<(Header, Contents), Error> {
+        let slots = read_slots(&medium.read(0, HEADER_BYTES)?);
+        let whole = slots.into_iter().filter_map(|slot| match slot {
+            Slot::Whole(header) => Some(*header),
+            Slot::Damaged | Slot::OtherFormat(_) => None,
+        });
+        let Some(header) = whole.max_by_key(|header| header.sequence) else {
+            return Err(medium.failed("its header is damaged, or it is no catalog of this format"));
+        };
+        let log = Self::of(medium, header.clone(), header);
+        let contents = log.contents()?;
+        Ok((log.header, contents))
     }
 
     /// Writes the one slot of the header that is damaged again, as the change before the whole one.

@@ -7,6 +7,7 @@ use std::path::Path;
 use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::memory_type::MemoryType;
 use pgmap_mm::pfn::Pfn;
+use pgmap_os::MemoryFile;
 
 use super::PoolFrames;
 use crate::error::Error;
@@ -43,9 +44,9 @@ impl PoolFrames {
             if !self.is_possible(&line) {
                 return Err(bad("lies where no backing can"));
             }
-            let (path, offset_bytes) = (path_of(&line), line.offset_bytes);
+            let (path, offset_bytes) = (path_of(&self.pool.data, &line), line.offset_bytes);
             let (first_pfn, nr_pages) = (line.first_pfn, line.nr_pages);
-            let (state, data, lock) = match open_backing(self.pool.id(), &line) {
+            let (state, data, lock) = match open_backing(self.pool.id(), &line, &path) {
                 Ok(medium) => (BackingState::Open, Some(medium.data), medium.lock),
                 Err(error) => {
                     tracing::error!(backing = %line.name, %error, "a backing is missing");
@@ -201,12 +202,12 @@ fn closed(backing: &Backing) -> Refusal {
     Refusal::NoBacking { backing: backing.name.clone(), why }
 }
 
-/// What the catalog says of a backing.
-pub(crate) fn stored(backing: &Backing, path: &Path) -> StoredBacking {
+/// What the catalog of a pool with this `data` says of a backing at `path`.
+pub(crate) fn stored(data: &MemoryFile, backing: &Backing, path: &Path) -> StoredBacking {
     StoredBacking {
         id: backing.id,
         name: backing.name.clone(),
-        path: crate::pool::backing::path_bytes(path),
+        path: crate::pool::backing::path_bytes(data, path),
         first_pfn: backing.first_pfn,
         nr_pages: backing.nr_pages,
         offset_bytes: backing.offset_bytes,

@@ -381,6 +381,16 @@ impl PoolFrames {
         }
     }
 
+    /// Tells clients that the pool's backings changed.
+    pub(crate) fn backings_changed(&self) {
+        self.index.bump_backings_epoch();
+    }
+
+    /// Tells clients that what they registered of the pool with devices is of no use any more.
+    pub(crate) fn registrations_ended(&self) {
+        self.index.bump_detach_epoch();
+    }
+
     /// Tells clients that nobody may use the memory any more.
     pub(crate) fn close(&self) {
         self.index.close();

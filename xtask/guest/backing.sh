@@ -1,0 +1,68 @@
+# A device as a further backing of a pool in memory: added, filled, its owner killed, unplugged under readers and bound
+# again, taken out. What lies elsewhere is served all the time.
+place_up
+POOL="--pool /tmp/pool --size 64M --room 8G"
+bytes 5000000 /tmp/one
+bytes 33554432 /tmp/large
+name=${DEVICE#/dev/}
+driver=/sys/bus/dax/drivers/device_dax
+serve $POOL
+must pgmap backing add "$DEVICE" --name far
+must pgmap -q put /tmp/one one --only far
+must pgmap -q put /tmp/large large --only far
+must pgmap -q put /tmp/one near --only data
+kill_owner
+serve $POOL
+must pgmap backing ls
+holds one /tmp/one
+holds large /tmp/large
+
+# Away under a reader, which finds an error; its neighbours do not notice.
+read_slowly large
+echo "$name" > $driver/unbind || die "unbind was refused"
+holds near /tmp/one
+soon sh -c "pgmap backing ls | grep -q 'went away'"
+within 20 pgmap -q get one /tmp/got > /tmp/must.out 2>&1
+by_error "get" $?
+grep -q '"far"' /tmp/must.out || die "the error does not name the backing: $(tail -n 1 /tmp/must.out)"
+within 20 pgmap -q put /tmp/one two --only far > /tmp/must.out 2>&1
+by_error "put" $?
+unused "the unbind"
+cat <&8 > /dev/null
+exec 8<&-
+wait $reader
+by_error "a get that was under way" $?
+kill -0 $OWNER 2>/dev/null || die "the owner is gone: $(tail -n 1 /tmp/owner.err)"
+echo "$name" > $driver/bind || die "the device cannot be bound again: someone has kept it"
+soon pgmap -q get one /tmp/got
+holds one /tmp/one
+holds large /tmp/large
+note "the owner took $name back"
+
+# Away for less than anybody looks: a reader that is still there goes on.
+read_slowly large
+echo "$name" > $driver/unbind
+echo "$name" > $driver/bind || die "the device cannot be bound again: someone has kept it"
+sleep 1
+soon pgmap -q get one /tmp/got
+read_on /tmp/large
+
+# Taken out, while a client that has it mapped lives on.
+must pgmap -q put /tmp/large stays --only data
+read_slowly stays
+must pgmap -q rm one large
+must pgmap backing rm far --deadline 5000
+unused "it was taken out"
+must daxctl disable-device "$name"
+must daxctl enable-device "$name"
+sleep 0.3
+read_on /tmp/large
+must pgmap backing add "$DEVICE" --name far
+must pgmap -q put /tmp/one one --only far
+holds one /tmp/one
+must pgmap -q rm one
+must pgmap backing rm far
+dmesg | grep -E 'Oops|BUG:|general protection' && die "the kernel found a bug"
+stop_owner
+OWNER=
+exit 0
