@@ -9,10 +9,12 @@ mod fuzz;
 mod glossary;
 mod guest;
 mod layers;
+mod outside;
 mod steps;
 mod test_run;
 mod tidy;
 mod watch;
+mod wheel;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -41,6 +43,9 @@ Verbs:
          put faults of the past back, one by one (those whose names contain TEXT), each of which the
          simulation must find within a minute
   guest  run pgmap inside real kernels under QEMU; `cargo xtask guest --help` says more
+  outside
+         run LMCache's own tests on pgmap's adapter; skipped unless PGMAP_OUTSIDE_PYTHON names an
+         interpreter that has lmcache, pytest and pgmap, and PGMAP_OUTSIDE_LMCACHE LMCache's sources
   help   print this text
 
 Environment:
@@ -76,6 +81,7 @@ fn main() -> ExitCode {
             }),
             Err(message) => return usage(&message),
         },
+        ["outside"] => workspace_root().and_then(|root| outside::run(&root)),
         ["breakages"] => workspace_root().and_then(|root| breakages::run(&root, "")),
         ["breakages", filter] => workspace_root().and_then(|root| breakages::run(&root, filter)),
         ["help" | "--help" | "-h"] | [_, "--help" | "-h"] => {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use std::{env, io};
 
 use crate::watch::Limit;
-use crate::{container, guest, tidy};
+use crate::{container, guest, tidy, wheel};
 
 /// How a step ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +54,7 @@ pub const STEPS: &[Step] = &[
     step("tidy", 2, "the house rules hold", tidy_rules),
     step("build", 20, "the binaries that process tests start", build),
     step("test", 40, "unit, property, process and doc tests", test),
+    step("wheel", 15, "the Python package, installed from its wheel", wheel::run),
     step("sim", 15, "the shipped code in a machine that breaks", sim),
     step("container", 15, "pools and the command with little memory, as anybody", container::run),
     step("guest", 15, "pgmap in real kernels, on memory devices", guest_usual),

@@ -609,6 +609,15 @@ impl<S: ClientSide> Clone for RawPin<'_, S> {
 
 impl<S: ClientSide> Copy for RawPin<'_, S> {}
 
+impl<S: ClientSide> RawPin<'_, S> {
+    fn set_agent(self, agent: Agent) {
+        if !self.pinner.side.is_detached() {
+            // Release: pairs with the scan's Acquire; the slot is never seen empty in between.
+            self.slot.store(SlotWord::new(self.run, agent).bits(), Ordering::Release);
+        }
+    }
+}
+
 /// A short-term pin: while it lives, the frames are not reused. May be dropped on any thread.
 #[derive(Debug)]
 #[must_use = "dropping a pin gives the frames up"]
@@ -649,16 +658,7 @@ impl<S: ClientSide> Pin<'_, S> {
 
     /// Says from now on that a device (or no device any more) may write to the frames.
     pub fn set_agent(&self, agent: Agent) {
-        if !self.raw.pinner.side.is_detached() {
-            // Release: pairs with the scan's Acquire; the slot is never seen empty in between.
-            self.raw.slot.store(SlotWord::new(self.raw.run, agent).bits(), Ordering::Release);
-        }
-    }
-
-    /// Takes note that the owner changed the life word to `life` on this holder's own request, so
-    /// that dropping the pin does not ring for it.
-    pub fn expect_life(&mut self, life: Descriptor) {
-        self.raw.life.at.expected = life;
+        self.raw.set_agent(agent);
     }
 
     /// Whether the owner has changed the life word since: somebody wants the frames back.

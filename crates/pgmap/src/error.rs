@@ -105,6 +105,24 @@ impl Error {
         }
     }
 
+    /// The same error once more, for another item of a batch whose call failed.
+    pub(crate) fn again(&self) -> Self {
+        match self {
+            Self::Refused(refusal) => Self::Refused(refusal.clone()),
+            Self::OwnerGone { why } => Self::OwnerGone { why: why.clone() },
+            Self::Protocol { what } => Self::Protocol { what: what.clone() },
+            &Self::TimedOut { call, waited_ms, owner_pid } => {
+                Self::TimedOut { call, waited_ms, owner_pid }
+            }
+            Self::Detached => Self::Detached,
+            // What a call can meet besides: a failure of the connection.
+            other => {
+                let source = std::io::Error::from_raw_os_error(other.errno());
+                Self::Os(OsError::new("call", format!("the owner ({other})"), source))
+            }
+        }
+    }
+
     /// A name for programs, in snake case. It stays what it is.
     #[must_use]
     pub fn kind(&self) -> &'static str {

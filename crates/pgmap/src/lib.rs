@@ -42,9 +42,10 @@ pub use client::file::File;
 #[doc(hidden)]
 pub use client::lanes::ThreadLanes;
 pub use client::options::{ConnectOptions, DEFAULT_DEADLINE};
+pub use client::owned::OwnedPin;
 pub use client::pinned::{FilePin, Segment};
 pub use client::side::ProcessSide;
-pub use client::writer::FileWriter;
+pub use client::writer::{FileWriter, OwnedWriter, Writer};
 pub use client::{Client, Replace};
 pub use error::Error;
 pub use name::FileName;

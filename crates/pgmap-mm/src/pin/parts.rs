@@ -28,6 +28,7 @@
 //! `unpin_user_page_range_dirty_lock`). A slot is one run, so here the rest must be one run too.
 
 use super::{ClientSide, Life, Pin, Pinner, RawPin};
+use crate::descriptor::Descriptor;
 use crate::ledger::{Agent, SlotWord};
 use crate::pfn::PfnRange;
 use crate::vmemmap::LifeWord;
@@ -56,6 +57,35 @@ impl PinParts {
     pub const fn life(&self) -> LifeWord {
         self.life
     }
+
+    /// Whether the owner has changed the life word since: somebody waits for the frames. False of
+    /// a pin that is not of `pinner`.
+    #[must_use]
+    pub fn is_reclaim_requested<S: ClientSide>(&self, pinner: &Pinner<S>) -> bool {
+        self.raw(pinner).is_some_and(|raw| !raw.life.is_as_expected())
+    }
+
+    /// As [`Pin::set_agent`], of a pin of `pinner`.
+    pub fn set_agent<S: ClientSide>(&self, pinner: &Pinner<S>, agent: Agent) {
+        if let Some(raw) = self.raw(pinner) {
+            raw.set_agent(agent);
+        }
+    }
+
+    /// Takes note that the owner changed the life word to `life` on this holder's own request, so
+    /// that dropping the pin does not ring for it.
+    pub const fn expect_life(&mut self, life: Descriptor) {
+        self.life = self.life.told(life);
+    }
+
+    #[inline]
+    fn raw<'p, S: ClientSide>(&self, pinner: &'p Pinner<S>) -> Option<RawPin<'p, S>> {
+        if self.identity != pinner.side.identity() {
+            return None;
+        }
+        let (slot, life) = (pinner.side.ledger().slot(self.slot), Life::find(pinner, self.life));
+        Some(RawPin { pinner, slot, at: self.slot, life, run: self.run })
+    }
 }
 
 impl<'p, S: ClientSide> Pin<'p, S> {
@@ -72,12 +102,7 @@ impl<'p, S: ClientSide> Pin<'p, S> {
     /// # Errors
     /// The parts, when they are not of a pin of `pinner`.
     pub fn from_parts(pinner: &'p Pinner<S>, parts: PinParts) -> Result<Self, PinParts> {
-        if parts.identity != pinner.side.identity() {
-            return Err(parts);
-        }
-        let PinParts { slot: at, life, run, .. } = parts;
-        let slot = pinner.side.ledger().slot(at);
-        Ok(Self::of(RawPin { pinner, slot, at, life: Life::find(pinner, life), run }))
+        parts.raw(pinner).map(Self::of).ok_or(parts)
     }
 
     /// Gives up all frames but `run`, which must be some of those held; false, and nothing is given

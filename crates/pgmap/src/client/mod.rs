@@ -1,12 +1,14 @@
 //! A client: a process attached to a pool.
 
 pub(crate) mod backings;
+mod batch;
 pub(crate) mod events;
 pub(crate) mod failure;
 pub(crate) mod file;
 pub(crate) mod lanes;
 pub(crate) mod link;
 pub(crate) mod options;
+pub(crate) mod owned;
 pub(crate) mod pinned;
 mod report;
 pub(crate) mod side;
@@ -22,6 +24,7 @@ use pgmap_mm::drain::ClientId;
 use pgmap_mm::index::{FileEntry, IndexLayout, IndexReader, Lookup};
 use pgmap_mm::ledger::LedgerLayout;
 use pgmap_mm::level::{Level, PAGE_BYTES};
+use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::pin::{ClientSide, Pinner};
 use pgmap_mm::vmemmap::{Vmemmap, VmemmapLayout};
 use pgmap_os::sync::Mutex;
@@ -32,9 +35,10 @@ use crate::client::events::Events;
 use crate::client::file::File;
 use crate::client::link::{Failed, Link, Remote, Trust};
 use crate::client::options::{ConnectOptions, DEFAULT_DEADLINE, default_label};
+use crate::client::owned::OwnedPin;
 use crate::client::pinned::FilePin;
 use crate::client::side::ProcessSide;
-use crate::client::writer::FileWriter;
+use crate::client::writer::{FileWriter, OwnedWriter};
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::memory::{Readable, Writable, WritableCounts};
@@ -322,35 +326,26 @@ impl Client {
         one(self.create_batch(vec![spec])?)?
     }
 
-    /// Reserves frames for several files in one call. Each has an answer of its own.
+    /// As [`create`](Self::create), with a writer that has a clone of the client.
     ///
     /// # Errors
-    /// As [`create`](Self::create), and [`Refusal::TooMuch`] for more than [`MAX_BATCH`].
-    pub fn create_batch(
+    /// The same.
+    pub fn create_owned(
         &self,
-        specs: Vec<CreateSpec>,
-    ) -> Result<Vec<Result<FileWriter<'_>, Error>>, Error> {
-        let lengths: Vec<u64> = specs.iter().map(|spec| spec.len_bytes).collect();
-        match self.call(Request::Create(specs))? {
-            Reply::Created(drafts) if drafts.len() == lengths.len() => Ok(drafts
-                .into_iter()
-                .zip(lengths)
-                .map(|(draft, len_bytes)| FileWriter::new(self, draft?, len_bytes))
-                .collect()),
-            reply => Err(unexpected(&reply)),
-        }
+        name: impl AsRef<[u8]>,
+        len_bytes: u64,
+        folio_size: FolioSize,
+    ) -> Result<OwnedWriter, Error> {
+        let spec = CreateSpec::new(FileName::new(name)?, len_bytes, folio_size);
+        self.create_owned_with(spec)
     }
 
-    /// Publishes several files in one call. Each has an answer of its own; a writer whose commit
-    /// was refused is given up.
+    /// As [`create_owned`](Self::create_owned), of a file with rules or a place of its own.
     ///
     /// # Errors
-    /// [`Refusal::TooMuch`] for more than [`MAX_BATCH`], [`Error::OwnerGone`].
-    pub fn commit_batch(
-        &self,
-        writers: Vec<FileWriter<'_>>,
-    ) -> Result<Vec<Result<(), Error>>, Error> {
-        FileWriter::commit_all(self, writers)
+    /// The same.
+    pub fn create_owned_with(&self, spec: CreateSpec) -> Result<OwnedWriter, Error> {
+        one(self.create_all(vec![spec], || self.clone())?)?
     }
 
     /// Finds a file by name, without a call unless the owner keeps changing the index there: then
@@ -361,11 +356,6 @@ impl Client {
     pub fn open(&self, name: impl AsRef<[u8]>) -> Result<File<'_>, Error> {
         let entry = self.look_up(name.as_ref())?;
         Ok(File::new(self, entry))
-    }
-
-    /// Finds several files by name, without a call. Each has an answer of its own.
-    pub fn open_batch<N: AsRef<[u8]>>(&self, names: &[N]) -> Vec<Result<File<'_>, Error>> {
-        names.iter().map(|name| self.open(name)).collect()
     }
 
     /// Finds a file by name and pins all of it, with a call only where [`Self::open`] makes one.
@@ -385,15 +375,54 @@ impl Client {
         Err(Refusal::InUse { name: Escaped(name).to_string(), doing }.into())
     }
 
+    /// As [`get`](Self::get), and never with a call: `None` where one would be needed.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn try_get(&self, name: impl AsRef<[u8]>) -> Result<Option<FilePin<'_>>, Error> {
+        let (inner, name) = (&self.inner, name.as_ref());
+        for _ in 0..MAX_ATTEMPTS {
+            let entry = match inner.index.lookup(name) {
+                Lookup::Found(entry) => entry,
+                Lookup::Absent => return Err(absent(name)),
+                Lookup::Busy => return Ok(None),
+            };
+            let is_mapped = |run: PfnRange| run.byte_range().end <= inner.backings.end_bytes();
+            let mut frames = entry.extents.iter().filter(|extent| !extent.is_hole());
+            if !frames.all(|extent| is_mapped(extent.run)) {
+                return Ok(None);
+            }
+            match FilePin::take_all(self, &entry) {
+                Err(Error::Pin(pgmap_mm::error::PinError::Changed { .. })) => {}
+                result => return result.map(Some),
+            }
+        }
+        Ok(None)
+    }
+
+    /// As [`get`](Self::get), with a pin that has a clone of the client.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn get_owned(&self, name: impl AsRef<[u8]>) -> Result<OwnedPin, Error> {
+        Ok(self.get(name)?.into_owned())
+    }
+
+    /// As [`try_get`](Self::try_get), with a pin that has a clone of the client.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn try_get_owned(&self, name: impl AsRef<[u8]>) -> Result<Option<OwnedPin>, Error> {
+        Ok(self.try_get(name)?.map(FilePin::into_owned))
+    }
+
     fn look_up(&self, name: &[u8]) -> Result<FileEntry, Error> {
         if self.inner.pinner.side().is_detached() {
             return Err(Error::Detached);
         }
         match self.inner.index.lookup(name) {
             Lookup::Found(entry) => Ok(entry),
-            Lookup::Absent => {
-                Err(Refusal::NotFound { name: FileName::new(name)?.to_string() }.into())
-            }
+            Lookup::Absent => Err(absent(name)),
             Lookup::Busy => self.look_up_slowly(name),
         }
     }
@@ -449,19 +478,6 @@ impl Client {
     /// [`Refusal::NotFound`] as [`Error::Refused`].
     pub fn unlink(&self, name: impl AsRef<[u8]>) -> Result<(), Error> {
         one(self.unlink_batch(vec![FileName::new(name)?])?)?
-    }
-
-    /// Takes several names away in one call. Each has an answer of its own.
-    ///
-    /// # Errors
-    /// [`Refusal::TooMuch`] for more than [`MAX_BATCH`], [`Error::OwnerGone`].
-    pub fn unlink_batch(&self, names: Vec<FileName>) -> Result<Vec<Result<(), Error>>, Error> {
-        match self.call(Request::Unlink(names))? {
-            Reply::Unlinked(results) => {
-                Ok(results.into_iter().map(|result| result.map_err(Error::from)).collect())
-            }
-            reply => Err(unexpected(&reply)),
-        }
     }
 
     /// Gives a file another name. With `Replace::Yes` it takes the place of a file that has it.
@@ -623,6 +639,15 @@ pub enum Replace {
     No,
     /// What is there is unlinked in the same step.
     Yes,
+}
+
+/// No file is called `name`, or can be.
+#[cold]
+fn absent(name: &[u8]) -> Error {
+    match FileName::new(name) {
+        Ok(name) => Refusal::NotFound { name: name.to_string() }.into(),
+        Err(bad) => bad.into(),
+    }
 }
 
 fn one<T>(answers: Vec<T>) -> Result<T, Error> {

@@ -11,6 +11,7 @@ use pgmap_mm::longterm::LongtermPin;
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::pin::{ClientSide, Pin};
 
+use crate::client::owned::OwnedPin;
 use crate::client::side::ProcessSide;
 use crate::client::{Client, lanes};
 use crate::error::Error;
@@ -28,21 +29,12 @@ enum Hold<'c> {
 }
 
 impl Hold<'_> {
-    /// The frames held; none of a hole.
-    fn run(&self) -> Option<PfnRange> {
+    /// The frames held, or how many pages of a hole.
+    const fn held(&self) -> Result<PfnRange, u64> {
         match self {
-            Self::Short(pin) | Self::Leased(pin, _) => Some(pin.run()),
-            Self::Longterm(pin) => Some(pin.run()),
-            Self::Hole(_) => None,
-        }
-    }
-
-    fn nr_pages(&self) -> u64 {
-        match self {
-            Self::Hole(nr_pages) => *nr_pages,
-            Self::Short(_) | Self::Longterm(_) | Self::Leased(..) => {
-                self.run().map_or(0, PfnRange::nr_pages)
-            }
+            Self::Short(pin) | Self::Leased(pin, _) => Ok(pin.run()),
+            Self::Longterm(pin) => Ok(pin.run()),
+            Self::Hole(nr_pages) => Err(*nr_pages),
         }
     }
 
@@ -56,12 +48,80 @@ impl Hold<'_> {
 }
 
 /// A part of a pinned range in one extent.
-struct Part {
+pub(super) struct Part {
     /// Where it starts in the range, in bytes.
     offset: u64,
     len_bytes: u64,
     /// Where it lies in the pool, in bytes; none in a hole.
     pool_offset: Option<u64>,
+}
+
+/// The parts of a range of `len_bytes` that starts `skip_bytes` into what is held: runs of frames,
+/// or so many pages that read as zero.
+pub(super) fn parts_of(
+    held: impl Iterator<Item = Result<PfnRange, u64>>,
+    skip_bytes: u64,
+    len_bytes: u64,
+) -> impl Iterator<Item = Part> {
+    let (mut skip, mut offset) = (skip_bytes, 0);
+    held.map(move |held| {
+        let nr_pages = held.map_or_else(|hole| hole, PfnRange::nr_pages);
+        let part_bytes = (nr_pages * PAGE_BYTES - skip).min(len_bytes - offset);
+        let pool_offset = held.ok().map(|run| run.byte_range().start + skip);
+        let part = Part { offset, len_bytes: part_bytes, pool_offset };
+        offset += part_bytes;
+        skip = 0;
+        part
+    })
+}
+
+/// The parts that are memory, where `client` has it mapped.
+pub(super) fn segments_of<'p>(
+    client: &'p Client,
+    parts: impl Iterator<Item = Part>,
+) -> impl Iterator<Item = Segment<'p>> {
+    let base = client.inner.data.as_ptr();
+    parts.filter_map(move |part| {
+        let pool_offset = part.pool_offset?;
+        Some(Segment {
+            // The frames lie inside the mapping: the run was checked when it was pinned. Offsetting
+            // without wrapping needs no unsafe.
+            ptr: base.wrapping_add(pool_offset as usize),
+            len_bytes: part.len_bytes,
+            pool_offset,
+            range_offset: part.offset,
+            held: PhantomData,
+        })
+    })
+}
+
+/// Copies bytes of a pinned range of `len_bytes` from `offset` on.
+pub(super) fn copy_out(
+    client: &Client,
+    parts: impl Iterator<Item = Part>,
+    len_bytes: u64,
+    offset: u64,
+    target: &mut [u8],
+) -> Result<(), Error> {
+    if client.inner.pinner.side().is_detached() {
+        return Err(Error::Detached);
+    }
+    let end = offset.checked_add(target.len() as u64).filter(|&end| end <= len_bytes);
+    let Some(end) = end else {
+        let end = offset.saturating_add(target.len() as u64);
+        return Err(Error::OutOfRange { start: offset, end, len_bytes });
+    };
+    for part in parts {
+        let (from, to) = (offset.max(part.offset), end.min(part.offset + part.len_bytes));
+        if from < to {
+            let bytes = &mut target[(from - offset) as usize..(to - offset) as usize];
+            match part.pool_offset {
+                Some(at) => client.inner.data.copy_out(at + (from - part.offset), bytes)?,
+                None => bytes.fill(0),
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A piece of pinned memory, mapped in this process.
@@ -227,32 +287,12 @@ impl<'c> FilePin<'c> {
 
     /// The pinned memory in file order, one segment per extent. Holes have none.
     pub fn segments(&self) -> impl Iterator<Item = Segment<'_>> {
-        let base = self.client.inner.data.as_ptr();
-        self.parts().filter_map(move |part| {
-            let pool_offset = part.pool_offset?;
-            Some(Segment {
-                // The frames lie inside the mapping: the run was checked when it was pinned.
-                // Offsetting without wrapping needs no unsafe.
-                ptr: base.wrapping_add(pool_offset as usize),
-                len_bytes: part.len_bytes,
-                pool_offset,
-                range_offset: part.offset,
-                held: PhantomData,
-            })
-        })
+        segments_of(self.client, self.parts())
     }
 
     fn parts(&self) -> impl Iterator<Item = Part> {
-        let mut skip = self.skip_bytes;
-        let mut offset = 0;
-        std::iter::once(&self.first).chain(&self.more).map(move |hold| {
-            let len_bytes = (hold.nr_pages() * PAGE_BYTES - skip).min(self.len_bytes - offset);
-            let pool_offset = hold.run().map(|run| run.byte_range().start + skip);
-            let part = Part { offset, len_bytes, pool_offset };
-            offset += len_bytes;
-            skip = 0;
-            part
-        })
+        let holds = std::iter::once(&self.first).chain(&self.more);
+        parts_of(holds.map(Hold::held), self.skip_bytes, self.len_bytes)
     }
 
     /// Copies bytes from `offset` on into `target`.
@@ -261,27 +301,7 @@ impl<'c> FilePin<'c> {
     /// [`Error::OutOfRange`] when the pin is shorter; nothing is copied then. [`Error::Detached`]
     /// in a forked child, for which nothing keeps the frames once its parent lets go.
     pub fn read_at(&self, offset: u64, target: &mut [u8]) -> Result<(), Error> {
-        if self.client.inner.pinner.side().is_detached() {
-            return Err(Error::Detached);
-        }
-        let end = offset.checked_add(target.len() as u64).filter(|&end| end <= self.len_bytes);
-        let Some(end) = end else {
-            let end = offset.saturating_add(target.len() as u64);
-            return Err(Error::OutOfRange { start: offset, end, len_bytes: self.len_bytes });
-        };
-        for part in self.parts() {
-            let (from, to) = (offset.max(part.offset), end.min(part.offset + part.len_bytes));
-            if from < to {
-                let bytes = &mut target[(from - offset) as usize..(to - offset) as usize];
-                match part.pool_offset {
-                    Some(at) => {
-                        self.client.inner.data.copy_out(at + (from - part.offset), bytes)?
-                    }
-                    None => bytes.fill(0),
-                }
-            }
-        }
-        Ok(())
+        copy_out(self.client, self.parts(), self.len_bytes, offset, target)
     }
 
     /// Copies all pinned bytes.
@@ -322,6 +342,22 @@ impl Drop for FilePin<'_> {
 }
 
 impl FilePin<'_> {
+    /// A short-term pin without its borrow.
+    #[inline]
+    pub(super) fn into_owned(mut self) -> OwnedPin {
+        let mut owned = OwnedPin::new(self.client.clone(), self.skip_bytes, self.len_bytes);
+        let first = std::mem::replace(&mut self.first, Hold::Hole(0));
+        for hold in std::iter::once(first).chain(std::mem::take(&mut self.more)) {
+            owned.add(match hold {
+                Hold::Short(pin) => Ok(pin.into_parts()),
+                Hold::Hole(nr_pages) => Err(nr_pages),
+                // Others are taken by name, and this by `get`.
+                Hold::Longterm(_) | Hold::Leased(..) => continue,
+            });
+        }
+        owned
+    }
+
     /// Gives the leases back with the slots. Leased pins are leased in all their parts.
     #[cold]
     fn drop_leased(&mut self) {

@@ -3,7 +3,7 @@
 use crate::client::{Client, unexpected};
 use crate::error::Error;
 use crate::name::FileName;
-use crate::refusal::Holder;
+use crate::refusal::{Holder, Refusal};
 use crate::wire::{FileInfo, MAX_LIST, PoolInfo, Reply, Request};
 
 impl Client {
@@ -24,19 +24,48 @@ impl Client {
     /// # Errors
     /// [`Error::OwnerGone`].
     pub fn list(&self) -> Result<Vec<FileInfo>, Error> {
-        let mut files: Vec<FileInfo> = Vec::new();
+        self.list_pages(Vec::new(), None, |_| true)
+    }
+
+    /// As [`list`](Self::list), of the files whose names begin with `prefix`: a call for every 100
+    /// of them, however many others there are.
+    ///
+    /// # Errors
+    /// [`Error::OwnerGone`].
+    pub fn list_prefix(&self, prefix: impl AsRef<[u8]>) -> Result<Vec<FileInfo>, Error> {
+        let prefix = prefix.as_ref();
+        // A name that begins with what is no name is none either.
+        let Ok(first) = FileName::new(prefix) else {
+            return if prefix.is_empty() { self.list() } else { Ok(Vec::new()) };
+        };
+        let found = match self.stat(prefix) {
+            Err(Error::Refused(Refusal::NotFound { .. })) => Vec::new(),
+            found => vec![found?],
+        };
+        self.list_pages(found, Some(first), |name| name.as_bytes().starts_with(prefix))
+    }
+
+    /// Adds the files after the name `after` to `files`, up to the first that is not wanted.
+    fn list_pages(
+        &self,
+        mut files: Vec<FileInfo>,
+        mut after: Option<FileName>,
+        is_wanted: impl Fn(&FileName) -> bool,
+    ) -> Result<Vec<FileInfo>, Error> {
         loop {
-            let after = files.last().map(|file| file.name.clone());
             match self.call(Request::List(after))? {
                 Reply::List(page) => {
                     let is_last = page.len() < MAX_LIST;
-                    files.extend(page);
-                    if is_last {
+                    let nr_before = files.len();
+                    let nr_of_page = page.len();
+                    files.extend(page.into_iter().take_while(|file| is_wanted(&file.name)));
+                    if is_last || files.len() < nr_before + nr_of_page {
                         return Ok(files);
                     }
                 }
                 reply => return Err(unexpected(&reply)),
             }
+            after = files.last().map(|file| file.name.clone());
         }
     }
 

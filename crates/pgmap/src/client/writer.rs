@@ -1,19 +1,20 @@
 //! A file being written: nobody else can open it before it is committed (T11).
 
+use std::borrow::Borrow;
 use std::io;
 use std::sync::Arc;
 
 use pgmap_mm::descriptor::Descriptor;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::ledger::Agent;
-use pgmap_mm::pin::Pin;
+use pgmap_mm::pin::{Pin, PinParts};
 use pgmap_os::{MemoryFile, MemoryKind};
 
-use crate::client::side::ProcessSide;
+use crate::client::batch::in_pieces;
 use crate::client::{Client, lanes};
 use crate::error::Error;
 use crate::refusal::Refusal;
-use crate::wire::{Draft, MAX_BATCH, extents_from_words};
+use crate::wire::{Committed, Draft, extents_from_words};
 
 /// How many bytes are written between two looks at the connection to the owner.
 const CHECK_BYTES: u64 = 8 << 20;
@@ -25,13 +26,16 @@ const CHECK_BYTES: u64 = 8 << 20;
 /// the commit, not as what an earlier file left there.
 ///
 /// Dropping a writer without committing gives the file up.
+///
+/// It borrows its client, as a [`FileWriter`], or has it, as an [`OwnedWriter`], which can go
+/// wherever it is needed.
 #[derive(Debug)]
-pub struct FileWriter<'c> {
-    client: &'c Client,
+pub struct Writer<C: Borrow<Client>> {
+    client: C,
     id: u64,
     len_bytes: u64,
     extents: Vec<Extent>,
-    holds: Vec<Pin<'c, ProcessSide>>,
+    holds: Vec<PinParts>,
     /// Every byte below this was written; those above may or may not have been.
     written_to: u64,
     /// Where [`io::Write`] goes on.
@@ -50,9 +54,15 @@ pub struct FileWriter<'c> {
     is_done: bool,
 }
 
-impl<'c> FileWriter<'c> {
-    pub(crate) fn new(client: &'c Client, draft: Draft, len_bytes: u64) -> Result<Self, Error> {
+/// A writer that borrows its client.
+pub type FileWriter<'c> = Writer<&'c Client>;
+/// A writer that has a clone of its client, and keeps it attached.
+pub type OwnedWriter = Writer<Client>;
+
+impl<C: Borrow<Client>> Writer<C> {
+    pub(crate) fn new(client: C, draft: Draft, len_bytes: u64) -> Result<Self, Error> {
         let extents = extents_from_words(&draft.extents)?;
+        let generation = Borrow::<Client>::borrow(&client).generation();
         let mut writer = Self {
             client,
             id: draft.id,
@@ -61,7 +71,7 @@ impl<'c> FileWriter<'c> {
             holds: Vec::new(),
             written_to: 0,
             position: 0,
-            generation: client.generation(),
+            generation,
             unchecked_bytes: 0,
             backing: None,
             is_raw: false,
@@ -75,17 +85,22 @@ impl<'c> FileWriter<'c> {
             });
         }
         for extent in &writer.extents {
+            let client: &Client = writer.client.borrow();
             if extent.run.byte_range().end > client.inner.data.len_bytes() {
                 return Err(Error::Protocol { what: format!("frames {} outside", extent.run) });
             }
             client.reach(extent.run)?;
             let hold = lanes::pin(&client.inner, extent, extent.run, Agent::Cpu)?;
-            writer.holds.push(hold);
+            writer.holds.push(hold.into_parts());
         }
         if let Some(extent) = writer.extents.first() {
-            writer.backing = Some(client.file_of(extent.run)?.0);
+            writer.backing = Some(writer.client().file_of(extent.run)?.0);
         }
         Ok(writer)
+    }
+
+    fn client(&self) -> &Client {
+        self.client.borrow()
     }
 
     /// The number that the file will have.
@@ -116,14 +131,13 @@ impl<'c> FileWriter<'c> {
         if offset > self.written_to && !self.is_raw {
             self.zero(self.written_to, offset)?;
         }
-        let inner = &self.client.inner;
-        let data = &inner.data;
         // What is to be in a device's memory itself.
-        let goes_past_caches = inner.is_flushed && self.is_on_device();
+        let goes_past_caches = self.client().inner.is_flushed && self.is_on_device();
         self.is_cached |= !goes_past_caches;
         let mut at = offset;
         while at < end {
             let piece = CHECK_BYTES.saturating_sub(self.unchecked_bytes).min(end - at);
+            let data = &self.client().inner.data;
             self.each_part(at, at + piece, |pool_offset, part| {
                 let source = &bytes[(part.start - offset) as usize..(part.end - offset) as usize];
                 if goes_past_caches {
@@ -149,7 +163,7 @@ impl<'c> FileWriter<'c> {
     /// [`Refusal::NoDraft`] as [`Error::Refused`].
     pub fn check_owner(&mut self) -> Result<(), Error> {
         self.unchecked_bytes = 0;
-        self.client.check_owner(self.generation).map_err(|gone| match gone {
+        self.client().check_owner(self.generation).map_err(|gone| match gone {
             Error::OwnerGone { why } => {
                 let why = format!("the owner that reserved it is gone ({why}); put it again");
                 Refusal::NoDraft { id: self.id, why }.into()
@@ -160,7 +174,7 @@ impl<'c> FileWriter<'c> {
 
     fn check_attached(&self) -> Result<(), Error> {
         use pgmap_mm::pin::ClientSide;
-        if self.client.inner.pinner.side().is_detached() {
+        if self.client().inner.pinner.side().is_detached() {
             return Err(Error::Detached);
         }
         Ok(())
@@ -172,7 +186,7 @@ impl<'c> FileWriter<'c> {
         while at < to {
             let piece = CHECK_BYTES.min(to - at);
             self.each_part(at, at + piece, |pool_offset, part| {
-                self.client.inner.data.fill_zero(pool_offset, part.end - part.start)
+                self.client().inner.data.fill_zero(pool_offset, part.end - part.start)
             })?;
             at += piece;
             if at < to {
@@ -208,7 +222,7 @@ impl<'c> FileWriter<'c> {
     pub fn segments(&mut self) -> Vec<(*mut u8, u64, u64)> {
         self.is_raw = true;
         self.is_cached = true;
-        let base = self.client.inner.data.as_ptr();
+        let base = self.client().inner.data.as_ptr();
         let mut left = self.len_bytes;
         let mut segments = Vec::with_capacity(self.extents.len());
         for extent in &self.extents {
@@ -225,7 +239,7 @@ impl<'c> FileWriter<'c> {
     /// device can still write to them.
     pub fn set_agent(&self, agent: Agent) {
         for hold in &self.holds {
-            hold.set_agent(agent);
+            hold.set_agent(&self.client().inner.pinner, agent);
         }
     }
 
@@ -234,13 +248,13 @@ impl<'c> FileWriter<'c> {
     /// # Errors
     /// [`crate::Refusal::Exists`] when another got the name first; the file is given up then.
     pub fn commit(self) -> Result<(), Error> {
-        let client = self.client;
-        Self::commit_all(client, vec![self])?.pop().unwrap_or(Ok(()))
+        let client = self.client().clone();
+        Self::commit_all(&client, vec![self])?.pop().unwrap_or(Ok(()))
     }
 
     pub(crate) fn commit_all(
         client: &Client,
-        mut writers: Vec<FileWriter<'_>>,
+        mut writers: Vec<Self>,
     ) -> Result<Vec<Result<(), Error>>, Error> {
         for writer in &mut writers {
             writer.check_attached()?;
@@ -249,19 +263,22 @@ impl<'c> FileWriter<'c> {
             }
         }
         Self::flush_all(client, &writers)?;
-        let mut results = Vec::with_capacity(writers.len());
-        for batch in writers.chunks_mut(MAX_BATCH) {
-            let ids = batch.iter().map(|writer| writer.id).collect();
-            for (writer, answer) in batch.iter_mut().zip(client.commit_ids(ids)?) {
-                results.push(answer.map(|done| writer.finish(&done.life)).map_err(Error::from));
-            }
-        }
-        Ok(results)
+        in_pieces(
+            &mut writers,
+            |_| 1,
+            |batch| {
+                let answers = client.commit_ids(batch.iter().map(|writer| writer.id).collect())?;
+                let finish = |(writer, answer): (&mut Self, Result<Committed, Refusal>)| {
+                    answer.map(|done| writer.finish(&done.life)).map_err(Error::from)
+                };
+                Ok(batch.iter_mut().zip(answers).map(finish).collect())
+            },
+        )
     }
 
     /// Has the contents outlive a power failure, before the catalog names them, where the pool
     /// promises that: on a device line by line, elsewhere all at once.
-    fn flush_all(client: &Client, writers: &[FileWriter<'_>]) -> Result<(), Error> {
+    fn flush_all(client: &Client, writers: &[Self]) -> Result<(), Error> {
         if !client.inner.is_flushed {
             return Ok(());
         }
@@ -295,22 +312,28 @@ impl<'c> FileWriter<'c> {
             // The owner changed the word because of this commit; that needs no doorbell.
             hold.expect_life(Descriptor::from_bits(life));
         }
-        self.holds.clear();
+        self.let_go();
         self.is_done = true;
     }
-}
 
-impl Drop for FileWriter<'_> {
-    fn drop(&mut self) {
-        self.holds.clear();
-        if !self.is_done && self.check_attached().is_ok() {
-            // A dead owner's successor finds the draft in nobody's books.
-            self.client.abort_ids(vec![self.id]);
+    fn let_go(&mut self) {
+        for hold in std::mem::take(&mut self.holds) {
+            drop(Pin::from_parts(&self.client().inner.pinner, hold));
         }
     }
 }
 
-impl io::Write for FileWriter<'_> {
+impl<C: Borrow<Client>> Drop for Writer<C> {
+    fn drop(&mut self) {
+        self.let_go();
+        if !self.is_done && self.check_attached().is_ok() {
+            // A dead owner's successor finds the draft in nobody's books.
+            self.client().abort_ids(vec![self.id]);
+        }
+    }
+}
+
+impl<C: Borrow<Client>> io::Write for Writer<C> {
     /// Writes at the writer's own position; a short count when the file is full.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let room = self.len_bytes - self.position;

@@ -1,0 +1,53 @@
+"""One memory pool for all the processes of a machine.
+
+A block that somebody reads cannot be reused, and a killed process gives everything back at once.
+
+>>> import pgmap
+>>> pool = pgmap.Pool.create(size="64MiB")
+>>> pool.put("block/1", b"tokens")
+>>> view = memoryview(pool.get("block/1"))
+>>> pool.unlink("block/1")
+>>> bytes(view)
+b'tokens'
+"""
+
+from pgmap._errors import (
+    BadName,
+    Detached,
+    Error,
+    Exists,
+    Held,
+    IndexFull,
+    MemoryFailed,
+    NoMemory,
+    NoSpace,
+    NotFound,
+    OutOfRange,
+    OwnerGone,
+    SystemFailure,
+    TimedOut,
+)
+from pgmap._native import FileInfo, Pin, Pool, PoolInfo, Writer, __version__
+
+__all__ = [
+    "BadName",
+    "Detached",
+    "Error",
+    "Exists",
+    "FileInfo",
+    "Held",
+    "IndexFull",
+    "MemoryFailed",
+    "NoMemory",
+    "NoSpace",
+    "NotFound",
+    "OutOfRange",
+    "OwnerGone",
+    "Pin",
+    "Pool",
+    "PoolInfo",
+    "SystemFailure",
+    "TimedOut",
+    "Writer",
+    "__version__",
+]

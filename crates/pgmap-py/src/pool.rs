@@ -1,0 +1,255 @@
+//! A pool, and what is done with one name.
+
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use pgmap::{
+    Client, ConnectOptions, CreateSpec, Error, FileName, FolioSize, Owner, PoolOptions, Populate,
+    Replace,
+};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::errors::{OrRaise, closed};
+use crate::infos::{FileInfo, PoolInfo};
+use crate::memory::Source;
+use crate::names;
+use crate::pin::Pin;
+use crate::sizes;
+use crate::writer::Writer;
+
+/// A pool of memory, attached to this process.
+///
+/// `Pool.create` makes one whose owner lives in this process; `Pool.connect` attaches to one of
+/// another process. Safe to use from any thread. After a fork the child has to connect itself.
+#[pyclass(frozen, module = "pgmap", weakref)]
+pub struct Pool {
+    client: RwLock<Option<Client>>,
+    owner: Mutex<Option<Owner>>,
+}
+
+impl Pool {
+    /// The client, unless the pool was closed.
+    pub fn client(&self) -> PyResult<Client> {
+        let client = self.client.read().unwrap_or_else(PoisonError::into_inner);
+        client.clone().ok_or_else(|| closed("pool"))
+    }
+}
+
+/// What is to be created.
+pub fn spec(py: Python<'_>, name: &[u8], len_bytes: u64, replace: bool) -> PyResult<CreateSpec> {
+    let name = FileName::new(name).map_err(Error::from).or_raise(py)?;
+    Ok(CreateSpec { replace, ..CreateSpec::new(name, len_bytes, FolioSize::BestFit) })
+}
+
+fn seconds(seconds: f64) -> PyResult<Duration> {
+    Duration::try_from_secs_f64(seconds)
+        .map_err(|_| PyValueError::new_err(format!("{seconds} seconds are no deadline")))
+}
+
+#[pymethods]
+impl Pool {
+    /// Makes a pool of `size` bytes, or text like "64MiB", owned by this process.
+    ///
+    /// Without `directory` it ends with its last user. With one its files outlive this process, and
+    /// a pool that is there is opened again. `populate` takes the memory at once.
+    #[staticmethod]
+    #[pyo3(signature = (size, *, directory = None, populate = false, max_files = None))]
+    fn create(
+        py: Python<'_>,
+        size: &Bound<'_, PyAny>,
+        directory: Option<PathBuf>,
+        populate: bool,
+        max_files: Option<u64>,
+    ) -> PyResult<Self> {
+        let size_bytes = sizes::bytes(size)?;
+        let options = match &directory {
+            None => PoolOptions::anonymous(size_bytes),
+            Some(directory) => PoolOptions::in_directory(directory, size_bytes),
+        };
+        let options =
+            options.populate(if populate { Populate::Upfront } else { Populate::OnDemand });
+        let options = max_files.map_or(options.clone(), |max_files| options.max_files(max_files));
+        let (owner, client) = py
+            .detach(|| {
+                let pool = match &directory {
+                    Some(directory) if pgmap::Pool::is_in(directory)? => {
+                        pgmap::Pool::open(directory)?
+                    }
+                    _ => pgmap::Pool::create(&options)?,
+                };
+                let owner = Owner::start(pool)?;
+                let client = owner.client()?;
+                Ok::<_, Error>((owner, client))
+            })
+            .or_raise(py)?;
+        Ok(Self { client: RwLock::new(Some(client)), owner: Mutex::new(Some(owner)) })
+    }
+
+    /// Attaches to the pool whose owner listens at `path`: another process's `Pool.serve`, or
+    /// `pgmap serve`.
+    ///
+    /// `label` is what the process is called where people ask who holds what. `deadline` says how
+    /// many seconds a call waits for the owner.
+    #[staticmethod]
+    #[pyo3(signature = (path, *, label = None, deadline = 10.0))]
+    fn connect(
+        py: Python<'_>,
+        path: PathBuf,
+        label: Option<String>,
+        deadline: f64,
+    ) -> PyResult<Self> {
+        let mut options = ConnectOptions::new().deadline(seconds(deadline)?);
+        if let Some(label) = label {
+            options = options.label(label);
+        }
+        let client = py.detach(|| Client::connect_with(&path, &options)).or_raise(py)?;
+        Ok(Self { client: RwLock::new(Some(client)), owner: Mutex::new(None) })
+    }
+
+    /// Lets other processes connect at the socket `path`, until the pool is closed.
+    fn serve(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        let owner = self.owner.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(owner) = owner.as_ref() else {
+            return Err(PyValueError::new_err("this pool is another process's: it serves it"));
+        };
+        owner.serve(path).or_raise(py)
+    }
+
+    /// Detaches, and ends the owner if it is in this process. Pins stay valid.
+    fn close(&self, py: Python<'_>) {
+        let client = self.client.write().unwrap_or_else(PoisonError::into_inner).take();
+        let owner = self.owner.lock().unwrap_or_else(PoisonError::into_inner).take();
+        py.detach(|| drop((client, owner)));
+    }
+
+    fn __enter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        _kind: &Bound<'_, PyAny>,
+        _error: &Bound<'_, PyAny>,
+        _trace: &Bound<'_, PyAny>,
+    ) {
+        self.close(py);
+    }
+
+    /// How many seconds a call waits for the owner's answer.
+    #[getter]
+    fn deadline(&self) -> PyResult<f64> {
+        Ok(self.client()?.deadline().as_secs_f64())
+    }
+
+    #[setter]
+    fn set_deadline(&self, deadline: f64) -> PyResult<()> {
+        self.client()?.set_deadline(seconds(deadline)?);
+        Ok(())
+    }
+
+    /// Finds a file by name and pins all of it, without a call to the owner.
+    ///
+    /// Raises NotFound.
+    fn get(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<Pin> {
+        let name = names::bytes(name)?;
+        let client = self.client()?;
+        let pin = match client.try_get_owned(&name).or_raise(py)? {
+            Some(pin) => pin,
+            None => py.detach(|| client.get_owned(&name)).or_raise(py)?,
+        };
+        Ok(Pin::new(pin))
+    }
+
+    /// Whether a file has this name, without a call to the owner.
+    fn exists(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<bool> {
+        self.client()?.exists(names::bytes(name)?).or_raise(py)
+    }
+
+    fn __contains__(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<bool> {
+        self.exists(py, name)
+    }
+
+    /// Stores `data`, an object with a buffer or (address, nbytes), as a new file.
+    ///
+    /// With `replace` it takes the place of a file of that name; else that raises Exists.
+    #[pyo3(signature = (name, data, *, replace = false))]
+    fn put(
+        &self,
+        py: Python<'_>,
+        name: &Bound<'_, PyAny>,
+        data: &Bound<'_, PyAny>,
+        replace: bool,
+    ) -> PyResult<()> {
+        let (client, source) = (self.client()?, Source::of(data)?);
+        let bytes = source.bytes();
+        let spec = spec(py, &names::bytes(name)?, bytes.len() as u64, replace)?;
+        py.detach(|| {
+            let mut writer = client.create_owned_with(spec)?;
+            writer.write_all_at(0, bytes)?;
+            writer.commit()
+        })
+        .or_raise(py)
+    }
+
+    /// Reserves a file of `nbytes`, to be filled and committed.
+    #[pyo3(signature = (name, nbytes, *, replace = false))]
+    fn writer(
+        &self,
+        py: Python<'_>,
+        name: &Bound<'_, PyAny>,
+        nbytes: u64,
+        replace: bool,
+    ) -> PyResult<Writer> {
+        let client = self.client()?;
+        let spec = spec(py, &names::bytes(name)?, nbytes, replace)?;
+        Ok(Writer::new(py.detach(|| client.create_owned_with(spec)).or_raise(py)?))
+    }
+
+    /// Takes a name away at once; the memory is free when its last pin goes.
+    ///
+    /// Raises NotFound.
+    fn unlink(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<()> {
+        let (client, name) = (self.client()?, names::bytes(name)?);
+        py.detach(|| client.unlink(&name)).or_raise(py)
+    }
+
+    /// Gives a file another name; with `replace` it takes the place of the file that has it.
+    #[pyo3(signature = (old, new, *, replace = false))]
+    fn rename(
+        &self,
+        py: Python<'_>,
+        old: &Bound<'_, PyAny>,
+        new: &Bound<'_, PyAny>,
+        replace: bool,
+    ) -> PyResult<()> {
+        let (client, old, new) = (self.client()?, names::bytes(old)?, names::bytes(new)?);
+        let replace = if replace { Replace::Yes } else { Replace::No };
+        py.detach(|| client.rename(&old, &new, replace)).or_raise(py)
+    }
+
+    /// Describes the files whose names begin with `prefix`, in the order of their names.
+    #[pyo3(signature = (prefix = None))]
+    fn list(&self, py: Python<'_>, prefix: Option<&Bound<'_, PyAny>>) -> PyResult<Vec<FileInfo>> {
+        let client = self.client()?;
+        let prefix = prefix.map(names::bytes).transpose()?.unwrap_or_default();
+        let files = py.detach(|| client.list_prefix(&prefix)).or_raise(py)?;
+        files.iter().map(|file| FileInfo::new(py, file)).collect()
+    }
+
+    /// Describes a file.
+    ///
+    /// Raises NotFound.
+    fn stat(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<FileInfo> {
+        let (client, name) = (self.client()?, names::bytes(name)?);
+        FileInfo::new(py, &py.detach(|| client.stat(&name)).or_raise(py)?)
+    }
+
+    /// Describes the pool.
+    fn info(&self, py: Python<'_>) -> PyResult<PoolInfo> {
+        let client = self.client()?;
+        Ok(PoolInfo::new(&py.detach(|| client.pool_stat()).or_raise(py)?))
+    }
+}

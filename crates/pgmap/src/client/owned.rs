@@ -1,0 +1,114 @@
+//! Pinned bytes of a file, held beside the client instead of borrowing it.
+
+use pgmap_mm::pfn::PfnRange;
+use pgmap_mm::pin::{Pin, PinParts};
+
+use crate::client::Client;
+use crate::client::pinned::{self, Part, Segment};
+use crate::error::Error;
+
+/// A [`FilePin`](crate::FilePin) that has a clone of its client: it can be kept, sent and dropped
+/// anywhere, and keeps the client attached. What is true of a [`FilePin`](crate::FilePin) is true
+/// of it.
+///
+/// ```
+/// # use pgmap::{FolioSize, Owner, Pool, PoolOptions};
+/// # let owner = Owner::start(Pool::create(&PoolOptions::anonymous(4 << 20))?)?;
+/// # let client = owner.client()?;
+/// # client.create("block", 5, FolioSize::BestFit)?.commit()?;
+/// let pinned = client.get_owned("block")?;
+/// drop(client);
+/// let reader = std::thread::spawn(move || pinned.to_vec());
+/// assert_eq!(reader.join().unwrap()?, [0; 5]);
+/// # Ok::<(), pgmap::Error>(())
+/// ```
+#[derive(Debug)]
+#[must_use = "dropping a pin gives the frames up"]
+pub struct OwnedPin {
+    client: Client,
+    skip_bytes: u64,
+    len_bytes: u64,
+    first: Option<Hold>,
+    more: Vec<Hold>,
+}
+
+/// A pin, or so many pages that read as zero.
+type Hold = Result<PinParts, u64>;
+
+impl OwnedPin {
+    #[inline]
+    pub(super) const fn new(client: Client, skip_bytes: u64, len_bytes: u64) -> Self {
+        Self { client, skip_bytes, len_bytes, first: None, more: Vec::new() }
+    }
+
+    #[inline]
+    pub(super) fn add(&mut self, hold: Hold) {
+        match self.first {
+            None => self.first = Some(hold),
+            Some(_) => self.more.push(hold),
+        }
+    }
+
+    fn holds(&self) -> impl Iterator<Item = &Hold> {
+        self.first.iter().chain(&self.more)
+    }
+
+    /// The client that it is a pin of.
+    #[must_use]
+    pub const fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Bytes pinned.
+    #[must_use]
+    pub const fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+
+    /// As [`FilePin::segments`](crate::FilePin::segments).
+    pub fn segments(&self) -> impl Iterator<Item = Segment<'_>> {
+        pinned::segments_of(&self.client, self.parts())
+    }
+
+    fn parts(&self) -> impl Iterator<Item = Part> {
+        let held = |hold: &Hold| -> Result<PfnRange, u64> {
+            hold.as_ref().map(PinParts::run).map_err(|&nr_pages| nr_pages)
+        };
+        pinned::parts_of(self.holds().map(held), self.skip_bytes, self.len_bytes)
+    }
+
+    /// As [`FilePin::read_at`](crate::FilePin::read_at).
+    ///
+    /// # Errors
+    /// The same.
+    pub fn read_at(&self, offset: u64, target: &mut [u8]) -> Result<(), Error> {
+        pinned::copy_out(&self.client, self.parts(), self.len_bytes, offset, target)
+    }
+
+    /// As [`FilePin::to_vec`](crate::FilePin::to_vec).
+    ///
+    /// # Errors
+    /// The same.
+    pub fn to_vec(&self) -> Result<Vec<u8>, Error> {
+        let mut bytes = vec![0; self.len_bytes as usize];
+        self.read_at(0, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// As [`FilePin::is_reclaim_requested`](crate::FilePin::is_reclaim_requested).
+    #[must_use]
+    pub fn is_reclaim_requested(&self) -> bool {
+        let pinner = &self.client.inner.pinner;
+        self.holds().flatten().any(|hold| hold.is_reclaim_requested(pinner))
+    }
+}
+
+impl Drop for OwnedPin {
+    #[inline]
+    fn drop(&mut self) {
+        let pinner = &self.client.inner.pinner;
+        for hold in self.first.take().into_iter().chain(self.more.drain(..)).flatten() {
+            drop(Pin::from_parts(pinner, hold));
+        }
+    }
+}

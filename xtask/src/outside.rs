@@ -1,0 +1,74 @@
+//! `cargo xtask outside`: the tests that others wrote, run on pgmap's adapters.
+//!
+//! Their packages are large (LMCache brings torch: 6 GB), so this is no step of the test run. It
+//! installs nothing: whoever runs it names an interpreter that has the packages, and a folder with
+//! their tests. What is missing is named, and skipped.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::{env, fs, io};
+
+use crate::steps::target_dir;
+
+/// An interpreter that has lmcache, pytest and pgmap.
+const PYTHON: &str = "PGMAP_OUTSIDE_PYTHON";
+/// Where LMCache's source distribution was unpacked.
+const LMCACHE: &str = "PGMAP_OUTSIDE_LMCACHE";
+
+/// The plugin that puts pgmap's adapter in the place of another.
+const PLUGINS: &str = "crates/pgmap-py/tests/outside";
+
+/// Tests, with what is left out of them and why.
+const SUITES: &[(&str, &[&str])] = &[(
+    "tests/v1/distributed/test_mock_l2_adapter.py",
+    // The mock pretends to be slow.
+    &["test_store_completion_is_delayed_by_bandwidth"],
+)];
+
+/// Tests of ours that need an engine.
+const OURS: &[&str] = &["vllm_tier.py", "sglang_storage.py"];
+
+/// Runs what there is; true if nothing of it failed.
+///
+/// # Errors
+/// A command that could not be started at all.
+pub fn run(root: &Path) -> io::Result<bool> {
+    let (Some(python), Some(lmcache)) = (env::var_os(PYTHON), env::var_os(LMCACHE)) else {
+        println!("skipped: outside: {PYTHON} and {LMCACHE} are not both set");
+        return Ok(true);
+    };
+    let probe = "import lmcache, pgmap.lmcache as ours; print('LMCache', ours.require())";
+    let probed = Command::new(&python).args(["-c", probe]).stderr(Stdio::inherit()).output()?;
+    if !probed.status.success() {
+        println!("skipped: outside: {} lacks lmcache or pgmap", python.display());
+        return Ok(true);
+    }
+    print!("{}", String::from_utf8_lossy(&probed.stdout));
+    // By themselves: beside LMCache's sources they would import those, which are not built.
+    let folder = target_dir(root).join("outside");
+    fs::create_dir_all(&folder)?;
+    let mut copy = Command::new("cp");
+    copy.arg("-rT").arg(Path::new(&lmcache).join("tests")).arg(folder.join("tests"));
+    let mut is_good = copy.status()?.success();
+    for (suite, left_out) in SUITES {
+        let file = folder.join(suite);
+        if !file.is_file() {
+            println!("skipped: outside: no {}", file.display());
+            continue;
+        }
+        println!("--- {suite}");
+        let mut tests = Command::new(&python);
+        tests.args(["-m", "pytest", "-q", "-p", "pgmap_conformance", "-p", "no:cacheprovider"]);
+        tests.args(left_out.iter().flat_map(|name| ["-k".to_owned(), format!("not {name}")]));
+        tests.current_dir(&folder).env("PYTHONPATH", root.join(PLUGINS)).arg(suite);
+        tests.env("LMCACHE_TRACK_USAGE", "false");
+        is_good &= tests.status()?.success();
+    }
+    for suite in OURS {
+        println!("--- {suite}, skipped without its engine");
+        let mut tests = Command::new(&python);
+        tests.args(["-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"]);
+        is_good &= tests.arg(root.join(PLUGINS).join(suite)).status()?.success();
+    }
+    Ok(is_good)
+}
