@@ -85,12 +85,12 @@ read_on() {
     rm -f /tmp/got
 }
 
-# unused: nobody has $DEVICE, or will have had it for long.
+# unused WHAT: nobody has $DEVICE mapped or open soon after WHAT. Its node may be gone.
 unused() {
     count=0
-    while pgmap --json who "$DEVICE" | grep -q '"pid"'; do
+    while grep -qs "$DEVICE" /proc/[0-9]*/maps || ls -l /proc/[0-9]*/fd 2>/dev/null | grep -q "$DEVICE"; do
         count=$((count + 1))
-        [ $count -lt 30 ] || die "somebody uses $DEVICE 3 s after $1: $(pgmap who "$DEVICE")"
+        [ $count -lt 100 ] || die "somebody has $DEVICE 10 s after $1: $(grep -ls "$DEVICE" /proc/[0-9]*/maps)"
         sleep 0.1
     done
 }
