@@ -24,6 +24,10 @@ pub const IDIOMS: &[Idiom] = &[
     ("end of numbers", "overflows u64"),
     ("dear", "expensive"),
     ("dearer", "more expensive"),
+    ("at a glance", "on the fast path; a summary of"),
+    ("adrift", "disconnected"),
+    ("stretch", "range, run"),
+    ("stretches", "ranges, runs"),
     ("sits on", "uses, is registered for"),
 ];
 

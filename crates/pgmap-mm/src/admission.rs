@@ -86,7 +86,7 @@ pub enum HolderStance {
 
 /// A long-term pin that somebody wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Request {
+pub struct LongtermRequest {
     /// The frames.
     pub run: PfnRange,
     /// Who wants it, and what for.
@@ -193,7 +193,7 @@ impl fmt::Display for Denied {
 impl std::error::Error for Denied {}
 
 /// Decides about one long-term pin.
-pub fn admit(request: &Request, ground: &Ground) -> Admission {
+pub fn admit(request: &LongtermRequest, ground: &Ground) -> Admission {
     let deny = |reason| Admission::Deny(Denied { run: request.run, reason });
     if let Some(reason) = refused_by_folio(request, ground) {
         return deny(reason);
@@ -219,7 +219,7 @@ pub fn admit(request: &Request, ground: &Ground) -> Admission {
     }
 }
 
-fn refused_by_folio(request: &Request, ground: &Ground) -> Option<DenyReason> {
+fn refused_by_folio(request: &LongtermRequest, ground: &Ground) -> Option<DenyReason> {
     if ground.folio.contains(FolioFlags::RAW) || ground.range.contains(RangeFlags::RAW) {
         return Some(DenyReason::Raw);
     }
@@ -237,7 +237,7 @@ const fn refused_by_type(ground: &Ground) -> Option<DenyReason> {
     }
 }
 
-fn refused_by_flag(request: &Request, ground: &Ground) -> Option<DenyReason> {
+fn refused_by_flag(request: &LongtermRequest, ground: &Ground) -> Option<DenyReason> {
     let is_forbidden = ground.range.contains(RangeFlags::FORBID_LONGTERM)
         || (request.who.agent == Agent::Device && ground.range.contains(RangeFlags::FORBID_DEVICE));
     is_forbidden.then_some(DenyReason::Flag)
@@ -282,9 +282,9 @@ mod tests {
     const NONE: RangeFlags = RangeFlags::NONE;
     const LEASABLE: RangeFlags = RangeFlags::LEASABLE;
 
-    fn request(access: Access, agent: Agent) -> Request {
+    fn request(access: Access, agent: Agent) -> LongtermRequest {
         let who = Requester { client: ClientId(1), access, agent };
-        Request { run: PfnRange::new(0, 8).unwrap(), who }
+        LongtermRequest { run: PfnRange::new(0, 8).unwrap(), who }
     }
 
     fn answer(ground: &Ground) -> Result<Admission, i32> {

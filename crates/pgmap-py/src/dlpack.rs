@@ -62,8 +62,8 @@ pub fn export<'py>(
     let py = pin.py();
     if max_version.is_none_or(|(major, _)| major < MAJOR) {
         return Err(PyBufferError::new_err(
-            "a pin is read-only, which DLPack says from 1.0 on: pass max_version=(1, 0), or use the \
-             buffer protocol (numpy.frombuffer, torch.frombuffer)",
+            "a pin is read-only, which DLPack says from 1.0 on: pass max_version=(1, 0), or use \
+             the buffer protocol (numpy.frombuffer, torch.frombuffer)",
         ));
     }
     if device.is_some_and(|device| device != CPU) || copy == Some(true) {

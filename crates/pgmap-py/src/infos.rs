@@ -40,7 +40,7 @@ impl FileInfo {
     }
 }
 
-/// A pool at a glance, in bytes.
+/// A pool in figures, in bytes.
 #[pyclass(frozen, get_all, module = "pgmap")]
 pub struct PoolInfo {
     /// All frames.

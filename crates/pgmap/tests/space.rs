@@ -473,7 +473,7 @@ fn each_range_of_a_lease_says_how_large_its_own_leaf_is() {
     map(&space, "a", 0, 700, 0);
     let show = |flags| {
         let pinned = space.pin(BASE, 700, flags).unwrap();
-        let all = pinned.segments().map(|stretch| (stretch.address, stretch.level));
+        let all = pinned.segments().map(|range| (range.address, range.level));
         all.collect::<Vec<_>>()
     };
     let leased = show(GupFlags::LONGTERM);

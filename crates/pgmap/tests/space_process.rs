@@ -361,7 +361,7 @@ fn a_pool_full_of_large_folios_is_mapped_by_few_holds_and_cut_anywhere() {
     let space = AddressSpace::for_process(&client, GIB).unwrap();
     let at = map(&space, "big", Placed::Anywhere, Prot::READ);
     assert!(at.is_multiple_of(2 * MIB));
-    assert_eq!(client.who(None).unwrap().0.len(), 1, "one stretch is one hold");
+    assert_eq!(client.who(None).unwrap().0.len(), 1, "one range is one hold");
     // In the middle of a folio.
     client.truncate("big", 5 * MIB + PAGE, 10_000).unwrap();
     assert_eq!(load(at + 5 * MIB), 3);

@@ -96,15 +96,17 @@ fn purpose(source: &Source) -> String {
     without_links(sentence.trim_end_matches('.')).replace('|', "\\|")
 }
 
-/// `[name](target)` and `[name]` become `name`: targets mean nothing outside the source.
+/// `[name](target)` and ``[`name`]`` become `name`: targets mean nothing outside the source. Other
+/// brackets stay.
 fn without_links(text: &str) -> String {
     let mut plain = String::new();
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('[') {
         let Some((name, after)) = after.split_once(']') else { break };
         plain.push_str(before);
-        plain.push_str(name);
         let target = after.strip_prefix('(').and_then(|target| target.split_once(')'));
+        let is_link = target.is_some() || name.starts_with('`');
+        plain.push_str(&if is_link { name.to_owned() } else { format!("[{name}]") });
         rest = target.map_or(after, |(_, after)| after);
     }
     plain + rest
@@ -134,9 +136,9 @@ mod tests {
     use super::*;
 
     const PIN: (&str, &str) =
-        ("crates/pgmap-mm/src/pin.rs", "//! Pins: holds of a\n//! [`Folio`](x). More.\n");
+        ("crates/pgmap-mm/src/pin.rs", "//! Pins [NR]: holds of a\n//! [`Folio`](x). More.\n");
     const HEAD: &str = "# A\n\n### `crates/pgmap-mm`: B\n\n| file | type | what |\n|---|---|---|\n";
-    const ROW: &str = "| `crates/pgmap-mm/src/pin.rs` | `Pin` | Pins: holds of a `Folio` |\n";
+    const ROW: &str = "| `crates/pgmap-mm/src/pin.rs` | `Pin` | Pins [NR]: holds of a `Folio` |\n";
 
     fn violations(files: &[(&str, &str)]) -> Vec<usize> {
         let mut found = Vec::new();

@@ -1,4 +1,4 @@
-//! Rule `comment-width`: prose is wrapped at 100 columns, as code is.
+//! Rule `comment-width`: prose is wrapped at 100 columns, as code is, and so are messages.
 //!
 //! The formatter leaves comments and documents alone. Tables and what stands between code fences,
 //! where diagrams are, may be wider, and so may what a program wrote between HTML comments.
@@ -8,6 +8,9 @@ use super::source::{Source, Tree};
 
 /// The widest a line of prose may be, in characters.
 const MAX_COLUMNS: usize = 100;
+
+/// Where code is held to the width as well. Elsewhere it has texts that others read by line.
+const CRATES: &str = "crates/";
 
 /// Finds lines of comments and of documents that are too wide.
 pub fn check(tree: &Tree, found: &mut Vec<Violation>) {
@@ -42,6 +45,10 @@ fn check_source(source: &Source, found: &mut Vec<Violation>) {
     for (number, line) in source.raw.lines().enumerate() {
         let Some(prose) = comment(line) else {
             is_fenced = false;
+            if line.chars().count() > MAX_COLUMNS && source.path.starts_with(CRATES) {
+                let advice = "break the string with `\\`: the formatter leaves it alone";
+                found.push(Violation::new(&source.path, number + 1, "comment-width", advice));
+            }
             continue;
         };
         if prose.starts_with("```") {
@@ -71,6 +78,8 @@ mod tests {
         let wide = format!("// {}\n", "x".repeat(98));
         assert_eq!(lines("a.rs", &wide, check), [1]);
         assert_eq!(lines("a.rs", &wide[1..], check), [] as [usize; 0]);
+        let code = "x".repeat(101);
+        assert_eq!(lines("crates/a/src/a.rs", &code, check), [1], "the formatter gave up");
         let fits = format!("/// {}\n", "é".repeat(96));
         assert!(lines("a.rs", &fits, check).is_empty());
     }

@@ -13,7 +13,7 @@ pub struct Lexed {
     pub comments: String,
 }
 
-/// What a stretch of the file is.
+/// What a part of the file is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Code,
@@ -28,7 +28,7 @@ pub fn lex(text: &str) -> Lexed {
     let mut comments = code.clone();
     let mut at = 0;
     while at < bytes.len() {
-        let (kind, end) = next_stretch(bytes, at);
+        let (kind, end) = next_part(bytes, at);
         let end = end.clamp(at + 1, bytes.len());
         match kind {
             Kind::Code => code[at..end].copy_from_slice(&bytes[at..end]),
@@ -47,8 +47,8 @@ fn blank(bytes: &[u8]) -> Vec<u8> {
     bytes.iter().map(|&byte| if byte == b'\n' { b'\n' } else { b' ' }).collect()
 }
 
-/// The kind of the stretch that begins at `at`, and where it ends.
-fn next_stretch(bytes: &[u8], at: usize) -> (Kind, usize) {
+/// The kind of the part that begins at `at`, and where it ends.
+fn next_part(bytes: &[u8], at: usize) -> (Kind, usize) {
     let rest = &bytes[at..];
     if rest.starts_with(b"//") {
         return (Kind::Comment, end_of_line(bytes, at));

@@ -29,7 +29,7 @@ pub fn is_test_path(path: &str) -> bool {
     path.split('/').any(|part| TEST_FOLDERS.contains(&part)) || path.ends_with("/tests.rs")
 }
 
-/// The stretches of `code` that only a test build compiles: each item under `#[test]` or under a
+/// The parts of `code` that only a test build compiles: each item under `#[test]` or under a
 /// `#[cfg(…)]` that asks for `test`.
 pub fn regions(code: &str) -> Vec<Range<usize>> {
     let mut regions = Vec::new();

@@ -174,8 +174,9 @@ pub fn scenario(_: Scale) -> Result<Scenario, Failure> {
         rows.extend(rows_of(kind, "64 KiB", SMALL_BYTES)?);
     }
     notes.push(
-        "a put is create + copy + commit, and the unlink of the file 16 puts ago; a get is a look-up, a \
-         pin, the copy and the release; owner in the process; all memory is faulted before"
+        "a put is create + copy + commit, and the unlink of the file 16 puts ago; a get is a \
+         look-up, a pin, the copy and the release; owner in the process; all memory is faulted \
+         before"
             .into(),
     );
     Ok(Scenario { title: "kinds of memory".into(), notes, rows })

@@ -20,13 +20,13 @@ const COUNTS: &str = "floor: 8192 counts up and down again";
 const NR_FOLIOS: u64 = 8192;
 
 /// One extent of all the folios, and a client.
-struct Held {
+struct PinnedFolios {
     member: Member,
     extent: Extent,
     _space: Space,
 }
 
-impl Held {
+impl PinnedFolios {
     fn new() -> Result<Self, Failure> {
         let nr_pages = NR_FOLIOS * Level::Pmd.nr_pages();
         let mut space = Space::new(nr_pages * pgmap::mm::level::PAGE_BYTES)?;
@@ -133,7 +133,7 @@ fn counts() -> Path {
 
 /// The scenario.
 pub fn scenario(scale: Scale) -> Result<Scenario, Failure> {
-    let held = Arc::new(Held::new()?);
+    let held = Arc::new(PinnedFolios::new()?);
     // A lease costs the same for any length; the memory of the file is real.
     let len_bytes = scale.pick(1 << 30, 4 << 20);
     let leased = Arc::new(Leased::new(len_bytes)?);

@@ -1,4 +1,4 @@
-//! `pgmap stat [NAME]`: a file or the pool at a glance.
+//! `pgmap stat [NAME]`: the figures of a file or of the pool.
 
 use std::ffi::OsString;
 

@@ -6,7 +6,7 @@
 
 use super::fast::Ask;
 use super::pinned::Start;
-use super::term::{Long, Short, Term};
+use super::term::{Long, PinTerm, Short};
 use super::{Gup, GupFlags, LongSegment, Look, ShortSegment};
 use crate::level::{Level, PAGE_BYTES};
 use crate::longterm::LongtermPin;
@@ -52,7 +52,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
     }
 
     #[inline(always)]
-    fn hold_leaf<T: Term>(&self, ask: Ask) -> Option<(Level, T::Raw<'a, S>)> {
+    fn hold_leaf<T: PinTerm>(&self, ask: Ask) -> Option<(Level, T::Raw<'a, S>)> {
         match self.hold_known::<T>(ask) {
             Some(held) => Some(held),
             None => self.hold_elsewhere::<T>(ask.address, ask.nr_pages, ask.flags),
@@ -61,7 +61,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
 
     /// Holds pages of one leaf, in line, whatever its size.
     #[inline(always)]
-    pub(super) fn hold_known<T: Term>(&self, ask: Ask) -> Option<(Level, T::Raw<'a, S>)> {
+    pub(super) fn hold_known<T: PinTerm>(&self, ask: Ask) -> Option<(Level, T::Raw<'a, S>)> {
         if let Some(raw) = self.hold_huge::<T>(ask) {
             return Some((Level::Pmd, raw));
         }
@@ -73,14 +73,14 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
 
     /// Holds pages of one leaf of 2 MiB.
     #[inline(always)]
-    pub(super) fn hold_huge<T: Term>(&self, ask: Ask) -> Option<T::Raw<'a, S>> {
+    pub(super) fn hold_huge<T: PinTerm>(&self, ask: Ask) -> Option<T::Raw<'a, S>> {
         let found = self.mm.table.walk_huge(ask.page())?;
         self.hold_found::<T>(&found, ask)
     }
 
     /// Holds pages of one leaf of 1 GiB.
     #[inline(always)]
-    fn hold_gigantic<T: Term>(&self, ask: Ask) -> Option<T::Raw<'a, S>> {
+    fn hold_gigantic<T: PinTerm>(&self, ask: Ask) -> Option<T::Raw<'a, S>> {
         let found = self.mm.table.walk_gigantic(ask.page())?;
         self.hold_found::<T>(&found, ask)
     }
@@ -88,7 +88,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
     /// Holds pages of a leaf that no other address can ever have at the same place: one of 2 MiB or
     /// 1 GiB.
     #[inline(always)]
-    fn hold_found<T: Term>(&self, found: &Found<'a>, ask: Ask) -> Option<T::Raw<'a, S>> {
+    fn hold_found<T: PinTerm>(&self, found: &Found<'a>, ask: Ask) -> Option<T::Raw<'a, S>> {
         let run = ask.run_in(found)?;
         let life = self.lane.known_span().life_of(&self.mm.table, found)?;
         T::pin_if(self.lane, life, run, ask.flags.agent(), || found.is_unchanged())
@@ -96,7 +96,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
 
     /// Holds one page of a leaf of 4 KiB. Its table may be in another life, which the epoch tells.
     #[inline(always)]
-    fn hold_small<T: Term>(&self, ask: Ask) -> Option<T::Raw<'a, S>> {
+    fn hold_small<T: PinTerm>(&self, ask: Ask) -> Option<T::Raw<'a, S>> {
         let table = &self.mm.table;
         let epoch = table.epoch();
         let found = table.walk_small(ask.page())?;
@@ -109,7 +109,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
     /// Holds pages of any leaf. Here and wherever a call is not in line, what is asked goes apart:
     /// three values go in registers, and one of their size through memory.
     #[inline(never)]
-    fn hold_elsewhere<T: Term>(
+    fn hold_elsewhere<T: PinTerm>(
         &self,
         address: u64,
         nr_pages: u64,

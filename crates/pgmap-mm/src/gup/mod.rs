@@ -80,7 +80,7 @@ use core::fmt;
 pub use self::error::{GupError, LongtermRefusal};
 pub use self::fast::{Ask, SegmentParts};
 pub use self::flags::GupFlags;
-pub use self::pinned::{Dirty, Hold, LongSegment, PinnedRange, PinnedSegment, ShortSegment};
+pub use self::pinned::{Dirty, LongSegment, PinnedRange, PinnedSegment, SegmentHold, ShortSegment};
 use self::pinned::{Start, is_for_the_caller};
 pub use self::section::{Borrowed, ReadSection};
 use crate::descriptor::{FolioFlags, FolioState};
@@ -279,9 +279,9 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
     fn attempt(&self, page: u64, nr_pages: u64, flags: GupFlags) -> Attempt<'a, S> {
         let Some((look, run)) = self.look_far(page, nr_pages, flags) else { return Attempt::Stop };
         let held = if flags.contains(GupFlags::LONGTERM) {
-            self.pin_long(&look, run, flags).map(Hold::Long)
+            self.pin_long(&look, run, flags).map(SegmentHold::Long)
         } else {
-            self.lane.pin_pinnable(look.life, run, flags.agent()).map(Hold::Short)
+            self.lane.pin_pinnable(look.life, run, flags.agent()).map(SegmentHold::Short)
         };
         if !self.is_reach_as_seen(&look) || !self.is_as_seen(&look) {
             self.undo(held);

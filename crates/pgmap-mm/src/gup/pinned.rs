@@ -12,7 +12,7 @@ use crate::pin::{ClientSide, Pin};
 /// What keeps a segment's frames from being reused.
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum Hold<'a, S: ClientSide> {
+pub enum SegmentHold<'a, S: ClientSide> {
     /// A slot in this thread's lane.
     Short(Pin<'a, S>),
     /// A count per folio.
@@ -133,7 +133,7 @@ impl<'a, S: ClientSide> From<ShortSegment<'a, S>> for PinnedSegment<'a, S> {
     #[inline]
     fn from(segment: ShortSegment<'a, S>) -> Self {
         let ShortSegment { start, pin } = segment;
-        Self { start, hold: Hold::Short(pin) }
+        Self { start, hold: SegmentHold::Short(pin) }
     }
 }
 
@@ -141,7 +141,7 @@ impl<'a, S: ClientSide> From<LongSegment<'a, S>> for PinnedSegment<'a, S> {
     #[inline]
     fn from(segment: LongSegment<'a, S>) -> Self {
         let LongSegment { start, pin } = segment;
-        Self { start, hold: Hold::Long(pin) }
+        Self { start, hold: SegmentHold::Long(pin) }
     }
 }
 
@@ -150,7 +150,7 @@ impl<'a, S: ClientSide> From<LongSegment<'a, S>> for PinnedSegment<'a, S> {
 #[must_use = "dropping a segment gives the frames up"]
 pub struct PinnedSegment<'a, S: ClientSide> {
     pub(super) start: Start,
-    pub(crate) hold: Hold<'a, S>,
+    pub(crate) hold: SegmentHold<'a, S>,
 }
 
 impl<'a, S: ClientSide> PinnedSegment<'a, S> {
@@ -166,8 +166,8 @@ impl<'a, S: ClientSide> PinnedSegment<'a, S> {
     #[must_use]
     pub const fn run(&self) -> PfnRange {
         match &self.hold {
-            Hold::Short(pin) => pin.run(),
-            Hold::Long(pin) => pin.run(),
+            SegmentHold::Short(pin) => pin.run(),
+            SegmentHold::Long(pin) => pin.run(),
         }
     }
 
@@ -187,7 +187,7 @@ impl<'a, S: ClientSide> PinnedSegment<'a, S> {
 
     /// What holds the frames.
     #[must_use]
-    pub const fn hold(&self) -> &Hold<'a, S> {
+    pub const fn hold(&self) -> &SegmentHold<'a, S> {
         &self.hold
     }
 
@@ -195,14 +195,14 @@ impl<'a, S: ClientSide> PinnedSegment<'a, S> {
     #[must_use]
     pub fn is_reclaim_requested(&self) -> bool {
         match &self.hold {
-            Hold::Short(pin) => pin.is_reclaim_requested(),
-            Hold::Long(pin) => pin.is_reclaim_requested(),
+            SegmentHold::Short(pin) => pin.is_reclaim_requested(),
+            SegmentHold::Long(pin) => pin.is_reclaim_requested(),
         }
     }
 
     /// Writes down what the pin is for, for whoever asks who holds the frames.
     pub fn set_tag(&self, tag: u64) {
-        if let Hold::Short(pin) = &self.hold {
+        if let SegmentHold::Short(pin) = &self.hold {
             pin.set_tag(tag);
         }
     }
@@ -211,11 +211,11 @@ impl<'a, S: ClientSide> PinnedSegment<'a, S> {
     /// short-term hold can change; the return value tells whether it did.
     pub fn set_agent(&self, agent: Agent) -> bool {
         match &self.hold {
-            Hold::Short(pin) => {
+            SegmentHold::Short(pin) => {
                 pin.set_agent(agent);
                 true
             }
-            Hold::Long(_) => false,
+            SegmentHold::Long(_) => false,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::fast::Ask;
 use super::pinned::Start;
-use super::term::{Long, Short, Term};
+use super::term::{Long, PinTerm, Short};
 use super::{Gup, GupFlags, LongSegment, ShortSegment};
 use crate::level::{Level, PAGE_BYTES};
 use crate::longterm::LongtermPin;
@@ -60,7 +60,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
     }
 
     #[inline(always)]
-    fn hold_run<T: Term>(&self, ask: Ask) -> Option<(Level, T::Raw<'a, S>)> {
+    fn hold_run<T: PinTerm>(&self, ask: Ask) -> Option<(Level, T::Raw<'a, S>)> {
         if let Some(candidate) = self.candidate(ask)
             && let Some(raw) = self.hold_seen::<T>(&candidate, ask)
         {
@@ -71,7 +71,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
 
     /// Holds all of the pages in leaves of one span, from one of 2 MiB on.
     #[inline(never)]
-    pub(super) fn hold_range<T: Term>(
+    pub(super) fn hold_range<T: PinTerm>(
         &self,
         address: u64,
         nr_pages: u64,
@@ -84,7 +84,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
     }
 
     #[inline(always)]
-    fn hold_seen<T: Term>(
+    fn hold_seen<T: PinTerm>(
         &self,
         candidate: &Candidate<'a, 'a, S>,
         ask: Ask,
@@ -99,7 +99,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
     /// Holds the first contiguous range of the pages from any leaf on, again a few times if the
     /// page table moves.
     #[inline(never)]
-    fn hold_run_elsewhere<T: Term>(
+    fn hold_run_elsewhere<T: PinTerm>(
         &self,
         address: u64,
         nr_pages: u64,

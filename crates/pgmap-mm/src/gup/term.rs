@@ -9,7 +9,7 @@ use crate::pin::{ClientSide, Lane, Life, RawPin};
 
 /// A kind of hold. Its values are plain until they are handed to the caller: see
 /// [`fast`](super::fast).
-pub(super) trait Term {
+pub(super) trait PinTerm {
     /// A hold that has no destructor yet.
     type Raw<'a, S: ClientSide + 'a>;
 
@@ -39,7 +39,7 @@ pub(super) trait Term {
 /// For a short time: a slot in the lane.
 pub(super) enum Short {}
 
-impl Term for Short {
+impl PinTerm for Short {
     type Raw<'a, S: ClientSide + 'a> = RawPin<'a, S>;
 
     #[inline(always)]
@@ -57,7 +57,7 @@ impl Term for Short {
 /// Long-term: a slot where one is free, else a count per folio.
 pub(super) enum Long {}
 
-impl Term for Long {
+impl PinTerm for Long {
     type Raw<'a, S: ClientSide + 'a> = RawLongterm<'a, S>;
 
     #[inline(always)]

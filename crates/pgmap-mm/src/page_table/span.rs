@@ -62,7 +62,7 @@ const REACH_SET: u64 = 1 << 63;
 
 /// The two words that every pin needs side by side, so that they share a cache line.
 #[derive(Debug)]
-struct Held {
+struct SpanLife {
     /// What the extent's life word must be.
     life: AtomicU64,
     /// Which word of the descriptors it is.
@@ -71,7 +71,7 @@ struct Held {
 
 #[derive(Debug)]
 struct Chunk {
-    held: Box<[Held]>,
+    held: Box<[SpanLife]>,
     /// The pages that each covers; long runs and slow paths read it.
     reach: Box<[AtomicU64]>,
 }
@@ -80,7 +80,7 @@ impl Chunk {
     fn new(nr_spans: usize) -> Self {
         let zero = || AtomicU64::new(0);
         Self {
-            held: (0..nr_spans).map(|_| Held { life: zero(), index: zero() }).collect(),
+            held: (0..nr_spans).map(|_| SpanLife { life: zero(), index: zero() }).collect(),
             reach: (0..nr_spans).map(|_| zero()).collect(),
         }
     }

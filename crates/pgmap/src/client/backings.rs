@@ -1,4 +1,4 @@
-//! The pool's backings as a client has them mapped: one stretch of addresses for the pool's frames,
+//! The pool's backings as a client has them mapped: one range of addresses for the pool's frames,
 //! the data at its start, and each further backing where its frames are.
 //!
 //! # States
@@ -70,7 +70,7 @@ impl Part {
     }
 }
 
-/// What of the pool's stretch of addresses has something behind it.
+/// What of the pool's range of addresses has something behind it.
 #[derive(Debug)]
 pub(crate) struct Mapped {
     data_bytes: u64,
@@ -130,7 +130,7 @@ impl Mapped {
     }
 }
 
-/// Maps the pool's data, at the start of a stretch of addresses for all frames of the pool where
+/// Maps the pool's data, at the start of a range of addresses for all frames of the pool where
 /// further backings are to lie beside it. `None` for the data of a device that is gone: then there
 /// is nothing to map, and the client can still ask who holds what.
 ///

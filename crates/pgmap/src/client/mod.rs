@@ -682,5 +682,5 @@ fn malformed(what: impl Into<String>) -> Error {
 fn unexpected(reply: &Reply) -> Error {
     let mut what = format!("{reply:?}");
     what.truncate(what.char_indices().nth(80).map_or(what.len(), |(at, _)| at));
-    Error::Protocol { what: format!("an answer to another question: {what}") }
+    Error::Protocol { what: format!("an unexpected reply: {what}") }
 }

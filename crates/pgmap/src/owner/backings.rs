@@ -75,8 +75,8 @@ impl Core {
         let Some(first_pfn) = self.find_place(made.nr_pages) else {
             let why = format!(
                 "{} bytes do not fit into the room that the pool was made with for further \
-                 backings ({} bytes in all, behind {}); choose a smaller size, or stop the owner and \
-                 give the pool more room (pgmap grow --room)",
+                 backings ({} bytes in all, behind {}); choose a smaller size, or stop the owner \
+                 and give the pool more room (pgmap grow --room)",
                 bytes(made.nr_pages),
                 self.pool.span_bytes() - self.pool.capacity_bytes(),
                 self.pool.capacity_bytes()

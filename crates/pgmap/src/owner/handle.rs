@@ -505,7 +505,7 @@ impl Owner {
         Some((map.id(), map.memory_type()))
     }
 
-    /// The pool at a glance. A forked child owns nothing, and sees zeros.
+    /// A summary of the pool. A forked child owns nothing, and sees zeros.
     #[must_use]
     pub fn info(&self) -> PoolInfo {
         if self.shared.guard.is_child() {

@@ -132,7 +132,7 @@ impl Core {
             .map(|file| file.rules)
             .ok_or(Refusal::Stale { id: spec.file })?;
         let who = requester(client, spec);
-        let request = admission::Request { run, who };
+        let request = admission::LongtermRequest { run, who };
         let ground = Ground {
             memory_type: self.type_of(run.first()),
             folio: extent.life.flags(),

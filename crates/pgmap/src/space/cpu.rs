@@ -2,7 +2,7 @@
 //! addresses, and held for as long as it is.
 //!
 //! # States
-//! Of a stretch of addresses:
+//! Of a range of addresses:
 //! ```text
 //!            pin, then mmap                     part goes: PROT_NONE, then narrow
 //!   vacant ─────────────────▶ mapped and held ────────────────────────────────────▶ shorter
@@ -54,7 +54,7 @@ use crate::client::{Client, lanes};
 /// The tag of the holds of processors' mappings, as `pgmap who` shows it.
 pub const CPU_MAPPING_TAG: u64 = u64::from_le_bytes(*b"cpu-map\0");
 
-/// Most lanes one mapping takes; each holds as many stretches as a lane has slots.
+/// Most lanes one mapping takes; each holds as many ranges as a lane has slots.
 const MAX_LANES: usize = 64;
 
 /// What the processor sees of an address space.
@@ -62,15 +62,15 @@ const MAX_LANES: usize = 64;
 pub(super) struct CpuView {
     client: Client,
     start: u64,
-    state: Mutex<State>,
+    state: Mutex<CpuMappings>,
 }
 
 #[derive(Debug)]
-struct State {
+struct CpuMappings {
     /// None once the address space is closed.
     addresses: Option<Reservation>,
     /// What is mapped, by first address.
-    stretches: BTreeMap<u64, Stretch>,
+    ranges: BTreeMap<u64, MappedRange>,
     /// The one used last is last.
     lanes: Vec<LaneParts>,
     /// What was taken away beyond what was asked for, and which frames lay there.
@@ -81,14 +81,14 @@ struct State {
 
 /// Addresses that map one run of frames alike.
 #[derive(Debug)]
-struct Stretch {
+struct MappedRange {
     len_bytes: u64,
     access: pgmap_os::Access,
     hold: PinParts,
 }
 
-impl Stretch {
-    /// The frames behind the bytes from `from` up to `to` of the stretch.
+impl MappedRange {
+    /// The frames behind the bytes from `from` up to `to` of the range.
     fn frames(&self, from: u64, to: u64) -> Option<PfnRange> {
         self.hold.run().sub_run(from / PAGE_BYTES, (to - from) / PAGE_BYTES)
     }
@@ -97,9 +97,9 @@ impl Stretch {
 impl CpuView {
     pub(super) fn new(client: &Client, addresses: Reservation) -> Self {
         let start = addresses.addresses().start as u64;
-        let state = State {
+        let state = CpuMappings {
             addresses: Some(addresses),
-            stretches: BTreeMap::new(),
+            ranges: BTreeMap::new(),
             lanes: Vec::new(),
             disturbed: Vec::new(),
             stuck: Vec::new(),
@@ -107,7 +107,7 @@ impl CpuView {
         Self { client: client.clone(), start, state: Mutex::new(state) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, CpuMappings> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -118,10 +118,10 @@ impl CpuView {
     /// Whether the processor can do this at the address now.
     pub(super) fn allows(&self, address: u64, access: Access) -> bool {
         let state = self.lock();
-        let found = state.stretches.range(..=address).next_back();
-        found.is_some_and(|(start, stretch)| {
-            address - start < stretch.len_bytes
-                && (access == Access::Read || stretch.access == pgmap_os::Access::ReadWrite)
+        let found = state.ranges.range(..=address).next_back();
+        found.is_some_and(|(start, range)| {
+            address - start < range.len_bytes
+                && (access == Access::Read || range.access == pgmap_os::Access::ReadWrite)
         })
     }
 
@@ -136,7 +136,7 @@ impl CpuView {
         let mut state = self.lock();
         let mut wanted = Vec::new();
         let vmemmap = self.pinner().side().vmemmap();
-        for (at, Stretch { len_bytes, access, hold }) in std::mem::take(&mut state.stretches) {
+        for (at, MappedRange { len_bytes, access, hold }) in std::mem::take(&mut state.ranges) {
             // They are of this client.
             let Ok(pin) = Pin::from_parts(self.pinner(), hold) else { continue };
             if pin.is_reclaim_requested() {
@@ -147,7 +147,7 @@ impl CpuView {
                 wanted.extend(going.filter_map(of_pin));
             }
             let hold = pin.into_parts();
-            state.stretches.insert(at, Stretch { len_bytes, access, hold });
+            state.ranges.insert(at, MappedRange { len_bytes, access, hold });
         }
         SortedRuns::new(wanted).iter().collect()
     }
@@ -160,8 +160,8 @@ impl CpuView {
         let mut state = self.lock();
         // The mappings go before the holds.
         drop(state.addresses.take());
-        for (_, stretch) in std::mem::take(&mut state.stretches) {
-            release(self.pinner(), stretch.hold);
+        for (_, range) in std::mem::take(&mut state.ranges) {
+            release(self.pinner(), range.hold);
         }
         for hold in state.stuck.drain(..) {
             release(self.pinner(), hold);
@@ -175,7 +175,7 @@ impl CpuView {
     /// Holds `run` of `extent` in a lane of this mapping, if the life word is the extent's.
     fn hold(
         &self,
-        state: &mut State,
+        state: &mut CpuMappings,
         extent: &Extent,
         run: PfnRange,
     ) -> Result<PinParts, PinError> {
@@ -184,7 +184,7 @@ impl CpuView {
 
     fn in_lanes<'p>(
         &'p self,
-        state: &mut State,
+        state: &mut CpuMappings,
         pin: impl Fn(&Lane<'p, ProcessSide>) -> Result<Pin<'p, ProcessSide>, PinError>,
     ) -> Result<PinParts, PinError> {
         let pinner = self.pinner();
@@ -218,39 +218,39 @@ impl CpuView {
         Ok(pin.into_parts())
     }
 
-    /// Forgets and gives up what the stretches have from `from` up to `to`, where nothing of them
+    /// Forgets and gives up what the ranges have from `from` up to `to`, where nothing of them
     /// is mapped any more. What they have around it stays mapped and held.
-    fn give_up(&self, state: &mut State, from: u64, to: u64) {
-        let first = state.stretches.range(..from).next_back();
-        let first = first.filter(|(at, stretch)| *at + stretch.len_bytes > from);
+    fn give_up(&self, state: &mut CpuMappings, from: u64, to: u64) {
+        let first = state.ranges.range(..from).next_back();
+        let first = first.filter(|(at, range)| *at + range.len_bytes > from);
         let first = first.map_or(from, |(&at, _)| at);
-        let touched: Vec<u64> = state.stretches.range(first..to).map(|(&at, _)| at).collect();
+        let touched: Vec<u64> = state.ranges.range(first..to).map(|(&at, _)| at).collect();
         for at in touched {
-            let Some(stretch) = state.stretches.remove(&at) else { continue };
-            self.cut(state, at, stretch, from.max(at), to);
+            let Some(range) = state.ranges.remove(&at) else { continue };
+            self.cut(state, at, range, from.max(at), to);
         }
     }
 
-    /// The stretch at `at` loses its part from `from` up to `to`.
-    fn cut(&self, state: &mut State, at: u64, stretch: Stretch, from: u64, to: u64) {
-        let end = at + stretch.len_bytes;
-        let upper = (to < end).then(|| stretch.frames(to - at, end - at)).flatten();
-        let lower = (at < from).then(|| stretch.frames(0, from - at)).flatten();
-        let access = stretch.access;
+    /// The range at `at` loses its part from `from` up to `to`.
+    fn cut(&self, state: &mut CpuMappings, at: u64, range: MappedRange, from: u64, to: u64) {
+        let end = at + range.len_bytes;
+        let upper = (to < end).then(|| range.frames(to - at, end - at)).flatten();
+        let lower = (at < from).then(|| range.frames(0, from - at)).flatten();
+        let access = range.access;
         let (keep, place, len_bytes) = match (lower, upper) {
-            (None, None) => return release(self.pinner(), stretch.hold),
+            (None, None) => return release(self.pinner(), range.hold),
             (None, Some(upper)) => (upper, to, end - to),
             (Some(lower), None) => (lower, at, from - at),
-            (Some(_), Some(upper)) if !self.keep_upper(state, &stretch, upper, to..end) => {
-                state.stuck.push(stretch.hold);
+            (Some(_), Some(upper)) if !self.keep_upper(state, &range, upper, to..end) => {
+                state.stuck.push(range.hold);
                 return;
             }
             (Some(lower), Some(_)) => (lower, at, from - at),
         };
-        if let Ok(mut pin) = Pin::from_parts(self.pinner(), stretch.hold) {
+        if let Ok(mut pin) = Pin::from_parts(self.pinner(), range.hold) {
             pin.narrow(keep, Agent::Cpu);
             let hold = pin.into_parts();
-            state.stretches.insert(place, Stretch { len_bytes, access, hold });
+            state.ranges.insert(place, MappedRange { len_bytes, access, hold });
         }
     }
 
@@ -259,16 +259,16 @@ impl CpuView {
     /// False if that cannot be.
     fn keep_upper(
         &self,
-        state: &mut State,
-        stretch: &Stretch,
+        state: &mut CpuMappings,
+        range: &MappedRange,
         upper: PfnRange,
         addresses: Range<u64>,
     ) -> bool {
-        let (life, access) = (stretch.hold.life(), stretch.access);
+        let (life, access) = (range.hold.life(), range.access);
         let len_bytes = addresses.end - addresses.start;
         if let Ok(hold) = self.in_lanes(state, |lane| lane.pin_under(life, upper, Agent::Cpu)) {
-            let stretch = Stretch { len_bytes, access, hold };
-            state.stretches.insert(addresses.start, stretch);
+            let range = MappedRange { len_bytes, access, hold };
+            state.ranges.insert(addresses.start, range);
             return true;
         }
         let is_vacated = self.vacate(state, addresses.start, len_bytes);
@@ -279,7 +279,7 @@ impl CpuView {
     }
 
     /// Makes addresses inaccessible, if the kernel can.
-    fn vacate(&self, state: &State, address: u64, len_bytes: u64) -> bool {
+    fn vacate(&self, state: &CpuMappings, address: u64, len_bytes: u64) -> bool {
         let Some(addresses) = &state.addresses else { return true };
         let vacated = addresses.vacate((address - self.start) as usize, len_bytes as usize);
         if let Err(error) = &vacated {
@@ -333,7 +333,7 @@ impl CpuMapping for CpuView {
             return Err(errno);
         }
         self.give_up(&mut state, address, address + len_bytes);
-        state.stretches.insert(address, Stretch { len_bytes, access, hold });
+        state.ranges.insert(address, MappedRange { len_bytes, access, hold });
         Ok(())
     }
 
@@ -343,8 +343,8 @@ impl CpuMapping for CpuView {
         }
         let mut state = self.lock();
         let end = address + len_bytes;
-        let last = state.stretches.range(..end).next_back();
-        let is_vacant = last.is_none_or(|(at, stretch)| at + stretch.len_bytes <= address);
+        let last = state.ranges.range(..end).next_back();
+        let is_vacant = last.is_none_or(|(at, range)| at + range.len_bytes <= address);
         if is_vacant || !self.vacate(&state, address, len_bytes) {
             return;
         }

@@ -12,7 +12,7 @@ use pgmap_mm::mm::FillError;
 use pgmap_mm::vma::{BackingError, Vma};
 
 use super::backing::FileBacking;
-use super::pinned::{Held, LeasedPages, PinnedPages};
+use super::pinned::{LeasedPages, PagesHold, PinnedPages};
 use super::{AddressSpace, SpaceError};
 use crate::client::pinned::FilePin;
 use crate::error::Error;
@@ -79,7 +79,7 @@ impl AddressSpace {
         let levels = starts.map(level_at).collect();
         let may_be_dirty = flags.contains(GupFlags::WRITE);
         let leased = LeasedPages { mm, address, levels, pin, may_be_dirty };
-        self.pinned(address, flags, Held::Leased(Box::new(leased)))
+        self.pinned(address, flags, PagesHold::Leased(Box::new(leased)))
     }
 
     /// The file behind an area.

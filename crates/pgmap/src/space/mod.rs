@@ -67,7 +67,7 @@ use self::faults::FaultService;
 pub use self::faults::{FaultAnswer, FaultHandler, TouchFault};
 use self::inner::SpaceInner;
 pub use self::lane::SpaceLane;
-use self::pinned::{Asked, Held};
+use self::pinned::{Asked, PagesHold};
 pub use self::pinned::{MemorySegment, PinnedPages};
 use self::run::Runs;
 pub use self::slot::{MemorySlot, SlotBytes};
@@ -98,7 +98,7 @@ pub struct AddressSpace {
     keeping: OnceLock<Keeping>,
     /// The files that are mapped, by number, so that two areas of one file are one backing.
     files: Mutex<HashMap<u64, Weak<FileBacking>>>,
-    /// Where stretches of it are contiguous in the process.
+    /// Where ranges of it are contiguous in the process.
     views: Arc<Views>,
     runs: Runs,
     /// The frames of further pagemaps, which are devices of their own.
@@ -297,7 +297,7 @@ impl AddressSpace {
     /// # Errors
     /// [`SpaceError::File`] when the file is gone (`ESTALE`), [`SpaceError::Map`] as [`Mm::map`]. A
     /// process address space takes one of the process's mappings (`vm.max_map_count` of them) for
-    /// each stretch of frames in a row, and is refused with `ENOMEM` when there are no more.
+    /// each range of frames in a row, and is refused with `ENOMEM` when there are no more.
     pub fn map(
         &self,
         file: &File<'_>,
@@ -385,7 +385,7 @@ impl AddressSpace {
             },
         };
         let range = parts.into_range(&self.inner.mm, flags.contains(GupFlags::WRITE));
-        Ok(self.pinned(address, flags, Held::Pages(range)))
+        Ok(self.pinned(address, flags, PagesHold::Pages(range)))
     }
 
     /// [`pin`](Self::pin) where more than one leaf of 2 MiB is to be looked at.
@@ -414,7 +414,7 @@ impl AddressSpace {
             gup.pin(address, nr_pages, flags)
         });
         match result {
-            Ok(range) => Ok(self.pinned(address, flags, Held::Pages(range))),
+            Ok(range) => Ok(self.pinned(address, flags, PagesHold::Pages(range))),
             Err(GupError::Longterm { refusal: LongtermRefusal::Unsupported, .. }) => {
                 self.lease(address, nr_pages, flags)
             }
@@ -423,7 +423,7 @@ impl AddressSpace {
     }
 
     #[inline(always)]
-    fn pinned<'s>(&'s self, address: u64, flags: GupFlags, held: Held<'s>) -> PinnedPages<'s> {
+    fn pinned<'s>(&'s self, address: u64, flags: GupFlags, held: PagesHold<'s>) -> PinnedPages<'s> {
         PinnedPages { client: &self.client, asked: Asked::new(address, flags), held }
     }
 

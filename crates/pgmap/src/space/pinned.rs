@@ -15,7 +15,7 @@ use crate::client::pinned::FilePin;
 use crate::client::side::ProcessSide;
 use crate::error::Error;
 
-/// A contiguous stretch of pinned memory, mapped in this process.
+/// A contiguous range of pinned memory, mapped in this process.
 #[derive(Clone, Copy, Debug)]
 pub struct MemorySegment<'p> {
     /// Its first address in the address space.
@@ -64,7 +64,7 @@ impl Drop for LeasedPages<'_> {
 }
 
 #[derive(Debug)]
-pub(super) enum Held<'s> {
+pub(super) enum PagesHold<'s> {
     Pages(PinnedRange<'s, ProcessSide>),
     Leased(Box<LeasedPages<'s>>),
 }
@@ -79,7 +79,7 @@ pub(super) enum Held<'s> {
 pub struct PinnedPages<'s> {
     pub(super) client: &'s Client,
     pub(super) asked: Asked,
-    pub(super) held: Held<'s>,
+    pub(super) held: PagesHold<'s>,
 }
 
 /// Address and purpose in one word: padding would make moving the pages slow, as `pgmap_mm::gup`
@@ -120,8 +120,8 @@ impl<'s> PinnedPages<'s> {
     #[must_use]
     pub fn len_bytes(&self) -> u64 {
         match &self.held {
-            Held::Pages(range) => range.len_bytes(),
-            Held::Leased(leased) => leased.pin.len_bytes(),
+            PagesHold::Pages(range) => range.len_bytes(),
+            PagesHold::Leased(leased) => leased.pin.len_bytes(),
         }
     }
 
@@ -132,12 +132,12 @@ impl<'s> PinnedPages<'s> {
         self.len_bytes() == 0
     }
 
-    /// The contiguous stretches in order of address.
+    /// The contiguous ranges in order of address.
     pub fn segments(&self) -> impl Iterator<Item = MemorySegment<'_>> {
         let base = self.client.inner.data.as_ptr();
         let (pages, leased) = match &self.held {
-            Held::Pages(range) => (Some(range), None),
-            Held::Leased(leased) => (None, Some(leased)),
+            PagesHold::Pages(range) => (Some(range), None),
+            PagesHold::Leased(leased) => (None, Some(leased)),
         };
         let pages = pages.into_iter().flat_map(PinnedRange::segments).map(move |segment| {
             let pool_offset = segment.run().byte_range().start;
@@ -225,16 +225,18 @@ impl<'s> PinnedPages<'s> {
     #[must_use]
     pub fn is_reclaim_requested(&self) -> bool {
         match &self.held {
-            Held::Pages(range) => range.segments().any(|segment| segment.is_reclaim_requested()),
-            Held::Leased(leased) => leased.pin.is_reclaim_requested(),
+            PagesHold::Pages(range) => {
+                range.segments().any(|segment| segment.is_reclaim_requested())
+            }
+            PagesHold::Leased(leased) => leased.pin.is_reclaim_requested(),
         }
     }
 
     /// Writes down what the pin is for, for whoever asks who holds the frames.
     pub fn set_tag(&self, tag: u64) {
         match &self.held {
-            Held::Pages(range) => range.segments().for_each(|segment| segment.set_tag(tag)),
-            Held::Leased(leased) => leased.pin.set_tag(tag),
+            PagesHold::Pages(range) => range.segments().for_each(|segment| segment.set_tag(tag)),
+            PagesHold::Leased(leased) => leased.pin.set_tag(tag),
         }
     }
 
@@ -242,16 +244,16 @@ impl<'s> PinnedPages<'s> {
     /// holds can change; the return value tells whether all did.
     pub fn set_agent(&self, agent: Agent) -> bool {
         match &self.held {
-            Held::Pages(range) => range.segments().all(|segment| segment.set_agent(agent)),
-            Held::Leased(_) => false,
+            PagesHold::Pages(range) => range.segments().all(|segment| segment.set_agent(agent)),
+            PagesHold::Leased(_) => false,
         }
     }
 
     /// Gives the pages up and says whether they were written.
     pub fn unpin(self, dirty: Dirty) {
         match self.held {
-            Held::Pages(range) => range.unpin(dirty),
-            Held::Leased(mut leased) => leased.may_be_dirty = dirty == Dirty::Yes,
+            PagesHold::Pages(range) => range.unpin(dirty),
+            PagesHold::Leased(mut leased) => leased.may_be_dirty = dirty == Dirty::Yes,
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Memory slots: a stretch of an address space that is contiguous in the process, too, as a virtual
+//! Memory slots: a range of an address space that is contiguous in the process, too, as a virtual
 //! machine monitor's slots of guest memory are, and held where it is used.
 //!
 //! # States
-//! Of a block of the stretch, for one slot:
+//! Of a block of the range, for one slot:
 //! ```text
 //!            first use: pin, then show                     dropped: release, then unpin
 //!   unknown ───────────────────────────▶ held and shown ───────────────────────────────▶ unknown
@@ -48,7 +48,7 @@ const FLAGS: GupFlags = GupFlags::WRITE.with(GupFlags::HWPOISON).with(GupFlags::
 /// taken.
 const MAX_VIEWS_TRIED: usize = 3;
 
-/// A stretch of an address space at process addresses in a row.
+/// A range of an address space at process addresses in a row.
 ///
 /// What is used of it is held, block by block of 2 MiB, from the first use on until the slot is
 /// dropped, whatever becomes of the mapping and the file. What nobody says was written stays clean
@@ -57,7 +57,7 @@ const MAX_VIEWS_TRIED: usize = 3;
 pub struct MemorySlot<'s> {
     space: &'s AddressSpace,
     range: Range<u64>,
-    held: Mutex<Held<'s>>,
+    held: Mutex<BlockHold<'s>>,
 }
 
 /// Bytes of a slot that are held.
@@ -71,7 +71,7 @@ pub struct SlotBytes {
 }
 
 #[derive(Debug, Default)]
-struct Held<'s> {
+struct BlockHold<'s> {
     blocks: BTreeMap<u64, Block>,
     views: Vec<Used>,
     /// The number of the view that shows the whole slot.
@@ -200,7 +200,7 @@ impl<'s> MemorySlot<'s> {
         Ok(start.wrapping_add((address - self.range.start) as usize))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Held<'s>> {
+    fn lock(&self) -> MutexGuard<'_, BlockHold<'s>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -216,7 +216,7 @@ impl<'s> MemorySlot<'s> {
     }
 
     /// Holds the blocks with these bytes that are not held yet.
-    fn pin(&self, held: &mut Held<'s>, bytes: &Range<u64>) -> Result<(), SpaceError> {
+    fn pin(&self, held: &mut BlockHold<'s>, bytes: &Range<u64>) -> Result<(), SpaceError> {
         let mut at = block_of(bytes.start);
         while at < bytes.end {
             let mut end = at;
@@ -232,7 +232,7 @@ impl<'s> MemorySlot<'s> {
     }
 
     /// Holds what the blocks from `first` up to `end` have.
-    fn pin_blocks(&self, held: &mut Held<'s>, first: u64, end: u64) -> Result<(), SpaceError> {
+    fn pin_blocks(&self, held: &mut BlockHold<'s>, first: u64, end: u64) -> Result<(), SpaceError> {
         let (mut at, to) = (first.max(self.range.start), end.min(self.range.end));
         let (mut pieces, mut pins) = (Vec::new(), Vec::new());
         while at < to {
@@ -282,7 +282,7 @@ impl<'s> MemorySlot<'s> {
     }
 
     /// Shows the bytes, which are held, side by side; says where.
-    fn show(&self, held: &mut Held<'s>, bytes: &Range<u64>) -> Result<*mut u8, SpaceError> {
+    fn show(&self, held: &mut BlockHold<'s>, bytes: &Range<u64>) -> Result<*mut u8, SpaceError> {
         for nr_tried in 0..MAX_VIEWS_TRIED {
             if nr_tried > 0 || held.views.is_empty() {
                 match self.next_view(held, nr_tried) {
@@ -301,7 +301,7 @@ impl<'s> MemorySlot<'s> {
         Err(GupError::Unstable { address: bytes.start }.into())
     }
 
-    fn next_view(&self, held: &Held<'s>, nr_tried: usize) -> Result<Arc<View>, Error> {
+    fn next_view(&self, held: &BlockHold<'s>, nr_tried: usize) -> Result<Arc<View>, Error> {
         let (client, range) = (&self.space.client, &self.range);
         if nr_tried + 1 == MAX_VIEWS_TRIED {
             return View::new(client, range.clone()).map(Arc::new);
@@ -310,7 +310,7 @@ impl<'s> MemorySlot<'s> {
     }
 
     /// Where the client's window on the pool has the bytes, if they are in a row there.
-    fn in_pool(&self, held: &Held<'s>, bytes: &Range<u64>) -> Option<*mut u8> {
+    fn in_pool(&self, held: &BlockHold<'s>, bytes: &Range<u64>) -> Option<*mut u8> {
         let mut pieces = Vec::new();
         held.pieces(bytes).for_each(|piece| push(&mut pieces, piece));
         match *pieces.as_slice() {
@@ -323,7 +323,7 @@ impl<'s> MemorySlot<'s> {
     }
 }
 
-impl Held<'_> {
+impl BlockHold<'_> {
     fn blocks_of(&mut self, bytes: &Range<u64>) -> impl Iterator<Item = (u64, &mut Block)> {
         let blocks = self.blocks.range_mut(block_of(bytes.start)..bytes.end);
         blocks.map(|(&at, block)| (at, block))

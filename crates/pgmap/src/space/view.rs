@@ -1,4 +1,4 @@
-//! Process addresses at which a stretch of an address space is shown: side by side, as its
+//! Process addresses at which a range of an address space is shown: side by side, as its
 //! addresses are, whatever files and frames lie below.
 //!
 //! A view is a window and no hold, as the client's window on the pool is. A user of it holds the
@@ -112,7 +112,7 @@ pub(super) enum NotShown {
 /// A block and what is to be shown of it; addresses without a piece are to be inaccessible.
 pub(super) type Wanted<'p> = (u64, &'p [Piece]);
 
-/// Process addresses for a stretch of an address space.
+/// Process addresses for a range of an address space.
 #[derive(Debug)]
 pub(super) struct View {
     client: Client,
@@ -155,7 +155,7 @@ impl View {
         self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where an address of the stretch is shown.
+    /// Where an address of the range is shown.
     pub(super) fn pointer(&self, address: u64) -> *mut u8 {
         let offset = self.offset(address);
         std::ptr::with_exposed_provenance_mut(self.addresses.addresses().start + offset)
@@ -222,7 +222,7 @@ impl View {
         }
     }
 
-    /// The addresses of a block that are of the stretch.
+    /// The addresses of a block that are of the range.
     fn inside(&self, block: u64) -> (u64, u64) {
         (block.max(self.range.start), (block + BLOCK_BYTES).min(self.range.end))
     }
@@ -262,7 +262,7 @@ impl View {
     }
 }
 
-/// The views of an address space that the next user of the same stretch gets, by first address.
+/// The views of an address space that the next user of the same range gets, by first address.
 #[derive(Debug, Default)]
 pub(super) struct Views(Mutex<BTreeMap<u64, Arc<View>>>);
 
@@ -312,7 +312,7 @@ impl Views {
             return Ok(Arc::clone(view));
         }
         let view = Arc::new(View::new(client, range.clone())?);
-        // Those of other stretches there are of areas that are no more, or not as they were.
+        // Those of other ranges there are of areas that are no more, or not as they were.
         while let Some((&at, last)) = views.range(..range.end).next_back()
             && last.range.end > range.start
         {

@@ -21,7 +21,7 @@ pub struct FileInfo {
     pub nr_folios: [u64; 3],
 }
 
-/// A pool at a glance, in bytes.
+/// A summary of a pool, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolInfo {
     /// All frames.
