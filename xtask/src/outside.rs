@@ -25,6 +25,9 @@ const SUITES: &[(&str, &[&str])] = &[(
     &["test_store_completion_is_delayed_by_bandwidth"],
 )];
 
+/// How pytest ends where everything was skipped.
+const NOTHING_RUN: Option<i32> = Some(5);
+
 /// Tests of ours that need an engine.
 const OURS: &[&str] = &["vllm_tier.py", "sglang_storage.py"];
 
@@ -68,7 +71,8 @@ pub fn run(root: &Path) -> io::Result<bool> {
         println!("--- {suite}, skipped without its engine");
         let mut tests = Command::new(&python);
         tests.args(["-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"]);
-        is_good &= tests.arg(root.join(PLUGINS).join(suite)).status()?.success();
+        let code = tests.arg(root.join(PLUGINS).join(suite)).status()?.code();
+        is_good &= code == Some(0) || code == NOTHING_RUN;
     }
     Ok(is_good)
 }

@@ -46,7 +46,11 @@ fn raised(py: Python<'_>, answers: Vec<Result<(), Error>>) -> PyResult<Vec<Optio
 impl Pool {
     /// Pins several files, without a call to the owner: a list of pins, None for each name that no
     /// file has.
-    fn get_many(&self, py: Python<'_>, names: Vec<Bound<'_, PyAny>>) -> PyResult<Vec<Option<Pin>>> {
+    fn get_many(
+        &self,
+        py: Python<'_>,
+        names: Vec<Bound<'_, PyAny>>,
+    ) -> PyResult<Vec<Option<Py<Pin>>>> {
         let client = self.client()?;
         let get = |name: &Bound<'_, PyAny>| {
             let name = names::bytes(name)?;
@@ -60,7 +64,12 @@ impl Pool {
                 Err(error) => Err(errors::raised(py, &error)),
             }
         };
-        names.iter().map(get).collect()
+        // Each becomes an object at once: a pin is larger than a reference to one.
+        let mut pins = Vec::with_capacity(names.len());
+        for name in &names {
+            pins.push(get(name)?.map(|pin| Py::new(py, pin)).transpose()?);
+        }
+        Ok(pins)
     }
 
     /// Whether files have these names, without a call to the owner.

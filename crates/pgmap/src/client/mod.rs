@@ -382,7 +382,9 @@ impl Client {
     pub fn try_get(&self, name: impl AsRef<[u8]>) -> Result<Option<FilePin<'_>>, Error> {
         let (inner, name) = (&self.inner, name.as_ref());
         for _ in 0..MAX_ATTEMPTS {
-            let entry = match inner.index.lookup(name) {
+            // Looked at where it is: copying an entry costs as much as pinning what it names.
+            let found = inner.index.lookup(name);
+            let entry = match &found {
                 Lookup::Found(entry) => entry,
                 Lookup::Absent => return Err(absent(name)),
                 Lookup::Busy => return Ok(None),
@@ -392,7 +394,7 @@ impl Client {
             if !frames.all(|extent| is_mapped(extent.run)) {
                 return Ok(None);
             }
-            match FilePin::take_all(self, &entry) {
+            match FilePin::take_all(self, entry) {
                 Err(Error::Pin(pgmap_mm::error::PinError::Changed { .. })) => {}
                 result => return result.map(Some),
             }

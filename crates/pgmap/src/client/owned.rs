@@ -41,11 +41,12 @@ impl OwnedPin {
         Self { client, skip_bytes, len_bytes, first: None, more: Vec::new() }
     }
 
+    /// Adds what the pin holds next, in file order.
     #[inline]
-    pub(super) fn add(&mut self, hold: Hold) {
+    pub(super) fn extend(&mut self, hold: Option<Hold>) {
         match self.first {
-            None => self.first = Some(hold),
-            Some(_) => self.more.push(hold),
+            None => self.first = hold,
+            Some(_) => self.more.extend(hold),
         }
     }
 

@@ -9,7 +9,7 @@ use pgmap_mm::ledger::Agent;
 use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::longterm::LongtermPin;
 use pgmap_mm::pfn::PfnRange;
-use pgmap_mm::pin::{ClientSide, Pin};
+use pgmap_mm::pin::{ClientSide, Pin, PinParts};
 
 use crate::client::owned::OwnedPin;
 use crate::client::side::ProcessSide;
@@ -35,6 +35,16 @@ impl Hold<'_> {
             Self::Short(pin) | Self::Leased(pin, _) => Ok(pin.run()),
             Self::Longterm(pin) => Ok(pin.run()),
             Self::Hole(nr_pages) => Err(*nr_pages),
+        }
+    }
+
+    /// Without its borrow. By name only short-term pins are taken.
+    #[inline]
+    fn into_owned(self) -> Option<Result<PinParts, u64>> {
+        match self {
+            Self::Short(pin) => Some(Ok(pin.into_parts())),
+            Self::Hole(nr_pages) => Some(Err(nr_pages)),
+            Self::Longterm(_) | Self::Leased(..) => None,
         }
     }
 
@@ -347,13 +357,9 @@ impl FilePin<'_> {
     pub(super) fn into_owned(mut self) -> OwnedPin {
         let mut owned = OwnedPin::new(self.client.clone(), self.skip_bytes, self.len_bytes);
         let first = std::mem::replace(&mut self.first, Hold::Hole(0));
-        for hold in std::iter::once(first).chain(std::mem::take(&mut self.more)) {
-            owned.add(match hold {
-                Hold::Short(pin) => Ok(pin.into_parts()),
-                Hold::Hole(nr_pages) => Err(nr_pages),
-                // Others are taken by name, and this by `get`.
-                Hold::Longterm(_) | Hold::Leased(..) => continue,
-            });
+        owned.extend(first.into_owned());
+        for hold in std::mem::take(&mut self.more) {
+            owned.extend(hold.into_owned());
         }
         owned
     }
