@@ -29,7 +29,7 @@ const SUITES: &[(&str, &[&str])] = &[(
 const NOTHING_RUN: Option<i32> = Some(5);
 
 /// Tests of ours that need an engine.
-const OURS: &[&str] = &["vllm_tier.py", "sglang_storage.py"];
+const OURS: &[&str] = &["lmcache_adapter.py", "vllm_tier.py", "sglang_storage.py"];
 
 /// Runs what there is; true if nothing of it failed.
 ///
