@@ -25,16 +25,16 @@ const BREAKAGES: &[Breakage] = &[
         name: "device holds are forgotten at a restart",
         edits: &[(
             "crates/pgmap/src/owner/recovery.rs",
-            "dead.push((ClientId(number), device_holds(&record.ledger)));",
-            "dead.push((ClientId(number), SortedRuns::new(Vec::new())));",
+            "else { device_holds(&record.ledger) }",
+            "else { SortedRuns::default() }",
         )],
     },
     Breakage {
         name: "the ledger goes although orphans exist",
         edits: &[(
             "crates/pgmap/src/owner/clients.rs",
-            "if !self.frames.has_orphans(id) {",
-            "if self.frames.has_orphans(id) || true {",
+            "self.keep_dead(id, &client);",
+            "self.keep_dead(id, &client);\n            self.remove_ledger(id);",
         )],
     },
     Breakage {
@@ -159,7 +159,40 @@ const BREAKAGES: &[Breakage] = &[
             "self.clear(",
         )],
     },
+    Breakage {
+        name: "a pool closes although somebody holds some of it",
+        edits: &[(
+            "crates/pgmap/src/owner/closing.rs",
+            "drain.is_idle() && self.dead.is_empty()",
+            "(drain.is_idle() || true) && self.dead.is_empty()",
+        )],
+    },
+    Breakage {
+        name: "transfers that keep a lock are not waited for",
+        edits: &[(
+            "crates/pgmap/src/owner/dead_devices.rs",
+            "!matches!(file_lock::is_locked(file), Ok(false))",
+            "file_lock::is_locked(file).is_err()",
+        )],
+    },
+    Breakage {
+        name: "frames of a backing that is gone are given to the next at once",
+        edits: &[(
+            "crates/pgmap/src/owner/backings.rs",
+            "let clients = self.clients.keys().copied().collect();",
+            "let clients = BTreeSet::new();",
+        )],
+    },
+    Breakage {
+        name: "the name of a backing is not synced",
+        edits: &[("crates/pgmap/src/pool/backing.rs", "self.sync_name(&path)?;", "")],
+    },
 ];
+
+/// The text of each file that must be there for a fault to be put back.
+pub fn places() -> impl Iterator<Item = (&'static str, &'static str)> {
+    BREAKAGES.iter().flat_map(|breakage| breakage.edits).map(|&(file, old, _)| (file, old))
+}
 
 /// Puts each back whose name contains `filter`. Says whether the simulation found all of them.
 pub fn run(root: &Path, filter: &str) -> io::Result<bool> {

@@ -5,6 +5,7 @@
 //! breaks it.
 
 mod atomics_door;
+mod breakages;
 mod code_map;
 mod comment_width;
 mod crate_layers;
@@ -117,6 +118,7 @@ fn check(tree: &Tree) -> Vec<Violation> {
     decisions::check(tree, &mut found);
     code_map::check(tree, &mut found);
     ignored_tests::check(tree, &mut found);
+    breakages::check(tree, &mut found);
     found.sort();
     found
 }

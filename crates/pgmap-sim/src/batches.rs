@@ -6,6 +6,7 @@ use crate::books::Turn;
 use crate::changes::{DEADLINE_MS, judge, pages_of, put_away, rules_of, unlink_ended, write};
 use crate::episode::Episode;
 use crate::model::End;
+use crate::plan::On;
 use crate::verdict::{Asked, Verb};
 
 /// A file of a batch.
@@ -87,7 +88,7 @@ fn commit_many(
         Ok(results) => results,
         Err(error) => {
             let result = Err(error);
-            episode.check(asked.check(episode, Verb::Look, &result));
+            episode.check(asked.check(episode, Verb::Change, &result));
             for item in items {
                 let end = asked.end(episode, &result);
                 end_put(episode, item, end, len, replaces, &result);
@@ -115,7 +116,7 @@ fn end_put(
 ) {
     let Item { name, number, turn } = item;
     episode.model.borrow_mut().put_ended(&name, number, end);
-    put_away(episode, (&name, turn), len, replaces, result);
+    put_away(episode, (&name, turn), (len, On::Any), replaces, result);
 }
 
 /// Takes several names away.

@@ -92,7 +92,7 @@ impl Shape {
 }
 
 /// What the books do not know.
-const UNKNOWN: &str = "?";
+pub const UNKNOWN: &str = "?";
 
 /// The part of an error that the names it concerns decide; nothing of what the surroundings do.
 fn kind_of<T>(result: &Result<T, Error>) -> Option<&'static str> {
@@ -126,6 +126,8 @@ pub struct Turn {
     names: Vec<(String, u64)>,
     /// Whether nobody else was at work on them when it began.
     was_alone: bool,
+    /// How often somebody had asked to have the pool closed.
+    nr_closes: u64,
     owner: u32,
     is_change: bool,
     is_ended: bool,
@@ -140,10 +142,22 @@ impl Drop for Turn {
     }
 }
 
+/// Who asked to have the pool closed.
+#[derive(Debug, Default)]
+struct Closes {
+    nr_under_way: u32,
+    nr_begun: u64,
+    /// Until which step the pool may have been closing.
+    until: u64,
+    /// Whether the owner did, or may still do it for somebody who is gone.
+    is_adrift: bool,
+}
+
 /// All names.
 #[derive(Debug, Default)]
 pub struct Books {
     entries: BTreeMap<String, Entry>,
+    closes: Closes,
 }
 
 impl Books {
@@ -151,8 +165,14 @@ impl Books {
     pub fn begin(&mut self, names: &[&str], owner: u32) -> Turn {
         let mut names: Vec<&str> = names.to_vec();
         names.dedup();
-        let mut turn =
-            Turn { names: Vec::new(), was_alone: true, owner, is_change: true, is_ended: false };
+        let mut turn = Turn {
+            names: Vec::new(),
+            was_alone: !self.is_closing(),
+            nr_closes: self.closes.nr_begun,
+            owner,
+            is_change: true,
+            is_ended: false,
+        };
         for name in names {
             let entry = self.entries.entry(name.to_owned()).or_default();
             turn.was_alone &= entry.nr_under_way == 0 && entry.adrift_with != owner;
@@ -166,10 +186,12 @@ impl Books {
 
     /// Somebody begins to look at a name.
     pub fn look(&mut self, name: &str, owner: u32) -> Turn {
+        let is_closing = self.is_closing();
+        let nr_closes = self.closes.nr_begun;
         let entry = self.entries.entry(name.to_owned()).or_default();
-        let was_alone = entry.nr_under_way == 0 && entry.adrift_with != owner;
+        let was_alone = !is_closing && entry.nr_under_way == 0 && entry.adrift_with != owner;
         let names = vec![(name.to_owned(), entry.nr_begun)];
-        Turn { names, was_alone, owner, is_change: false, is_ended: false }
+        Turn { names, was_alone, nr_closes, owner, is_change: false, is_ended: false }
     }
 
     /// Whether nobody else was at work on its names from its begin until now.
@@ -177,7 +199,47 @@ impl Books {
         let is_same = |(name, begun): &(String, u64)| {
             self.entries.get(name).is_some_and(|entry| entry.nr_begun == *begun)
         };
-        turn.was_alone && turn.owner == owner && turn.names.iter().all(is_same)
+        let is_open = turn.nr_closes == self.closes.nr_begun;
+        turn.was_alone && is_open && turn.owner == owner && turn.names.iter().all(is_same)
+    }
+
+    /// Somebody asks to have the pool closed.
+    pub fn begin_close(&mut self) {
+        self.closes.nr_under_way += 1;
+        self.closes.nr_begun += 1;
+        self.closes.until = u64::MAX;
+    }
+
+    /// It was refused at a step, or was done, or nobody knows.
+    pub fn end_close(&mut self, refused_at: Option<u64>) {
+        self.closes.nr_under_way -= 1;
+        self.closes.is_adrift |= refused_at.is_none();
+        if let (0, false, Some(step)) =
+            (self.closes.nr_under_way, self.closes.is_adrift, refused_at)
+        {
+            self.closes.until = step;
+        }
+    }
+
+    /// There is another owner, whose pool is open.
+    pub fn new_owner(&mut self, step: u64) {
+        if std::mem::take(&mut self.closes.is_adrift) && self.closes.nr_under_way == 0 {
+            self.closes.until = step;
+        }
+    }
+
+    const fn is_closing(&self) -> bool {
+        self.closes.nr_under_way > 0 || self.closes.is_adrift
+    }
+
+    /// Whether the pool may have been closing at `from` or later.
+    pub const fn may_close(&self, from: u64) -> bool {
+        self.closes.until >= from
+    }
+
+    /// Whether somebody else than the caller may have asked for that, or did it already.
+    pub const fn has_other_close(&self, from: u64) -> bool {
+        self.closes.nr_begun > 1 || self.closes.until < from
     }
 
     fn end_turn(&mut self, turn: &mut Turn, answered_at: Option<u64>, owner: u32) {
@@ -265,7 +327,8 @@ impl Books {
 
     /// Whether somebody may be at work on a name, or the owner for somebody who is gone.
     pub fn is_anybody_at_work(&self, owner: u32) -> bool {
-        self.entries.values().any(|entry| entry.nr_under_way > 0 || entry.adrift_with == owner)
+        self.is_closing()
+            || self.entries.values().any(|own| own.nr_under_way > 0 || own.adrift_with == owner)
     }
 
     /// Bytes of all files, where all of them are known; and how many files.

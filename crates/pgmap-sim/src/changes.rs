@@ -5,9 +5,11 @@ use pgmap::{
     LongtermRule, OnDeadline, Refusal, Replace,
 };
 
-use crate::books::{Shape, Turn, agree, describes};
+use crate::books::{Shape, Turn, UNKNOWN, agree, describes};
 use crate::episode::Episode;
+use crate::media::placement_of;
 use crate::model::{Cut, End, PAGE, fill};
+use crate::plan::On;
 use crate::verdict::{Asked, Verb, is_answered};
 
 /// Most bytes written at a time, so that others may run in between.
@@ -229,21 +231,19 @@ pub fn put(
     episode: &Episode,
     client: &Client,
     name: &str,
-    len: u64,
+    (len, on): (u64, On),
     replaces: bool,
 ) -> Result<(), Error> {
     let number = episode.model.borrow_mut().new_number();
     let asked = Asked::now(episode);
     let turn = episode.books.borrow_mut().begin(&[name], asked.owner);
     episode.model.borrow_mut().put(name, number, len, asked.from, replaces);
-    let draft = reserve(client, name, number, len, replaces);
-    judge(episode, asked, Verb::Put(name, len, 1), None, &draft);
-    let size = u64::from(episode.plan.pool_pages) * PAGE;
-    if draft.is_ok() && len > size {
-        episode.fail(format!("{len} bytes were reserved of {size}"));
-    }
+    let draft = reserve(client, (name, number), (len, on), replaces);
+    judge_draft(episode, asked, name, (len, on), &draft);
     let written = draft.and_then(|mut writer| {
-        episode.given(number, &pages_of(&mut writer), asked.from);
+        let pages = pages_of(&mut writer);
+        episode.check_place(on, &pages);
+        episode.given(number, &pages, asked.from);
         write(&mut writer, number, len).map(|()| writer)
     });
     let (result, end) = match written {
@@ -252,21 +252,38 @@ pub fn put(
         Err(error) => (Err(error), End::Refused(episode.machine.steps())),
     };
     episode.model.borrow_mut().put_ended(name, number, end);
-    put_away(episode, (name, turn), len, replaces, &result);
+    put_away(episode, (name, turn), (len, on), replaces, &result);
     result
+}
+
+/// Judges what came of reserving frames.
+fn judge_draft<T>(
+    episode: &Episode,
+    asked: Asked,
+    name: &str,
+    (len, on): (u64, On),
+    draft: &Result<T, Error>,
+) {
+    judge(episode, asked, Verb::Put(name, len, 1), None, draft);
+    let (_, size) = episode.longest_bytes(on);
+    match draft {
+        Ok(_) if len > size => episode.fail(format!("{len} bytes were reserved of {size}")),
+        Ok(_) => {}
+        Err(error) => episode.check_no_place(on, len, asked.from, error),
+    }
 }
 
 /// Reserves frames for contents.
 fn reserve<'c>(
     client: &'c Client,
-    name: &str,
-    number: u64,
-    len: u64,
+    (name, number): (&str, u64),
+    (len, on): (u64, On),
     replaces: bool,
 ) -> Result<FileWriter<'c>, Error> {
     let mut spec = CreateSpec::new(FileName::new(name)?, len, FolioSize::BestFit);
     spec.replace = replaces;
     spec.rules = rules_of(number);
+    spec.placement = placement_of(on);
     match client.create_batch(vec![spec])?.pop() {
         Some(draft) => draft,
         None => Err(Error::Protocol { what: "no draft".into() }),
@@ -310,15 +327,16 @@ fn commit(
 pub fn put_away(
     episode: &Episode,
     (name, turn): (&str, Turn),
-    len: u64,
+    (len, on): (u64, On),
     replaces: bool,
     result: &Result<(), Error>,
 ) {
     let mut books = episode.books.borrow_mut();
     if books.is_exact(&turn, episode.nr_owners.get()) {
-        let size = u64::from(episode.plan.pool_pages) * PAGE;
+        let (at_least, at_most) = episode.longest_bytes(on);
         let expected = match books.shape(name).refusal_of_name(replaces) {
-            "" if len > size => "bad_length",
+            "" if len > at_most => "bad_length",
+            "" if len > at_least => UNKNOWN,
             expected => expected,
         };
         episode.check(agree("a put", expected, result));
@@ -358,7 +376,7 @@ pub fn put_by_device(
     episode: &Episode,
     client: &Client,
     name: &str,
-    pages: u8,
+    (pages, on): (u8, On),
     steps: u32,
 ) -> Result<(), Error> {
     if !episode.has_devices() {
@@ -368,28 +386,51 @@ pub fn put_by_device(
     let asked = Asked::now(episode);
     let turn = episode.books.borrow_mut().begin(&[name], asked.owner);
     let len = u64::from(pages) * PAGE;
-    let draft = reserve(client, name, number, len, false);
-    judge(episode, asked, Verb::Put(name, len, 1), None, &draft);
+    let draft = reserve(client, (name, number), (len, on), false);
+    judge_draft(episode, asked, name, (len, on), &draft);
     let mut writer = match draft {
         Ok(writer) => writer,
         Err(error) => {
             let result = Err(error);
-            put_away(episode, (name, turn), len, false, &result);
+            put_away(episode, (name, turn), (len, on), false, &result);
             return result;
         }
     };
     episode.model.borrow_mut().put(name, number, len, asked.from, false);
-    writer.set_agent(Agent::Device);
     let pages = pages_of(&mut writer);
+    episode.check_place(on, &pages);
     episode.given(number, &pages, asked.from);
+    let (result, end) = match write_by_device(episode, client, &writer, (number, &pages), steps) {
+        Ok(()) => commit(episode, asked, writer, Verb::Put(name, len, 1)),
+        Err(error) => (Err(error), End::Refused(episode.machine.steps())),
+    };
+    episode.model.borrow_mut().put_ended(name, number, end);
+    put_away(episode, (name, turn), (len, on), false, &result);
+    result
+}
+
+/// Has a device write what was reserved, and waits for it.
+fn write_by_device(
+    episode: &Episode,
+    client: &Client,
+    writer: &FileWriter<'_>,
+    (number, pages): (u64, &[u64]),
+    steps: u32,
+) -> Result<(), Error> {
+    if episode.media.borrow().of(pages[0]).is_none() {
+        crate::media::look(episode, client)?;
+    }
+    let medium = episode.media.borrow().of(pages[0]);
+    let Some(medium) = medium else {
+        return Err(Error::OwnerGone { why: "the device does not reach that memory".into() });
+    };
+    let lock = episode.plan.keeps_lock.then(|| client.transfer_lock()).transpose()?;
+    writer.set_agent(Agent::Device);
     episode.may_quarantine.set(true);
-    let is_done = episode.transfer(number, &pages, steps);
+    let is_done = episode.transfer(number, (medium, pages), steps, lock);
     while !is_done.get() {
         pgmap_os::thread::yield_now();
     }
     writer.set_agent(Agent::Cpu);
-    let (result, end) = commit(episode, asked, writer, Verb::Put(name, len, 1));
-    episode.model.borrow_mut().put_ended(name, number, end);
-    put_away(episode, (name, turn), len, false, &result);
-    result
+    Ok(())
 }

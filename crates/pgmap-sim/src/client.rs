@@ -7,10 +7,12 @@ use pgmap::{Client, ConnectOptions, Error, OnDeadline};
 
 use crate::batches::{put_many, unlink_many};
 use crate::changes::{DEADLINE_MS, call_off, cut, draft, put, put_by_device, rename, unlink};
+use crate::closing::{close, release};
 use crate::episode::{Episode, episode};
 use crate::failures::{fail, heal, repair};
 use crate::held::{Held, give_way};
 use crate::mappers::{Mapper, space_of};
+use crate::media;
 use crate::misdeeds::{babble, fork, scribble};
 use crate::model::{Cut, PAGE};
 use crate::plan::{MAX_NAMES, Op, SLOT_PAGES};
@@ -48,6 +50,7 @@ pub fn run(number: usize) {
 pub fn run_embedded(client: &Client, number: usize) {
     let episode = episode();
     episode.is_embedded_busy.set(true);
+    promise(&episode, client);
     client.set_deadline(Duration::from_millis(DEADLINE_MS));
     while has_more(&episode, number) && !episode.is_owner_to_end.get() {
         let maps = episode.plan.scripts[number].iter().any(|op| op.is_by_address());
@@ -69,7 +72,10 @@ fn attach(episode: &Episode) -> Option<Client> {
         episode.check(asked.check(episode, Verb::Attach, &result));
         episode.check(asked.check_time(episode, DEADLINE_MS, &result));
         match result {
-            Ok(client) => return Some(client),
+            Ok(client) => {
+                promise(episode, &client);
+                return Some(client);
+            }
             Err(error) => episode.machine.note(|| format!("cannot attach: {error}")),
         }
         if episode.is_last.get() && !episode.plan.is_kept {
@@ -80,6 +86,15 @@ fn attach(episode: &Episode) -> Option<Client> {
             return None;
         }
         pgmap_os::thread::sleep(AGAIN);
+    }
+}
+
+/// Promises what the plan says of devices.
+fn promise(episode: &Episode, client: &Client) {
+    if episode.plan.keeps_lock
+        && let Err(error) = client.promise_transfers_keep_lock()
+    {
+        episode.fail(format!("nothing can be promised: {error}"));
     }
 }
 
@@ -120,6 +135,14 @@ fn work(
         episode.machine.note(|| format!("{op:?}"));
         match (&mut mapper, op) {
             (_, Op::Leave) => break,
+            (_, Op::Close { deadline_ms }) => {
+                // Its own holds would be in the way.
+                held.clear();
+                let _busy = episode.begin_op();
+                if let Err(error) = close(episode, client, deadline_ms) {
+                    episode.machine.note(|| format!("{op:?}: {error}"));
+                }
+            }
             // A child of the owner's process has all that the owner has: tests with real processes.
             (_, Op::Fork { .. }) if is_embedded => {}
             (Some(mapper), op) if op.is_by_address() => by_address(episode, mapper, op, &mut held),
@@ -246,7 +269,9 @@ fn keep<'c>(result: Result<Option<Held<'c>>, Error>, held: &mut Vec<Held<'c>>) -
 
 fn change(episode: &Episode, client: &Client, op: Op) -> Result<(), Error> {
     match op {
-        Op::Put { name, len, replace } => put(episode, client, &name_of(name), len.into(), replace),
+        Op::Put { name, len, replace, on } => {
+            put(episode, client, &name_of(name), (len.into(), on), replace)
+        }
         Op::PutMany { name, files, stride, len, replace } => {
             let names = (0..files).map(|at| name_of((name + at * stride) % MAX_NAMES)).collect();
             put_many(episode, client, names, len.into(), replace)
@@ -255,8 +280,8 @@ fn change(episode: &Episode, client: &Client, op: Op) -> Result<(), Error> {
             let names = (0..files).map(|at| name_of((name + at) % MAX_NAMES)).collect();
             unlink_many(episode, client, names)
         }
-        Op::PutByDevice { name, pages, steps } => {
-            put_by_device(episode, client, &name_of(name), pages, steps)
+        Op::PutByDevice { name, pages, steps, on } => {
+            put_by_device(episode, client, &name_of(name), (pages, on), steps)
         }
         Op::Draft { pages, files } => draft(episode, client, pages, files),
         Op::Unlink { name } => unlink(episode, client, &name_of(name)),
@@ -280,6 +305,12 @@ fn change(episode: &Episode, client: &Client, op: Op) -> Result<(), Error> {
         Op::Heal { name, page } => heal(episode, client, &name_of(name), page),
         Op::Repair => repair(episode, client),
         Op::CallOff { name } => call_off(episode, client, &name_of(name)),
+        Op::AddBacking { which } => media::add(episode, client, which),
+        Op::RemoveBacking { which, deadline_ms } => {
+            media::remove(episode, client, which, deadline_ms)
+        }
+        Op::Backings => media::look(episode, client).map(drop),
+        Op::Release { nth } => release(episode, client, nth),
         _ => Ok(()),
     }
 }

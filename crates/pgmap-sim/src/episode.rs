@@ -2,17 +2,18 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use pgmap_os::sim::World;
-use pgmap_os::{Access, MemoryFile, WriteMapping};
 
 use crate::books::Books;
 use crate::failures::Failures;
 use crate::held::Heard;
 use crate::machine::{Machine, Panicked, Pid};
+use crate::media::{Media, Medium};
 use crate::model::{Cut, Model, PAGE, fill};
 use crate::plan::{Fate, Op, Plan};
 use crate::{client, operator, owner};
@@ -27,10 +28,24 @@ const MAX_STEPS_PER_OP: u64 = 20_000;
 /// What a device still writes.
 struct Transfer {
     number: u64,
+    /// Whose it is.
+    pid: Pid,
+    medium: Rc<Medium>,
     /// Page of the pool, page of the file, how often its memory had been given back.
     pages: Vec<(u64, u64, u64)>,
     at_step: u64,
     is_done: Rc<Cell<bool>>,
+    /// The lock of its client's ledger, where its client promised that it keeps that.
+    _lock: Option<OwnedFd>,
+}
+
+impl Transfer {
+    /// Whether what it writes can reach the pool in `frames`.
+    fn reaches(&self, machine: &Machine, frames: &Range<u64>) -> bool {
+        self.pages.iter().any(|&(frame, _, punched)| {
+            frames.contains(&frame) && self.medium.times_punched(machine, frame) == punched
+        })
+    }
 }
 
 /// What the parties of a run share with its checks.
@@ -39,6 +54,8 @@ pub struct Episode {
     pub model: RefCell<Model>,
     pub plan: Plan,
     pub directory: PathBuf,
+    /// Where further backings lie.
+    pub media_directory: PathBuf,
     pub socket: PathBuf,
     /// The next operation of each client.
     pub next_op: RefCell<Vec<usize>>,
@@ -50,9 +67,9 @@ pub struct Episode {
     pub owner_error: RefCell<Option<String>>,
     failure: RefCell<Option<String>>,
     transfers: RefCell<Vec<Transfer>>,
-    data: RefCell<Option<WriteMapping>>,
     /// Whether a deadline or a dead device may have taken frames out of use.
     pub may_quarantine: Cell<bool>,
+    pub media: RefCell<Media>,
     pub has_operator_ended: Cell<bool>,
     /// How many owners there were.
     pub nr_owners: Cell<u32>,
@@ -78,14 +95,30 @@ pub struct Episode {
 struct Holders {
     /// How often now, and when it did last.
     of: BTreeMap<Pid, (u32, u64)>,
-    /// Pins that are known: whose, since when, of which version, which of its pages.
-    pins: BTreeMap<u64, (Pid, u64, u64, Vec<u64>)>,
+    /// Pins that are known.
+    pins: BTreeMap<u64, Pin>,
     next_pin: u64,
     /// Cuts under way that end although somebody holds what they take, and when one last ended.
     nr_quarantines: u32,
     quarantined_at: u64,
     /// Whether frames may be held by somebody who was killed.
     was_killed: bool,
+}
+
+/// What was pinned at a step or later.
+pub struct Pinned {
+    pub from: u64,
+    pub frames: Vec<u64>,
+    /// Of which version, and which of its pages, where that is known.
+    pub version: Option<(u64, Vec<u64>)>,
+}
+
+/// A pin that is known.
+struct Pin {
+    pid: Pid,
+    since: u64,
+    frames: Vec<u64>,
+    version: Option<(u64, Vec<u64>)>,
 }
 
 /// An operation under way.
@@ -104,13 +137,20 @@ pub struct Holding {
     pin: Option<u64>,
 }
 
+impl Holding {
+    /// The pin is about to end.
+    pub fn forget_pin(&mut self) {
+        if let Some(pin) = self.pin.take() {
+            episode().holders.borrow_mut().pins.remove(&pin);
+        }
+    }
+}
+
 impl Drop for Holding {
     fn drop(&mut self) {
+        self.forget_pin();
         let episode = episode();
         let mut holders = episode.holders.borrow_mut();
-        if let Some(pin) = self.pin {
-            holders.pins.remove(&pin);
-        }
         let of = holders.of.entry(self.pid).or_default();
         *of = (of.0 - 1, episode.machine.steps());
     }
@@ -161,6 +201,7 @@ pub fn run(plan: &Plan, place: &Path, is_traced: bool) -> Outcome {
         machine,
         model: RefCell::default(),
         directory: place.join("pool"),
+        media_directory: place.join("media"),
         socket: place.join("s"),
         next_op: RefCell::new(vec![0; plan.scripts.len()]),
         is_last: Cell::new(false),
@@ -168,8 +209,8 @@ pub fn run(plan: &Plan, place: &Path, is_traced: bool) -> Outcome {
         owner_error: RefCell::new(None),
         failure: RefCell::new(None),
         transfers: RefCell::default(),
-        data: RefCell::new(None),
         may_quarantine: Cell::new(false),
+        media: RefCell::default(),
         has_operator_ended: Cell::new(false),
         nr_owners: Cell::new(0),
         books: RefCell::default(),
@@ -185,6 +226,9 @@ pub fn run(plan: &Plan, place: &Path, is_traced: bool) -> Outcome {
         holders: RefCell::default(),
         plan: plan.clone(),
     });
+    if let Err(error) = std::fs::create_dir_all(&episode.media_directory) {
+        panic!("the real machine has no directory for backings: {error}");
+    }
     EPISODE.set(Some(Rc::clone(&episode)));
     let failure = pgmap_os::sim::enter(&episode.machine, || {
         let played = episode.play();
@@ -253,6 +297,7 @@ impl Episode {
                     match fate {
                         Fate::FullDisk { .. } => self.machine.set_disk_full(false),
                         Fate::BrokenDisk { .. } => self.machine.set_disk_broken(false),
+                        Fate::TakeMedium { which, .. } => self.bring_medium(which),
                         _ => self.machine.set_short_of_descriptors(0),
                     }
                     false
@@ -308,6 +353,7 @@ impl Episode {
     fn start_owner(&self) -> Pid {
         self.is_owner_to_end.set(false);
         self.nr_owners.set(self.nr_owners.get() + 1);
+        self.books.borrow_mut().new_owner(self.machine.steps());
         self.does_serve.set(false);
         self.is_embedded_busy.set(false);
         self.away_at.set(self.machine.steps());
@@ -332,18 +378,17 @@ impl Episode {
         Busy
     }
 
-    /// The calling party may hold frames from now on; some pages of a version for certain, which it
-    /// pinned after a step.
-    pub fn hold(&self, pin: Option<(u64, u64, Vec<u64>)>) -> Holding {
+    /// The calling party may hold frames from now on; those of a pin for certain.
+    pub fn hold(&self, pinned: Option<Pinned>) -> Holding {
         let pid = self.machine.running();
         let mut holders = self.holders.borrow_mut();
         holders.of.entry(pid).or_default().0 += 1;
-        let pin = pin.map(|(from, number, pages)| {
+        let pin = pinned.map(|Pinned { from, frames, version }| {
             let is_certain = holders.nr_quarantines == 0 && holders.quarantined_at < from;
-            let pages = if is_certain { pages } else { Vec::new() };
             holders.next_pin += 1;
             let next = holders.next_pin;
-            holders.pins.insert(next, (pid, self.machine.steps(), number, pages));
+            let (since, version) = (self.machine.steps(), version.filter(|_| is_certain));
+            holders.pins.insert(next, Pin { pid, since, frames, version });
             next
         });
         Holding { pid, pin }
@@ -362,7 +407,7 @@ impl Episode {
         is_known || self.has_hostile() || self.plan.knobs.no_membarrier > 0
     }
 
-    fn has_hostile(&self) -> bool {
+    pub fn has_hostile(&self) -> bool {
         self.plan.scripts.iter().flatten().any(|op| matches!(op, Op::Scribble { .. }))
     }
 
@@ -386,7 +431,7 @@ impl Episode {
     pub fn begin_quarantine(&self) {
         let mut holders = self.holders.borrow_mut();
         holders.nr_quarantines += 1;
-        holders.pins.values_mut().for_each(|pin| pin.3.clear());
+        holders.pins.values_mut().for_each(|pin| pin.version = None);
     }
 
     /// It ended, and will do nothing more.
@@ -404,12 +449,42 @@ impl Episode {
             Cut::Punch(from, to) => from / PAGE..to.div_ceil(PAGE),
             Cut::Heal(_) => return,
         };
-        for (pid, since, number, pages) in self.holders.borrow().pins.values() {
+        for pin in self.holders.borrow().pins.values() {
+            let Some((number, pages)) = &pin.version else { continue };
             let has = pages.iter().any(|page| gone.contains(page));
-            if *number == met && *since < from && has {
+            if *number == met && pin.since < from && has {
+                let (pid, since) = (pin.pid, pin.since);
                 self.fail(format!("{cut:?} of {name:?} is over, and {pid} holds it since {since}"));
             }
         }
+    }
+
+    /// Nobody has any of these frames any more who had it before `from`.
+    pub fn check_let_go(&self, what: &str, from: u64, frames: Range<u64>) {
+        for pin in self.holders.borrow().pins.values() {
+            let held = pin.frames.iter().find(|frame| frames.contains(frame));
+            if let Some(frame) = held.filter(|_| pin.since < from) {
+                let (pid, since) = (pin.pid, pin.since);
+                self.fail(format!("{what}, and {pid} holds frame {frame} since {since}"));
+            }
+        }
+        let transfers = self.transfers.borrow();
+        if let Some(transfer) = transfers.iter().find(|own| own.reaches(&self.machine, &frames)) {
+            let (pid, number) = (transfer.pid, transfer.number);
+            self.fail(format!("{what}, and a device of {pid} still writes version {number}"));
+        }
+    }
+
+    /// Whether a device of a process still writes to the pool. Whose it is an owner may not know.
+    pub fn is_writing(&self, pid: Pid) -> bool {
+        let transfers = self.transfers.borrow();
+        let mut own = transfers.iter().filter(|own| pid == 0 || own.pid == pid);
+        own.any(|own| own.reaches(&self.machine, &(0..u64::MAX)))
+    }
+
+    /// Whether somebody was killed.
+    pub fn was_killed(&self) -> bool {
+        self.holders.borrow().was_killed
     }
 
     fn befall(
@@ -449,30 +524,55 @@ impl Episode {
                 self.machine.set_short_of_descriptors(owner);
                 ends.push((step + u64::from(steps), fate));
             }
+            Fate::TakeMedium { which, steps } => {
+                if self.plan.embedded.is_some() {
+                    self.holders.borrow_mut().was_killed = true;
+                }
+                self.machine.kill(owner)?;
+                self.take_medium(which);
+                ends.push((step + u64::from(steps), fate));
+            }
             Fate::LosePower => {
-                self.machine.lose_power(&self.directory)?;
+                self.machine.lose_power(&[&self.directory, &self.media_directory])?;
                 self.transfers.borrow_mut().clear();
                 self.books.borrow_mut().forget();
                 // What was answered stays, where that is promised.
                 if !self.plan.knobs.is_flushed {
                     self.model.borrow_mut().power_failed(self.machine.steps());
                 }
+                if !self.plan.knobs.is_disk {
+                    self.media.borrow_mut().power_failed(self.machine.steps());
+                }
             }
         }
         Ok(())
     }
 
-    /// A device writes a file's pages, and is ready after `steps` steps.
-    pub fn transfer(&self, number: u64, pages: &[u64], steps: u32) -> Rc<Cell<bool>> {
+    /// A device writes a file's pages, which lie in one medium, and is ready after `steps` steps.
+    pub fn transfer(
+        &self,
+        number: u64,
+        (medium, pages): (Rc<Medium>, &[u64]),
+        steps: u32,
+        lock: Option<OwnedFd>,
+    ) -> Rc<Cell<bool>> {
         let pages = pages
             .iter()
             .enumerate()
-            .map(|(at, &page)| (page, at as u64, self.machine.times_punched(page)))
+            .map(|(at, &page)| (page, at as u64, medium.times_punched(&self.machine, page)))
             .collect();
         let is_done = Rc::new(Cell::new(false));
         let at_step = self.machine.steps() + u64::from(steps);
-        let transfer = Transfer { number, pages, at_step, is_done: Rc::clone(&is_done) };
-        self.transfers.borrow_mut().push(transfer);
+        let (pid, is_done_there) = (self.machine.running(), Rc::clone(&is_done));
+        self.transfers.borrow_mut().push(Transfer {
+            number,
+            pid,
+            medium,
+            pages,
+            at_step,
+            is_done: is_done_there,
+            _lock: lock,
+        });
         is_done
     }
 
@@ -481,10 +581,8 @@ impl Episode {
     pub fn given(&self, number: u64, pages: &[u64], from: u64) {
         self.check_healthy(pages, from);
         for transfer in self.transfers.borrow().iter().filter(|other| other.number != number) {
-            let is_shared = |&(page, _, punched): &(u64, u64, u64)| {
-                pages.contains(&page) && self.machine.times_punched(page) == punched
-            };
-            if let Some((page, ..)) = transfer.pages.iter().find(|page| is_shared(page)) {
+            let is_shared = |&&page: &&u64| transfer.reaches(&self.machine, &(page..page + 1));
+            if let Some(page) = pages.iter().find(is_shared) {
                 self.fail(format!(
                     "page {page} was given out, and a device still writes version {} to it",
                     transfer.number
@@ -505,16 +603,14 @@ impl Episode {
         let mut transfers = self.transfers.borrow_mut();
         let due = transfers.extract_if(.., |transfer| transfer.at_step <= step);
         for transfer in due.collect::<Vec<_>>() {
-            let data = self.data.borrow();
-            let Some(data) = &*data else { continue };
-            for (page, at, punched) in transfer.pages {
-                if self.machine.times_punched(page) != punched {
+            for &(page, at, punched) in &transfer.pages {
+                if transfer.medium.times_punched(&self.machine, page) != punched {
                     // The memory that the device has is nobody's any more.
                     continue;
                 }
                 let mut bytes = [0; 4096];
                 fill(&mut bytes, transfer.number, at);
-                if let Err(error) = data.copy_in(page * 4096, &bytes) {
+                if let Err(error) = transfer.medium.write(page, &bytes) {
                     self.fail(format!("a device cannot write page {page}: {error}"));
                 }
             }
@@ -525,26 +621,21 @@ impl Episode {
 
     /// The pool was made: devices reach its memory from now on.
     pub fn made(&self) {
-        if self.data.borrow().is_some() || !self.plan.is_kept {
+        if self.media.borrow().of(0).is_some() || !self.plan.is_kept {
             return;
         }
         let path = self.directory.join("data");
-        let Ok(metadata) = std::fs::metadata(&path) else { return };
-        let mapped = MemoryFile::open_named(&path, Access::ReadWrite)
-            .and_then(|file| WriteMapping::map(&file, 0, u64::from(self.plan.pool_pages) * 4096));
-        if let Ok(mapping) = mapped {
-            self.machine.set_data_inode(metadata.ino());
-            *self.data.borrow_mut() = Some(mapping);
+        let frames = (0, u64::from(self.plan.pool_pages));
+        if let Some(medium) = Medium::open(&path, frames, 0) {
+            self.media.borrow_mut().know(medium);
         }
     }
 
     /// What lies in the pool's memory; nothing where devices do not reach it.
     pub fn data_at(&self, offset: u64, len: u64) -> Vec<u8> {
-        let data = self.data.borrow();
-        let Some(data) = &*data else { return Vec::new() };
-        let mut bytes = vec![0; len as usize];
-        match data.copy_out(offset, &mut bytes) {
-            Ok(()) => bytes,
+        let Some(medium) = self.media.borrow().of(offset / PAGE) else { return Vec::new() };
+        match medium.read(offset, len) {
+            Ok(bytes) => bytes,
             Err(error) => {
                 self.fail(format!("the pool's memory cannot be read at {offset}: {error}"));
                 Vec::new()
@@ -566,7 +657,7 @@ impl Episode {
     }
 
     pub fn has_devices(&self) -> bool {
-        self.data.borrow().is_some()
+        !self.media.borrow().is_empty()
     }
 
     /// Everybody but the owner is gone: an operator looks at what is left.

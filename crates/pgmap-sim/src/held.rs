@@ -38,7 +38,13 @@ pub struct Held<'c> {
     is_cached: bool,
     /// Since when its reclaim has been requested, in steps and nanoseconds.
     wanted_since: Cell<Option<(u64, u64)>>,
-    _holding: Holding,
+    holding: Holding,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.holding.forget_pin();
+    }
 }
 
 impl<'c> Held<'c> {
@@ -60,7 +66,9 @@ impl<'c> Held<'c> {
         is_cached: bool,
         holding: Holding,
     ) -> Self {
-        Self { is_cached, ..Self::new(Pin::Pages(pin), shown, until_step, of, holding) }
+        let mut held = Self::new(Pin::Pages(pin), shown, until_step, of, holding);
+        held.is_cached = is_cached;
+        held
     }
 
     fn new(
@@ -83,7 +91,7 @@ impl<'c> Held<'c> {
             number,
             is_cached,
             wanted_since,
-            _holding: holding,
+            holding,
         }
     }
 
@@ -196,6 +204,7 @@ pub fn give_way(episode: &Episode, client: &Client, held: &mut Vec<Held<'_>>) {
             Event::ReclaimRequested { first_pfn, nr_pages, .. }
             | Event::LeaseRecalled { first_pfn, nr_pages, .. } => (first_pfn, nr_pages),
             Event::MemoryFailure { pfn, .. } => (pfn, 1),
+            Event::BackingGone { .. } if episode.may_lose_backings() => continue,
             _ => {
                 episode.fail(format!("nothing of that kind happened: {event:?}"));
                 continue;

@@ -28,6 +28,9 @@ pub struct Knobs {
     pub is_flushed: bool,
     #[serde(default)]
     pub doubled_event: u32,
+    /// Whether the pool's memory cannot be given back to the system, as that of a device.
+    #[serde(default)]
+    pub is_attached: bool,
 }
 
 impl Knobs {
@@ -52,6 +55,7 @@ impl Knobs {
             doubled_event,
             is_disk: false,
             is_flushed: false,
+            is_attached: false,
         }
     }
 }

@@ -9,15 +9,15 @@
 #![allow(unsafe_code)]
 
 mod names;
+mod power;
 mod world;
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, CoroutineResult, Yielder};
@@ -89,9 +89,8 @@ struct Books {
     listeners: BTreeMap<PathBuf, Pid>,
     /// Contents of files when they were last synced, by inode.
     durable: BTreeMap<u64, Vec<u8>>,
-    /// How often the memory behind each page of the data was given back.
-    punched: BTreeMap<u64, u64>,
-    data_inode: u64,
+    /// How often the memory behind each page of a file, by inode, was given back.
+    punched: BTreeMap<(u64, u64), u64>,
     stacks: Vec<DefaultStack>,
     trace: VecDeque<String>,
 }
@@ -177,6 +176,11 @@ impl Machine {
         late.into_iter().any(|&(_, of, errno)| of == pid && errnos.contains(&errno))
     }
 
+    /// Whether any call ever failed.
+    pub fn has_any_failed(&self) -> bool {
+        !self.faults.borrow().is_empty()
+    }
+
     /// Until which step a process is or was stopped.
     pub fn stopped_until(&self, pid: Pid) -> u64 {
         self.books.borrow().processes.get(&pid).map_or(0, |own| own.stopped_until)
@@ -225,13 +229,9 @@ impl Machine {
         self.short_of_descriptors.set(pid);
     }
 
-    pub fn set_data_inode(&self, inode: u64) {
-        self.books.borrow_mut().data_inode = inode;
-    }
-
-    /// How often the memory behind a page of the data was given back.
-    pub fn times_punched(&self, page: u64) -> u64 {
-        self.books.borrow().punched.get(&page).copied().unwrap_or(0)
+    /// How often the memory behind a page of a file was given back.
+    pub fn times_punched(&self, inode: u64, page: u64) -> u64 {
+        self.books.borrow().punched.get(&(inode, page)).copied().unwrap_or(0)
     }
 
     /// Notes something for people.
@@ -504,51 +504,6 @@ impl Machine {
             self.is_ended.set(true);
             resume_unwind(Box::new(Ended));
         }
-    }
-
-    /// The power fails: what was not synced is as it may be, and everybody is gone.
-    pub fn lose_power(&self, directory: &Path) -> Result<(), Panicked> {
-        self.kill_all()?;
-        self.boot.set(self.boot.get() + 1);
-        let nr_names = self.names.borrow().len() as u64;
-        if nr_names > 0 {
-            let nr_kept = self.below(nr_names + 1);
-            let lost = self.names.borrow_mut().lose(nr_kept as usize);
-            lost.iter().for_each(|lost| self.note(|| format!("  lost: {lost}")));
-        }
-        for file in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-            if file.file_type().is_ok_and(|kind| kind.is_file()) {
-                self.tear(&file.path());
-            }
-        }
-        self.note(|| "power failure".to_owned());
-        Ok(())
-    }
-
-    /// Leaves of each sector either what was synced or what was written since.
-    fn tear(&self, path: &Path) {
-        const SECTOR: usize = 512;
-        let Ok(mut now) = std::fs::read(path) else { return };
-        let inode = std::fs::metadata(path).map_or(0, |metadata| metadata.ino());
-        let durable = self.books.borrow().durable.get(&inode).cloned().unwrap_or_default();
-        let mut is_changed = false;
-        for start in (0..now.len()).step_by(SECTOR) {
-            let end = (start + SECTOR).min(now.len());
-            let mut old = [0; SECTOR];
-            if let Some(synced) = durable.get(start..) {
-                let len = synced.len().min(end - start);
-                old[..len].copy_from_slice(&synced[..len]);
-            }
-            if now[start..end] != old[..end - start] && self.below(2) == 0 {
-                now[start..end].copy_from_slice(&old[..end - start]);
-                is_changed = true;
-            }
-        }
-        if is_changed {
-            let _ = std::fs::write(path, &now);
-        }
-        // What a disk shows after a power failure it goes on to show.
-        self.books.borrow_mut().durable.insert(inode, now);
     }
 }
 

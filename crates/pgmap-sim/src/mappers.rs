@@ -20,7 +20,7 @@ use pgmap::space::{AddressSpace, PinnedPages, SpaceError};
 use pgmap::{Client, Error, PinError};
 
 use crate::changes::is_forbidden;
-use crate::episode::Episode;
+use crate::episode::{Episode, Pinned};
 use crate::held::Held;
 use crate::model::PAGE;
 use crate::plan::{Hold, NR_SLOTS, SLOT_PAGES};
@@ -364,10 +364,11 @@ impl<'s> Mapper<'s> {
         }
         let known = is_known.then(|| {
             let pages = (mapped.page..mapped.page + nr as u64).collect();
-            (asked.from, versions[0], pages)
+            (versions[0], pages)
         });
         let number = if is_known { Some((versions[0], mapped.page * PAGE)) } else { None };
-        let holding = episode.hold(known);
+        let known = Pinned { from: asked.from, frames: frames.clone(), version: known };
+        let holding = episode.hold(Some(known));
         let until = episode.machine.steps() + u64::from(steps);
         let name = mapped.seen.name.clone();
         let is_cached = how == Hold::Cached && self.device.is_some();
@@ -493,6 +494,7 @@ impl<'s> Mapper<'s> {
             BackingError::Poisoned => episode.failures.borrow().is_any(),
             BackingError::Busy => {
                 asked.is_disturbed(episode)
+                    || episode.books.borrow().may_close(from)
                     || episode.failures.borrow().is_any()
                     || may_any(&|number| {
                         !model.must_live(number, from, now) || model.may_be_cut(number, from, now)

@@ -176,6 +176,20 @@ impl Model {
         self.nr_versions
     }
 
+    pub const fn nr_versions(&self) -> u64 {
+        self.nr_versions
+    }
+
+    /// Nothing is known any more.
+    pub fn forget(&mut self, at: u64) {
+        for name in self.names.values_mut() {
+            let deeds = name.removals.iter_mut().map(|removal| &mut removal.deed);
+            deeds.for_each(|deed| deed.end = End::Unknown);
+            let deed = Deed { from: at, end: End::Unknown };
+            name.removals.push(Removal { deed, by: None, only: None });
+        }
+    }
+
     fn of(&mut self, name: &str) -> &mut Name {
         self.names.entry(name.to_owned()).or_default()
     }

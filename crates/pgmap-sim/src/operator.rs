@@ -3,52 +3,95 @@
 use pgmap::{Client, ConnectOptions, Error, PoolInfo, Refusal};
 
 use crate::client::AGAIN;
+use crate::closing::end_devices;
 use crate::episode::{Episode, episode};
+use crate::media;
 use crate::reads::{check_sums, tail_of};
 use crate::verdict::ANY;
 
 /// Looks at a pool that everybody has left: nothing is lost, nothing is left over.
 pub fn operate() {
     let episode = episode();
-    let client = loop {
-        let options = ConnectOptions::new();
-        match Client::connect_with(&episode.socket, &options) {
-            Ok(client) => break client,
-            Err(error) => episode.machine.note(|| format!("cannot attach: {error}")),
-        }
-        pgmap_os::thread::sleep(AGAIN);
-    };
-    let settled = settle(&episode, &client);
+    let client = attach(&episode);
+    let mut settled = come_to_rest(&episode, &client).and_then(|()| end_devices(&episode, &client));
+    // It may have been a client when a backing was taken out, whose frames are kept as long.
+    drop(client);
+    if settled.is_ok() {
+        settled = settle(&episode, &attach(&episode));
+    }
     if let Err(error) = settled {
         episode.fail(format!("the operator: {error}"));
     }
     episode.has_operator_ended.set(true);
 }
 
+fn attach(episode: &Episode) -> Client {
+    loop {
+        match Client::connect_with(&episode.socket, &ConnectOptions::new()) {
+            Ok(client) => return client,
+            Err(error) => episode.machine.note(|| format!("cannot attach: {error}")),
+        }
+        pgmap_os::thread::sleep(AGAIN);
+    }
+}
+
 fn settle(episode: &Episode, client: &Client) -> Result<(), Error> {
+    let info = client.pool_stat()?;
+    if info.quarantined_bytes > 0 {
+        episode.fail(format!("frames are out of use without a reason: {info:?}"));
+    }
+    media::add_all(episode, client)?;
+    read_all(episode, client)?;
+    let info = loop {
+        let info = client.pool_stat()?;
+        if info.live_bytes == 0 && info.draining_bytes == 0 && info.poisoned_bytes == 0 {
+            break info;
+        }
+        client.repair_free()?;
+        pgmap_os::thread::sleep(AGAIN);
+    };
+    if info.free_bytes != info.size_bytes || info.size_bytes != episode.most_bytes() {
+        episode.fail(format!("frames are lost: {info:?}"));
+    }
+    media::remove_all(episode, client)?;
+    let info = client.pool_stat()?;
+    if info.free_bytes != info.size_bytes || info.size_bytes != episode.data_bytes() {
+        episode.fail(format!("frames of backings that are gone are left: {info:?}"));
+    }
+    check_ledgers(episode, &info);
+    Ok(())
+}
+
+/// Waits until nothing is under way any more.
+fn come_to_rest(episode: &Episode, client: &Client) -> Result<(), Error> {
     // An owner that had no memory or disk for something tries again.
     pgmap_os::thread::sleep(AGAIN * 4);
-    let info = loop {
+    loop {
         let info = client.pool_stat()?;
         let is_at_rest =
             info.reserved_bytes == 0 && info.draining_bytes == 0 && info.nr_clients == 1;
         if is_at_rest {
-            break info;
+            if info.quarantined_bytes > 0 && !episode.may_quarantine.get() {
+                episode.fail(format!("frames are out of use without a reason: {info:?}"));
+            }
+            return Ok(());
         }
         if let Some(why) = episode.owner_error.borrow().as_ref() {
             episode.machine.note(|| format!("the owner was away: {why}"));
         }
         episode.machine.note(|| format!("not at rest: {info:?}"));
         pgmap_os::thread::sleep(AGAIN);
-    };
+    }
+}
+
+/// Reads all files, each of which is what it must be, and removes them.
+fn read_all(episode: &Episode, client: &Client) -> Result<(), Error> {
+    let info = client.pool_stat()?;
     let list = client.list()?;
     let allocated: u64 = list.iter().map(|file| file.allocated_bytes).sum();
     episode.check(check_sums(&info));
     if allocated != info.live_bytes {
         episode.fail(format!("{allocated} bytes of files: {info:?}"));
-    }
-    if info.quarantined_bytes > 0 && !episode.may_quarantine.get() {
-        episode.fail(format!("frames are out of use without a reason: {info:?}"));
     }
     let mut names = episode.model.borrow().names();
     for file in &list {
@@ -58,40 +101,31 @@ fn settle(episode: &Episode, client: &Client) -> Result<(), Error> {
         }
     }
     for name in names {
-        let from = episode.machine.steps();
-        match client.get(&name) {
-            Ok(pin) => {
-                let bytes = pin.to_vec()?;
-                let to = episode.machine.steps();
-                let found = episode.model.borrow().found(&name, &bytes, from, to);
-                episode.check(found.map(drop));
-                if tail_of(episode, &pin).iter().any(|&byte| byte != 0) {
-                    episode.fail(format!("{name:?} is not zero behind its end"));
-                }
-            }
-            Err(Error::Refused(Refusal::NotFound { .. })) => {
-                let missed =
-                    episode.model.borrow().missed(&name, from, episode.machine.steps(), None);
-                episode.check(missed);
-            }
-            Err(error) if error.kind() == "memory_failed" && episode.failures.borrow().is_any() => {
-            }
-            Err(error) => episode.fail(format!("{name:?} cannot be read at the end: {error}")),
-        }
+        read(episode, client, &name)?;
         let _removed = client.unlink(&name);
     }
-    let info = loop {
-        let info = client.pool_stat()?;
-        if info.live_bytes == 0 && info.draining_bytes == 0 && info.poisoned_bytes == 0 {
-            break info;
+    Ok(())
+}
+
+fn read(episode: &Episode, client: &Client, name: &str) -> Result<(), Error> {
+    let from = episode.machine.steps();
+    match client.get(name) {
+        Ok(pin) => {
+            let bytes = pin.to_vec()?;
+            let to = episode.machine.steps();
+            let found = episode.model.borrow().found(name, &bytes, from, to);
+            episode.check(found.map(drop));
+            if tail_of(episode, &pin).iter().any(|&byte| byte != 0) {
+                episode.fail(format!("{name:?} is not zero behind its end"));
+            }
         }
-        client.repair_free()?;
-        pgmap_os::thread::sleep(AGAIN);
-    };
-    if info.free_bytes + info.quarantined_bytes != info.size_bytes {
-        episode.fail(format!("frames are lost: {info:?}"));
+        Err(Error::Refused(Refusal::NotFound { .. })) => {
+            let missed = episode.model.borrow().missed(name, from, episode.machine.steps(), None);
+            episode.check(missed);
+        }
+        Err(error) if error.kind() == "memory_failed" && episode.failures.borrow().is_any() => {}
+        Err(error) => episode.fail(format!("{name:?} cannot be read at the end: {error}")),
     }
-    check_ledgers(episode, &info);
     Ok(())
 }
 

@@ -48,7 +48,10 @@ fn serve(episode: &Episode) -> Result<(), Error> {
         (true, false) => Durability::Restart,
         (false, false) => Durability::Processes,
     };
-    let options = options.max_files(plan.max_files.into()).durability(durability);
+    let mut options = options.max_files(plan.max_files.into()).durability(durability);
+    if !plan.backings.is_empty() {
+        options = options.room((plan.backings.len() as u64) << 30);
+    }
     let is_there = plan.is_kept && Pool::is_in(&episode.directory)?;
     let pool = match is_there {
         true => Pool::open(&episode.directory)?,
@@ -73,9 +76,11 @@ fn serve(episode: &Episode) -> Result<(), Error> {
         if let Some(number) = plan.embedded {
             start_client(episode, &owner, number.into());
         }
-        while !episode.is_owner_to_end.get() {
+        while !episode.is_owner_to_end.get() && !owner.is_closed() {
             pgmap_os::thread::sleep(LOOK);
         }
+        // A pool that was closed has no owner any more either.
+        episode.is_owner_to_end.set(true);
     }
     drop(holder);
     end(episode, owner);

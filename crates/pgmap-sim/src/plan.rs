@@ -3,6 +3,8 @@
 //! A plan is data, drawn from a seed, so that a failing one can be written down, shortened by
 //! leaving parts out, and run again.
 
+mod further;
+
 use serde::{Deserialize, Serialize};
 
 use crate::knobs::Knobs;
@@ -26,6 +28,18 @@ pub enum Hold {
     Cached,
 }
 
+/// On which backing a file is to lie.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum On {
+    #[default]
+    Any,
+    Data,
+    /// On this further backing alone.
+    Only(u8),
+    /// On this one rather than on others.
+    Prefer(u8),
+}
+
 /// What a client is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Op {
@@ -34,6 +48,8 @@ pub enum Op {
         name: u8,
         len: u32,
         replace: bool,
+        #[serde(default)]
+        on: On,
     },
     /// As `Put`, several at once, under every `stride`th name.
     PutMany {
@@ -53,6 +69,8 @@ pub enum Op {
         name: u8,
         pages: u8,
         steps: u32,
+        #[serde(default)]
+        on: On,
     },
     /// Creates files and gives them up.
     Draft {
@@ -170,6 +188,26 @@ pub enum Op {
         how: Hold,
         steps: u32,
     },
+    /// Adds a further backing to the pool.
+    AddBacking {
+        which: u8,
+    },
+    /// Takes one out.
+    RemoveBacking {
+        which: u8,
+        deadline_ms: u32,
+    },
+    /// Looks at all backings.
+    Backings,
+    /// Closes the pool.
+    Close {
+        deadline_ms: u32,
+    },
+    /// Looks at the dead clients whose devices may still write, and says of one that they do not,
+    /// if that is so.
+    Release {
+        nth: u8,
+    },
     /// Stores so many words of no meaning in its ledger. Only clients that keep no rules do.
     Scribble {
         words: u8,
@@ -240,6 +278,11 @@ pub enum Fate {
         steps: u32,
     },
     LosePower,
+    /// The owner is killed, and the medium of a further backing is away for so many steps.
+    TakeMedium {
+        which: u8,
+        steps: u32,
+    },
 }
 
 /// A run.
@@ -260,6 +303,12 @@ pub struct Plan {
     /// Whether somebody decides on long-term pins.
     #[serde(default)]
     pub has_holder: bool,
+    /// Pages of each backing that may be added.
+    #[serde(default)]
+    pub backings: Vec<u16>,
+    /// Whether clients promise that their devices keep the locks of their ledgers.
+    #[serde(default)]
+    pub keeps_lock: bool,
     /// Threads of each client.
     pub threads: u8,
     /// What each client does.
@@ -318,8 +367,7 @@ impl Plan {
             fates.push((at, Fate::KillClient(chance.u8(0..nr_clients as u8))));
             fates.push((at + chance.u64(0..nr_steps / 8), Fate::KillOwner));
         }
-        fates.sort_by_key(|&(at, _)| at);
-        Self {
+        let mut plan = Self {
             seed,
             knobs,
             pool_pages,
@@ -328,10 +376,15 @@ impl Plan {
             is_polite: chance.u32(0..3) == 0,
             embedded: (chance.u32(0..5) == 0).then(|| nr_clients as u8 - 1),
             has_holder: chance.u32(0..4) == 0,
+            backings: Vec::new(),
+            keeps_lock: false,
             threads: chance.u8(1..=2),
             scripts,
             fates,
-        }
+        };
+        plan.draw_further(nr_steps);
+        plan.fates.sort_by_key(|&(at, _)| at);
+        plan
     }
 }
 
@@ -451,8 +504,8 @@ impl Weights {
         let steps = if chance.u32(0..4) == 0 { 40_000 } else { 3_000 };
         let steps = chance.u32(0..steps);
         match kind {
-            0 => Op::Put { name, len, replace: chance.bool() },
-            1 => Op::PutByDevice { name, pages: pages.clamp(1, 40) as u8, steps },
+            0 => Op::Put { name, len, replace: chance.bool(), on: On::Any },
+            1 => Op::PutByDevice { name, pages: pages.clamp(1, 40) as u8, steps, on: On::Any },
             2 => Op::Draft { pages, files: chance.u8(1..=4) },
             3 => Op::Get { name, steps },
             4 => Op::Unlink { name },

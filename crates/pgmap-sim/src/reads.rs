@@ -5,7 +5,7 @@ use pgmap::{Access, Agent, Client, Error, FilePin, PoolInfo};
 use crate::books::{Turn, agree};
 use crate::changes::{DEADLINE_MS, is_forbidden, judge, learn};
 use crate::client::AGAIN;
-use crate::episode::Episode;
+use crate::episode::{Episode, Pinned};
 use crate::held::Held;
 use crate::model::PAGE;
 use crate::verdict::{Asked, Verb};
@@ -108,7 +108,8 @@ fn hold<'c>(
     let has_memory = |(_, bytes): &(usize, &[u8])| bytes.iter().any(|&byte| byte != 0);
     let pages = bytes.chunks(PAGE as usize).enumerate().filter(has_memory);
     let pages = pages.map(|(page, _)| page as u64).collect();
-    let holding = episode.hold(Some((from, number, pages)));
+    let version = Some((number, pages));
+    let holding = episode.hold(Some(Pinned { from, frames: frames.clone(), version }));
     let until_step = to + u64::from(steps);
     let name = name.to_owned();
     Ok(Some(Held::of_file(pin, (bytes, frames), until_step, (name, number), holding)))

@@ -82,6 +82,12 @@ fn candidates(plan: &Plan) -> Vec<Plan> {
     if plan.has_holder {
         found.push(Plan { has_holder: false, ..plan.clone() });
     }
+    if !plan.backings.is_empty() {
+        found.push(Plan { backings: Vec::new(), ..plan.clone() });
+    }
+    if plan.keeps_lock {
+        found.push(Plan { keeps_lock: false, ..plan.clone() });
+    }
     if plan.threads > 1 {
         found.push(Plan { threads: 1, ..plan.clone() });
     }
@@ -95,6 +101,7 @@ fn candidates(plan: &Plan) -> Vec<Plan> {
         quiet(|knobs| knobs.late_event = 0),
         quiet(|knobs| knobs.lost_event = 0),
         quiet(|knobs| knobs.doubled_event = 0),
+        quiet(|knobs| knobs.is_attached = false),
     ]);
     found.retain(|less| less != plan);
     found

@@ -9,6 +9,7 @@ use crate::changes::is_forbidden;
 use crate::episode::Episode;
 use crate::machine::Pid;
 use crate::model::{End, PAGE};
+use crate::plan::On;
 
 /// Errors that a file system gives.
 const DISK: [i32; 3] = [libc::ENOSPC, libc::EIO, libc::ENOMEM];
@@ -47,6 +48,8 @@ pub enum Verb<'a> {
     Lease(&'a str),
     /// To look at files or the pool.
     Look,
+    /// To change the pool itself: its backings, whether it is open, what is kept out of use.
+    Change,
     Attach,
 }
 
@@ -191,7 +194,10 @@ impl Asked {
             Error::Pin(PinError::Changed { .. } | PinError::NotPinnable { .. })
                 if matches!(verb, Verb::Put(..) | Verb::Draft(..)) =>
             {
-                episode.failures.borrow().may_fail_since(self.from)
+                // A successor of the owner that reserved it knows of no draft.
+                self.was_away(episode)
+                    || episode.failures.borrow().may_fail_since(self.from)
+                    || episode.books.borrow().may_close(self.from)
             }
             Error::Pin(_) if error.kind() == "memory_failed" => {
                 matches!(verb, Verb::Pin(_) | Verb::Lease(_)) && episode.failures.borrow().is_any()
@@ -232,6 +238,9 @@ impl Asked {
 
     /// Whether something was in the way of `verb` that this refusal is about.
     fn has_cause(&self, episode: &Episode, verb: Verb<'_>, refusal: &Refusal) -> bool {
+        if self.has_cause_in_pool(episode, verb, refusal) {
+            return true;
+        }
         let books = episode.books.borrow();
         match (refusal, verb) {
             (Refusal::Internal { .. }, _) => {
@@ -243,7 +252,9 @@ impl Asked {
             (Refusal::NoMemory { .. }, _) => {
                 self.owner_lacked(episode, &DISK) || self.was_away(episode)
             }
-            (Refusal::Full { .. }, _) => self.owner_lacked(episode, &[libc::EMFILE]),
+            (Refusal::Full { .. }, _) => {
+                self.owner_lacked(episode, &[libc::EMFILE]) || self.was_away(episode)
+            }
             (Refusal::NoDraft { .. }, Verb::Put(..)) => self.was_away(episode),
             (Refusal::IndexFull { nr_slots }, Verb::Put(name, len, nr)) => {
                 is_index_full(episode, self.from, *nr_slots, (name, len, nr))
@@ -253,7 +264,7 @@ impl Asked {
             }
             (Refusal::TooMuch { limit, .. }, Verb::Put(..) | Verb::Draft(..) | Verb::Cut(..)) => {
                 // No file, and no answer, has more extents than the pool has pages between holes.
-                u64::from(episode.plan.pool_pages) > *limit
+                episode.most_bytes() / PAGE > *limit
             }
             (
                 Refusal::InUse { .. } | Refusal::Stale { .. },
@@ -281,10 +292,53 @@ impl Asked {
                 episode.plan.has_holder
                     || episode.failures.borrow().is_any()
                     || books.was_any_cut()
+                    || books.may_close(self.from)
                     || model.numbers(name, self.from, now).any(is_forbidden)
             }
             (Refusal::Poisoned { .. }, Verb::Put(..)) => {
                 episode.failures.borrow().may_fail_since(self.from)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether that was in the pool itself: one of its backings, that it was closing, or the device
+    /// of a dead client.
+    fn has_cause_in_pool(&self, episode: &Episode, verb: Verb<'_>, refusal: &Refusal) -> bool {
+        let may_close = episode.books.borrow().may_close(self.from);
+        match (refusal, verb) {
+            // A put says itself whether that can be.
+            (Refusal::NoSpaceOn { .. } | Refusal::NoBacking { .. }, Verb::Put(..)) => {
+                !episode.plan.backings.is_empty()
+            }
+            (Refusal::NoSpaceOn { .. }, Verb::Draft(..)) => !episode.plan.backings.is_empty(),
+            // It was taken out, with a file that is gone, or is missing.
+            (Refusal::NoBacking { backing, .. }, Verb::Pin(name) | Verb::Lease(name))
+                if backing.is_empty() =>
+            {
+                let is_alone = episode.books.borrow().is_alone_since(name, self.from);
+                episode.may_lose_backings() && !is_alone
+            }
+            (Refusal::NoBacking { .. }, Verb::Pin(_) | Verb::Lease(_) | Verb::Heal(_)) => {
+                !episode.plan.backings.is_empty() && episode.may_lack_media()
+            }
+            (Refusal::Denied { errno: libc::EBUSY, .. }, Verb::Heal(_) | Verb::Look)
+                if episode.plan.knobs.is_attached && episode.was_killed() =>
+            {
+                true
+            }
+            (
+                Refusal::Denied { errno: libc::EBUSY, .. },
+                Verb::Put(..)
+                | Verb::Draft(..)
+                | Verb::Unlink(_)
+                | Verb::Rename(..)
+                | Verb::Cut(..)
+                | Verb::Heal(_)
+                | Verb::Change,
+            ) => may_close,
+            (Refusal::InUse { .. } | Refusal::Stale { .. }, Verb::Pin(_) | Verb::Lease(_)) => {
+                may_close
             }
             _ => false,
         }
@@ -299,7 +353,10 @@ impl Asked {
     ) -> Result<(), String> {
         let now = episode.machine.steps();
         let model = episode.model.borrow();
-        let size = u64::from(episode.plan.pool_pages) * PAGE;
+        // On whichever backing it is to lie.
+        let (size, _) = episode.longest_bytes(On::Any);
+        let further = episode.plan.backings.iter().map(|&pages| u64::from(pages) * PAGE);
+        let size = further.min().unwrap_or(size).min(size);
         match (refusal, verb) {
             (Refusal::BadLength { .. }, Verb::Put(_, len, _) | Verb::Draft(len, _))
                 if len <= size =>
@@ -350,7 +407,7 @@ impl Asked {
             Verb::Draft(len, nr_files) => (len, nr_files),
             _ => (0, 0),
         };
-        let size = u64::from(episode.plan.pool_pages) * PAGE;
+        let size = episode.data_bytes();
         let is_sound = wanted_bytes == len.next_multiple_of(PAGE)
             && free_bytes < wanted_bytes
             && longest_bytes <= free_bytes
@@ -370,7 +427,7 @@ impl Asked {
         Ok(())
     }
 
-    fn check_held(
+    pub fn check_held(
         &self,
         episode: &Episode,
         holders: &[Holder],
@@ -426,7 +483,7 @@ fn is_index_full(
 ) -> bool {
     let now = episode.machine.steps();
     let max_files = u64::from(episode.plan.max_files);
-    let pool_pages = u64::from(episode.plan.pool_pages);
+    let pool_pages = episode.most_bytes() / PAGE;
     // See `IndexLayout::for_files` and `slots_for`; the first slot is nobody's.
     let slots = |pages: u64| 1 + pages.min(pool_pages).saturating_sub(8).div_ceil(20);
     let model = episode.model.borrow();

@@ -63,7 +63,7 @@ pub use pool::backing::BackingOptions;
 pub use pool::check::{CheckOptions, CheckReport, Finding, check};
 pub use pool::observer::Observer;
 pub use pool::{Durability, Pool, PoolOptions, Populate};
-pub use refusal::{HoldKind, Holder, Refusal};
+pub use refusal::{FreeOn, HoldKind, Holder, Refusal};
 pub use wire::{
     BackingInfo, CreateSpec, DeadClient, Event, FileInfo, FileRules, FolioSize, LongtermRule,
     OnDeadline, Placement, PoolInfo, Shape,

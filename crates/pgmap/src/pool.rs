@@ -265,6 +265,16 @@ impl Pool {
         Ok(())
     }
 
+    /// Has the name of a file outlive the machine, if the pool is to.
+    pub(crate) fn sync_name(&self, path: &Path) -> Result<(), Error> {
+        match path.parent() {
+            Some(place) if self.stored.durability != Durability::Processes => {
+                disk::sync_names(place).map_err(|error| os_error("sync", place, error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether there is a pool in `directory`, which may be damaged, or of another format.
     ///
     /// # Errors

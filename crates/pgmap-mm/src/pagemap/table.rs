@@ -37,10 +37,26 @@ impl PagemapTable {
     /// # Errors
     /// The first rule that the spec or one of its ranges breaks, in the kernel's order.
     pub fn add(&mut self, spec: &PagemapSpec) -> Result<PagemapId, PagemapError> {
+        self.add_where(spec, None)
+    }
+
+    /// As [`add`](Self::add), of one range whose frames are those from `first` on.
+    ///
+    /// # Errors
+    /// As there; [`PagemapError::NoRoom`] when some of the frames are another's.
+    pub fn add_at(&mut self, spec: &PagemapSpec, first: u64) -> Result<PagemapId, PagemapError> {
+        self.add_where(spec, Some(first))
+    }
+
+    fn add_where(
+        &mut self,
+        spec: &PagemapSpec,
+        first: Option<u64>,
+    ) -> Result<PagemapId, PagemapError> {
         let largest = spec.check()?;
         let mut ranges: Vec<PlacedRange> = Vec::with_capacity(spec.ranges.len());
         for &device in &spec.ranges {
-            self.place_range(spec, device, &mut ranges)?;
+            self.place_range(spec, (device, first), &mut ranges)?;
         }
         self.last_id += 1;
         let id = PagemapId(self.last_id);
@@ -62,7 +78,7 @@ impl PagemapTable {
     fn place_range(
         &self,
         spec: &PagemapSpec,
-        range: DeviceRange,
+        (range, first): (DeviceRange, Option<u64>),
         done: &mut Vec<PlacedRange>,
     ) -> Result<(), PagemapError> {
         if spec.altmap.is_some() && !done.is_empty() {
@@ -75,7 +91,11 @@ impl PagemapTable {
         {
             return Err(PagemapError::AltmapMismatch { nr_pages: altmap.nr_pages() });
         }
-        let first = self.gap(nr_pages, done).ok_or(PagemapError::NoRoom { nr_pages })?;
+        let first = match first {
+            Some(first) => Some(first).filter(|&first| self.is_nobodys(first, nr_pages, done)),
+            None => self.gap(nr_pages, done),
+        };
+        let first = first.ok_or(PagemapError::NoRoom { nr_pages })?;
         done.push(PlacedRange { device: range, first });
         Ok(())
     }
@@ -102,6 +122,14 @@ impl PagemapTable {
             return Err(PagemapError::Misaligned { range });
         }
         Ok(())
+    }
+
+    /// Whether `nr_pages` frames from `first` on are there and no pagemap's.
+    fn is_nobodys(&self, first: u64, nr_pages: u64, done: &[PlacedRange]) -> bool {
+        let spans = self.maps.values().flat_map(Pagemap::pfn_spans);
+        let mut taken = spans.chain(done.iter().map(|range| range.first..range.end()));
+        let end = first.saturating_add(nr_pages);
+        end <= self.nr_pages && taken.all(|span| end <= span.start || span.end <= first)
     }
 
     /// The lowest 1 GiB boundary from which `nr_pages` frames are nobody's.

@@ -88,6 +88,9 @@ pub trait World {
     /// The memory behind a part of a file was given back: what a device still writes to it is lost.
     fn punched(&self, file: BorrowedFd<'_>, range: Range<u64>);
 
+    /// Whether memory behind a pool's frames can be given back to the system.
+    fn can_punch(&self) -> bool;
+
     /// Something is wrong in the calling process.
     fn failed(&self, what: &str);
 

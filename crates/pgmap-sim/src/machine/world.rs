@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use pgmap_os::Ready;
@@ -173,13 +172,8 @@ impl World for Machine {
 
     fn synced(&self, file: BorrowedFd<'_>) {
         let Ok(clone) = file.as_fd().try_clone_to_owned() else { return };
-        let file = std::fs::File::from(clone);
-        let Ok(metadata) = file.metadata() else { return };
-        let mut bytes = vec![0; metadata.len() as usize];
-        let read = std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0);
-        if read.is_ok() {
-            self.books.borrow_mut().durable.insert(metadata.ino(), bytes);
-        }
+        // What cannot be read was not synced.
+        let _ = self.note_synced(&std::fs::File::from(clone));
     }
 
     fn is_disk(&self) -> bool {
@@ -195,11 +189,13 @@ impl World for Machine {
     fn punched(&self, file: BorrowedFd<'_>, range: Range<u64>) {
         let Ok(stat) = rustix::fs::fstat(file) else { return };
         let mut books = self.books.borrow_mut();
-        if stat.st_ino == books.data_inode {
-            for page in range.start / 4096..range.end / 4096 {
-                *books.punched.entry(page).or_default() += 1;
-            }
+        for page in range.start / 4096..range.end / 4096 {
+            *books.punched.entry((stat.st_ino, page)).or_default() += 1;
         }
+    }
+
+    fn can_punch(&self) -> bool {
+        !self.knobs.get().is_attached
     }
 
     fn failed(&self, what: &str) {

@@ -235,12 +235,15 @@ impl Client {
         if self.inner.backings.lock().iter().any(is_there) {
             return Ok(());
         }
-        let start_of = |info: &BackingInfo| info.first_pfn * PAGE_BYTES;
-        let info = infos.into_iter().rev().find(|info| start_of(info) <= bytes.start);
+        let has = |info: &BackingInfo| {
+            let nr_pages = info.size_bytes / PAGE_BYTES;
+            (info.first_pfn..info.first_pfn.saturating_add(nr_pages)).contains(&run.start())
+        };
+        let info = infos.into_iter().find(has);
         let (backing, why) = match info {
             Some(BackingInfo { name, missing: Some(why), .. }) => (name, why),
             Some(info) => (info.name, format!("frames {run} are not mapped here")),
-            None => (String::new(), format!("none has frames {run}")),
+            None => (String::new(), format!("it had frames {run}, and was taken out")),
         };
         Err(Refusal::NoBacking { backing, why }.into())
     }

@@ -31,7 +31,7 @@ impl Core {
             for pfn in run.start()..run.end() {
                 let Some(frame) = place_of(&places, pfn).and_then(|place| books.get_mut(place))
                 else {
-                    twice.get_or_insert(format!("frame {pfn} is outside the pool"));
+                    twice.get_or_insert(format!("frame {pfn} of book {book} is outside the pool"));
                     continue;
                 };
                 if *frame & book != 0 && book != GOING {

@@ -102,6 +102,10 @@ impl Backing {
         if self.as_if.is_attached {
             return false;
         }
+        #[cfg(feature = "sim")]
+        if pgmap_os::sim::with(|world| world.can_punch()) == Some(false) {
+            return false;
+        }
         self.data.as_ref().is_some_and(|data| data.kind().can_punch())
     }
 

@@ -27,6 +27,7 @@ use crate::owner::backing::{Backing, BackingState, MAX_BACKINGS};
 use crate::owner::catalog::{Change, StoredBacking};
 use crate::owner::core::{Core, Outcome, Ticket, bytes};
 use crate::owner::frames::stored;
+use crate::owner::scans::PendingScan;
 use crate::pool::Pool;
 use crate::pool::backing::{BackingHead, BackingOptions, Made, open_backing, wipe};
 use crate::refusal::Refusal;
@@ -103,12 +104,17 @@ impl Core {
         let line = stored(&self.pool.data, &backing, &backing.path);
         let added = self
             .add_to_table(&backing)
-            .and_then(|()| self.record(&[Change::Backing(line)]))
+            .and_then(|()| self.record(&[Change::Backing(line.clone())]))
             .and_then(|()| self.frames.add_backing(backing));
         if let Err(refusal) = added {
             self.remove_from_table(first_pfn);
-            self.record(&[Change::BackingGone(id)])?;
             made.discard();
+            if let Err(unsure) = self.record(&[Change::BackingGone(id)]) {
+                // It may be on record, so its frames are no other's until it is certain that it is
+                // not: two lines of the same frames are a pool that no owner opens.
+                tracing::warn!(%unsure, "the frames of a backing stay out of use");
+                self.retired.push(Retired { line, clients: BTreeSet::new() });
+            }
             return Err(refusal.into());
         }
         if let Some(backing) = self.frames.backings_mut().iter_mut().find(|it| it.id == id) {
@@ -143,8 +149,14 @@ impl Core {
         }
         let nodes = nodes.into_iter().collect();
         let options = BackingOptions { path: Some(path), size_bytes, name, nodes };
-        self.add_backing(&options)?;
-        Ok(Reply::Done)
+        match self.add_backing(&options) {
+            Ok(_) => Ok(Reply::Done),
+            // What was named cannot be one: that is no failure of the owner.
+            Err(error @ (Error::BadPool { .. } | Error::NotDurable { .. })) => {
+                Err(Refusal::Invalid { why: error.to_string() })
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The medium of a missing backing was named: its files have their contents again.
@@ -234,13 +246,13 @@ impl Core {
         for first in firsts.into_iter().filter(|&first| first != 0) {
             let backing = self.frames.backings().at(first);
             let spec = spec_of(backing);
-            self.pagemaps.add(&spec).map_err(Refusal::from)?;
+            self.pagemaps.add_at(&spec, first).map_err(Refusal::from)?;
         }
         Ok(())
     }
 
     fn add_to_table(&mut self, backing: &Backing) -> Result<(), Refusal> {
-        self.pagemaps.add(&spec_of(backing))?;
+        self.pagemaps.add_at(&spec_of(backing), backing.first_pfn)?;
         Ok(())
     }
 
@@ -343,7 +355,12 @@ impl Core {
 
     /// The backing is as before.
     fn stay(&mut self, departure: Departure) {
-        let state = departure.was_missing.map_or(BackingState::Open, BackingState::Missing);
+        let is_there = self.frames.backings().iter().any(|backing| {
+            // It may have been taken back meanwhile.
+            backing.id == departure.id && backing.data.is_some()
+        });
+        let was_missing = departure.was_missing.filter(|_| !is_there);
+        let state = was_missing.map_or(BackingState::Open, BackingState::Missing);
         self.frames.backings_mut().set_state(departure.id, state);
     }
 
@@ -353,13 +370,29 @@ impl Core {
         let holders = self.holders_of(&backing.runs().into_iter().collect(), waited_ms);
         let name = backing.name.clone();
         if holders.is_empty() {
-            let doing =
-                "kept by frames that failed, or that a dead process's device may still write \
-                         to; pgmap stat says how many"
-                    .into();
-            return Refusal::InUse { name, doing };
+            return Refusal::InUse { name, doing: self.why_kept(backing) };
         }
         Refusal::Held { name, holders, waited_ms }
+    }
+
+    /// Why a backing is not free on which no file lies and that nobody holds.
+    fn why_kept(&self, backing: &Backing) -> String {
+        let runs = backing.runs();
+        let is_there = |run: PfnRange| runs.iter().any(|of_backing| of_backing.overlaps(run));
+        let mut drafts = self.drafts.values();
+        if let Some(draft) = drafts.find(|draft| draft.extents.iter().any(|it| is_there(it.run))) {
+            return format!("used by the file \"{}\", which is not committed yet", draft.name);
+        }
+        let waiting = self.drains.iter().map(|pending| pending.drain.runs());
+        let mut waiting = waiting.chain(self.scans.iter().map(PendingScan::runs));
+        if waiting.any(|waiting| waiting.iter().any(is_there))
+            || runs.iter().any(|&run| self.frames.is_in_backlog(run))
+        {
+            return "given back by whoever had it; wait a little longer".into();
+        }
+        let why = "kept by frames that failed, or that a dead process's device may still write \
+                   to; pgmap stat says how many";
+        why.into()
     }
 
     /// Every frame of the backing is free: it goes. First from the record.
@@ -499,6 +532,8 @@ fn release(backing: Backing) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
     use super::*;
     use crate::name::FileName;
     use crate::owner::clients::Identity;
@@ -548,6 +583,80 @@ mod tests {
         let page = &bytes[at as usize..][..4096];
         assert!(page[..100].iter().all(|&byte| byte == 0xAA));
         assert!(page[100..].iter().all(|&byte| byte == 0));
+    }
+
+    /// Story: a missing backing that was being taken out was told to clients as if it were there,
+    /// without a descriptor, and no client could map any backing. One that was taken back meanwhile
+    /// was missing again when the removal gave up.
+    #[test]
+    fn a_missing_backing_that_is_being_taken_out_is_missing_until_it_is_taken_back() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let (path, two) = (directory.path().join("pool"), directory.path().join("two"));
+        let mut core = open(&path);
+        core.add_backing(&BackingOptions::on(&two).size(1 << 20)).unwrap();
+        // Something that a removal waits for.
+        core.memory_failure(1 << 18).unwrap();
+        drop(core);
+        let away = directory.path().join("away");
+        std::fs::rename(&two, &away).unwrap();
+        let is_there = |core: &Core| {
+            let infos = core.backing_infos();
+            let nr_there = infos.iter().filter(|it| it.missing.is_none()).count();
+            assert_eq!(core.hand_backings().unwrap().len(), nr_there, "{infos:?}");
+            nr_there == 2
+        };
+
+        let mut core = open(&path);
+        assert!(!is_there(&core));
+        let outcome = core.remove_backing("two", 60_000);
+        let Outcome::Later(ticket) = outcome else { panic!("{outcome:?}") };
+        assert!(!is_there(&core));
+        core.drop_departure(ticket);
+        assert!(!is_there(&core));
+        let outcome = core.remove_backing("two", 60_000);
+        let Outcome::Later(ticket) = outcome else { panic!("{outcome:?}") };
+        core.add_backing(&BackingOptions::on(&away)).unwrap();
+        assert!(is_there(&core));
+        core.drop_departure(ticket);
+        assert!(is_there(&core));
+        assert_eq!(core.frames.backings().named("two").unwrap().state, BackingState::Open);
+    }
+
+    /// Story: the table of pagemaps put a backing at its first gap, also where that was kept for
+    /// clients of one that had been taken out. The frames of the backing were of no known kind of
+    /// memory then, and its line stayed in the table when it went.
+    #[test]
+    fn the_kind_of_a_backings_memory_is_that_of_its_frames() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let mut core = open(&directory.path().join("pool"));
+        let (_client, _attachment) = core.attach(Identity::own(), false).unwrap();
+        let add = |core: &mut Core, name: &str| {
+            let options = BackingOptions::on(directory.path().join(name)).size(1 << 20);
+            let id = core.add_backing(&options).unwrap();
+            pgmap_mm::pfn::Pfn::new(backing_of(core, id).unwrap().first_pfn).unwrap()
+        };
+        let first = add(&mut core, "two");
+        let removed = core.remove_backing("two", 0);
+        assert!(matches!(removed, Outcome::Answer(Reply::Done)), "{removed:?}");
+        let second = add(&mut core, "three");
+        assert_ne!(first, second, "the client may have the first one mapped");
+        assert!(core.pagemaps.covering(second).is_some());
+        assert!(core.pagemaps.covering(first).is_none());
+        let removed = core.remove_backing("three", 0);
+        assert!(matches!(removed, Outcome::Answer(Reply::Done)), "{removed:?}");
+        assert!(core.pagemaps.covering(second).is_none());
+    }
+
+    #[test]
+    fn what_a_client_names_and_cannot_be_a_backing_is_no_failure_of_the_owner() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let mut core = open(&directory.path().join("pool"));
+        let other = directory.path().join("other");
+        std::fs::write(&other, b"somebody's").unwrap();
+        let named = other.as_os_str().as_bytes().to_vec();
+        let refused = core.add_backing_at(named, 1 << 20, None, Vec::new()).unwrap_err();
+        assert!(matches!(refused, Refusal::Invalid { .. }), "{refused}");
+        assert_eq!(std::fs::read(&other).unwrap(), b"somebody's");
     }
 
     #[test]

@@ -466,6 +466,12 @@ impl Core {
     /// Writes every file's policy again, after a holder came or went. What a cut is taking out of a
     /// file gets it if the cut is given up.
     pub(crate) fn republish(&mut self) {
+        if !self.is_closed() {
+            self.while_open(Self::republish_open);
+        }
+    }
+
+    fn republish_open(&mut self) {
         let names: Vec<FileName> = self.files.keys().cloned().collect();
         for name in names {
             let Some(mut file) = self.files.get(&name).cloned() else { continue };

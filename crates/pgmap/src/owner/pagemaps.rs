@@ -91,6 +91,7 @@ impl Core {
         spec: &PagemapSpec,
         ops: Option<Arc<dyn PagemapOps>>,
     ) -> Result<PagemapId, Refusal> {
+        self.check_open()?;
         if self.files.contains_key(name) {
             return Err(Refusal::Exists { name: name.to_string() });
         }

@@ -41,6 +41,13 @@ impl Core {
         if self.driver_handles_failure(pfn) {
             return Ok(Reply::Done);
         }
+        if self.is_closed() {
+            self.check_open()?;
+        }
+        self.while_open(|core| core.take_frame_out(pfn))
+    }
+
+    fn take_frame_out(&mut self, pfn: Pfn) -> Result<Reply, Refusal> {
         let place = self.place_of(pfn);
         let extent = match &place {
             Place::File(name, at) => {
@@ -179,13 +186,19 @@ impl Core {
             .filter(|run| matches!(self.place_of(run.first()), Place::Nowhere))
             .filter(|run| !self.is_awaited(*run))
             .collect();
+        // One that cannot be repaired yet is not in the way of the others.
+        let mut refused = None;
         for run in failed {
-            if !self.frames.repair(run)? {
-                tracing::info!(%run, "a failed frame waits until the rest of its page is free");
+            match self.frames.repair(run) {
+                Ok(true) => {}
+                Ok(false) => {
+                    tracing::info!(%run, "a failed frame waits until the rest of its page is free");
+                }
+                Err(refusal) => drop(refused.get_or_insert(refusal)),
             }
         }
         self.remove_ended_ledgers();
-        Ok(Reply::Done)
+        refused.map_or(Ok(Reply::Done), Err)
     }
 
     /// Whether a drain waits for `run`, or a client holds it.

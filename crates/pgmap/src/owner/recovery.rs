@@ -516,6 +516,64 @@ mod tests {
         assert_eq!(core.files[&name].len_bytes, 16 * PAGE_BYTES);
     }
 
+    /// A client that lives and whose ledger was cut short may hold anything: no owner starts. Once
+    /// it has ended one does, and keeps whatever was in use.
+    #[test]
+    fn a_ledger_that_was_cut_short_is_a_live_clients_as_long_as_its_lock_is_taken() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let name = FileName::new("a").unwrap();
+        let mut core = open(&directory.path().join("pool"));
+        let (client, attachment) = core.attach(Identity::own(), false).unwrap();
+        put(&mut core, client, &name, 16 * PAGE_BYTES);
+        let path = core.pool.ledger_path(client.0).unwrap();
+        drop(core);
+        let whole = std::fs::File::options().write(true).open(path).unwrap();
+        // As its client does first of all.
+        let mark = LEDGER_MAGIC.to_le_bytes();
+        std::os::unix::fs::FileExt::write_all_at(&whole, &mark, 0).unwrap();
+        whole.set_len(whole.metadata().unwrap().len() / 2).unwrap();
+        let path = directory.path().join("pool");
+        let started = Core::open(Arc::new(Pool::open(&path).unwrap())).map(drop);
+        assert!(started.is_err(), "its client lives");
+        drop(attachment);
+        let core = open(&path);
+        assert!(!core.clients.contains_key(&client) && core.dead.contains_key(&client));
+    }
+
+    /// A client that is dead, and whose ledger is whole, holds for devices what that says.
+    #[test]
+    fn a_whole_ledger_of_a_dead_client_says_what_its_devices_hold() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let name = FileName::new("a").unwrap();
+        let mut core = open(&directory.path().join("pool"));
+        let (client, attachment) = core.attach(Identity::own(), false).unwrap();
+        put(&mut core, client, &name, 16 * PAGE_BYTES);
+        drop((core, attachment));
+        let core = open(&directory.path().join("pool"));
+        assert!(core.dead.is_empty() && core.clients.is_empty(), "{:?}", core.dead);
+        assert_eq!(core.frames.orphaned_pages(), 0);
+    }
+
+    #[test]
+    fn a_ledger_that_is_gone_cannot_be_resumed_and_one_that_cannot_be_looked_at_is_an_error() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let mut core = open(&directory.path().join("pool"));
+        let (client, attachment) = core.attach(Identity::own(), false).unwrap();
+        let resume = |core: &mut Core| {
+            let shown = attachment.ledger.try_clone().unwrap();
+            core.resume(client.0, Identity::own(), shown)
+        };
+        assert_eq!(resume(&mut core).unwrap(), Some(client));
+        let path = core.pool.ledger_path(client.0).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(resume(&mut core).unwrap(), None);
+        let ledgers = path.parent().unwrap();
+        std::fs::remove_dir_all(ledgers).unwrap();
+        std::fs::write(ledgers, b"no directory").unwrap();
+        let error = resume(&mut core).unwrap_err();
+        assert!(matches!(error, Error::Os(_)), "{error}");
+    }
+
     /// A policy that changes while a cut waits holds for what the cut gives back, too.
     #[test]
     fn frames_that_a_cut_gives_back_have_the_policy_of_now() {

@@ -55,14 +55,18 @@ impl Core {
         self.restore_some();
     }
 
-    /// Whether files are left to be given something back.
+    /// Whether files are left to be given something back. Nobody is to pin any of that as long as
+    /// the pool is closing.
     #[must_use]
     pub fn is_restoring(&self) -> bool {
-        !self.restorations.is_empty()
+        !self.restorations.is_empty() && self.check_open().is_ok()
     }
 
     /// Does a step's worth of it.
     pub(crate) fn restore_some(&mut self) {
+        if !self.is_restoring() {
+            return;
+        }
         let mut left = STEP_FOLIOS;
         while let Some(mut restoration) = self.restorations.pop_front() {
             let flags = self.flags_of(&restoration.cut.before);

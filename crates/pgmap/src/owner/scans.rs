@@ -131,10 +131,13 @@ impl Core {
         }
     }
 
-    /// Ends the scan that `is_it`. Says whether there was one.
-    pub(crate) fn take_scan(&mut self, is_it: impl Fn(&PendingScan) -> bool) -> bool {
-        let place = self.scans.iter().position(is_it);
-        place.and_then(|place| self.scans.remove(place)).is_some()
+    /// Ends the scan for which the pool is closing.
+    pub(crate) fn take_closing_scan(&mut self) -> Option<Closing> {
+        let place = self.scans.iter().position(|pending| pending.closing().is_some())?;
+        match self.scans.remove(place)?.then {
+            Scanning::Close(closing) => Some(closing),
+            _ => None,
+        }
     }
 }
 

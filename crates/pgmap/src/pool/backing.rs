@@ -233,6 +233,12 @@ impl Pool {
         let is_file = ground.device().is_none();
         let (path, data) = ground.make()?;
         let made = self.prepare(id, &path, data, size_bytes, &options.nodes);
+        let made = made.and_then(|prepared| {
+            if is_file {
+                self.sync_name(&path)?;
+            }
+            Ok(prepared)
+        });
         match made {
             Ok((medium, nr_pages)) => {
                 let (page, kind) = (medium.data.page_size(), medium.data.kind());

@@ -350,6 +350,42 @@ mod tests {
         joined_holes(extents.collect())
     }
 
+    /// As many extents as a file may have, and more only where it had them before.
+    #[test]
+    fn a_cut_leaves_at_most_so_many_extents_or_no_more_than_there_were() {
+        let options = crate::PoolOptions::anonymous(64 << 20).max_files(4096);
+        let pool = std::sync::Arc::new(crate::Pool::create(&options).unwrap());
+        let frames = PoolFrames::open(&pool).unwrap();
+        let life = Descriptor::new(FolioState::Live, FolioFlags::NONE, Stamp::new(7).unwrap());
+        // Every other page is there, apart from its neighbours.
+        let extents = |nr: usize| -> Vec<Extent> {
+            let pages = (0..nr as u64).map(|at| match at % 2 {
+                0 => Extent::new(PfnRange::new(at, 1).unwrap(), Level::Pte, life).unwrap(),
+                _ => Extent::hole(3).unwrap(),
+            });
+            pages.collect()
+        };
+        let name = FileName::new("a").unwrap();
+        let cut = |nr: usize, pages: Range<u64>| {
+            frames.check_cut(&name, &extents(nr), &pages, false).map_err(|error| error.kind())
+        };
+        let first = 0..1;
+        assert_eq!(nr_extents_after(&extents(5), &first, false), 4);
+        assert_eq!(cut(MAX_FILE_EXTENTS + 1, first.clone()), Ok(()));
+        assert_eq!(cut(MAX_FILE_EXTENTS + 3, first.clone()), Ok(()), "there were more");
+        // A hole in a page that is several: three pieces of one.
+        let wide = |nr: usize| {
+            let mut extents = extents(nr);
+            let run = PfnRange::new(12_000, 8).unwrap();
+            extents.push(Extent::new(run, Level::Pte, life).unwrap());
+            let start = extents[..nr].iter().map(|extent| extent.run.nr_pages()).sum::<u64>() + 2;
+            frames.check_cut(&name, &extents, &(start..start + 2), false)
+        };
+        assert!(wide(MAX_FILE_EXTENTS - 3).is_ok());
+        let refused = wide(MAX_FILE_EXTENTS - 2).unwrap_err();
+        assert!(matches!(refused, Refusal::TooMuch { .. }), "{refused}");
+    }
+
     proptest! {
         /// The number that is asked for before a cut is the number that is there after it.
         #[test]

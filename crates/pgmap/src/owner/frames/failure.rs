@@ -4,6 +4,7 @@
 //! finds a Poisoned descriptor of which the catalog knows nothing knows that it is damage.
 
 use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
+use pgmap_mm::error::errno::EBUSY;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::index::MAX_EXTENTS;
 use pgmap_mm::level::PAGE_BYTES;
@@ -101,12 +102,15 @@ impl PoolFrames {
     /// Writes over failed memory of a device, which has no other to put in its place.
     ///
     /// # Errors
-    /// [`Refusal::Internal`] when a dead client's device may still write there, or the memory does
-    /// not take what is written.
+    /// [`Refusal::Denied`] with `EBUSY` when a dead client's device may still write there,
+    /// [`Refusal::Internal`] when the memory does not take what is written.
     fn write_over(&mut self, run: PfnRange, bytes: &[u8]) -> Result<(), Refusal> {
         if self.orphans.overlaps(run) {
-            let why = format!("a device of a dead client may still write to {run}");
-            return Err(Refusal::Internal { why });
+            let why = format!(
+                "a device of a dead client may still write to {run}: pgmap quarantine ls says of \
+                 which, and release ends that"
+            );
+            return Err(Refusal::Denied { why, errno: EBUSY });
         }
         self.backings.fill(run, bytes)
     }

@@ -253,7 +253,11 @@ impl PoolFrames {
             for &zone in order {
                 match self.folios.reserve_in(zone, nr_pages, sizing, stamp) {
                     Ok(extents) => return Ok(extents),
-                    Err(error) => short = error,
+                    // Whichever it was: more free frames would not help.
+                    Err(error) => {
+                        let lacks_descriptors = short.lacks_descriptors | error.lacks_descriptors;
+                        short = FramesShort { lacks_descriptors, ..error };
+                    }
                 }
             }
             if !self.has_backlog() {
@@ -367,17 +371,17 @@ impl PoolFrames {
         }
     }
 
-    /// As [`retire`](Self::retire), until they are opened again: those that are Live.
+    /// As [`retire`](Self::retire), until they are opened again: those that can be pinned by the
+    /// files' readers, and by the writers of what is not committed.
     pub(crate) fn shut(&mut self, extents: &[Extent]) {
-        self.retire(extents.iter().filter(|extent| extent.life.state() == FolioState::Live));
+        self.retire(extents.iter().filter(can_be_pinned));
     }
 
     /// Undoes [`shut`](Self::shut).
     pub(crate) fn open_again(&mut self, extents: &[Extent]) {
-        let is_live = |extent: &&Extent| extent.life.state() == FolioState::Live;
-        for extent in extents.iter().filter(|extent| !extent.is_hole()).filter(is_live) {
+        for extent in extents.iter().filter(|extent| !extent.is_hole()).filter(can_be_pinned) {
             let head = PfnRange::folio(extent.first(), extent.head_level);
-            self.folios.change_healthy(head, |word| word.in_state(FolioState::Live));
+            self.folios.change_healthy(head, |word| word.in_state(extent.life.state()));
         }
     }
 
@@ -535,4 +539,9 @@ impl PoolFrames {
         let start = run.start() - run.start() % unit;
         PfnRange::new(start, run.end().next_multiple_of(unit) - start).unwrap_or(run)
     }
+}
+
+/// Whether somebody who knows the extent can take a pin of it.
+fn can_be_pinned(extent: &&Extent) -> bool {
+    matches!(extent.life.state(), FolioState::Live | FolioState::Reserved)
 }
