@@ -64,6 +64,7 @@ pub const ORDERING_FILES: &[&str] = &[
     "crates/pgmap-mm/src/barrier.rs",
     "crates/pgmap-mm/src/holder.rs",
     "crates/pgmap-mm/src/index.rs",
+    "crates/pgmap-mm/src/index/metadata.rs",
     "crates/pgmap-mm/src/index/room.rs",
     "crates/pgmap-mm/src/index/state.rs",
     "crates/pgmap-mm/src/ledger.rs",

@@ -38,7 +38,7 @@ Names:
   Tables and messages write control characters, bytes that are not UTF-8 and the backslash as
   \\n, \\xff and \\\\, so that no two names look alike. In JSON each name has a companion with its
   exact bytes: `name` is the name itself if it is UTF-8 (else written as in tables), and
-  `name_base64` is always exact; likewise `file`, `old`, `new`, `pool` and `socket`.
+  `name_base64` is always exact; likewise `file`, `old`, `new`, `pool`, `socket` and `metadata`.
 
 Exit codes:
   0    it worked
@@ -55,6 +55,7 @@ Examples:
   pgmap get weights - | sha256sum
   pgmap ls -u
   pgmap who weights
+  pgmap events --prefix kv/ --json
   pgmap list --devices -u
   pgmap who /dev/dax0.0
   pgmap truncate weights 1M --deadline 500
@@ -126,6 +127,7 @@ pub enum Verb {
     Backing(verbs::backing::Backing),
     Grow(verbs::grow::Grow),
     Drain(verbs::drain::Drain),
+    Events(verbs::events::Events),
     Quarantine(verbs::quarantine::Quarantine),
     Debug(verbs::debug::Debug),
     Demo(verbs::demo::Demo),

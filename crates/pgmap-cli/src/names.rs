@@ -65,6 +65,12 @@ impl Exact {
         Self::new(["socket", "socket_base64"], Some(path.as_os_str().as_bytes().to_vec()))
     }
 
+    /// The field `metadata`: bytes that a file carries, null if it has none.
+    pub fn metadata(bytes: &[u8]) -> Self {
+        let bytes = (!bytes.is_empty()).then(|| bytes.to_vec());
+        Self::new(["metadata", "metadata_base64"], bytes)
+    }
+
     /// As tables and messages show it; `None` if there is no name.
     pub fn shown(&self) -> Option<String> {
         self.bytes.as_deref().map(|bytes| Escaped(bytes).to_string())

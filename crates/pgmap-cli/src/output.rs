@@ -104,6 +104,11 @@ impl Output {
         self.format == Format::Json
     }
 
+    /// How numbers of bytes are written for people.
+    pub const fn units(&self) -> Units {
+        self.units
+    }
+
     /// Whether nothing but results and errors is wanted.
     pub fn is_quiet(&self) -> bool {
         self.talk == Talk::Quiet
@@ -178,6 +183,16 @@ impl Output {
 
 fn json(value: &impl Serialize) -> Result<String, Failure> {
     serde_json::to_string_pretty(value).map_err(|error| {
+        Failure::new("failed", libc::EIO, format!("the result is no JSON: {error}"))
+    })
+}
+
+/// A value as one line of JSON, for what has no end.
+///
+/// # Errors
+/// When it is no JSON.
+pub fn json_line(value: &impl Serialize) -> Result<String, Failure> {
+    serde_json::to_string(value).map_err(|error| {
         Failure::new("failed", libc::EIO, format!("the result is no JSON: {error}"))
     })
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::{fs, thread};
 
 use pgmap::owner::catalog::{Catalog, Change, StoredFile};
-use pgmap::{Error, FileName, FileRules};
+use pgmap::{Error, FileMetadata, FileName, FileRules, UserMetadata};
 
 use crate::catalog_file::CatalogFile;
 use crate::input::Input;
@@ -55,6 +55,7 @@ pub fn catalog(bytes: &[u8]) {
         largest_level: 0,
         rules: FileRules::default(),
         extents: vec![[1, 1, 77]; 30],
+        metadata: FileMetadata { user: UserMetadata::new([7; 256]).unwrap(), checksum: Some(7) },
     };
     let mut is_added = false;
     for _ in 0..3 {

@@ -3,8 +3,8 @@
 use pgmap::mm::descriptor::Descriptor;
 use pgmap::mm::extent::Extent;
 use pgmap::mm::index::{
-    EntryId, ExtentList, FileEntry, FileId, IndexLayout, IndexReader, IndexWriter, Lookup,
-    MAX_EXTENTS,
+    EntryId, ExtentList, Facts, FileEntry, FileId, IndexLayout, IndexReader, IndexWriter, Lookup,
+    MAX_EXTENTS, MAX_METADATA_BYTES,
 };
 use pgmap::mm::pfn::PFN_BITS;
 use pgmap::mm::words::ReadWords;
@@ -17,6 +17,8 @@ const SEED: u64 = 0x9e37_79b9;
 /// What one look-up may load: 64 attempts along a chain of 4,096 entries, each of which may have a
 /// name that is right up to its last word, and one entry with all its extents.
 const MOST_LOADS: u64 = 64 * (4096 * 40 + 2 * 3 * MAX_EXTENTS as u64);
+/// What one look at a file's metadata may load.
+const MOST_METADATA_LOADS: u64 = 64 * 40;
 const NAMES: [&[u8]; 5] = [b"a", b"bb", b"a name of more than eight bytes", b"many", b"\xff\x01"];
 
 /// An index of a few files, or none, in which then some words are changed: a byte for what is there
@@ -41,6 +43,10 @@ pub fn index(bytes: &[u8]) {
     for number in [0, 1, 2, 3, 70, 1 << 20, u32::MAX] {
         for id in [0, 1, 2, 4, u64::MAX] {
             check(&reader.reread(EntryId::from_number(number), FileId(id)), &words);
+            if let Some((user, _)) = reader.metadata(EntryId::from_number(number), FileId(id)) {
+                assert!(user.len() <= MAX_METADATA_BYTES);
+            }
+            assert!(words.take_nr_loads() <= MOST_METADATA_LOADS);
         }
     }
     let _epoch = reader.detach_epoch();
@@ -51,7 +57,9 @@ pub fn index(bytes: &[u8]) {
 fn fill(mut writer: IndexWriter<&CountedWords>, kind: u8) {
     for (number, name) in NAMES.into_iter().enumerate() {
         let nr_extents = if name == b"many" { usize::from(kind >> 1) * 4 } else { 1 };
-        let _full = writer.insert(name, FileId(number as u64 + 1), 4096, &extents(nr_extents));
+        let user = &name[..usize::from(kind) % (name.len() + 1)];
+        let facts = Facts { user, ..Facts::new(FileId(number as u64 + 1), 4096) };
+        let _full = writer.insert(name, facts, &extents(nr_extents));
     }
     writer.remove(EntryId::from_number(2), NAMES[1]);
 }
@@ -88,13 +96,14 @@ fn take_over(layout: IndexLayout, words: &CountedWords, reader: &IndexReader<&Co
     for (number, name) in NAMES.into_iter().enumerate() {
         let extents = extents(1 + number * 20);
         let id = FileId(100 + number as u64);
-        if let Ok(entry) = writer.insert(name, id, 4096, &extents) {
+        let facts = Facts { user: name, checksum: Some(7), ..Facts::new(id, 4096) };
+        if let Ok(entry) = writer.insert(name, facts, &extents) {
             listed.push((name, id, entry, extents));
         }
     }
     if let Some((name, id, entry, extents)) = listed.first_mut() {
         *extents = self::extents(100);
-        if writer.update(*entry, name, *id, 8192, extents).is_err() {
+        if writer.update(*entry, name, Facts::new(*id, 8192), extents).is_err() {
             *extents = self::extents(1);
         }
     }
@@ -106,6 +115,8 @@ fn take_over(layout: IndexLayout, words: &CountedWords, reader: &IndexReader<&Co
     for (name, id, entry, extents) in listed {
         let Lookup::Found(found) = reader.lookup(name) else { panic!("{name:?} is lost") };
         assert_eq!((found.id, found.entry, &found.extents), (id, entry, &extents));
+        let metadata = reader.metadata(entry, id);
+        assert!(metadata.is_some_and(|(user, _)| user == name || user.is_empty()));
     }
     if let Some((name, ..)) = removed {
         assert_eq!(reader.lookup(name), Lookup::Absent);

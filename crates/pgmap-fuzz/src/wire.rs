@@ -3,14 +3,16 @@
 use std::fmt::Debug;
 
 use pgmap::mm::extent::Extent;
-use pgmap::wire::{self, Event, Hello, MAX_LABEL_CHARS, Numbered, Reply, Request, Welcome};
+use pgmap::wire::{
+    self, Event, FileEvent, Hello, MAX_LABEL_CHARS, Numbered, Reply, Request, Welcome,
+};
 use pgmap::{Error, Refusal};
 use serde::{Deserialize, Serialize};
 
 /// The first byte says what the others are to be.
 pub fn wire(bytes: &[u8]) {
     let Some((&kind, message)) = bytes.split_first() else { return };
-    match kind % 6 {
+    match kind % 7 {
         0 => {
             if let Some(request) = round_trip::<Numbered<Request>>(message) {
                 assert!(!request.body.name().is_empty());
@@ -31,11 +33,12 @@ pub fn wire(bytes: &[u8]) {
             }
         }
         4 => drop(round_trip::<Result<Welcome, Refusal>>(message)),
-        _ => {
+        5 => {
             if let Some(refusal) = round_trip::<Refusal>(message) {
                 check_refusal(&refusal);
             }
         }
+        _ => drop(round_trip::<Vec<FileEvent>>(message)),
     }
 }
 

@@ -9,10 +9,10 @@
 //!
 //! # Layout
 //!
-//! A header page, a power of two of bucket words, and slots of 64 words. A bucket word is the
-//! number of the first slot of its chain; slot 0 is never used, so 0 ends a chain. A slot is an
-//! entry (sequence, hash, next, id, length, counts, name, eight extents) or holds further extents
-//! of one.
+//! A header page, a power of two of bucket words, slots of 64 words, and 32 words of user metadata
+//! for each slot. A bucket word is the number of the first slot of its chain; slot 0 is never used,
+//! so 0 ends a chain. A slot is an entry (sequence, hash, next, id, length, counts, name, eight
+//! extents) or holds further extents of one.
 //!
 //! # Who may touch what
 //!
@@ -50,8 +50,12 @@ use crate::pfn::PfnRange;
 use crate::sync::{Ordering, fence, pause};
 use crate::words::{ReadWords, WriteWords};
 
+use self::metadata::METADATA_WORDS;
+
+mod metadata;
 mod room;
 mod state;
+pub use self::metadata::{Facts, MAX_METADATA_BYTES};
 pub use self::room::IndexFull;
 
 /// Longest name in bytes, as `NAME_MAX`.
@@ -86,6 +90,7 @@ const FILE_ID: usize = 3;
 const LEN_BYTES: usize = 4;
 const SHAPE: usize = 5;
 const MORE: usize = 6;
+const METADATA: usize = 7;
 const NAME: usize = 8;
 const NAME_WORDS: usize = 32;
 const EXTENTS: usize = NAME + NAME_WORDS;
@@ -94,7 +99,7 @@ const WORDS_PER_EXTENT: usize = 3;
 /// stays 0, so that a reader who takes it for the entry that it once was finds no file there.
 const MORE_EXTENTS: usize = 4;
 
-const INDEX_MAGIC: u64 = u64::from_le_bytes(*b"pgmapIX1");
+const INDEX_MAGIC: u64 = u64::from_le_bytes(*b"pgmapIX2");
 
 /// How many buckets and slots an index has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,7 +119,7 @@ impl IndexLayout {
     /// Words the index needs, whole pages.
     #[must_use]
     pub const fn nr_words(&self) -> usize {
-        (self.slots_start() + self.nr_slots * SLOT_WORDS).next_multiple_of(HEADER_WORDS)
+        (self.metadata_start() + self.nr_slots * METADATA_WORDS).next_multiple_of(HEADER_WORDS)
     }
 
     const fn slots_start(&self) -> usize {
@@ -493,12 +498,11 @@ impl<W: WriteWords> IndexWriter<W> {
     pub fn insert(
         &mut self,
         name: &[u8],
-        id: FileId,
-        len_bytes: u64,
+        facts: Facts<'_>,
         extents: &ExtentList,
     ) -> Result<EntryId, IndexFull> {
         let slot = self.take_slot()?;
-        if let Err(full) = self.write_entry(slot, name, id, len_bytes, extents) {
+        if let Err(full) = self.write_entry(slot, name, facts, extents) {
             self.free.push(slot);
             return Err(full);
         }
@@ -511,7 +515,7 @@ impl<W: WriteWords> IndexWriter<W> {
         Ok(EntryId(slot))
     }
 
-    /// Writes a file's length and extents again.
+    /// Writes what is said of a file again.
     ///
     /// # Errors
     /// [`IndexFull`], only where the file has more extents than before; nothing is changed then.
@@ -519,11 +523,10 @@ impl<W: WriteWords> IndexWriter<W> {
         &mut self,
         entry: EntryId,
         name: &[u8],
-        id: FileId,
-        len_bytes: u64,
+        facts: Facts<'_>,
         extents: &ExtentList,
     ) -> Result<(), IndexFull> {
-        self.write_entry(entry.0, name, id, len_bytes, extents)
+        self.write_entry(entry.0, name, facts, extents)
     }
 
     /// Gives a file another name: links it there, then unlinks it here. Returns its new entry.
@@ -534,11 +537,10 @@ impl<W: WriteWords> IndexWriter<W> {
         &mut self,
         entry: EntryId,
         names: (&[u8], &[u8]),
-        id: FileId,
-        len_bytes: u64,
+        facts: Facts<'_>,
         extents: &ExtentList,
     ) -> Result<EntryId, IndexFull> {
-        let renamed = self.insert(names.1, id, len_bytes, extents)?;
+        let renamed = self.insert(names.1, facts, extents)?;
         self.remove(entry, names.0);
         Ok(renamed)
     }
@@ -576,13 +578,13 @@ impl<W: WriteWords> IndexWriter<W> {
         &mut self,
         slot: u32,
         name: &[u8],
-        id: FileId,
-        len_bytes: u64,
+        facts: Facts<'_>,
         extents: &ExtentList,
     ) -> Result<(), IndexFull> {
         if extents.len() > MAX_EXTENTS {
             return Err(self.full());
         }
+        self.reserve_metadata(slot, facts.user)?;
         let at = self.layout.slot(slot);
         let nr_more = extents.len().saturating_sub(INLINE_EXTENTS).div_ceil(EXTENTS_PER_MORE);
         // The slots it has are written over while the sequence is odd, so an entry that does not
@@ -601,8 +603,9 @@ impl<W: WriteWords> IndexWriter<W> {
         let surplus = more.split_off(nr_more);
         let sequence = self.begin(at);
         self.words.store(at + HASH, hash_name(self.seed, name), Ordering::Relaxed);
-        self.words.store(at + FILE_ID, id.0, Ordering::Relaxed);
-        self.words.store(at + LEN_BYTES, len_bytes, Ordering::Relaxed);
+        self.words.store(at + FILE_ID, facts.id.0, Ordering::Relaxed);
+        self.words.store(at + LEN_BYTES, facts.len_bytes, Ordering::Relaxed);
+        self.write_metadata(slot, facts);
         let shape = (extents.len() as u64) << 16 | name.len() as u64;
         self.words.store(at + SHAPE, shape, Ordering::Relaxed);
         let first_more = more.first().copied().unwrap_or(0);

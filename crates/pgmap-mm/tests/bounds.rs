@@ -13,7 +13,7 @@ use pgmap_mm::drain::{ClientId, Drain};
 use pgmap_mm::error::PinError;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::index::{
-    EntryId, ExtentList, FileId, IndexLayout, IndexReader, IndexWriter, Lookup, MAX_EXTENTS,
+    EntryId, ExtentList, Facts, FileId, IndexLayout, IndexReader, IndexWriter, Lookup, MAX_EXTENTS,
 };
 use pgmap_mm::ledger::{Agent, HoldPlace, LEDGER_MAGIC, LedgerLayout, LedgerReader, MAX_COUNT};
 use pgmap_mm::level::Level;
@@ -235,11 +235,14 @@ fn a_removed_file_does_not_come_back_when_its_slot_holds_further_extents() {
     let mut writer = IndexWriter::new(layout, &words, 7).unwrap();
     let reader = IndexReader::new(layout, &words).unwrap();
     for id in 0..16 {
-        let first = writer.insert(b"first", FileId(id), 1, &extents_from(0, 1)).unwrap();
-        let second = writer.insert(b"second", FileId(id), 1, &extents_from(1, 1)).unwrap();
+        let first =
+            writer.insert(b"first", Facts::new(FileId(id), 1), &extents_from(0, 1)).unwrap();
+        let second =
+            writer.insert(b"second", Facts::new(FileId(id), 1), &extents_from(1, 1)).unwrap();
         writer.remove(first, b"first");
         writer.remove(second, b"second");
-        let large = writer.insert(b"large", FileId(100), 1, &extents_from(2, 40)).unwrap();
+        let large =
+            writer.insert(b"large", Facts::new(FileId(100), 1), &extents_from(2, 40)).unwrap();
         for gone in [first, second] {
             assert_eq!(reader.reread(gone, FileId(id)), Lookup::Absent, "file {id}");
         }
@@ -257,12 +260,13 @@ fn a_slot_that_held_further_extents_becomes_an_entry_without_any() {
     let reader = IndexReader::new(layout, &words).unwrap();
     // A life word that is a slot number, where an entry says which slot holds its further extents.
     let odd = |i| Extent::new(run(i, 1), Level::Pte, Descriptor::from_bits(1)).unwrap();
-    let stays = writer.insert(b"stays", FileId(1), 1, &extents_from(0, 1)).unwrap();
-    let large = writer.insert(b"large", FileId(2), 1, &(0..20).map(odd).collect()).unwrap();
+    let stays = writer.insert(b"stays", Facts::new(FileId(1), 1), &extents_from(0, 1)).unwrap();
+    let large =
+        writer.insert(b"large", Facts::new(FileId(2), 1), &(0..20).map(odd).collect()).unwrap();
     writer.remove(large, b"large");
     for id in 3..10u64 {
         let name = [b'a' + id as u8];
-        writer.insert(&name, FileId(id), 1, &extents_from(id, 1)).unwrap();
+        writer.insert(&name, Facts::new(FileId(id), 1), &extents_from(id, 1)).unwrap();
     }
     let Lookup::Found(found) = reader.lookup(b"stays") else { panic!("slot given out twice") };
     assert_eq!((found.entry, found.id), (stays, FileId(1)));
@@ -275,13 +279,17 @@ fn an_index_without_room_changes_nothing() {
     let words = HeapWords::new(layout.nr_words());
     let mut writer = IndexWriter::new(layout, &words, 7).unwrap();
     let reader = IndexReader::new(layout, &words).unwrap();
-    let one = writer.insert(b"one", FileId(1), 1, &extents_from(0, 8)).unwrap();
-    assert!(writer.update(one, b"one", FileId(1), 2, &extents_from(0, 29)).is_err());
+    let one = writer.insert(b"one", Facts::new(FileId(1), 1), &extents_from(0, 8)).unwrap();
+    assert!(writer.update(one, b"one", Facts::new(FileId(1), 2), &extents_from(0, 29)).is_err());
     let too_many = extents_from(0, MAX_EXTENTS as u64 + 1);
-    assert!(writer.update(one, b"one", FileId(1), 2, &too_many).is_err());
-    let _two = writer.insert(b"two", FileId(2), 1, &extents_from(8, 1)).unwrap();
-    assert!(writer.insert(b"three", FileId(3), 1, &extents_from(9, 1)).is_err());
-    assert!(writer.rename(one, (b"one", b"uno"), FileId(1), 1, &extents_from(0, 8)).is_err());
+    assert!(writer.update(one, b"one", Facts::new(FileId(1), 2), &too_many).is_err());
+    let _two = writer.insert(b"two", Facts::new(FileId(2), 1), &extents_from(8, 1)).unwrap();
+    assert!(writer.insert(b"three", Facts::new(FileId(3), 1), &extents_from(9, 1)).is_err());
+    assert!(
+        writer
+            .rename(one, (b"one", b"uno"), Facts::new(FileId(1), 1), &extents_from(0, 8))
+            .is_err()
+    );
     let Lookup::Found(found) = reader.lookup(b"one") else { panic!("lost") };
     assert_eq!((found.len_bytes, found.extents), (1, extents_from(0, 8)));
     assert_eq!(reader.lookup(b"uno"), Lookup::Absent);
@@ -354,8 +362,8 @@ proptest! {
         let words = HeapWords::new(layout.nr_words());
         let mut writer = IndexWriter::new(layout, &words, 7).unwrap();
         let reader = IndexReader::new(layout, &words).unwrap();
-        writer.insert(b"one", FileId(1), 1, &extents_from(0, 1)).unwrap();
-        writer.insert(b"many", FileId(2), 1, &extents_from(1, 40)).unwrap();
+        writer.insert(b"one", Facts::new(FileId(1), 1), &extents_from(0, 1)).unwrap();
+        writer.insert(b"many", Facts::new(FileId(2), 1), &extents_from(1, 40)).unwrap();
         for (index, word) in whole.into_iter().enumerate() {
             // Over the slot of the first file, whatever it says.
             words.store(512 + 64 + 64 + index, word, Ordering::Relaxed);
@@ -385,7 +393,7 @@ fn a_chain_bent_into_a_circle_ends_a_lookup_as_busy() {
     let layout = IndexLayout::for_files(1);
     let words = HeapWords::new(layout.nr_words());
     let mut writer = IndexWriter::new(layout, &words, 7).unwrap();
-    let entry = writer.insert(b"one", FileId(1), 1, &extents_from(0, 1)).unwrap();
+    let entry = writer.insert(b"one", Facts::new(FileId(1), 1), &extents_from(0, 1)).unwrap();
     let next = 512 + 64 + entry.number() as usize * 64 + 2;
     words.store(next, u64::from(entry.number()), Ordering::Relaxed);
     let reader = IndexReader::new(layout, &words).unwrap();
@@ -400,7 +408,7 @@ fn an_entry_that_cannot_be_true_is_busy_and_its_name_not_absent() {
     let words = HeapWords::new(layout.nr_words());
     let mut writer = IndexWriter::new(layout, &words, 7).unwrap();
     let reader = IndexReader::new(layout, &words).unwrap();
-    let entry = writer.insert(b"one", FileId(1), 1, &extents_from(0, 3)).unwrap();
+    let entry = writer.insert(b"one", Facts::new(FileId(1), 1), &extents_from(0, 3)).unwrap();
     let length_of_third = 512 + 64 + entry.number() as usize * 64 + 40 + 2 * 3 + 1;
     words.store(length_of_third, 0, Ordering::Relaxed);
     assert_eq!(reader.lookup(b"one"), Lookup::Busy);
@@ -415,7 +423,7 @@ fn what_lies_in_a_fresh_slot_is_not_believed_by_the_next_owner() {
     let layout = IndexLayout::for_files(8);
     let words = HeapWords::new(layout.nr_words());
     let mut writer = IndexWriter::new(layout, &words, 7).unwrap();
-    writer.insert(b"one", FileId(1), 1, &extents_from(0, 1)).unwrap();
+    writer.insert(b"one", Facts::new(FileId(1), 1), &extents_from(0, 1)).unwrap();
     for (slot, more) in [(2, 5000), (3, 4)] {
         let at = 512 + 64 + slot * 64;
         words.store(at + 3, 9, Ordering::Relaxed);
@@ -424,7 +432,7 @@ fn what_lies_in_a_fresh_slot_is_not_believed_by_the_next_owner() {
     let mut writer = IndexWriter::reopen(layout, &words, 7).unwrap();
     let names = [&b"a"[..], b"b", b"c", b"d"];
     for (id, name) in (1..).zip(names) {
-        writer.insert(name, FileId(id), 1, &extents_from(id, 1)).unwrap();
+        writer.insert(name, Facts::new(FileId(id), 1), &extents_from(id, 1)).unwrap();
     }
     writer.finish_reopening();
     let reader = IndexReader::new(layout, &words).unwrap();

@@ -29,6 +29,7 @@ mod device_watch;
 pub mod error;
 #[doc(hidden)]
 pub mod memory;
+pub mod metadata;
 pub mod name;
 pub mod owner;
 pub mod pool;
@@ -36,18 +37,20 @@ pub mod refusal;
 pub mod space;
 pub mod wire;
 
+pub use client::Client;
 pub use client::failure::FailureReporter;
 pub use client::file::File;
 #[cfg(feature = "sim")]
 #[doc(hidden)]
 pub use client::lanes::ThreadLanes;
-pub use client::options::{ConnectOptions, DEFAULT_DEADLINE};
+pub use client::options::{ConnectOptions, DEFAULT_DEADLINE, Replace};
 pub use client::owned::OwnedPin;
 pub use client::pinned::{FilePin, Segment};
 pub use client::side::ProcessSide;
+pub use client::subscription::{Notice, SubscribeOptions, Subscription};
 pub use client::writer::{FileWriter, OwnedWriter, Writer};
-pub use client::{Client, Replace};
 pub use error::Error;
+pub use metadata::{Checksum, FileMetadata, UserMetadata};
 pub use name::FileName;
 pub use owner::Owner;
 pub use owner::handle::HolderRegistration;
@@ -65,8 +68,8 @@ pub use pool::observer::Observer;
 pub use pool::{Durability, Pool, PoolOptions, Populate};
 pub use refusal::{FreeOn, HoldKind, Holder, Refusal};
 pub use wire::{
-    BackingInfo, CreateSpec, DeadClient, Event, FileInfo, FileRules, FolioSize, LongtermRule,
-    OnDeadline, Placement, PoolInfo, Shape,
+    BackingInfo, CreateSpec, DeadClient, Event, FileChange, FileEvent, FileInfo, FileRules,
+    FolioSize, LongtermRule, OnDeadline, Placement, PoolInfo, Shape,
 };
 
 /// The READMEs' examples are tests.

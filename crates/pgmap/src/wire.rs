@@ -8,8 +8,12 @@
 //! What arrives is an allegation (I9): decoding checks shape and names, [`Extent::from_words`]
 //! checks extents, and the owner checks every number against its own books.
 
+mod drafts;
+mod events;
 mod info;
 
+pub use drafts::{CommitSpec, Committed, CreateSpec, Draft};
+pub use events::{FileChange, FileEvent, MAX_SUBSCRIPTIONS};
 pub use info::{BackingInfo, DeadClient, FileInfo, PoolInfo};
 use pgmap_mm::admission::RangeFlags;
 use pgmap_mm::extent::Extent;
@@ -22,7 +26,7 @@ use crate::name::FileName;
 use crate::refusal::{Holder, Refusal};
 
 /// Spoken by both sides; a difference is an error at once.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 /// Longest message.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 /// Most items of one batch.
@@ -219,55 +223,13 @@ pub enum Placement {
     Prefer(Vec<String>),
 }
 
-/// A file to be created.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct CreateSpec {
-    /// Its name from the commit on.
-    pub name: FileName,
-    /// Its length in bytes.
-    pub len_bytes: u64,
-    /// Its folios.
-    pub folio_size: FolioSize,
-    /// Whether it takes the place of a file with the same name.
-    pub replace: bool,
-    /// What may be done with it.
-    pub rules: FileRules,
-    /// Where it may lie.
-    pub placement: Placement,
-}
-
-impl CreateSpec {
-    /// A new file without special rules, on any backing.
-    #[must_use]
-    pub fn new(name: FileName, len_bytes: u64, folio_size: FolioSize) -> Self {
-        let (rules, placement) = (FileRules::default(), Placement::Any);
-        Self { name, len_bytes, folio_size, replace: false, rules, placement }
-    }
-}
-
-/// A file that was created and not committed.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Draft {
-    /// Its number.
-    pub id: u64,
-    /// Its frames, under their Reserved life words.
-    pub extents: Vec<[u64; 3]>,
-}
-
-/// A file that was committed.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Committed {
-    /// The life words of its extents now.
-    pub life: Vec<u64>,
-}
-
 /// What a client asks.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Request {
     /// Reserve frames for files.
     Create(Vec<CreateSpec>),
     /// Publish files created by this client.
-    Commit(Vec<u64>),
+    Commit(Vec<CommitSpec>),
     /// Give up files created by this client.
     Abort(Vec<u64>),
     /// Take names away; the frames follow when their last holder lets go.
@@ -390,6 +352,14 @@ pub enum Request {
         /// How long to wait for holders.
         deadline_ms: u64,
     },
+    /// Follow what becomes of files. The events come through the descriptor that the answer brings,
+    /// several to a message.
+    Subscribe {
+        /// How the names begin that are followed.
+        prefix: Vec<u8>,
+        /// Which changes.
+        changes: Vec<FileChange>,
+    },
 }
 
 impl Request {
@@ -475,6 +445,7 @@ impl Request {
             Self::AddBacking { .. } => "adding of a backing",
             Self::Grow { .. } => "growing of the pool",
             Self::RemoveBacking { .. } => "removal of a backing",
+            Self::Subscribe { .. } => "subscription",
             Self::Quarantine { .. } => "listing of the quarantine",
             Self::Close { .. } => "drain of the pool",
             Self::ReleaseQuarantine(_) => "release from quarantine",
@@ -583,6 +554,11 @@ pub enum Reply {
     Backings(Vec<BackingInfo>),
     /// To Quarantine; shorter than [`MAX_LIST`] means that it is the last.
     Quarantine(Vec<DeadClient>),
+    /// To Subscribe.
+    Subscribed {
+        /// The owner's number for it.
+        subscription: u64,
+    },
     /// To any that takes long: the owner is at work on it, and the answer comes later.
     Working,
 }

@@ -187,12 +187,8 @@ fn t11_an_unfinished_write_is_never_readable() {
     // In place of an old file: the old one is served until the new one is whole.
     put(&client, "old", 1, MIB);
     let spec = CreateSpec {
-        name: FileName::new("old").unwrap(),
-        len_bytes: MIB,
-        folio_size: FolioSize::BestFit,
         replace: true,
-        rules: pgmap::FileRules::default(),
-        placement: pgmap::Placement::Any,
+        ..CreateSpec::new(FileName::new("old").unwrap(), MIB, FolioSize::BestFit)
     };
     let mut drafts = client.create_batch(vec![spec]).unwrap();
     let mut draft = drafts.pop().unwrap().unwrap();

@@ -123,14 +123,8 @@ fn unwritten_bytes_read_as_zero_and_not_as_an_earlier_file() {
 fn batches_answer_for_each_item() {
     let owner = owner(8 << 20);
     let client = owner.client().unwrap();
-    let spec = |i: usize| CreateSpec {
-        name: FileName::new(format!("f{i}")).unwrap(),
-        len_bytes: 4096,
-        folio_size: FolioSize::Pages4K,
-        replace: false,
-        rules: pgmap::FileRules::default(),
-        placement: pgmap::Placement::Any,
-    };
+    let name = |i: usize| FileName::new(format!("f{i}")).unwrap();
+    let spec = |i: usize| CreateSpec::new(name(i), 4096, FolioSize::Pages4K);
     let writers = client.create_batch((0..64).map(spec).collect()).unwrap();
     let writers: Vec<_> = writers.into_iter().map(Result::unwrap).collect();
     assert!(client.commit_batch(writers).unwrap().into_iter().all(|result| result.is_ok()));

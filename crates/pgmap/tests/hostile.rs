@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use pgmap::mm::ledger::{Agent, SlotWord};
 use pgmap::mm::pfn::PfnRange;
 use pgmap::os::{Connection, MemoryFile, TransferError, WriteMapping};
-use pgmap::wire::{self, Hello, Numbered, Reply, Request, Welcome};
+use pgmap::wire::{self, CommitSpec, Hello, Numbered, Reply, Request, Welcome};
 use pgmap::{
     Client, CreateSpec, Error, FileName, FolioSize, OnDeadline, Owner, Pool, PoolOptions, Refusal,
 };
@@ -254,7 +254,7 @@ fn requests_cut_short_lengthened_and_bent_end_at_most_their_connection() {
     let name = FileName::new("some name").unwrap();
     let requests = [
         a_file("some name", 5000),
-        Request::Commit(vec![1, 2, 3]),
+        Request::Commit([1, 2, 3].map(CommitSpec::new).to_vec()),
         Request::Abort(vec![u64::MAX]),
         Request::Unlink(vec![name.clone()]),
         Request::Rename { from: name.clone(), to: name.clone(), replace: true },
@@ -345,7 +345,9 @@ fn numbers_at_their_limits_are_refused_with_a_reason() {
     }
     let Reply::Created(drafts) = raw.ask(a_file("a", 1)) else { panic!("another answer") };
     let id = drafts[0].as_ref().unwrap().id;
-    let Reply::Committed(done) = raw.ask(Request::Commit(vec![0, id, id, u64::MAX])) else {
+    let Reply::Committed(done) =
+        raw.ask(Request::Commit([0, id, id, u64::MAX].map(CommitSpec::new).to_vec()))
+    else {
         panic!("another answer")
     };
     assert_eq!(done.iter().map(Result::is_ok).collect::<Vec<_>>(), [false, true, false, false]);
@@ -367,7 +369,7 @@ fn numbers_at_their_limits_are_refused_with_a_reason() {
         assert!(matches!(reply, Reply::Refused(_)), "{offset} {len_bytes}: {reply:?}");
     }
     for request in [
-        Request::Commit(vec![1; 10_000]),
+        Request::Commit(vec![CommitSpec::new(1); 10_000]),
         Request::Abort(vec![1; 10_000]),
         Request::Locate(u64::MAX),
     ] {
@@ -385,11 +387,15 @@ fn anothers_drafts_are_nobodys() {
     let (mine, theirs) = (Raw::attach(&victim.socket), Raw::attach(&victim.socket));
     let Reply::Created(drafts) = theirs.ask(a_file("theirs", 5000)) else { panic!() };
     let id = drafts[0].as_ref().unwrap().id;
-    let Reply::Committed(done) = mine.ask(Request::Commit(vec![id])) else { panic!() };
+    let Reply::Committed(done) = mine.ask(Request::Commit(vec![CommitSpec::new(id)])) else {
+        panic!()
+    };
     assert!(matches!(done[0], Err(Refusal::NoDraft { .. })));
     assert!(matches!(mine.ask(Request::Abort(vec![id])), Reply::Done));
     assert_eq!(victim.owner.info().reserved_bytes, 8192, "it is still there");
-    let Reply::Committed(done) = theirs.ask(Request::Commit(vec![id])) else { panic!() };
+    let Reply::Committed(done) = theirs.ask(Request::Commit(vec![CommitSpec::new(id)])) else {
+        panic!()
+    };
     assert!(done[0].is_ok());
     let Reply::Unlinked(_) = mine.ask(Request::Unlink(vec![FileName::new("theirs").unwrap()]))
     else {

@@ -164,13 +164,10 @@ impl<'c> Worker<'c> {
 
     fn put_batch(&mut self) -> Result<(), Error> {
         let contents: Vec<Vec<u8>> = (0..4).map(|_| self.bytes()).collect();
-        let specs = contents.iter().map(|bytes| CreateSpec {
-            name: FileName::new(format!("f{}", self.random.below(NR_NAMES))).unwrap(),
-            len_bytes: bytes.len() as u64,
-            folio_size: FolioSize::BestFit,
-            replace: true,
-            rules: pgmap::FileRules::default(),
-            placement: pgmap::Placement::Any,
+        let specs = contents.iter().map(|bytes| {
+            let name = FileName::new(format!("f{}", self.random.below(NR_NAMES))).unwrap();
+            let spec = CreateSpec::new(name, bytes.len() as u64, FolioSize::BestFit);
+            CreateSpec { replace: true, ..spec }
         });
         let created = self.client.create_batch(specs.collect())?;
         let mut writers = Vec::new();

@@ -50,14 +50,7 @@ pub fn make_files(client: &Client, names: &[String], len_bytes: u64) -> Result<(
 /// What to ask for a file.
 pub fn spec(name: &str, len_bytes: u64) -> Result<CreateSpec, Failure> {
     let folio_size = if len_bytes >= BLOCK_BYTES { FolioSize::Pages2M } else { FolioSize::Pages4K };
-    Ok(CreateSpec {
-        name: FileName::new(name)?,
-        len_bytes,
-        folio_size,
-        replace: false,
-        rules: pgmap::FileRules::default(),
-        placement: pgmap::Placement::Any,
-    })
+    Ok(CreateSpec::new(FileName::new(name)?, len_bytes, folio_size))
 }
 
 impl Served {

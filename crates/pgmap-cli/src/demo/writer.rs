@@ -229,14 +229,7 @@ fn file_name_of(identity: Identity) -> String {
 /// # Errors
 /// For an invalid name.
 pub fn draft_spec(name: impl AsRef<[u8]>) -> Result<CreateSpec, Failure> {
-    Ok(CreateSpec {
-        name: FileName::new(name)?,
-        len_bytes: BLOCK_BYTES as u64,
-        folio_size: FolioSize::BestFit,
-        replace: false,
-        rules: pgmap::FileRules::default(),
-        placement: pgmap::Placement::Any,
-    })
+    Ok(CreateSpec::new(FileName::new(name)?, BLOCK_BYTES as u64, FolioSize::BestFit))
 }
 
 /// Starts the transfers that fill a draft. From here on a device writes to it.

@@ -15,8 +15,8 @@ use crate::table::Table;
 ///
 /// Looks at the catalog, that the data is the catalog's, and that each frame is in one file.
 /// Nothing is changed without --repair. Exits with 1 if something is wrong and was not repaired;
-/// the error's kind is `damaged`. Contents have no checksums: bytes that changed and can be read
-/// are not found.
+/// the error's kind is `damaged`. With --data, bytes that changed and can be read are found in
+/// files that were put with --checksum.
 #[derive(Debug, clap::Args)]
 pub struct Check {
     /// The pool's directory, or the device or file that its data lies on [default: the default

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use pgmap::{FilePin, Observer};
+use pgmap::{Checksum, Client, FilePin, Observer};
 use serde::Serialize;
 
 use super::CHUNK_BYTES;
@@ -37,6 +37,9 @@ pub struct Get {
     /// memory. What is read was committed, and was not removed before all of it was read.
     #[arg(long, value_name = "PATH", value_hint = clap::ValueHint::AnyPath)]
     from: Option<PathBuf>,
+    /// Fail if the bytes have not the checksum that `put --checksum` kept
+    #[arg(long = "verify")]
+    is_verifying: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -66,14 +69,15 @@ impl Get {
         let client = attach(place)?;
         let started = Instant::now();
         let name = name_bytes(&self.name);
-        let pin = client.get(name).map_err(|error| Failure::from(error).of_file(name))?;
         let shown = names::shown(&self.name);
+        let (pin, expected) = self.pin(&client, name, &shown)?;
         let progress = Progress::start(output, shown.clone(), pin.len_bytes());
         let Some(file) = file else {
             let mut stdout = stdout()?;
-            copy(&pin, &progress, |chunk| {
+            let sum = copy(&pin, &progress, |chunk| {
                 stdout.write_all(chunk).map_err(|error| stdout_failure(&error))
             })?;
+            verify(&shown, expected, sum)?;
             // What is left in the buffer would be lost without a word.
             return stdout.flush().map_err(|error| stdout_failure(&error));
         };
@@ -82,10 +86,11 @@ impl Get {
         // on.
         let mut stop = if target.is_file() { Some(Stop::listen()?) } else { None };
         target.prepare(pin.len_bytes())?;
-        copy(&pin, &progress, |chunk| match stop.as_mut().map_or(Ok(()), Stop::check) {
+        let sum = copy(&pin, &progress, |chunk| match stop.as_mut().map_or(Ok(()), Stop::check) {
             Ok(()) => target.write(chunk),
             Err(stopped) => Err(target.spoilt(stopped)),
         })?;
+        verify(&shown, expected, sum).map_err(|damaged| target.spoilt(damaged))?;
         target.finish()?;
         drop(progress);
         output.note(&format!("{shown}: {}", sizes::human(pin.len_bytes())));
@@ -117,25 +122,64 @@ impl Get {
             elapsed_ms: started.elapsed().as_millis() as u64,
         })
     }
+
+    /// Pins the file, and says which checksum it is to have.
+    fn pin<'c>(
+        &self,
+        client: &'c Client,
+        name: &[u8],
+        shown: &str,
+    ) -> Result<(FilePin<'c>, Option<u32>), Failure> {
+        let failed = |error| Failure::from(error).of_file(name);
+        if !self.is_verifying {
+            return Ok((client.get(name).map_err(failed)?, None));
+        }
+        let file = client.open(name).map_err(failed)?;
+        // What is pinned is not cut, and so keeps its checksum.
+        let pin = file.pin_all().map_err(failed)?;
+        let checksum = file.metadata().map_err(failed)?.checksum;
+        if checksum.is_none() {
+            let why = format!("{shown} has no checksum to verify: put it with --checksum");
+            return Err(Failure::new("no_checksum", libc::ENODATA, why));
+        }
+        Ok((pin, checksum))
+    }
 }
 
-/// Hands the pinned bytes to `write`, chunk by chunk.
+/// Fails if the bytes of a file have another checksum than `expected`.
+fn verify(shown: &str, expected: Option<u32>, sum: Checksum) -> Result<(), Failure> {
+    match expected {
+        Some(expected) if expected != sum.value() => {
+            let why = format!(
+                "{shown} has the checksum {:#010x}, and was put with {expected:#010x}: its bytes \
+                 were changed since",
+                sum.value()
+            );
+            Err(Failure::new("damaged", libc::EIO, why))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Hands the pinned bytes to `write`, chunk by chunk, and returns their checksum.
 fn copy(
     pin: &FilePin<'_>,
     progress: &Progress,
     mut write: impl FnMut(&[u8]) -> Result<(), Failure>,
-) -> Result<(), Failure> {
+) -> Result<Checksum, Failure> {
+    let mut sum = Checksum::default();
     let len_bytes = pin.len_bytes();
     let mut chunk = vec![0; CHUNK_BYTES.min(usize::try_from(len_bytes).unwrap_or(CHUNK_BYTES))];
     let mut at = 0;
     while at < len_bytes {
         let nr = chunk.len().min(usize::try_from(len_bytes - at).unwrap_or(usize::MAX));
         pin.read_at(at, &mut chunk[..nr])?;
+        sum.update(&chunk[..nr]);
         write(&chunk[..nr])?;
         at += nr as u64;
         progress.advance(nr as u64);
     }
-    Ok(())
+    Ok(sum)
 }
 
 /// Writes all of `bytes` to stdout.

@@ -49,6 +49,11 @@ pub struct FileRow {
     pub nr_folios_1g: u64,
     /// The condition of its memory.
     pub state: State,
+    /// What it carries beside its contents.
+    #[serde(flatten)]
+    pub metadata: Exact,
+    /// The CRC-32C of its contents, if one was asked for.
+    pub checksum: Option<u32>,
 }
 
 impl FileRow {
@@ -65,6 +70,8 @@ impl FileRow {
             nr_folios_2m,
             nr_folios_1g,
             state,
+            metadata: Exact::metadata(info.metadata.user.as_bytes()),
+            checksum: info.metadata.checksum,
         }
     }
 }

@@ -9,6 +9,7 @@ pub mod create;
 pub mod debug;
 pub mod demo;
 pub mod drain;
+pub mod events;
 mod folio_level;
 pub mod get;
 pub mod grow;
@@ -64,6 +65,7 @@ pub fn run(verb: Verb, place: &Place, output: &Output) -> Result<(), Failure> {
         Verb::Trim(trim) => trim.run(place, output),
         Verb::Backing(backing) => backing.run(place, output),
         Verb::Grow(grow) => grow.run(place, output),
+        Verb::Events(events) => events.run(place, output),
         Verb::Repair(repair) => repair.run(place, output),
         Verb::Debug(debug) => debug.run(place, output),
         Verb::Demo(demo) => demo.run(output),

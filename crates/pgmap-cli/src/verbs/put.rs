@@ -1,15 +1,18 @@
 //! `pgmap put FILE|- NAME`: streams a file into the pool; nobody sees it before its last byte.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::ValueEnum;
+use pgmap::metadata::MAX_METADATA_BYTES;
 use pgmap::{
     Client, CreateSpec, FileName, FileRules, FileWriter, FolioSize, LongtermRule, Placement,
+    UserMetadata,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -56,6 +59,12 @@ pub struct Put {
     /// Lie on this backing if there is room; again for the next one to try
     #[arg(long, value_name = "BACKING")]
     prefer: Vec<String>,
+    /// Keep up to 256 bytes beside the contents: TEXT, or what @FILE has
+    #[arg(long = "meta", value_name = "TEXT|@FILE")]
+    metadata: Option<OsString>,
+    /// Keep a checksum (CRC-32C) of the contents, for `get --verify` and `check --data`
+    #[arg(long = "checksum")]
+    is_checksummed: bool,
     /// Length of what is read, to stream it; another is an error
     #[arg(long, value_name = "SIZE", value_parser = sizes::parse)]
     size: Option<u64>,
@@ -227,6 +236,19 @@ impl Put {
         }
     }
 
+    /// What is to be kept beside the contents.
+    fn metadata(&self) -> Result<UserMetadata, Problem> {
+        let Some(given) = &self.metadata else { return Ok(UserMetadata::default()) };
+        let bytes = match given.as_bytes().strip_prefix(b"@") {
+            Some(path) => {
+                let path = Path::new(OsStr::from_bytes(path));
+                read_little(path).map_err(|error| Problem::Metadata(path.to_owned(), error))?
+            }
+            None => given.as_bytes().to_vec(),
+        };
+        UserMetadata::new(bytes).map_err(|refusal| Problem::Pool(refusal.into()))
+    }
+
     /// Puts what `source` brings, and returns the file's number and length.
     fn transfer(
         &self,
@@ -236,9 +258,6 @@ impl Put {
         output: &Output,
     ) -> Result<(u64, u64), Problem> {
         let spec = CreateSpec {
-            name: name.clone(),
-            len_bytes: source.len_bytes,
-            folio_size: self.folio.into(),
             replace: self.is_replacing,
             rules: FileRules {
                 longterm: self.longterm.into(),
@@ -246,6 +265,9 @@ impl Put {
                 is_read_only: self.is_read_only,
             },
             placement: self.placement(),
+            metadata: self.metadata()?,
+            is_checksummed: self.is_checksummed,
+            ..CreateSpec::new(name.clone(), source.len_bytes, self.folio.into())
         };
         let created = client.create_batch(vec![spec]).map_err(Problem::Pool)?.pop();
         let mut writer = created.ok_or(Problem::NoAnswer)?.map_err(Problem::Pool)?;
@@ -266,6 +288,7 @@ impl Put {
         let file = self.file.display();
         match problem {
             Problem::Pool(error) => error.into(),
+            Problem::Metadata(path, error) => Failure::io("read", path.display(), &error),
             Problem::NoAnswer => {
                 Failure::new("protocol", libc::EPROTO, "the owner answered nothing; ask its log")
             }
@@ -283,11 +306,19 @@ impl Put {
 
 enum Problem {
     Pool(pgmap::Error),
+    Metadata(PathBuf, io::Error),
     NoAnswer,
     Source(io::Error),
     /// The source is shorter or longer than it was said to be; what to read again, if that was only
     /// the system's word.
     Length(String, Option<(File, u64)>),
+}
+
+/// What a file has, or its start if that is too much to be metadata.
+fn read_little(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_METADATA_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// How often a put that waits for its source asks whether the owner is still there.

@@ -50,6 +50,12 @@ impl Show for FileStat {
         table.fact("folios of 2 MiB", file.nr_folios_2m);
         table.fact("folios of 1 GiB", file.nr_folios_1g);
         table.fact("state", file.state.name());
+        if let Some(metadata) = file.metadata.shown() {
+            table.fact("metadata", metadata);
+        }
+        if let Some(checksum) = file.checksum {
+            table.fact("CRC-32C", format!("{checksum:#010x}"));
+        }
         for offset in &self.poisoned_offsets {
             table.fact("failed page at", offset);
         }

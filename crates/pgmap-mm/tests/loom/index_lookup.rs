@@ -5,7 +5,7 @@ use std::sync::Arc;
 use loom::thread;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::index::{
-    EntryId, ExtentList, FileEntry, FileId, IndexLayout, IndexReader, IndexWriter, Lookup,
+    EntryId, ExtentList, Facts, FileEntry, FileId, IndexLayout, IndexReader, IndexWriter, Lookup,
 };
 use pgmap_mm::ledger::Agent;
 use pgmap_mm::pin::Lane;
@@ -18,7 +18,7 @@ const SLOT_WORDS: usize = 64;
 /// Words of the header that mean something.
 const HEADER_USED: usize = 8;
 /// Words of an entry with a name of up to 8 bytes and one extent.
-const ENTRY_WORDS: [usize; 11] = [0, 1, 2, 3, 4, 5, 6, 8, 40, 41, 42];
+const ENTRY_WORDS: [usize; 12] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 40, 41, 42];
 
 type Words = Arc<SparseWords>;
 
@@ -53,7 +53,7 @@ fn list(extent: Extent) -> ExtentList {
 }
 
 fn insert(writer: &mut IndexWriter<Words>, name: &[u8], id: u64) -> EntryId {
-    writer.insert(name, FileId(id), len_of(id), &list(extent_in_life(0, id))).unwrap()
+    writer.insert(name, Facts::new(FileId(id), len_of(id)), &list(extent_in_life(0, id))).unwrap()
 }
 
 /// Each file's length tells its id, so that a mixed picture shows.
@@ -114,7 +114,7 @@ fn loom_an_update_is_seen_whole_or_not_at_all() {
             assert_whole(&found, &[1, 2]);
         });
         let extents = list(extent_in_life(0, 2));
-        writer.update(entry, b"a", FileId(2), len_of(2), &extents).unwrap();
+        writer.update(entry, b"a", Facts::new(FileId(2), len_of(2)), &extents).unwrap();
         client.join().unwrap();
     });
 }
@@ -145,7 +145,7 @@ fn rename_under_a_reader(nr_chains: usize, old: &'static [u8], new: &'static [u8
         assert_whole(&found, &[1]);
     });
     let extents = list(extent_in_life(0, 1));
-    writer.rename(entry, (old, new), FileId(1), len_of(1), &extents).unwrap();
+    writer.rename(entry, (old, new), Facts::new(FileId(1), len_of(1)), &extents).unwrap();
     client.join().unwrap();
 }
 

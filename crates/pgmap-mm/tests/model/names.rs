@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use pgmap_mm::extent::Extent;
-use pgmap_mm::index::{EntryId, ExtentList, FileId, IndexLayout, IndexReader, IndexWriter, Lookup};
+use pgmap_mm::index::{
+    EntryId, ExtentList, Facts, FileId, IndexLayout, IndexReader, IndexWriter, Lookup,
+    MAX_METADATA_BYTES,
+};
 use pgmap_mm::level::Level;
 use pgmap_mm::words::HeapWords;
 use proptest::prelude::*;
@@ -61,6 +64,15 @@ struct File {
     id: FileId,
     len_bytes: u64,
     extents: ExtentList,
+    user: Vec<u8>,
+    checksum: Option<u32>,
+}
+
+impl File {
+    fn facts(&self) -> Facts<'_> {
+        let Self { id, len_bytes, ref user, checksum, .. } = *self;
+        Facts { id, len_bytes, user, checksum }
+    }
 }
 
 fn slots_of(nr_extents: usize) -> usize {
@@ -110,20 +122,25 @@ impl<'w> History<'w> {
         let extents: ExtentList = (0..nr_extents as u64).map(extent).collect();
         let (name, free) = (name(number), self.nr_free_slots());
         let len_bytes = first * 3;
+        let user = vec![first as u8; first as usize / 100 * 37 % (MAX_METADATA_BYTES + 1)];
+        let checksum = (first % 300 != 1).then_some(first as u32 * 77);
         if let Some(file) = self.files.get_mut(&number) {
-            let wrote = self.writer.update(file.entry, &name, file.id, len_bytes, &extents);
+            let facts = Facts { id: file.id, len_bytes, user: &user, checksum };
+            let wrote = self.writer.update(file.entry, &name, facts, &extents);
             // The slots that it has are written over.
             let had = slots_of(file.extents.len());
             prop_assert_eq!(wrote.is_ok(), slots_of(nr_extents) <= free + had);
             if wrote.is_ok() {
                 (file.len_bytes, file.extents) = (len_bytes, extents);
+                (file.user, file.checksum) = (user, checksum);
             }
         } else {
             let id = FileId(first % 16 + 16 * (first / 100) + 1);
-            let wrote = self.writer.insert(&name, id, len_bytes, &extents);
+            let facts = Facts { id, len_bytes, user: &user, checksum };
+            let wrote = self.writer.insert(&name, facts, &extents);
             prop_assert_eq!(wrote.is_ok(), slots_of(nr_extents) <= free);
             if let Ok(entry) = wrote {
-                self.files.insert(number, File { entry, id, len_bytes, extents });
+                self.files.insert(number, File { entry, id, len_bytes, extents, user, checksum });
             }
         }
         Ok(())
@@ -136,9 +153,9 @@ impl<'w> History<'w> {
         let free = self.nr_free_slots();
         let Some(file) = self.files.get(&from).cloned() else { return Ok(()) };
         let names = (&*name(from), &*name(to));
-        let File { entry, id, len_bytes, ref extents } = file;
-        let renamed = self.writer.rename(entry, names, id, len_bytes, extents);
-        prop_assert_eq!(renamed.is_ok(), slots_of(extents.len()) <= free);
+        let File { entry, id, .. } = file;
+        let renamed = self.writer.rename(entry, names, file.facts(), &file.extents);
+        prop_assert_eq!(renamed.is_ok(), slots_of(file.extents.len()) <= free);
         if let Ok(renamed) = renamed {
             self.files.remove(&from);
             self.files.insert(to, File { entry: renamed, ..file });
@@ -154,7 +171,7 @@ impl<'w> History<'w> {
             prop_assert_eq!(self.reader.lookup(&name(number)), Lookup::Busy);
         }
         for (&number, file) in &mut self.files {
-            let entry = self.writer.insert(&name(number), file.id, file.len_bytes, &file.extents);
+            let entry = self.writer.insert(&name(number), file.facts(), &file.extents);
             file.entry = entry.unwrap();
         }
         self.writer.finish_reopening();
@@ -175,11 +192,14 @@ impl<'w> History<'w> {
             };
             prop_assert_eq!((found.entry, found.id), (file.entry, file.id));
             prop_assert_eq!(found.len_bytes, file.len_bytes);
+            let metadata = Some((file.user.clone(), file.checksum));
+            prop_assert_eq!(self.reader.metadata(file.entry, file.id), metadata);
             prop_assert_eq!(&found.extents, &file.extents);
         }
         for &(entry, id) in &self.gone {
             if !self.files.values().any(|file| (file.entry, file.id) == (entry, id)) {
                 prop_assert_eq!(self.reader.reread(entry, id), Lookup::Absent);
+                prop_assert_eq!(self.reader.metadata(entry, id), None);
             }
         }
         Ok(())

@@ -251,12 +251,8 @@ impl Client {
     /// Asks the owner for the backings within `limit`, and maps those that are not mapped yet.
     pub(super) fn map_backings(&self, limit: Duration) -> Result<Vec<BackingInfo>, Error> {
         let inner = &self.inner;
-        if inner.pinner.side().is_detached() {
-            return Err(Error::Detached);
-        }
         let _asking = inner.backings.asking.lock().unwrap_or_else(PoisonError::into_inner);
-        let resume = |bell| inner.resume(bell);
-        let asked = inner.link.backings(inner.id, limit, resume, &inner.ledger);
+        let asked = self.call_for_fds(Request::Backings, limit);
         let (infos, fds) = match asked? {
             (Reply::Backings(infos), fds) => (infos, fds),
             (reply, _) => return Err(unexpected(&reply)),

@@ -72,7 +72,9 @@ impl Client {
             Reply::Created(drafts) if drafts.len() == specs.len() => Ok(drafts
                 .into_iter()
                 .zip(specs)
-                .map(|(draft, spec)| Writer::new(client(), draft?, spec.len_bytes))
+                .map(|(draft, spec)| {
+                    Writer::new(client(), draft?, (spec.len_bytes, spec.is_checksummed))
+                })
                 .collect()),
             reply => Err(unexpected(&reply)),
         }

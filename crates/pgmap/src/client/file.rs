@@ -5,11 +5,14 @@ use pgmap_mm::error::PinError;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::index::FileEntry;
 use pgmap_mm::ledger::Agent;
+use pgmap_mm::pin::ClientSide;
 use pgmap_mm::prot::Access;
 
 use crate::client::pinned::{FilePin, Term};
 use crate::client::{Client, MAX_ATTEMPTS};
+use crate::deadline::Deadline;
 use crate::error::Error;
+use crate::metadata::{FileMetadata, UserMetadata};
 use crate::refusal::Refusal;
 use crate::wire::LeaseSpec;
 
@@ -38,6 +41,29 @@ impl<'c> File<'c> {
     #[must_use]
     pub const fn len_bytes(&self) -> u64 {
         self.entry.len_bytes
+    }
+
+    /// What it carries beside its contents: user metadata and a checksum. Read from shared memory,
+    /// without a call unless the file was renamed since it was opened.
+    ///
+    /// # Errors
+    /// [`Refusal::Stale`] when the file was unlinked or replaced.
+    pub fn metadata(&self) -> Result<FileMetadata, Error> {
+        let (inner, id) = (&self.client.inner, self.entry.id);
+        if inner.pinner.side().is_detached() {
+            return Err(Error::Detached);
+        }
+        let deadline = Deadline::after(self.client.deadline());
+        let mut place = self.entry.entry;
+        for _ in 0..MAX_ATTEMPTS {
+            if let Some((user, checksum)) = inner.index.metadata(place, id) {
+                return Ok(FileMetadata { user: UserMetadata::new(user)?, checksum });
+            }
+            if let Some(entry) = self.client.locate(id.0, deadline.left())? {
+                place = entry.entry;
+            }
+        }
+        Err(Refusal::Stale { id: id.0 }.into())
     }
 
     /// Extents it had when it was opened or last pinned.

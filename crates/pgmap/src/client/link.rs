@@ -26,7 +26,7 @@ use pgmap_os::sync::{Condvar, Mutex, MutexGuard};
 use pgmap_os::{Connection, Doorbell, Interest, OsError, ParentFd, TransferError};
 
 use crate::client::link::greeting::{connect, greet};
-use crate::client::link::replies::receive;
+use crate::client::link::replies::{Received, receive};
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::owner::handle::{Handed, MAX_EVENTS, Shared};
@@ -88,8 +88,11 @@ pub(super) struct Remote {
 enum Call {
     /// Not answered; the owner said so often that it is at work.
     Waiting(u64),
-    Answered(Reply),
+    Answered(Answer),
 }
+
+/// A reply, and the descriptors that it brought.
+type Answer = (Reply, Vec<OwnedFd>);
 
 #[derive(Debug)]
 struct Calls {
@@ -105,15 +108,13 @@ struct Calls {
     /// Requests without a caller that found no room.
     owed: VecDeque<Request>,
     events: VecDeque<Event>,
-    /// The descriptors of the last reply that brought some.
-    handed: Vec<OwnedFd>,
     failed: Option<String>,
 }
 
 impl Calls {
-    fn take(&mut self, received: Result<Numbered<Reply>, Error>) {
-        let Numbered { number, body } = match received {
-            Ok(reply) => reply,
+    fn take(&mut self, received: Result<Received, Error>) {
+        let Received { reply: Numbered { number, body }, fds } = match received {
+            Ok(received) => received,
             Err(error) => {
                 self.failed = Some(error.why_gone());
                 return;
@@ -129,7 +130,7 @@ impl Calls {
                 }
             }
             (Reply::Working, Some(Call::Waiting(nr_signs))) => *nr_signs += 1,
-            (reply, Some(call)) => *call = Call::Answered(reply),
+            (reply, Some(call)) => *call = Call::Answered((reply, fds)),
             (reply, None) => self.give_back(reply),
         }
     }
@@ -268,7 +269,10 @@ impl Link {
     ) -> Result<Reply, Failed> {
         match self {
             Self::Embedded(shared) => Ok(shared.call(client, request, limit)?),
-            Self::Remote(remote) => remote.call_resuming(client, request, limit, resume, ledger),
+            Self::Remote(remote) => {
+                let answer = remote.call_resuming(client, request, limit, resume, ledger)?;
+                Ok(answer.0)
+            }
         }
     }
 
@@ -323,7 +327,6 @@ impl Remote {
             calls: HashMap::new(),
             owed: VecDeque::new(),
             events: VecDeque::new(),
-            handed: Vec::new(),
             failed: None,
         };
         let (state, arrived) = (Mutex::new(calls), Condvar::new());
@@ -367,7 +370,7 @@ impl Remote {
         limit: Duration,
         resume: impl Fn(Doorbell),
         ledger: &ParentFd,
-    ) -> Result<Reply, Failed> {
+    ) -> Result<Answer, Failed> {
         let mut may_be_done = false;
         let deadline = Deadline::after(limit);
         let wait = match request {
@@ -378,12 +381,12 @@ impl Remote {
         loop {
             let generation = self.lock().generation;
             let gone = match self.call(&request, limit, deadline) {
-                Ok(reply) if may_be_done => match reply.after_a_lost(request.name()) {
+                Ok((reply, fds)) if may_be_done => match reply.after_a_lost(request.name()) {
                     Reply::Refused(refusal) => return Err(Error::from(refusal).into()),
-                    reply => return Ok(reply),
+                    reply => return Ok((reply, fds)),
                 },
-                Ok(Reply::Refused(refusal)) => return Err(Error::from(refusal).into()),
-                Ok(reply) => return Ok(reply),
+                Ok((Reply::Refused(refusal), _)) => return Err(Error::from(refusal).into()),
+                Ok(answer) => return Ok(answer),
                 Err(Failed { error: gone @ Error::OwnerGone { .. }, may_be_done: was_sent }) => {
                     may_be_done |= was_sent && request.changes_pool();
                     gone
@@ -411,7 +414,7 @@ impl Remote {
         request: &Request,
         limit: Duration,
         deadline: Deadline,
-    ) -> Result<Reply, Failed> {
+    ) -> Result<Answer, Failed> {
         let mut state = self.lock();
         if let Some(gone) = state.gone() {
             return Err(gone.into());
@@ -432,7 +435,7 @@ impl Remote {
         let mut state = self.lock();
         state.calls.remove(&number);
         match answer.map_err(|error| Failed { error, may_be_done: was_sent })? {
-            Some(reply) => Ok(reply),
+            Some(answer) => Ok(answer),
             None => {
                 if state.generation == generation {
                     state.owe(Request::Forget(number));
@@ -503,7 +506,6 @@ impl Remote {
         if let Some(received) = received
             && state.generation == generation
         {
-            let received = received.map(|received| received.hand_to(&mut state.handed));
             state.take(received);
             state.pay();
         }
@@ -519,7 +521,7 @@ impl Remote {
         generation: u64,
         limit: Duration,
         mut deadline: Deadline,
-    ) -> Result<Option<Reply>, Error> {
+    ) -> Result<Option<Answer>, Error> {
         let mut nr_signs = 0;
         let mut state = self.lock();
         loop {
@@ -531,7 +533,7 @@ impl Remote {
                 }
                 Some(Call::Answered(_)) => {
                     return Ok(match state.calls.remove(&number) {
-                        Some(Call::Answered(reply)) => Some(reply),
+                        Some(Call::Answered(answer)) => Some(answer),
                         _ => None,
                     });
                 }

@@ -12,10 +12,12 @@ pub(crate) mod owned;
 pub(crate) mod pinned;
 mod report;
 pub(crate) mod side;
+pub(crate) mod subscription;
 mod transfers;
 mod upkeep;
 pub(crate) mod writer;
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -34,7 +36,7 @@ use crate::client::backings::Mapped;
 use crate::client::events::Events;
 use crate::client::file::File;
 use crate::client::link::{Failed, Link, Remote, Trust};
-use crate::client::options::{ConnectOptions, DEFAULT_DEADLINE, default_label};
+use crate::client::options::{ConnectOptions, DEFAULT_DEADLINE, Replace, default_label};
 use crate::client::owned::OwnedPin;
 use crate::client::pinned::FilePin;
 use crate::client::side::ProcessSide;
@@ -47,8 +49,8 @@ use crate::owner::handle::{Handed, Shared};
 use crate::pool::LedgerFile;
 use crate::refusal::{Holder, Refusal};
 use crate::wire::{
-    self, CreateSpec, Event, FolioSize, LeaseGrant, LeaseSpec, MAX_BATCH, OnDeadline, Reply,
-    Request, Welcome,
+    self, CommitSpec, CreateSpec, Event, FolioSize, LeaseGrant, LeaseSpec, MAX_BATCH, OnDeadline,
+    Reply, Request, Welcome,
 };
 
 /// Attempts of an open or get while the owner changes the file under it.
@@ -283,6 +285,20 @@ impl Client {
             return Err(Error::Detached.into());
         }
         inner.link.call(inner.id, request, limit, |bell| inner.resume(bell), &inner.ledger)
+    }
+
+    /// As [`call_within`](Self::call_within), for answers that bring descriptors.
+    fn call_for_fds(
+        &self,
+        request: Request,
+        limit: Duration,
+    ) -> Result<(Reply, Vec<OwnedFd>), Error> {
+        let inner = &self.inner;
+        if inner.pinner.side().is_detached() {
+            return Err(Error::Detached);
+        }
+        let resume = |bell| inner.resume(bell);
+        inner.link.call_for_fds(inner.id, request, limit, resume, &inner.ledger)
     }
 
     /// Notifies the owner, without waiting for an answer.
@@ -592,11 +608,12 @@ impl Client {
 
     pub(crate) fn commit_ids(
         &self,
-        ids: Vec<u64>,
+        specs: Vec<CommitSpec>,
     ) -> Result<Vec<Result<crate::wire::Committed, Refusal>>, Error> {
-        debug_assert!(ids.len() <= MAX_BATCH);
-        let nr = ids.len();
-        let request = Request::Commit(ids.clone());
+        debug_assert!(specs.len() <= MAX_BATCH);
+        let nr = specs.len();
+        let ids: Vec<u64> = specs.iter().map(|spec| spec.id).collect();
+        let request = Request::Commit(specs);
         let call = request.name();
         match self.try_call(request, self.deadline()) {
             Ok(Reply::Committed(results)) if results.len() == nr => Ok(results),
@@ -631,16 +648,6 @@ impl Client {
     pub(crate) fn abort_ids(&self, ids: Vec<u64>) {
         self.post(Request::Abort(ids));
     }
-}
-
-/// Whether something takes the place of what is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Replace {
-    /// It is an error when something is there.
-    #[default]
-    No,
-    /// What is there is unlinked in the same step.
-    Yes,
 }
 
 /// No file is called `name`, or can be.

@@ -50,6 +50,16 @@ impl ConnectOptions {
     }
 }
 
+/// Whether something takes the place of what is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Replace {
+    /// It is an error when something is there.
+    #[default]
+    No,
+    /// What is there is unlinked in the same step.
+    Yes,
+}
+
 /// What a process calls itself that was given no name.
 pub(crate) fn default_label() -> String {
     let pid = pgmap_os::process::id();

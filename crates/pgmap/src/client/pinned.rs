@@ -15,6 +15,7 @@ use crate::client::owned::OwnedPin;
 use crate::client::side::ProcessSide;
 use crate::client::{Client, lanes};
 use crate::error::Error;
+use crate::metadata::{CHECKSUM_STEP_BYTES, Checksum};
 use crate::wire::LeaseGrant;
 
 /// What keeps the frames: one pin per extent.
@@ -322,6 +323,24 @@ impl<'c> FilePin<'c> {
         let mut bytes = vec![0; self.len_bytes as usize];
         self.read_at(0, &mut bytes)?;
         Ok(bytes)
+    }
+
+    /// The CRC-32C of all pinned bytes, to be compared with
+    /// [`FileMetadata::checksum`](crate::FileMetadata) where the whole file is pinned.
+    ///
+    /// # Errors
+    /// Those of [`read_at`](Self::read_at).
+    pub fn checksum(&self) -> Result<u32, Error> {
+        let mut sum = Checksum::default();
+        let mut bytes = vec![0; CHECKSUM_STEP_BYTES.min(self.len_bytes) as usize];
+        let mut at = 0;
+        while at < self.len_bytes {
+            let part = &mut bytes[..CHECKSUM_STEP_BYTES.min(self.len_bytes - at) as usize];
+            self.read_at(at, part)?;
+            sum.update(part);
+            at += part.len() as u64;
+        }
+        Ok(sum.value())
     }
 
     /// Whether the owner wants the frames back: they were truncated or unlinked and wait for this

@@ -2,6 +2,7 @@
 
 use std::borrow::Borrow;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use pgmap_mm::descriptor::Descriptor;
@@ -13,8 +14,9 @@ use pgmap_os::{MemoryFile, MemoryKind};
 use crate::client::batch::in_pieces;
 use crate::client::{Client, lanes};
 use crate::error::Error;
+use crate::metadata::{CHECKSUM_STEP_BYTES, Checksum};
 use crate::refusal::Refusal;
-use crate::wire::{Committed, Draft, extents_from_words};
+use crate::wire::{CommitSpec, Committed, Draft, extents_from_words};
 
 /// How many bytes are written between two looks at the connection to the owner.
 const CHECK_BYTES: u64 = 8 << 20;
@@ -51,6 +53,8 @@ pub struct Writer<C: Borrow<Client>> {
     /// Whether something was written through the processor's caches, and is to be flushed at the
     /// commit.
     is_cached: bool,
+    /// Whether the file gets a checksum when it is committed.
+    is_checksummed: bool,
     is_done: bool,
 }
 
@@ -60,7 +64,12 @@ pub type FileWriter<'c> = Writer<&'c Client>;
 pub type OwnedWriter = Writer<Client>;
 
 impl<C: Borrow<Client>> Writer<C> {
-    pub(crate) fn new(client: C, draft: Draft, len_bytes: u64) -> Result<Self, Error> {
+    /// A writer of `draft`, which is to have so many bytes, and a checksum or not.
+    pub(crate) fn new(
+        client: C,
+        draft: Draft,
+        (len_bytes, is_checksummed): (u64, bool),
+    ) -> Result<Self, Error> {
         let extents = extents_from_words(&draft.extents)?;
         let generation = Borrow::<Client>::borrow(&client).generation();
         let mut writer = Self {
@@ -76,6 +85,7 @@ impl<C: Borrow<Client>> Writer<C> {
             backing: None,
             is_raw: false,
             is_cached: false,
+            is_checksummed,
             is_done: false,
         };
         let held: u64 = writer.extents.iter().map(|extent| extent.run.len_bytes()).sum();
@@ -202,7 +212,7 @@ impl<C: Borrow<Client>> Writer<C> {
         &self,
         from: u64,
         to: u64,
-        part: impl Fn(u64, std::ops::Range<u64>) -> Result<(), pgmap_os::CopyError>,
+        part: impl Fn(u64, Range<u64>) -> Result<(), pgmap_os::CopyError>,
     ) -> Result<(), Error> {
         let mut at = 0;
         for extent in &self.extents {
@@ -267,13 +277,35 @@ impl<C: Borrow<Client>> Writer<C> {
             &mut writers,
             |_| 1,
             |batch| {
-                let answers = client.commit_ids(batch.iter().map(|writer| writer.id).collect())?;
+                let specs = batch.iter().map(Self::commit_spec).collect::<Result<_, _>>()?;
+                let answers = client.commit_ids(specs)?;
                 let finish = |(writer, answer): (&mut Self, Result<Committed, Refusal>)| {
                     answer.map(|done| writer.finish(&done.life)).map_err(Error::from)
                 };
                 Ok(batch.iter_mut().zip(answers).map(finish).collect())
             },
         )
+    }
+
+    /// What the owner is asked, with a checksum of what the frames have now if there is to be one.
+    fn commit_spec(&self) -> Result<CommitSpec, Error> {
+        if !self.is_checksummed {
+            return Ok(CommitSpec::new(self.id));
+        }
+        let mut sum = Checksum::default();
+        let mut bytes = vec![0; CHECKSUM_STEP_BYTES.min(self.len_bytes) as usize];
+        let mut left = self.len_bytes;
+        for extent in &self.extents {
+            let Range { mut start, end } = extent.run.byte_range();
+            while start < end && left > 0 {
+                let part = &mut bytes[..CHECKSUM_STEP_BYTES.min(end - start).min(left) as usize];
+                self.client().inner.data.copy_out(start, part)?;
+                sum.update(part);
+                start += part.len() as u64;
+                left -= part.len() as u64;
+            }
+        }
+        Ok(CommitSpec { id: self.id, checksum: Some(sum.value()) })
     }
 
     /// Has the contents outlive a power failure, before the catalog names them, where the pool

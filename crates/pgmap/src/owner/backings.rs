@@ -538,7 +538,7 @@ mod tests {
     use crate::name::FileName;
     use crate::owner::clients::Identity;
     use crate::pool::PoolOptions;
-    use crate::wire::{CreateSpec, FolioSize, Placement, Request};
+    use crate::wire::{CommitSpec, CreateSpec, FolioSize, Placement, Request};
 
     fn open(path: &Path) -> Core {
         let options = PoolOptions::in_directory(path, 8 << 20).room(2 << 30);
@@ -561,7 +561,10 @@ mod tests {
             CreateSpec { placement, ..CreateSpec::new(name.clone(), 100, FolioSize::Pages4K) };
         let outcome = core.handle(client, Request::Create(vec![spec]));
         let Outcome::Answer(Reply::Created(drafts)) = outcome else { panic!("{outcome:?}") };
-        drop(core.handle(client, Request::Commit(vec![drafts[0].as_ref().unwrap().id])));
+        drop(core.handle(
+            client,
+            Request::Commit(vec![CommitSpec::new(drafts[0].as_ref().unwrap().id)]),
+        ));
         let file = core.files[&name].clone();
         core.record(&[Change::Put(&name, file.stored()), Change::OpenTail(file.id.0)]).unwrap();
         let backing = core.frames.backings().at(file.extents[0].run.start());

@@ -19,6 +19,7 @@ use pgmap_os::{Access, MemoryFile};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::metadata::FileMetadata;
 use crate::name::FileName;
 use crate::owner::catalog::header::Header;
 use crate::owner::catalog::log::{Log, Medium};
@@ -114,6 +115,8 @@ pub struct StoredFile {
     pub rules: FileRules,
     /// Its frames under their life words.
     pub extents: Vec<[u64; 3]>,
+    /// What it carries beside its contents.
+    pub metadata: FileMetadata,
 }
 
 impl StoredFile {

@@ -124,7 +124,7 @@ impl Core {
         identity: Identity,
         is_registered: bool,
     ) -> Result<(ClientId, Attachment), Error> {
-        if self.clients.len() as u64 >= self.max_clients {
+        if self.clients.len() as u64 + self.subscribers.places() >= self.max_clients {
             return Err(self.full().into());
         }
         let id = ClientId(self.frames.take_stamp()?.number());
@@ -211,6 +211,7 @@ impl Core {
         let drafts: BTreeMap<_, _> = drafts;
         self.retire_drafts(drafts.into_values().collect());
         self.reap_leases(id);
+        self.end_subscriptions(id);
         self.look_again();
     }
 

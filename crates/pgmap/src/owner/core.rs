@@ -14,12 +14,13 @@
 //! and before they are freed, so that a killed owner's successor finds the file whole or shortened.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use pgmap_mm::drain::ClientId;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::holder::{HolderSlot, Question, Questions};
-use pgmap_mm::index::{EntryId, FileId};
+use pgmap_mm::index::{EntryId, Facts, FileId};
 use pgmap_mm::lease::LeaseTable;
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::memory_type::MemoryType;
@@ -28,6 +29,7 @@ use pgmap_mm::pfn::PfnRange;
 
 use crate::error::Error;
 use crate::memory::OwnerBarrier;
+use crate::metadata::{FileMetadata, UserMetadata};
 use crate::name::FileName;
 use crate::owner::backings::{Departure, Retired};
 use crate::owner::catalog::{Change, StoredFile};
@@ -44,6 +46,7 @@ use crate::owner::pagemaps::{Devices, Takedown};
 use crate::owner::populate::Population;
 use crate::owner::restore::Restoration;
 use crate::owner::scans::PendingScan;
+use crate::owner::subscribers::Subscribers;
 use crate::pool::Pool;
 use crate::refusal::Refusal;
 use crate::wire::{Event, FileRules, FolioSize, Reply, Request};
@@ -69,6 +72,7 @@ pub(crate) struct FileRecord {
     pub largest: Level,
     pub rules: FileRules,
     pub extents: Vec<Extent>,
+    pub metadata: FileMetadata,
     pub entry: EntryId,
     /// What is being done to it that has not ended.
     pub doing: Option<&'static str>,
@@ -82,12 +86,19 @@ impl FileRecord {
             largest_level: self.largest.number(),
             rules: self.rules,
             extents: crate::wire::extents_to_words(&self.extents),
+            metadata: self.metadata.clone(),
         }
     }
 
     /// What the index says of it beside its extents.
-    pub(crate) const fn listed<'a>(&self, name: &'a FileName) -> Listed<'a> {
-        Listed { name, id: self.id, len_bytes: self.len_bytes }
+    pub(crate) const fn listed<'a>(&'a self, name: &'a FileName) -> Listed<'a> {
+        let facts = Facts {
+            id: self.id,
+            len_bytes: self.len_bytes,
+            user: self.metadata.user.as_bytes(),
+            checksum: self.metadata.checksum,
+        };
+        Listed { name, facts }
     }
 
     /// Its frames, without the holes.
@@ -110,6 +121,8 @@ pub(crate) struct DraftRecord {
     pub replace: bool,
     pub rules: FileRules,
     pub extents: Vec<Extent>,
+    pub metadata: UserMetadata,
+    pub is_checksummed: bool,
 }
 
 /// The owner's books.
@@ -163,6 +176,8 @@ pub struct Core {
     pub(crate) max_clients: u64,
     pub(crate) answers: Vec<(Ticket, Reply)>,
     pub(crate) events: Vec<(ClientId, Event)>,
+    /// Who follows what becomes of files.
+    pub(crate) subscribers: Subscribers,
     next_ticket: u64,
 }
 
@@ -217,6 +232,7 @@ impl Core {
             max_clients: MAX_CLIENTS,
             answers: Vec::new(),
             events: Vec::new(),
+            subscribers: Subscribers::default(),
             next_ticket: 0,
             pool,
         };
@@ -290,6 +306,9 @@ impl Core {
             }
             Request::RemoveBacking { name, deadline_ms } => self.remove_backing(&name, deadline_ms),
             Request::Who(name) => answer(self.who(name.as_ref())),
+            Request::Subscribe { prefix, changes } => {
+                answer(self.subscribe(client, prefix, changes))
+            }
             Request::CancelCut(name) => answer(self.cancel_cut(&name)),
             // The connection knows which ticket that is.
             Request::Forget(_) => Outcome::Answer(Reply::Done),
@@ -321,7 +340,19 @@ impl Core {
     /// Whether answers or events wait to be handed out.
     #[must_use]
     pub fn has_messages(&self) -> bool {
-        !self.answers.is_empty() || !self.events.is_empty() || !self.consultations.is_empty()
+        !self.answers.is_empty()
+            || !self.events.is_empty()
+            || !self.consultations.is_empty()
+            || self.subscribers.has_news()
+    }
+
+    /// The descriptors that an answer brings.
+    pub(crate) fn fds_of(&mut self, reply: &Reply) -> Result<Vec<OwnedFd>, Error> {
+        match *reply {
+            Reply::Backings(_) => self.hand_backings(),
+            Reply::Subscribed { subscription } => Ok(vec![self.open_line(subscription)?]),
+            _ => Ok(Vec::new()),
+        }
     }
 
     pub(crate) fn new_ticket(&mut self) -> Ticket {

@@ -141,6 +141,7 @@ impl Core {
             len_bytes,
             extents: cut.extents.clone(),
             doing: Some(doing),
+            metadata: before.metadata.without_checksum(),
             ..before.clone()
         };
         self.relist(&name, &after)?;
@@ -167,7 +168,7 @@ impl Core {
     }
 
     /// The holders of what is cut off are known now: they are asked for it, and waited for.
-    pub(crate) fn wait_for_holders(&mut self, drain: Drain, cut: Cut) {
+    pub(crate) fn wait_for_holders(&mut self, drain: Drain, cut: Box<Cut>) {
         let (_, held) = self.split_by_holds(&drain);
         held.iter().for_each(|run| self.frames.mark_held(run));
         self.ask_holders(&drain, MAX_ASKS, Some(cut.wait_ms), cut.on_deadline);

@@ -1,5 +1,7 @@
 //! Drains: frames on their way out of use, and those that wait for their last holder.
 
+use std::sync::Arc;
+
 use pgmap_mm::drain::{Drain, MAX_ASKS};
 use pgmap_mm::holder::DrainReason;
 use pgmap_mm::lease::PastDeadline;
@@ -14,6 +16,7 @@ use crate::owner::cut::Cut;
 use crate::owner::holders::Call;
 use crate::owner::pagemaps::Unplug;
 use crate::owner::scans::Scanning;
+use crate::owner::subscribers::Fading;
 use crate::refusal::Refusal;
 use crate::wire::{Event, OnDeadline, Reply};
 
@@ -34,8 +37,8 @@ pub(crate) struct PendingDrain {
 /// What happens when nobody holds the frames any more.
 #[derive(Debug)]
 pub(crate) enum Purpose {
-    /// They are freed.
-    Free,
+    /// They are freed, and may be the last of a file.
+    Free(Option<Arc<Fading>>),
     /// They are freed; a deadline passed before.
     FreeQuarantined,
     /// A pagemap goes.
@@ -43,7 +46,19 @@ pub(crate) enum Purpose {
     /// The pool closes.
     Close(Closing),
     /// A truncate or hole punching ends.
-    Cut(Cut),
+    Cut(Box<Cut>),
+}
+
+/// Frames that go together, and the file that they are the rest of, if anybody follows that.
+pub(crate) type Member = (SortedRuns, Option<Arc<Fading>>);
+
+/// What goes with one scan.
+#[derive(Debug)]
+pub(crate) enum Batch {
+    /// All frames of the scan.
+    One(Option<Arc<Fading>>),
+    /// Each for itself.
+    Several(Vec<Member>),
 }
 
 impl PendingDrain {
@@ -54,61 +69,74 @@ impl PendingDrain {
 
 impl Core {
     /// Takes the frames of files that have no name any more out of use.
-    pub(crate) fn retire(&mut self, files: Vec<FileRecord>) {
-        self.frames.retire(files.iter().flat_map(|file| &file.extents));
-        self.take_out(files.iter().map(|file| file.runs().collect()));
+    pub(crate) fn retire(&mut self, files: Vec<(FileName, FileRecord)>) {
+        self.frames.retire(files.iter().flat_map(|(_, file)| &file.extents));
+        let fading: Vec<_> = files.iter().map(|(name, file)| self.fading(name, file)).collect();
+        let runs = files.iter().map(|(_, file)| file.runs().collect());
+        self.take_out(runs.zip(fading));
     }
 
     /// Takes the frames of drafts out of use.
     pub(crate) fn retire_drafts(&mut self, drafts: Vec<DraftRecord>) {
         self.frames.retire(drafts.iter().flat_map(|draft| &draft.extents));
-        self.take_out(drafts.iter().map(|draft| draft.extents.iter().map(|e| e.run).collect()));
+        let runs = |draft: &DraftRecord| draft.extents.iter().map(|e| e.run).collect();
+        self.take_out(drafts.iter().map(|draft| (runs(draft), None)));
     }
 
     /// Scans once for the batch, whose life words are changed, frees what nobody holds and keeps
     /// the rest waiting, file by file. A long scan goes on in further steps.
-    pub(crate) fn take_out(&mut self, mut batch: impl ExactSizeIterator<Item = SortedRuns>) {
-        let (all, members): (SortedRuns, _) = match (batch.len(), batch.next()) {
+    pub(crate) fn take_out(&mut self, mut batch: impl ExactSizeIterator<Item = Member>) {
+        let (all, batch): (SortedRuns, _) = match (batch.len(), batch.next()) {
             (_, None) => return,
-            // The usual case, which says all.
-            (1, Some(one)) => (one, Vec::new()),
+            // The usual case, whose frames are those of the scan.
+            (1, Some((runs, fading))) => (runs, Batch::One(fading)),
             (_, Some(first)) => {
-                let members: Vec<SortedRuns> = std::iter::once(first).chain(batch).collect();
-                (members.iter().flat_map(SortedRuns::iter).collect(), members)
+                let members: Vec<Member> = std::iter::once(first).chain(batch).collect();
+                let all = members.iter().flat_map(|(runs, _)| runs.iter()).collect();
+                (all, Batch::Several(members))
             }
         };
-        if !all.is_empty() {
-            self.scan_then(all, Scanning::Free(members));
+        match (all.is_empty(), batch) {
+            (false, batch) => self.scan_then(all, Scanning::Free(batch)),
+            // Files without frames.
+            (true, Batch::One(fading)) => self.faded(fading),
+            (true, Batch::Several(members)) => {
+                members.into_iter().for_each(|(_, fading)| self.faded(fading));
+            }
         }
     }
 
-    /// As [`take_out`](Self::take_out), when the scan has ended. Without members the drain is of
-    /// one.
-    pub(crate) fn took_out(&mut self, drain: Drain, members: Vec<SortedRuns>) {
-        if members.is_empty() {
-            self.took_one_out(drain);
-        } else {
-            members.into_iter().for_each(|runs| self.took_one_out(drain.part(runs)));
+    /// As [`take_out`](Self::take_out), when the scan has ended.
+    pub(crate) fn took_out(&mut self, drain: Drain, batch: Batch) {
+        match batch {
+            Batch::One(fading) => self.took_one_out(drain, fading),
+            Batch::Several(members) => {
+                for (runs, fading) in members {
+                    self.took_one_out(drain.part(runs), fading);
+                }
+            }
         }
         self.reclaim_some();
     }
 
-    fn took_one_out(&mut self, drain: Drain) {
+    fn took_one_out(&mut self, drain: Drain, fading: Option<Arc<Fading>>) {
         // The usual case, which has nothing to wait for and nobody to ask.
         if drain.is_idle() {
             drain.runs().iter().for_each(|run| self.frames.release(run));
-            return;
+            return self.faded(fading);
         }
         let parts = self.in_steps(drain);
         let most_asks = (MAX_ASKS / parts.len().max(1)).max(1);
         let started_ms = clock::monotonic_ms();
-        let pending = |drain| PendingDrain {
+        let pending = |(drain, fading)| PendingDrain {
             drain,
             started_ms,
-            purpose: Purpose::Free,
+            purpose: Purpose::Free(fading),
             unasked: Some(most_asks),
         };
-        let mut parts = parts.into_iter().map(pending);
+        // The last part has the last of `fading`.
+        let fading = std::iter::repeat_n(fading, parts.len());
+        let mut parts = parts.into_iter().zip(fading).map(pending);
         // Most files have few holders. The parts of one with many wait each for its step.
         if let Some(first) = parts.next() {
             self.continue_free(first);
@@ -266,7 +294,7 @@ impl Core {
         if let Purpose::Cut(cut) = pending.purpose {
             self.leases.call_off(pending.drain.runs());
             // Its answer would be about a deadline that did not pass.
-            self.restore(cut, None);
+            self.restore(*cut, None);
         }
     }
 
@@ -294,9 +322,9 @@ impl Core {
         let PendingDrain { drain, started_ms, purpose, unasked } = pending;
         let now_ms = clock::monotonic_ms();
         let purpose = match purpose {
-            Purpose::Cut(cut) if drain.is_idle() => return self.finish_cut(&drain, cut),
+            Purpose::Cut(cut) if drain.is_idle() => return self.finish_cut(&drain, *cut),
             Purpose::Cut(cut) if cut.deadline_ms() <= now_ms => {
-                return self.give_up_cut(drain, cut);
+                return self.give_up_cut(drain, *cut);
             }
             Purpose::Unplug(unplug) if drain.is_idle() => return self.finish_unplug(unplug),
             Purpose::Unplug(unplug) if unplug.deadline_ms() <= now_ms => {
@@ -308,7 +336,7 @@ impl Core {
             }
             purpose => purpose,
         };
-        let is_freed = matches!(purpose, Purpose::Free | Purpose::FreeQuarantined);
+        let is_freed = matches!(purpose, Purpose::Free(_) | Purpose::FreeQuarantined);
         let is_news = nr_ended > 0 || unasked.is_some();
         let pending = PendingDrain { drain, started_ms, purpose, unasked };
         if is_freed && is_news {
@@ -325,10 +353,13 @@ impl Core {
         for run in idle {
             self.frames.release(run);
         }
+        let PendingDrain { drain, started_ms, purpose, unasked } = pending;
         if waiting.is_empty() {
+            if let Purpose::Free(fading) = purpose {
+                self.faded(fading);
+            }
             return;
         }
-        let PendingDrain { drain, started_ms, purpose, unasked } = pending;
         let drain = drain.of_frames(waiting);
         if let Some(most_asks) = unasked {
             drain.runs().iter().for_each(|run| self.frames.mark_held(run));
@@ -353,7 +384,7 @@ impl Core {
             Purpose::Cut(cut) => Some(cut.deadline_ms()),
             Purpose::Unplug(unplug) => Some(unplug.deadline_ms()),
             Purpose::Close(closing) => Some(closing.deadline_ms()),
-            Purpose::Free | Purpose::FreeQuarantined => None,
+            Purpose::Free(_) | Purpose::FreeQuarantined => None,
         });
         let others = self.questions.next_deadline_ms().into_iter().chain(self.leases.next_due_ms());
         deadlines.chain(others).chain(self.departures_due_ms()).min()

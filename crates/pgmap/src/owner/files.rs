@@ -15,15 +15,16 @@ use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::stamp::Stamp;
 use pgmap_os::{LongTerm, MemoryFile, MemoryKind, Persistence};
 
+use crate::metadata::{FileMetadata, UserMetadata};
 use crate::name::FileName;
 use crate::owner::catalog::Change;
 use crate::owner::core::{Core, DraftRecord, FileRecord, Outcome, bytes};
-use crate::owner::frames::{Listed, MAX_FILE_EXTENTS};
+use crate::owner::frames::MAX_FILE_EXTENTS;
 use crate::owner::populate::STEP_PAGES;
 use crate::refusal::Refusal;
 use crate::wire::{
-    self, Committed, CreateSpec, Draft, FileRules, MAX_BATCH, MAX_REPLY_EXTENTS, Reply,
-    extents_to_words,
+    self, CommitSpec, Committed, CreateSpec, Draft, FileChange, FileRules, MAX_BATCH,
+    MAX_REPLY_EXTENTS, Reply, extents_to_words,
 };
 
 fn checked_batch(nr_items: usize) -> Result<(), Refusal> {
@@ -127,6 +128,8 @@ impl Core {
                 replace: spec.replace,
                 rules: spec.rules,
                 extents,
+                metadata: spec.metadata,
+                is_checksummed: spec.is_checksummed,
             },
         );
         Ok((draft, lacking))
@@ -192,17 +195,21 @@ impl Core {
     }
 
     /// Publishes drafts: on record first, then Live, then in the index.
-    pub(crate) fn commit(&mut self, client: ClientId, ids: &[u64]) -> Result<Reply, Refusal> {
-        checked_batch(ids.len())?;
-        let mut results: Vec<Result<Committed, Refusal>> = Vec::with_capacity(ids.len());
-        let mut ready: Vec<(usize, FileId)> = Vec::new();
+    pub(crate) fn commit(
+        &mut self,
+        client: ClientId,
+        specs: &[CommitSpec],
+    ) -> Result<Reply, Refusal> {
+        checked_batch(specs.len())?;
+        let mut results: Vec<Result<Committed, Refusal>> = Vec::with_capacity(specs.len());
+        let mut ready: Vec<(usize, CommitSpec)> = Vec::new();
         let (mut seen, mut names) = (BTreeSet::new(), BTreeSet::new());
         // One alone is named once.
-        let is_batch = ids.len() > 1;
+        let is_batch = specs.len() > 1;
         // Slots of the index that the batch takes, and names that are new.
         let mut room = (0, 0);
-        for (place, &id) in ids.iter().enumerate() {
-            let id = FileId(id);
+        for (place, &spec) in specs.iter().enumerate() {
+            let id = FileId(spec.id);
             let draft = self.drafts.get(&id).filter(|draft| draft.client == client);
             let is_known_id = is_batch && seen.contains(&id);
             let draft = draft.filter(|_| !self.lacks_memory(id) && !is_known_id);
@@ -214,23 +221,23 @@ impl Core {
                     seen.insert(id);
                     names.insert(&draft.name);
                 }
-                ready.push((place, id));
+                ready.push((place, spec));
                 Ok(())
             });
             results.push(verdict.map(|()| Committed { life: Vec::new() }));
         }
-        ready.retain(|(place, id)| {
+        ready.retain(|(place, spec)| {
             let zeroed = self
                 .drafts
-                .get(id)
+                .get(&FileId(spec.id))
                 .map_or(Ok(()), |draft| self.frames.zero_tail(&draft.extents, draft.len_bytes));
             zeroed.map_err(|refusal| results[*place] = Err(refusal)).is_ok()
         });
         self.record_commits(&ready)?;
         let mut replaced = Vec::new();
-        for (place, id) in ready {
-            let Some(draft) = self.drafts.remove(&id) else { continue };
-            results[place] = self.publish(id, draft, &mut replaced);
+        for (place, spec) in ready {
+            let Some(draft) = self.drafts.remove(&FileId(spec.id)) else { continue };
+            results[place] = self.publish(spec, draft, &mut replaced);
         }
         self.retire(replaced);
         Ok(Reply::Committed(results))
@@ -260,30 +267,26 @@ impl Core {
         }
         let nr_slots = *slots + self.frames.slots_for(draft.extents.len());
         self.frames.check_room(nr_slots)?;
+        if draft.metadata != UserMetadata::default() {
+            self.frames.check_metadata_room(nr_slots)?;
+        }
         (*slots, *new_names) = (nr_slots, nr_new);
         Ok(())
     }
 
-    fn record_commits(&self, ready: &[(usize, FileId)]) -> Result<(), Refusal> {
+    fn record_commits(&self, ready: &[(usize, CommitSpec)]) -> Result<(), Refusal> {
         if self.pool.catalog.is_none() {
             return Ok(());
         }
         let mut changes = Vec::with_capacity(ready.len());
-        for (_, id) in ready {
-            let Some(draft) = self.drafts.get(id) else { continue };
+        for (_, spec) in ready {
+            let id = FileId(spec.id);
+            let Some(draft) = self.drafts.get(&id) else { continue };
             let live = draft.extents.iter().map(|extent| Extent {
                 life: live_word(extent.life, self.flags_for(draft.rules, &draft.extents)),
                 ..*extent
             });
-            let record = FileRecord {
-                id: *id,
-                len_bytes: draft.len_bytes,
-                largest: draft.largest,
-                rules: draft.rules,
-                extents: live.collect(),
-                entry: EntryId::from_number(0),
-                doing: None,
-            };
+            let record = draft.committed(*spec, live.collect());
             changes.push(Change::Put(&draft.name, record.stored()));
         }
         self.record(&changes)
@@ -291,39 +294,38 @@ impl Core {
 
     fn publish(
         &mut self,
-        id: FileId,
+        spec: CommitSpec,
         draft: DraftRecord,
-        replaced: &mut Vec<FileRecord>,
+        replaced: &mut Vec<(FileName, FileRecord)>,
     ) -> Result<Committed, Refusal> {
-        let listed = Listed { name: &draft.name, id, len_bytes: draft.len_bytes };
+        let mut record = draft.committed(spec, Vec::new());
         let flags = self.flags_for(draft.rules, &draft.extents);
-        let published = self.frames.publish(listed, &draft.extents, flags);
+        let published = self.frames.publish(record.listed(&draft.name), &draft.extents, flags);
         let (extents, entry) = match published {
             Ok(published) => published,
             Err(refusal) => {
                 // Room was asked for before; should it be gone, nothing of the file stays.
-                self.record(&[Change::Delete(&draft.name)])?;
+                let change = match self.files.get(&draft.name) {
+                    Some(old) => Change::Put(&draft.name, old.stored()),
+                    None => Change::Delete(&draft.name),
+                };
+                self.record(&[change])?;
                 self.retire_drafts(vec![draft]);
                 return Err(refusal);
             }
         };
         let life = extents.iter().map(|extent| extent.life.bits()).collect();
-        let record = FileRecord {
-            id,
-            len_bytes: draft.len_bytes,
-            largest: draft.largest,
-            rules: draft.rules,
-            extents,
-            entry,
-            doing: None,
-        };
+        (record.extents, record.entry) = (extents, entry);
+        let (id, len_bytes) = (record.id, record.len_bytes);
         self.names.insert(id, draft.name.clone());
         if let Some(old) = self.files.insert(draft.name.clone(), record) {
             // The new entry heads the chain, so nobody ever misses the name.
             self.frames.unlist(old.entry, &draft.name);
             self.names.remove(&old.id);
-            replaced.push(old);
+            self.announce(FileChange::Removed, &draft.name, old.id, old.len_bytes);
+            replaced.push((draft.name.clone(), old));
         }
+        self.announce(FileChange::Created, &draft.name, id, len_bytes);
         Ok(Committed { life })
     }
 
@@ -365,10 +367,11 @@ impl Core {
         self.record(&changes)?;
         let mut gone = Vec::with_capacity(going.len());
         for name in going {
-            if let Some(file) = self.files.remove(name) {
-                self.frames.unlist(file.entry, name);
+            if let Some((name, file)) = self.files.remove_entry(name) {
+                self.frames.unlist(file.entry, &name);
                 self.names.remove(&file.id);
-                gone.push(file);
+                self.announce(FileChange::Removed, &name, file.id, file.len_bytes);
+                gone.push((name, file));
             }
         }
         self.retire(gone);
@@ -389,16 +392,25 @@ impl Core {
             return Ok(Reply::Done);
         }
         self.check_name_free(&to, replace)?;
-        self.frames.check_room(self.frames.slots_for(file.extents.len()))?;
+        let nr_slots = self.frames.slots_for(file.extents.len());
+        self.frames.check_room(nr_slots)?;
+        if file.metadata.user != UserMetadata::default() {
+            self.frames.check_metadata_room(nr_slots)?;
+        }
         self.record(&[Change::Put(&to, file.stored()), Change::Delete(from)])?;
         let mut file = self.files.remove(from).ok_or_else(not_found)?;
         file.entry = self.frames.rename(file.entry, from, file.listed(&to), &file.extents)?;
-        self.names.insert(file.id, to.clone());
-        if let Some(old) = self.files.insert(to.clone(), file) {
+        let (id, len_bytes) = (file.id, file.len_bytes);
+        self.names.insert(id, to.clone());
+        let old = self.files.insert(to.clone(), file);
+        if let Some(old) = &old {
             self.frames.unlist(old.entry, &to);
             self.names.remove(&old.id);
-            self.retire(vec![old]);
+            self.announce(FileChange::Removed, &to, old.id, old.len_bytes);
         }
+        self.announce(FileChange::Removed, from, id, len_bytes);
+        self.announce(FileChange::Created, &to, id, len_bytes);
+        self.retire(old.map(|old| (to, old)).into_iter().collect());
         Ok(Reply::Done)
     }
 
@@ -480,6 +492,23 @@ impl Core {
             self.adopt(&name, file);
         }
         self.restore_all_again();
+    }
+}
+
+impl DraftRecord {
+    /// The file that it becomes, whose entry in the index is still to be written.
+    fn committed(&self, spec: CommitSpec, extents: Vec<Extent>) -> FileRecord {
+        let checksum = spec.checksum.filter(|_| self.is_checksummed);
+        FileRecord {
+            id: FileId(spec.id),
+            len_bytes: self.len_bytes,
+            largest: self.largest,
+            rules: self.rules,
+            extents,
+            metadata: FileMetadata { user: self.metadata.clone(), checksum },
+            entry: EntryId::from_number(0),
+            doing: None,
+        }
     }
 }
 

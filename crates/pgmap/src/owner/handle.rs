@@ -206,10 +206,26 @@ impl Shared {
         self.await_outcome(name, limit, |core| core.handle(client, request))
     }
 
-    /// What the pool's backings are, and a descriptor of each further one that is there.
-    pub(crate) fn backings(&self) -> Result<(Reply, Vec<OwnedFd>), Error> {
-        let state = self.lock_running()?;
-        Ok((Reply::Backings(state.core.backing_infos()), state.core.hand_backings()?))
+    /// Does what a client in this process asks, for an answer that comes at once and brings
+    /// descriptors.
+    pub(crate) fn call_for_fds(
+        &self,
+        client: ClientId,
+        request: Request,
+    ) -> Result<(Reply, Vec<OwnedFd>), Error> {
+        let mut state = self.lock_running()?;
+        let reply = match state.core.handle(client, request) {
+            Outcome::Answer(Reply::Refused(refusal)) => return Err(refusal.into()),
+            Outcome::Answer(reply) => reply,
+            Outcome::Later(_) => {
+                let why = "an answer with descriptors came late".into();
+                return Err(Refusal::Internal { why }.into());
+            }
+        };
+        let fds = state.core.fds_of(&reply)?;
+        drop(state);
+        self.wake();
+        Ok((reply, fds))
     }
 
     /// Has the core do something, and waits for its answer if that comes later. What is not

@@ -4,7 +4,7 @@ use pgmap_mm::drain::ClientId;
 
 use crate::name::FileName;
 use crate::owner::core::{Core, Outcome};
-use crate::wire::{CreateSpec, FolioSize, Reply, Request};
+use crate::wire::{CommitSpec, CreateSpec, FolioSize, Reply, Request};
 
 /// Makes the file `name` of small folios, which nobody writes to.
 pub(crate) fn make_file(core: &mut Core, client: ClientId, name: &FileName, len_bytes: u64) {
@@ -33,6 +33,6 @@ pub(crate) fn make_file_in(
     };
     let Reply::Created(drafts) = reply else { panic!("{reply:?}") };
     let id = drafts[0].as_ref().unwrap().id;
-    let outcome = core.handle(client, Request::Commit(vec![id]));
+    let outcome = core.handle(client, Request::Commit(vec![CommitSpec::new(id)]));
     assert!(matches!(outcome, Outcome::Answer(Reply::Committed(_))), "{outcome:?}");
 }

@@ -18,6 +18,7 @@ pub(crate) mod frames;
 pub mod handle;
 pub(crate) mod holders;
 pub(crate) mod leases;
+mod lines;
 #[cfg(test)]
 mod made_file;
 pub(crate) mod pagemaps;
@@ -32,5 +33,6 @@ pub(crate) mod scans;
 pub(crate) mod service;
 #[doc(hidden)]
 pub mod session;
+mod subscribers;
 
 pub use handle::Owner;

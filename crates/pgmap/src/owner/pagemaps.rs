@@ -10,7 +10,7 @@ use std::sync::Arc;
 use pgmap_mm::descriptor::{Descriptor, FolioState};
 use pgmap_mm::drain::{Drain, MAX_ASKS};
 use pgmap_mm::holder::DrainReason;
-use pgmap_mm::index::FileId;
+use pgmap_mm::index::{Facts, FileId};
 use pgmap_mm::level::Level;
 use pgmap_mm::pagemap::{
     DeviceRange, FailureFlags, PagemapError, PagemapId, PagemapOps, PagemapSpec, Step, Teardown,
@@ -20,6 +20,7 @@ use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::runs::SortedRuns;
 use pgmap_os::clock;
 
+use crate::metadata::FileMetadata;
 use crate::name::FileName;
 use crate::owner::core::{Core, FileRecord, Outcome, Ticket};
 use crate::owner::drains::{PendingDrain, Purpose};
@@ -145,11 +146,14 @@ impl Core {
         };
         let len_bytes = runs.nr_pages() * pgmap_mm::level::PAGE_BYTES;
         let file_id = FileId(stamp.number());
-        let entry = self.frames.list(Listed { name, id: file_id, len_bytes }, &extents)?;
+        let facts = Facts::new(file_id, len_bytes);
+        let entry = self.frames.list(Listed { name, facts }, &extents)?;
         self.names.insert(file_id, name.clone());
         let rules = FileRules::default();
         let doing = Some(DEVICE);
-        let file = FileRecord { id: file_id, len_bytes, largest, rules, extents, entry, doing };
+        let metadata = FileMetadata::default();
+        let file =
+            FileRecord { id: file_id, len_bytes, largest, rules, extents, metadata, entry, doing };
         self.files.insert(name.clone(), file);
         self.devices.insert(id, Device { name: name.clone(), runs, ops, teardown: None });
         Ok(id)

@@ -158,6 +158,7 @@ impl Core {
         let flags = self.flags_of(&file);
         let (pieces, live) = self.frames.plan_heal(&file.extents[at], run, flags)?;
         file.extents.splice(at..=at, pieces);
+        file.metadata = file.metadata.without_checksum();
         self.record(&[Change::Put(name, file.stored()), Change::Healthy(run.start())])?;
         self.frames.heal(run, live)?;
         self.relist(name, &file)?;

@@ -72,7 +72,7 @@ impl Core {
         self.frames.finish_recovery();
         if !strays.is_empty() {
             tracing::info!(pages = strays.nr_pages(), "draining what an earlier owner left");
-            self.take_out(std::iter::once(strays));
+            self.take_out(std::iter::once((strays, None)));
         }
         Ok(())
     }
@@ -142,6 +142,7 @@ impl Core {
             largest,
             rules: stored.rules,
             extents: recovered,
+            metadata: stored.metadata.clone(),
             entry: EntryId::from_number(0),
             doing: None,
         };
@@ -321,7 +322,7 @@ mod tests {
     use crate::owner::cut::Patience;
     use crate::owner::handle::Owner;
     use crate::pool::{Pool, PoolOptions};
-    use crate::wire::{CreateSpec, FolioSize, OnDeadline, Reply, Request};
+    use crate::wire::{CommitSpec, CreateSpec, FolioSize, OnDeadline, Reply, Request};
 
     const POOL_BYTES: u64 = 16 << 20;
 
@@ -339,7 +340,7 @@ mod tests {
         let outcome = core.handle(client, Request::Create(vec![spec]));
         let Outcome::Answer(Reply::Created(drafts)) = outcome else { panic!("{outcome:?}") };
         let id = drafts[0].as_ref().unwrap().id;
-        let outcome = core.handle(client, Request::Commit(vec![id]));
+        let outcome = core.handle(client, Request::Commit(vec![CommitSpec::new(id)]));
         assert!(matches!(outcome, Outcome::Answer(Reply::Committed(_))), "{outcome:?}");
     }
 

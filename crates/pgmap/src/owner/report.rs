@@ -50,6 +50,7 @@ impl Core {
             allocated_bytes: bytes(file.allocated_pages()),
             nr_extents: file.extents.len() as u64,
             nr_folios,
+            metadata: file.metadata.clone(),
         }
     }
 

@@ -84,8 +84,8 @@ impl Core {
         if let Some(file) = self.files.get(&cut.name) {
             let extents = (&*cut.before.extents, &*file.extents);
             let extents = self.frames.undo_cut(&cut.frames, extents, &cut.pages);
-            let len_bytes = cut.before.len_bytes;
-            let after = FileRecord { len_bytes, extents, doing: None, ..file.clone() };
+            let (len_bytes, metadata) = (cut.before.len_bytes, cut.before.metadata);
+            let after = FileRecord { len_bytes, extents, metadata, doing: None, ..file.clone() };
             self.adopt(&cut.name, after);
         }
         self.answers.extend(answer.map(|answer| (cut.ticket, answer)));

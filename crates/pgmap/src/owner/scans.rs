@@ -11,6 +11,7 @@ use crate::owner::clients::Ledger;
 use crate::owner::closing::Closing;
 use crate::owner::core::{Core, Ticket};
 use crate::owner::cut::Cut;
+use crate::owner::drains::Batch;
 use crate::owner::pagemaps::Unplug;
 
 /// Most slots or counts that one step reads, and holds that it puts in order: well below a
@@ -27,8 +28,8 @@ pub(crate) struct PendingScan {
 /// What a scan is for.
 #[derive(Debug)]
 pub(crate) enum Scanning {
-    /// They are to be freed, file by file: these of each, or all of the only one.
-    Free(Vec<SortedRuns>),
+    /// They are to be freed, file by file.
+    Free(Batch),
     /// They are cut out of a file.
     Cut(Box<Cut>),
     /// They are a pagemap's, which goes.
@@ -102,7 +103,7 @@ impl Core {
         let drain = self.end_scan(scan);
         match then {
             Scanning::Free(batch) => self.took_out(drain, batch),
-            Scanning::Cut(cut) => self.wait_for_holders(drain, *cut),
+            Scanning::Cut(cut) => self.wait_for_holders(drain, cut),
             Scanning::Unplug(unplug) => self.unplug_after(drain, unplug),
             Scanning::Close(closing) => self.close_after(drain, closing),
         }

@@ -22,6 +22,7 @@ use crate::error::Error;
 use crate::owner::clients::Identity;
 use crate::owner::core::Ticket;
 use crate::owner::handle::Shared;
+use crate::owner::lines::{LINE, Lines};
 use crate::owner::session::{Greeting, MAX_AWAITED, Reaction, Session, answer, tell};
 use crate::wire::{self, EVENT_NUMBER, MAX_MESSAGE_BYTES, Reply};
 
@@ -99,6 +100,7 @@ pub(crate) struct Service {
     /// Clients without a connection that are not known to be dead, and what watches them.
     disconnected: Vec<(ClientId, Option<(u64, OwnedFd)>)>,
     buffer: Vec<u8>,
+    lines: Lines,
 }
 
 /// Stops the owner when the loop ends, however it does.
@@ -130,6 +132,7 @@ impl Service {
             unread: VecDeque::new(),
             disconnected: disconnected.into_iter().map(|client| (client, None)).collect(),
             buffer: vec![0; MAX_MESSAGE_BYTES],
+            lines: Lines::default(),
         })
     }
 
@@ -225,6 +228,9 @@ impl Service {
                 self.take_listener();
             }
             LISTENER => self.accept(),
+            token if token & LINE != 0 => {
+                self.lines.on_event(event, &mut self.shared.lock().core, &self.poller);
+            }
             token => self.on_link_event((token - FIRST) / 2, (token - FIRST) % 2 == 1, event),
         }
     }
@@ -607,6 +613,7 @@ impl Service {
                 None => has_local |= state.answer_local(ticket, reply),
             }
         }
+        self.lines.hand_out(&mut state.core, &self.poller);
         let cut_off = state.core.take_cut_off();
         let mut events = Vec::new();
         for (client, event) in state.core.take_events() {

@@ -161,13 +161,15 @@ impl Session {
             _ => {}
         }
         match core.handle(client, request.body) {
-            Outcome::Answer(reply @ Reply::Backings(_)) => match core.hand_backings() {
-                Ok(fds) => match answer(request.number, reply) {
-                    Reaction::Send(bytes, _) => Reaction::Send(bytes, fds),
-                    other => other,
-                },
-                Err(error) => answer(request.number, Reply::Refused(error.into())),
-            },
+            Outcome::Answer(reply @ (Reply::Backings(_) | Reply::Subscribed { .. })) => {
+                match core.fds_of(&reply) {
+                    Ok(fds) => match answer(request.number, reply) {
+                        Reaction::Send(bytes, _) => Reaction::Send(bytes, fds),
+                        other => other,
+                    },
+                    Err(error) => answer(request.number, Reply::Refused(error.into())),
+                }
+            }
             Outcome::Answer(reply) => tell(core, client, request.number, reply),
             Outcome::Later(ticket) => Reaction::Await(ticket, request.number),
         }

@@ -6,13 +6,15 @@
 //! 2. that the data is the catalog's: length, page size, seal, mark;
 //! 3. each file: whole folios inside the pool, outside the head, each frame in one file, under
 //!    stamps that were given out;
-//! 4. if asked, the contents: every byte can be read, and what lies behind a file's end is zero.
+//! 4. if asked, the contents: every byte can be read, they have the checksum on record where there
+//!    is one, and what lies behind a file's end is zero.
 //!
 //! Descriptors and index are not looked at: they are made again from the catalog when the pool is
-//! opened. Contents have no checksums of their own: bytes that changed while they can be read are
-//! not found.
+//! opened. A file has a checksum if its creator asked for one; bytes of another that changed while
+//! they can be read are not found.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,6 +24,7 @@ use pgmap_mm::pfn::PfnRange;
 use pgmap_os::{Access, MemoryFile, ParentFd};
 
 use crate::error::Error;
+use crate::metadata::Checksum;
 use crate::name::FileName;
 use crate::owner::catalog::{Catalog, Change, Head, StoredBacking, StoredFile, StoredPool};
 use crate::pool::backing::{Medium, open_backing, path_of};
@@ -262,11 +265,13 @@ impl Check<'_> {
         let total: u64 = files.iter().map(|(_, file)| file.len_bytes).sum();
         let mut failed: Vec<u64> = Vec::new();
         for (name, file) in files {
-            let mut at = 0;
+            let (mut at, mut sum, mut is_all_read) = (0, Checksum::default(), true);
             for extent in file.extents().unwrap_or_default() {
                 let end = (at + extent.run.len_bytes()).min(file.len_bytes);
                 if let Some((data, start)) = media.of(&extent) {
-                    for page in self.read_run(start, end - at, total, data) {
+                    let unread = self.read_run(start..start + (end - at), total, data, &mut sum);
+                    is_all_read &= unread.is_empty();
+                    for page in unread {
                         let frame = extent.run.start() + page / PAGE_BYTES;
                         if catalog.poisoned().contains(&frame) {
                             continue;
@@ -278,7 +283,11 @@ impl Check<'_> {
                         self.found(format!("file \"{name}\""), why, repair);
                     }
                 }
+                is_all_read &= media.of(&extent).is_some();
                 at = end;
+            }
+            if is_all_read {
+                self.check_sum(name, file, sum);
             }
             if !catalog.open_tails().contains(&file.id) {
                 self.check_tail(name, file, media);
@@ -293,9 +302,28 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Reads `len` bytes from `start` of the data on. Returns the offsets of pages that do not
+    /// Compares the checksum of a file's bytes with the one on record, if there is one.
+    fn check_sum(&mut self, name: &FileName, file: &StoredFile, sum: Checksum) {
+        if let Some(expected) = file.metadata.checksum.filter(|&expected| expected != sum.value()) {
+            let why = format!(
+                "its bytes have the checksum {:#010x}, and {expected:#010x} is on record: they \
+                 were changed after it was committed",
+                sum.value()
+            );
+            self.found(format!("file \"{name}\""), why, None);
+        }
+    }
+
+    /// Reads `range` of the data, and adds it to `sum`. Returns the offsets of pages that do not
     /// answer.
-    fn read_run(&mut self, start: u64, len: u64, total: u64, data: &MemoryFile) -> Vec<u64> {
+    fn read_run(
+        &mut self,
+        range: Range<u64>,
+        total: u64,
+        data: &MemoryFile,
+        sum: &mut Checksum,
+    ) -> Vec<u64> {
+        let (start, len) = (range.start, range.end - range.start);
         let mut bytes = vec![0; STEP_BYTES.min(len) as usize];
         let mut failed = Vec::new();
         let mut at = 0;
@@ -308,6 +336,7 @@ impl Check<'_> {
                     data.read_exact_at(part, start + page).is_err()
                 }));
             }
+            sum.update(&bytes[..step as usize]);
             at += step;
             self.report.read_bytes += step;
             (self.progress)(self.report.read_bytes, total);
@@ -380,7 +409,7 @@ fn record(catalog: &Catalog, data: &MemoryFile, changes: &[Change<'_>]) -> Resul
 fn impossible(
     file: &StoredFile,
     stored: &StoredPool,
-    frames: std::ops::Range<u64>,
+    frames: Range<u64>,
     catalog: &Catalog,
 ) -> Option<String> {
     let is_of = |line: &StoredBacking, run: PfnRange| {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::metadata::FileMetadata;
 use crate::name::FileName;
 
 /// One file of a listing.
@@ -19,6 +20,8 @@ pub struct FileInfo {
     pub nr_extents: u64,
     /// Its folios of 4 KiB, 2 MiB and 1 GiB.
     pub nr_folios: [u64; 3],
+    /// What it carries beside its contents.
+    pub metadata: FileMetadata,
 }
 
 /// A summary of a pool, in bytes.

@@ -12,18 +12,8 @@ use crate::wire::{self, MAX_MESSAGE_BYTES, Numbered, Reply, Request};
 
 /// A reply and what came along.
 pub(super) struct Received {
-    reply: Numbered<Reply>,
-    fds: Vec<OwnedFd>,
-}
-
-impl Received {
-    /// The reply; descriptors take the place of those that another reply brought.
-    pub(super) fn hand_to(self, handed: &mut Vec<OwnedFd>) -> Numbered<Reply> {
-        if !self.fds.is_empty() {
-            *handed = self.fds;
-        }
-        self.reply
-    }
+    pub reply: Numbered<Reply>,
+    pub fds: Vec<OwnedFd>,
 }
 
 /// The next message, if there is one.
@@ -43,23 +33,20 @@ pub(super) fn receive(connection: &Connection) -> Result<Option<Received>, Error
 }
 
 impl Link {
-    /// Asks for the pool's backings, and a descriptor of each further one that is there. One thread
-    /// of a client at a time.
-    pub(in crate::client) fn backings(
+    /// As [`call`](Self::call), for requests whose answers bring descriptors.
+    pub(in crate::client) fn call_for_fds(
         &self,
         client: ClientId,
+        request: Request,
         limit: Duration,
         resume: impl Fn(Doorbell),
         ledger: &ParentFd,
     ) -> Result<(Reply, Vec<OwnedFd>), Error> {
         match self {
-            Self::Embedded(shared) => shared.backings(),
-            Self::Remote(remote) => {
-                remote.lock().handed.clear();
-                let called = remote.call_resuming(client, Request::Backings, limit, resume, ledger);
-                let reply = called.map_err(|failed| failed.error)?;
-                Ok((reply, std::mem::take(&mut remote.lock().handed)))
-            }
+            Self::Embedded(shared) => shared.call_for_fds(client, request),
+            Self::Remote(remote) => remote
+                .call_resuming(client, request, limit, resume, ledger)
+                .map_err(|failed| failed.error),
         }
     }
 }

@@ -9,6 +9,7 @@ use pgmap_os::PageSize;
 
 use super::header::HEADER_BYTES;
 use super::*;
+use crate::metadata::UserMetadata;
 
 const ROOM: u64 = 512 << 10;
 
@@ -48,7 +49,16 @@ fn name(number: u64) -> FileName {
 
 fn file(id: u64) -> StoredFile {
     let extents = vec![[id, 1, id]; 1 + (id % 40) as usize];
-    StoredFile { id, len_bytes: id * 3, largest_level: 0, rules: FileRules::default(), extents }
+    let user = UserMetadata::new(vec![id as u8; (id % 257) as usize]).unwrap();
+    let checksum = (!id.is_multiple_of(3)).then_some(id as u32);
+    StoredFile {
+        id,
+        len_bytes: id * 3,
+        largest_level: 0,
+        rules: FileRules::default(),
+        extents,
+        metadata: FileMetadata { user, checksum },
+    }
 }
 
 #[test]

@@ -45,7 +45,7 @@ use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
 use pgmap_mm::extent::Extent;
 use pgmap_mm::folio::{Folios, Sizing};
 use pgmap_mm::frames::{Frames, FramesShort};
-use pgmap_mm::index::{EntryId, ExtentList, FileId, IndexFull, IndexWriter};
+use pgmap_mm::index::{EntryId, ExtentList, Facts, IndexFull, IndexWriter};
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::runs::SortedRuns;
@@ -94,8 +94,7 @@ pub(crate) struct PoolFrames {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Listed<'a> {
     pub name: &'a FileName,
-    pub id: FileId,
-    pub len_bytes: u64,
+    pub facts: Facts<'a>,
 }
 
 impl From<IndexFull> for Refusal {
@@ -309,6 +308,14 @@ impl PoolFrames {
         Ok(self.index.check_room(nr_slots)?)
     }
 
+    /// Whether the next `nr_slots` slots of the index can have user metadata.
+    ///
+    /// # Errors
+    /// [`Refusal::NoMemory`] when not.
+    pub(crate) fn check_metadata_room(&self, nr_slots: usize) -> Result<(), Refusal> {
+        Ok(self.index.check_metadata_room(nr_slots)?)
+    }
+
     /// Publishes a draft's frames as a file: their folios become Live under `flags`, and the index
     /// names them. On record already.
     pub(crate) fn publish(
@@ -329,7 +336,7 @@ impl PoolFrames {
         extents: &[Extent],
     ) -> Result<EntryId, Refusal> {
         let list: ExtentList = extents.iter().copied().collect();
-        Ok(self.index.insert(file.name.as_bytes(), file.id, file.len_bytes, &list)?)
+        Ok(self.index.insert(file.name.as_bytes(), file.facts, &list)?)
     }
 
     /// Writes what the index says of a file again. Cannot fail where the file has no more extents
@@ -341,7 +348,7 @@ impl PoolFrames {
         extents: &[Extent],
     ) -> Result<(), Refusal> {
         let list: ExtentList = extents.iter().copied().collect();
-        Ok(self.index.update(entry, file.name.as_bytes(), file.id, file.len_bytes, &list)?)
+        Ok(self.index.update(entry, file.name.as_bytes(), file.facts, &list)?)
     }
 
     /// Gives a file another name in the index; returns its new entry.
@@ -354,7 +361,7 @@ impl PoolFrames {
     ) -> Result<EntryId, Refusal> {
         let list: ExtentList = extents.iter().copied().collect();
         let names = (from.as_bytes(), to.name.as_bytes());
-        Ok(self.index.rename(entry, names, to.id, to.len_bytes, &list)?)
+        Ok(self.index.rename(entry, names, to.facts, &list)?)
     }
 
     /// Takes a file's name out of the index.

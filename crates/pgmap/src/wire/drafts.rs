@@ -1,0 +1,78 @@
+//! Files on their way into the pool: what is asked for, what is reserved, what is committed.
+
+use serde::{Deserialize, Serialize};
+
+use crate::metadata::UserMetadata;
+use crate::name::FileName;
+use crate::wire::{FileRules, FolioSize, Placement};
+
+/// A file to be created.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CreateSpec {
+    /// Its name from the commit on.
+    pub name: FileName,
+    /// Its length in bytes.
+    pub len_bytes: u64,
+    /// Its folios.
+    pub folio_size: FolioSize,
+    /// Whether it takes the place of a file with the same name.
+    pub replace: bool,
+    /// What may be done with it.
+    pub rules: FileRules,
+    /// Where it may lie.
+    pub placement: Placement,
+    /// What its users want to know of it.
+    pub metadata: UserMetadata,
+    /// Whether it gets a checksum of its contents when it is committed.
+    pub is_checksummed: bool,
+}
+
+impl CreateSpec {
+    /// A new file without special rules, on any backing.
+    #[must_use]
+    pub fn new(name: FileName, len_bytes: u64, folio_size: FolioSize) -> Self {
+        Self {
+            name,
+            len_bytes,
+            folio_size,
+            replace: false,
+            rules: FileRules::default(),
+            placement: Placement::Any,
+            metadata: UserMetadata::default(),
+            is_checksummed: false,
+        }
+    }
+}
+
+/// A file that was created and not committed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Draft {
+    /// Its number.
+    pub id: u64,
+    /// Its frames, under their Reserved life words.
+    pub extents: Vec<[u64; 3]>,
+}
+
+/// A file to be committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommitSpec {
+    /// Its number.
+    pub id: u64,
+    /// The checksum of its contents. Kept if the create asked for one.
+    pub checksum: Option<u32>,
+}
+
+impl CommitSpec {
+    /// A commit without a checksum.
+    #[must_use]
+    pub const fn new(id: u64) -> Self {
+        Self { id, checksum: None }
+    }
+}
+
+/// A file that was committed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Committed {
+    /// The life words of its extents now.
+    pub life: Vec<u64>,
+}
