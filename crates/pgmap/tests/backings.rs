@@ -428,6 +428,8 @@ fn what_was_taken_out_is_mapped_and_open_nowhere_although_nobody_asks() {
     };
     assert!(is_kept());
     let first_pfn = client.backings().unwrap()[1].first_pfn;
+    // The client has looked since the backing came: it is the removal that it must notice.
+    std::thread::sleep(Duration::from_millis(600));
     owner.remove_backing("two-that-goes", Duration::from_secs(5)).unwrap();
     support::wait_until("nothing of it is kept", || (!is_kept()).then_some(()));
     let event =
