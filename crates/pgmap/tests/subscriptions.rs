@@ -120,10 +120,11 @@ fn a_reader_that_is_slow_loses_the_oldest_and_knows_how_many() {
         maker.create(&name, 0, FolioSize::BestFit).unwrap().commit().unwrap();
         maker.unlink(&name).unwrap();
     }
-    let (mut nr_got, mut nr_missed, mut last) = (0, 0, 0);
+    let (mut nr_got, mut nr_missed, mut last, mut since_gap) = (0, 0, 0, 0);
     while let Some(notice) = events.next(Duration::from_millis(300)).unwrap() {
         nr_got += 1;
         nr_missed += notice.nr_missed;
+        since_gap = if notice.nr_missed > 0 { 0 } else { since_gap + 1 };
         assert_eq!(notice.event.sequence, nr_got + nr_missed);
         assert!(notice.event.id > last, "in order");
         last = notice.event.id;
@@ -131,6 +132,7 @@ fn a_reader_that_is_slow_loses_the_oldest_and_knows_how_many() {
     }
     assert_eq!(nr_got + nr_missed, NR_PUTS, "{nr_got} got, {nr_missed} missed");
     assert!(nr_missed > 0 && nr_got >= 1024, "{nr_got} got, {nr_missed} missed");
+    assert!(since_gap >= 1000, "the newest are all there: {since_gap}");
     maker.create("after", 0, FolioSize::BestFit).unwrap().commit().unwrap();
     assert_eq!(next(&mut events).1, "after");
 }
