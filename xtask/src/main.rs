@@ -35,7 +35,7 @@ Verbs:
   loom   run the loom scenarios of pgmap-mm; the same as `test --only loom`
   tidy   check the house rules (STYLE.md); one line per violation:
            path:line: rule: what to do
-  docs   write the code map of ARCHITECTURE.md and the index of docs/adr from the files themselves
+  docs   write docs/code-map.md and the index of docs/adr from the files themselves
   fuzz   run the fuzzers of fuzz/ for a while; skipped where cargo-fuzz or nightly are missing
            [TARGET]        this one alone
            --seconds N     for all of them together (120)

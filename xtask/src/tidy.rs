@@ -88,9 +88,9 @@ pub fn run(root: &Path) -> io::Result<bool> {
 /// A file that cannot be read or written.
 pub fn write_docs(root: &Path) -> io::Result<bool> {
     let tree = load(root)?;
-    let map = tree.texts.get(code_map::ARCHITECTURE).map(|text| code_map::written(&tree, text));
+    let map = tree.texts.get(code_map::MAP).map(|text| code_map::written(&tree, text));
     let index = Some(decisions::written(&tree));
-    for (path, text) in [(code_map::ARCHITECTURE, map), (decisions::INDEX, index)] {
+    for (path, text) in [(code_map::MAP, map), (decisions::INDEX, index)] {
         let Some(text) = text else { continue };
         if tree.texts.get(path) != Some(&text) {
             fs::write(root.join(path), text)?;

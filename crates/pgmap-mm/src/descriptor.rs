@@ -3,7 +3,7 @@
 //! # States
 //!
 //! ```text
-//!            reserve               publish             take_out
+//!            reserve               publish              retire
 //!   Free ──────────────▶ Reserved ─────────▶ Live ────────────────▶ Dying
 //!    ▲                      │                 │ ▲  life word changes  │
 //!    │        abort         ▼                 ▼ └───── restore ───────┤
@@ -15,6 +15,11 @@
 //!
 //! `Split` says "look one level down", `Tail` "look one level up", `Offline` that no memory backs
 //! these frames. All-zero is `Free`, so memory that nobody ever described needs no descriptor page.
+//! The owner's frames (`owner/frames` of pgmap) make these moves.
+//!
+//! Only the word of an extent's *first* folio, its life word, decides whether the extent may be
+//! pinned. `Live` or `Reserved` inside an extent means "somebody's" and no more: see
+//! [`LifeWord`](crate::vmemmap::LifeWord).
 //!
 //! # Who may touch what
 //!
@@ -23,7 +28,7 @@
 //! # Layout
 //!
 //! `state:4 | flags:12 | stamp:48`, most significant first. One equality test on the whole word
-//! tells a pinner that the folio is still in the same life, the same state and under the same
+//! tells a pinner that the extent is still in the same life, the same state and under the same
 //! policy as when it was given out.
 
 use core::fmt;
@@ -47,7 +52,7 @@ pub enum FolioState {
     Live = 4,
     /// Being taken out of use: no new pins, waits for the last hold.
     Dying = 5,
-    /// Its holder died with a device still able to write to it.
+    /// A deadline passed while somebody held it, or a dead client's device may still write to it.
     Quarantined = 6,
     /// Its memory failed.
     Poisoned = 7,

@@ -3,9 +3,9 @@
 //! # States
 //!
 //! ```text
-//!   in use ── life words changed, folios Dying ──▶ scanned ──▶ idle (free them)
-//!                                                     │
-//!                                                     └─▶ held ── holds seen to end ──▶ idle
+//!   in use ── life words changed ──▶ scanned ──▶ idle (free them)
+//!                                       │
+//!                                       └─▶ held ── holds seen to end ──▶ idle
 //! ```
 //!
 //! # Who may touch what
@@ -86,7 +86,8 @@ pub struct Drain {
 
 impl Drain {
     /// Starts a drain of `runs`, whose life words the caller has changed already: one heavy
-    /// barrier, one scan of every ledger.
+    /// barrier, one scan of every ledger. In one go, for small programs; the owner scans in steps,
+    /// by [`Scan`].
     #[must_use]
     pub fn start<'l, W, C>(
         runs: SortedRuns,
@@ -219,9 +220,9 @@ impl Drain {
         cuts.into_iter().map(part).collect()
     }
 
-    /// This drain for `waiting`: what of its frames anybody holds.
+    /// The same drain, with only the frames of `waiting` left to wait for.
     #[must_use]
-    pub fn of_frames(self, waiting: SortedRuns) -> Self {
+    pub fn narrowed_to(self, waiting: SortedRuns) -> Self {
         Self { runs: waiting, ..self }
     }
 

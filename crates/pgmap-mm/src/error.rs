@@ -44,7 +44,7 @@ pub enum PinError {
         /// The run.
         run: PfnRange,
     },
-    /// This thread holds as many pins as a lane has slots.
+    /// Every slot of the lane is in use.
     LaneFull {
         /// Slots of a lane.
         nr_slots: usize,

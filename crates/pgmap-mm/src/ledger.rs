@@ -2,8 +2,8 @@
 //!
 //! A client publishes each short-term pin in a *slot* and each long-term pin in a *count*, or in
 //! one of the few slots that each lane keeps for those, in shared memory that only it writes and
-//! the owner reads. So no client can corrupt another's pins, and a killed client's pins vanish with
-//! its ledger.
+//! the owner reads. So no client can corrupt another's pins, and a killed client's pins end with
+//! its ledger, which the owner reads once more for the holds of devices.
 //!
 //! # States
 //!
@@ -21,18 +21,18 @@
 //! # Layout
 //!
 //! Words: a header of one page (magic, lanes in use, kind of light barrier, whether the client's
-//! devices keep the ledger's lock), four marks per lane
-//! (state, slots ever used, whether long-term holds were left behind), a bitmap of the count pages
-//! ever touched, the lanes' slots, the slots' tags, per block the opening in which it was opened
-//! last, the lanes' long-term slots. Counts: three arrays of `u32`, largest level first, in a
-//! region of their own. All of it is sparse: what was never written is not backed, and the owner
-//! never reads it, because on tmpfs even a read populates a hole.
+//! devices keep the ledger's lock), four words of marks per lane (state, slots ever used, whether
+//! long-term holds were left behind, one unused), a bitmap of the count pages ever touched, the
+//! lanes' slots, the slots' tags (what a pin is for, for whoever asks), per block the opening in
+//! which it was opened last, the lanes' long-term slots. Counts: three arrays of `u32`, largest
+//! level first, in a region of their own. All of it is sparse: what was never written is not
+//! backed, and the owner never reads it, because on tmpfs even a read populates a hole.
 //!
 //! # Who may touch what
 //!
-//! Only the client stores (I2). A slot is taken only by the thread that owns its lane and cleared
-//! by whichever thread drops the pin; a lane's marks and its blocks' are the lane owner's. The
-//! owner loads, and believes nothing: a mark or a slot that makes no sense is clamped or passed
+//! Only the client stores (I2). A slot is taken only by the thread that has its lane and cleared by
+//! whichever thread drops the pin; a lane's marks and its blocks' are that thread's too. The owner
+//! loads, and believes nothing: a mark or a slot that makes no sense is clamped or passed
 //! over (I9). A false mark hides slots of the liar's own ledger, so it can only lose the liar's own
 //! pins.
 //!
@@ -229,7 +229,7 @@ impl LedgerLayout {
     #[must_use]
     pub fn with_lanes(vmemmap: &VmemmapLayout, nr_lanes: usize, lane_slots: usize) -> Self {
         let nr_pages = vmemmap.nr_pages();
-        // Every array fits in a usize because the vmemmap's, eight times as large, does.
+        // Every array fits in a usize: there are at most 2^36 frames.
         let counts_of =
             |level: Level| ((nr_pages >> level.shift()) as usize).next_multiple_of(COUNTS_PER_PAGE);
         let pmd = counts_of(Level::Pud);

@@ -1,9 +1,10 @@
 //! Long-term pins: pins that may outlive the thread, the call, and the reader's patience.
 //!
 //! They are counts, so that a client may have any number of them at the price of one addition a
-//! folio, and an owner finds them however many there are. A lane also has a few slots
-//! for long-term pins: the first ones of a thread go there, for a store of its own, whatever their
-//! length, where a count is an atomic addition to a word that other threads may want.
+//! folio, and an owner finds them however many there are. A lane also has a few slots for long-term
+//! pins. Pins *by address* use those first, for a store of the thread's own, whatever their length,
+//! where a count is an atomic addition to a word that other threads may want; pins of a file are
+//! always counts.
 //!
 //! # States
 //!
@@ -49,7 +50,7 @@ use crate::words::{ReadWords, WriteCounts, WriteWords};
 
 /// A long-term pin: while it lives, the frames are not reused. May be dropped on any thread.
 #[derive(Debug)]
-#[must_use = "dropping a pin gives the frames up"]
+#[must_use = "dropping a pin releases the frames"]
 pub struct LongtermPin<'p, S: ClientSide> {
     raw: RawLongterm<'p, S>,
 }
@@ -294,7 +295,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
             return None;
         }
         let (pinner, slot) = (self.pinner(), self.free_long_slot()?);
-        if !pinner.fill(slot, SlotWord::new(run, agent).bits()) {
+        if !pinner.store_slot(slot, SlotWord::new(run, agent).bits()) {
             return None;
         }
         if life.is_as_expected() && is_still_so() {
@@ -353,7 +354,7 @@ impl<'p, S: ClientSide> LongtermPin<'p, S> {
         self.raw.run
     }
 
-    /// Whether the owner has changed the life word since: somebody wants the frames back.
+    /// Whether the owner has changed the life word since: reclaim was requested.
     #[must_use]
     pub fn is_reclaim_requested(&self) -> bool {
         !self.raw.life.is_as_expected()
@@ -364,7 +365,7 @@ impl<S: ClientSide> Drop for LongtermPin<'_, S> {
     #[inline(always)]
     fn drop(&mut self) {
         let is_ended = match self.raw.record {
-            Record::Slot(slot) => self.raw.pinner.fill(slot, 0),
+            Record::Slot(slot) => self.raw.pinner.store_slot(slot, 0),
             Record::Counts(level, agent) => self.raw.pinner.uncount(self.raw.run, level, agent),
         };
         if is_ended && !self.raw.life.is_as_expected() {

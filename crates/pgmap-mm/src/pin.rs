@@ -1,4 +1,4 @@
-//! Short-term pins: publish the hold first, then look whether the folio is still what the client
+//! Short-term pins: publish the hold first, then look whether the extent is still what the client
 //! was given.
 //!
 //! # States
@@ -31,9 +31,9 @@
 //! each side's load would have passed its own store, which the barrier pair forbids.
 //!
 //! *Unpin against drain.* If the clearing comes first, the scan sees an empty slot and frees. If
-//! the change of the life word comes first, the unpin sees it and rings the doorbell, and the scan
-//! that the bell starts sees the slot empty. Were both missed, the drain would sleep for a bell
-//! that nobody rings; the same argument forbids it.
+//! the change of the life word comes first, the unpin sees it and rings the doorbell, and the
+//! second look that the bell starts sees the slot empty. Were both missed, the drain would sleep
+//! for a bell that nobody rings; the same argument forbids it.
 //!
 //! *Two pins of one folio* do not meet: each has a slot of its own.
 //!
@@ -93,7 +93,8 @@ pub trait ClientSide: Send + Sync {
     fn barrier_mode(&self) -> BarrierMode;
     /// Wakes the owner: a hold that a drain may be waiting for is gone.
     fn ring_doorbell(&self);
-    /// Whether this process is a forked child of the client, which holds nothing.
+    /// Whether this process is a forked child of the client, which holds nothing. Not to be
+    /// confused with frames that were detached (ADR 0006).
     fn is_detached(&self) -> bool;
     /// Whether this process is the client and its light barrier is a compiler fence: the usual
     /// case, for which every pin asks. A client that can answer with a single load says so here.
@@ -235,13 +236,13 @@ impl<S: ClientSide> Pinner<S> {
         ledger.fetch_or(LANES_USED_WORD, mark, Ordering::Release) | mark
     }
 
-    /// Stores `bits` in a slot of this client, and makes the light barrier. False, with nothing
-    /// done, in a forked child: it shares the parent's ledger and must not touch the parent's
-    /// slots.
+    /// Stores a hold in a slot of this client, or 0 to end one, and makes the light barrier. False,
+    /// with nothing done, in a forked child: it shares the parent's ledger and must not touch the
+    /// parent's slots.
     #[inline(always)]
-    pub(crate) fn fill(&self, slot: SlotOf<'_, S>, bits: u64) -> bool {
+    pub(crate) fn store_slot(&self, slot: SlotOf<'_, S>, bits: u64) -> bool {
         if !self.side.is_asymmetric() {
-            return self.fill_fenced(slot, bits);
+            return self.store_slot_fenced(slot, bits);
         }
         // Release: a full slot only for tools that cannot see the barrier, for the pair that counts
         // is the light barrier with the drain's heavy one; an empty one pairs with Acquire in the
@@ -251,14 +252,15 @@ impl<S: ClientSide> Pinner<S> {
         true
     }
 
-    /// [`fill`](Self::fill) where the light barrier is a fence, or there is none to make.
+    /// [`store_slot`](Self::store_slot) where the light barrier is a fence, or there is none to
+    /// make.
     #[cold]
     #[inline(never)]
-    fn fill_fenced(&self, slot: SlotOf<'_, S>, bits: u64) -> bool {
+    fn store_slot_fenced(&self, slot: SlotOf<'_, S>, bits: u64) -> bool {
         if self.side.is_detached() {
             return false;
         }
-        // Release: as in `fill`.
+        // Release: as in `store_slot`.
         slot.store(bits, Ordering::Release);
         self.side.barrier_mode().light();
         true
@@ -340,6 +342,10 @@ impl LaneParts {
     }
 }
 
+/// All pins do the same three steps: store the slot, light barrier, compare the life word. `pin`,
+/// `pin_under` and `pin_pinnable` say why they fail, and each leaves out one check of the one
+/// before it. `pin_if` has a further condition and no reason; `pin_once` is `pin_if` in a lane that
+/// is put back at once, which is what a file's pin calls.
 impl<'p, S: ClientSide> Lane<'p, S> {
     /// Puts the lane aside.
     #[inline(always)]
@@ -393,7 +399,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
     /// [`PinError::Changed`] when the extent's life word is no longer what the caller was given:
     /// look the extent up again. [`PinError::NotPinnable`] when that word allows no pins,
     /// [`PinError::Outside`] when `run` or the extent lies elsewhere, [`PinError::LaneFull`] when
-    /// this thread holds [`LANE_SLOTS`](crate::ledger::LANE_SLOTS) pins in this lane,
+    /// every slot of this lane is in use, [`PinError::NoRoom`] when there is no memory for more,
     /// [`PinError::Detached`] in a forked child.
     #[inline(always)]
     pub fn pin(
@@ -460,7 +466,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
     ) -> Result<Pin<'p, S>, PinError> {
         let slot = self.free_slot()?;
         let life = self.find_life(life);
-        if !self.pinner.fill(slot, SlotWord::new(run, agent).bits()) {
+        if !self.pinner.store_slot(slot, SlotWord::new(run, agent).bits()) {
             return Err(PinError::Detached);
         }
         let now = life.now();
@@ -483,7 +489,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         is_still_so: impl FnOnce() -> bool,
     ) -> Option<RawPin<'p, S>> {
         let slot = self.free_slot().ok()?;
-        if !self.pinner.fill(slot, SlotWord::new(run, agent).bits()) {
+        if !self.pinner.store_slot(slot, SlotWord::new(run, agent).bits()) {
             return None;
         }
         if life.is_as_expected() && is_still_so() {
@@ -620,7 +626,7 @@ impl<S: ClientSide> RawPin<'_, S> {
 
 /// A short-term pin: while it lives, the frames are not reused. May be dropped on any thread.
 #[derive(Debug)]
-#[must_use = "dropping a pin gives the frames up"]
+#[must_use = "dropping a pin releases the frames"]
 pub struct Pin<'p, S: ClientSide> {
     raw: RawPin<'p, S>,
 }
@@ -661,7 +667,7 @@ impl<S: ClientSide> Pin<'_, S> {
         self.raw.set_agent(agent);
     }
 
-    /// Whether the owner has changed the life word since: somebody wants the frames back.
+    /// Whether the owner has changed the life word since: reclaim was requested.
     #[inline]
     #[must_use]
     pub fn is_reclaim_requested(&self) -> bool {
@@ -672,7 +678,7 @@ impl<S: ClientSide> Pin<'_, S> {
 impl<S: ClientSide> Drop for Pin<'_, S> {
     #[inline(always)]
     fn drop(&mut self) {
-        if !self.raw.pinner.fill(self.raw.slot, 0) {
+        if !self.raw.pinner.store_slot(self.raw.slot, 0) {
             return;
         }
         if self.is_reclaim_requested() {

@@ -163,7 +163,7 @@ impl LifeWord {
     /// The same word for a holder who was given `life` of its extent.
     #[inline]
     #[must_use]
-    pub const fn told(self, life: Descriptor) -> Self {
+    pub const fn with_expected(self, life: Descriptor) -> Self {
         Self { expected: life, ..self }
     }
 }

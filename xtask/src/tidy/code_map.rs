@@ -1,4 +1,4 @@
-//! Rule `code-map`: the map in ARCHITECTURE.md names every source file, and says of each what the
+//! Rule `code-map`: docs/code-map.md names every source file, and says of each what the
 //! first sentence of its header says. `cargo xtask docs` writes it.
 
 use std::collections::BTreeMap;
@@ -7,18 +7,18 @@ use super::Violation;
 use super::source::{Source, Tree};
 
 /// The document that holds the map. Where it is missing, the rule is silent.
-pub const ARCHITECTURE: &str = "ARCHITECTURE.md";
+pub const MAP: &str = "docs/code-map.md";
 
 /// What a crate's part of the map begins with, and the crate's folder follows.
 const SECTION: &str = "### `";
 
 /// Finds paths that lead nowhere, crates without a section, and a map that is not as it is written.
 pub fn check(tree: &Tree, found: &mut Vec<Violation>) {
-    let Some(text) = tree.texts.get(ARCHITECTURE) else {
+    let Some(text) = tree.texts.get(MAP) else {
         return;
     };
     let mut violation = |line, advice: String| {
-        found.push(Violation::new(ARCHITECTURE, line, "code-map", advice));
+        found.push(Violation::new(MAP, line, "code-map", advice));
     };
     for (index, line) in text.lines().enumerate() {
         for path in source_paths(line) {
@@ -149,14 +149,14 @@ mod tests {
     #[test]
     fn a_map_that_says_what_the_headers_say_is_good() {
         let map = format!("{HEAD}{ROW}\nAnd so on.\n");
-        assert_eq!(violations(&[(ARCHITECTURE, &map), PIN]), [] as [usize; 0]);
+        assert_eq!(violations(&[(MAP, &map), PIN]), [] as [usize; 0]);
     }
 
     #[test]
     fn another_purpose_and_a_missing_row_are_found_and_written() {
         for rows in ["| `crates/pgmap-mm/src/pin.rs` | `Pin` | Something |\n", ""] {
             let map = format!("{HEAD}{rows}\n");
-            assert_eq!(violations(&[(ARCHITECTURE, &map), PIN]), [7], "{rows:?}");
+            assert_eq!(violations(&[(MAP, &map), PIN]), [7], "{rows:?}");
             let middle = if rows.is_empty() { "  " } else { " `Pin` " };
             let expected = format!("{HEAD}{ROW}\n").replace(" `Pin` ", middle);
             assert_eq!(written(&tree(&[PIN]), &map), expected);
@@ -166,12 +166,12 @@ mod tests {
     #[test]
     fn a_path_that_leads_nowhere_is_found() {
         let map = "\n`crates/pgmap/src/gone.rs`\n";
-        assert_eq!(violations(&[(ARCHITECTURE, map)]), [2]);
+        assert_eq!(violations(&[(MAP, map)]), [2]);
     }
 
     #[test]
     fn a_crate_without_a_section_is_found() {
-        assert_eq!(violations(&[(ARCHITECTURE, "# A\n"), PIN]), [1]);
+        assert_eq!(violations(&[(MAP, "# A\n"), PIN]), [1]);
     }
 
     #[test]

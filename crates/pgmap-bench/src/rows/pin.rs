@@ -88,7 +88,7 @@ pub fn life_of_folio(vmemmap: &Vmemmap<Readable>, pfn: Pfn) -> Option<LifeWord> 
     // range is an extent by nature, so nothing is checked.
     let run = PfnRange::folio(pfn, Level::Pmd);
     let life = vmemmap.life_of(&Extent { run, head_level: Level::Pmd, life: Descriptor::FREE })?;
-    Some(life.told(vmemmap.life_now(life)))
+    Some(life.with_expected(vmemmap.life_now(life)))
 }
 
 #[cold]

@@ -69,13 +69,13 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
             if !flags.is_valid() {
                 return None;
             }
-            let (level, raw) = match self.hold_known::<Long>(ask) {
+            let (level, raw) = match self.hold_in_one_leaf::<Long>(ask) {
                 Some(held) => held,
                 None => self.hold_range::<Long>(address, nr_pages, flags)?,
             };
             (level, RawHold::Long(raw))
         } else {
-            let (level, raw) = match self.hold_known::<Short>(ask) {
+            let (level, raw) = match self.hold_in_one_leaf::<Short>(ask) {
                 Some(held) => held,
                 None => self.hold_range::<Short>(address, nr_pages, flags)?,
             };

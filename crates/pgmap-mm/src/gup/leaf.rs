@@ -53,15 +53,15 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
 
     #[inline(always)]
     fn hold_leaf<T: PinTerm>(&self, ask: Ask) -> Option<(Level, T::Raw<'a, S>)> {
-        match self.hold_known::<T>(ask) {
+        match self.hold_in_one_leaf::<T>(ask) {
             Some(held) => Some(held),
-            None => self.hold_elsewhere::<T>(ask.address, ask.nr_pages, ask.flags),
+            None => self.hold_by_full_walk::<T>(ask.address, ask.nr_pages, ask.flags),
         }
     }
 
     /// Holds pages of one leaf, in line, whatever its size.
     #[inline(always)]
-    pub(super) fn hold_known<T: PinTerm>(&self, ask: Ask) -> Option<(Level, T::Raw<'a, S>)> {
+    pub(super) fn hold_in_one_leaf<T: PinTerm>(&self, ask: Ask) -> Option<(Level, T::Raw<'a, S>)> {
         if let Some(raw) = self.hold_huge::<T>(ask) {
             return Some((Level::Pmd, raw));
         }
@@ -85,7 +85,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         self.hold_found::<T>(&found, ask)
     }
 
-    /// Holds pages of a leaf that no other address can ever have at the same place: one of 2 MiB or
+    /// Holds pages of a leaf whose entry is only ever used for this address: one of 2 MiB or
     /// 1 GiB.
     #[inline(always)]
     fn hold_found<T: PinTerm>(&self, found: &Found<'a>, ask: Ask) -> Option<T::Raw<'a, S>> {
@@ -109,7 +109,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
     /// Holds pages of any leaf. Here and wherever a call is not in line, what is asked goes apart:
     /// three values go in registers, and one of their size through memory.
     #[inline(never)]
-    fn hold_elsewhere<T: PinTerm>(
+    fn hold_by_full_walk<T: PinTerm>(
         &self,
         address: u64,
         nr_pages: u64,

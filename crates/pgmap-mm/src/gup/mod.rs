@@ -24,7 +24,16 @@
 //! | LONGTERM where the type says no | `fast` no pages, `pin` EOPNOTSUPP | EOPNOTSUPP |
 //! | no memory for a page or a table | `fast` no pages, `pin` ENOMEM | ENOMEM |
 //! | the frames keep changing | `fast` no pages, `pin` EAGAIN | EAGAIN |
-//! | FAST_ONLY | what could be held, perhaps no pages | EINVAL: no pages |
+//! | FAST_ONLY | what could be held, perhaps no pages | no pages |
+//!
+//! # Call tree
+//!
+//! ```text
+//!   pin ─ pin_fast ─ parts ─ hold_in_one_leaf: one leaf of 2 MiB, 1 GiB, 4 KiB
+//!     │                    └ hold_range: all pages, leaves of one span
+//!     └ pin_with_lock ─ fast_by_segments ─ fast_run*: as far as it goes, segment by segment
+//!                     └ continue_slow ─ slow_once: lock, area, fault, attempt
+//! ```
 //!
 //! # States
 //!
@@ -42,7 +51,7 @@
 //! # Orderings
 //!
 //! `hold published; light barrier; life word` is [`pin`](crate::pin)'s. The entry, the reach and
-//! the epoch are loaded once more after that, as [`page_table`](crate::mm) says.
+//! the epoch are loaded once more after that, as `page_table/mod.rs`, *Orderings*, says.
 //!
 //! # Lost races
 //!
@@ -60,11 +69,12 @@
 //!
 //! # Differs from Linux
 //!
-//! One hold covers all leaves of an extent, so a gigabyte costs what a page costs. LONGTERM
-//! succeeds without a lock wherever the publisher said yes, device-dax write pins included; Linux
-//! 7.1 never does (mm/gup.c, gup_fast_folio_allowed). HWPOISON may be given to `pin`; Linux takes
-//! it in slow calls only. EAGAIN is new: the kernel would sleep or retry without bound. FORCE is
-//! not offered: there are no private mappings to force.
+//! One hold covers what the span's reach covers, mostly the whole mapped extent, so a gigabyte
+//! costs what a page costs. LONGTERM succeeds without a lock wherever the publisher said yes,
+//! device-dax write pins included; Linux 7.1 never does (mm/gup.c, gup_fast_folio_allowed).
+//! HWPOISON may be given to `pin`; Linux takes it in slow calls only. EAGAIN is new: the kernel
+//! would sleep or retry without bound. FORCE is not offered: there are no private mappings to
+//! force.
 
 mod error;
 mod fast;
@@ -149,7 +159,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
     #[inline]
     #[must_use]
     pub fn new(mm: &'a Mm, lane: &'c Lane<'a, S>) -> Option<Self> {
-        is_same_pool(mm, lane).then_some(Self { mm, lane })
+        has_same_layout(mm, lane).then_some(Self { mm, lane })
     }
 
     /// Holds pages from `address` on without taking a lock, as far as that goes, perhaps none.
@@ -165,13 +175,13 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
     ) -> Result<PinnedRange<'a, S>, GupError> {
         match self.pin_fast(Ask { address, nr_pages, flags }) {
             Some(range) => Ok(range),
-            None => self.fast_far(address, nr_pages, flags),
+            None => self.fast_by_segments(address, nr_pages, flags),
         }
     }
 
     /// [`fast`](Self::fast) where the fast path is not enough.
     #[inline(never)]
-    fn fast_far(
+    fn fast_by_segments(
         &self,
         address: u64,
         nr_pages: u64,
@@ -205,7 +215,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
     ) -> Result<PinnedRange<'a, S>, GupError> {
         match self.pin_fast(Ask { address, nr_pages, flags }) {
             Some(range) => Ok(range),
-            None => match self.pin_far(address, nr_pages, flags) {
+            None => match self.pin_with_lock(address, nr_pages, flags) {
                 Ok(range) => Ok(*range),
                 Err(error) => Err(error),
             },
@@ -215,13 +225,13 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
     /// [`pin`](Self::pin) where the fast path is not enough. Boxed: a range that comes back through
     /// memory would force what it holds through memory too, which costs as much as holding it.
     #[inline(never)]
-    fn pin_far(
+    fn pin_with_lock(
         &self,
         address: u64,
         nr_pages: u64,
         flags: GupFlags,
     ) -> Result<Box<PinnedRange<'a, S>>, GupError> {
-        let range = self.fast_far(address, nr_pages, flags)?;
+        let range = self.fast_by_segments(address, nr_pages, flags)?;
         if range.nr_pages() == nr_pages || flags.contains(GupFlags::FAST_ONLY) {
             return Ok(Box::new(range));
         }
@@ -482,7 +492,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
 }
 
 /// Whether life words lie where the address space expects them.
-fn is_same_pool<S: ClientSide>(mm: &Mm, lane: &Lane<'_, S>) -> bool {
+fn has_same_layout<S: ClientSide>(mm: &Mm, lane: &Lane<'_, S>) -> bool {
     mm.table.vmemmap() == lane.pinner().side().vmemmap().layout()
 }
 

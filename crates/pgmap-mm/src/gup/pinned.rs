@@ -15,7 +15,7 @@ use crate::pin::{ClientSide, Pin};
 pub enum SegmentHold<'a, S: ClientSide> {
     /// A slot in this thread's lane.
     Short(Pin<'a, S>),
-    /// A count per folio.
+    /// A long-term slot of the lane, else a count per folio.
     Long(LongtermPin<'a, S>),
 }
 
@@ -56,7 +56,7 @@ impl core::fmt::Debug for Start {
 /// it does not say at its end that pages were written: whoever writes marks them in
 /// [`Mm::dirty`](crate::mm::Mm::dirty) before it goes.
 #[derive(Debug)]
-#[must_use = "dropping a segment gives the frames up"]
+#[must_use = "dropping a segment releases the frames"]
 pub struct ShortSegment<'a, S: ClientSide> {
     pub(super) start: Start,
     pub(crate) pin: Pin<'a, S>,
@@ -94,7 +94,7 @@ impl<'a, S: ClientSide> ShortSegment<'a, S> {
 /// Addresses that are backed by consecutive frames, held long-term. As with a [`ShortSegment`],
 /// whoever writes marks what was written.
 #[derive(Debug)]
-#[must_use = "dropping a segment gives the frames up"]
+#[must_use = "dropping a segment releases the frames"]
 pub struct LongSegment<'a, S: ClientSide> {
     pub(super) start: Start,
     pub(crate) pin: LongtermPin<'a, S>,
@@ -147,7 +147,7 @@ impl<'a, S: ClientSide> From<LongSegment<'a, S>> for PinnedSegment<'a, S> {
 
 /// Addresses that are backed by consecutive frames, which are held.
 #[derive(Debug)]
-#[must_use = "dropping a segment gives the frames up"]
+#[must_use = "dropping a segment releases the frames"]
 pub struct PinnedSegment<'a, S: ClientSide> {
     pub(super) start: Start,
     pub(crate) hold: SegmentHold<'a, S>,
@@ -191,7 +191,7 @@ impl<'a, S: ClientSide> PinnedSegment<'a, S> {
         &self.hold
     }
 
-    /// Whether somebody wants the frames back.
+    /// Whether reclaim was requested.
     #[must_use]
     pub fn is_reclaim_requested(&self) -> bool {
         match &self.hold {
@@ -243,7 +243,7 @@ impl Dirty {
 /// Dropping it unpins. Where the pin was for writing and nobody said otherwise with
 /// [`unpin`](Self::unpin), the pages then count as written.
 #[derive(Debug)]
-#[must_use = "dropping a pinned range gives the frames up"]
+#[must_use = "dropping a pinned range releases the frames"]
 pub struct PinnedRange<'a, S: ClientSide> {
     mm: &'a Mm,
     /// The usual range is one segment, which needs no allocation.

@@ -66,7 +66,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         {
             return Some((candidate.found.level, raw));
         }
-        self.hold_run_elsewhere::<T>(ask.address, ask.nr_pages, ask.flags)
+        self.hold_run_with_retries::<T>(ask.address, ask.nr_pages, ask.flags)
     }
 
     /// Holds all of the pages in leaves of one span, from one of 2 MiB on.
@@ -99,7 +99,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
     /// Holds the first contiguous range of the pages from any leaf on, again a few times if the
     /// page table moves.
     #[inline(never)]
-    fn hold_run_elsewhere<T: PinTerm>(
+    fn hold_run_with_retries<T: PinTerm>(
         &self,
         address: u64,
         nr_pages: u64,

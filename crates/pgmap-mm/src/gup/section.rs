@@ -29,7 +29,7 @@
 
 use core::marker::PhantomData;
 
-use super::is_same_pool;
+use super::has_same_layout;
 use crate::error::PinError;
 use crate::ledger::Agent;
 use crate::level::{Level, PAGE_BYTES};
@@ -99,7 +99,7 @@ impl<'a, S: ClientSide> ReadSection<'a, S> {
         let mut windows = Vec::new();
         let mut first = 0;
         while let Some(run) = PfnRange::new(first, (nr_pages - first).min(MAX_RUN_PAGES)) {
-            if windows.len() == MAX_WINDOWS || !is_same_pool(mm, lane) {
+            if windows.len() == MAX_WINDOWS || !has_same_layout(mm, lane) {
                 return Err(PinError::Outside { run });
             }
             windows.push(lane.pin_window(run, Agent::Cpu)?);

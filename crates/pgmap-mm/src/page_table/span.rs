@@ -71,7 +71,7 @@ struct SpanLife {
 
 #[derive(Debug)]
 struct Chunk {
-    held: Box<[SpanLife]>,
+    lives: Box<[SpanLife]>,
     /// The pages that each covers; long runs and slow paths read it.
     reach: Box<[AtomicU64]>,
 }
@@ -80,7 +80,7 @@ impl Chunk {
     fn new(nr_spans: usize) -> Self {
         let zero = || AtomicU64::new(0);
         Self {
-            held: (0..nr_spans).map(|_| SpanLife { life: zero(), index: zero() }).collect(),
+            lives: (0..nr_spans).map(|_| SpanLife { life: zero(), index: zero() }).collect(),
             reach: (0..nr_spans).map(|_| zero()).collect(),
         }
     }
@@ -177,7 +177,7 @@ impl Spans {
     #[inline(always)]
     pub(super) fn life(&self, span: SpanId) -> Option<LifeWord> {
         let (chunk, at) = Self::locate(span);
-        let held = self.chunks.get(chunk)?.get()?.held.get(at)?;
+        let held = self.chunks.get(chunk)?.get()?.lives.get(at)?;
         // Acquire, both: pairs with Release in `describe`; data: the epoch, which the reader loads
         // once more after these.
         let expected = Descriptor::from_bits(held.life.load(Ordering::Acquire));
@@ -202,7 +202,7 @@ impl Spans {
         let (chunk, at) = Self::locate(span);
         let nr_spans = chunk_spans(chunk);
         let chunk = self.chunks.get(chunk)?.get_or_init(|| Chunk::new(nr_spans));
-        let held = chunk.held.get(at)?;
+        let held = chunk.lives.get(at)?;
         // Release, all: pairs with Acquire in `life`; data: the epoch that moved before.
         held.life.store(extent.life.bits(), Ordering::Release);
         held.index.store(index as u64, Ordering::Release);

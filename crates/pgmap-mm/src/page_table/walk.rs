@@ -61,13 +61,13 @@ impl Found<'_> {
         self.entry.load(Ordering::Acquire) == self.leaf.bits()
     }
 
-    /// The number of the frame that backs `page`, which the leaf maps.
+    /// The number of the frame that backs `page`, which must be in the leaf.
     #[inline]
     pub(crate) const fn frame_of(&self, page: u64) -> u64 {
         self.leaf.pfn() + (page & (self.level.nr_pages() - 1))
     }
 
-    /// How many pages from `page` on, which the leaf maps, the leaf maps.
+    /// How many pages the leaf maps from `page` on; `page` must be one of them.
     #[inline]
     pub(crate) const fn pages_from(&self, page: u64) -> u64 {
         self.level.nr_pages() - (page & (self.level.nr_pages() - 1))

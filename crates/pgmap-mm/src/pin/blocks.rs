@@ -47,7 +47,7 @@ impl<S: ClientSide> Pinner<S> {
     pub(super) fn open_block(&self, lane: usize, block: usize) -> Option<()> {
         let ledger = self.side.ledger();
         let state = self.layout.lane_state(lane);
-        // Relaxed: the lane's marks are its owner's, handed on with the claim.
+        // Relaxed: the lane's marks are those of the thread that has it, handed on with the claim.
         let now = LaneState::from_bits(ledger.load(state, Ordering::Relaxed)).opening(block)?;
         // Release: stored before the state, so that a scan that sees this opening's state, or a
         // later one, sees that the block was opened; pairs with Acquire in
@@ -69,7 +69,7 @@ impl<S: ClientSide> Pinner<S> {
         }
         let ledger = self.side.ledger();
         let is_full = |at| {
-            // Relaxed: full slots of this lane were filled by its owner, before.
+            // Relaxed: full slots of this lane were filled by the thread that has it, before.
             ledger.load(self.layout.long_slot(lane, at), Ordering::Relaxed) != 0
         };
         let has_left = (0..LONG_SLOTS).any(is_full);

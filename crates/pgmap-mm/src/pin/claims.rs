@@ -37,7 +37,7 @@ pub(super) struct LaneClaims {
     words: [AtomicU64; MAX_LANES / WORD_LANES],
     nr_lanes: usize,
     kept_lanes: usize,
-    /// Where the last pin of each shared lane went: the next search for a slot begins behind it.
+    /// Where the last pin of each shared lane went: the next search for a slot begins with it.
     cursors: Vec<AtomicU64>,
 }
 

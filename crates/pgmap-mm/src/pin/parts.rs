@@ -75,7 +75,7 @@ impl PinParts {
     /// Takes note that the owner changed the life word to `life` on this holder's own request, so
     /// that dropping the pin does not ring for it.
     pub const fn expect_life(&mut self, life: Descriptor) {
-        self.life = self.life.told(life);
+        self.life = self.life.with_expected(life);
     }
 
     #[inline]
@@ -112,7 +112,7 @@ impl<'p, S: ClientSide> Pin<'p, S> {
             return false;
         }
         self.raw.run = run;
-        let is_ours = self.raw.pinner.fill(self.raw.slot, SlotWord::new(run, agent).bits());
+        let is_ours = self.raw.pinner.store_slot(self.raw.slot, SlotWord::new(run, agent).bits());
         if is_ours && self.is_reclaim_requested() {
             self.raw.pinner.ring();
         }

@@ -41,7 +41,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
     /// [`PinError::LaneFull`] and [`PinError::Detached`], as [`pin`](Self::pin).
     pub fn pin_window(&self, run: PfnRange, agent: Agent) -> Result<Window<'p, S>, PinError> {
         let (pinner, slot) = (self.pinner, self.free_slot()?);
-        if !pinner.fill(slot, SlotWord::new(run, agent).bits()) {
+        if !pinner.store_slot(slot, SlotWord::new(run, agent).bits()) {
             return Err(PinError::Detached);
         }
         Ok(Window { pinner, slot, run })
@@ -50,7 +50,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
 
 /// A hold of whatever lies in a run of frames. See [`Lane::pin_window`].
 #[derive(Debug)]
-#[must_use = "dropping a window gives the frames up"]
+#[must_use = "dropping a window releases the frames"]
 pub struct Window<'p, S: ClientSide> {
     pinner: &'p Pinner<S>,
     slot: SlotOf<'p, S>,
@@ -67,7 +67,7 @@ impl<S: ClientSide> Window<'_, S> {
 
 impl<S: ClientSide> Drop for Window<'_, S> {
     fn drop(&mut self) {
-        if self.pinner.fill(self.slot, 0) {
+        if self.pinner.store_slot(self.slot, 0) {
             // No life word says whether a drain waits for this window, so ring always.
             self.pinner.side.ring_doorbell();
         }

@@ -19,7 +19,7 @@ use pgmap_os::clock::Instant;
 use crate::client::Inner;
 use crate::client::side::ProcessSide;
 
-/// Most lanes one thread takes of one client; each holds as many pins as a lane has slots.
+/// Most lanes one thread takes of one client.
 const MAX_LANES_PER_THREAD: usize = 64;
 
 /// How long a thread waits for one of the shared lanes, each of which is in use for one pin at a
@@ -34,16 +34,16 @@ thread_local! {
 }
 
 #[derive(Debug)]
-struct Owned {
+struct KnownLane {
     client: Weak<Inner>,
     identity: u64,
-    /// None while it is the current one.
+    /// `None` while it is the current one, or in use.
     parts: Option<LaneParts>,
 }
 
 #[derive(Default)]
 struct Lanes {
-    lanes: Vec<Owned>,
+    lanes: Vec<KnownLane>,
 }
 
 impl Drop for Lanes {
@@ -87,7 +87,7 @@ impl Lanes {
 #[derive(Debug, Default)]
 pub struct ThreadLanes {
     current: Option<LaneParts>,
-    others: Vec<Owned>,
+    others: Vec<KnownLane>,
 }
 
 #[cfg(feature = "sim")]
@@ -214,13 +214,13 @@ fn other_lane(client: &Arc<Inner>) -> Result<Lane<'_, ProcessSide>, PinError> {
     }
     let lane = claim(&client.pinner)?;
     if !lane.is_shared() {
-        let owned = Owned {
+        let known = KnownLane {
             client: Arc::downgrade(client),
             identity: client.pinner.side().identity(),
             parts: None,
         };
         // At its end the thread keeps no lane: see `is_kept`.
-        let _kept = OTHERS.try_with(|lanes| lanes.borrow_mut().lanes.push(owned));
+        let _kept = OTHERS.try_with(|lanes| lanes.borrow_mut().lanes.push(known));
     }
     Ok(lane)
 }

@@ -23,7 +23,7 @@ use crate::error::Error;
 /// # Ok::<(), pgmap::Error>(())
 /// ```
 #[derive(Debug)]
-#[must_use = "dropping a pin gives the frames up"]
+#[must_use = "dropping a pin releases the frames"]
 pub struct OwnedPin {
     client: Client,
     skip_bytes: u64,

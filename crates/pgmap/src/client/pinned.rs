@@ -155,7 +155,7 @@ pub struct Segment<'p> {
 /// Others who attached to the pool may still write to the frames, as a device may, so bytes are
 /// copied out or reached through raw pointers, never as `&[u8]` (I6).
 #[derive(Debug)]
-#[must_use = "dropping a pin gives the frames up"]
+#[must_use = "dropping a pin releases the frames"]
 pub struct FilePin<'c> {
     client: &'c Client,
     /// Where the range starts in the first hold's frames.

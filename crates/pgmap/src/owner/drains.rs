@@ -360,7 +360,7 @@ impl Core {
             }
             return;
         }
-        let drain = drain.of_frames(waiting);
+        let drain = drain.narrowed_to(waiting);
         if let Some(most_asks) = unasked {
             drain.runs().iter().for_each(|run| self.frames.mark_held(run));
             self.ask_holders(&drain, most_asks, None, OnDeadline::Fail);

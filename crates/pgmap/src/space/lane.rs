@@ -82,8 +82,8 @@ impl<'s> SpaceLane<'s> {
         Gup::new(&self.space.inner.mm, &self.lane)?.fast_leaf(address, nr_pages, flags)
     }
 
-    /// As [`try_pin`](Self::try_pin), for a long-term hold, which is counted per folio. `None` also
-    /// where the long-term policy has to be asked.
+    /// As [`try_pin`](Self::try_pin), for a long-term hold: in a long-term slot of the lane, else
+    /// counted per folio. `None` also where the long-term policy has to be asked.
     #[inline(always)]
     #[must_use]
     pub fn try_pin_long(

@@ -388,7 +388,7 @@ impl AddressSpace {
         Ok(self.pinned(address, flags, PagesHold::Pages(range)))
     }
 
-    /// [`pin`](Self::pin) where more than one leaf of 2 MiB is to be looked at.
+    /// [`pin`](Self::pin) where a short-term hold of one leaf of 2 MiB was not to be had at once.
     #[inline(never)]
     fn pin_in_lane(&self, ask: Ask) -> PinOutcome<'_> {
         let parts = lanes::take_current(&self.client.inner)

@@ -75,7 +75,7 @@ pub(super) enum PagesHold<'s> {
 ///
 /// Others may write to the pages, so bytes are copied or reached through raw pointers (I6).
 #[derive(Debug)]
-#[must_use = "dropping pinned pages gives the frames up"]
+#[must_use = "dropping pinned pages releases the frames"]
 pub struct PinnedPages<'s> {
     pub(super) client: &'s Client,
     pub(super) asked: Asked,
