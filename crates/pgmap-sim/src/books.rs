@@ -221,7 +221,7 @@ impl Books {
         }
     }
 
-    /// There is another owner, whose pool is open.
+    /// Another owner has opened the pool, and serves.
     pub fn new_owner(&mut self, step: u64) {
         if std::mem::take(&mut self.closes.is_adrift) && self.closes.nr_under_way == 0 {
             self.closes.until = step;

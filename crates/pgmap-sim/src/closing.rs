@@ -75,6 +75,8 @@ pub fn release(episode: &Episode, client: &Client, nth: u8) -> Result<(), Error>
     if is_writing && !is_locked {
         return Ok(());
     }
+    // Into memory that is nobody's any more, perhaps.
+    let was_open = episode.is_transferring(chosen.pid);
     let asked = Asked::now(episode);
     let result = client.release_quarantine(chosen.client);
     match result.as_ref().map_err(refusal_of) {
@@ -84,7 +86,7 @@ pub fn release(episode: &Episode, client: &Client, nth: u8) -> Result<(), Error>
         Err(Some(Refusal::Invalid { why })) if why.contains("a ring of client") => {
             // A forked child has what its parent had.
             let mut ops = episode.plan.scripts.iter().flatten();
-            if !is_writing && !ops.any(|op| matches!(op, Op::Fork { .. })) {
+            if !was_open && !ops.any(|op| matches!(op, Op::Fork { .. })) {
                 episode.fail(format!("no ring of {chosen:?} is open: {why}"));
             }
         }

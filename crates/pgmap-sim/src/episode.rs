@@ -353,7 +353,6 @@ impl Episode {
     fn start_owner(&self) -> Pid {
         self.is_owner_to_end.set(false);
         self.nr_owners.set(self.nr_owners.get() + 1);
-        self.books.borrow_mut().new_owner(self.machine.steps());
         self.does_serve.set(false);
         self.is_embedded_busy.set(false);
         self.away_at.set(self.machine.steps());
@@ -480,6 +479,11 @@ impl Episode {
         let transfers = self.transfers.borrow();
         let mut own = transfers.iter().filter(|own| pid == 0 || own.pid == pid);
         own.any(|own| own.reaches(&self.machine, &(0..u64::MAX)))
+    }
+
+    /// Whether a transfer of a process is under way, if only into memory that is nobody's any more.
+    pub fn is_transferring(&self, pid: Pid) -> bool {
+        self.transfers.borrow().iter().any(|own| pid == 0 || own.pid == pid)
     }
 
     /// Whether somebody was killed.

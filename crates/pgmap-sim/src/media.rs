@@ -325,7 +325,9 @@ pub fn add(episode: &Episode, client: &Client, which: u8) -> Result<(), Error> {
         return result;
     };
     match refusal_of(error) {
-        Some(Refusal::Invalid { why }) if why.contains("already") => {
+        Some(Refusal::Invalid { why })
+            if ["already", "give this another name"].iter().any(|text| why.contains(text)) =>
+        {
             if !episode.may_have(which, asked.from) {
                 episode.fail(format!("{name} is not there: {error}"));
             }
@@ -443,8 +445,10 @@ pub fn refusal_of(error: &Error) -> Option<&Refusal> {
     }
 }
 
-/// The operator takes back what was away, and adds what is not there.
-pub fn add_all(episode: &Episode, client: &Client) -> Result<(), Error> {
+/// The operator takes back what was away, and adds what is not there. Returns the bytes that could
+/// not be had for want of room.
+pub fn add_all(episode: &Episode, client: &Client) -> Result<u64, Error> {
+    let mut lacking = 0;
     for which in 0..episode.plan.backings.len() as u8 {
         episode.bring_medium(which);
         let mut added = add(episode, client, which);
@@ -453,18 +457,33 @@ pub fn add_all(episode: &Episode, client: &Client) -> Result<(), Error> {
         {
             added = add(episode, client, which);
         }
+        if matches!(&added, Err(error) if error.to_string().contains("take it out, or give")) {
+            // It was added, could not be taken off the record when that failed, and its memory is
+            // gone.
+            remove(episode, client, which, 2_000)?;
+            added = add(episode, client, which);
+        }
         let infos = look(episode, client)?;
         let info = infos.iter().find(|info| info.name == name_of(which));
-        if info.is_none_or(|info| info.missing.is_some()) {
+        // What was taken out while somebody may have it mapped has its room until then.
+        let lacks_room = matches!(&added, Err(error) if error.to_string().contains("into the room"))
+            && episode.media.borrow().is_any_retired;
+        if info.is_none() && lacks_room {
+            lacking += episode.backing_bytes(which);
+        } else if info.is_none_or(|info| info.missing.is_some()) {
             episode.fail(format!("{} cannot be had: {added:?}, {info:?}", name_of(which)));
         }
     }
-    Ok(())
+    Ok(lacking)
 }
 
 /// The operator takes all of them out, on which no file lies any more.
 pub fn remove_all(episode: &Episode, client: &Client) -> Result<(), Error> {
     for which in 0..episode.plan.backings.len() as u8 {
+        let infos = look(episode, client)?;
+        if !infos.iter().any(|info| info.name == name_of(which)) {
+            continue;
+        }
         remove(episode, client, which, 2_000)?;
         if look(episode, client)?.iter().any(|info| info.name == name_of(which)) {
             episode.fail(format!("{} is still there", name_of(which)));

@@ -40,7 +40,7 @@ fn settle(episode: &Episode, client: &Client) -> Result<(), Error> {
     if info.quarantined_bytes > 0 {
         episode.fail(format!("frames are out of use without a reason: {info:?}"));
     }
-    media::add_all(episode, client)?;
+    let lacking = media::add_all(episode, client)?;
     read_all(episode, client)?;
     let info = loop {
         let info = client.pool_stat()?;
@@ -50,7 +50,8 @@ fn settle(episode: &Episode, client: &Client) -> Result<(), Error> {
         client.repair_free()?;
         pgmap_os::thread::sleep(AGAIN);
     };
-    if info.free_bytes != info.size_bytes || info.size_bytes != episode.most_bytes() {
+    let size_bytes = episode.most_bytes() - lacking;
+    if info.free_bytes != info.size_bytes || info.size_bytes != size_bytes {
         episode.fail(format!("frames are lost: {info:?}"));
     }
     media::remove_all(episode, client)?;

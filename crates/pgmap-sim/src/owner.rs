@@ -72,6 +72,7 @@ fn serve(episode: &Episode) -> Result<(), Error> {
     let served = owner.serve(&episode.socket);
     if served.is_ok() {
         episode.does_serve.set(true);
+        episode.books.borrow_mut().new_owner(episode.machine.steps());
         episode.machine.note(|| "serves".to_owned());
         if let Some(number) = plan.embedded {
             start_client(episode, &owner, number.into());

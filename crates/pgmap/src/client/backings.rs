@@ -37,10 +37,11 @@ use std::time::Duration;
 use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::pin::ClientSide;
-use pgmap_os::sync::{Mutex, MutexGuard};
+use pgmap_os::sync::{Condvar, Mutex, MutexGuard};
 use pgmap_os::{MemoryFile, MemoryKind, OsError, PageSize, WriteMapping};
 
 use crate::client::{Client, Inner, unexpected};
+use crate::deadline::Deadline;
 use crate::device_watch::{HasDevices, Look};
 use crate::error::Error;
 use crate::pool::backing::DATA_NAME;
@@ -76,10 +77,43 @@ pub(crate) struct Mapped {
     data_bytes: u64,
     end_bytes: AtomicU64,
     parts: Mutex<Vec<Part>>,
-    /// Held by who asks the owner for backings.
-    asking: Mutex<()>,
+    /// Who asks the owner for backings has it.
+    asking: Turn,
     /// Which change of the backings was last taken note of: only by the thread that looks.
     seen: AtomicU64,
+}
+
+/// A lock that is waited for up to a deadline: whoever has it waits for the owner.
+#[derive(Debug, Default)]
+struct Turn {
+    is_taken: Mutex<bool>,
+    given_back: Condvar,
+}
+
+struct Taken<'t>(&'t Turn);
+
+impl Turn {
+    /// `None` if somebody else has it until the deadline.
+    fn take(&self, deadline: Deadline) -> Option<Taken<'_>> {
+        let mut is_taken = self.is_taken.lock().unwrap_or_else(PoisonError::into_inner);
+        while *is_taken {
+            let left = deadline.left();
+            if left.is_zero() {
+                return None;
+            }
+            let waited = self.given_back.wait_timeout(is_taken, left);
+            is_taken = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        *is_taken = true;
+        Some(Taken(self))
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        *self.0.is_taken.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        self.0.given_back.notify_all();
+    }
 }
 
 impl Mapped {
@@ -92,7 +126,7 @@ impl Mapped {
         });
         let end_bytes = AtomicU64::new(if data.is_some() { data_bytes } else { 0 });
         let parts = Mutex::new(data.into_iter().collect());
-        Self { data_bytes, end_bytes, parts, asking: Mutex::new(()), seen: AtomicU64::new(epoch) }
+        Self { data_bytes, end_bytes, parts, asking: Turn::default(), seen: AtomicU64::new(epoch) }
     }
 
     /// Bytes of the pool's data.
@@ -248,11 +282,20 @@ impl Client {
         Err(Refusal::NoBacking { backing, why }.into())
     }
 
-    /// Asks the owner for the backings within `limit`, and maps those that are not mapped yet.
+    /// Asks the owner for the backings within `limit`, and maps those that are not mapped yet. The
+    /// limit holds however many threads ask: each has waited for those before it.
     pub(super) fn map_backings(&self, limit: Duration) -> Result<Vec<BackingInfo>, Error> {
         let inner = &self.inner;
-        let _asking = inner.backings.asking.lock().unwrap_or_else(PoisonError::into_inner);
-        let asked = self.call_for_fds(Request::Backings, limit);
+        // In a forked child nobody may ever give the turn back.
+        if inner.pinner.side().is_detached() {
+            return Err(Error::Detached);
+        }
+        let deadline = Deadline::after(limit);
+        let Some(_asking) = inner.backings.asking.take(deadline) else {
+            let waited_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+            return Err(Error::TimedOut { call: "backings", waited_ms, owner_pid: 0 });
+        };
+        let asked = self.call_for_fds(Request::Backings, deadline.left());
         let (infos, fds) = match asked? {
             (Reply::Backings(infos), fds) => (infos, fds),
             (reply, _) => return Err(unexpected(&reply)),

@@ -63,8 +63,14 @@ impl Core {
             return self.take_back(head, path);
         }
         let name = options.checked_name()?;
-        if self.frames.backings().named(&name).is_some() {
-            let why = format!("the pool has a backing \"{name}\" already; give this another name");
+        if let Some(other) = self.frames.backings().named(&name) {
+            let out = match &other.state {
+                BackingState::Missing(why) => {
+                    format!(", which is missing ({why}); take it out, or")
+                }
+                _ => " already;".into(),
+            };
+            let why = format!("the pool has a backing \"{name}\"{out} give this another name");
             return Err(Refusal::Invalid { why }.into());
         }
         if self.frames.backings().iter().count() >= MAX_BACKINGS {
