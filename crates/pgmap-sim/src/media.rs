@@ -240,8 +240,11 @@ impl Episode {
                 let is_sound = match on {
                     On::Any | On::Data => false,
                     On::Only(which) | On::Prefer(which) => {
-                        *backing == name_of(which)
-                            && (self.may_lack_media() || !self.must_have(which, from))
+                        // An owner that ended took with it what it had given.
+                        self.look_at_owner();
+                        backing.is_empty() && self.away_at.get() >= from
+                            || *backing == name_of(which)
+                                && (self.may_lack_media() || !self.must_have(which, from))
                     }
                 };
                 if !is_sound {
