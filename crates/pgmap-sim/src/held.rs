@@ -131,7 +131,7 @@ impl<'c> Held<'c> {
                     episode.check(model.held(&self.name, number, &self.bytes, &bytes));
                 }
             }
-            Err(error) => episode.fail(format!("a pin of {:?} cannot be read: {error}", self.name)),
+            Err(error) => episode.unreadable(&self.name, &error),
         }
         if self.is_cached && self.is_overdue(episode) {
             let at = self.cached_at();

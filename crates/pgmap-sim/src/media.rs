@@ -186,6 +186,13 @@ impl Episode {
         self.may_lack_media() || self.media.borrow().is_any_retired
     }
 
+    /// A pin of a file cannot be read: its backing is away.
+    pub fn unreadable(&self, name: &str, error: &str) {
+        if !error.contains("has nothing behind") || !self.may_lack_media() {
+            self.fail(format!("a pin of {name:?} cannot be read: {error}"));
+        }
+    }
+
     /// Whether a backing must be the pool's all the while, as far as that is known.
     fn must_have(&self, which: u8, from: u64) -> bool {
         let now = self.machine.steps();

@@ -83,7 +83,7 @@ fn hold<'c>(
     let bytes = match pin.to_vec() {
         Ok(bytes) => bytes,
         Err(error) => {
-            episode.fail(format!("a pin of {name:?} cannot be read: {error}"));
+            episode.unreadable(name, &error.to_string());
             return Err(error);
         }
     };
