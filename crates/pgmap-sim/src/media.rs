@@ -408,6 +408,9 @@ pub fn remove(
     };
     let now = episode.machine.steps();
     match refusal_of(error) {
+        // An owner that ended had done it.
+        Some(Refusal::NoBacking { .. })
+            if matches!(error.refusal(), Some(Refusal::MayBeDone { .. })) => {}
         Some(Refusal::NoBacking { .. }) => {
             let missed =
                 episode.media.borrow().names.missed(&name, asked.from, now, Some(asked.from));
