@@ -9,7 +9,7 @@ free=$(sed -n 's/.*"free_bytes": *\([0-9]*\).*/\1/p' /tmp/stat.empty)
 # die_reading ROLE: a client in that role is killed while it reads from a pipe that brings nothing.
 die_reading() {
     must pgmap -q put /tmp/block block --folio 2M
-    PGMAP_TEST_SOCKET=$PGMAP_SOCKET PGMAP_TEST_ROLE=$1 dead child_entry --exact --nocapture > /tmp/child.out 2>&1 &
+    PGMAP_TEST_SOCKET=$PGMAP_SOCKET PGMAP_TEST_ROLE=$1 rings dead::child_entry --exact --nocapture > /tmp/child.out 2>&1 &
     child=$!
     count=0
     while ! grep -q '^reads' /tmp/child.out; do

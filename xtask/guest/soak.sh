@@ -2,7 +2,7 @@
 place_up
 export PGMAP_TEST_ON=${DEVICE:-$DIR/data} PGMAP_SOAK_SECONDS=15
 unset PGMAP_SOCKET
-within 150 kill_soak --test-threads=2 --nocapture > /tmp/test.out 2>&1
+within 150 alone kill_soak:: --test-threads=2 --nocapture > /tmp/test.out 2>&1
 code=$?
 tail -n 40 /tmp/test.out
 [ $code = 0 ] || die "kill_soak ended with $code: $(grep -m 2 -A 2 panicked /tmp/test.out)"

@@ -11,7 +11,7 @@ use crate::steps::{cargo, shown};
 const TARGET: &str = "x86_64-unknown-linux-musl";
 /// The tests that run inside: those that start, kill and restart processes, and what the kernel
 /// itself does.
-const TESTS: &[&str] = &["kill_soak", "on_device", "owner_restart", "kernel_dax", "dead"];
+const TESTS: &[&str] = &["alone", "embedded", "processes", "kernel_dax", "rings"];
 
 /// A program and where it lies.
 #[derive(Debug)]
@@ -87,8 +87,8 @@ mod tests {
     #[test]
     fn programs_have_the_names_that_people_know() {
         let messages = "{\"executable\":null}\n{\"executable\":\"/t/debug/pgmap\"}\n\
-                        {\"executable\":\"/t/deps/kill_soak-0123456789abcdef\"}\n";
+                        {\"executable\":\"/t/deps/alone-0123456789abcdef\"}\n";
         let names: Vec<_> = executables(messages).into_iter().map(|program| program.name).collect();
-        assert_eq!(names, ["pgmap", "kill_soak"]);
+        assert_eq!(names, ["pgmap", "alone"]);
     }
 }

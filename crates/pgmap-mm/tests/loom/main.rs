@@ -4,12 +4,18 @@
 //! `RUSTFLAGS="--cfg loom" cargo test -p pgmap-mm --release --test loom`; `docs/model-checks.md`
 //! says how to break each protocol and what is seen then. One file per race.
 #![cfg(loom)]
-#![allow(clippy::unwrap_used, reason = "a fixture that is not there fails the test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a fixture that is not there fails the test"
+)]
 
+mod gup;
 mod index_lookup;
 mod lanes_and_marks;
 mod longterm_vs_drain;
 mod pin_vs_drain;
+mod split;
 mod support;
 mod two_clients;
 mod undone_pin;

@@ -1,10 +1,18 @@
-//! Random histories of a pool on one thread, each step compared with a naive model of plain maps.
+//! Random histories on one thread, each step compared with a naive model of plain maps and arrays.
 //!
 //! A failing history is printed as the shortest list of steps that still fails. The seed is fixed
 //! and printed; `PROPTEST_RNG_SEED` and `PROPTEST_CASES` choose another and more.
 #![cfg(not(loom))]
-#![allow(clippy::unwrap_used, reason = "a fixture that is not there fails the test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a fixture that is not there fails the test"
+)]
 
+mod address_space;
+mod folios;
+#[path = "../gup_world/mod.rs"]
+mod gup_world;
 #[path = "../heap_world/mod.rs"]
 mod heap_world;
 mod names;

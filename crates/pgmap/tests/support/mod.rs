@@ -1,10 +1,10 @@
 //! What tests with several processes share: the second process, and blocks that prove what they
 //! are.
 //!
-//! A test starts this very program again with [`ROLE`] set; the test called `child_entry` then
-//! plays that role instead of returning. Parent and child talk in lines: a command on the child's
-//! standard input, an answer that starts with `@` on its standard output. A child whose input ends
-//! leaves.
+//! A test starts this very program again with [`ROLE`] set; the test `child_entry` of the same
+//! module then plays that role instead of returning. Parent and child talk in lines: a command on
+//! the child's standard input, an answer that starts with `@` on its standard output. A child whose
+//! input ends leaves.
 
 #![allow(dead_code, reason = "each test program uses its part")]
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
@@ -15,6 +15,7 @@ pub mod client_role;
 pub mod mapper_role;
 
 use std::io::{BufRead, BufReader, Write};
+use std::panic::Location;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,11 +40,13 @@ pub struct Second {
 
 impl Second {
     /// Starts a process in `role`.
+    #[track_caller]
     pub fn start(role: &str, place: &Path) -> Self {
         Self::start_by(&[], role, place)
     }
 
     /// Starts a process in `role`, which says "ok" when it is ready.
+    #[track_caller]
     pub fn ready(role: &str, place: &Path) -> Self {
         let mut second = Self::start(role, place);
         assert_eq!(second.answer(), "ok", "{role}");
@@ -51,6 +54,7 @@ impl Second {
     }
 
     /// Starts a process in `role` by way of `wrapper`, for instance `unshare`.
+    #[track_caller]
     pub fn start_by(wrapper: &[&str], role: &str, place: &Path) -> Self {
         let mut process = command(wrapper, role, place).spawn().unwrap();
         let input = process.stdin.take();
@@ -136,7 +140,8 @@ impl Drop for Second {
     }
 }
 
-/// A command that starts this program in `role`.
+/// A command that starts this program in `role`, which `child_entry` of the caller's module plays.
+#[track_caller]
 pub fn command(wrapper: &[&str], role: &str, place: &Path) -> Command {
     let program = std::env::current_exe().unwrap();
     let mut command = match wrapper {
@@ -147,9 +152,17 @@ pub fn command(wrapper: &[&str], role: &str, place: &Path) -> Command {
             command
         }
     };
-    command.args(["--exact", "child_entry", "--nocapture", "--test-threads=1"]);
+    let module = Path::new(Location::caller().file()).file_stem().unwrap().to_str().unwrap();
+    command.args(["--exact", &format!("{module}::child_entry"), "--nocapture"]);
+    command.arg("--test-threads=1");
     command.env(ROLE, role).env(PLACE, place).stdin(Stdio::piped()).stdout(Stdio::piped());
     command
+}
+
+/// The test `name` of the module with `module_path`, as `--exact` takes it.
+pub fn test_path(module_path: &str, name: &str) -> String {
+    let (_program, modules) = module_path.split_once("::").unwrap();
+    format!("{modules}::{name}")
 }
 
 /// Copies of all connections of process `pid`. `None`, with a line that says so, where the system

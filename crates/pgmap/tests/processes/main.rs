@@ -1,0 +1,23 @@
+//! Several processes: clients and owners that are killed, stopped, forked, confined, or started
+//! again.
+
+#![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
+
+mod acceptance;
+mod backings;
+mod device;
+mod fork;
+mod full;
+mod lifecycle;
+mod limits;
+mod link;
+mod lost_answers;
+mod membarrier_refused;
+mod namespaces;
+mod no_descriptors;
+mod owner_restart;
+mod places;
+mod replaced_ledgers;
+mod stories;
+#[path = "../support/mod.rs"]
+mod support;
