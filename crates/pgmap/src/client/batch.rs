@@ -39,28 +39,35 @@ impl Client {
         mut specs: Vec<CreateSpec>,
         client: impl Fn() -> C,
     ) -> Result<Vec<Result<Writer<C>, Error>>, Error> {
-        in_pieces(&mut specs, encoded_bytes, |piece| {
-            let mut answers = self.ask_drafts(piece, &client)?;
-            let mut nr_refused = piece.len();
-            // One answer has room for so many extents. A file that was refused because others had
-            // taken the room is asked for again, as long as that gets anywhere.
-            loop {
-                let again: Vec<usize> = (0..answers.len())
-                    .filter(|&at| {
-                        let error = answers[at].as_ref().err();
-                        matches!(error.and_then(Error::refusal), Some(Refusal::TooMuch { .. }))
-                    })
-                    .collect();
-                if again.is_empty() || again.len() >= nr_refused {
-                    return Ok(answers);
-                }
-                nr_refused = again.len();
-                let specs: Vec<_> = again.iter().map(|&at| piece[at].clone()).collect();
-                for (at, answer) in again.into_iter().zip(self.ask_drafts(&specs, &client)?) {
-                    answers[at] = answer;
-                }
+        in_pieces(&mut specs, encoded_bytes, |piece| self.create_piece(piece, &client))
+    }
+
+    /// Creates files that one message has room for.
+    fn create_piece<C: Borrow<Client>>(
+        &self,
+        specs: &[CreateSpec],
+        client: impl Fn() -> C,
+    ) -> Result<Vec<Result<Writer<C>, Error>>, Error> {
+        let mut answers = self.ask_drafts(specs, &client)?;
+        let mut nr_refused = specs.len();
+        // One answer has room for so many extents. A file that was refused because others had taken
+        // the room is asked for again, as long as that gets anywhere.
+        loop {
+            let again: Vec<usize> = (0..answers.len())
+                .filter(|&at| {
+                    let error = answers[at].as_ref().err();
+                    matches!(error.and_then(Error::refusal), Some(Refusal::TooMuch { .. }))
+                })
+                .collect();
+            if again.is_empty() || again.len() >= nr_refused {
+                return Ok(answers);
             }
-        })
+            nr_refused = again.len();
+            let specs: Vec<_> = again.iter().map(|&at| specs[at].clone()).collect();
+            for (at, answer) in again.into_iter().zip(self.ask_drafts(&specs, &client)?) {
+                answers[at] = answer;
+            }
+        }
     }
 
     fn ask_drafts<C: Borrow<Client>>(
@@ -121,8 +128,8 @@ impl Client {
             &mut files,
             |(spec, _)| encoded_bytes(spec),
             |piece| {
-                let specs = piece.iter().map(|(spec, _)| spec.clone()).collect();
-                let created = self.create_batch(specs)?;
+                let specs: Vec<_> = piece.iter().map(|(spec, _)| spec.clone()).collect();
+                let created = self.create_piece(&specs, || self)?;
                 let (mut answers, mut written) = (Vec::with_capacity(piece.len()), Vec::new());
                 for (writer, (_, contents)) in created.into_iter().zip(piece.iter()) {
                     let filled = writer.and_then(|mut writer| {

@@ -91,9 +91,7 @@ impl OwnedPin {
     /// # Errors
     /// The same.
     pub fn to_vec(&self) -> Result<Vec<u8>, Error> {
-        let mut bytes = vec![0; self.len_bytes as usize];
-        self.read_at(0, &mut bytes)?;
-        Ok(bytes)
+        pinned::to_vec(&self.client, self.parts(), self.len_bytes)
     }
 
     /// As [`FilePin::is_reclaim_requested`](crate::FilePin::is_reclaim_requested).

@@ -135,6 +135,17 @@ pub(super) fn copy_out(
     Ok(())
 }
 
+/// Copies all bytes of a pinned range.
+pub(super) fn to_vec(
+    client: &Client,
+    parts: impl Iterator<Item = Part>,
+    len_bytes: u64,
+) -> Result<Vec<u8>, Error> {
+    let mut bytes = vec![0; len_bytes as usize];
+    copy_out(client, parts, len_bytes, 0, &mut bytes)?;
+    Ok(bytes)
+}
+
 /// A piece of pinned memory, mapped in this process.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment<'p> {
@@ -320,9 +331,7 @@ impl<'c> FilePin<'c> {
     /// # Errors
     /// None in practice; those of [`read_at`](Self::read_at).
     pub fn to_vec(&self) -> Result<Vec<u8>, Error> {
-        let mut bytes = vec![0; self.len_bytes as usize];
-        self.read_at(0, &mut bytes)?;
-        Ok(bytes)
+        to_vec(self.client, self.parts(), self.len_bytes)
     }
 
     /// The CRC-32C of all pinned bytes, to be compared with
