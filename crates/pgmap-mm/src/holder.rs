@@ -5,9 +5,6 @@
 //!
 //! ```text
 //!   the slot:   empty ── register ──▶ held ── unregister ──▶ empty
-//!                 │ begin_removal      │ begin_removal: notified, once
-//!                 ▼                    ▼
-//!               closing ◀────────── closing, held ── finish_removal ──▶ dead
 //!
 //!   a question: asked ── answered in time ──▶ its answer
 //!                 ├────── deadline passes, holder panics or goes ──▶ Deny
@@ -15,26 +12,19 @@
 //!
 //! # Who may touch what
 //!
-//! Any thread may register, unregister and look; the owner alone removes. Questions are the owner's
-//! own table on one thread: it hands them to a worker, which calls the holder, and goes on.
+//! Any thread may register, unregister and look. Questions are the owner's own table on one thread:
+//! it hands them to a worker, which calls the holder, and goes on.
 //!
 //! # Orderings
 //!
-//! One word says who the holder is and whether the pagemap goes. Registering is a compare-and-swap
-//! from empty (AcqRel), removal an or of a bit (AcqRel), so each sees what the other did first;
-//! they pair with each other and with the Acquire load of whoever looks. Data: what the holder and
-//! the owner wrote before.
+//! One word says who the holder is. Registering is a compare-and-swap from empty, unregistering one
+//! to empty (AcqRel); they pair with each other and with the Acquire load of whoever looks. Data:
+//! what the holder wrote before.
 //!
 //! # Lost races
 //!
 //! *Register against register.* One compare-and-swap finds the slot empty; the other finds the
 //! first and gets `EBUSY`.
-//!
-//! *Register against removal.* If registering is first the removal's or returns the holder, and it
-//! is notified. If the removal is first the compare-and-swap fails on its bit: `ENODEV`.
-//!
-//! *Unregister against removal.* If unregistering is first there is nobody to tell. If the removal
-//! is first the holder is notified although it is leaving; unregistering then succeeds too.
 //!
 //! *Answer against deadline.* Both are the owner's turns. Whichever is first takes the question out
 //! of the table; the other finds none and changes nothing.
@@ -56,9 +46,6 @@ use crate::pagemap::FailureFlags;
 use crate::pfn::PfnRange;
 use crate::prot::Access;
 use crate::sync::{AtomicU64, Ordering};
-
-/// No such device.
-const ENODEV: i32 = 19;
 
 /// Questions that may wait for holders at one time.
 pub const MAX_QUESTIONS: usize = 1024;
@@ -151,8 +138,6 @@ pub enum HolderError {
         /// Who.
         by: HolderId,
     },
-    /// The pagemap is going or gone.
-    Dead,
     /// The one who wants to leave is not the holder.
     NotHolder {
         /// Who it says it is.
@@ -171,7 +156,6 @@ impl HolderError {
     pub const fn errno(&self) -> i32 {
         match self {
             Self::Busy { .. } => errno::EBUSY,
-            Self::Dead => ENODEV,
             Self::NotHolder { .. } => errno::EINVAL,
             Self::TooMany { .. } => errno::EAGAIN,
         }
@@ -182,7 +166,6 @@ impl fmt::Display for HolderError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Busy { by } => write!(f, "holder {} is there already", by.0),
-            Self::Dead => f.write_str("the pagemap is being removed"),
             Self::NotHolder { id } => write!(f, "{} is not the holder", id.0),
             Self::TooMany { nr_questions } => {
                 write!(f, "{nr_questions} questions wait for holders already")
@@ -194,21 +177,6 @@ impl fmt::Display for HolderError {
 impl std::error::Error for HolderError {}
 
 const ID_BITS: u32 = 62;
-const ID_MASK: u64 = (1 << ID_BITS) - 1;
-const CLOSING: u64 = 1 << ID_BITS;
-const DEAD: u64 = 1 << (ID_BITS + 1);
-
-/// What [`HolderSlot::begin_removal`] found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "the holder must be notified before the removal goes on"]
-pub enum Removal {
-    /// Tell this holder, once.
-    Tell(HolderId),
-    /// There is nobody to tell.
-    Nobody,
-    /// The removal had begun already; whom to notify is another caller's affair.
-    Begun,
-}
 
 /// The place of a pagemap's one holder.
 #[derive(Debug)]
@@ -232,61 +200,32 @@ impl HolderSlot {
     /// Makes `id` the holder (Linux 7.1: drivers/dax/super.c, `fs_dax_get`).
     ///
     /// # Errors
-    /// [`HolderError::Busy`] when another is, [`HolderError::Dead`] once removal has begun.
+    /// [`HolderError::Busy`] when another is.
     pub fn register(&self, id: HolderId) -> Result<(), HolderError> {
-        // AcqRel, Acquire: pairs with the stores of `unregister` and the removal; data: what the
-        // holder before and the owner wrote.
+        // AcqRel, Acquire: pairs with `unregister`; data: what the holder before wrote.
         match self.word.compare_exchange(0, id.0, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => Ok(()),
-            Err(word) if word & (CLOSING | DEAD) != 0 => Err(HolderError::Dead),
-            Err(word) => Err(HolderError::Busy { by: HolderId(word & ID_MASK) }),
+            Err(word) => Err(HolderError::Busy { by: HolderId(word) }),
         }
     }
 
-    /// Lets `id` leave. It may leave while it is notified of the removal.
+    /// Lets `id` leave.
     ///
     /// # Errors
     /// [`HolderError::NotHolder`].
     pub fn unregister(&self, id: HolderId) -> Result<(), HolderError> {
-        for closing in [0, CLOSING] {
-            // AcqRel: pairs with `register` and `begin_removal`; data: what this holder wrote.
-            let left = self.word.compare_exchange(
-                id.0 | closing,
-                closing,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            );
-            if left.is_ok() {
-                return Ok(());
-            }
+        // AcqRel: pairs with `register`; data: what this holder wrote.
+        match self.word.compare_exchange(id.0, 0, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(HolderError::NotHolder { id }),
         }
-        Err(HolderError::NotHolder { id })
     }
 
-    /// The holder, if there is one and the pagemap lives.
+    /// The holder, if there is one.
     #[must_use]
     pub fn holder(&self) -> Option<HolderId> {
         // Acquire: pairs with `register`; data: what the holder wrote before.
-        let word = self.word.load(Ordering::Acquire);
-        if word & DEAD == 0 { HolderId::new(word & ID_MASK) } else { None }
-    }
-
-    /// Begins to remove the pagemap: nobody can register any more. The first caller learns whom to
-    /// tell ([`FailureFlags::MEM_PRE_REMOVE`]) and then calls
-    /// [`finish_removal`](Self::finish_removal).
-    pub fn begin_removal(&self) -> Removal {
-        // AcqRel: pairs with `register` and `unregister`; data: what the holder wrote.
-        let before = self.word.fetch_or(CLOSING, Ordering::AcqRel);
-        if before & (CLOSING | DEAD) != 0 {
-            return Removal::Begun;
-        }
-        HolderId::new(before & ID_MASK).map_or(Removal::Nobody, Removal::Tell)
-    }
-
-    /// The holder has been notified: there is none any more, and the pagemap is not alive.
-    pub fn finish_removal(&self) {
-        // Release: pairs with Acquire in `holder`; data: what the owner did to tell.
-        self.word.store(CLOSING | DEAD, Ordering::Release);
+        HolderId::new(self.word.load(Ordering::Acquire))
     }
 }
 
@@ -456,20 +395,6 @@ mod tests {
         assert_eq!(slot.unregister(id(2)), Err(HolderError::NotHolder { id: id(2) }));
         slot.unregister(id(1)).unwrap();
         assert_eq!((slot.register(id(2)), slot.holder()), (Ok(()), Some(id(2))));
-    }
-
-    #[test]
-    fn a_removal_tells_once_and_lets_nobody_in() {
-        let slot = HolderSlot::new();
-        slot.register(id(1)).unwrap();
-        assert_eq!(slot.begin_removal(), Removal::Tell(id(1)));
-        assert_eq!(slot.begin_removal(), Removal::Begun);
-        assert_eq!(slot.holder(), Some(id(1)), "alive while it is notified");
-        slot.unregister(id(1)).unwrap();
-        assert_eq!(slot.register(id(2)).map_err(|e| e.errno()), Err(ENODEV));
-        slot.finish_removal();
-        assert_eq!((slot.holder(), slot.begin_removal()), (None, Removal::Begun));
-        assert_eq!(HolderSlot::new().begin_removal(), Removal::Nobody);
     }
 
     #[test]

@@ -26,7 +26,6 @@ pub mod runs;
 pub mod stamp;
 
 // metadata
-pub mod altmap;
 pub mod folio;
 pub mod frames;
 pub mod index;

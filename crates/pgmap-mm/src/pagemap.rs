@@ -32,7 +32,6 @@
 use core::fmt;
 use core::ops::Range;
 
-use crate::altmap::Altmap;
 use crate::error::errno;
 use crate::flags::flag_set;
 use crate::level::{Level, PAGE_BYTES};
@@ -178,8 +177,6 @@ pub struct PagemapSpec {
     pub largest_level: u8,
     /// What its driver can do.
     pub ops: OpsPresent,
-    /// Descriptors and catalog on the device itself; only with a single range.
-    pub altmap: Option<Altmap>,
 }
 
 /// Why a pagemap was not made. Nothing is left of it.
@@ -207,16 +204,6 @@ pub enum PagemapError {
     MissingOwner {
         /// The type.
         memory_type: MemoryType,
-    },
-    /// A second range beside an altmap.
-    AltmapWithRanges {
-        /// How many ranges.
-        nr_ranges: usize,
-    },
-    /// The altmap is of another range than the pagemap's.
-    AltmapMismatch {
-        /// Frames that it is made for.
-        nr_pages: u64,
     },
     /// A live pagemap has some of the bytes.
     Taken {
@@ -256,8 +243,6 @@ impl PagemapError {
             | Self::LevelTooLarge { .. }
             | Self::MissingOp { .. }
             | Self::MissingOwner { .. }
-            | Self::AltmapWithRanges { .. }
-            | Self::AltmapMismatch { .. }
             | Self::OutOfReach { .. }
             | Self::Misaligned { .. } => errno::EINVAL,
             Self::Taken { .. } => errno::ENOMEM,
@@ -280,12 +265,6 @@ impl fmt::Display for PagemapError {
                 write!(f, "{memory_type} memory needs the op {op}")
             }
             Self::MissingOwner { memory_type } => write!(f, "{memory_type} memory needs an owner"),
-            Self::AltmapWithRanges { nr_ranges } => {
-                write!(f, "an altmap goes with one range, not {nr_ranges}")
-            }
-            Self::AltmapMismatch { nr_pages } => {
-                write!(f, "the altmap is made for a range of {nr_pages} frames")
-            }
             Self::Taken { range, by } => {
                 write!(f, "range {range} belongs in part to the live pagemap {}", by.0)
             }
@@ -388,9 +367,9 @@ impl PlacedRange {
         self.first + self.nr_pages()
     }
 
-    /// The frames from `skip` on, in runs as long as runs can be.
-    fn runs(&self, skip: u64) -> impl Iterator<Item = PfnRange> + use<> {
-        let (start, end) = (self.first + skip, self.end());
+    /// The frames, in runs as long as runs can be.
+    fn runs(&self) -> impl Iterator<Item = PfnRange> + use<> {
+        let (start, end) = (self.first, self.end());
         (start..end)
             .step_by(MAX_RUN_PAGES as usize)
             .filter_map(move |at| PfnRange::new(at, (end - at).min(MAX_RUN_PAGES)))
@@ -410,7 +389,6 @@ pub struct Pagemap {
     owner: Option<u64>,
     largest: Level,
     ops: OpsPresent,
-    altmap: Option<Altmap>,
     lifecycle: Lifecycle,
     has_teardown: bool,
 }
@@ -452,39 +430,21 @@ impl Pagemap {
         self.ops
     }
 
-    /// How its head is divided, if descriptors lie on the device.
-    #[must_use]
-    pub const fn altmap(&self) -> Option<&Altmap> {
-        self.altmap.as_ref()
-    }
-
     /// Whether it is in use.
     #[must_use]
     pub const fn lifecycle(&self) -> Lifecycle {
         self.lifecycle
     }
 
-    /// Whether a folio may lie here: inside a range and past the altmap (Linux 7.1: mm/memremap.c,
-    /// `pgmap_pfn_valid`).
+    /// Whether a folio may lie here (Linux 7.1: mm/memremap.c, `pgmap_pfn_valid`).
     #[must_use]
     pub fn pfn_valid(&self, pfn: Pfn) -> bool {
-        self.ranges.iter().enumerate().any(|(index, range)| {
-            range.contains(pfn) && pfn.number() - range.first >= self.head_pages(index)
-        })
+        self.ranges.iter().any(|range| range.contains(pfn))
     }
 
     /// The frames that folios can be made of, as runs.
     pub fn usable_runs(&self) -> impl Iterator<Item = PfnRange> + '_ {
-        let skips = (0..self.ranges.len()).map(|index| self.head_pages(index));
-        self.ranges.iter().zip(skips).flat_map(|(range, skip)| range.runs(skip))
-    }
-
-    /// Frames at the head of a range that no folio can have.
-    fn head_pages(&self, index: usize) -> u64 {
-        match &self.altmap {
-            Some(altmap) if index == 0 => altmap.head_pages(),
-            _ => 0,
-        }
+        self.ranges.iter().flat_map(PlacedRange::runs)
     }
 
     fn device_ranges(&self) -> impl Iterator<Item = DeviceRange> + '_ {

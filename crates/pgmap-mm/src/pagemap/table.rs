@@ -56,7 +56,7 @@ impl PagemapTable {
         let largest = spec.check()?;
         let mut ranges: Vec<PlacedRange> = Vec::with_capacity(spec.ranges.len());
         for &device in &spec.ranges {
-            self.place_range(spec, (device, first), &mut ranges)?;
+            self.place_range(device, first, &mut ranges)?;
         }
         self.last_id += 1;
         let id = PagemapId(self.last_id);
@@ -67,7 +67,6 @@ impl PagemapTable {
             owner: spec.owner,
             largest,
             ops: spec.ops,
-            altmap: spec.altmap,
             lifecycle: Lifecycle::Live,
             has_teardown: false,
         };
@@ -77,20 +76,12 @@ impl PagemapTable {
 
     fn place_range(
         &self,
-        spec: &PagemapSpec,
-        (range, first): (DeviceRange, Option<u64>),
+        range: DeviceRange,
+        first: Option<u64>,
         done: &mut Vec<PlacedRange>,
     ) -> Result<(), PagemapError> {
-        if spec.altmap.is_some() && !done.is_empty() {
-            return Err(PagemapError::AltmapWithRanges { nr_ranges: spec.ranges.len() });
-        }
         self.check_range(range, done)?;
         let nr_pages = range.len_bytes / PAGE_BYTES;
-        if let Some(altmap) = &spec.altmap
-            && altmap.nr_pages() != nr_pages
-        {
-            return Err(PagemapError::AltmapMismatch { nr_pages: altmap.nr_pages() });
-        }
         let first = match first {
             Some(first) => Some(first).filter(|&first| self.is_nobodys(first, nr_pages, done)),
             None => self.gap(nr_pages, done),

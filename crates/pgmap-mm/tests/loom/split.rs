@@ -426,28 +426,3 @@ fn loom_a_recall_meets_the_last_unpin_and_the_release() {
         client.join().unwrap();
     });
 }
-
-/// Two holders want one pagemap while it is removed: at most one gets it, and whoever does is
-/// notified.
-#[test]
-fn loom_a_holder_that_got_in_is_told_of_the_removal() {
-    use pgmap_mm::holder::{HolderId, HolderSlot, Removal};
-    explore(|| {
-        let slot = Arc::new(HolderSlot::new());
-        let holders = [1, 2].map(|number| {
-            let slot = Arc::clone(&slot);
-            let id = HolderId::new(number).unwrap();
-            thread::spawn(move || slot.register(id).is_ok().then_some(id))
-        });
-        let removal = slot.begin_removal();
-        let got_in: Vec<HolderId> =
-            holders.into_iter().filter_map(|holder| holder.join().unwrap()).collect();
-        slot.finish_removal();
-        match removal {
-            Removal::Tell(id) => assert_eq!(got_in, [id]),
-            Removal::Nobody => assert!(got_in.is_empty(), "{got_in:?} got in and was not told"),
-            Removal::Begun => panic!("nobody else removes"),
-        }
-        assert_eq!(slot.holder(), None);
-    });
-}

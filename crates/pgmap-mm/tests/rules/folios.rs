@@ -36,7 +36,6 @@ fn dying_pagemap(memory_type: MemoryType) -> (PagemapTable, PagemapId, Teardown)
         owner: Some(7),
         largest_level: 2,
         ops: OpsPresent::FOLIO_FREE.with(OpsPresent::MIGRATE_TO_RAM),
-        altmap: None,
     };
     let id = table.add(&spec).unwrap();
     let mut teardown = table.begin_teardown(id).unwrap();

@@ -56,7 +56,6 @@ fn a_ring_reaches_a_pagemap_that_was_removed_and_added_again() {
         owner: None,
         largest_level: Level::Pmd.number(),
         ops: OpsPresent::NONE,
-        altmap: None,
     };
     let space = AddressSpace::for_device(&client, BASE, 1 << 30).unwrap();
     let id = owner.add_pagemap("dax0.0", &spec, None).unwrap();

@@ -515,7 +515,6 @@ fn spec_of(backing: &Backing) -> PagemapSpec {
         owner: Some(0),
         largest_level: Level::Pud.number(),
         ops: OpsPresent::FOLIO_FREE,
-        altmap: None,
     }
 }
 

@@ -427,7 +427,6 @@ fn own_pagemap(pool: &Pool) -> Result<PagemapTable, Error> {
         owner: Some(0),
         largest_level: Level::Pud.number(),
         ops: OpsPresent::FOLIO_FREE,
-        altmap: None,
     };
     table.add(&spec).map_err(|error| Error::BadPool {
         pool: pool.name(),

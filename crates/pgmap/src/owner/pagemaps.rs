@@ -355,7 +355,6 @@ mod tests {
             owner: None,
             largest_level: Level::Pte.number(),
             ops: OpsPresent::NONE,
-            altmap: None,
         };
         let driver = Arc::new(Driver::default());
         let name = FileName::new("dax0.0").unwrap();

@@ -222,7 +222,6 @@ fn failed_frames_that_are_offline_now_do_not_keep_a_pool_from_being_opened() {
         owner: None,
         largest_level: 1,
         ops: pgmap_mm::pagemap::OpsPresent::NONE,
-        altmap: None,
     };
     owner.add_pagemap("device", &spec, None).unwrap();
     let client = owner.client().unwrap();

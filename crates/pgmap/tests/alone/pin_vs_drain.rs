@@ -146,7 +146,7 @@ fn pin_once(lane: &Lane<'_, ProcessSide>, words: &[std::sync::atomic::AtomicU64]
     let life = Descriptor::from_bits(life);
     let Some(extent) = Extent::new(run, Level::Pte, life) else { return };
     let Ok(pin) = lane.pin(&extent, run, Agent::Cpu) else { return };
-    let stamp = pin.expected_life().stamp().unwrap().number();
+    let stamp = life.stamp().unwrap().number();
     let is_changed = |_| words[canary(number)].load(Ordering::Acquire) != stamp;
     let was_changed = (0..NR_LOOKS).any(is_changed)
         || (pin.is_reclaim_requested() && (0..NR_LONG_LOOKS).any(is_changed));

@@ -36,7 +36,6 @@ fn device(memory_type: MemoryType, level: Level, len_bytes: u64) -> PagemapSpec 
         owner: None,
         largest_level: level.number(),
         ops: OpsPresent::NONE,
-        altmap: None,
     }
 }
 

@@ -31,7 +31,6 @@ fn spec(memory_type: MemoryType, ranges: &[(u64, u64)], level: Level) -> Pagemap
         owner: None,
         largest_level: level.number(),
         ops: OpsPresent::NONE,
-        altmap: None,
     }
 }
 

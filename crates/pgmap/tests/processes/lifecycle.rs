@@ -265,7 +265,6 @@ fn device_spec() -> PagemapSpec {
         owner: None,
         largest_level: Level::Pmd.number(),
         ops: OpsPresent::NONE,
-        altmap: None,
     }
 }
 

@@ -314,7 +314,6 @@ fn a_device_file_is_mapped_and_pinned_by_its_alignment() {
         owner: None,
         largest_level: Level::Pmd.number(),
         ops: OpsPresent::NONE,
-        altmap: None,
     };
     let id = owner.add_pagemap("dax0.0", &spec, None).unwrap();
     let space = space(&client);

@@ -377,7 +377,6 @@ fn scenario_45_a_removed_device_is_gone_for_the_processor_too() {
         owner: None,
         largest_level: Level::Pmd.number(),
         ops: OpsPresent::NONE,
-        altmap: None,
     };
     let id = owner.add_pagemap("dax0.0", &spec, None).unwrap();
     let space = AddressSpace::for_process(&client, GIB).unwrap();
