@@ -22,9 +22,10 @@ pub const MM_LAYERS: &[(&str, &[&str])] = &[
             "error",
         ],
     ),
-    ("metadata", &["vmemmap", "ledger", "index", "frames", "folio", "split", "altmap", "pagemap"]),
+    ("metadata", &["vmemmap", "ledger", "index", "frames", "folio", "split", "pagemap"]),
+    ("holds", &["drain", "pin", "longterm"]),
     ("translation", &["page_table", "vma", "mm"]),
-    ("access", &["drain", "pin", "longterm", "fault", "gup", "holder", "admission", "lease"]),
+    ("access", &["fault", "gup", "holder", "admission", "lease"]),
     ("trouble", &["memory_failure"]),
 ];
 

@@ -43,7 +43,7 @@ use crate::extent::Extent;
 use crate::ledger::{Agent, CPU_ONE, DEVICE_ONE, MAX_COUNT, SlotWord};
 use crate::level::Level;
 use crate::pfn::{Pfn, PfnRange};
-use crate::pin::{ClientSide, Lane, Life, Pinner, SlotOf};
+use crate::pin::{ClientSide, FoundLife, Lane, Pinner, SlotOf};
 use crate::sync::Ordering;
 use crate::vmemmap::LifeWord;
 use crate::words::{ReadWords, WriteCounts, WriteWords};
@@ -59,7 +59,7 @@ pub struct LongtermPin<'p, S: ClientSide> {
 #[derive(Debug)]
 pub(crate) struct RawLongterm<'p, S: ClientSide> {
     pinner: &'p Pinner<S>,
-    life: Life<'p, S>,
+    life: FoundLife<'p, S>,
     run: PfnRange,
     record: Record<SlotOf<'p, S>>,
 }
@@ -131,14 +131,14 @@ impl<S: ClientSide> Pinner<S> {
         head_level: Level,
         agent: Agent,
     ) -> Result<LongtermPin<'_, S>, PinError> {
-        self.pin_longterm_found(Life::find(self, life), run, head_level, agent)
+        self.pin_longterm_found(FoundLife::find(self, life), run, head_level, agent)
     }
 
     /// As [`pin_longterm_under`](Self::pin_longterm_under), under a word that was found.
     #[inline(always)]
     pub(crate) fn pin_longterm_found<'p>(
         &'p self,
-        life: Life<'p, S>,
+        life: FoundLife<'p, S>,
         run: PfnRange,
         head_level: Level,
         agent: Agent,
@@ -285,7 +285,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
     #[inline(always)]
     pub(crate) fn pin_longterm_slot_if(
         &self,
-        life: Life<'p, S>,
+        life: FoundLife<'p, S>,
         run: PfnRange,
         agent: Agent,
         is_still_so: impl FnOnce() -> bool,
@@ -309,7 +309,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
     /// free.
     pub(crate) fn pin_longterm_if(
         &self,
-        life: Life<'p, S>,
+        life: FoundLife<'p, S>,
         run: PfnRange,
         head_level: Level,
         agent: Agent,

@@ -29,7 +29,7 @@
 
 use core::marker::PhantomData;
 
-use super::has_same_layout;
+use super::{has_same_layout, known_span};
 use crate::error::PinError;
 use crate::ledger::Agent;
 use crate::level::{Level, PAGE_BYTES};
@@ -37,7 +37,7 @@ use crate::mm::Mm;
 use crate::page_table::entry::LeafFlags;
 use crate::page_table::walk::Found;
 use crate::pfn::{MAX_RUN_PAGES, PfnRange};
-use crate::pin::{ClientSide, KnownSpan, Lane, Life, Pinner, Window};
+use crate::pin::{ClientSide, Lane, LastLife, Window};
 
 /// Windows of a read section, at most; each covers up to 256 GiB of frames.
 const MAX_WINDOWS: usize = 16;
@@ -49,9 +49,8 @@ const MAX_WINDOWS: usize = 16;
 #[derive(Debug)]
 pub struct ReadSection<'a, S: ClientSide> {
     mm: &'a Mm,
-    pinner: &'a Pinner<S>,
-    /// The span that a translation met last.
-    known: KnownSpan<'a, S>,
+    /// The life word of the span that a translation met last.
+    known: LastLife<'a, S>,
     _windows: Vec<Window<'a, S>>,
 }
 
@@ -94,7 +93,6 @@ impl<'a, S: ClientSide> ReadSection<'a, S> {
     /// [`PinError::LaneFull`], [`PinError::Detached`], and [`PinError::Outside`] for a pool of more
     /// than 4 TiB, which one section cannot cover, and for an address space of another pool.
     pub fn open(mm: &'a Mm, lane: &Lane<'a, S>) -> Result<Self, PinError> {
-        let pinner = lane.pinner();
         let nr_pages = mm.table.vmemmap().nr_pages();
         let mut windows = Vec::new();
         let mut first = 0;
@@ -105,7 +103,7 @@ impl<'a, S: ClientSide> ReadSection<'a, S> {
             windows.push(lane.pin_window(run, Agent::Cpu)?);
             first = run.end();
         }
-        Ok(Self { mm, pinner, known: KnownSpan::nothing(pinner), _windows: windows })
+        Ok(Self { mm, known: LastLife::nothing(lane.pinner()), _windows: windows })
     }
 
     /// Where the address translates to; stays so until the section is dropped. `None` if
@@ -120,7 +118,7 @@ impl<'a, S: ClientSide> ReadSection<'a, S> {
         // The windows were published, and a light barrier passed, before the life word is loaded,
         // here and below: a drain that changes it later finds the windows. The entry need not be
         // read again, for what it said was mapped during this call.
-        let life = self.known.life_of(table, &found)?;
+        let life = known_span::life_of(&self.known, table, &found)?;
         if life.is_as_expected() { borrowed(page, &found) } else { None }
     }
 
@@ -130,7 +128,7 @@ impl<'a, S: ClientSide> ReadSection<'a, S> {
         let table = &self.mm.table;
         let epoch = table.epoch();
         let found = table.walk(page)?;
-        let life = Life::find(self.pinner, table.life(found.leaf)?);
+        let life = self.known.find(table.life(found.leaf)?);
         // The epoch: so that entry and life word are of one extent.
         let is_held = life.is_as_expected() && table.epoch() == epoch;
         if is_held { borrowed(page, &found) } else { None }

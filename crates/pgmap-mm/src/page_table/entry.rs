@@ -51,6 +51,14 @@ impl LeafFlags {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub(crate) struct SpanId(pub(super) u32);
 
+impl SpanId {
+    /// The number.
+    #[inline(always)]
+    pub(crate) const fn number(self) -> u32 {
+        self.0
+    }
+}
+
 /// Where a table page lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NodeId {

@@ -40,8 +40,11 @@ use crate::vmemmap::LifeWord;
 pub(crate) struct Epoch(u64);
 
 impl Epoch {
-    /// No epoch of any page table.
-    pub(crate) const NEVER: Self = Self(0);
+    /// The number, which no other page table of this process has or had, and which is never 0.
+    #[inline(always)]
+    pub(crate) const fn number(self) -> u64 {
+        self.0
+    }
 }
 
 /// A leaf and where it was read.

@@ -27,7 +27,7 @@
 //! Unpinning some of the pages that one call pinned lowers one count there (Linux 7.1: mm/gup.c,
 //! `unpin_user_page_range_dirty_lock`). A slot is one run, so here the rest must be one run too.
 
-use super::{ClientSide, Life, Pin, Pinner, RawPin};
+use super::{ClientSide, FoundLife, Pin, Pinner, RawPin};
 use crate::descriptor::Descriptor;
 use crate::ledger::{Agent, SlotWord};
 use crate::pfn::PfnRange;
@@ -83,7 +83,8 @@ impl PinParts {
         if self.identity != pinner.side.identity() {
             return None;
         }
-        let (slot, life) = (pinner.side.ledger().slot(self.slot), Life::find(pinner, self.life));
+        let (slot, life) =
+            (pinner.side.ledger().slot(self.slot), FoundLife::find(pinner, self.life));
         Some(RawPin { pinner, slot, at: self.slot, life, run: self.run })
     }
 }

@@ -300,7 +300,7 @@ impl Model<'_> {
         let good = first_bad.map_or(nr_pages, |bad| bad - page);
         let address = page * PAGE;
         let found = match call {
-            Call::Fast => gup.fast(address, nr_pages, flags),
+            Call::Fast => gup.pin(address, nr_pages, flags.with(GupFlags::FAST_ONLY)),
             Call::Slow => gup.slow(address, nr_pages, flags),
             Call::Pin => gup.pin(address, nr_pages, flags),
         };

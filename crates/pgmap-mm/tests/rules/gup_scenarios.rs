@@ -24,7 +24,10 @@ fn scenario_24_flags_that_exclude_each_other() {
     let (mm, lane) = (world.mm(GIB), world.pinner.lane().unwrap());
     let gup = Gup::new(&mm, &lane).unwrap();
     for bad in [LONGTERM.with(GupFlags::GET), LONGTERM.with(GupFlags::P2PDMA)] {
-        assert_eq!(gup.fast(0, 1, bad).unwrap_err().errno(), errno::EINVAL);
+        assert_eq!(
+            gup.pin(0, 1, bad.with(GupFlags::FAST_ONLY)).unwrap_err().errno(),
+            errno::EINVAL
+        );
         assert_eq!(gup.pin(0, 1, bad).unwrap_err().errno(), errno::EINVAL);
         assert!(gup.slow(0, 1, bad).unwrap().is_empty());
     }
@@ -59,7 +62,7 @@ fn scenario_26_raw_areas_are_never_pinned() {
         assert_eq!(mm.fault(address, Access::Write).unwrap().level, level);
         assert!(mm.translate(address).is_some());
         for flags in [WRITE, GupFlags::NONE, LONGTERM] {
-            assert!(gup.fast(address, 1, flags).unwrap().is_empty());
+            assert!(gup.pin(address, 1, flags.with(GupFlags::FAST_ONLY)).unwrap().is_empty());
             assert_eq!(gup.pin(address, 1, flags).unwrap_err().errno(), errno::EFAULT);
         }
         assert_eq!(ReadSection::open(&mm, &lane).unwrap().translate(address), None);
@@ -86,7 +89,7 @@ fn scenario_28_better_longterm_write_on_device_dax_needs_no_slow_path() {
     mm.map(&whole(&device, 0)).unwrap();
     mm.populate(0, 4 * MIB2).unwrap();
     let gup = Gup::new(&mm, &lane).unwrap();
-    let range = gup.fast(0, 4 * HUGE, LONGTERM.with(WRITE)).unwrap();
+    let range = gup.pin(0, 4 * HUGE, LONGTERM.with(WRITE).with(GupFlags::FAST_ONLY)).unwrap();
     assert_eq!((range.nr_pages(), range.segments().count()), (4 * HUGE, 1));
     assert_eq!(world.all_holds().len(), 1, "one slot for all four folios");
     drop(range);
@@ -138,10 +141,13 @@ fn scenario_29_device_dax_pins_need_no_slow_path() {
     let device = world.file(DAX_2M, Level::Pmd, &[4 * HUGE]);
     mm.map(&whole(&device, 0)).unwrap();
     let gup = Gup::new(&mm, &lane).unwrap();
-    assert!(gup.fast(0, HUGE, WRITE).unwrap().is_empty(), "nothing was faulted in");
+    assert!(
+        gup.pin(0, HUGE, WRITE.with(GupFlags::FAST_ONLY)).unwrap().is_empty(),
+        "nothing was faulted in"
+    );
     mm.populate(0, 4 * MIB2).unwrap();
     let asked = device.state.lock().unwrap().nr_asked;
-    let range = gup.fast(PAGE, 4 * HUGE - 1, WRITE).unwrap();
+    let range = gup.pin(PAGE, 4 * HUGE - 1, WRITE.with(GupFlags::FAST_ONLY)).unwrap();
     assert_eq!((range.nr_pages(), range.segments().count()), (4 * HUGE - 1, 1));
     assert_eq!(world.all_holds().len(), 1, "one slot for the whole extent");
     assert_eq!(device.state.lock().unwrap().nr_asked, asked);
@@ -165,13 +171,17 @@ fn scenario_32_a_pin_of_a_stale_leaf_is_undone_exactly_and_repaired() {
     world.truncate(&file, 0);
     world.grow(&file, HUGE, Level::Pmd);
     let gup = Gup::new(&mm, &lane).unwrap();
-    assert!(gup.fast(0, 1, WRITE).unwrap().is_empty());
+    assert!(gup.pin(0, 1, WRITE.with(GupFlags::FAST_ONLY)).unwrap().is_empty());
     assert!(world.all_holds().is_empty());
     let range = gup.pin(0, 2 * HUGE, WRITE).unwrap();
     assert_eq!(range.nr_pages(), HUGE, "the second extent is gone");
     assert_eq!(range.pages().next().unwrap().1.number(), file.frame(0).unwrap());
     drop(range);
-    assert_eq!(gup.fast(0, HUGE, WRITE).unwrap().nr_pages(), HUGE, "the leaf was not repaired");
+    assert_eq!(
+        gup.pin(0, HUGE, WRITE.with(GupFlags::FAST_ONLY)).unwrap().nr_pages(),
+        HUGE,
+        "the leaf was not repaired"
+    );
     assert_eq!(gup.pin(MIB2, 1, WRITE).unwrap_err().errno(), errno::EFAULT);
 }
 
@@ -194,9 +204,12 @@ fn scenario_36_peer_memory_needs_its_flag() {
     mm.map(&whole(&file, 0)).unwrap();
     mm.populate(0, MIB2).unwrap();
     let gup = Gup::new(&mm, &lane).unwrap();
-    assert!(gup.fast(0, 1, WRITE).unwrap().is_empty());
+    assert!(gup.pin(0, 1, WRITE.with(GupFlags::FAST_ONLY)).unwrap().is_empty());
     assert_eq!(gup.pin(0, 1, WRITE).unwrap_err().errno(), EREMOTEIO);
-    assert_eq!(gup.fast(0, 1, WRITE.with(GupFlags::P2PDMA)).unwrap().nr_pages(), 1);
+    assert_eq!(
+        gup.pin(0, 1, WRITE.with(GupFlags::P2PDMA).with(GupFlags::FAST_ONLY)).unwrap().nr_pages(),
+        1
+    );
     let section = ReadSection::open(&mm, &lane).unwrap();
     assert!(section.translate(0).is_none(), "a section has no flag to ask with");
 }
@@ -230,7 +243,10 @@ fn scenario_38_a_range_that_wraps_is_an_overflow() {
     let gup = Gup::new(&mm, &lane).unwrap();
     for (address, nr_pages) in [(u64::MAX - PAGE, 2), (PAGE, u64::MAX / PAGE), (0, u64::MAX)] {
         assert_eq!(gup.pin(address, nr_pages, WRITE).unwrap_err().errno(), errno::EOVERFLOW);
-        assert_eq!(gup.fast(address, nr_pages, WRITE).unwrap_err().errno(), errno::EOVERFLOW);
+        assert_eq!(
+            gup.pin(address, nr_pages, WRITE.with(GupFlags::FAST_ONLY)).unwrap_err().errno(),
+            errno::EOVERFLOW
+        );
     }
     assert_eq!(gup.pin(GIB - PAGE, 2, WRITE).unwrap_err().errno(), errno::EFAULT);
     assert_eq!(gup.slow(u64::MAX - PAGE, 2, WRITE).unwrap_err().errno(), errno::EFAULT);
@@ -320,7 +336,8 @@ fn scenario_41_every_leaf_of_device_dax_is_its_alignment() {
     for page in [0, HUGE - 1, GIGANTIC - 1] {
         assert_eq!(mm.translate(GIB + page * PAGE).unwrap().level, Level::Pmd);
     }
-    let range = Gup::new(&mm, &lane).unwrap().fast(GIB, GIGANTIC, WRITE).unwrap();
+    let range =
+        Gup::new(&mm, &lane).unwrap().pin(GIB, GIGANTIC, WRITE.with(GupFlags::FAST_ONLY)).unwrap();
     assert_eq!((range.nr_pages(), range.segments().count()), (GIGANTIC, 1));
 }
 
