@@ -63,6 +63,9 @@ struct Arguments {
     /// Prints everything that happens
     #[arg(long)]
     trace: bool,
+    /// Goes on after a run that failed, and only names it
+    #[arg(long)]
+    keep_going: bool,
     /// Seconds for shortening a run that failed
     #[arg(long, default_value_t = 60)]
     shrink_seconds: u64,
@@ -100,7 +103,7 @@ fn lacks_addresses(plan: &Plan) -> bool {
 fn run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
     let place = tempfile::Builder::new().prefix("pgmap-sim-").tempdir_in("/dev/shm")?;
     let start = Instant::now();
-    let (mut nr_steps, mut nr_runs, mut nr_skipped) = (0, 0, 0);
+    let (mut nr_steps, mut nr_runs, mut nr_skipped, mut nr_failed) = (0, 0, 0, 0);
     let mut play = |plan: &Plan| {
         if lacks_addresses(plan) {
             nr_skipped += 1;
@@ -138,8 +141,11 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
                 Err(failure) => {
                     let nr_runs = seed - arguments.seed + 1;
                     println!("seed {seed}, run {nr_runs}: {failure}");
-                    report(arguments, &plan, &failure.to_string(), place.path())?;
-                    return Ok(false);
+                    nr_failed += 1;
+                    if !arguments.keep_going {
+                        report(arguments, &plan, &failure.to_string(), place.path())?;
+                        return Ok(false);
+                    }
                 }
             }
         }
@@ -151,10 +157,12 @@ fn run(arguments: &Arguments) -> Result<bool, Box<dyn Error>> {
             "{nr_skipped} runs with further backings left out: addresses are limited (ulimit -v)"
         );
     }
-    println!(
-        "{nr_runs} runs, {nr_steps} steps in {seconds:.1} s ({rate:.0} a second): nothing wrong"
-    );
-    Ok(true)
+    let outcome = match nr_failed {
+        0 => "nothing wrong".to_owned(),
+        nr_failed => format!("{nr_failed} failed"),
+    };
+    println!("{nr_runs} runs, {nr_steps} steps in {seconds:.1} s ({rate:.0} a second): {outcome}");
+    Ok(nr_failed == 0)
 }
 
 /// The plans in a file or a directory, in order.

@@ -230,7 +230,8 @@ impl Episode {
                     On::Data => names == ["data"],
                     On::Only(which) => names == [name_of(which)],
                     On::Prefer(which) => {
-                        has("data") && (!self.must_have(which, from) || has(&name_of(which)))
+                        let may_be_missing = self.may_lack_media() || !self.must_have(which, from);
+                        has("data") && (may_be_missing || has(&name_of(which)))
                     }
                 };
                 let is_short = |free: &pgmap::FreeOn| {
@@ -371,6 +372,8 @@ fn tidy(episode: &Episode, client: &Client, which: u8, number: u64) -> Result<()
     if is_last && !infos.iter().any(|info| info.name == name_of(which)) {
         let path = episode.medium_path(which);
         episode.machine.note(|| format!("removes {}", path.display()));
+        // It may be on record without that its owner could be certain.
+        episode.media.borrow_mut().took_away();
         // What is not there any more was somebody else's to remove.
         let _ = std::fs::remove_file(path);
     }

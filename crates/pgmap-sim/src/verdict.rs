@@ -186,7 +186,11 @@ impl Asked {
                     || matches!(verb, Verb::Attach) && self.was_away(episode)
             }
             Error::OutOfRange { .. } => match verb {
-                Verb::Lease(name) => episode.books.borrow().may_be_cut(name, self.from),
+                // It was cut, or another is in its place, since its length was asked.
+                Verb::Lease(name) => {
+                    let books = episode.books.borrow();
+                    books.may_be_cut(name, self.from) || !books.is_alone_since(name, self.from)
+                }
                 _ => false,
             },
             Error::Pin(PinError::NoRoom) => self.self_lacked(episode, &DISK),

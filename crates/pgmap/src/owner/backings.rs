@@ -114,13 +114,19 @@ impl Core {
             .and_then(|()| self.frames.add_backing(backing));
         if let Err(refusal) = added {
             self.remove_from_table(first_pfn);
-            made.discard();
             if let Err(unsure) = self.record(&[Change::BackingGone(id)]) {
-                // It may be on record, so its frames are no other's until it is certain that it is
-                // not: two lines of the same frames are a pool that no owner opens.
-                tracing::warn!(%unsure, "the frames of a backing stay out of use");
+                // It may be on record. So its memory stays, for an owner that finds it there; and
+                // its frames are no other's: two lines of the same frames are a pool that no owner
+                // opens.
                 self.retired.push(Retired { line, clients: BTreeSet::new() });
+                let why = format!(
+                    "{unsure}; the backing {} may be added when the owner is started again",
+                    made.path.display()
+                );
+                return Err(Refusal::Internal { why }.into());
             }
+            // Only what is off the record: a backing without its memory would be missing for good.
+            made.discard();
             return Err(refusal.into());
         }
         if let Some(backing) = self.frames.backings_mut().iter_mut().find(|it| it.id == id) {

@@ -129,9 +129,20 @@ impl BackingHead {
     }
 
     /// The head that `data` has, if it has one that is whole.
-    pub(crate) fn read(data: &MemoryFile) -> Option<Self> {
+    ///
+    /// # Errors
+    /// [`Error::Os`] when it cannot be read.
+    pub(crate) fn read(data: &MemoryFile) -> Result<Option<Self>, Error> {
         let mut bytes = [0; HEAD_BYTES + 4];
-        data.read_exact_at(&mut bytes, 0).ok()?;
+        if data.len_bytes() < bytes.len() as u64 {
+            return Ok(None);
+        }
+        let path = Path::new(data.name());
+        data.read_exact_at(&mut bytes, 0).map_err(|error| os_error("read", path, error))?;
+        Ok(Self::from_bytes(&bytes))
+    }
+
+    fn from_bytes(bytes: &[u8; HEAD_BYTES + 4]) -> Option<Self> {
         let field = |at: usize| bytes[at..at + 8].try_into().map(u64::from_le_bytes).ok();
         let pool = bytes[8..24].try_into().map(u128::from_le_bytes).ok()?;
         let head = Self {
@@ -141,7 +152,7 @@ impl BackingHead {
             offset_bytes: field(40)?,
         };
         // Whatever reads back as written is whole.
-        (head.to_bytes() == bytes).then_some(head)
+        (head.to_bytes() == *bytes).then_some(head)
     }
 }
 
@@ -202,7 +213,7 @@ impl Pool {
             return Ok(None);
         }
         let data = MemoryFile::open_named(&path, Access::ReadOnly)?;
-        Ok(BackingHead::read(&data).map(|head| (head, path)))
+        Ok(BackingHead::read(&data)?.map(|head| (head, path)))
     }
 
     /// Makes the backing number `id` on its medium, with its head. It is on no record yet.
@@ -336,7 +347,7 @@ pub(crate) fn open_backing(
     let data = MemoryFile::open_named(path, Access::ReadWrite)?;
     let wanted =
         BackingHead { pool, id: line.id, nr_pages: line.nr_pages, offset_bytes: line.offset_bytes };
-    match BackingHead::read(&data) {
+    match BackingHead::read(&data)? {
         Some(head) if head == wanted => {}
         Some(head) if head.pool != pool => {
             let why = format!(

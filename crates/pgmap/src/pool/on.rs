@@ -177,7 +177,7 @@ impl Ground {
         if is_catalog(&data)? {
             return Err(bad(&path, "there is a pool already; open it, or erase it first"));
         }
-        if let Some(head) = BackingHead::read(&data) {
+        if let Some(head) = BackingHead::read(&data)? {
             let why = format!(
                 "there is a backing of pool {}; take it out there, or zero its first page",
                 head.pool
