@@ -1,74 +1,9 @@
-//! The command `pgmap`: one memory pool for all the processes of a machine, from a shell.
-//!
-//! | module | one concept |
-//! |---|---|
-//! | `arguments` | the command line: every flag and every word of help |
-//! | `verbs` | what each verb does, one file each |
-//! | `demo` | `pgmap demo`: leases that time out against pins, with real processes |
-//! | `attach` | how a verb reaches the owner, and whether that is to be trusted |
-//! | `output`, `table` | one value, shown as a table or as JSON |
-//! | `sizes` | sizes as people write and read them |
-//! | `names` | names and paths in results, for people and byte for byte |
-//! | `failure`, `errno` | errors, their numbers and exit codes |
-//! | `target` | a file on disk that is written whole or not at all |
-//! | `progress`, `stop`, `logging` | bars, signals, logs |
-//! | `standard_streams` | whether there is a stdout |
+//! The program `pgmap`.
 
-mod arguments;
-mod attach;
-mod demo;
-mod durations;
-mod errno;
-mod failure;
-mod logging;
-mod names;
-mod output;
-mod progress;
-mod sizes;
-mod standard_streams;
-mod stop;
-mod table;
-mod target;
-mod verbs;
-
-use clap::Parser;
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use crate::arguments::Arguments;
-use crate::failure::{Exit, Failure};
-use crate::output::{Format, Output, Talk, Units};
-
-/// Prints what was asked for of clap, or what it did not understand.
-fn answered(error: &clap::Error) -> ExitCode {
-    // Where an error cannot be printed there is nobody to tell.
-    let _ = error.print();
-    if !error.use_stderr()
-        && let Err(failure) = output::stdout()
-    {
-        Output::new(Format::Table, Units::Bytes, Talk::Usual).show_failure(&failure);
-        return failure.exit.into();
-    }
-    if error.use_stderr() && std::env::args_os().any(|argument| argument == "--json") {
-        let text = error.render().to_string();
-        Output::new(Format::Json, Units::Bytes, Talk::Usual)
-            .report(&Failure::usage(text.trim_start_matches("error: ").trim_end()));
-    }
-    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage.code()))
-}
-
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
-        Ok(arguments) => arguments,
-        Err(error) => return answered(&error),
-    };
-    let (place, output) = (arguments.place(), arguments.output());
-    logging::start(&arguments);
-    stop::keep_file_size_limit_an_error();
-    match verbs::run(arguments.verb, &place, &output) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            output.show_failure(&failure);
-            failure.exit.into()
-        }
-    }
+    let words: Vec<OsString> = std::env::args_os().collect();
+    pgmap_cli::run(&words).into()
 }

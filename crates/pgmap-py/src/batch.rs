@@ -5,12 +5,13 @@ use std::borrow::Cow;
 use pgmap::{Error, FileName, Refusal};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 
 use crate::errors::{self, OrRaise};
 use crate::memory::{Source, Target};
 use crate::names;
 use crate::pin::Pin;
-use crate::pool::{Pool, spec};
+use crate::pool::{Pool, Wanted};
 
 /// Up to so many names are looked up without giving the interpreter's lock up.
 const AT_ONCE: usize = 64;
@@ -88,21 +89,29 @@ impl Pool {
     }
 
     /// Stores several files, each from an object with a buffer or (address, nbytes), in two calls
-    /// to the owner for every 256 of them. Returns what each raised, or None.
-    #[pyo3(signature = (names, datas, *, replace = false))]
+    /// to the owner for every 256 of them. Returns what each raised, or None. `metadatas` has the
+    /// metadata of each; the rest is as in `put`.
+    #[pyo3(signature = (names, datas, *, replace = false, metadatas = None, checksum = false))]
     fn put_many(
         &self,
         py: Python<'_>,
         names: Vec<Bound<'_, PyAny>>,
         datas: Vec<Bound<'_, PyAny>>,
         replace: bool,
+        metadatas: Option<Vec<PyBackedBytes>>,
+        checksum: bool,
     ) -> PyResult<Vec<Option<Py<PyAny>>>> {
         check_as_many(names.len(), datas.len(), "datas")?;
+        if let Some(metadatas) = &metadatas {
+            check_as_many(names.len(), metadatas.len(), "metadatas")?;
+        }
+        let metadata = |nth: usize| metadatas.as_ref().map_or(&[][..], |all| &*all[nth]);
         let client = self.client()?;
         let sources = datas.iter().map(Source::of).collect::<PyResult<Vec<_>>>()?;
-        let files = names.iter().zip(&sources).map(|(name, source)| {
+        let files = names.iter().zip(&sources).enumerate().map(|(nth, (name, source))| {
             let bytes = source.bytes();
-            Ok((spec(py, &names::bytes(name)?, bytes.len() as u64, replace)?, bytes))
+            let wanted = Wanted { replace, metadata: metadata(nth), checksum };
+            Ok((wanted.spec(py, &names::bytes(name)?, bytes.len() as u64)?, bytes))
         });
         let files = files.collect::<PyResult<Vec<_>>>()?;
         raised(py, py.detach(|| client.put_batch(files)).or_raise(py)?)

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use pgmap::{
     Client, ConnectOptions, CreateSpec, Error, FileName, FolioSize, Owner, PoolOptions, Populate,
-    Replace,
+    Replace, UserMetadata,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
 use crate::errors::{OrRaise, closed};
 use crate::infos::{FileInfo, PoolInfo};
@@ -37,13 +38,36 @@ impl Pool {
     }
 }
 
-/// What is to be created.
-pub fn spec(py: Python<'_>, name: &[u8], len_bytes: u64, replace: bool) -> PyResult<CreateSpec> {
-    let name = FileName::new(name).map_err(Error::from).or_raise(py)?;
-    Ok(CreateSpec { replace, ..CreateSpec::new(name, len_bytes, FolioSize::BestFit) })
+/// Where none is given.
+const NO_METADATA: &[u8] = &[];
+
+/// What is wanted of a new file beside its name and length.
+#[derive(Clone, Copy, Default)]
+pub struct Wanted<'a> {
+    /// It takes the place of a file of that name.
+    pub replace: bool,
+    /// What its users want to know of it.
+    pub metadata: &'a [u8],
+    /// It gets a checksum of its contents.
+    pub checksum: bool,
 }
 
-fn seconds(seconds: f64) -> PyResult<Duration> {
+impl Wanted<'_> {
+    /// What is to be created.
+    pub fn spec(self, py: Python<'_>, name: &[u8], len_bytes: u64) -> PyResult<CreateSpec> {
+        let name = FileName::new(name).map_err(Error::from).or_raise(py)?;
+        let metadata = UserMetadata::new(self.metadata).map_err(Error::from).or_raise(py)?;
+        Ok(CreateSpec {
+            replace: self.replace,
+            metadata,
+            is_checksummed: self.checksum,
+            ..CreateSpec::new(name, len_bytes, FolioSize::BestFit)
+        })
+    }
+}
+
+/// A time in seconds, as Python gives it.
+pub fn seconds(seconds: f64) -> PyResult<Duration> {
     Duration::try_from_secs_f64(seconds)
         .map_err(|_| PyValueError::new_err(format!("{seconds} seconds are no deadline")))
 }
@@ -175,17 +199,22 @@ impl Pool {
     /// Stores `data`, an object with a buffer or (address, nbytes), as a new file.
     ///
     /// With `replace` it takes the place of a file of that name; else that raises Exists.
-    #[pyo3(signature = (name, data, *, replace = false))]
+    /// `metadata` is up to 256 bytes that `Pool.metadata` returns. With `checksum` the file gets a
+    /// CRC-32C of its contents, with which `Pool.verify` compares them.
+    #[pyo3(signature = (name, data, *, replace = false, metadata = NO_METADATA, checksum = false))]
     fn put(
         &self,
         py: Python<'_>,
         name: &Bound<'_, PyAny>,
         data: &Bound<'_, PyAny>,
         replace: bool,
+        metadata: &[u8],
+        checksum: bool,
     ) -> PyResult<()> {
         let (client, source) = (self.client()?, Source::of(data)?);
         let bytes = source.bytes();
-        let spec = spec(py, &names::bytes(name)?, bytes.len() as u64, replace)?;
+        let wanted = Wanted { replace, metadata, checksum };
+        let spec = wanted.spec(py, &names::bytes(name)?, bytes.len() as u64)?;
         py.detach(|| {
             let mut writer = client.create_owned_with(spec)?;
             writer.write_all_at(0, bytes)?;
@@ -194,18 +223,45 @@ impl Pool {
         .or_raise(py)
     }
 
-    /// Reserves a file of `nbytes`, to be filled and committed.
-    #[pyo3(signature = (name, nbytes, *, replace = false))]
+    /// Reserves a file of `nbytes`, to be filled and committed. The rest is as in `put`.
+    #[pyo3(signature = (name, nbytes, *, replace = false, metadata = NO_METADATA, checksum = false))]
     fn writer(
         &self,
         py: Python<'_>,
         name: &Bound<'_, PyAny>,
         nbytes: u64,
         replace: bool,
+        metadata: &[u8],
+        checksum: bool,
     ) -> PyResult<Writer> {
         let client = self.client()?;
-        let spec = spec(py, &names::bytes(name)?, nbytes, replace)?;
+        let wanted = Wanted { replace, metadata, checksum };
+        let spec = wanted.spec(py, &names::bytes(name)?, nbytes)?;
         Ok(Writer::new(py.detach(|| client.create_owned_with(spec)).or_raise(py)?))
+    }
+
+    /// The bytes that a file's creator gave it as `metadata`, without a call to the owner.
+    ///
+    /// Raises NotFound.
+    fn metadata(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<Py<PyBytes>> {
+        let (client, name) = (self.client()?, names::bytes(name)?);
+        let read = || client.open(&name)?.metadata();
+        let metadata = py.detach(read).or_raise(py)?;
+        Ok(PyBytes::new(py, metadata.user.as_bytes()).unbind())
+    }
+
+    /// Whether a file has the contents that it was committed with: True or False, or None if it has
+    /// no checksum. Reads all of it.
+    ///
+    /// Raises NotFound.
+    fn verify(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<Option<bool>> {
+        let (client, name) = (self.client()?, names::bytes(name)?);
+        py.detach(|| {
+            let file = client.open(&name)?;
+            let Some(wanted) = file.metadata()?.checksum else { return Ok(None) };
+            Ok(Some(file.pin_all()?.checksum()? == wanted))
+        })
+        .or_raise(py)
     }
 
     /// Takes a name away at once; the memory is free when its last pin goes.

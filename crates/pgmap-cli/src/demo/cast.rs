@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
@@ -44,8 +44,8 @@ impl Actor {
         let dma = stage.dma.to_possible_value().map_or_else(String::new, |v| v.get_name().into());
         let failed = |error: &std::io::Error| Failure::io("start a process for", &name, error);
         let pause = if pace == Pace::Slow { PAUSE } else { Duration::ZERO };
-        let program = std::env::current_exe().map_err(|error| failed(&error))?;
-        let mut child = Command::new(program)
+        let mut command = stage.command.again().map_err(|error| failed(&error))?;
+        let mut child = command
             .args(["demo-child", &name, "--parent", &std::process::id().to_string()])
             .args(["--index", &index.to_string(), "--dma", &dma])
             .args(["--pause-ms", &pause.as_millis().to_string()])

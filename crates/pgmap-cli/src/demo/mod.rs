@@ -37,6 +37,7 @@ use self::block::BLOCK_BYTES;
 use self::report::Report;
 use self::stage::Stage;
 use crate::failure::Failure;
+use crate::own_command::OwnCommand;
 use crate::stop::Stop;
 
 /// Blocks that readers read.
@@ -75,6 +76,8 @@ pub struct Plan {
     pub scratch: Option<PathBuf>,
     /// What moves the bytes.
     pub dma: dma::Wanted,
+    /// What its processes are started with.
+    pub command: OwnCommand,
 }
 
 /// Plays it.

@@ -15,6 +15,7 @@ use super::block::{NR_IMAGES, image_bytes};
 use super::lease::BOARD_BYTES;
 use super::{PLAIN_BYTES, Plan, dma};
 use crate::failure::Failure;
+use crate::own_command::OwnCommand;
 
 /// The demo's files.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub struct Stage {
     scratch: File,
     /// What moves the bytes.
     pub dma: dma::Wanted,
+    /// What its processes are started with.
+    pub command: OwnCommand,
 }
 
 impl Stage {
@@ -39,6 +42,7 @@ impl Stage {
             plain: MemoryFile::anonymous("demo-plain", PLAIN_BYTES, PageSize::Base)?,
             directory: make_directory()?,
             dma: plan.dma,
+            command: plan.command.clone(),
         })
     }
 

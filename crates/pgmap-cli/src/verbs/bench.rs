@@ -7,6 +7,7 @@ use pgmap_bench::{Plan, Scale, Step, SuiteReport, Verdict, brief as number, nr_c
 
 use crate::failure::Failure;
 use crate::output::{Output, Show, Units, print};
+use crate::own_command::OwnCommand;
 use crate::progress::Steps;
 use crate::stop::Stop;
 use crate::table::{Side, Table};
@@ -117,11 +118,11 @@ impl Bench {
     /// # Errors
     /// When more threads are asked for than there are CPUs, a row does not work, or a file cannot
     /// be written.
-    pub fn run(self, output: &Output) -> Result<(), Failure> {
+    pub fn run(self, output: &Output, own_command: &OwnCommand) -> Result<(), Failure> {
         if self.is_markdown && output.is_json() {
             return Err(Failure::usage("--markdown and --json are two forms of one result"));
         }
-        let plan = self.plan()?;
+        let plan = self.plan(own_command)?;
         let mut stop = Stop::listen()?;
         let steps = Steps::start(output);
         let mut watch = |step: Step<'_>| {
@@ -148,7 +149,7 @@ impl Bench {
         if self.is_markdown { print(report.markdown().trim_end()) } else { output.show(&report) }
     }
 
-    fn plan(&self) -> Result<Plan, Failure> {
+    fn plan(&self, own_command: &OwnCommand) -> Result<Plan, Failure> {
         let nr_cpus = nr_cpus();
         let asked: Vec<usize> = self.threads.iter().map(|&threads| threads as usize).collect();
         if let Some(most) = asked.iter().max().filter(|&&most| most > nr_cpus) {
@@ -170,7 +171,7 @@ impl Bench {
             only: self.only.iter().flat_map(|asked| names(asked)).collect(),
             threads: if asked.is_empty() { usual.collect() } else { asked },
             scale: if self.is_small { Scale::Small } else { Scale::Full },
-            command: command_line(),
+            command: own_command.line(),
         })
     }
 }
@@ -180,13 +181,6 @@ fn names(asked: &str) -> Vec<String> {
     let parts: Vec<&str> = asked.split(',').map(str::trim).collect();
     let are_letters = parts.iter().all(|part| part.chars().count() == 1);
     if are_letters { parts.into_iter().map(str::to_owned).collect() } else { vec![asked.into()] }
-}
-
-/// The command line as it was typed, under the command's own name.
-fn command_line() -> String {
-    let words = std::env::args_os().skip(1);
-    let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
-    format!("pgmap {}", words.join(" "))
 }
 
 fn failed(failure: pgmap_bench::Failure) -> Failure {

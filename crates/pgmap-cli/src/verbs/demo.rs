@@ -7,6 +7,7 @@ use crate::demo::dma::Wanted;
 use crate::demo::{Plan, play};
 use crate::failure::Failure;
 use crate::output::Output;
+use crate::own_command::OwnCommand;
 
 /// Show leases that time out against pins, with real processes and real I/O
 ///
@@ -39,11 +40,12 @@ impl Demo {
     ///
     /// # Errors
     /// When it cannot be played, or pgmap did not do what it promises.
-    pub fn run(self, output: &Output) -> Result<(), Failure> {
+    pub fn run(self, output: &Output, command: &OwnCommand) -> Result<(), Failure> {
         let plan = Plan {
             length: Duration::from_secs(self.seconds),
             scratch: self.scratch,
             dma: self.dma,
+            command: command.clone(),
         };
         let report = play(&plan, |text| output.note(text))?;
         output.show(&report)?;

@@ -36,6 +36,7 @@ use crate::arguments::Verb;
 use crate::attach::Place;
 use crate::failure::Failure;
 use crate::output::Output;
+use crate::own_command::OwnCommand;
 
 /// Bytes that put and get move at a time.
 pub const CHUNK_BYTES: usize = 4 << 20;
@@ -44,7 +45,12 @@ pub const CHUNK_BYTES: usize = 4 << 20;
 ///
 /// # Errors
 /// What the verb fails with.
-pub fn run(verb: Verb, place: &Place, output: &Output) -> Result<(), Failure> {
+pub fn run(
+    verb: Verb,
+    place: &Place,
+    output: &Output,
+    own_command: &OwnCommand,
+) -> Result<(), Failure> {
     match verb {
         Verb::Check(check) => check.run(output),
         Verb::Create(create) => create.run(output),
@@ -68,8 +74,8 @@ pub fn run(verb: Verb, place: &Place, output: &Output) -> Result<(), Failure> {
         Verb::Events(events) => events.run(place, output),
         Verb::Repair(repair) => repair.run(place, output),
         Verb::Debug(debug) => debug.run(place, output),
-        Verb::Demo(demo) => demo.run(output),
-        Verb::Bench(bench) => bench.run(output),
+        Verb::Demo(demo) => demo.run(output, own_command),
+        Verb::Bench(bench) => bench.run(output, own_command),
         Verb::Completions(completions) => completions.run(),
         Verb::Man(man) => man.run(),
         Verb::DemoChild(child) => child.run(),

@@ -27,13 +27,23 @@ from pgmap._errors import (
     SystemFailure,
     TimedOut,
 )
-from pgmap._native import FileInfo, Pin, Pool, PoolInfo, Writer, __version__
+from pgmap._native import (
+    FileEvent,
+    FileInfo,
+    Pin,
+    Pool,
+    PoolInfo,
+    Subscription,
+    Writer,
+    __version__,
+)
 
 __all__ = [
     "BadName",
     "Detached",
     "Error",
     "Exists",
+    "FileEvent",
     "FileInfo",
     "Held",
     "IndexFull",
@@ -46,6 +56,7 @@ __all__ = [
     "Pin",
     "Pool",
     "PoolInfo",
+    "Subscription",
     "SystemFailure",
     "TimedOut",
     "Writer",
