@@ -178,9 +178,9 @@ const BREAKAGES: &[Breakage] = &[
     Breakage {
         name: "frames of a backing that is gone are given to the next at once",
         edits: &[(
-            "crates/pgmap/src/owner/backings.rs",
+            "crates/pgmap/src/owner/departures.rs",
             "let clients = self.clients.keys().copied().collect();",
-            "let clients = BTreeSet::new();",
+            "let clients = Default::default();",
         )],
     },
     Breakage {

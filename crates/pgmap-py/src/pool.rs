@@ -224,7 +224,8 @@ impl Pool {
     }
 
     /// Reserves a file of `nbytes`, to be filled and committed. The rest is as in `put`.
-    #[pyo3(signature = (name, nbytes, *, replace = false, metadata = NO_METADATA, checksum = false))]
+    #[pyo3(signature = (name, nbytes, *, replace = false, metadata = NO_METADATA,
+                        checksum = false))]
     fn writer(
         &self,
         py: Python<'_>,

@@ -56,8 +56,8 @@ impl FileEvent {
 /// What becomes of files from now on, in order.
 ///
 /// `for event in subscription` waits for each; `async for` does the same in asyncio. The owner does
-/// not wait for readers: one that is slow loses the oldest events, and `event.missed` says how many.
-/// Raises OwnerGone when the owner ends.
+/// not wait for readers: one that is slow loses the oldest events, and `event.missed` says how
+/// many. Raises OwnerGone when the owner ends.
 #[pyclass(module = "pgmap", weakref)]
 pub struct Subscription {
     subscription: Option<pgmap::Subscription>,
@@ -95,8 +95,8 @@ impl Subscription {
         notice.map(|notice| FileEvent::new(py, &notice)).transpose()
     }
 
-    /// A descriptor that is readable when there may be an event: for select and asyncio, never to be
-    /// read from. Take events until there are no more: one message may bring several.
+    /// A descriptor that is readable when there may be an event: for select and asyncio, never to
+    /// be read from. Take events until there are no more: one message may bring several.
     fn fileno(&mut self) -> PyResult<i32> {
         Ok(self.open()?.as_fd().as_raw_fd())
     }

@@ -13,36 +13,23 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use pgmap_mm::drain::ClientId;
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::pagemap::{DeviceRange, OpsPresent, PagemapSpec, SUBSECTION_BYTES};
-use pgmap_mm::pfn::PfnRange;
-use pgmap_os::{clock, file_lock};
+use pgmap_os::file_lock;
 
 use crate::error::Error;
 use crate::owner::backing::{Backing, BackingState, MAX_BACKINGS};
 use crate::owner::catalog::{Change, StoredBacking};
-use crate::owner::core::{Core, Outcome, Ticket, bytes};
+use crate::owner::core::{Core, bytes};
 use crate::owner::frames::stored;
-use crate::owner::scans::PendingScan;
 use crate::pool::Pool;
 use crate::pool::backing::{BackingHead, BackingOptions, Made, open_backing, wipe};
 use crate::refusal::Refusal;
 use crate::wire::{BackingInfo, Reply};
-
-/// A backing that is to go when nobody holds a frame of it.
-#[derive(Debug)]
-pub(crate) struct Departure {
-    ticket: Ticket,
-    id: u64,
-    started_ms: u64,
-    deadline_ms: u64,
-    /// Why its medium was missing before, if it was.
-    was_missing: Option<String>,
-}
 
 /// The frames of a backing that was taken out.
 #[derive(Debug)]
@@ -113,27 +100,31 @@ impl Core {
             .and_then(|()| self.record(&[Change::Backing(line.clone())]))
             .and_then(|()| self.frames.add_backing(backing));
         if let Err(refusal) = added {
-            self.remove_from_table(first_pfn);
-            if let Err(unsure) = self.record(&[Change::BackingGone(id)]) {
-                // It may be on record. So its memory stays, for an owner that finds it there; and
-                // its frames are no other's: two lines of the same frames are a pool that no owner
-                // opens.
-                self.retired.push(Retired { line, clients: BTreeSet::new() });
-                let why = format!(
-                    "{unsure}; the backing {} may be added when the owner is started again",
-                    made.path.display()
-                );
-                return Err(Refusal::Internal { why }.into());
-            }
-            // Only what is off the record: a backing without its memory would be missing for good.
-            made.discard();
-            return Err(refusal.into());
+            return Err(self.undo_addition(refusal, line, made));
         }
         if let Some(backing) = self.frames.backings_mut().iter_mut().find(|it| it.id == id) {
             backing.lock = made.medium.lock;
         }
         self.frames.backings_changed();
         Ok(id)
+    }
+
+    /// A backing could not be added: it goes off the record, and then its memory.
+    fn undo_addition(&mut self, refusal: Refusal, line: StoredBacking, made: Made) -> Error {
+        self.remove_from_table(line.first_pfn);
+        if let Err(unsure) = self.record(&[Change::BackingGone(line.id)]) {
+            // It may be on record. So its memory stays, for an owner that finds it there; and its
+            // frames are no other's: two lines of the same frames are a pool that no owner opens.
+            self.retired.push(Retired { line, clients: BTreeSet::new() });
+            let why = format!(
+                "{unsure}; the backing {} may be added when the owner is started again",
+                made.path.display()
+            );
+            return Refusal::Internal { why }.into();
+        }
+        // Only what is off the record: a backing without its memory would be missing for good.
+        made.discard();
+        refusal.into()
     }
 
     /// Adds a backing of the pool's own, beside its data and of the same kind.
@@ -268,177 +259,10 @@ impl Core {
         Ok(())
     }
 
-    fn remove_from_table(&mut self, first_pfn: u64) {
+    pub(super) fn remove_from_table(&mut self, first_pfn: u64) {
         let first = pgmap_mm::pfn::Pfn::new(first_pfn);
         let id = first.and_then(|first| self.pagemaps.covering(first)).map(|map| map.id());
         id.into_iter().for_each(|id| self.drop_pagemap(id));
-    }
-
-    /// Takes a backing out on which no file lies: nothing new is put there, and when nobody holds a
-    /// frame of it any more it goes. Waits up to `wait_ms` for that; past it, it is as before.
-    pub(crate) fn remove_backing(&mut self, name: &str, wait_ms: u64) -> Outcome {
-        let ticket = match self.begin_departure(name, wait_ms) {
-            Ok(ticket) => ticket,
-            Err(refusal) => return Outcome::Answer(Reply::Refused(refusal)),
-        };
-        // What nobody holds is freed here, as far as that takes no long.
-        self.look_again();
-        self.outcome_of(ticket)
-    }
-
-    fn begin_departure(&mut self, name: &str, wait_ms: u64) -> Result<Ticket, Refusal> {
-        let absent = || {
-            let why = "the pool has none of that name".into();
-            Refusal::NoBacking { backing: name.into(), why }
-        };
-        let backing = self.frames.backings().named(name).ok_or_else(absent)?;
-        if backing.id == 0 {
-            let why = "the pool's own data cannot be taken out of it".into();
-            return Err(Refusal::Invalid { why });
-        }
-        if backing.state == BackingState::Leaving {
-            return Err(Refusal::InUse { name: name.into(), doing: "taken out already".into() });
-        }
-        self.refuse_files_on(backing)?;
-        let id = backing.id;
-        let was_missing = match &backing.state {
-            BackingState::Missing(why) => Some(why.clone()),
-            BackingState::Open | BackingState::Leaving => None,
-        };
-        self.frames.backings_mut().set_state(id, BackingState::Leaving);
-        let (ticket, started_ms) = (self.new_ticket(), clock::monotonic_ms());
-        let deadline_ms = started_ms.saturating_add(wait_ms);
-        self.departures.push(Departure { ticket, id, started_ms, deadline_ms, was_missing });
-        Ok(ticket)
-    }
-
-    /// Whether a backing waits for holders.
-    pub(crate) fn has_departures(&self) -> bool {
-        !self.departures.is_empty()
-    }
-
-    /// When the next of them has waited long enough.
-    pub(crate) fn departures_due_ms(&self) -> impl Iterator<Item = u64> + '_ {
-        self.departures.iter().map(|departure| departure.deadline_ms)
-    }
-
-    /// Ends those of which every frame is free, or whose time is up.
-    pub(crate) fn see_departures(&mut self) {
-        for departure in std::mem::take(&mut self.departures) {
-            let Some(backing) = self.frames.backings().iter().find(|it| it.id == departure.id)
-            else {
-                continue;
-            };
-            let (free_pages, _) = self.frames.free_in(backing);
-            let is_late = clock::monotonic_ms() >= departure.deadline_ms;
-            let ended = if free_pages == backing.nr_pages {
-                Some(self.finish_departure(&departure))
-            } else if is_late {
-                // A draft may have become a file.
-                let refused = self.refuse_files_on(backing);
-                Some(refused.and_then(|()| Err(self.held_on(backing, &departure))))
-            } else {
-                None
-            };
-            match ended {
-                None => self.departures.push(departure),
-                Some(Ok(())) => self.answers.push((departure.ticket, Reply::Done)),
-                Some(Err(refusal)) => {
-                    self.answers.push((departure.ticket, Reply::Refused(refusal)));
-                    self.stay(departure);
-                }
-            }
-        }
-    }
-
-    /// Ends the departure of this ticket, for which nobody waits any more.
-    pub(crate) fn drop_departure(&mut self, ticket: Ticket) {
-        let place = self.departures.iter().position(|departure| departure.ticket == ticket);
-        if let Some(departure) = place.map(|place| self.departures.swap_remove(place)) {
-            self.stay(departure);
-        }
-    }
-
-    /// The medium of a backing that is being taken out is gone.
-    pub(crate) fn departs_missing(&mut self, id: u64, why: String) {
-        let departing = self.departures.iter_mut().find(|departure| departure.id == id);
-        departing.into_iter().for_each(|departure| departure.was_missing = Some(why.clone()));
-    }
-
-    /// The backing is as before.
-    fn stay(&mut self, departure: Departure) {
-        let is_there = self.frames.backings().iter().any(|backing| {
-            // It may have been taken back meanwhile.
-            backing.id == departure.id && backing.data.is_some()
-        });
-        let was_missing = departure.was_missing.filter(|_| !is_there);
-        let state = was_missing.map_or(BackingState::Open, BackingState::Missing);
-        self.frames.backings_mut().set_state(departure.id, state);
-    }
-
-    /// Who is in the way of a departure.
-    fn held_on(&self, backing: &Backing, departure: &Departure) -> Refusal {
-        let waited_ms = clock::monotonic_ms() - departure.started_ms;
-        let holders = self.holders_of(&backing.runs().into_iter().collect(), waited_ms);
-        let name = backing.name.clone();
-        if holders.is_empty() {
-            return Refusal::InUse { name, doing: self.why_kept(backing) };
-        }
-        Refusal::Held { name, holders, waited_ms }
-    }
-
-    /// Why a backing is not free on which no file lies and that nobody holds.
-    fn why_kept(&self, backing: &Backing) -> String {
-        let runs = backing.runs();
-        let is_there = |run: PfnRange| runs.iter().any(|of_backing| of_backing.overlaps(run));
-        let mut drafts = self.drafts.values();
-        if let Some(draft) = drafts.find(|draft| draft.extents.iter().any(|it| is_there(it.run))) {
-            return format!("used by the file \"{}\", which is not committed yet", draft.name);
-        }
-        let waiting = self.drains.iter().map(|pending| pending.drain.runs());
-        let mut waiting = waiting.chain(self.scans.iter().map(PendingScan::runs));
-        if waiting.any(|waiting| waiting.iter().any(is_there))
-            || runs.iter().any(|&run| self.frames.is_in_backlog(run))
-        {
-            return "given back by whoever had it; wait a little longer".into();
-        }
-        let why = "kept by frames that failed, or that a dead process's device may still write \
-                   to; pgmap stat says how many";
-        why.into()
-    }
-
-    /// Every frame of the backing is free: it goes. First from the record.
-    fn finish_departure(&mut self, departure: &Departure) -> Result<(), Refusal> {
-        let backing = backing_of(self, departure.id)?;
-        let first_pfn = backing.first_pfn;
-        let line = StoredBacking {
-            is_retired: true,
-            path: Vec::new(),
-            ..stored(&self.pool.data, backing, Path::new(""))
-        };
-        self.record(&[Change::Backing(line.clone())])?;
-        let Some(backing) = self.frames.remove_backing(departure.id) else {
-            let why = format!("backing {} has frames that are not free", departure.id);
-            return Err(Refusal::Internal { why });
-        };
-        self.remove_from_table(first_pfn);
-        let clients = self.clients.keys().copied().collect();
-        self.retired.push(Retired { line, clients });
-        self.end_retirements();
-        self.frames.backings_changed();
-        release(backing);
-        Ok(())
-    }
-
-    /// Refuses while a file has frames of it.
-    fn refuse_files_on(&self, backing: &Backing) -> Result<(), Refusal> {
-        let runs = backing.runs();
-        let is_there = |run: PfnRange| runs.iter().any(|of_backing| of_backing.overlaps(run));
-        let mut on_it = self.files.iter().filter(|(_, file)| file.runs().any(is_there));
-        let Some((first, _)) = on_it.next() else { return Ok(()) };
-        let (name, nr_more) = (backing.name.clone(), on_it.count());
-        let doing = format!("used by the file \"{first}\" and {nr_more} more; unlink them");
-        Err(Refusal::InUse { name, doing })
     }
 
     /// What clients get to know of the backings.
@@ -507,7 +331,7 @@ impl Core {
     }
 }
 
-fn backing_of(core: &Core, id: u64) -> Result<&Backing, Refusal> {
+pub(super) fn backing_of(core: &Core, id: u64) -> Result<&Backing, Refusal> {
     let found = core.frames.backings().iter().find(|backing| backing.id == id);
     found.ok_or_else(|| Refusal::Internal { why: format!("backing {id} is gone") })
 }
@@ -525,7 +349,7 @@ fn spec_of(backing: &Backing) -> PagemapSpec {
 }
 
 /// A backing that was taken out is nobody's: a file is removed, a device has no head any more.
-fn release(backing: Backing) {
+pub(super) fn release(backing: Backing) {
     let Some(data) = &backing.data else { return };
     if let Err(error) = wipe(data) {
         tracing::warn!(backing = %backing.name, %error, "a head cannot be wiped");
@@ -544,10 +368,12 @@ fn release(backing: Backing) {
 #[cfg(test)]
 mod tests {
     use std::os::unix::ffi::OsStrExt;
+    use std::path::Path;
 
     use super::*;
     use crate::name::FileName;
     use crate::owner::clients::Identity;
+    use crate::owner::core::Outcome;
     use crate::pool::PoolOptions;
     use crate::wire::{CommitSpec, CreateSpec, FolioSize, Placement, Request};
 

@@ -10,6 +10,7 @@ pub(crate) mod closing;
 pub mod core;
 pub(crate) mod cut;
 pub(crate) mod dead_devices;
+pub(crate) mod departures;
 pub(crate) mod device_head;
 pub(crate) mod devices;
 pub(crate) mod drains;
