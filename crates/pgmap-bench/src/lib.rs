@@ -14,6 +14,7 @@ mod arguments;
 mod children;
 mod failure;
 mod harness;
+mod huge_pages;
 mod load;
 mod machine;
 mod markdown;

@@ -17,15 +17,20 @@ pub struct Faulted {
 impl Faulted {
     /// `nr_blocks` of `block_bytes` each.
     pub fn new(nr_blocks: u64, block_bytes: u64) -> Result<Self, Failure> {
-        let len = nr_blocks * block_bytes;
+        let len = (nr_blocks * block_bytes).next_multiple_of(1 << 21);
         let file = MemoryFile::anonymous("bench-memcpy", len, PageSize::Base)?;
-        Self::over(File::from(file.try_clone_fd()?), nr_blocks, block_bytes)
+        Self::over((File::from(file.try_clone_fd()?), 0), nr_blocks, block_bytes)
     }
 
-    /// The same of `file`, which is long enough.
-    pub fn over(file: File, nr_blocks: u64, block_bytes: u64) -> Result<Self, Failure> {
-        let len = nr_blocks * block_bytes;
-        let file = FileOffset::new(file, 0);
+    /// The same of a file from an offset on, which is long enough.
+    pub fn over(
+        (file, offset): (File, u64),
+        nr_blocks: u64,
+        block_bytes: u64,
+    ) -> Result<Self, Failure> {
+        // A device is mapped by whole pages of its own.
+        let len = (nr_blocks * block_bytes).next_multiple_of(1 << 21);
+        let file = FileOffset::new(file, offset);
         let region = MmapRegion::from_file(file, len as usize)?;
         let faulted = Self { region, block_bytes: block_bytes as usize, nr_blocks };
         let page = vec![1; block_bytes as usize];

@@ -1,69 +1,103 @@
 //! Putting and getting on each kind of memory that this machine has, beside a memcpy into and out
-//! of the same memory. And pins of pages at random, where a pool lies in huge pages.
+//! of the same memory, and a copy past the processor's caches. And pins of pages at random, where a
+//! pool lies in huge pages.
+//!
+//! `PGMAP_BENCH_ON` names one more memory, a device for instance, which is overwritten.
 
 use std::fs::File as StdFile;
 use std::hint::black_box;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use pgmap::os::{MemoryFile, MemoryKind, PageSize};
+use pgmap::os::{Access, MemoryFile, MemoryKind, PageSize, WriteMapping};
 use pgmap::{Client, FolioSize, Owner, Pool, PoolOptions};
 
 use crate::children::Folder;
 use crate::failure::Failure;
 use crate::harness::{Done, Row, Scale, Scenario};
+use crate::huge_pages::Reserved;
 use crate::rivals::memcpy::Faulted;
 use crate::rows::BLOCK_BYTES;
 
 const SMALL_BYTES: u64 = 64 << 10;
 /// Files that puts go round, and blocks that copies do.
 const NR_FILES: u64 = 16;
+/// Bytes for the files of both lengths, and for the head of data on a path.
+const POOL_BYTES: u64 = 2 * (NR_FILES + 1) * BLOCK_BYTES + HEAD_BYTES;
+const HEAD_BYTES: u64 = 16 << 20;
+/// Names one more memory.
+const ON: &str = "PGMAP_BENCH_ON";
 
 /// A kind of memory that this machine has.
 struct Kind {
-    name: &'static str,
+    name: String,
     place: Place,
+    /// Kept as long as something lies there.
+    pages: Option<Arc<Reserved>>,
 }
 
 enum Place {
     Anonymous(PageSize),
     /// A folder of a file system.
     In(Arc<Folder>),
+    /// A device, or what the option `on` takes beside that; what a pool has beside it is in the
+    /// folder.
+    On(PathBuf, Arc<Folder>),
 }
 
 impl Kind {
+    fn new(name: &str, place: Place) -> Self {
+        Self { name: name.into(), place, pages: None }
+    }
+
     fn options(&self, what: &str, bytes: u64) -> PoolOptions {
         match &self.place {
             Place::Anonymous(page) => PoolOptions::anonymous(bytes).huge_pages(*page),
             Place::In(folder) => PoolOptions::in_directory(folder.join(what), bytes),
+            Place::On(path, folder) => PoolOptions::on(path, folder.join(what)).size(bytes),
         }
     }
 
-    fn file(&self, what: &str, bytes: u64) -> Result<MemoryFile, Failure> {
+    /// A file for copies, and where in it they may go. On a device that is behind the pool.
+    fn file(&self, what: &str, bytes: u64, place: u64) -> Result<(MemoryFile, u64), Failure> {
         Ok(match &self.place {
-            Place::Anonymous(page) => MemoryFile::anonymous("bench-kind", bytes, *page)?,
-            Place::In(folder) => MemoryFile::create_named(&folder.join(what), bytes)?,
+            Place::Anonymous(page) => (MemoryFile::anonymous("bench-kind", bytes, *page)?, 0),
+            Place::In(folder) => (MemoryFile::create_named(&folder.join(what), bytes)?, 0),
+            Place::On(path, _) => {
+                let data = MemoryFile::open_named(path, Access::ReadWrite)?;
+                let page = data.page_size().len_bytes();
+                (data, (POOL_BYTES + place).next_multiple_of(page))
+            }
         })
+    }
+
+    /// As many bytes as are needed in whole pages, which the file may have to be.
+    fn huge(name: &str, page: PageSize, bytes: u64) -> Result<Self, Failure> {
+        let pages = Some(Arc::new(Reserved::new(page, bytes)?));
+        Ok(Self { pages, ..Self::new(name, Place::Anonymous(page)) })
     }
 }
 
 /// What there is, and a note for each kind that there is not.
-fn kinds(page_bytes: u64) -> Result<(Vec<Kind>, Vec<String>), Failure> {
+fn kinds(huge_bytes: u64) -> Result<(Vec<Kind>, Vec<String>), Failure> {
     let mut kinds = vec![
-        Kind { name: "memfd", place: Place::Anonymous(PageSize::Base) },
-        Kind { name: "tmpfs", place: Place::In(Arc::new(Folder::new("kinds")?)) },
+        Kind::new("memfd", Place::Anonymous(PageSize::Base)),
+        Kind::new("tmpfs", Place::In(Arc::new(Folder::new("kinds")?))),
     ];
     let mut notes = Vec::new();
-    match MemoryFile::anonymous("bench-huge", page_bytes, PageSize::Huge2M) {
-        Ok(_) => {
-            kinds.push(Kind { name: "hugetlb 2M", place: Place::Anonymous(PageSize::Huge2M) });
-        }
+    match Kind::huge("hugetlb 2M", PageSize::Huge2M, huge_bytes) {
+        Ok(kind) => kinds.push(kind),
         Err(error) => notes.push(format!("no rows of huge pages: {error}")),
     }
     let disk = Arc::new(Folder::on_disk("kinds")?);
     if is_on_disk(&disk)? {
-        kinds.push(Kind { name: "disk", place: Place::In(disk) });
+        kinds.push(Kind::new("disk", Place::In(disk)));
     } else {
         notes.push("no rows of a disk: the temporary directory is in memory".into());
+    }
+    if let Some(path) = std::env::var_os(ON).map(PathBuf::from) {
+        let name = path.display().to_string();
+        kinds.push(Kind::new(&name, Place::On(path, Arc::new(Folder::new("kinds-on")?))));
     }
     Ok((kinds, notes))
 }
@@ -73,29 +107,32 @@ struct Files {
     client: Client,
     source: Vec<u8>,
     next: u64,
-    _owner: Owner,
+    _owner: Arc<Owner>,
 }
 
 impl Files {
-    fn new(kind: &Kind, what: &str, len_bytes: u64) -> Result<Self, Failure> {
-        let bytes = (NR_FILES + 1) * len_bytes.max(BLOCK_BYTES);
-        let owner = Owner::start(Pool::create(&kind.options(what, bytes).max_files(1024))?)?;
+    fn new(owner: &Arc<Owner>, len_bytes: u64) -> Result<Self, Failure> {
         let client = owner.client()?;
         let source = vec![0x5a; len_bytes as usize];
-        let mut files = Self { client, source, next: 0, _owner: owner };
+        let mut files = Self { client, source, next: 0, _owner: Arc::clone(owner) };
         for _ in 0..3 * NR_FILES {
             files.put()?;
         }
         Ok(files)
     }
 
+    /// As long as names may be that do not tell two lengths apart.
+    fn name(&self, number: u64) -> String {
+        format!("file-{}-{number:027}", self.source.len())
+    }
+
     fn put(&mut self) -> Result<(), Failure> {
         let len_bytes = self.source.len() as u64;
-        let mut writer = self.client.create(name(self.next), len_bytes, FolioSize::BestFit)?;
+        let mut writer = self.client.create(self.name(self.next), len_bytes, FolioSize::BestFit)?;
         writer.write_all_at(0, &self.source)?;
         writer.commit()?;
         if let Some(oldest) = self.next.checked_sub(NR_FILES - 1) {
-            self.client.unlink(name(oldest))?;
+            self.client.unlink(self.name(oldest))?;
         }
         self.next += 1;
         Ok(())
@@ -103,26 +140,34 @@ impl Files {
 
     fn get(&self, turn: u64, to: &mut [u8]) -> Result<(), Failure> {
         let number = self.next - 1 - turn % (NR_FILES - 1);
-        self.client.get(name(number))?.read_at(0, to)?;
+        self.client.get(self.name(number))?.read_at(0, to)?;
         Ok(())
     }
 }
 
-fn name(number: u64) -> String {
-    format!("file-{number:035}")
-}
-
-fn copies(kind: &Kind, size: &str, len_bytes: u64) -> Result<[Row; 2], Failure> {
+/// Copies into and out of plain memory of the kind, and copies into it past the caches.
+fn copies(kind: &Kind, size: &str, len_bytes: u64) -> Result<[Row; 3], Failure> {
     let whole = (NR_FILES * len_bytes).next_multiple_of(BLOCK_BYTES);
-    let file = kind.file(&format!("copy-{len_bytes}"), whole)?;
+    // Two lengths are measured, each in a place of its own.
+    let place = if len_bytes == BLOCK_BYTES { 0 } else { NR_FILES * BLOCK_BYTES };
+    let (file, start) = kind.file(&format!("copy-{len_bytes}"), whole, place)?;
+    let past = WriteMapping::map(&file, start, whole)?;
     let file = StdFile::from(file.try_clone_fd()?);
-    let faulted = Arc::new(Faulted::over(file, NR_FILES, len_bytes)?);
+    let faulted = Arc::new(Faulted::over((file, start), NR_FILES, len_bytes)?);
     let source = vec![0x5a; len_bytes as usize];
-    let into = Arc::clone(&faulted);
+    let (into, other_source) = (Arc::clone(&faulted), source.clone());
     let put = Row::new(format!("memcpy into {}, {size}", kind.name), move |mut worker| {
         let first = worker.random.below(NR_FILES);
         for turn in 0..worker.nr_ops {
             into.copy(first + turn, &source)?;
+        }
+        Ok(Done::ops(worker.nr_ops))
+    });
+    let name = format!("non-temporal copy into {}, {size}", kind.name);
+    let past = Row::new(name, move |mut worker| {
+        let first = worker.random.below(NR_FILES);
+        for turn in 0..worker.nr_ops {
+            past.copy_in_flushed((first + turn) % NR_FILES * len_bytes, &other_source)?;
         }
         Ok(Done::ops(worker.nr_ops))
     });
@@ -135,14 +180,20 @@ fn copies(kind: &Kind, size: &str, len_bytes: u64) -> Result<[Row; 2], Failure> 
         black_box(&target[..]);
         Ok(Done::ops(worker.nr_ops))
     });
-    Ok([put, get])
+    Ok([put, past, get])
 }
 
-fn rows_of(kind: &Kind, size: &str, len_bytes: u64) -> Result<Vec<Row>, Failure> {
-    let [into, out] = copies(kind, size, len_bytes)?;
-    let files = Arc::new(Mutex::new(Files::new(kind, &format!("pool-{len_bytes}"), len_bytes)?));
-    let putter = Arc::clone(&files);
+fn rows_of(
+    kind: &Kind,
+    owner: &Arc<Owner>,
+    size: &str,
+    len_bytes: u64,
+) -> Result<Vec<Row>, Failure> {
+    let [into, past, out] = copies(kind, size, len_bytes)?;
+    let files = Arc::new(Mutex::new(Files::new(owner, len_bytes)?));
+    let (putter, pages) = (Arc::clone(&files), kind.pages.clone());
     let put = Row::new(format!("pgmap: put on {}, {size}", kind.name), move |worker| {
+        let _pages = &pages;
         let mut files = putter.lock().unwrap_or_else(PoisonError::into_inner);
         for _ in 0..worker.nr_ops {
             files.put()?;
@@ -160,18 +211,23 @@ fn rows_of(kind: &Kind, size: &str, len_bytes: u64) -> Result<Vec<Row>, Failure>
         }
         Ok(Done::ops(worker.nr_ops))
     });
-    let (put, get) = (put.against(&into.name), get.against(&out.name));
-    Ok(vec![into, put, out, get])
+    // What goes past the caches for a device is measured beside what does so.
+    let base = if matches!(kind.place, Place::On(..)) { &past.name } else { &into.name };
+    let (put, past) = (put.against(base), past.against(&into.name));
+    let get = get.against(&out.name);
+    Ok(vec![into, past, put, out, get])
 }
 
 /// The scenario.
 pub fn scenario(_: Scale) -> Result<Scenario, Failure> {
-    let most_bytes = 2 * (2 * NR_FILES + 1) * (BLOCK_BYTES + SMALL_BYTES);
-    let (kinds, mut notes) = kinds(most_bytes.next_multiple_of(BLOCK_BYTES))?;
+    let copied_bytes = 2 * NR_FILES * BLOCK_BYTES;
+    let (kinds, mut notes) = kinds(POOL_BYTES + copied_bytes)?;
     let mut rows = Vec::new();
     for kind in &kinds {
-        rows.extend(rows_of(kind, "2 MiB", BLOCK_BYTES)?);
-        rows.extend(rows_of(kind, "64 KiB", SMALL_BYTES)?);
+        let options = kind.options("pool", POOL_BYTES).max_files(1024);
+        let owner = Arc::new(Owner::start(Pool::create(&options)?)?);
+        rows.extend(rows_of(kind, &owner, "2 MiB", BLOCK_BYTES)?);
+        rows.extend(rows_of(kind, &owner, "64 KiB", SMALL_BYTES)?);
     }
     notes.push(
         "a put is create + copy + commit, and the unlink of the file 16 puts ago; a get is a \
@@ -189,7 +245,7 @@ fn random_reads(
     folio: &str,
     bytes: u64,
 ) -> Result<Row, Failure> {
-    let owner = Owner::start(Pool::create(&kind.options("reads", bytes + BLOCK_BYTES))?)?;
+    let owner = Owner::start(Pool::create(&kind.options("reads", bytes))?)?;
     let client = owner.client()?;
     let mut writer = client.create("file", bytes, folio_size)?;
     let block = vec![0x5a; BLOCK_BYTES as usize];
@@ -198,8 +254,9 @@ fn random_reads(
     }
     writer.commit()?;
     let name = format!("pgmap: pinned read of 4 KiB, {folio} folios on {}", kind.name);
+    let pages = kind.pages.clone();
     Ok(Row::new(name, move |mut worker| {
-        let _owner = &owner;
+        let (_owner, _pages) = (&owner, &pages);
         let file = client.open("file")?;
         let mut page = [0; 4096];
         for _ in 0..worker.nr_ops {
@@ -214,10 +271,22 @@ fn random_reads(
 /// The scenario of reads at random.
 pub fn reads_scenario(scale: Scale) -> Result<Scenario, Failure> {
     let bytes = scale.pick(1 << 30, 8 << 20);
-    let (kinds, mut notes) = kinds(2 * (bytes + BLOCK_BYTES))?;
+    let sizes = [
+        (FolioSize::Pages4K, "4 KiB"),
+        (FolioSize::Pages2M, "2 MiB"),
+        (FolioSize::Pages1G, "1 GiB"),
+    ];
+    let nr_sizes = if bytes < 1 << 30 { 2 } else { sizes.len() };
+    let (mut kinds, mut notes) = kinds(nr_sizes as u64 * bytes)?;
+    if bytes >= 1 << 30 {
+        match Kind::huge("hugetlb 1G", PageSize::Huge1G, nr_sizes as u64 * bytes) {
+            Ok(kind) => kinds.push(kind),
+            Err(error) => notes.push(format!("no rows of pages of 1 GiB: {error}")),
+        }
+    }
     let mut rows = Vec::new();
     for kind in kinds.iter().filter(|kind| matches!(kind.place, Place::Anonymous(_))) {
-        for (folio_size, folio) in [(FolioSize::Pages4K, "4 KiB"), (FolioSize::Pages2M, "2 MiB")] {
+        for (folio_size, folio) in sizes.into_iter().take(nr_sizes) {
             let row = random_reads(kind, folio_size, folio, bytes)?;
             rows.push(match rows.first() {
                 Some(Row { name, .. }) => row.against(&name.clone()),
