@@ -10,6 +10,7 @@ use pgmap::os::{Interest, Poller};
 use serde::de::DeserializeOwned;
 
 use super::child::{READY, Role};
+use super::ground::Ground;
 use super::stage::Stage;
 use super::{PAUSE, TTL};
 use crate::failure::Failure;
@@ -39,7 +40,12 @@ impl Actor {
     ///
     /// # Errors
     /// When the system cannot start one.
-    pub fn enter(stage: &Stage, role: Role, index: u64, pace: Pace) -> Result<Self, Failure> {
+    pub fn enter(
+        (stage, ground): (&Stage, &Ground),
+        role: Role,
+        index: u64,
+        pace: Pace,
+    ) -> Result<Self, Failure> {
         let name = role.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned());
         let dma = stage.dma.to_possible_value().map_or_else(String::new, |v| v.get_name().into());
         let failed = |error: &std::io::Error| Failure::io("start a process for", &name, error);
@@ -55,7 +61,8 @@ impl Actor {
             .arg("--board")
             .arg(stage.path_of(stage.board()))
             .arg("--plain")
-            .arg(stage.path_of(stage.plain()))
+            .arg(stage.path_of(ground.plain().0))
+            .args(["--plain-offset", &ground.plain().1.to_string()])
             .arg("--scratch")
             .arg(stage.path_of(stage.scratch()))
             .stdin(Stdio::piped())

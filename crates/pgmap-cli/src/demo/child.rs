@@ -52,6 +52,9 @@ pub struct DemoChild {
     /// The blocks of the lease half
     #[arg(long)]
     pub plain: PathBuf,
+    /// Where in their file they begin
+    #[arg(long, default_value_t = 0)]
+    pub plain_offset: u64,
     /// The file that transfers come from
     #[arg(long)]
     pub scratch: PathBuf,

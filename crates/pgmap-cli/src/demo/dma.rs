@@ -135,6 +135,11 @@ impl Dma {
                 (Engine::Thread(worker), "preadv-thread")
             }
         };
+        if let Memory::Pool(client) = &memory {
+            // The ring has the lock registered, and a thread's transfers end with its process: so
+            // frames of memory that cannot be detached, a device's, are free when this has ended.
+            client.promise_transfers_keep_lock().map_err(io::Error::other)?;
+        }
         let kind = Kind { engine: name.into(), is_direct, why };
         Ok(Self { engine, memory, source, kind, epoch, nr_in_flight: 0, nr_bytes: 0 })
     }
@@ -242,6 +247,11 @@ impl Drop for Dma {
 
 fn open_ring(memory: &Memory) -> io::Result<IoUring> {
     let ring = IoUring::new(MAX_IN_FLIGHT as u32)?;
+    if let Memory::Pool(client) = memory {
+        // The ring keeps it until its last transfer has ended.
+        let lock = client.transfer_lock().map_err(io::Error::other)?;
+        ring.submitter().register_files(&[lock.as_raw_fd()])?;
+    }
     register(&ring, memory)?;
     Ok(ring)
 }

@@ -8,6 +8,7 @@ use super::HELD_FILE;
 use super::block::{BLOCK_BYTES, PAGE_BYTES};
 use super::cast::{Actor, Pace};
 use super::child::Role;
+use super::ground::Ground;
 use super::stage::Stage;
 use crate::failure::Failure;
 use crate::stop::Stop;
@@ -38,12 +39,17 @@ pub struct Drained {
 ///
 /// # Errors
 /// When the truncate succeeds although the file is held, or fails when it is not.
-pub fn play(stage: &Stage, client: &Client, stop: &mut Stop) -> Result<Drained, Failure> {
+pub fn play(
+    stage: &Stage,
+    ground: &Ground,
+    client: &Client,
+    stop: &mut Stop,
+) -> Result<Drained, Failure> {
     stop.check()?;
     let mut writer = client.create(HELD_FILE, BLOCK_BYTES as u64, FolioSize::Pages4K)?;
     writer.write_all_at(0, &[1; BLOCK_BYTES])?;
     writer.commit()?;
-    let mut holder = Actor::enter(stage, Role::Slow, 0, Pace::Slow)?;
+    let mut holder = Actor::enter((stage, ground), Role::Slow, 0, Pace::Slow)?;
     holder.wait_ready()?;
     let deadline_ms = DEADLINE.as_millis() as u64;
     let error = match client.truncate(HELD_FILE, PAGE_BYTES as u64, deadline_ms) {

@@ -7,6 +7,7 @@ use pgmap::{Client, FileName};
 
 use super::cast::{Actor, Pace};
 use super::child::Role;
+use super::ground::Ground;
 use super::lease::{Board, Phase};
 use super::reader::ReaderTally;
 use super::stage::Stage;
@@ -35,32 +36,42 @@ pub struct Half {
 ///
 /// # Errors
 /// When a process fails, or a signal comes.
-pub fn under_leases(stage: &Stage, length: Duration, stop: &mut Stop) -> Result<Half, Failure> {
-    play(stage, Role::LeaseReader, Role::LeaseWriter, length, stop)
+pub fn under_leases(
+    stage: &Stage,
+    ground: &Ground,
+    length: Duration,
+    stop: &mut Stop,
+) -> Result<Half, Failure> {
+    play(stage, ground, [Role::LeaseReader, Role::LeaseWriter], length, stop)
 }
 
 /// Under pins.
 ///
 /// # Errors
 /// When a process fails, or a signal comes.
-pub fn under_pins(stage: &Stage, length: Duration, stop: &mut Stop) -> Result<Half, Failure> {
-    play(stage, Role::PinReader, Role::PinWriter, length, stop)
+pub fn under_pins(
+    stage: &Stage,
+    ground: &Ground,
+    length: Duration,
+    stop: &mut Stop,
+) -> Result<Half, Failure> {
+    play(stage, ground, [Role::PinReader, Role::PinWriter], length, stop)
 }
 
 fn play(
     stage: &Stage,
-    reader: Role,
-    writer: Role,
+    ground: &Ground,
+    [reader, writer]: [Role; 2],
     length: Duration,
     stop: &mut Stop,
 ) -> Result<Half, Failure> {
     let board = Board::over(stage.board())?;
     board.wipe();
-    let mut writer = Actor::enter(stage, writer, 0, Pace::Brisk)?;
+    let mut writer = Actor::enter((stage, ground), writer, 0, Pace::Brisk)?;
     let mut readers = Vec::new();
     for index in 0..NR_BRISK_READERS + NR_SLOW_READERS {
         let pace = if index < NR_BRISK_READERS { Pace::Brisk } else { Pace::Slow };
-        readers.push((pace, Actor::enter(stage, reader, index, pace)?));
+        readers.push((pace, Actor::enter((stage, ground), reader, index, pace)?));
     }
     writer.wait_ready()?;
     for (_, reader) in &mut readers {
@@ -86,12 +97,17 @@ fn play(
     Ok(Half { readers: all, slow_readers: slow, writer, elapsed })
 }
 
-/// Removes all files from the pool.
+/// Removes all files from the pool but those that stay.
 ///
 /// # Errors
 /// When one cannot be removed.
 pub fn clear(client: &Client) -> Result<(), Failure> {
-    let names: Vec<FileName> = client.list()?.into_iter().map(|file| file.name).collect();
+    let names: Vec<FileName> = client
+        .list()?
+        .into_iter()
+        .map(|file| file.name)
+        .filter(|name| !Ground::stays(name.as_bytes()))
+        .collect();
     for batch in names.chunks(MAX_BATCH) {
         for result in client.unlink_batch(batch.to_vec())? {
             result?;

@@ -7,6 +7,7 @@ use pgmap::{Client, FolioSize, Owner, PoolInfo};
 use super::block::BLOCK_BYTES;
 use super::cast::{Actor, Pace};
 use super::child::Role;
+use super::ground::Ground;
 use super::halves::clear;
 use super::holder::victim_file;
 use super::stage::Stage;
@@ -50,18 +51,19 @@ pub struct Kills {
 /// When a process cannot be started, or a signal comes.
 pub fn play(
     stage: &Stage,
-    owner: &Owner,
+    ground: &Ground,
     client: &Client,
     stop: &mut Stop,
 ) -> Result<Kills, Failure> {
     let mut kills = Kills::default();
+    let owner = ground.owner();
     for round in 0..NR_KILLS {
         stop.check()?;
-        let before = idle_pool(owner)?;
+        let before = idle_pool(ground)?;
         for at in 0..NR_HELD_BLOCKS {
             put(client, &victim_file(at), BLOCK_BYTES as u64)?;
         }
-        let mut reader = Actor::enter(stage, Role::Pinned, round, Pace::Brisk)?;
+        let mut reader = Actor::enter((stage, ground), Role::Pinned, round, Pace::Brisk)?;
         reader.wait_ready()?;
         clear(client)?;
         let held = owner.info().draining_bytes;
@@ -69,7 +71,7 @@ pub fn play(
         kills.readers.push(kill(&mut reader, round, owner, before, &mut kills.leaked_bytes)?);
         drop(reader);
 
-        let mut writer = Actor::enter(stage, Role::Unfinished, round, Pace::Brisk)?;
+        let mut writer = Actor::enter((stage, ground), Role::Unfinished, round, Pace::Brisk)?;
         writer.wait_ready()?;
         expect_held(owner.info().reserved_bytes, "reserved by a writer")?;
         kills.writers.push(kill(&mut writer, round, owner, before, &mut kills.leaked_bytes)?);
@@ -83,12 +85,13 @@ pub fn play(
     Ok(kills)
 }
 
-/// The pool when nobody but this process is attached to it and nothing is in it.
-fn idle_pool(owner: &Owner) -> Result<PoolInfo, Failure> {
+/// The pool when nobody but this process is attached to it, and nothing is in it that comes and
+/// goes.
+fn idle_pool(ground: &Ground) -> Result<PoolInfo, Failure> {
     let until = Instant::now() + MAX_RECLAIM;
     loop {
-        let info = owner.info();
-        if info.nr_clients == 1 && info.free_bytes == info.size_bytes {
+        let info = ground.owner().info();
+        if info.nr_clients == 1 && info.free_bytes == ground.idle_bytes() {
             return Ok(info);
         }
         if Instant::now() > until {

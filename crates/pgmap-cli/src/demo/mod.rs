@@ -11,6 +11,7 @@
 //! | `reader`, `writer`, `holder` | the roles |
 //! | `child` | a process that plays a role; `cast` starts it |
 //! | `stage` | files and directories, gone when the demo ends |
+//! | `ground` | what the memory lies on |
 //! | `halves`, `kill`, `drain` | the acts |
 //! | `report` | the figures |
 
@@ -19,6 +20,7 @@ mod cast;
 pub mod child;
 pub mod dma;
 mod drain;
+mod ground;
 mod halves;
 mod holder;
 mod kill;
@@ -31,9 +33,8 @@ mod writer;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use pgmap::{Owner, Pool, PoolOptions, Populate};
-
 use self::block::BLOCK_BYTES;
+use self::ground::Ground;
 use self::report::Report;
 use self::stage::Stage;
 use crate::failure::Failure;
@@ -72,6 +73,8 @@ const HELD_FILE: &str = "held";
 pub struct Plan {
     /// How long it may take, about.
     pub length: Duration,
+    /// What the pool lies on; a memfd when none.
+    pub on: Option<PathBuf>,
     /// Where the scratch file goes; wherever there is a disk when none.
     pub scratch: Option<PathBuf>,
     /// What moves the bytes.
@@ -105,17 +108,15 @@ fn play_acts(
         NR_BRISK_READERS + NR_SLOW_READERS,
         half.as_secs_f64()
     ));
-    let ttl = halves::under_leases(stage, half, stop)?;
-    let pool = Pool::create(&PoolOptions::anonymous(POOL_BYTES).populate(Populate::Upfront))?;
-    let owner = Owner::start(pool)?;
-    owner.serve(stage.socket())?;
+    let ground = Ground::make(stage, plan.on.as_deref())?;
+    let ttl = halves::under_leases(stage, &ground, half, stop)?;
     told(&format!("pins: the same processes and work, {:.1} s", half.as_secs_f64()));
-    let pins = halves::under_pins(stage, half, stop)?;
-    let client = owner.client()?;
+    let pins = halves::under_pins(stage, &ground, half, stop)?;
+    let client = ground.owner().client()?;
     halves::clear(&client)?;
     told(&format!("kill -9: {NR_KILLS} readers that hold pins, {NR_KILLS} writers with DMA"));
-    let kill = kill::play(stage, &owner, &client, stop)?;
+    let kill = kill::play(stage, &ground, &client, stop)?;
     told("drain: a truncate of what a slow process holds");
-    let drain = drain::play(stage, &client, stop)?;
-    Ok(Report::new(ttl, pins, kill, drain))
+    let drain = drain::play(stage, &ground, &client, stop)?;
+    Ok(Report::new(ground.kind(), ttl, pins, kill, drain))
 }

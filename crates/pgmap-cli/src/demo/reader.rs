@@ -56,7 +56,7 @@ impl ReaderTally {
 /// When they cannot be mapped.
 pub fn open_plain(child: &DemoChild) -> Result<Arc<WriteMapping>, Failure> {
     let file = open_shared(&child.plain)?;
-    Ok(Arc::new(WriteMapping::map(&file, 0, PLAIN_BYTES)?))
+    Ok(Arc::new(WriteMapping::map(&file, child.plain_offset, PLAIN_BYTES)?))
 }
 
 /// Reads under leases until told to stop.

@@ -18,6 +18,8 @@ use crate::table::{Side, Table};
 pub struct Report {
     schema: &'static str,
     is_good: bool,
+    /// What the memory lies on.
+    on: String,
     work: Work,
     ttl: Guarded,
     pgmap: Guarded,
@@ -128,7 +130,7 @@ impl From<Kills> for KillFigures {
 
 impl Report {
     /// Puts the figures together.
-    pub fn new(ttl: Half, pins: Half, kills: Kills, drain: Drained) -> Self {
+    pub fn new(on: &str, ttl: Half, pins: Half, kills: Kills, drain: Drained) -> Self {
         let Kind { engine, is_direct, why } = pins.writer.dma.clone();
         let dma = DmaFigures {
             kind: engine,
@@ -139,6 +141,7 @@ impl Report {
         let mut report = Self {
             schema: "pgmap.demo/1",
             is_good: false,
+            on: on.to_owned(),
             work: Work {
                 nr_blocks: NR_BLOCKS,
                 block_bytes: BLOCK_BYTES as u64,
@@ -242,6 +245,7 @@ impl Show for Report {
             Units::Bytes => format!("{} bytes", self.dma.bytes),
             Units::Human => units.bytes(self.dma.bytes),
         };
+        table.closing(format!("memory  {}", self.on));
         table.closing(format!("dma     {}{direct}, {moved}", self.dma.kind));
         table.closing(format!(
             "kills   {} readers holding pins, {} writers with transfers under way",

@@ -13,7 +13,7 @@ use pgmap::os::{MemoryFile, MemoryKind, places};
 
 use super::block::{NR_IMAGES, image_bytes};
 use super::lease::BOARD_BYTES;
-use super::{PLAIN_BYTES, Plan, dma};
+use super::{Plan, dma};
 use crate::failure::Failure;
 use crate::own_command::OwnCommand;
 
@@ -22,7 +22,6 @@ use crate::own_command::OwnCommand;
 pub struct Stage {
     directory: PathBuf,
     board: MemoryFile,
-    plain: MemoryFile,
     scratch: File,
     /// What moves the bytes.
     pub dma: dma::Wanted,
@@ -39,7 +38,6 @@ impl Stage {
         Ok(Self {
             scratch: make_scratch(plan.scratch.as_deref())?,
             board: MemoryFile::anonymous("demo-board", BOARD_BYTES, PageSize::Base)?,
-            plain: MemoryFile::anonymous("demo-plain", PLAIN_BYTES, PageSize::Base)?,
             directory: make_directory()?,
             dma: plan.dma,
             command: plan.command.clone(),
@@ -51,11 +49,6 @@ impl Stage {
         &self.board
     }
 
-    /// The blocks of the lease half.
-    pub fn plain(&self) -> &MemoryFile {
-        &self.plain
-    }
-
     /// The scratch file.
     pub fn scratch(&self) -> &File {
         &self.scratch
@@ -64,6 +57,11 @@ impl Stage {
     /// Where the demo's processes find a file.
     pub fn path_of(&self, file: impl AsFd) -> PathBuf {
         format!("/proc/{}/fd/{}", std::process::id(), file.as_fd().as_raw_fd()).into()
+    }
+
+    /// Where a pool on a path has what ends with the demo.
+    pub fn pool_directory(&self) -> PathBuf {
+        self.directory.join("pool")
     }
 
     /// Where the owner listens.

@@ -23,6 +23,14 @@ use crate::own_command::OwnCommand;
 /// no stale read, lost nothing, and the drain named the right process.
 #[derive(Debug, clap::Args)]
 pub struct Demo {
+    /// Show it on this memory: a device, a file, or a directory of huge pages [default: a memfd]
+    ///
+    /// As with `pgmap create --on`: a device-dax device, of which the beginning is overwritten and
+    /// then erased, a file that is made and removed again, on a file system with DAX or without, or
+    /// a directory of hugetlbfs. A pool that is there is refused. Where the kernel does not let a
+    /// device have the memory long-term, a thread stands in for io_uring.
+    #[arg(long, value_name = "PATH", value_hint = clap::ValueHint::AnyPath)]
+    on: Option<PathBuf>,
     /// About how long it takes
     #[arg(long, value_name = "SECONDS", default_value_t = 10,
           value_parser = clap::value_parser!(u64).range(2..=25))]
@@ -43,6 +51,7 @@ impl Demo {
     pub fn run(self, output: &Output, command: &OwnCommand) -> Result<(), Failure> {
         let plan = Plan {
             length: Duration::from_secs(self.seconds),
+            on: self.on,
             scratch: self.scratch,
             dma: self.dma,
             command: command.clone(),

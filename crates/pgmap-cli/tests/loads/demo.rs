@@ -58,6 +58,25 @@ fn leases_serve_stale_reads_and_pins_do_not() {
 }
 
 #[test]
+fn the_demo_lies_on_what_is_named_and_leaves_nothing_there() {
+    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let place = tempfile::tempdir_in("/dev/shm").unwrap();
+    let data = place.path().join("data");
+    let on = ["--json", "--seconds", "2", "--on", data.to_str().unwrap()];
+    let output = run(&mut demo(directory.path(), &on));
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    check(&report);
+    assert_eq!(report["on"], "shmem", "{report}");
+    assert!(is_empty(place.path()) && is_empty(directory.path()), "files are left");
+    std::fs::write(&data, "somebody's").unwrap();
+    let output = run(&mut demo(directory.path(), &on));
+    assert!(!output.status.success());
+    assert!(text(&output.stdout).contains("name one that does not exist"));
+    assert_eq!(std::fs::read(&data).unwrap(), b"somebody's");
+}
+
+#[test]
 fn a_thread_stands_in_for_io_uring_and_the_table_says_so() {
     let directory = tempfile::tempdir_in("/dev/shm").unwrap();
     let scratch = tempfile::tempdir().unwrap();
