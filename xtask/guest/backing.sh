@@ -50,6 +50,36 @@ sleep 1
 soon pgmap -q get one /tmp/got
 read_on /tmp/large
 
+# Drained: who holds some of it is named and waited for, the rest is served, and daxctl takes the device from under
+# nobody. It is taken up again when it is back.
+read_slowly large
+within 20 pgmap drain far --deadline 500ms > /tmp/must.out 2>&1
+code=$?
+[ $code = 124 ] || die "a drain under a reader ended with $code: $(tail -n 1 /tmp/must.out)"
+grep -q "(pid $reader)" /tmp/must.out || die "the drain does not name $reader: $(tail -n 1 /tmp/must.out)"
+holds one /tmp/one
+(sleep 1; cat <&8 > /dev/null) &
+exec 8<&-
+must within 60 pgmap drain far --deadline 30s
+wait $reader || die "a reader was cut short by a drain: $(cat /tmp/reader.err)"
+holds near /tmp/one
+unused "the drain"
+sleep 1
+[ "$(pgmap --json backing ls | grep -c 'it was drained')" = 1 ] || die "what was drained was taken up while it was there"
+must daxctl disable-device "$name"
+must daxctl enable-device "$name"
+soon pgmap -q get one /tmp/got
+holds one /tmp/one
+holds large /tmp/large
+note "$name was drained, taken away by daxctl and taken up again"
+# A part of it, out of use and in use again.
+must pgmap drain far:2G.. --deadline 30s
+pgmap backing ls | grep -q 'are drained' || die "a part that was drained is not listed"
+holds one /tmp/one
+must pgmap -q put /tmp/one two --only far
+must pgmap -q rm two
+must pgmap drain far --undo
+
 # Taken out, while a client that has it mapped lives on.
 must pgmap -q put /tmp/large stays --only data
 read_slowly stays

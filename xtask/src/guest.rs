@@ -24,6 +24,7 @@ use std::{fs, io, thread};
 
 use self::kernel::Line;
 use self::machine::{Devices, End, Next, Wanted};
+use self::programs::Linking;
 use self::qemu::Qemu;
 use self::report::{Report, Verdict};
 use self::scenarios::Scenario;
@@ -39,14 +40,15 @@ Options:
   --only SCENARIO     this scenario alone, or all whose names begin so (`demo`, `demo/xfs-dax`);
                       may be given more than once
   --all               every scenario, not only those that the test run includes
+  --static            build static programs, for x86_64-unknown-linux-musl, and run those
   --list              print the scenarios and stop
   --kills N           kill the guest N times in scenarios of persistence (5)
   --keep              keep the guest's console and memory files although all went well
   --shell             boot the first kernel and give a shell in it; `poweroff -f` ends it
 
 Needs: x86-64, qemu-system-x86, ndctl, daxctl, busybox-static, e2fsprogs, xfsprogs, kmod, xz-utils, dpkg,
-apt with a Debian archive among its sources, and Rust's target x86_64-unknown-linux-musl. What is
-missing is printed, and the run is skipped. No root. Emulation is slow: figures from inside mean nothing.
+apt with a Debian archive among its sources; for --static Rust's target x86_64-unknown-linux-musl.
+What is missing is printed, and the run is skipped. No root. Emulation is slow: figures from inside mean nothing.
 
 Files, all under target/guest:
   kernel-6.12, kernel-7     what was unpacked of Debian's packages; remove them to fetch newer ones
@@ -71,6 +73,7 @@ pub struct Options {
     kernels: Vec<Line>,
     only: Vec<String>,
     extent: Extent,
+    linking: Linking,
     leftovers: Leftovers,
     action: Action,
     /// How often a guest is killed in a scenario that kills it.
@@ -136,6 +139,7 @@ impl Options {
                     options.nr_kills = number.ok_or("--kills needs a number")?;
                 }
                 "--all" => options.extent = Extent::All,
+                "--static" => options.linking = Linking::Static,
                 "--keep" => options.leftovers = Leftovers::Kept,
                 "--list" => options.action = Action::List,
                 "--shell" => options.action = Action::Shell,
@@ -194,7 +198,7 @@ fn boot_all(root: &Path, options: &Options) -> io::Result<Outcome> {
     if kernels.is_empty() {
         return Ok(Outcome::Skipped);
     }
-    let programs = match programs::build(root)? {
+    let programs = match programs::build(root, options.linking)? {
         Ok(programs) => programs,
         Err(programs::Trouble::NoTarget(why)) => {
             println!("skipped: guest: {why}");

@@ -82,7 +82,7 @@ const LOOM_MAX_PREEMPTIONS: &str = "2";
 const LOOM_FILTER: &str = "loom";
 
 /// Built by itself: what it has compiled into the other crates does not ship.
-const SIMULATION: &str = "pgmap-sim";
+pub const SIMULATION: &str = "pgmap-sim";
 /// How many steps fresh seeds are run for. Not how long: the same tree has the same runs
 /// everywhere.
 const SIMULATION_STEPS: &str = "80000000";

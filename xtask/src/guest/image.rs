@@ -69,9 +69,11 @@ pub fn build(
     }
     let busybox = busybox().ok_or_else(|| io::Error::other("busybox-static is gone"))?;
     archive.file("bin/busybox", &fs::read(busybox)?)?;
-    add_tools(&mut archive)?;
+    let mut libraries = Libraries::default();
+    add_tools(&mut archive, &mut libraries)?;
     for program in programs {
         archive.file(&format!("bin/{}", program.name), &stripped(place, &program.path)?)?;
+        libraries.add_for(&mut archive, &program.path)?;
     }
     for entry in fs::read_dir(root.join("xtask/guest"))? {
         let entry = entry?;
@@ -98,15 +100,28 @@ fn stripped(place: &Path, program: &Path) -> io::Result<Vec<u8>> {
     fs::read(program)
 }
 
-fn add_tools(archive: &mut Archive) -> io::Result<()> {
+/// The libraries that are in the file system already.
+#[derive(Debug, Default)]
+struct Libraries(BTreeSet<String>);
+
+impl Libraries {
+    /// Adds what `program` needs and is not there yet.
+    fn add_for(&mut self, archive: &mut Archive, program: &Path) -> io::Result<()> {
+        let ldd = Command::new("ldd").arg(program).stderr(Stdio::null()).output()?;
+        for library in libraries(&String::from_utf8_lossy(&ldd.stdout)) {
+            if self.0.insert(library.clone()) {
+                archive.file(library.trim_start_matches('/'), &fs::read(&library)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn add_tools(archive: &mut Archive, libraries: &mut Libraries) -> io::Result<()> {
     for tool in TOOLS.iter().chain(MORE_TOOLS) {
         let Some(path) = find_program(tool) else { continue };
         archive.file(&format!("bin/{tool}"), &fs::read(&path)?)?;
-        let ldd = Command::new("ldd").arg(&path).output()?;
-        for library in libraries(&String::from_utf8_lossy(&ldd.stdout)) {
-            let name = library.trim_start_matches('/').to_owned();
-            archive.file(&name, &fs::read(&library)?)?;
-        }
+        libraries.add_for(archive, &path)?;
     }
     for settings in ["/etc/mke2fs.conf", "/etc/ndctl.conf", "/etc/ndctl/monitor.conf"] {
         if let Ok(bytes) = fs::read(settings) {

@@ -1,11 +1,13 @@
-//! pgmap's own programs, static, for the guest: the command, and the test programs that start
-//! processes.
+//! pgmap's own programs for the guest: the command, and the test programs that start processes.
+//!
+//! As a rule they are those that the steps `build` and `test` have built, with the libraries that
+//! they name. Static ones are built apart, which takes minutes.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::steps::{cargo, shown};
+use crate::steps::{SIMULATION, cargo, shown};
 
 /// The target whose programs need no library.
 const TARGET: &str = "x86_64-unknown-linux-musl";
@@ -31,26 +33,45 @@ pub enum Trouble {
     DoesNotBuild,
 }
 
+/// How the programs find the C library.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Linking {
+    /// As the steps `build` and `test` have them.
+    #[default]
+    Dynamic,
+    /// They need none: for [`TARGET`].
+    Static,
+}
+
 /// Builds them all.
 ///
 /// # Errors
 /// A command that could not be started.
-pub fn build(root: &Path) -> io::Result<Result<Vec<Program>, Trouble>> {
-    if !has_target(root)? {
-        let why = format!("Rust's target {TARGET} is missing: rustup target add {TARGET}");
-        return Ok(Err(Trouble::NoTarget(why)));
-    }
-    // In one go: what the command and the tests share is then built once.
+pub fn build(root: &Path, linking: Linking) -> io::Result<Result<Vec<Program>, Trouble>> {
     let mut build = cargo(root);
-    build.args(["build", "--target", TARGET, "--package", "pgmap-cli", "--package", "pgmap"]);
-    build.args(["--package", "pgmap-uring", "--bin", "pgmap", "--message-format=json"]);
+    // In one go: what the command and the tests share is then built once. The same packages as in
+    // the steps, so that what those have built is not built again with other features.
+    build.args(["build", "--message-format=json", "--bin", "pgmap"]);
     build.args(TESTS.iter().flat_map(|test| ["--test", test]));
+    match linking {
+        Linking::Dynamic => build.args(["--workspace", "--exclude", SIMULATION]),
+        Linking::Static if has_target(root)? => {
+            build.args(["--target", TARGET, "--package", "pgmap-cli", "--package", "pgmap"]);
+            build.args(["--package", "pgmap-uring"])
+        }
+        Linking::Static => {
+            let why = format!("Rust's target {TARGET} is missing: rustup target add {TARGET}");
+            return Ok(Err(Trouble::NoTarget(why)));
+        }
+    };
     println!("$ {}", shown(&build));
     let built = build.stderr(Stdio::inherit()).output()?;
     if !built.status.success() {
         return Ok(Err(Trouble::DoesNotBuild));
     }
-    let programs = executables(&String::from_utf8_lossy(&built.stdout));
+    let mut programs = executables(&String::from_utf8_lossy(&built.stdout));
+    // Other packages have programs of their own.
+    programs.retain(|it| it.name == "pgmap" || TESTS.contains(&it.name.as_str()));
     Ok(Ok(programs))
 }
 

@@ -26,8 +26,13 @@ const NONE: &[Line] = &[];
 
 /// Every scenario, in the order in which they run.
 pub const ALL: &[Scenario] = &[
-    scenario("demo/tmpfs", 120, BOTH, "the demo"),
-    scenario("demo/ext4-dax", 120, NONE, "the demo, its scratch file on ext4 with dax"),
+    scenario("demo/tmpfs", 120, NONE, DEMO),
+    scenario("demo/devdax-2M", 120, OLD, DEMO),
+    scenario("demo/devdax-1G", 180, NEW, DEMO),
+    scenario("demo/devdax-4K", 120, NONE, DEMO),
+    scenario("demo/ext4-dax", 120, OLD, DEMO),
+    scenario("demo/xfs-dax", 120, NEW, DEMO),
+    scenario("demo/hugetlbfs", 120, NONE, DEMO),
     scenario("cycle/tmpfs", 120, NONE, CYCLE),
     scenario("cycle/ext4", 120, OLD, CYCLE),
     scenario("cycle/xfs", 120, NEW, CYCLE),
@@ -82,6 +87,7 @@ pub const ALL: &[Scenario] = &[
     scenario("persistence/on-xfs-dax", 120, NONE, PERSISTENCE),
 ];
 
+const DEMO: &str = "the demo, on a memfd or on that memory";
 const SOAK: &str = "the kill soak, its pool on that device";
 const REPAIR: &str = "memory that failed is written over and used again";
 const DEAD: &str = "clients killed while a ring of theirs transfers into the device";
