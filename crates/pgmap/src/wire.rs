@@ -8,6 +8,8 @@
 //! What arrives is an allegation (I9): decoding checks shape and names, [`Extent::from_words`]
 //! checks extents, and the owner checks every number against its own books.
 
+use std::ops::Range;
+
 mod drafts;
 mod events;
 mod info;
@@ -26,7 +28,7 @@ use crate::name::FileName;
 use crate::refusal::{Holder, Refusal};
 
 /// Spoken by both sides; a difference is an error at once.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 /// Longest message.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 /// Most items of one batch.
@@ -352,6 +354,22 @@ pub enum Request {
         /// How long to wait for holders.
         deadline_ms: u64,
     },
+    /// Have everybody let go of a part of the pool, before its memory goes.
+    DrainPart {
+        /// The name of the backing.
+        backing: String,
+        /// Bytes of its medium; all of it if none are named.
+        bytes: Option<Range<u64>>,
+        /// How long to wait for holders.
+        deadline_ms: u64,
+    },
+    /// Have what was drained be in use again.
+    UndoDrain {
+        /// The name of the backing.
+        backing: String,
+        /// Bytes of its medium; all that was drained of it if none are named.
+        bytes: Option<Range<u64>>,
+    },
     /// Follow what becomes of files. The events come through the descriptor that the answer brings,
     /// several to a message.
     Subscribe {
@@ -373,6 +391,7 @@ impl Request {
                 | Self::Lease(_)
                 | Self::RemoveBacking { .. }
                 | Self::Close { .. }
+                | Self::DrainPart { .. }
         )
     }
 
@@ -392,6 +411,8 @@ impl Request {
                 | Self::AddBacking { .. }
                 | Self::Grow { .. }
                 | Self::RemoveBacking { .. }
+                | Self::DrainPart { .. }
+                | Self::UndoDrain { .. }
         )
     }
 
@@ -412,6 +433,8 @@ impl Request {
                 | Self::AddBacking { .. }
                 | Self::Grow { .. }
                 | Self::RemoveBacking { .. }
+                | Self::DrainPart { .. }
+                | Self::UndoDrain { .. }
         )
     }
 
@@ -448,6 +471,8 @@ impl Request {
             Self::Subscribe { .. } => "subscription",
             Self::Quarantine { .. } => "listing of the quarantine",
             Self::Close { .. } => "drain of the pool",
+            Self::DrainPart { .. } => "drain of a part of the pool",
+            Self::UndoDrain { .. } => "undoing of a drain",
             Self::ReleaseQuarantine(_) => "release from quarantine",
         }
     }

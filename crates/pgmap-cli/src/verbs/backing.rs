@@ -94,6 +94,8 @@ pub struct BackingRow {
     pub free_bytes: u64,
     /// The longest free run.
     pub longest_free_bytes: u64,
+    /// Bytes that are out of use because they were drained.
+    pub drained_bytes: u64,
     /// Memory behind it now.
     pub backed_bytes: u64,
     /// Its first frame.
@@ -113,6 +115,7 @@ impl From<BackingInfo> for BackingRow {
             size_bytes: info.size_bytes,
             free_bytes: info.free_bytes,
             longest_free_bytes: info.longest_free_bytes,
+            drained_bytes: info.drained_bytes,
             backed_bytes: info.backed_bytes,
             first_pfn: info.first_pfn,
             missing: info.missing,
@@ -153,7 +156,12 @@ impl Show for Listing {
         ]);
         for backing in &self.backings {
             let node = backing.numa_node.map_or_else(|| "-".into(), |node| node.to_string());
-            let why = backing.missing.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+            let drained = units.bytes(backing.drained_bytes);
+            let why = match &backing.missing {
+                Some(why) => format!(": {why}"),
+                None if backing.drained_bytes > 0 => format!(": {drained} of it are drained"),
+                None => String::new(),
+            };
             table.row(vec![
                 backing.name.clone(),
                 backing.kind().into(),

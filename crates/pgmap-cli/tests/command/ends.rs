@@ -117,6 +117,45 @@ fn a_drain_waits_for_holders_names_them_and_ends_the_owner() {
     assert!(server.child.try_wait().unwrap().is_some_and(|status| status.success()));
 }
 
+#[test]
+fn a_backing_is_drained_given_up_and_added_again_while_the_rest_is_served() {
+    let server = Server::start_with(&["--room", "2GiB"]);
+    let bytes = noise(1 << 20);
+    let (file, far) = (server.file("in", &bytes), server.path("far"));
+    server.good(&["backing", "add", far.to_str().unwrap(), "--size", "8M"]);
+    server.good(&["put", &file, "a", "--only", "far"]);
+    server.good(&["put", &file, "b", "--only", "data"]);
+    let client = pgmap::Client::connect(server.path("socket")).unwrap();
+    let pin = client.get("a").unwrap();
+    let own = format!("(pid {})", std::process::id());
+    let late = server.fails(&["drain", "far", "--deadline", "50ms"], 124);
+    assert!(late.contains(&own) && late.contains("pin of 0x"), "{late}");
+    assert_eq!(server.pipe(&["get", "a"], b""), bytes, "as before");
+    let mut drain = server.command(&["drain", "far", "--json"]);
+    let drain = drain.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until("nobody new gets in", || client.get("a").is_err());
+    assert_eq!(server.pipe(&["get", "b"], b""), bytes, "the rest is served");
+    server.good(&["put", &file, "c"]);
+    drop(pin);
+    let output = output_of(drain);
+    let done: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(done["backing"], "far", "{}", text(&output.stderr));
+    let listed = server.good(&["backing", "ls"]);
+    assert!(listed.contains("it was drained"), "{listed}");
+    let error = server.fails(&["get", "a"], 1);
+    assert!(error.contains("\"far\"") && error.contains("drained"), "{error}");
+    server.good(&["stat", "a"]);
+    server.good(&["backing", "add", far.to_str().unwrap()]);
+    assert_eq!(server.pipe(&["get", "a"], b""), bytes);
+    // A part of it stays out of use.
+    server.good(&["drain", "far:2M.."]);
+    let error = server.fails(&["get", "a"], 3);
+    assert!(error.contains("drained with the memory"), "{error}");
+    assert!(server.good(&["backing", "ls"]).contains("are drained"));
+    server.good(&["drain", "far", "--undo"]);
+    assert_eq!(server.pipe(&["get", "a"], b""), bytes);
+}
+
 /// Frames of a dead client's device were out of use until the machine restarted.
 #[test]
 fn the_quarantine_is_listed_by_client_and_released_by_an_operator() {

@@ -30,6 +30,7 @@
 //! # Differs from Linux
 //! There a process sees all memory through one direct map.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -237,6 +238,42 @@ impl Client {
     /// As there, as [`Error::Refused`].
     pub fn remove_backing(&self, name: &str, deadline_ms: u64) -> Result<(), Error> {
         self.cut(Request::RemoveBacking { name: name.into(), deadline_ms }, deadline_ms).map(drop)
+    }
+
+    /// Has everybody let go of a part of the pool before its memory goes, as before a device is
+    /// unplugged: all of a backing, or `bytes` of its medium, a file or a device, rounded up to
+    /// whole pages of it. Files of which some lies there cannot be pinned from now on, nor changed,
+    /// and nothing new is put there; holders are asked for what they hold, and waited for up to
+    /// `deadline`.
+    ///
+    /// A further backing as a whole is given up then: owner and clients, these within 200 ms, have
+    /// nothing of it mapped or open, and its files are errors that name it until it is added again
+    /// ([`add_backing`](Self::add_backing)). Anything else stays out of use until
+    /// [`undo_drain`](Self::undo_drain) or the end of the owner.
+    ///
+    /// # Errors
+    /// [`Refusal::Held`] names who holds what after `deadline`; [`Refusal::InUse`] says what else
+    /// is in the way: a file that is not committed, a device of a dead client, another drain, a
+    /// file that is being cut. [`Refusal::NoBacking`] and [`Refusal::Invalid`] for what is no part
+    /// of the pool. Everything is as before then.
+    pub fn drain_backing(
+        &self,
+        name: &str,
+        bytes: Option<Range<u64>>,
+        deadline: Duration,
+    ) -> Result<(), Error> {
+        let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        let request = Request::DrainPart { backing: name.into(), bytes, deadline_ms };
+        self.cut(request, deadline_ms).map(drop)
+    }
+
+    /// Has what was drained of a backing, of `bytes` of it or of all, be in use again.
+    ///
+    /// # Errors
+    /// [`Refusal::Invalid`] when nothing of it is drained; [`Refusal::NoBacking`] when it was
+    /// drained as a whole, and is to be added again.
+    pub fn undo_drain(&self, name: &str, bytes: Option<Range<u64>>) -> Result<(), Error> {
+        self.done(Request::UndoDrain { backing: name.into(), bytes })
     }
 
     /// Makes sure that `run` is mapped, without a call where it is known to be.

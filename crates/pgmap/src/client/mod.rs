@@ -387,8 +387,7 @@ impl Client {
                 result => return result,
             }
         }
-        let doing = "changed again and again".into();
-        Err(Refusal::InUse { name: Escaped(name).to_string(), doing }.into())
+        Err(self.why_changing(name))
     }
 
     /// As [`get`](Self::get), and never with a call: `None` where one would be needed.

@@ -2,7 +2,7 @@
 
 use crate::client::{Client, unexpected};
 use crate::error::Error;
-use crate::name::FileName;
+use crate::name::{Escaped, FileName};
 use crate::refusal::{Holder, Refusal};
 use crate::wire::{FileInfo, MAX_LIST, PoolInfo, Reply, Request};
 
@@ -15,6 +15,19 @@ impl Client {
         match self.call(Request::Stat(FileName::new(name)?))? {
             Reply::Stat(info) => Ok(info),
             reply => Err(unexpected(&reply)),
+        }
+    }
+
+    /// Why a file cannot be pinned whose frames are not as the index says: the owner may know.
+    #[cold]
+    pub(super) fn why_changing(&self, name: &[u8]) -> Error {
+        let asked = self.look_up(name).and_then(|entry| self.call(Request::Locate(entry.id.0)));
+        match asked {
+            Err(error @ Error::Refused(Refusal::InUse { .. })) => error,
+            _ => {
+                let doing = "changed again and again".into();
+                Refusal::InUse { name: Escaped(name).to_string(), doing }.into()
+            }
         }
     }
 

@@ -65,7 +65,7 @@ impl Core {
         for (start, nr_pages) in self.frames.failed_runs() {
             PfnRange::new(start, nr_pages).into_iter().for_each(|run| enter(FAILED, run));
         }
-        for (start, nr_pages) in self.frames.free_runs() {
+        for (start, nr_pages) in self.frames.free_runs().chain(self.frames.withheld_runs()) {
             PfnRange::new(start, nr_pages).into_iter().for_each(|run| enter(FREE, run));
         }
         if let Some(twice) = twice {

@@ -279,6 +279,7 @@ impl Core {
                 size_bytes: bytes(backing.nr_pages),
                 offset_bytes: backing.offset_bytes,
                 free_bytes: bytes(free_pages),
+                drained_bytes: self.drained_bytes(backing.id),
                 longest_free_bytes: bytes(longest_pages),
                 backed_bytes: backing.data.as_ref().map_or(0, |data| data.resident_bytes()),
                 missing: self.why_missing(backing),

@@ -70,6 +70,7 @@ impl Core {
         if let Err(refusal) = self.check_open() {
             return Outcome::Answer(Reply::Refused(refusal));
         }
+        self.end_parts();
         let all = SortedRuns::covering(self.pool.vmemmap_layout.nr_pages());
         for run in all.iter() {
             let until_ms = clock::monotonic_ms().saturating_add(wait_ms);
@@ -197,16 +198,17 @@ impl Core {
 }
 
 impl PendingScan {
-    /// Whether it is of everything, none of which is on its way anywhere.
-    pub(crate) fn is_of_all(&self) -> bool {
-        self.closing().is_some()
+    /// Whether none of it is on its way anywhere: it is of all of the pool, or of a part that is
+    /// drained.
+    pub(crate) const fn is_of_all(&self) -> bool {
+        self.closing().is_some() || self.part().is_some()
     }
 }
 
 impl PendingDrain {
     /// The frames that are on their way somewhere.
     pub(crate) fn going(&self) -> impl Iterator<Item = PfnRange> {
-        let is_going = !matches!(self.purpose, Purpose::Close(_));
+        let is_going = !matches!(self.purpose, Purpose::Close(_) | Purpose::Part(_));
         is_going.then(|| self.drain.runs().iter()).into_iter().flatten()
     }
 }

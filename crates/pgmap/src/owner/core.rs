@@ -44,6 +44,7 @@ use crate::owner::frames::{Listed, PoolFrames};
 use crate::owner::holders::HolderLine;
 use crate::owner::leases::PendingLease;
 use crate::owner::pagemaps::{Devices, Takedown};
+use crate::owner::part_drains::PartDrain;
 use crate::owner::populate::Population;
 use crate::owner::restore::Restoration;
 use crate::owner::scans::PendingScan;
@@ -152,6 +153,8 @@ pub struct Core {
     pub(crate) devices: Devices,
     /// Frames of backings that were taken out, which clients may still have mapped.
     pub(crate) retired: Vec<Retired>,
+    /// Parts of the pool that are drained, or are being drained.
+    pub(crate) parts: Vec<PartDrain>,
     /// Backings that are being taken out.
     pub(crate) departures: Vec<Departure>,
     /// Devices that may be those of missing backings.
@@ -213,6 +216,7 @@ impl Core {
             pagemaps: own_pagemap(&pool)?,
             devices: Devices::new(),
             retired: Vec::new(),
+            parts: Vec::new(),
             departures: Vec::new(),
             attempts: Attempts::new(),
             leases: LeaseTable::new(),
@@ -296,6 +300,10 @@ impl Core {
             Request::Trim { from_pfn } => answer(self.trim(from_pfn)),
             Request::Quarantine { after } => Outcome::Answer(self.quarantine(after)),
             Request::Close { deadline_ms } => self.close(deadline_ms),
+            Request::DrainPart { backing, bytes, deadline_ms } => {
+                self.drain_part(&backing, bytes, deadline_ms)
+            }
+            Request::UndoDrain { backing, bytes } => answer(self.undo_drain(&backing, bytes)),
             Request::ReleaseQuarantine(client) => answer(self.release_quarantine(client)),
             Request::PoolStat => Outcome::Answer(Reply::PoolStat(self.pool_info())),
             Request::Backings => Outcome::Answer(Reply::Backings(self.backing_infos())),

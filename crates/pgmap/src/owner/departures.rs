@@ -52,6 +52,7 @@ impl Core {
             return Err(Refusal::InUse { name: name.into(), doing: "taken out already".into() });
         }
         self.refuse_files_on(backing)?;
+        self.refuse_parts_of(backing)?;
         let id = backing.id;
         let was_missing = match &backing.state {
             BackingState::Missing(why) => Some(why.clone()),

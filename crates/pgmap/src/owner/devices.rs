@@ -19,14 +19,16 @@ use std::sync::Arc;
 
 use pgmap_mm::pagemap::FailureFlags;
 use pgmap_mm::pfn::PfnRange;
+use pgmap_mm::runs::SortedRuns;
 use pgmap_os::{MemoryKind, device_binding};
 
 use crate::device_watch::{HasDevices, Look};
 use crate::error::Error;
 use crate::owner::backing::{Backing, BackingState};
-use crate::owner::core::Core;
+use crate::owner::core::{Core, FileRecord};
 use crate::owner::handle::Shared;
 use crate::owner::holders::Call;
+use crate::owner::part_drains::{DRAINED, lies_in};
 use crate::pool::Pool;
 
 /// How often the device of a missing backing is tried after it was bound: its node may be there a
@@ -99,11 +101,40 @@ impl Core {
             backing.path.display()
         );
         let runs = backing.runs();
+        self.end_parts_of(id);
+        let Some(backing) = self.frames.backings_mut().iter_mut().find(|it| it.id == id) else {
+            return;
+        };
         match backing.state {
             BackingState::Leaving => self.departs_missing(id, why),
             _ => backing.state = BackingState::Missing(why),
         }
         self.memory_is_gone(runs);
+    }
+
+    /// A further backing was drained: its memory is given up. Its files stay, their contents are
+    /// errors until it is added again, or its device is bound again.
+    pub(crate) fn give_backing_up(&mut self, id: u64, runs: &SortedRuns) {
+        // Their heads stay shut until clients have given it up; taking it back opens them.
+        let is_its = |file: &&mut FileRecord| file.doing == Some(DRAINED) && lies_in(file, runs);
+        self.files.values_mut().filter(is_its).for_each(|file| file.doing = None);
+        let Some(backing) = self.frames.backings_mut().iter_mut().find(|it| it.id == id) else {
+            return;
+        };
+        if let Some(data) = &backing.data
+            && let Err(error) = data.abandon()
+        {
+            tracing::warn!(backing = %backing.name, %error, "a descriptor is left open");
+        }
+        (backing.data, backing.lock) = (None, None);
+        let path = backing.path.clone();
+        let why = format!("it was drained; add {} again to have its files", path.display());
+        backing.state = BackingState::Missing(why);
+        if let Some(binding) = device_binding(&path) {
+            // It is there still, and is not to be taken up before it was away.
+            self.attempts.insert(id, (binding, NR_LEFT_ALONE + MAX_ATTEMPTS));
+        }
+        self.memory_is_gone(runs.iter().collect());
     }
 
     /// The device of the pool's data is gone.

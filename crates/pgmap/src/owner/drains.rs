@@ -15,6 +15,7 @@ use crate::owner::core::{Core, DraftRecord, FileRecord, Ticket};
 use crate::owner::cut::Cut;
 use crate::owner::holders::Call;
 use crate::owner::pagemaps::Unplug;
+use crate::owner::part_drains::PartDrain;
 use crate::owner::scans::Scanning;
 use crate::owner::subscribers::Fading;
 use crate::refusal::Refusal;
@@ -45,6 +46,8 @@ pub(crate) enum Purpose {
     Unplug(Unplug),
     /// The pool closes.
     Close(Closing),
+    /// A part of it is drained, for this ticket.
+    Part(Ticket),
     /// A truncate or hole punching ends.
     Cut(Box<Cut>),
 }
@@ -280,7 +283,7 @@ impl Core {
             Purpose::Cut(cut) => cut.ticket == ticket,
             _ => false,
         };
-        if self.call_off_close(ticket) {
+        if self.call_off_close(ticket) || self.call_off_part(ticket) {
             return;
         }
         let Some(place) = self.drains.iter().position(is_its) else {
@@ -334,6 +337,7 @@ impl Core {
             Purpose::Close(closing) if closing.deadline_ms() <= now_ms => {
                 return self.give_up_close(&drain, &closing);
             }
+            Purpose::Part(ticket) => return self.look_at_part(drain, ticket),
             purpose => purpose,
         };
         let is_freed = matches!(purpose, Purpose::Free(_) | Purpose::FreeQuarantined);
@@ -384,8 +388,10 @@ impl Core {
             Purpose::Cut(cut) => Some(cut.deadline_ms()),
             Purpose::Unplug(unplug) => Some(unplug.deadline_ms()),
             Purpose::Close(closing) => Some(closing.deadline_ms()),
-            Purpose::Free(_) | Purpose::FreeQuarantined => None,
+            Purpose::Free(_) | Purpose::FreeQuarantined | Purpose::Part(_) => None,
         });
+        let parts = self.parts.iter().filter_map(PartDrain::deadline_ms);
+        let deadlines = deadlines.chain(parts);
         let others = self.questions.next_deadline_ms().into_iter().chain(self.leases.next_due_ms());
         deadlines.chain(others).chain(self.departures_due_ms()).min()
     }

@@ -20,6 +20,7 @@ use crate::name::FileName;
 use crate::owner::catalog::Change;
 use crate::owner::core::{Core, DraftRecord, FileRecord, Outcome, bytes};
 use crate::owner::frames::MAX_FILE_EXTENTS;
+use crate::owner::part_drains::DRAINED;
 use crate::owner::populate::STEP_PAGES;
 use crate::refusal::Refusal;
 use crate::wire::{
@@ -418,6 +419,9 @@ impl Core {
     pub(crate) fn locate(&self, id: u64) -> Result<Reply, Refusal> {
         let name = self.names.get(&FileId(id)).ok_or(Refusal::Stale { id })?;
         let file = self.files.get(name).ok_or(Refusal::Stale { id })?;
+        if file.doing == Some(DRAINED) {
+            file_idle(name, file)?;
+        }
         Ok(Reply::Located { entry: file.entry.number(), name: name.clone() })
     }
 
@@ -487,6 +491,10 @@ impl Core {
         let names: Vec<FileName> = self.files.keys().cloned().collect();
         for name in names {
             let Some(mut file) = self.files.get(&name).cloned() else { continue };
+            if file.doing == Some(DRAINED) {
+                // It is written when that ends.
+                continue;
+            }
             let flags = self.flags_of(&file);
             self.frames.set_flags(&mut file.extents, flags);
             self.adopt(&name, file);

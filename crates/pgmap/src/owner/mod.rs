@@ -23,6 +23,7 @@ mod lines;
 #[cfg(test)]
 mod made_file;
 pub(crate) mod pagemaps;
+mod part_drains;
 pub(crate) mod poison;
 pub(crate) mod populate;
 pub(crate) mod reclaim;

@@ -44,6 +44,7 @@ impl Core {
         if self.is_closed() {
             self.check_open()?;
         }
+        self.open_for_failure(pfn)?;
         self.while_open(|core| core.take_frame_out(pfn))
     }
 

@@ -36,6 +36,8 @@ pub(crate) enum Scanning {
     Unplug(Unplug),
     /// They are the pool's, which closes.
     Close(Closing),
+    /// They are a part of it, which is drained for this ticket.
+    Part(Ticket),
 }
 
 impl PendingScan {
@@ -53,6 +55,13 @@ impl PendingScan {
     pub(crate) const fn closing(&self) -> Option<&Closing> {
         match &self.then {
             Scanning::Close(closing) => Some(closing),
+            _ => None,
+        }
+    }
+
+    pub(crate) const fn part(&self) -> Option<Ticket> {
+        match self.then {
+            Scanning::Part(ticket) => Some(ticket),
             _ => None,
         }
     }
@@ -106,6 +115,7 @@ impl Core {
             Scanning::Cut(cut) => self.wait_for_holders(drain, cut),
             Scanning::Unplug(unplug) => self.unplug_after(drain, unplug),
             Scanning::Close(closing) => self.close_after(drain, closing),
+            Scanning::Part(ticket) => self.part_after(drain, ticket),
         }
     }
 

@@ -98,6 +98,8 @@ pub struct BackingInfo {
     pub free_bytes: u64,
     /// The longest free run, in bytes.
     pub longest_free_bytes: u64,
+    /// Bytes that are out of use because they were drained.
+    pub drained_bytes: u64,
     /// Memory behind it now, in bytes.
     pub backed_bytes: u64,
     /// Why it is not there, if it is not.

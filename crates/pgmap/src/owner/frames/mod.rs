@@ -86,6 +86,8 @@ pub(crate) struct PoolFrames {
     /// Frames that are out of use because a dead client's device cannot be kept out of them: for
     /// good, or until the rest of their page of memory is free.
     quarantined: Frames,
+    /// Free frames of parts that are drained, which nobody gets.
+    withheld: Frames,
     /// Frames that nobody holds and that are still to be freed.
     backlog: Backlog,
 }
@@ -168,6 +170,7 @@ impl PoolFrames {
             orphans: Orphans::default(),
             failed: Frames::new(),
             quarantined: Frames::new(),
+            withheld: Frames::new(),
             backlog: Backlog::default(),
             pool: Arc::clone(pool),
         };
@@ -389,6 +392,33 @@ impl PoolFrames {
         for extent in extents.iter().filter(|extent| !extent.is_hole()).filter(can_be_pinned) {
             let head = PfnRange::folio(extent.first(), extent.head_level);
             self.folios.change_healthy(head, |word| word.in_state(extent.life.state()));
+        }
+    }
+
+    /// Keeps what is free of `run` from being handed out.
+    pub(crate) fn withhold(&mut self, run: PfnRange) {
+        for free in self.folios.frames().within(run) {
+            self.folios.claim_any_of(free);
+            self.withheld.give(free);
+        }
+    }
+
+    /// Whether a dead client's device may still write to a frame of `run`.
+    pub(crate) fn is_orphaned(&self, run: PfnRange) -> bool {
+        self.orphans.overlaps(run)
+    }
+
+    /// Runs of free frames: start and pages.
+    #[cfg(test)]
+    pub(crate) fn free_runs_for_tests(&self) -> Vec<(u64, u64)> {
+        self.folios.frames().runs().collect()
+    }
+
+    /// Undoes [`withhold`](Self::withhold).
+    pub(crate) fn end_withholding(&mut self, run: PfnRange) {
+        for kept in self.withheld.within(run) {
+            self.withheld.take_any_of(kept);
+            self.folios.free(kept);
         }
     }
 

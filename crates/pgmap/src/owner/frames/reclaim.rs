@@ -90,6 +90,11 @@ impl PoolFrames {
         self.failed.runs()
     }
 
+    /// Runs of free frames that are withheld: start and pages.
+    pub(crate) fn withheld_runs(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.withheld.runs()
+    }
+
     /// Runs of free frames: start and pages.
     pub(crate) fn free_runs(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.folios.frames().runs()
