@@ -105,6 +105,9 @@ soon() {
     done
 }
 
+# soak_seconds: how long a soak goes on.
+soak_seconds() { sed -n 's/.*pgmap.soak=\([0-9]*\).*/\1/p' /proc/cmdline; }
+
 # bytes SIZE FILE: a file of random bytes.
 bytes() { head -c "$1" /dev/urandom > "$2"; }
 

@@ -1,6 +1,6 @@
 # The kill soak with its pool on a device. Not on DAX files: it takes long-term pins without leases.
 place_up
-export PGMAP_TEST_ON=${DEVICE:-$DIR/data} PGMAP_SOAK_SECONDS=15
+export PGMAP_TEST_ON=${DEVICE:-$DIR/data} PGMAP_SOAK_SECONDS="$(soak_seconds)"
 unset PGMAP_SOCKET
 within 150 alone kill_soak:: --test-threads=2 --nocapture > /tmp/test.out 2>&1
 code=$?

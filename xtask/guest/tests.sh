@@ -2,7 +2,7 @@
 place_up
 must mount --bind $DIR /dev/shm
 IS_BOUND=yes
-export TMPDIR=/dev/shm PGMAP_SOAK_SECONDS=15
+export TMPDIR=/dev/shm PGMAP_SOAK_SECONDS="$(soak_seconds)"
 unset PGMAP_SOCKET
 for test in alone/kill_soak embedded/on_device processes/owner_restart; do
     echo "--- $test"

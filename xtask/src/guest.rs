@@ -39,7 +39,7 @@ Options:
   --kernel 6.12|7     this kernel alone; may be given more than once (default: both)
   --only SCENARIO     this scenario alone, or all whose names begin so (`demo`, `demo/xfs-dax`);
                       may be given more than once
-  --all               every scenario, not only those that the test run includes
+  --all               every scenario, not only those that the test run includes; longer soaks
   --static            build static programs, for x86_64-unknown-linux-musl, and run those
   --list              print the scenarios and stop
   --kills N           kill the guest N times in scenarios of persistence (5)
@@ -66,6 +66,9 @@ const FOLDER: &str = "guest";
 const MOST_BOOTS: u32 = 3;
 /// How often a guest is killed unless the command line says otherwise.
 const USUAL_KILLS: u32 = 5;
+/// How long each soak goes on in a guest, and with every scenario.
+const USUAL_SOAK_SECONDS: u32 = 5;
+const LONG_SOAK_SECONDS: u32 = 20;
 
 /// What the command line asks for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -86,6 +89,13 @@ enum Extent {
     #[default]
     Usual,
     All,
+}
+
+/// How often guests are killed, and how long soaks go on.
+#[derive(Clone, Copy, Debug)]
+struct Effort {
+    nr_kills: u32,
+    soak_seconds: u32,
 }
 
 /// What becomes of the files of a run that went well.
@@ -151,6 +161,15 @@ impl Options {
             options.kernels = Line::ALL.to_vec();
         }
         Ok(options)
+    }
+
+    /// How much of a scenario that could go on for ever.
+    const fn effort(&self) -> Effort {
+        let soak_seconds = match self.extent {
+            Extent::Usual => USUAL_SOAK_SECONDS,
+            Extent::All => LONG_SOAK_SECONDS,
+        };
+        Effort { nr_kills: self.nr_kills, soak_seconds }
     }
 
     /// The scenarios of a run of `line`, in the table's order.
@@ -225,7 +244,7 @@ fn run_all(
 ) -> io::Result<Outcome> {
     let run = |kernel: &kernel::Kernel, place: &Path, image: &Path| -> io::Result<bool> {
         let scenarios = options.scenarios(kernel.line);
-        let report = run_in(place, kernel, image, &scenarios, options.nr_kills)?;
+        let report = run_in(place, kernel, image, &scenarios, options.effort())?;
         if report.has_failed() {
             println!("the guest's console and what it printed are in {}", place.display());
         } else if options.leftovers == Leftovers::Removed {
@@ -257,7 +276,7 @@ fn run_in(
     kernel: &kernel::Kernel,
     image: &Path,
     scenarios: &[&'static Scenario],
-    nr_kills: u32,
+    effort: Effort,
 ) -> io::Result<Report> {
     let started = Instant::now();
     println!("--- kernel {}: {} scenarios", kernel.version, scenarios.len());
@@ -270,9 +289,10 @@ fn run_in(
         whole.into_iter().partition(|scenario| scenario.is_on_cxl());
     let (alone, plain): (Vec<&'static Scenario>, Vec<&'static Scenario>) =
         plain.into_iter().partition(|scenario| !scenario.boots_with().0.is_empty());
-    boot_for(place, kernel, image, &plain, &Devices::Nvdimms, &mut report)?;
+    let nvdimms = Devices::Nvdimms;
+    boot_for((place, kernel, image), &plain, (&nvdimms, effort), &mut report)?;
     for scenario in alone {
-        boot_for(place, kernel, image, &[scenario], &Devices::Nvdimms, &mut report)?;
+        boot_for((place, kernel, image), &[scenario], (&nvdimms, effort), &mut report)?;
     }
     if !on_cxl.is_empty() {
         let fetched = {
@@ -281,7 +301,8 @@ fn run_in(
         };
         match fetched {
             Ok(qemu) => {
-                boot_for(place, kernel, image, &on_cxl, &Devices::Cxl(qemu), &mut report)?;
+                let cxl = Devices::Cxl(qemu);
+                boot_for((place, kernel, image), &on_cxl, (&cxl, effort), &mut report)?;
             }
             Err(why) => on_cxl
                 .iter()
@@ -292,7 +313,7 @@ fn run_in(
         shared::run(place, kernel, image, scenario, &mut report)?;
     }
     for scenario in killed {
-        persistence::run(place, kernel, image, scenario, nr_kills, &mut report)?;
+        persistence::run(place, kernel, image, scenario, effort.nr_kills, &mut report)?;
     }
     for (name, verdict) in report.verdicts() {
         if matches!(verdict, Verdict::Unheard) {
@@ -305,11 +326,9 @@ fn run_in(
 
 /// One boot with `devices` for all of `scenarios`, if there are any.
 fn boot_for(
-    place: &Path,
-    kernel: &kernel::Kernel,
-    image: &Path,
+    (place, kernel, image): (&Path, &kernel::Kernel, &Path),
     scenarios: &[&'static Scenario],
-    devices: &Devices,
+    (devices, effort): (&Devices, Effort),
     report: &mut Report,
 ) -> io::Result<()> {
     let mut left = scenarios.to_vec();
@@ -321,6 +340,7 @@ fn boot_for(
         let names: Vec<&str> = left.iter().map(|scenario| scenario.name).collect();
         // Those that need a kernel of their own come one by one.
         let (words, memory) = left[0].boots_with();
+        let words = &format!("{words} pgmap.soak={}", effort.soak_seconds);
         let limit = limit + machine::BOOT;
         let wanted = Wanted { names: &names, words, memory, devices, limit };
         let end = machine::run(place, kernel, image, &wanted, |line| {

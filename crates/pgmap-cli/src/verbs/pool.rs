@@ -38,7 +38,10 @@ pub struct PoolArguments {
     /// then carries the pool's catalog: it can be opened on another machine. What this machine has
     /// to offer is in `pgmap list --devices`.
     ///
-    /// Needs read and write access to PATH, and for a device Linux 6.12 or later.
+    /// Needs: for tmpfs, huge pages and a disk Linux 5.10 and write access to the directory (huge
+    /// pages: to the mount, and that root has the system keep some); for files on DAX Linux 6.12
+    /// and the same; for a device Linux 6.12 and read and write access to it, which root has unless
+    /// its mode says otherwise.
     #[arg(long, value_name = "PATH", value_hint = clap::ValueHint::AnyPath)]
     on: Option<PathBuf>,
     /// Smallest folio of a new pool: a file takes whole folios. Goes with --on [default: 4K]

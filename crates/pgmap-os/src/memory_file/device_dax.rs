@@ -74,6 +74,14 @@ impl DeviceDax {
                 refused(format!("its alignment is {bytes} bytes; use 4K, 2M or 1G"))
             })?,
         };
+        let whole = alignment.len_bytes();
+        if let Some(start) = region_start(&directory).filter(|start| !start.is_multiple_of(whole)) {
+            // Linux maps it all the same: pins of its pages fail on 6.12, on 7.3 it warns.
+            return Err(refused(format!(
+                "its pages have {whole} bytes and its region starts at {start:#x}, which is no \
+                 multiple of that; use a smaller alignment (ndctl create-namespace -a 2M)"
+            )));
+        }
         let numa_node = number("numa_node").ok().and_then(|node| u32::try_from(node).ok());
         let persistence = persistence_of(&directory)?;
         let binding = binding_of(&directory).ok().flatten();
@@ -170,6 +178,17 @@ fn binding_of(directory: &Path) -> Result<Option<u64>, io::Error> {
     }
 }
 
+/// The physical address at which the region of a device starts; `None` where it has none, or this
+/// user may not read it.
+fn region_start(device: &Path) -> Option<u64> {
+    let is_region = |above: &&Path| {
+        above.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"region"))
+    };
+    let region = device.ancestors().find(is_region)?;
+    let text = fs::read_to_string(region.join("resource")).ok()?;
+    u64::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()
+}
+
 /// What the region of a device says. A region without such a file is volatile: memory of CXL that
 /// is no pmem, or memory that the firmware reserved for one purpose.
 fn persistence_of(device: &Path) -> Result<Persistence, OsError> {
@@ -236,6 +255,25 @@ mod tests {
             fs::write(directory.join("other"), "").unwrap();
             fs::rename(directory.join("other"), directory.join("driver")).unwrap();
             assert!(!bound.is_present() && bound.is_bound());
+        }
+    }
+
+    #[test]
+    fn pages_of_1_gib_need_a_region_that_starts_at_such_an_address() {
+        for (start, align, is_fit) in [
+            ("0x140000000", 1_u64 << 30, true),
+            ("0x14c000000", 1 << 30, false),
+            ("0x14c000000", 2 << 20, true),
+            ("", 1 << 30, true),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            let align = align.to_string();
+            let directory = device(root.path(), &[("size", "4294967296"), ("align", &align)], None);
+            fs::write(root.path().join("region0/resource"), start).unwrap();
+            let found = DeviceDax::read("/dev/dax0.0", &directory).map(drop);
+            let told = found.as_ref().err().map(ToString::to_string).unwrap_or_default();
+            assert_eq!(found.is_ok(), is_fit, "{start} {align}: {told}");
+            assert!(is_fit || told.contains("/dev/dax0.0") && told.contains(start), "{told}");
         }
     }
 
