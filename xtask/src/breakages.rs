@@ -70,13 +70,13 @@ const BREAKAGES: &[Breakage] = &[
         name: "a catalog that stays broken after ENOSPC",
         edits: &[
             (
-                "crates/pgmap/src/owner/catalog/log.rs",
+                "crates/pgmap/src/pool/catalog/log.rs",
                 "let payload = encode(&self.medium, changes)?;",
                 "let payload = encode(&self.medium, changes)?;\n        if self.tried_end == u64::MAX {\n            \
                  return Err(self.medium.failed(\"broken\"));\n        }",
             ),
             (
-                "crates/pgmap/src/owner/catalog/log.rs",
+                "crates/pgmap/src/pool/catalog/log.rs",
                 "self.medium.write(&record(self.header.id, end, &payload), end)?;",
                 "if let Err(error) = self.medium.write(&record(self.header.id, end, &payload), end) {\n            \
                  self.tried_end = u64::MAX;\n            return Err(error);\n        }",
@@ -114,7 +114,7 @@ const BREAKAGES: &[Breakage] = &[
     Breakage {
         name: "a commit is answered before it is on record",
         edits: &[(
-            "crates/pgmap/src/owner/catalog/log.rs",
+            "crates/pgmap/src/pool/catalog/log.rs",
             "self.commit(Header { end: end + len, ..self.header.clone() })?;",
             "if changes.len() > 1 {\n            self.commit(Header { end: end + len, ..self.header.clone() })?;\n        }",
         )],
@@ -130,7 +130,7 @@ const BREAKAGES: &[Breakage] = &[
     Breakage {
         name: "what was not synced before a power failure is kept",
         edits: &[(
-            "crates/pgmap/src/owner/catalog.rs",
+            "crates/pgmap/src/pool/catalog.rs",
             "if log.is_unsynced(boot) {",
             "if log.is_unsynced(boot) && contents.files.is_empty() {",
         )],

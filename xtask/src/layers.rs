@@ -29,6 +29,18 @@ pub const MM_LAYERS: &[(&str, &[&str])] = &[
     ("trouble", &["memory_failure"]),
 ];
 
+/// The modules of pgmap, lowest first, as those of pgmap-mm. What stores a pool is in `pool`; an
+/// owner may use a client of its own, and a client reaches an owner in the same process by the
+/// trait `client::local::LocalOwner`.
+pub const PGMAP_LAYERS: &[(&str, &[&str])] = &[
+    ("values", &["deadline", "refusal", "error", "name", "metadata"]),
+    ("messages", &["wire"]),
+    ("memory", &["memory", "device_watch"]),
+    ("storage", &["pool"]),
+    ("access", &["client", "space"]),
+    ("service", &["owner"]),
+];
+
 /// For each crate folder, the paths its code must not name. An entry that ends in `::` is a path
 /// prefix, any other a word.
 pub const FOREIGN_NAMES: &[(&str, &[&str])] = &[

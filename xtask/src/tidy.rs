@@ -112,7 +112,8 @@ fn check(tree: &Tree) -> Vec<Violation> {
     atomics_door::check(tree, &mut found);
     machine_door::check(tree, &mut found);
     crate_layers::check(tree, layers::FOREIGN_NAMES, &mut found);
-    module_layers::check(tree, layers::MM_LAYERS, &mut found);
+    module_layers::check(tree, "crates/pgmap-mm/", layers::MM_LAYERS, &mut found);
+    module_layers::check(tree, "crates/pgmap/", layers::PGMAP_LAYERS, &mut found);
     words::check(tree, &mut found);
     idioms::check(tree, &mut found);
     decisions::check(tree, &mut found);
@@ -223,9 +224,11 @@ mod testing {
 
     #[test]
     fn no_list_names_anything_twice() {
-        let modules: Vec<&str> =
-            layers::MM_LAYERS.iter().flat_map(|layer| layer.1).copied().collect();
-        for list in [&modules[..], allowed::UNSAFE_FILES, allowed::ORDERING_FILES] {
+        let modules = |layers: &[(&str, &'static [&'static str])]| {
+            layers.iter().flat_map(|layer| layer.1).copied().collect::<Vec<&str>>()
+        };
+        let (mm, pgmap) = (modules(layers::MM_LAYERS), modules(layers::PGMAP_LAYERS));
+        for list in [&mm, &pgmap, allowed::UNSAFE_FILES, allowed::ORDERING_FILES] {
             for (index, entry) in list.iter().enumerate() {
                 assert!(!list[..index].contains(entry), "{entry} is listed twice");
             }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::{fs, thread};
 
-use pgmap::owner::catalog::{Catalog, Change, StoredFile};
+use pgmap::pool::catalog::{Catalog, Change, StoredFile};
 use pgmap::{Error, FileMetadata, FileName, FileRules, UserMetadata};
 
 use crate::catalog_file::CatalogFile;

@@ -6,7 +6,10 @@
 //! lives they are taken over as they are, else they are made again when the pool is opened.
 
 pub mod backing;
+#[doc(hidden)]
+pub mod catalog;
 pub mod check;
+pub(crate) mod device_head;
 pub(crate) mod directory;
 mod growth;
 pub(crate) mod identity;
@@ -33,9 +36,9 @@ use pgmap_os::{Access, MemoryFile, MemoryKind, OsError, PageSize, ParentFd, disk
 
 use crate::error::Error;
 use crate::name::FileName;
-use crate::owner::catalog::header::HEADER_BYTES;
-use crate::owner::catalog::{CLOSING_CHANGES, Catalog, Change, Head, StoredPool};
-use crate::owner::device_head::DeviceHead;
+use crate::pool::catalog::header::HEADER_BYTES;
+use crate::pool::catalog::{CLOSING_CHANGES, Catalog, Change, Head, StoredPool};
+use crate::pool::device_head::DeviceHead;
 use crate::pool::directory::{
     CATALOG, CATALOG_NEW, DATA, Directory, INDEX, ON, VMEMMAP, check_no_parts, holds_a_pool,
     kind_of, remove_file,

@@ -1,14 +1,11 @@
-//! Rule `module-layer`: inside pgmap-mm a module names only what stands before it in the table.
+//! Rule `module-layer`: inside pgmap-mm and pgmap a module names only what stands before it in the
+//! crate's table.
 //!
 //! Test code is exempt: a test of a low module may well need a high one. So is `lib.rs`, which
 //! names them all.
 
 use super::Violation;
-use super::crate_layers::MM_MANIFEST;
 use super::source::{Source, Tree, closing_bracket, find_word, leading_word};
-
-/// The sources that the rule is about.
-const MM_SOURCES: &str = "crates/pgmap-mm/src/";
 
 /// Where the table is, for those who must edit it.
 const TABLE: &str = "xtask/src/layers.rs";
@@ -16,11 +13,13 @@ const TABLE: &str = "xtask/src/layers.rs";
 /// The table, as `(layer, modules)` from the bottom up.
 type Layers<'a> = &'a [(&'a str, &'a [&'a str])];
 
-/// Finds uses that point up, modules that `layers` does not know, and names in it of no module.
-pub fn check(tree: &Tree, layers: Layers, found: &mut Vec<Violation>) {
-    check_names(tree, layers, found);
-    for source in tree.below(MM_SOURCES) {
-        let own = module_of(&source.path);
+/// Finds uses in the crate below `folder` that point up, modules that `layers` does not know, and
+/// names in it of no module.
+pub fn check(tree: &Tree, folder: &str, layers: Layers, found: &mut Vec<Violation>) {
+    let sources = format!("{folder}src/");
+    check_names(tree, &sources, layers, found);
+    for source in tree.below(&sources) {
+        let own = module_of(&source.path[sources.len()..]);
         if own == "lib" || source.is_test_file {
             continue;
         }
@@ -35,22 +34,22 @@ pub fn check(tree: &Tree, layers: Layers, found: &mut Vec<Violation>) {
     }
 }
 
-/// A name in the table without a file; nothing in a tree without pgmap-mm.
-fn check_names(tree: &Tree, layers: Layers, found: &mut Vec<Violation>) {
-    if !tree.texts.contains_key(MM_MANIFEST) {
+/// A name in the table without a file; nothing in a tree without the crate.
+fn check_names(tree: &Tree, sources: &str, layers: Layers, found: &mut Vec<Violation>) {
+    let below = tree.below(sources).map(|source| module_of(&source.path[sources.len()..]));
+    let modules: Vec<&str> = below.collect();
+    if !modules.contains(&"lib") {
         return;
     }
-    let modules: Vec<&str> = tree.below(MM_SOURCES).map(|source| module_of(&source.path)).collect();
     for name in layers.iter().flat_map(|(_, names)| *names).filter(|name| !modules.contains(name)) {
-        let advice = format!("pgmap-mm has no module `{name}`: remove it from the table");
+        let advice = format!("{sources} has no module `{name}`: remove it from the table");
         found.push(Violation::new(TABLE, 1, "module-layer", advice));
     }
 }
 
-/// The top-level module that the file at `path` belongs to.
+/// The top-level module that the file at `path`, below a crate's sources, belongs to.
 fn module_of(path: &str) -> &str {
-    let rest = &path[MM_SOURCES.len()..];
-    let first = rest.split('/').next().unwrap_or(rest);
+    let first = path.split('/').next().unwrap_or(path);
     first.strip_suffix(".rs").unwrap_or(first)
 }
 
@@ -132,13 +131,15 @@ mod tests {
     use super::super::testing::tree;
     use super::*;
 
+    const FOLDER: &str = "crates/pgmap-mm/";
     const LAYERS: Layers<'static> = &[("low", &["pfn", "level"]), ("high", &["pin", "drain"])];
 
     fn violations(file: &str, text: &str) -> Vec<usize> {
         let mut found = Vec::new();
-        let path = format!("{MM_SOURCES}{file}");
-        check(&tree(&[(path.as_str(), text)]), LAYERS, &mut found);
-        found.into_iter().map(|violation| violation.line).collect()
+        let path = format!("{FOLDER}src/{file}");
+        check(&tree(&[(path.as_str(), text)]), FOLDER, LAYERS, &mut found);
+        let of_file = found.into_iter().filter(|violation| violation.path == path);
+        of_file.map(|violation| violation.line).collect()
     }
 
     #[test]
@@ -171,12 +172,14 @@ mod tests {
     #[test]
     fn a_name_in_the_table_of_no_module_is_found() {
         let mut found = Vec::new();
-        let files = ["pfn", "level", "pin"].map(|name| format!("{MM_SOURCES}{name}.rs"));
-        let mut files = files.each_ref().map(|path| (path.as_str(), "//! A.\n")).to_vec();
-        files.push((MM_MANIFEST, ""));
-        check(&tree(&files), LAYERS, &mut found);
+        let files = ["lib", "pfn", "level", "pin"].map(|name| format!("{FOLDER}src/{name}.rs"));
+        let files = files.each_ref().map(|path| (path.as_str(), "//! A.\n"));
+        check(&tree(&files), FOLDER, LAYERS, &mut found);
         let advice: Vec<_> = found.iter().map(|violation| violation.advice.as_str()).collect();
-        assert_eq!(advice, ["pgmap-mm has no module `drain`: remove it from the table"]);
+        assert_eq!(
+            advice,
+            ["crates/pgmap-mm/src/ has no module `drain`: remove it from the table"]
+        );
     }
 
     #[test]

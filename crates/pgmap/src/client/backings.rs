@@ -45,6 +45,7 @@ use crate::client::{Client, Inner, unexpected};
 use crate::deadline::Deadline;
 use crate::device_watch::{HasDevices, Look};
 use crate::error::Error;
+use crate::pool::backing::BackingOptions;
 use crate::pool::backing::DATA_NAME;
 use crate::pool::options::first_backing_bytes;
 use crate::refusal::Refusal;
@@ -208,7 +209,7 @@ impl Client {
     ///
     /// # Errors
     /// As there, as [`Error::Refused`].
-    pub fn add_backing(&self, options: &crate::BackingOptions) -> Result<(), Error> {
+    pub fn add_backing(&self, options: &BackingOptions) -> Result<(), Error> {
         use std::os::unix::ffi::OsStrExt;
         let Some(path) = &options.path else {
             let why = "memory without a name is added by the process of the owner".into();

@@ -32,17 +32,19 @@ use pgmap_os::clock::Instant;
 use pgmap_os::sync::{Condvar, Mutex, MutexGuard};
 use pgmap_os::thread::JoinHandle;
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use pgmap_mm::mm::Unmapped;
 use pgmap_mm::pin::ClientSide;
+use pgmap_mm::vmemmap::Vmemmap;
 
 use crate::client::Client;
+use crate::client::local::MAX_EVENTS;
 use crate::deadline::Deadline;
 use crate::error::Error;
-use crate::owner::handle::MAX_EVENTS;
-use crate::space::inner::SpaceInner;
+use crate::memory::Readable;
 use crate::wire::Event;
 
 /// How long the keeper waits for events at a time; an interruption ends the wait.
@@ -65,6 +67,23 @@ pub(crate) struct AppliedEvent {
     pub ended: Vec<(u64, Unmapped)>,
 }
 
+/// An address space, as the events of its client reach it.
+pub(crate) trait MappedSpace: fmt::Debug + Send + Sync {
+    /// A number that no other address space of this process has.
+    fn id(&self) -> u64;
+
+    /// Ends the translations that an event is about; none for an event about anything else.
+    fn apply(&self, event: &Event) -> Option<Unmapped>;
+
+    /// Whether anybody caches translations of it.
+    fn has_subscribers(&self) -> bool;
+
+    /// Takes away the parts of the processor's mapping whose reclaim was requested, and what others
+    /// may have cached of frames that are not what they were: for when an event may have been
+    /// missed, or was for holders only.
+    fn look_for_missed(&self, vmemmap: &Vmemmap<Readable>);
+}
+
 /// The address spaces and events of a client.
 #[derive(Debug, Default)]
 pub(crate) struct Events {
@@ -75,7 +94,7 @@ pub(crate) struct Events {
 
 #[derive(Debug, Default)]
 struct EventQueue {
-    spaces: Vec<Weak<SpaceInner>>,
+    spaces: Vec<Weak<dyn MappedSpace>>,
     /// What the keeper took and the program has not asked for; the oldest go first.
     applied: VecDeque<AppliedEvent>,
     /// The number of the keeper that runs, or 0.
@@ -97,13 +116,13 @@ impl Events {
     }
 
     /// Tells `space` of every event from now on.
-    pub(crate) fn add(&self, space: Weak<SpaceInner>) {
+    pub(crate) fn add(&self, space: Weak<dyn MappedSpace>) {
         let mut queue = self.queue();
         queue.spaces.retain(|known| known.strong_count() > 0);
         queue.spaces.push(space);
     }
 
-    fn spaces(&self) -> Vec<Arc<SpaceInner>> {
+    fn spaces(&self) -> Vec<Arc<dyn MappedSpace>> {
         self.queue().spaces.iter().filter_map(Weak::upgrade).collect()
     }
 

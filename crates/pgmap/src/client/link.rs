@@ -27,9 +27,9 @@ use pgmap_os::{Connection, Doorbell, Interest, OsError, ParentFd, TransferError}
 
 use crate::client::link::greeting::{connect, greet};
 use crate::client::link::replies::{Received, receive};
+use crate::client::local::{Handed, LocalOwner, MAX_EVENTS};
 use crate::deadline::Deadline;
 use crate::error::Error;
-use crate::owner::handle::{Handed, MAX_EVENTS, Shared};
 use crate::wire::{self, Event, Hello, Numbered, Reply, Request, VERSION};
 
 pub(super) use greeting::Trust;
@@ -52,7 +52,7 @@ const MAX_OWED: usize = 1024;
 #[derive(Debug)]
 pub(super) enum Link {
     /// The owner is in this process.
-    Embedded(Arc<Shared>),
+    Embedded(Arc<dyn LocalOwner>),
     /// The owner listens at a socket.
     Remote(Box<Remote>),
 }

@@ -7,6 +7,7 @@ pub(crate) mod failure;
 pub(crate) mod file;
 pub(crate) mod lanes;
 pub(crate) mod link;
+pub(crate) mod local;
 pub(crate) mod options;
 pub(crate) mod owned;
 pub(crate) mod pinned;
@@ -36,6 +37,7 @@ use crate::client::backings::Mapped;
 use crate::client::events::Events;
 use crate::client::file::File;
 use crate::client::link::{Failed, Link, Remote, Trust};
+use crate::client::local::{Handed, LocalOwner};
 use crate::client::options::{ConnectOptions, DEFAULT_DEADLINE, Replace, default_label};
 use crate::client::owned::OwnedPin;
 use crate::client::pinned::FilePin;
@@ -45,7 +47,6 @@ use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::memory::{Readable, Writable, WritableCounts};
 use crate::name::{Escaped, FileName};
-use crate::owner::handle::{Handed, Shared};
 use crate::pool::LedgerFile;
 use crate::refusal::{Holder, Refusal};
 use crate::wire::{
@@ -156,8 +157,8 @@ impl Client {
         Self::assemble(handed, Link::Remote(Box::new(remote)), limit)
     }
 
-    pub(crate) fn embedded(handed: Handed, shared: Arc<Shared>) -> Result<Self, Error> {
-        Self::assemble(handed, Link::Embedded(shared), DEFAULT_DEADLINE)
+    pub(crate) fn embedded(handed: Handed, owner: Arc<dyn LocalOwner>) -> Result<Self, Error> {
+        Self::assemble(handed, Link::Embedded(owner), DEFAULT_DEADLINE)
     }
 
     fn assemble(handed: Handed, link: Link, deadline: Duration) -> Result<Self, Error> {

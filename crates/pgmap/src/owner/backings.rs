@@ -23,11 +23,11 @@ use pgmap_os::file_lock;
 
 use crate::error::Error;
 use crate::owner::backing::{Backing, BackingState, MAX_BACKINGS};
-use crate::owner::catalog::{Change, StoredBacking};
 use crate::owner::core::{Core, bytes};
 use crate::owner::frames::stored;
 use crate::pool::Pool;
 use crate::pool::backing::{BackingHead, BackingOptions, Made, open_backing, wipe};
+use crate::pool::catalog::{Change, StoredBacking};
 use crate::refusal::Refusal;
 use crate::wire::{BackingInfo, Reply};
 

@@ -16,9 +16,9 @@ use pgmap_os::{MemoryFile, ReadMapping, disk, file_lock, process};
 
 use crate::error::Error;
 use crate::memory::{LedgerCounts, LedgerWords};
-use crate::owner::catalog::Change;
 use crate::owner::core::Core;
 use crate::owner::scans::STEP_SLOTS;
+use crate::pool::catalog::Change;
 use crate::pool::{Durability, LedgerFile};
 use crate::refusal::Refusal;
 use crate::wire::Welcome;

@@ -32,7 +32,6 @@ use crate::memory::OwnerBarrier;
 use crate::metadata::{FileMetadata, UserMetadata};
 use crate::name::FileName;
 use crate::owner::backings::Retired;
-use crate::owner::catalog::{Change, StoredFile};
 use crate::owner::clients::{ClientRecord, MAX_CLIENTS};
 use crate::owner::closing::Openness;
 use crate::owner::cut::Patience;
@@ -50,6 +49,7 @@ use crate::owner::restore::Restoration;
 use crate::owner::scans::PendingScan;
 use crate::owner::subscribers::Subscribers;
 use crate::pool::Pool;
+use crate::pool::catalog::{Change, StoredFile};
 use crate::refusal::Refusal;
 use crate::wire::{Event, FileRules, FolioSize, Reply, Request};
 

@@ -9,12 +9,12 @@ use pgmap_mm::pfn::PfnRange;
 use pgmap_os::clock;
 
 use crate::name::FileName;
-use crate::owner::catalog::Change;
 use crate::owner::core::{Core, FileRecord, Outcome, Ticket};
 use crate::owner::drains::{PendingDrain, Purpose};
 use crate::owner::files::file_idle;
 use crate::owner::frames::CutFrames;
 use crate::owner::scans::Scanning;
+use crate::pool::catalog::Change;
 use crate::refusal::{Holder, Refusal};
 use crate::wire::{OnDeadline, Reply};
 

@@ -7,10 +7,10 @@ use pgmap_os::clock;
 
 use crate::owner::backing::{Backing, BackingState};
 use crate::owner::backings::{Retired, backing_of, release};
-use crate::owner::catalog::{Change, StoredBacking};
 use crate::owner::core::{Core, Outcome, Ticket};
 use crate::owner::frames::stored;
 use crate::owner::scans::PendingScan;
+use crate::pool::catalog::{Change, StoredBacking};
 use crate::refusal::Refusal;
 use crate::wire::Reply;
 

@@ -17,11 +17,11 @@ use pgmap_os::{LongTerm, MemoryFile, MemoryKind, Persistence};
 
 use crate::metadata::{FileMetadata, UserMetadata};
 use crate::name::FileName;
-use crate::owner::catalog::Change;
 use crate::owner::core::{Core, DraftRecord, FileRecord, Outcome, bytes};
 use crate::owner::frames::MAX_FILE_EXTENTS;
 use crate::owner::part_drains::DRAINED;
 use crate::owner::populate::STEP_PAGES;
+use crate::pool::catalog::Change;
 use crate::refusal::Refusal;
 use crate::wire::{
     self, CommitSpec, Committed, CreateSpec, Draft, FileChange, FileRules, MAX_BATCH,

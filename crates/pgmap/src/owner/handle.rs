@@ -16,6 +16,7 @@ use pgmap_mm::pagemap::{PagemapId, PagemapOps, PagemapSpec};
 use pgmap_os::{Access, Doorbell, ForkGuard, Listener, OsError, process};
 
 use crate::client::Client;
+use crate::client::local::{Handed, LocalOwner, MAX_EVENTS};
 use crate::deadline::Deadline;
 use crate::device_watch;
 use crate::error::Error;
@@ -27,7 +28,7 @@ use crate::owner::service::Service;
 use crate::pool::Pool;
 use crate::pool::backing::BackingOptions;
 use crate::refusal::Refusal;
-use crate::wire::{Event, PoolInfo, Reply, Request, Welcome};
+use crate::wire::{Event, PoolInfo, Reply, Request};
 
 /// The books and who waits for an answer in this process.
 #[derive(Debug)]
@@ -46,10 +47,6 @@ pub(crate) struct State {
 const EMFILE: i32 = 24;
 /// How much longer than its own deadline the removal of a pagemap waits for its answer.
 const UNPLUG_GRACE: Duration = Duration::from_secs(10);
-/// Most events kept for a client that does not ask for them; the oldest go first. In a simulation
-/// few are many.
-pub(crate) const MAX_EVENTS: usize = if cfg!(feature = "sim") { 4 } else { 1024 };
-
 impl State {
     fn nr_interruptions(&self, client: ClientId) -> u64 {
         self.interruptions.get(&client).copied().unwrap_or(0)
@@ -150,84 +147,6 @@ impl Shared {
         }
     }
 
-    /// The next event for a client in this process, waiting up to `timeout` for it, or until there
-    /// were more interruptions than the `seen` ones.
-    pub(crate) fn next_event(
-        &self,
-        client: ClientId,
-        timeout: Duration,
-        seen: u64,
-    ) -> Result<Option<Event>, Error> {
-        let deadline = Deadline::after(timeout);
-        let mut state = self.lock();
-        loop {
-            let Some(told) = state.told.get_mut(&client) else { return Ok(None) };
-            if let Some(event) = told.pop_front() {
-                return Ok(Some(event));
-            }
-            if state.nr_interruptions(client) != seen {
-                return Ok(None);
-            }
-            self.check_running()?;
-            let left = deadline.left();
-            if left.is_zero() {
-                return Ok(None);
-            }
-            state =
-                self.answered.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    /// Ends the client's waits for events that began before.
-    pub(crate) fn interrupt(&self, client: ClientId) {
-        *self.lock().interruptions.entry(client).or_default() += 1;
-        self.answered.notify_all();
-    }
-
-    /// How often that was done.
-    pub(crate) fn nr_interruptions(&self, client: ClientId) -> u64 {
-        self.lock().nr_interruptions(client)
-    }
-
-    /// Does what a client in this process asks, and waits up to `limit` for an answer that comes
-    /// later.
-    pub(crate) fn call(
-        &self,
-        client: ClientId,
-        request: Request,
-        limit: Duration,
-    ) -> Result<Reply, Error> {
-        let name = request.name();
-        if matches!(request, Request::Leave) {
-            let mut state = self.lock_running()?;
-            state.told.remove(&client);
-            state.interruptions.remove(&client);
-        }
-        self.await_outcome(name, limit, |core| core.handle(client, request))
-    }
-
-    /// Does what a client in this process asks, for an answer that comes at once and brings
-    /// descriptors.
-    pub(crate) fn call_for_fds(
-        &self,
-        client: ClientId,
-        request: Request,
-    ) -> Result<(Reply, Vec<OwnedFd>), Error> {
-        let mut state = self.lock_running()?;
-        let reply = match state.core.handle(client, request) {
-            Outcome::Answer(Reply::Refused(refusal)) => return Err(refusal.into()),
-            Outcome::Answer(reply) => reply,
-            Outcome::Later(_) => {
-                let why = "an answer with descriptors came late".into();
-                return Err(Refusal::Internal { why }.into());
-            }
-        };
-        let fds = state.core.fds_of(&reply)?;
-        drop(state);
-        self.wake();
-        Ok((reply, fds))
-    }
-
     /// Has the core do something, and waits for its answer if that comes later. What is not
     /// answered in time is called off.
     fn await_outcome(
@@ -286,15 +205,75 @@ impl Shared {
     }
 }
 
-/// What a client needs to map a pool.
-#[derive(Debug)]
-pub(crate) struct Handed {
-    pub welcome: Welcome,
-    pub data: OwnedFd,
-    pub vmemmap: OwnedFd,
-    pub index: OwnedFd,
-    pub doorbell: Doorbell,
-    pub ledger: OwnedFd,
+impl LocalOwner for Shared {
+    fn check_running(&self) -> Result<(), Error> {
+        self.check_running()
+    }
+
+    fn next_event(
+        &self,
+        client: ClientId,
+        timeout: Duration,
+        seen: u64,
+    ) -> Result<Option<Event>, Error> {
+        let deadline = Deadline::after(timeout);
+        let mut state = self.lock();
+        loop {
+            let Some(told) = state.told.get_mut(&client) else { return Ok(None) };
+            if let Some(event) = told.pop_front() {
+                return Ok(Some(event));
+            }
+            if state.nr_interruptions(client) != seen {
+                return Ok(None);
+            }
+            self.check_running()?;
+            let left = deadline.left();
+            if left.is_zero() {
+                return Ok(None);
+            }
+            state =
+                self.answered.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn interrupt(&self, client: ClientId) {
+        *self.lock().interruptions.entry(client).or_default() += 1;
+        self.answered.notify_all();
+    }
+
+    fn nr_interruptions(&self, client: ClientId) -> u64 {
+        self.lock().nr_interruptions(client)
+    }
+
+    fn call(&self, client: ClientId, request: Request, limit: Duration) -> Result<Reply, Error> {
+        let name = request.name();
+        if matches!(request, Request::Leave) {
+            let mut state = self.lock_running()?;
+            state.told.remove(&client);
+            state.interruptions.remove(&client);
+        }
+        self.await_outcome(name, limit, |core| core.handle(client, request))
+    }
+
+    fn call_for_fds(
+        &self,
+        client: ClientId,
+        request: Request,
+    ) -> Result<(Reply, Vec<OwnedFd>), Error> {
+        let mut state = self.lock_running()?;
+        let reply = match state.core.handle(client, request) {
+            Outcome::Answer(Reply::Refused(refusal)) => return Err(refusal.into()),
+            Outcome::Answer(reply) => reply,
+            Outcome::Later(_) => {
+                let why = "an answer with descriptors came late".into();
+                return Err(Refusal::Internal { why }.into());
+            }
+        };
+        let fds = state.core.fds_of(&reply)?;
+        drop(state);
+        self.wake();
+        Ok((reply, fds))
+    }
 }
 
 /// The one who changes a pool's descriptors: hands out frames, publishes files, drains them.
@@ -406,7 +385,8 @@ impl Owner {
             doorbell: self.shared.doorbell.try_clone()?,
             ledger,
         };
-        Client::embedded(handed, Arc::clone(&self.shared))
+        let owner: Arc<Shared> = Arc::clone(&self.shared);
+        Client::embedded(handed, owner)
     }
 
     /// Registers `holder` as the pool's one holder: it is asked before long-term pins and told of

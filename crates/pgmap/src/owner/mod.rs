@@ -4,14 +4,12 @@
 mod audit;
 pub(crate) mod backing;
 pub(crate) mod backings;
-pub mod catalog;
 pub mod clients;
 pub(crate) mod closing;
 pub mod core;
 pub(crate) mod cut;
 pub(crate) mod dead_devices;
 pub(crate) mod departures;
-pub(crate) mod device_head;
 pub(crate) mod devices;
 pub(crate) mod drains;
 pub(crate) mod files;

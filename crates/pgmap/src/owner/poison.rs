@@ -15,11 +15,11 @@ use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::runs::SortedRuns;
 
 use crate::name::FileName;
-use crate::owner::catalog::Change;
 use crate::owner::core::{Core, FileRecord};
 use crate::owner::files::file_idle;
 use crate::owner::frames::frame_of;
 use crate::owner::holders::Call;
+use crate::pool::catalog::Change;
 use crate::refusal::Refusal;
 use crate::wire::{Event, Reply};
 

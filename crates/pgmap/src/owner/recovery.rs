@@ -20,9 +20,9 @@ use pgmap_os::{Access, MemoryFile, OsError, file_lock};
 
 use crate::error::Error;
 use crate::name::FileName;
-use crate::owner::catalog::{Change, StoredFile};
 use crate::owner::clients::{ClientRecord, Identity, device_holds};
 use crate::owner::core::{Core, FileRecord};
+use crate::pool::catalog::{Change, StoredFile};
 use crate::pool::{LedgerFile, LedgerIdentity};
 use crate::refusal::Refusal;
 use crate::wire::MAX_BATCH;

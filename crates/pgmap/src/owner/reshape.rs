@@ -9,9 +9,9 @@ use pgmap_mm::runs::SortedRuns;
 use pgmap_mm::split::{NoSmallCounts, ReshapeError};
 
 use crate::name::FileName;
-use crate::owner::catalog::Change;
 use crate::owner::core::{Core, FileRecord};
 use crate::owner::files::file_idle;
+use crate::pool::catalog::Change;
 use crate::refusal::Refusal;
 use crate::wire::{Reply, Shape};
 

@@ -14,7 +14,7 @@ use pgmap_mm::memory_type::MemoryType;
 use pgmap_os::{Access, LongTerm, MemoryFile, MemoryKind, PageSize, ParentFd};
 
 use crate::error::Error;
-use crate::owner::catalog::StoredBacking;
+use crate::pool::catalog::StoredBacking;
 use crate::pool::directory::{kind_of, remove_file};
 use crate::pool::identity::PoolId;
 use crate::pool::on::{self, Ground, place_of};

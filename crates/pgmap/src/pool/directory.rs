@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use pgmap_os::{FileSystem, MemoryFile, OsError, ParentFd, disk, file_lock};
 
 use crate::error::Error;
-use crate::owner::catalog::header::is_unfinished;
+use crate::pool::catalog::header::is_unfinished;
 use crate::pool::{os_error, pool_name};
 
 pub(crate) const DATA: &str = "data";

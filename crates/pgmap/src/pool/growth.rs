@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use pgmap_os::MemoryKind;
 
 use crate::error::Error;
-use crate::owner::catalog::Head;
 use crate::pool::backing::{BackingOptions, DATA_NAME};
+use crate::pool::catalog::Head;
 use crate::pool::directory::kind_of;
 use crate::pool::options::span_bytes;
 use crate::pool::{Pool, ledgers};

@@ -17,7 +17,7 @@ use pgmap_mm::level::PAGE_BYTES;
 use pgmap_os::{Access, MemoryFile, OsError, PageSize, disk, file_lock, process};
 
 use crate::error::Error;
-use crate::owner::catalog::{Change, Enrolled};
+use crate::pool::catalog::{Change, Enrolled};
 use crate::pool::directory::{LEDGERS, remove_file};
 use crate::pool::identity::{FileKind, FileNumber, Found, PoolId, Seal};
 use crate::pool::{Pool, bad, os_error, pool_name};

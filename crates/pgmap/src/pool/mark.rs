@@ -25,7 +25,7 @@ use pgmap_mm::level::PAGE_BYTES;
 use pgmap_os::{MemoryFile, OsError};
 
 use crate::error::Error;
-use crate::owner::catalog::CLOSING_CHANGES;
+use crate::pool::catalog::CLOSING_CHANGES;
 use crate::pool::identity::PoolId;
 
 /// Where the two places lie in the last page.

@@ -31,9 +31,9 @@ use pgmap_os::{Access, MemoryFile, thread};
 
 use crate::error::Error;
 use crate::name::FileName;
-use crate::owner::catalog::header::is_catalog;
-use crate::owner::catalog::{Catalog, StoredFile};
 use crate::pool::bad;
+use crate::pool::catalog::header::is_catalog;
+use crate::pool::catalog::{Catalog, StoredFile};
 use crate::pool::on::place_of;
 use crate::refusal::Refusal;
 

@@ -21,9 +21,9 @@ use std::sync::Arc;
 use pgmap_os::{Access, MemoryFile, MemoryKind, ParentFd, disk, file_lock};
 
 use crate::error::Error;
-use crate::owner::catalog::Catalog;
-use crate::owner::catalog::header::is_catalog;
 use crate::pool::backing::BackingHead;
+use crate::pool::catalog::Catalog;
+use crate::pool::catalog::header::is_catalog;
 use crate::pool::directory::{Directory, ON};
 use crate::pool::identity::{BootId, PoolId};
 use crate::pool::{bad, os_error};

@@ -8,7 +8,7 @@ use pgmap_mm::memory_type::MemoryType;
 use pgmap_os::{LongTerm, MemoryFile, MemoryKind, PageSize, Persistence};
 
 use crate::error::Error;
-use crate::owner::catalog::{Head, StoredPool};
+use crate::pool::catalog::{Head, StoredPool};
 use crate::pool::pool_name;
 
 /// Smallest pool: one 4 KiB frame.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use pgmap_os::{Access, FileSystem, MemoryFile, MemoryKind, ParentFd};
 
 use crate::error::Error;
-use crate::owner::catalog::header::is_catalog;
-use crate::owner::catalog::{Catalog, Head, StoredPool};
+use crate::pool::catalog::header::is_catalog;
+use crate::pool::catalog::{Catalog, Head, StoredPool};
 use crate::pool::directory::{CATALOG, DATA, Directory, INDEX, VMEMMAP, kind_of, remove_file};
 use crate::pool::identity::{FileKind, Found, PoolId, Seal};
 use crate::pool::mark::{FoundMark, Mark};

@@ -15,6 +15,7 @@ use pgmap_os::sync::Mutex;
 use super::cpu::CpuView;
 use super::faults::FaultHandler;
 use super::view::Views;
+use crate::client::events::MappedSpace;
 use crate::client::side::new_identity;
 use crate::memory::Readable;
 use crate::wire::Event;
@@ -44,18 +45,12 @@ impl fmt::Debug for SpaceInner {
     }
 }
 
-impl SpaceInner {
-    pub(super) fn new(mm: Mm, cpu: Option<Arc<CpuView>>, views: Arc<Views>) -> Self {
-        Self { id: new_identity(), mm, cpu, views, handler: Mutex::default() }
-    }
-
-    /// A number that no other address space of this process has.
-    pub(crate) const fn id(&self) -> u64 {
+impl MappedSpace for SpaceInner {
+    fn id(&self) -> u64 {
         self.id
     }
 
-    /// Ends the translations that an event is about; none for an event about anything else.
-    pub(crate) fn apply(&self, event: &Event) -> Option<Unmapped> {
+    fn apply(&self, event: &Event) -> Option<Unmapped> {
         let run = match *event {
             Event::ReclaimRequested { first_pfn, nr_pages, .. }
             | Event::LeaseRecalled { first_pfn, nr_pages, .. } => {
@@ -75,21 +70,11 @@ impl SpaceInner {
         Some(ended)
     }
 
-    /// Whether anybody caches translations of it.
-    pub(crate) fn has_subscribers(&self) -> bool {
+    fn has_subscribers(&self) -> bool {
         self.mm.has_subscribers()
     }
 
-    /// Ends the translations to extents that are not what they were.
-    pub(super) fn end_stale(&self, vmemmap: &Vmemmap<Readable>) -> Unmapped {
-        let now = |extent: &Extent| vmemmap.load(extent.head_level, extent.first());
-        self.mm.invalidate_stale(|extent| now(extent) == Some(extent.life))
-    }
-
-    /// Takes away the parts of the processor's mapping whose reclaim was requested, and what others
-    /// may have cached of frames that are not what they were: for when an event may have been
-    /// missed, or was for holders only.
-    pub(crate) fn look_for_missed(&self, vmemmap: &Vmemmap<Readable>) {
+    fn look_for_missed(&self, vmemmap: &Vmemmap<Readable>) {
         let Some(cpu) = &self.cpu else {
             if self.has_subscribers() {
                 let _told = self.end_stale(vmemmap);
@@ -101,6 +86,18 @@ impl SpaceInner {
             let _told = self.mm.invalidate(run);
         }
         self.restore();
+    }
+}
+
+impl SpaceInner {
+    pub(super) fn new(mm: Mm, cpu: Option<Arc<CpuView>>, views: Arc<Views>) -> Self {
+        Self { id: new_identity(), mm, cpu, views, handler: Mutex::default() }
+    }
+
+    /// Ends the translations to extents that are not what they were.
+    pub(super) fn end_stale(&self, vmemmap: &Vmemmap<Readable>) -> Unmapped {
+        let now = |extent: &Extent| vmemmap.load(extent.head_level, extent.first());
+        self.mm.invalidate_stale(|extent| now(extent) == Some(extent.life))
     }
 
     /// Maps for the processor again what was taken away together with something else.

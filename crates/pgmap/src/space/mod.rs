@@ -74,7 +74,7 @@ pub use self::slot::{MemorySlot, SlotBytes};
 pub use self::tail::Tails;
 use self::view::Views;
 use crate::client::Client;
-use crate::client::events::Keeping;
+use crate::client::events::{Keeping, MappedSpace};
 use crate::client::file::File;
 use crate::client::lanes;
 use crate::client::side::ProcessSide;
@@ -220,7 +220,8 @@ impl AddressSpace {
         let devices = own_bytes.div_ceil(PAGE_BYTES)..client.pool_bytes() / PAGE_BYTES;
         let views = Arc::new(Views::default());
         let inner = Arc::new(SpaceInner::new(mm, cpu, Arc::clone(&views)));
-        client.inner.events.add(Arc::downgrade(&inner));
+        let weak: Weak<SpaceInner> = Arc::downgrade(&inner);
+        client.inner.events.add(weak);
         Ok(Self {
             faults: None,
             client: client.clone(),

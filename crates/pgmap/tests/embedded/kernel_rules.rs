@@ -11,7 +11,7 @@ use pgmap::mm::mm::Placed;
 use pgmap::mm::pagemap::{DeviceRange, OpsPresent, PagemapSpec};
 use pgmap::mm::prot::Prot;
 use pgmap::mm::vma::VmaKind;
-use pgmap::owner::catalog::{Catalog, Change};
+use pgmap::pool::catalog::{Catalog, Change};
 use pgmap::space::{AddressSpace, PinnedPages};
 use pgmap::{
     Access, Agent, Client, Durability, Error, FileName, FolioSize, MemoryType, Owner, Pool,

@@ -12,8 +12,8 @@ use pgmap_os::MemoryFile;
 use super::PoolFrames;
 use crate::error::Error;
 use crate::owner::backing::{Backing, BackingState, Backings, MAX_BACKINGS};
-use crate::owner::catalog::StoredBacking;
 use crate::pool::backing::{open_backing, path_of};
+use crate::pool::catalog::StoredBacking;
 use crate::refusal::{FreeOn, Refusal};
 use crate::wire::Placement;
 

@@ -12,7 +12,7 @@ use pgmap_mm::memory_failure::{FailureError, Isolated};
 use pgmap_mm::pfn::{Pfn, PfnRange};
 
 use super::PoolFrames;
-use crate::owner::catalog::Change;
+use crate::pool::catalog::Change;
 use crate::refusal::Refusal;
 
 impl From<FailureError> for Refusal {

@@ -59,8 +59,8 @@ use crate::error::Error;
 use crate::memory::Writable;
 use crate::name::FileName;
 use crate::owner::backing::{Backing, Backings};
-use crate::owner::catalog::{Catalog, Change};
 use crate::pool::Pool;
+use crate::pool::catalog::{Catalog, Change};
 use crate::refusal::Refusal;
 
 pub(crate) use backings::stored;

@@ -1,7 +1,7 @@
 //! What a check finds, and what a repair does about it.
 
 use super::*;
-use crate::owner::catalog::StoredFile;
+use crate::pool::catalog::StoredFile;
 use crate::{CheckOptions, CheckReport};
 
 const CHECK: CheckOptions = CheckOptions { reads_data: true, repairs: false };

@@ -11,7 +11,7 @@
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::vmemmap::VmemmapLayout;
 
-use crate::owner::catalog::{Head, StoredPool};
+use crate::pool::catalog::{Head, StoredPool};
 
 const MIN_CATALOG_BYTES: u64 = 4 << 20;
 const MAX_CATALOG_BYTES: u64 = 1 << 30;

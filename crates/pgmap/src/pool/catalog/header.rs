@@ -11,8 +11,8 @@ use pgmap_mm::memory_type::MemoryType;
 use pgmap_os::{Access, MemoryFile, OsError};
 
 use crate::error::Error;
-use crate::owner::catalog::log::FIRST_AREA_BYTES;
-use crate::owner::catalog::{Head, StoredPool};
+use crate::pool::catalog::log::FIRST_AREA_BYTES;
+use crate::pool::catalog::{Head, StoredPool};
 use crate::pool::directory::kind_of;
 use crate::pool::identity::{BootId, FORMAT, PoolId};
 use crate::pool::options::Durability;

@@ -21,8 +21,8 @@ use pgmap_os::MemoryFile;
 
 use crate::error::Error;
 use crate::name::FileName;
-use crate::owner::catalog::header::{HEADER_BYTES, Header, Slot, read_slots};
-use crate::owner::catalog::{CLOSING_CHANGES, Change, Contents, Recorded, StoredPool};
+use crate::pool::catalog::header::{HEADER_BYTES, Header, Slot, read_slots};
+use crate::pool::catalog::{CLOSING_CHANGES, Change, Contents, Recorded, StoredPool};
 use crate::pool::identity::{BootId, PoolId};
 
 /// Kept for what is no file: stamps, failed frames.
