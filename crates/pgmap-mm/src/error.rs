@@ -67,7 +67,7 @@ pub enum PinError {
         run: PfnRange,
     },
     /// This process is a forked child of the client. It must attach again.
-    Detached,
+    Forked,
 }
 
 impl PinError {
@@ -86,7 +86,7 @@ impl PinError {
             Self::CountFull { .. } => "count_full",
             Self::NoRoom => "no_room",
             Self::NeedsConsent { .. } => "needs_consent",
-            Self::Detached => "detached",
+            Self::Forked => "forked",
         }
     }
 
@@ -108,7 +108,7 @@ impl PinError {
             Self::CountFull { .. } => errno::ENOMEM,
             Self::NoRoom => errno::ENOSPC,
             Self::NeedsConsent { .. } => errno::EOPNOTSUPP,
-            Self::Detached => errno::ECHILD,
+            Self::Forked => errno::ECHILD,
         }
     }
 }
@@ -148,7 +148,7 @@ impl fmt::Display for PinError {
             Self::NeedsConsent { run } => {
                 write!(f, "frames {run} may be pinned long-term only with the owner's consent")
             }
-            Self::Detached => f.write_str(
+            Self::Forked => f.write_str(
                 "this process was forked from a client and must attach to the pool again",
             ),
         }

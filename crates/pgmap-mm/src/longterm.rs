@@ -143,8 +143,8 @@ impl<S: ClientSide> Pinner<S> {
         head_level: Level,
         agent: Agent,
     ) -> Result<LongtermPin<'p, S>, PinError> {
-        if self.side().is_detached() {
-            return Err(PinError::Detached);
+        if self.side().is_forked() {
+            return Err(PinError::Forked);
         }
         let expected = life.expected();
         if !expected.is_pinnable() {
@@ -243,7 +243,7 @@ impl<S: ClientSide> Pinner<S> {
     fn count_full(&self, run: PfnRange, folio: u64, level: Level, agent: Agent) -> PinError {
         self.give_up_counts(run, folio + 1, level, agent);
         let run = Pfn::new(folio << level.shift()).map(|pfn| PfnRange::folio(pfn, level));
-        run.map_or(PinError::Detached, |run| PinError::CountFull { run })
+        run.map_or(PinError::Forked, |run| PinError::CountFull { run })
     }
 
     /// Takes back what was counted of `run`, up to but without the folio number `end`.
@@ -260,7 +260,7 @@ impl<S: ClientSide> Pinner<S> {
     /// Takes a pin out of the counts; false, with nothing done, in a forked child.
     #[inline(never)]
     fn uncount(&self, run: PfnRange, level: Level, agent: Agent) -> bool {
-        if self.side().is_detached() {
+        if self.side().is_forked() {
             return false;
         }
         self.take_counts(run, level, agent);

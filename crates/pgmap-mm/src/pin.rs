@@ -132,7 +132,7 @@ impl<S: ClientSide> Pinner<S> {
     #[cold]
     #[inline(never)]
     fn store_slot_fenced(&self, slot: SlotOf<'_, S>, bits: u64) -> bool {
-        if self.side.is_detached() {
+        if self.side.is_forked() {
             return false;
         }
         // Release: as in `store_slot`.
@@ -164,7 +164,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
     /// look the extent up again. [`PinError::NotPinnable`] when that word allows no pins,
     /// [`PinError::Outside`] when `run` or the extent lies elsewhere, [`PinError::LaneFull`] when
     /// every slot of this lane is in use, [`PinError::NoRoom`] when there is no memory for more,
-    /// [`PinError::Detached`] in a forked child.
+    /// [`PinError::Forked`] in a forked child.
     #[inline(always)]
     pub fn pin(
         &self,
@@ -231,7 +231,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         let slot = self.free_slot()?;
         let life = self.find_life(life);
         if !self.pinner.store_slot(slot, SlotWord::new(run, agent).bits()) {
-            return Err(PinError::Detached);
+            return Err(PinError::Forked);
         }
         let now = life.now();
         if now == life.at.expected {
@@ -291,7 +291,7 @@ impl<S: ClientSide> Copy for RawPin<'_, S> {}
 
 impl<S: ClientSide> RawPin<'_, S> {
     fn set_agent(self, agent: Agent) {
-        if !self.pinner.side.is_detached() {
+        if !self.pinner.side.is_forked() {
             // Release: pairs with the scan's Acquire; the slot is never seen empty in between.
             self.slot.store(SlotWord::new(self.run, agent).bits(), Ordering::Release);
         }
@@ -330,7 +330,7 @@ impl<S: ClientSide> Pin<'_, S> {
 
     /// Writes down what the pin is for, for whoever asks who holds the frames.
     pub fn set_tag(&self, tag: u64) {
-        if !self.raw.pinner.side.is_detached() {
+        if !self.raw.pinner.side.is_forked() {
             let word = self.raw.pinner.layout.tag_of(self.raw.at);
             // Relaxed: a note to a human reader.
             self.raw.pinner.side.ledger().store(word, tag, Ordering::Relaxed);

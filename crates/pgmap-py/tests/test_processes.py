@@ -142,7 +142,7 @@ def test_a_forked_child_has_nothing_and_takes_nothing(pool, socket):
             lambda: pool.info(),
             lambda: pin.read(),
         ):
-            with pytest.raises(pgmap.Detached):
+            with pytest.raises(pgmap.Forked):
                 call()
         own = pgmap.Pool.connect(socket)
         assert own.get("block").read() == b"tokens"

@@ -14,7 +14,7 @@ pub fn fork(episode: &Episode, client: &Client, steps: u32) {
         let names = episode.model.borrow().names();
         for name in names {
             let tried = [client.get(&name).map(drop), client.unlink(&name)];
-            if tried.iter().any(|tried| !matches!(tried, Err(Error::Detached))) {
+            if tried.iter().any(|tried| !matches!(tried, Err(Error::Forked))) {
                 episode.fail(format!("a forked child is served: {tried:?}"));
             }
         }

@@ -3,7 +3,7 @@
 //! An error is believed only if its cause was there: a fault that was injected meanwhile, an owner
 //! that was away, time that has passed, somebody who was in the way. Anything else is a finding.
 
-use pgmap::{Error, Holder, PinError, Refusal};
+use pgmap::{ClientHold, Error, PinError, Refusal};
 
 use crate::changes::is_forbidden;
 use crate::episode::Episode;
@@ -434,7 +434,7 @@ impl Asked {
     pub fn check_held(
         &self,
         episode: &Episode,
-        holders: &[Holder],
+        holders: &[ClientHold],
         waited_ms: u64,
         deadline_ms: u64,
     ) -> Result<(), String> {
@@ -447,7 +447,7 @@ impl Asked {
         if is_late && !self.was_stopped(episode) {
             return Err(format!("a cut of {deadline_ms} ms gave up after {waited_ms}"));
         }
-        let held = |holder: &&Holder| !episode.may_hold(holder.pid, self.from);
+        let held = |holder: &&ClientHold| !episode.may_hold(holder.pid, self.from);
         match holders.iter().find(held) {
             None => Ok(()),
             Some(holder) => Err(format!("who holds nothing is said to be in the way: {holder:?}")),

@@ -292,7 +292,7 @@ impl<'s> PoolRing<'s> {
         if std::process::id() == self.process {
             return Ok(());
         }
-        Err(SpaceError::from(pgmap::Error::Detached).into())
+        Err(SpaceError::from(pgmap::Error::Forked).into())
     }
 
     /// Whether the registered pool is the pool as it is now: registers it again if frames were

@@ -216,7 +216,7 @@ fn whole(completed: usize, expected: usize) -> GuestMemoryResult<()> {
 /// Why bytes cannot be had, in vm-memory's words.
 fn refusal(error: SpaceError) -> GuestMemoryError {
     match &error {
-        SpaceError::File(Error::Detached) | SpaceError::Gup(GupError::Hold(PinError::Detached)) => {
+        SpaceError::File(Error::Forked) | SpaceError::Gup(GupError::Hold(PinError::Forked)) => {
             GuestMemoryError::HostAddressNotAvailable
         }
         SpaceError::Gup(
@@ -296,7 +296,7 @@ impl<'s> Regions<'s> {
     /// those that are known. Returns `None` in a forked child, where another thread may have left
     /// the lock taken.
     pub(crate) fn at(&self, address: u64) -> Option<&GuestRegion<'s>> {
-        if self.space.is_detached() {
+        if self.space.is_forked() {
             return None;
         }
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -321,7 +321,7 @@ impl<'s> Regions<'s> {
 
     /// Every region that is known, in order of address.
     pub(crate) fn all(&self) -> Vec<&GuestRegion<'s>> {
-        if self.space.is_detached() {
+        if self.space.is_forked() {
             return Vec::new();
         }
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);

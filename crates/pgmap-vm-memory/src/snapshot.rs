@@ -153,7 +153,7 @@ impl<'s> GuestMemoryBackend for GuestSnapshot<'s> {
 
     /// Every region: looks at every area that there is, and holds nothing.
     fn iter(&self) -> impl Iterator<Item = &Self::R> {
-        let areas = if self.space.is_detached() { Vec::new() } else { self.space.mm().areas() };
+        let areas = if self.space.is_forked() { Vec::new() } else { self.space.mm().areas() };
         for area in areas.iter().filter(|area| area.prot.contains(Prot::READ_WRITE)) {
             let (mut at, end) = (area.page * PAGE_BYTES, area.end() * PAGE_BYTES);
             // One area may have several: of an earlier look, and what was mapped around it since.

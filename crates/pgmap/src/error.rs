@@ -93,7 +93,7 @@ pub enum Error {
     },
     /// This process is a forked child of the client's.
     #[error("this process was forked from a client of the pool and must attach again")]
-    Detached,
+    Forked,
 }
 
 impl Error {
@@ -114,7 +114,7 @@ impl Error {
             &Self::TimedOut { call, waited_ms, owner_pid } => {
                 Self::TimedOut { call, waited_ms, owner_pid }
             }
-            Self::Detached => Self::Detached,
+            Self::Forked => Self::Forked,
             // What a call can meet besides: a failure of the connection.
             other => {
                 let source = std::io::Error::from_raw_os_error(other.errno());
@@ -139,7 +139,7 @@ impl Error {
             Self::BadPool { .. } => "bad_pool",
             Self::NotDurable { .. } => "not_durable",
             Self::Catalog { .. } => "catalog",
-            Self::Detached => "detached",
+            Self::Forked => "forked",
         }
     }
 
@@ -158,7 +158,7 @@ impl Error {
             Self::Protocol { .. } => 71,
             Self::NotDurable { .. } => pgmap_mm::error::errno::EOPNOTSUPP,
             Self::Catalog { .. } => 5,
-            Self::Detached => 10,
+            Self::Forked => 10,
         }
     }
 

@@ -66,7 +66,7 @@ pub use pool::backing::BackingOptions;
 pub use pool::check::{CheckOptions, CheckReport, Finding, check};
 pub use pool::observer::Observer;
 pub use pool::{Durability, Pool, PoolOptions, Populate};
-pub use refusal::{FreeOn, HoldKind, Holder, Refusal};
+pub use refusal::{ClientHold, FreeOn, HoldKind, Refusal};
 pub use wire::{
     BackingInfo, CreateSpec, DeadClient, Event, FileChange, FileEvent, FileInfo, FileRules,
     FolioSize, LongtermRule, OnDeadline, Placement, PoolInfo, Shape,

@@ -40,8 +40,9 @@ impl FileName {
 }
 
 impl FileName {
-    /// Reads back what a name is displayed as: messages and [`Holder`](crate::Holder)s carry names
-    /// so. Returns `None` if the text is no name's.
+    /// Reads back what a name is displayed as: messages and a
+    /// [`ClientHold`](crate::refusal::ClientHold) carry names so. Returns `None` if the text is no
+    /// name's.
     #[must_use]
     pub fn unescape(shown: &str) -> Option<Self> {
         let mut bytes = Vec::with_capacity(shown.len());

@@ -57,7 +57,7 @@ impl std::fmt::Display for FreeOn {
 
 /// Who holds which frames.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Holder {
+pub struct ClientHold {
     /// The owner's number for the client.
     pub client: u64,
     /// The client's process, as its owner's pid namespace numbers it; for people, never for
@@ -87,7 +87,7 @@ pub struct Holder {
     pub seen_for_ms: Option<u64>,
 }
 
-impl std::fmt::Display for Holder {
+impl std::fmt::Display for ClientHold {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let device = if self.is_device { " device" } else { "" };
         let end = self.first_pfn.saturating_add(self.nr_pages);
@@ -180,7 +180,7 @@ pub enum Refusal {
         /// What was to be taken out of use.
         name: String,
         /// Who holds it.
-        holders: Vec<Holder>,
+        holders: Vec<ClientHold>,
         /// How long the owner waited.
         waited_ms: u64,
     },

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::name::FileName;
-use crate::refusal::{Holder, Refusal};
+use crate::refusal::{ClientHold, Refusal};
 
 /// Spoken by both sides; a difference is an error at once.
 pub const VERSION: u32 = 8;
@@ -539,7 +539,7 @@ pub enum Reply {
     /// To Commit.
     Committed(Vec<Result<Committed, Refusal>>),
     /// To Truncate and Punch whose deadline passed: the file is cut, these hold what was cut off.
-    Quarantined(Vec<Holder>),
+    Quarantined(Vec<ClientHold>),
     /// To Lease; the time is from now.
     Leased {
         /// One per extent.
@@ -565,7 +565,7 @@ pub enum Reply {
     /// To PoolStat.
     PoolStat(PoolInfo),
     /// To Who; the flag says that there are more than fit.
-    Who(Vec<Holder>, bool),
+    Who(Vec<ClientHold>, bool),
     /// To any of them.
     Refused(Refusal),
     /// To Trim.

@@ -1,6 +1,6 @@
 //! How long a cut waits for holders, and what becomes of what they still hold then.
 
-use pgmap::{Error, Holder, OnDeadline, Refusal};
+use pgmap::{ClientHold, Error, OnDeadline, Refusal};
 
 use crate::failure::{Exit, Failure};
 use crate::verbs::who::HolderRow;
@@ -42,7 +42,7 @@ impl Patience {
 ///
 /// # Errors
 /// [`Exit::Quarantined`] with the holders.
-pub fn check_quarantine(what: &str, holders: &[Holder]) -> Result<(), Failure> {
+pub fn check_quarantine(what: &str, holders: &[ClientHold]) -> Result<(), Failure> {
     let holders: Vec<HolderRow> = holders.iter().map(HolderRow::from).collect();
     let Some(first) = holders.first() else { return Ok(()) };
     let message = format!("{what}; what went is quarantined until let go by {first}");

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fmt;
 
-use pgmap::Holder;
+use pgmap::ClientHold;
 use serde::Serialize;
 
 use crate::attach::{Place, attach, name_bytes};
@@ -76,8 +76,8 @@ pub struct HolderRow {
     pub seen_for_ms: Option<u64>,
 }
 
-impl From<&Holder> for HolderRow {
-    fn from(holder: &Holder) -> Self {
+impl From<&ClientHold> for HolderRow {
+    fn from(holder: &ClientHold) -> Self {
         Self {
             pid: holder.pid,
             command: holder.command.clone(),

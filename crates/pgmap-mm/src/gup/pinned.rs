@@ -354,6 +354,6 @@ pub(crate) const fn is_for_the_caller(error: &PinError) -> bool {
             | PinError::NoLane { .. }
             | PinError::NoRoom
             | PinError::CountFull { .. }
-            | PinError::Detached
+            | PinError::Forked
     )
 }

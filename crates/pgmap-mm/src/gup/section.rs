@@ -90,7 +90,7 @@ impl<'a, S: ClientSide> ReadSection<'a, S> {
     /// Opens a section over every frame of the pool.
     ///
     /// # Errors
-    /// [`PinError::LaneFull`], [`PinError::Detached`], and [`PinError::Outside`] for a pool of more
+    /// [`PinError::LaneFull`], [`PinError::Forked`], and [`PinError::Outside`] for a pool of more
     /// than 4 TiB, which one section cannot cover, and for an address space of another pool.
     pub fn open(mm: &'a Mm, lane: &Lane<'a, S>) -> Result<Self, PinError> {
         let nr_pages = mm.table.vmemmap().nr_pages();

@@ -64,7 +64,7 @@ impl<S: ClientSide> Pinner<S> {
     /// stay.
     pub(super) fn close_lane(&self, lane: usize) {
         // A forked child has its own claims and its parent's ledger.
-        if self.side.is_detached() {
+        if self.side.is_forked() {
             return;
         }
         let ledger = self.side.ledger();

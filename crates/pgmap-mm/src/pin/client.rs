@@ -57,14 +57,13 @@ pub trait ClientSide: Send + Sync {
     fn barrier_mode(&self) -> BarrierMode;
     /// Wakes the owner: a hold that a drain may be waiting for is gone.
     fn ring_doorbell(&self);
-    /// Whether this process is a forked child of the client, which holds nothing. Not to be
-    /// confused with frames that were detached (ADR 0006).
-    fn is_detached(&self) -> bool;
+    /// Whether this process is a forked child of the client, which holds nothing.
+    fn is_forked(&self) -> bool;
     /// Whether this process is the client and its light barrier is a compiler fence: the usual
     /// case, for which every pin asks. A client that can answer with a single load says so here.
     #[inline]
     fn is_asymmetric(&self) -> bool {
-        !self.is_detached() && self.barrier_mode() == BarrierMode::Asymmetric
+        !self.is_forked() && self.barrier_mode() == BarrierMode::Asymmetric
     }
     /// A number that no other client of this process has or had.
     fn identity(&self) -> u64;

@@ -91,10 +91,10 @@ impl<S: ClientSide> Pinner<S> {
     ///
     /// # Errors
     /// [`PinError::NoLane`] when all are taken just now, [`PinError::NoRoom`] when there is no
-    /// memory for its slots, [`PinError::Detached`] in a forked child.
+    /// memory for its slots, [`PinError::Forked`] in a forked child.
     pub fn lane(&self) -> Result<Lane<'_, S>, PinError> {
-        if self.side.is_detached() {
-            return Err(PinError::Detached);
+        if self.side.is_forked() {
+            return Err(PinError::Forked);
         }
         // A lane whose blocks cannot be opened any more stays taken.
         while let Some((lane, cursor)) = self.claims.take() {
@@ -248,8 +248,8 @@ impl<'p, S: ClientSide> Lane<'p, S> {
     fn find_slot(&self) -> Result<SlotOf<'p, S>, PinError> {
         let pinner = self.pinner;
         // A forked child must not lower the mark that its parent has raised since.
-        if pinner.side.is_detached() {
-            return Err(PinError::Detached);
+        if pinner.side.is_forked() {
+            return Err(PinError::Forked);
         }
         let (number, high) = pinner.search_lane(self.lane, self.cursor.get(), self.high.get())?;
         let slot = pinner.side.ledger().slot(self.base + number);

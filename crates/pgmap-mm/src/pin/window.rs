@@ -38,11 +38,11 @@ impl<'p, S: ClientSide> Lane<'p, S> {
     /// waits for the window, whether or not the reader looked at its frames, so keep windows short.
     ///
     /// # Errors
-    /// [`PinError::LaneFull`] and [`PinError::Detached`], as [`pin`](Self::pin).
+    /// [`PinError::LaneFull`] and [`PinError::Forked`], as [`pin`](Self::pin).
     pub fn pin_window(&self, run: PfnRange, agent: Agent) -> Result<Window<'p, S>, PinError> {
         let (pinner, slot) = (self.pinner, self.free_slot()?);
         if !pinner.store_slot(slot, SlotWord::new(run, agent).bits()) {
-            return Err(PinError::Detached);
+            return Err(PinError::Forked);
         }
         Ok(Window { pinner, slot, run })
     }

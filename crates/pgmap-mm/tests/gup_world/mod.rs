@@ -58,7 +58,7 @@ impl ClientSide for Side {
         BarrierMode::Fenced
     }
     fn ring_doorbell(&self) {}
-    fn is_detached(&self) -> bool {
+    fn is_forked(&self) -> bool {
         false
     }
     fn identity(&self) -> u64 {

@@ -23,7 +23,7 @@ pub struct Side {
     ledger: Arc<HeapWords>,
     counts: Arc<HeapCounts>,
     vmemmap: Vmemmap<Arc<HeapWords>>,
-    is_detached: Arc<AtomicBool>,
+    is_forked: Arc<AtomicBool>,
     nr_bells: Arc<AtomicU64>,
     identity: u64,
 }
@@ -53,8 +53,8 @@ impl ClientSide for Side {
         self.nr_bells.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn is_detached(&self) -> bool {
-        self.is_detached.load(Ordering::Relaxed)
+    fn is_forked(&self) -> bool {
+        self.is_forked.load(Ordering::Relaxed)
     }
 
     fn identity(&self) -> u64 {
@@ -71,7 +71,7 @@ pub struct Client {
     pub pinner: Pinner<Side>,
     pub reader: Reader,
     pub ledger: Arc<HeapWords>,
-    pub is_detached: Arc<AtomicBool>,
+    pub is_forked: Arc<AtomicBool>,
     nr_bells: Arc<AtomicU64>,
 }
 
@@ -122,12 +122,12 @@ impl World {
         let layout = LedgerLayout::with_lanes(&self.layout, nr_lanes, lane_slots);
         let ledger = Arc::new(HeapWords::new(layout.nr_words()));
         let counts = Arc::new(HeapCounts::new(layout.nr_counts()));
-        let (is_detached, nr_bells) = Default::default();
+        let (is_forked, nr_bells) = Default::default();
         let side = Side {
             ledger: Arc::clone(&ledger),
             counts: Arc::clone(&counts),
             vmemmap: self.vmemmap(),
-            is_detached: Arc::clone(&is_detached),
+            is_forked: Arc::clone(&is_forked),
             nr_bells: Arc::clone(&nr_bells),
             identity,
         };
@@ -135,7 +135,7 @@ impl World {
             pinner: Pinner::new(side, layout).unwrap(),
             reader: LedgerReader::new(layout, Arc::clone(&ledger), counts).unwrap(),
             ledger,
-            is_detached,
+            is_forked,
             nr_bells,
         }
     }

@@ -187,7 +187,7 @@ impl ClientSide for Side {
         self.bell.ring();
     }
 
-    fn is_detached(&self) -> bool {
+    fn is_forked(&self) -> bool {
         false
     }
 

@@ -174,8 +174,8 @@ fn a_forked_child_is_refused_everything_and_clears_nothing() {
     };
     let before_words: Vec<u64> = words();
 
-    client.is_detached.store(true, Ordering::Relaxed);
-    let refused = Err(PinError::Detached);
+    client.is_forked.store(true, Ordering::Relaxed);
+    let refused = Err(PinError::Forked);
     assert_eq!(client.pinner.lane().map(drop), refused);
     assert_eq!(lane.pin(&extent, run(1, 1), Agent::Cpu).map(drop), refused);
     assert_eq!(client.pinner.pin_longterm(&extent, extent.run, Agent::Cpu).map(drop), refused);

@@ -86,7 +86,7 @@ impl ClientSide for Side {
         self.nr_rings.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn is_detached(&self) -> bool {
+    fn is_forked(&self) -> bool {
         false
     }
 

@@ -13,7 +13,7 @@ b'tokens'
 
 from pgmap._errors import (
     BadName,
-    Detached,
+    Forked,
     Error,
     Exists,
     Held,
@@ -40,7 +40,7 @@ from pgmap._native import (
 
 __all__ = [
     "BadName",
-    "Detached",
+    "Forked",
     "Error",
     "Exists",
     "FileEvent",

@@ -51,7 +51,7 @@ class TimedOut(Error, TimeoutError):
     """The owner did not answer in time."""
 
 
-class Detached(Error):
+class Forked(Error):
     """This process was forked from one that has the pool open: it must connect itself."""
 
 
@@ -77,7 +77,7 @@ _CLASSES: dict[str, type[Error]] = {
     "held": Held,
     "owner_gone": OwnerGone,
     "timed_out": TimedOut,
-    "detached": Detached,
+    "forked": Forked,
     "out_of_range": OutOfRange,
     "memory_failed": MemoryFailed,
     "memory": MemoryFailed,

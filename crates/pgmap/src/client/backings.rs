@@ -296,8 +296,8 @@ impl Client {
             return Err(pgmap_mm::error::PinError::Outside { run }.into());
         }
         // Before any lock: in a forked child nobody may ever give it back.
-        if self.inner.pinner.side().is_detached() {
-            return Err(Error::Detached);
+        if self.inner.pinner.side().is_forked() {
+            return Err(Error::Forked);
         }
         let is_there = |part: &Part| part.start <= bytes.start && bytes.end <= part.end;
         if self.inner.backings.lock().iter().any(is_there) {
@@ -325,8 +325,8 @@ impl Client {
     pub(super) fn map_backings(&self, limit: Duration) -> Result<Vec<BackingInfo>, Error> {
         let inner = &self.inner;
         // In a forked child nobody may ever give the turn back.
-        if inner.pinner.side().is_detached() {
-            return Err(Error::Detached);
+        if inner.pinner.side().is_forked() {
+            return Err(Error::Forked);
         }
         let deadline = Deadline::after(limit);
         let Some(_asking) = inner.backings.asking.take(deadline) else {

@@ -176,11 +176,11 @@ impl Client {
     /// Whether a file has this name, without a call unless the owner keeps changing the index.
     ///
     /// # Errors
-    /// [`Error::Detached`] in a forked child; those of a call.
+    /// [`Error::Forked`] in a forked child; those of a call.
     pub fn exists(&self, name: impl AsRef<[u8]>) -> Result<bool, Error> {
         let inner = &self.inner;
-        if inner.pinner.side().is_detached() {
-            return Err(Error::Detached);
+        if inner.pinner.side().is_forked() {
+            return Err(Error::Forked);
         }
         match inner.index.lookup(name.as_ref()) {
             Lookup::Found(_) => Ok(true),

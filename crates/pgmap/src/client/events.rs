@@ -194,8 +194,8 @@ impl Client {
     /// The next event, of which every address space was notified, waiting up to `timeout` for it.
     pub(crate) fn next_applied(&self, timeout: Duration) -> Result<Option<AppliedEvent>, Error> {
         let inner = &self.inner;
-        if inner.pinner.side().is_detached() {
-            return Err(Error::Detached);
+        if inner.pinner.side().is_forked() {
+            return Err(Error::Forked);
         }
         let deadline = Deadline::after(timeout);
         loop {
@@ -330,7 +330,7 @@ pub(crate) struct Keeping {
 impl Drop for Keeping {
     fn drop(&mut self) {
         let inner = &self.client.inner;
-        if inner.pinner.side().is_detached() {
+        if inner.pinner.side().is_forked() {
             // The thread is the parent's.
             return;
         }

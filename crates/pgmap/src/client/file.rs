@@ -50,8 +50,8 @@ impl<'c> File<'c> {
     /// [`Refusal::Stale`] when the file was unlinked or replaced.
     pub fn metadata(&self) -> Result<FileMetadata, Error> {
         let (inner, id) = (&self.client.inner, self.entry.id);
-        if inner.pinner.side().is_detached() {
-            return Err(Error::Detached);
+        if inner.pinner.side().is_forked() {
+            return Err(Error::Forked);
         }
         let deadline = Deadline::after(self.client.deadline());
         let mut place = self.entry.entry;

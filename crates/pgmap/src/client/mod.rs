@@ -48,7 +48,7 @@ use crate::error::Error;
 use crate::memory::{Readable, Writable, WritableCounts};
 use crate::name::{Escaped, FileName};
 use crate::pool::LedgerFile;
-use crate::refusal::{Holder, Refusal};
+use crate::refusal::{ClientHold, Refusal};
 use crate::wire::{
     self, CommitSpec, CreateSpec, Event, FolioSize, LeaseGrant, LeaseSpec, MAX_BATCH, OnDeadline,
     Reply, Request, Welcome,
@@ -88,7 +88,7 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         // A forked child is not the client and must not say that the client leaves.
-        if !self.pinner.side().is_detached() {
+        if !self.pinner.side().is_forked() {
             self.link.post(self.id, Request::Leave);
         }
     }
@@ -282,8 +282,8 @@ impl Client {
 
     fn try_call(&self, request: Request, limit: Duration) -> Result<Reply, Failed> {
         let inner = &self.inner;
-        if inner.pinner.side().is_detached() {
-            return Err(Error::Detached.into());
+        if inner.pinner.side().is_forked() {
+            return Err(Error::Forked.into());
         }
         inner.link.call(inner.id, request, limit, |bell| inner.resume(bell), &inner.ledger)
     }
@@ -295,8 +295,8 @@ impl Client {
         limit: Duration,
     ) -> Result<(Reply, Vec<OwnedFd>), Error> {
         let inner = &self.inner;
-        if inner.pinner.side().is_detached() {
-            return Err(Error::Detached);
+        if inner.pinner.side().is_forked() {
+            return Err(Error::Forked);
         }
         let resume = |bell| inner.resume(bell);
         inner.link.call_for_fds(inner.id, request, limit, resume, &inner.ledger)
@@ -304,7 +304,7 @@ impl Client {
 
     /// Notifies the owner, without waiting for an answer.
     fn post(&self, request: Request) {
-        if !self.inner.pinner.side().is_detached() {
+        if !self.inner.pinner.side().is_forked() {
             self.inner.link.post(self.inner.id, request);
         }
     }
@@ -435,8 +435,8 @@ impl Client {
     }
 
     fn look_up(&self, name: &[u8]) -> Result<FileEntry, Error> {
-        if self.inner.pinner.side().is_detached() {
-            return Err(Error::Detached);
+        if self.inner.pinner.side().is_forked() {
+            return Err(Error::Forked);
         }
         match self.inner.index.lookup(name) {
             Lookup::Found(entry) => Ok(entry),
@@ -539,12 +539,12 @@ impl Client {
         len_bytes: u64,
         deadline_ms: u64,
         on_deadline: OnDeadline,
-    ) -> Result<Vec<Holder>, Error> {
+    ) -> Result<Vec<ClientHold>, Error> {
         let name = FileName::new(name)?;
         self.cut(Request::Truncate { name, len_bytes, deadline_ms, on_deadline }, deadline_ms)
     }
 
-    fn cut(&self, request: Request, deadline_ms: u64) -> Result<Vec<Holder>, Error> {
+    fn cut(&self, request: Request, deadline_ms: u64) -> Result<Vec<ClientHold>, Error> {
         let grace = self.deadline().min(CUT_GRACE);
         let limit = Duration::from_millis(deadline_ms).saturating_add(grace);
         match self.call_within(request, limit)? {
@@ -584,7 +584,7 @@ impl Client {
         bytes: std::ops::Range<u64>,
         deadline_ms: u64,
         on_deadline: OnDeadline,
-    ) -> Result<Vec<Holder>, Error> {
+    ) -> Result<Vec<ClientHold>, Error> {
         let name = FileName::new(name)?;
         let (offset, len_bytes) = (bytes.start, bytes.end.saturating_sub(bytes.start));
         self.cut(Request::Punch { name, offset, len_bytes, deadline_ms, on_deadline }, deadline_ms)

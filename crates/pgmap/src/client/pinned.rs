@@ -114,8 +114,8 @@ pub(super) fn copy_out(
     offset: u64,
     target: &mut [u8],
 ) -> Result<(), Error> {
-    if client.inner.pinner.side().is_detached() {
-        return Err(Error::Detached);
+    if client.inner.pinner.side().is_forked() {
+        return Err(Error::Forked);
     }
     let end = offset.checked_add(target.len() as u64).filter(|&end| end <= len_bytes);
     let Some(end) = end else {
@@ -320,7 +320,7 @@ impl<'c> FilePin<'c> {
     /// Copies bytes from `offset` on into `target`.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] when the pin is shorter; nothing is copied then. [`Error::Detached`]
+    /// [`Error::OutOfRange`] when the pin is shorter; nothing is copied then. [`Error::Forked`]
     /// in a forked child, for which nothing keeps the frames once its parent lets go.
     pub fn read_at(&self, offset: u64, target: &mut [u8]) -> Result<(), Error> {
         copy_out(self.client, self.parts(), self.len_bytes, offset, target)

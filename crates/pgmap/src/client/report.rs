@@ -3,7 +3,7 @@
 use crate::client::{Client, unexpected};
 use crate::error::Error;
 use crate::name::{Escaped, FileName};
-use crate::refusal::{Holder, Refusal};
+use crate::refusal::{ClientHold, Refusal};
 use crate::wire::{FileInfo, MAX_LIST, PoolInfo, Reply, Request};
 
 impl Client {
@@ -98,7 +98,7 @@ impl Client {
     ///
     /// # Errors
     /// [`Refusal::NotFound`] as [`Error::Refused`].
-    pub fn who(&self, name: Option<&[u8]>) -> Result<(Vec<Holder>, bool), Error> {
+    pub fn who(&self, name: Option<&[u8]>) -> Result<(Vec<ClientHold>, bool), Error> {
         let name = name.map(FileName::new).transpose()?;
         match self.call(Request::Who(name))? {
             Reply::Who(holders, is_cut) => Ok((holders, is_cut)),

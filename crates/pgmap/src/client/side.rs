@@ -104,7 +104,7 @@ impl ClientSide for ProcessSide {
     }
 
     #[inline]
-    fn is_detached(&self) -> bool {
+    fn is_forked(&self) -> bool {
         self.guard.is_child()
     }
 

@@ -91,7 +91,7 @@ impl Subscription {
     /// The next event, waiting up to `timeout` for it; `None` if there is none by then.
     ///
     /// # Errors
-    /// [`Error::OwnerGone`]; [`Error::Detached`] in a forked child.
+    /// [`Error::OwnerGone`]; [`Error::Forked`] in a forked child.
     pub fn next(&mut self, timeout: Duration) -> Result<Option<Notice>, Error> {
         let deadline = Deadline::after(timeout);
         loop {
@@ -112,8 +112,8 @@ impl Subscription {
     /// # Errors
     /// As [`next`](Self::next).
     pub fn try_next(&mut self) -> Result<Option<Notice>, Error> {
-        if self.client.inner.pinner.side().is_detached() {
-            return Err(Error::Detached);
+        if self.client.inner.pinner.side().is_forked() {
+            return Err(Error::Forked);
         }
         if self.received.is_empty() {
             self.receive()?;

@@ -15,10 +15,10 @@ impl Client {
     /// `PoolRing` of the crate `pgmap-uring` sees to. A forked child does not inherit it.
     ///
     /// # Errors
-    /// [`Error::Detached`] in a forked child; [`Error::Os`] with `EMFILE`.
+    /// [`Error::Forked`] in a forked child; [`Error::Os`] with `EMFILE`.
     pub fn transfer_lock(&self) -> Result<OwnedFd, Error> {
-        if self.inner.pinner.side().is_detached() {
-            return Err(Error::Detached);
+        if self.inner.pinner.side().is_forked() {
+            return Err(Error::Forked);
         }
         let duplicate = self.inner.ledger.as_fd().try_clone_to_owned();
         duplicate.map_err(|error| OsError::new("duplicate", "a ledger", error).into())
@@ -36,10 +36,10 @@ impl Client {
     /// To be called before the first such hold, and never taken back.
     ///
     /// # Errors
-    /// [`Error::Detached`] in a forked child.
+    /// [`Error::Forked`] in a forked child.
     pub fn promise_transfers_keep_lock(&self) -> Result<(), Error> {
-        if self.inner.pinner.side().is_detached() {
-            return Err(Error::Detached);
+        if self.inner.pinner.side().is_forked() {
+            return Err(Error::Forked);
         }
         self.inner.pinner.promise_transfers_keep_lock();
         Ok(())

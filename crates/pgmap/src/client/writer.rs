@@ -128,7 +128,7 @@ impl<C: Borrow<Client>> Writer<C> {
     /// Copies `bytes` into the file from `offset` on.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] when the file is shorter; nothing is copied then. [`Error::Detached`]
+    /// [`Error::OutOfRange`] when the file is shorter; nothing is copied then. [`Error::Forked`]
     /// in a forked child. [`Refusal::NoDraft`] if the owner went meanwhile, and the file with it;
     /// that is looked at every 8 MiB.
     pub fn write_all_at(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
@@ -184,8 +184,8 @@ impl<C: Borrow<Client>> Writer<C> {
 
     fn check_attached(&self) -> Result<(), Error> {
         use pgmap_mm::pin::ClientSide;
-        if self.client().inner.pinner.side().is_detached() {
-            return Err(Error::Detached);
+        if self.client().inner.pinner.side().is_forked() {
+            return Err(Error::Forked);
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use crate::owner::files::file_idle;
 use crate::owner::frames::CutFrames;
 use crate::owner::scans::Scanning;
 use crate::pool::catalog::Change;
-use crate::refusal::{Holder, Refusal};
+use crate::refusal::{ClientHold, Refusal};
 use crate::wire::{OnDeadline, Reply};
 
 /// A cut that waits for holders.
@@ -261,7 +261,7 @@ impl Core {
 
     /// Ends a cut although somebody holds what was cut off: that stays out of use until it is let
     /// go.
-    fn quarantine_cut(&mut self, drain: Drain, cut: Cut, holders: Vec<Holder>) {
+    fn quarantine_cut(&mut self, drain: Drain, cut: Cut, holders: Vec<ClientHold>) {
         if let Err(refusal) = self.settle(&cut) {
             return self.restore(cut, Some(Reply::Refused(refusal)));
         }

@@ -38,6 +38,11 @@ impl Core {
         self.outcome_of(ticket)
     }
 
+    /// Has nothing more put on the backing, and waits for its frames from now on.
+    ///
+    /// # Errors
+    /// [`Refusal::NoBacking`]; [`Refusal::Invalid`] for the pool's own data; [`Refusal::InUse`]
+    /// when files lie on it, or it is taken out or drained already. Nothing is changed then.
     fn begin_departure(&mut self, name: &str, wait_ms: u64) -> Result<Ticket, Refusal> {
         let absent = || {
             let why = "the pool has none of that name".into();

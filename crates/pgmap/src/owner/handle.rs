@@ -105,7 +105,7 @@ impl Shared {
     /// not write into the pool by them.
     pub(crate) fn check_running(&self) -> Result<(), Error> {
         if self.guard.is_child() {
-            return Err(Error::Detached);
+            return Err(Error::Forked);
         }
         if self.is_stopping() {
             return Err(stopped());
@@ -128,7 +128,7 @@ impl Shared {
     pub(crate) fn lock_running(&self) -> Result<MutexGuard<'_, State>, Error> {
         // Before the lock: in a forked child nobody may ever give it back.
         if self.guard.is_child() {
-            return Err(Error::Detached);
+            return Err(Error::Forked);
         }
         let state = self.lock();
         if self.is_stopping() {

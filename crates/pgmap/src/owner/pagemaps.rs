@@ -179,6 +179,11 @@ impl Core {
         }
     }
 
+    /// Takes the pagemap's file away and has its frames looked for in all ledgers; a removal that
+    /// ran into its deadline is continued.
+    ///
+    /// # Errors
+    /// [`TeardownError::Absent`] and [`TeardownError::Begun`] as refusals. Nothing is changed then.
     fn begin_unplug(&mut self, id: PagemapId, wait_ms: u64) -> Result<Ticket, Refusal> {
         let absent = || Refusal::from(TeardownError::Absent { id });
         let device = self.devices.get_mut(&id).ok_or_else(absent)?;

@@ -104,6 +104,12 @@ impl Core {
         }
     }
 
+    /// Has nothing more put on the part, and its frames looked for in all ledgers.
+    ///
+    /// # Errors
+    /// [`Refusal::NoBacking`]; [`Refusal::Invalid`] for a range outside the backing;
+    /// [`Refusal::InUse`] when it is drained already; the refusal of a file in it that is being
+    /// changed. Nothing is changed then.
     fn begin_part(
         &mut self,
         name: &str,

@@ -14,7 +14,7 @@ use pgmap_os::clock;
 use crate::name::FileName;
 use crate::owner::core::{Core, FileRecord, bytes};
 use crate::owner::pagemaps::DEVICE;
-use crate::refusal::{HoldKind, Holder, Refusal};
+use crate::refusal::{ClientHold, HoldKind, Refusal};
 use crate::wire::{FileInfo, MAX_LIST, PoolInfo, Reply};
 
 /// Most holders one answer names.
@@ -119,13 +119,13 @@ impl Core {
     }
 
     /// Who holds any of `runs`, which were waited for.
-    pub(crate) fn holders_of(&self, runs: &SortedRuns, waited_ms: u64) -> Vec<Holder> {
+    pub(crate) fn holders_of(&self, runs: &SortedRuns, waited_ms: u64) -> Vec<ClientHold> {
         self.holders(&self.holds_on(runs), Some(waited_ms))
     }
 
     /// The first of `held` as people read them, at most [`MAX_HOLDERS`]. Each table of the owner is
     /// gone through once for all of them.
-    pub(crate) fn holders(&self, held: &[Held], seen_for_ms: Option<u64>) -> Vec<Holder> {
+    pub(crate) fn holders(&self, held: &[Held], seen_for_ms: Option<u64>) -> Vec<ClientHold> {
         let held = &held[..held.len().min(MAX_HOLDERS)];
         let runs = || held.iter().map(|held| held.hold.run).enumerate();
         let is_draft = self.drafts_among(held);
@@ -151,7 +151,7 @@ impl Core {
                 HoldPlace::Unseen => HoldKind::Unseen,
                 HoldPlace::Lost => HoldKind::Unreadable,
             };
-            Some(Holder {
+            Some(ClientHold {
                 client: held.client.0,
                 pid: client.identity.pid,
                 uid: client.identity.uid,

@@ -154,7 +154,7 @@ impl CpuView {
 
     /// Gives the addresses back and everything up that is held. Nothing can be mapped any more.
     pub(super) fn close(&self) {
-        if self.pinner().side().is_detached() {
+        if self.pinner().side().is_forked() {
             return;
         }
         let mut state = self.lock();
@@ -338,7 +338,7 @@ impl CpuMapping for CpuView {
     }
 
     fn unmap(&self, address: u64, len_bytes: u64, _: Vacancy) {
-        if self.pinner().side().is_detached() {
+        if self.pinner().side().is_forked() {
             return;
         }
         let mut state = self.lock();

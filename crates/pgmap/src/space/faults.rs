@@ -94,7 +94,7 @@ impl FaultService {
 impl Drop for FaultService {
     fn drop(&mut self) {
         let thread = self.thread.take();
-        if self.client.inner.pinner.side().is_detached() {
+        if self.client.inner.pinner.side().is_forked() {
             // The thread is the parent's.
             std::mem::forget(thread);
             return;

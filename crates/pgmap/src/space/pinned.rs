@@ -172,7 +172,7 @@ impl<'s> PinnedPages<'s> {
     /// Copies bytes from `offset` on into `target`.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] when fewer bytes are held, nothing is copied then; [`Error::Detached`]
+    /// [`Error::OutOfRange`] when fewer bytes are held, nothing is copied then; [`Error::Forked`]
     /// in a forked child; [`Error::Memory`] when the memory does not answer.
     pub fn read_at(&self, offset: u64, target: &mut [u8]) -> Result<(), SpaceError> {
         let end = self.check(offset, target.len())?;
@@ -201,8 +201,8 @@ impl<'s> PinnedPages<'s> {
     }
 
     fn check(&self, offset: u64, len: usize) -> Result<u64, Error> {
-        if self.client.inner.pinner.side().is_detached() {
-            return Err(Error::Detached);
+        if self.client.inner.pinner.side().is_forked() {
+            return Err(Error::Forked);
         }
         let (len, len_bytes) = (len as u64, self.len_bytes());
         offset.checked_add(len).filter(|&end| end <= len_bytes).ok_or(Error::OutOfRange {

@@ -115,7 +115,7 @@ impl AddressSpace {
     /// A hole in a file or failed memory is no end of it: [`MemorySlot::hold`] tells.
     #[must_use]
     pub fn memory_slot(&self, address: u64, within: Range<u64>) -> Option<MemorySlot<'_>> {
-        if self.is_detached() {
+        if self.is_forked() {
             return None;
         }
         let found = self.runs.at(address).filter(|run| run.is_current(self.mm()));
@@ -130,8 +130,8 @@ impl AddressSpace {
     /// Whether this process is a forked child of the one that has the address space, where nothing
     /// is held and nothing can be.
     #[must_use]
-    pub fn is_detached(&self) -> bool {
-        self.client.inner.pinner.side().is_detached()
+    pub fn is_forked(&self) -> bool {
+        self.client.inner.pinner.side().is_forked()
     }
 
     /// How many bytes from `address` on, which lies in a hole, are of that hole.
@@ -205,8 +205,8 @@ impl<'s> MemorySlot<'s> {
     }
 
     fn checked(&self, address: u64, len_bytes: u64) -> Result<Range<u64>, SpaceError> {
-        if self.space.is_detached() {
-            return Err(Error::Detached.into());
+        if self.space.is_forked() {
+            return Err(Error::Forked.into());
         }
         let end = address.checked_add(len_bytes).filter(|&end| end <= self.range.end);
         match end {
@@ -383,7 +383,7 @@ impl BlockHold<'_> {
 impl Drop for MemorySlot<'_> {
     fn drop(&mut self) {
         // In a forked child the views are not there, and their locks may be taken for ever.
-        if self.space.is_detached() {
+        if self.space.is_forked() {
             return;
         }
         let held = self.held.get_mut().unwrap_or_else(PoisonError::into_inner);

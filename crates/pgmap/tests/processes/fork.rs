@@ -1,4 +1,4 @@
-//! fork: the child gets the error that it is detached, whatever it calls, and takes nothing from
+//! fork: the child gets the error that it was forked, whatever it calls, and takes nothing from
 //! its parent; and a child that keeps a dead client's socket and ledger open does not keep its
 //! holds (T6).
 
@@ -104,33 +104,33 @@ fn fork_and_check(client: &Client) {
     assert_eq!(commands.next(), None);
 }
 
-/// The number of the first call that did not say "detached"; 0 when all did.
+/// The number of the first call that did not say "forked"; 0 when all did.
 fn first_wrong(inherited: &mut Inherited<'_>) -> i32 {
-    fn is_detached<T>(result: Result<T, Error>) -> bool {
-        matches!(result, Err(Error::Detached | Error::Pin(PinError::Detached)))
+    fn is_forked<T>(result: Result<T, Error>) -> bool {
+        matches!(result, Err(Error::Forked | Error::Pin(PinError::Forked)))
     }
     let Inherited { pin, writer, file, client, .. } = inherited;
     let answers = [
-        is_detached(client.get("a")),
-        is_detached(client.open("a")),
-        is_detached(client.create("x", 1, FolioSize::BestFit)),
-        is_detached(client.create_batch(Vec::new())),
-        is_detached(client.commit_batch(Vec::new()).map(|_| ()).and_then(|()| client.list())),
-        is_detached(client.unlink("a")),
-        is_detached(client.rename("a", "b", Replace::Yes)),
-        is_detached(client.truncate("a", 1, 0)),
-        is_detached(client.stat("a")),
-        is_detached(client.list()),
-        is_detached(client.pool_stat()),
-        is_detached(client.who(None)),
-        is_detached(file.pin_all()),
-        is_detached(file.pin(0, 1)),
-        is_detached(file.pin_for_device(0, 1)),
-        is_detached(file.pin_longterm(0, 1)),
-        is_detached(writer.write_all_at(0, b"x")),
+        is_forked(client.get("a")),
+        is_forked(client.open("a")),
+        is_forked(client.create("x", 1, FolioSize::BestFit)),
+        is_forked(client.create_batch(Vec::new())),
+        is_forked(client.commit_batch(Vec::new()).map(|_| ()).and_then(|()| client.list())),
+        is_forked(client.unlink("a")),
+        is_forked(client.rename("a", "b", Replace::Yes)),
+        is_forked(client.truncate("a", 1, 0)),
+        is_forked(client.stat("a")),
+        is_forked(client.list()),
+        is_forked(client.pool_stat()),
+        is_forked(client.who(None)),
+        is_forked(file.pin_all()),
+        is_forked(file.pin(0, 1)),
+        is_forked(file.pin_for_device(0, 1)),
+        is_forked(file.pin_longterm(0, 1)),
+        is_forked(writer.write_all_at(0, b"x")),
         // Nothing keeps the frames for the child once the parent lets go.
-        is_detached(pin.to_vec()),
-        is_detached(pin.read_at(0, &mut [0])),
+        is_forked(pin.to_vec()),
+        is_forked(pin.read_at(0, &mut [0])),
     ];
     answers.iter().position(|&is_right| !is_right).map_or(0, |place| place as i32 + 1)
 }
@@ -159,11 +159,11 @@ fn fork_and_pin(client: &Client) {
     let (reader, writer) = std::io::pipe().unwrap();
     let child = forked(|| {
         (&reader).read_exact(&mut [0]).unwrap();
-        i32::from(!matches!(pin(0), Err(Error::Pin(PinError::Detached))))
+        i32::from(!matches!(pin(0), Err(Error::Pin(PinError::Forked))))
     });
     pins.extend((64..400).map(|page| pin(page).unwrap()));
     (&writer).write_all(b"x").unwrap();
-    assert_eq!(wait_for(child), 0, "the child gets the error that it is detached");
+    assert_eq!(wait_for(child), 0, "the child gets the error that it was forked");
     support::say(pins.len());
     assert_eq!(support::commands().count(), 0);
 }
@@ -181,7 +181,7 @@ fn a_forked_child_that_pins_hides_no_pin_of_its_parent() {
 }
 
 #[test]
-fn scenario_33_a_forked_child_is_detached_and_its_parents_pins_stand() {
+fn scenario_33_a_forked_child_gets_errors_and_its_parents_pins_stand() {
     let (owner, _directory, socket) = support::serving_owner(POOL_BYTES);
     let client = owner.client().unwrap();
     support::put(&client, "a", &block::make(1, 3 << 20)).unwrap();
@@ -234,15 +234,15 @@ fn fork_under_owner() {
     let mut inherited = Some(owner);
     let child = forked(|| {
         let owner = inherited.take().unwrap();
-        let is_told = matches!(owner.client(), Err(Error::Detached))
-            && matches!(owner.serve(directory.path().join("t")), Err(Error::Detached))
-            && matches!(client.stat("a"), Err(Error::Detached))
+        let is_told = matches!(owner.client(), Err(Error::Forked))
+            && matches!(owner.serve(directory.path().join("t")), Err(Error::Forked))
+            && matches!(client.stat("a"), Err(Error::Forked))
             && owner.pagemap_at(0).is_none()
             && owner.info().size_bytes == 0;
         drop(owner);
         if is_told { 7 } else { 8 }
     });
-    assert_eq!(wait_within_bound(child), Some(7), "told that it is detached, and no hang");
+    assert_eq!(wait_within_bound(child), Some(7), "the error that it was forked, and no hang");
     support::put(&client, "a", b"the parent's owner goes on").unwrap();
     let owner: Owner = inherited.take().unwrap();
     assert_eq!(owner.info().nr_files, 1);

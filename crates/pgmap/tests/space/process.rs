@@ -426,10 +426,10 @@ fn fork_and_check(socket: &Path) {
     let pid = unsafe { libc::fork() };
     if pid == 0 {
         let inherited = space.take().unwrap();
-        let is_detached = |errno: i32| errno == libc::ECHILD;
+        let is_forked = |errno: i32| errno == libc::ECHILD;
         let read = inherited.read_at(at, &mut [0; 8]).map_err(|error| error.errno());
         let file = client.open("a").map(drop).map_err(|error| error.errno());
-        let good = read.is_err_and(is_detached) && file.is_err_and(is_detached);
+        let good = read.is_err_and(is_forked) && file.is_err_and(is_forked);
         drop(inherited);
         // What comes next ends the child by a signal, unless the mapping was inherited.
         if good {
