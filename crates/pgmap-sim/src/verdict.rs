@@ -5,7 +5,7 @@
 
 use pgmap::{ClientHold, Error, PinError, Refusal};
 
-use crate::changes::is_forbidden;
+use crate::changes::{DEADLINE_MS, is_forbidden};
 use crate::episode::Episode;
 use crate::machine::Pid;
 use crate::model::{End, PAGE};
@@ -179,6 +179,8 @@ impl Asked {
                     || self.was_stopped(episode)
                     || self.owner_lacked(episode, &[libc::EMFILE])
                     || is_at_door && self.owner_lacked(episode, &[libc::EAGAIN])
+                    // Another thread of its client was at the door of a busy owner all the while.
+                    || self.elapsed_ns(episode) >= DEADLINE_MS * NS_PER_MS
             }
             Error::TimedOut { .. } => true,
             Error::Os(_) => {
