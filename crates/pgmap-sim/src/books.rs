@@ -115,6 +115,8 @@ struct Entry {
     adrift_with: u32,
     /// Until which step somebody changed it, cut it, called a cut off.
     busy_until: u64,
+    /// When the last of those that have ended was answered.
+    answered_until: u64,
     nr_cuts: u32,
     cut_until: u64,
     called_off_until: u64,
@@ -255,11 +257,11 @@ impl Books {
                 entry.shape = Shape::Unknown;
             }
             match answered_at {
-                Some(step) if entry.nr_under_way == 0 && entry.adrift_with != owner => {
-                    entry.busy_until = step;
-                }
-                Some(_) => {}
+                Some(step) => entry.answered_until = entry.answered_until.max(step),
                 None => entry.adrift_with = owner,
+            }
+            if answered_at.is_some() && entry.nr_under_way == 0 && entry.adrift_with != owner {
+                entry.busy_until = entry.answered_until;
             }
         }
     }
