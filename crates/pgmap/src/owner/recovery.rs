@@ -313,6 +313,7 @@ mod tests {
     use std::path::Path;
     use std::sync::Arc;
 
+    use pgmap_mm::descriptor::FolioState;
     use pgmap_mm::extent::Extent;
 
     use super::*;
@@ -346,6 +347,35 @@ mod tests {
 
     fn is_current(core: &Core, extent: &Extent) -> bool {
         core.frames.vmemmap().load(extent.head_level, extent.first()) == Some(extent.life)
+    }
+
+    /// An owner is killed when it is on record that a frame failed, and before its descriptor says
+    /// so. The frame is cut out of its file also where it is the first of an extent. Story: it was
+    /// not, so that readers were told of a file that is being changed, for as long as it was there.
+    #[test]
+    fn a_frame_that_is_on_record_as_failed_is_cut_out_wherever_it_lies_in_an_extent() {
+        for nth in [0, 3, 7] {
+            let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+            let path = directory.path().join("pool");
+            let name = FileName::new("a").unwrap();
+            let mut core = open(&path);
+            let (client, attachment) = core.attach(Identity::own(), false).unwrap();
+            put(&mut core, client, &name, 8 * PAGE_BYTES);
+            let failed = core.files[&name].extents[0].run.start() + nth;
+            core.record(&[Change::Poisoned(failed)]).unwrap();
+            drop((core, attachment));
+
+            for start in 1..=2 {
+                let core = open(&path);
+                let extents = &core.files[&name].extents;
+                let of_failed = extents.iter().find(|extent| extent.run.start() == failed).unwrap();
+                assert_eq!(of_failed.run.nr_pages(), 1, "start {start}: {extents:?}");
+                let is_poisoned = |extent: &&Extent| extent.life.state() == FolioState::Poisoned;
+                assert_eq!(extents.iter().filter(is_poisoned).count(), 1, "{extents:?}");
+                assert!(is_poisoned(&of_failed));
+                assert!(extents.iter().all(|extent| is_current(&core, extent)), "{extents:?}");
+            }
+        }
     }
 
     /// A punch waits for a holder and readers know three pieces when the owner is killed. The file

@@ -88,10 +88,11 @@ impl PoolFrames {
         let is_withheld = extent.life.state() == FolioState::Quarantined;
         let partial = FolioFlags::PARTIAL;
         self.vmemmap().folios(extent.run).all(|(first, level, word)| {
-            if first == extent.first() {
-                return true;
-            }
             let folio = PfnRange::folio(first, level);
+            if first == extent.first() {
+                // Its word is the extent's. That it failed may be on record before that is said.
+                return extent.life.state() != FolioState::Live || !self.failed.overlaps(folio);
+            }
             match word.state() {
                 FolioState::Poisoned => {
                     self.failed.is_free(folio)
