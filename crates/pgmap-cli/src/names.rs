@@ -10,8 +10,8 @@ use std::path::Path;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use pgmap::Escaped;
 use pgmap::FileName;
-use pgmap::name::Escaped;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 /// A name in JSON: two fields, to be flattened into the object that has them.

@@ -1,7 +1,7 @@
 //! Sizes and names of the command line: what is read is written, and read again.
 
+use pgmap::Escaped;
 use pgmap::FileName;
-use pgmap::name::Escaped;
 
 #[path = "../../pgmap-cli/src/names.rs"]
 #[allow(dead_code, reason = "the command uses the rest")]

@@ -1,14 +1,10 @@
 //! ZONE_DEVICE for user space: one memory pool for all the processes of a machine.
 //!
-//! A block cannot be reused while anything still reads it, and a killed process gives everything
-//! back in milliseconds, with no time-outs to tune. An [`Owner`] has the pool and hands out frames;
-//! a [`Client`] creates, opens and pins files in it, in the owner's process or any other.
-//!
 //! ```
 //! use pgmap::{FolioSize, Owner, Pool, PoolOptions};
 //!
 //! let owner = Owner::start(Pool::create(&PoolOptions::anonymous(64 << 20))?)?;
-//! let client = owner.client()?;
+//! let client = owner.client()?; // in another process: Client::connect(socket)
 //!
 //! let mut writer = client.create("block", 2 << 20, FolioSize::Pages2M)?;
 //! writer.write_all_at(0, b"tokens")?;
@@ -22,19 +18,37 @@
 //! drop(pinned); // now the frames are free
 //! # Ok::<(), pgmap::Error>(())
 //! ```
+//!
+//! A block cannot be reused while anything still reads it, and a killed process gives everything
+//! back in milliseconds, with no time-outs to tune.
+//!
+//! | to do this | see |
+//! |---|---|
+//! | make a pool and serve it | [`Pool`], [`PoolOptions`], [`Owner`] |
+//! | create, find, cut and remove files, many at a time too | [`Client`], [`FileWriter`], [`File`] |
+//! | read what is pinned | [`FilePin`]; [`OwnedPin`], which keeps its client |
+//! | map files at addresses, and pin by address | [`AddressSpace`], [`Prot`], [`PinFlags`], [`mod@space`] |
+//! | hear what the owner wants, and what becomes of files | [`Event`], [`Subscription`] |
+//! | know why not | [`Error`], [`Refusal`], [`PinError`], [`SpaceError`] |
+//! | look at a pool from outside | [`Observer`], [`check`] |
+//!
+//! What is not documented here is internal, and may change in any release.
 
 pub(crate) mod client;
 mod deadline;
 mod device_watch;
-pub mod error;
+mod error;
 #[doc(hidden)]
 pub mod memory;
-pub mod metadata;
-pub mod name;
+mod metadata;
+mod name;
+#[doc(hidden)]
 pub mod owner;
+#[doc(hidden)]
 pub mod pool;
-pub mod refusal;
+mod refusal;
 pub mod space;
+#[doc(hidden)]
 pub mod wire;
 
 pub use client::Client;
@@ -46,27 +60,40 @@ pub use client::lanes::ThreadLanes;
 pub use client::options::{ConnectOptions, DEFAULT_DEADLINE, Replace};
 pub use client::owned::OwnedPin;
 pub use client::pinned::{FilePin, Segment};
+#[doc(hidden)]
 pub use client::side::ProcessSide;
 pub use client::subscription::{Notice, SubscribeOptions, Subscription};
 pub use client::writer::{FileWriter, OwnedWriter, Writer};
 pub use error::Error;
-pub use metadata::{Checksum, FileMetadata, UserMetadata};
-pub use name::FileName;
+pub use metadata::{Checksum, FileMetadata, MAX_METADATA_BYTES, UserMetadata};
+pub use name::{Escaped, FileName, MAX_NAME_BYTES};
+#[doc(inline)]
 pub use owner::Owner;
+#[doc(inline)]
 pub use owner::handle::HolderRegistration;
+#[doc(hidden)]
 pub use pgmap_mm as mm;
 pub use pgmap_mm::error::PinError;
+pub use pgmap_mm::gup::{GupError, GupFlags as PinFlags};
 pub use pgmap_mm::holder::{DrainReason, Holder as PoolHolder, HolderAnswer, HolderId, Requester};
 pub use pgmap_mm::ledger::Agent;
 pub use pgmap_mm::memory_type::MemoryType;
-pub use pgmap_mm::prot::Access;
+pub use pgmap_mm::mm::Placed;
+pub use pgmap_mm::prot::{Access, Prot};
+#[doc(hidden)]
 pub use pgmap_os as os;
 pub use pgmap_os::PageSize;
+#[doc(inline)]
 pub use pool::backing::BackingOptions;
+#[doc(inline)]
 pub use pool::check::{CheckOptions, CheckReport, Finding, check};
+#[doc(inline)]
 pub use pool::observer::Observer;
-pub use pool::{Durability, Pool, PoolOptions, Populate};
+#[doc(inline)]
+pub use pool::{Durability, MAX_POOL_BYTES, MIN_POOL_BYTES, Pool, PoolOptions, Populate};
 pub use refusal::{ClientHold, FreeOn, HoldKind, Refusal};
+pub use space::{AddressSpace, PinnedPages, SpaceError, SpaceLane};
+#[doc(inline)]
 pub use wire::{
     BackingInfo, CreateSpec, DeadClient, Event, FileChange, FileEvent, FileInfo, FileRules,
     FolioSize, LongtermRule, OnDeadline, Placement, PoolInfo, Shape,

@@ -41,7 +41,7 @@ impl FileName {
 
 impl FileName {
     /// Reads back what a name is displayed as: messages and a
-    /// [`ClientHold`](crate::refusal::ClientHold) carry names so. Returns `None` if the text is no
+    /// [`ClientHold`](crate::ClientHold) carry names so. Returns `None` if the text is no
     /// name's.
     #[must_use]
     pub fn unescape(shown: &str) -> Option<Self> {

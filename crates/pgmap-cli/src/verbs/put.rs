@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::ValueEnum;
-use pgmap::metadata::MAX_METADATA_BYTES;
+use pgmap::MAX_METADATA_BYTES;
 use pgmap::{
     Client, CreateSpec, FileName, FileRules, FileWriter, FolioSize, LongtermRule, Placement,
     UserMetadata,
