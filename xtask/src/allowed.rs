@@ -83,6 +83,7 @@ pub const ORDERING_FILES: &[&str] = &[
     "crates/pgmap-mm/src/pin/claims.rs",
     "crates/pgmap-mm/src/pin/client.rs",
     "crates/pgmap-mm/src/pin/lane.rs",
+    "crates/pgmap-mm/src/used.rs",
     "crates/pgmap-mm/src/vmemmap.rs",
     "crates/pgmap-mm/src/words.rs",
     "crates/pgmap-os/src/fork_guard.rs",

@@ -22,7 +22,7 @@ pub const MM_LAYERS: &[(&str, &[&str])] = &[
             "error",
         ],
     ),
-    ("metadata", &["vmemmap", "ledger", "index", "frames", "folio", "split", "pagemap"]),
+    ("metadata", &["vmemmap", "ledger", "index", "used", "frames", "folio", "split", "pagemap"]),
     ("holds", &["drain", "pin", "longterm"]),
     ("translation", &["page_table", "vma", "mm"]),
     ("access", &["fault", "gup", "holder", "admission", "lease"]),

@@ -82,6 +82,7 @@ const DETACH_EPOCH: usize = 3;
 const HIGH: usize = 4;
 const CLOSED: usize = 5;
 const BACKINGS: usize = 6;
+const GENERATION: usize = 7;
 // Words of an entry.
 const SEQUENCE: usize = 0;
 const HASH: usize = 1;
@@ -99,7 +100,7 @@ const WORDS_PER_EXTENT: usize = 3;
 /// stays 0, so that a reader who takes it for the entry that it once was finds no file there.
 const MORE_EXTENTS: usize = 4;
 
-const INDEX_MAGIC: u64 = u64::from_le_bytes(*b"pgmapIX2");
+const INDEX_MAGIC: u64 = u64::from_le_bytes(*b"pgmapIX3");
 
 /// How many buckets and slots an index has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +115,12 @@ impl IndexLayout {
     pub const fn for_files(max_files: usize) -> Self {
         let max_files = if max_files == 0 { 1 } else { max_files };
         Self { nr_buckets: max_files.next_power_of_two(), nr_slots: max_files + max_files / 8 + 2 }
+    }
+
+    /// Slots, of which the first is never used.
+    #[must_use]
+    pub const fn nr_slots(&self) -> usize {
+        self.nr_slots
     }
 
     /// Words the index needs, whole pages.

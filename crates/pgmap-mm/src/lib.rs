@@ -32,6 +32,7 @@ pub mod index;
 pub mod ledger;
 pub mod pagemap;
 pub mod split;
+pub mod used;
 pub mod vmemmap;
 
 // translation

@@ -192,6 +192,12 @@ pub trait WriteCounts: ReadCounts {
     /// When `index` is out of range.
     fn fetch_sub(&self, index: usize, by: u32, order: Ordering) -> u32;
 
+    /// Stores `value`.
+    ///
+    /// # Panics
+    /// When `index` is out of range.
+    fn store(&self, index: usize, value: u32, order: Ordering);
+
     /// Takes memory for `range`, as [`WriteWords::reserve`] does.
     ///
     /// # Panics
@@ -291,6 +297,11 @@ impl WriteCounts for HeapCounts {
     fn fetch_sub(&self, index: usize, by: u32, order: Ordering) -> u32 {
         self.counts[index].fetch_sub(by, order)
     }
+
+    #[inline]
+    fn store(&self, index: usize, value: u32, order: Ordering) {
+        self.counts[index].store(value, order);
+    }
 }
 
 macro_rules! forward_to_shared {
@@ -335,6 +346,10 @@ macro_rules! forward_to_shared {
             #[inline]
             fn fetch_sub(&self, index: usize, by: u32, order: Ordering) -> u32 {
                 (**self).fetch_sub(index, by, order)
+            }
+            #[inline]
+            fn store(&self, index: usize, value: u32, order: Ordering) {
+                (**self).store(index, value, order);
             }
             fn reserve(&self, range: Range<usize>) -> bool { (**self).reserve(range) }
         }

@@ -222,7 +222,7 @@ impl Episode {
     /// Frames were refused for a file of `len` bytes that was to lie there.
     pub fn check_no_place(&self, on: On, len: u64, from: u64, error: &Error) {
         match error {
-            Error::Refused(Refusal::NoSpaceOn { wanted_bytes, tried }) => {
+            Error::Refused(Refusal::NoSpaceOn { wanted_bytes, tried, .. }) => {
                 let names: Vec<&str> = tried.iter().map(|free| free.backing.as_str()).collect();
                 let has = |name: &str| names.contains(&name);
                 let is_complete = match on {

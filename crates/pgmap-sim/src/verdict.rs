@@ -404,7 +404,8 @@ impl Asked {
         verb: Verb<'_>,
         refusal: &Refusal,
     ) -> Result<(), String> {
-        let Refusal::NoSpace { wanted_bytes, free_bytes, longest_bytes, draining_bytes } = *refusal
+        let Refusal::NoSpace { wanted_bytes, free_bytes, longest_bytes, draining_bytes, .. } =
+            *refusal
         else {
             return Ok(());
         };

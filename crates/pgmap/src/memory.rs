@@ -490,6 +490,13 @@ impl WriteCounts for WritableCounts {
         old
     }
 
+    #[inline]
+    fn store(&self, index: usize, value: u32, order: Ordering) {
+        if sim::word() {
+            self.mapping.counts()[index].store(value, order);
+        }
+    }
+
     fn reserve(&self, range: Range<usize>) -> bool {
         let bytes = range.start as u64 * COUNT_BYTES..range.end as u64 * COUNT_BYTES;
         self.room.as_ref().is_none_or(|room| room.reserve(bytes))

@@ -146,7 +146,8 @@ pub enum Refusal {
     /// Not enough free frames, or only in too many pieces.
     #[error(
         "{wanted_bytes} bytes wanted, {free_bytes} free (longest run {longest_bytes}, waiting for \
-         holders {draining_bytes}); unlink files, or ask who holds the draining ones"
+         holders {draining_bytes}, evictable but held {evictable_held_bytes}); unlink files, or \
+         ask who holds these"
     )]
     NoSpace {
         /// Bytes asked for, rounded up to whole folios.
@@ -157,6 +158,8 @@ pub enum Refusal {
         longest_bytes: u64,
         /// Bytes that will be free when their last holders let go.
         draining_bytes: u64,
+        /// Bytes of files that could be evicted if nobody held them.
+        evictable_held_bytes: u64,
     },
     /// The file system behind the pool has no memory for frames that were free.
     #[error("the pool's backing has no memory: {why}")]
@@ -269,7 +272,8 @@ pub enum Refusal {
     },
     /// None of the backings that were allowed has the frames, or only in too many pieces.
     #[error(
-        "{wanted_bytes} bytes wanted; {}; unlink files there, or allow another backing",
+        "{wanted_bytes} bytes wanted; {}; evictable but held {evictable_held_bytes}; unlink files \
+         there, or allow another backing",
         tried.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
     )]
     NoSpaceOn {
@@ -277,6 +281,8 @@ pub enum Refusal {
         wanted_bytes: u64,
         /// The backings that were tried, in order.
         tried: Vec<FreeOn>,
+        /// Bytes of files there that could be evicted if nobody held them.
+        evictable_held_bytes: u64,
     },
     /// The owner that was asked first was lost before it answered, and may have done it; its
     /// successor did not, or the client could ask none. Said by the client, never by an owner.

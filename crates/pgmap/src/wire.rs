@@ -139,6 +139,9 @@ pub struct FileRules {
     pub is_raw: bool,
     /// Not to be pinned for writing.
     pub is_read_only: bool,
+    /// Whether the owner may evict it, when a create needs room and nobody holds it: 0 for never;
+    /// of the others, files of lower priority go first.
+    pub evict_priority: u8,
 }
 
 impl FileRules {
@@ -236,6 +239,8 @@ pub enum Request {
     Abort(Vec<u64>),
     /// Take names away; the frames follow when their last holder lets go.
     Unlink(Vec<FileName>),
+    /// Take names away, and the frames with them, of files that nobody holds.
+    UnlinkUnlessHeld(Vec<FileName>),
     /// Give a file another name.
     Rename {
         /// The name it has.
@@ -402,6 +407,7 @@ impl Request {
             Self::Create(_)
                 | Self::Commit(_)
                 | Self::Unlink(_)
+                | Self::UnlinkUnlessHeld(_)
                 | Self::Rename { .. }
                 | Self::Truncate { .. }
                 | Self::Punch { .. }
@@ -423,6 +429,7 @@ impl Request {
             self,
             Self::Commit(_)
                 | Self::Unlink(_)
+                | Self::UnlinkUnlessHeld(_)
                 | Self::Rename { .. }
                 | Self::Truncate { .. }
                 | Self::Punch { .. }
@@ -446,6 +453,7 @@ impl Request {
             Self::Commit(_) => "commit",
             Self::Abort(_) => "abort",
             Self::Unlink(_) => "unlink",
+            Self::UnlinkUnlessHeld(_) => "unlink unless held",
             Self::Rename { .. } => "rename",
             Self::Truncate { .. } => "truncate",
             Self::Punch { .. } => "punch",
@@ -549,7 +557,7 @@ pub enum Reply {
     },
     /// To Abort, Rename, Truncate and Leave.
     Done,
-    /// To Unlink.
+    /// To Unlink and UnlinkUnlessHeld.
     Unlinked(Vec<Result<(), Refusal>>),
     /// To Locate: the file's index entry and name.
     Located {

@@ -49,7 +49,7 @@ impl Condition {
     /// Looks at a file, until `max_failed` failed pages were found.
     pub fn of(client: &Client, name: &[u8], max_failed: usize) -> Self {
         let unknown = Self { state: State::Unknown, failed: Vec::new() };
-        let Ok(file) = client.open(name) else { return unknown };
+        let Ok(file) = client.inspect(name) else { return unknown };
         let mut failed = Vec::new();
         let mut is_known = true;
         let mut ranges = vec![(0, file.len_bytes())];
@@ -85,7 +85,7 @@ impl Condition {
 /// Whether a file's first page may be pinned long-term without asking; `None` if that cannot be
 /// told.
 pub fn is_longterm_free(client: &Client, name: &[u8]) -> Option<bool> {
-    let file: File<'_> = client.open(name).ok()?;
+    let file: File<'_> = client.inspect(name).ok()?;
     match file.pin_longterm(0, 1) {
         Ok(pin) => pin.segments().next().map(|_| true),
         Err(Error::Pin(PinError::NeedsConsent { .. })) => Some(false),

@@ -14,9 +14,10 @@ use crate::verbs::condition::{Condition, State};
 
 /// List the files
 ///
-/// Sorted by name. FOLIOS counts those of 4 KiB, 2 MiB and 1 GiB. STATE is live, poisoned (memory
-/// under it failed; `pgmap stat NAME` says where) or raw (mapped, never pinned); for it each file
-/// is pinned for a moment, as a reader would.
+/// Sorted by name. FOLIOS counts those of 4 KiB, 2 MiB and 1 GiB. EVICT is the priority of files
+/// that may be evicted to make room, the lowest first. STATE is live, poisoned (memory under it
+/// failed; `pgmap stat NAME` says where) or raw (mapped, never pinned); for it each file is pinned
+/// for a moment, as a reader would.
 #[derive(Debug, clap::Args)]
 pub struct Ls {
     /// List the pool whose data is PATH, a device or a file, without its server
@@ -54,6 +55,18 @@ pub struct FileRow {
     pub metadata: Exact,
     /// The CRC-32C of its contents, if one was asked for.
     pub checksum: Option<u32>,
+    /// In which order it is evicted when others need room, the lowest first; 0 for never.
+    pub evict_priority: u8,
+}
+
+impl FileRow {
+    /// Its priority as people read it.
+    pub fn evictable(&self) -> String {
+        match self.evict_priority {
+            0 => "-".into(),
+            priority => priority.to_string(),
+        }
+    }
 }
 
 impl FileRow {
@@ -72,6 +85,7 @@ impl FileRow {
             state,
             metadata: Exact::metadata(info.metadata.user.as_bytes()),
             checksum: info.metadata.checksum,
+            evict_priority: info.evict_priority,
         }
     }
 }
@@ -97,6 +111,7 @@ impl Show for Listing {
             ("ALLOCATED", Side::Right),
             ("EXTENTS", Side::Right),
             ("FOLIOS 4K/2M/1G", Side::Right),
+            ("EVICT", Side::Right),
             ("STATE", Side::Left),
         ]);
         for file in &self.files {
@@ -106,6 +121,7 @@ impl Show for Listing {
                 units.bytes(file.allocated_bytes),
                 file.nr_extents.to_string(),
                 format!("{}/{}/{}", file.nr_folios_4k, file.nr_folios_2m, file.nr_folios_1g),
+                file.evictable(),
                 file.state.name().into(),
             ]);
         }

@@ -53,6 +53,17 @@ pub struct Put {
     /// Let nobody pin it for writing
     #[arg(long = "read-only")]
     is_read_only: bool,
+    /// Let the owner evict it when others need room and nobody holds it: the least recently used of
+    /// the lowest PRIORITY (1 to 255) first
+    #[arg(
+        long,
+        value_name = "PRIORITY",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "1",
+        value_parser = clap::value_parser!(u8).range(1..)
+    )]
+    evictable: Option<u8>,
     /// Lie on this backing and on no other; again for the next one to try
     #[arg(long, value_name = "BACKING", conflicts_with = "prefer")]
     only: Vec<String>,
@@ -263,6 +274,7 @@ impl Put {
                 longterm: self.longterm.into(),
                 is_raw: self.is_raw,
                 is_read_only: self.is_read_only,
+                evict_priority: self.evictable.unwrap_or(0),
             },
             placement: self.placement(),
             metadata: self.metadata()?,

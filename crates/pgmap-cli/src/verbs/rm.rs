@@ -20,6 +20,9 @@ pub struct Rm {
     /// Names in the pool
     #[arg(required = true, value_name = "NAME")]
     names: Vec<OsString>,
+    /// Leave alone what somebody holds
+    #[arg(long = "unless-held")]
+    is_unless_held: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -90,7 +93,11 @@ impl Rm {
             }
         }
         for batch in names.chunks(MAX_BATCH) {
-            let results = match client.unlink_batch(batch.to_vec()) {
+            let batch_results = match self.is_unless_held {
+                true => client.unlink_unless_held_batch(batch.to_vec()),
+                false => client.unlink_batch(batch.to_vec()),
+            };
+            let results = match batch_results {
                 Ok(results) => results,
                 Err(error) => {
                     done.end_with(error.into());

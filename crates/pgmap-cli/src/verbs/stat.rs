@@ -49,6 +49,7 @@ impl Show for FileStat {
         table.fact("folios of 4 KiB", file.nr_folios_4k);
         table.fact("folios of 2 MiB", file.nr_folios_2m);
         table.fact("folios of 1 GiB", file.nr_folios_1g);
+        table.fact("evictable", file.evictable());
         table.fact("state", file.state.name());
         if let Some(metadata) = file.metadata.shown() {
             table.fact("metadata", metadata);
@@ -96,12 +97,15 @@ impl Show for PoolStat {
             ("quarantined", pool.quarantined_bytes),
             ("poisoned", pool.poisoned_bytes),
             ("orphaned", pool.orphaned_bytes),
+            ("evictable", pool.evictable_bytes),
+            ("evicted so far", pool.evicted_bytes),
             ("backed by memory", pool.backed_bytes),
             ("metadata", pool.metadata_bytes),
         ] {
             table.fact(what, units.bytes(bytes));
         }
         table.fact("files", pool.nr_files);
+        table.fact("files evicted so far", pool.nr_evicted);
         table.fact("folios of 4 KiB", self.nr_folios_4k);
         table.fact("folios of 2 MiB", self.nr_folios_2m);
         table.fact("folios of 1 GiB", self.nr_folios_1g);

@@ -1,7 +1,7 @@
 //! What an index says of the pool as a whole: how often frames were detached, how often its
-//! backings changed, and whether the owner is done with the memory.
+//! backings changed, how many files were listed, and whether the owner is done with the memory.
 
-use super::{BACKINGS, CLOSED, DETACH_EPOCH, IndexReader, IndexWriter};
+use super::{BACKINGS, CLOSED, DETACH_EPOCH, GENERATION, IndexReader, IndexWriter};
 use crate::sync::Ordering;
 use crate::words::{ReadWords, WriteWords};
 
@@ -22,6 +22,13 @@ impl<W: ReadWords> IndexReader<W> {
         self.words.load(BACKINGS, Ordering::Acquire)
     }
 
+    /// The present generation: how many files were listed, as marks of use say it.
+    #[inline]
+    pub fn generation(&self) -> u64 {
+        // Relaxed: a number for the order of uses, see `used`.
+        self.words.load(GENERATION, Ordering::Relaxed)
+    }
+
     /// Whether the owner is done with the memory, and nobody may use it any more.
     #[must_use]
     pub fn is_closed(&self) -> bool {
@@ -35,6 +42,20 @@ impl<W: WriteWords> IndexWriter<W> {
     pub fn close(&self) {
         // Release: pairs with Acquire in `IndexReader::is_closed`.
         self.words.store(CLOSED, 1, Ordering::Release);
+    }
+
+    /// Begins a generation, and returns the one that ends with it.
+    pub fn begin_generation(&self) -> u64 {
+        // Relaxed: only the owner stores it; see `used`.
+        let ended = self.words.load(GENERATION, Ordering::Relaxed);
+        self.words.store(GENERATION, ended.wrapping_add(1), Ordering::Relaxed);
+        ended
+    }
+
+    /// The present generation.
+    pub fn generation(&self) -> u64 {
+        // Relaxed: as above.
+        self.words.load(GENERATION, Ordering::Relaxed)
     }
 
     /// Takes note that the pool's backings changed.

@@ -10,6 +10,7 @@
     reason = "a fixture that is not there fails the test"
 )]
 
+mod get_vs_evict;
 mod gup;
 mod index_lookup;
 mod lanes_and_marks;

@@ -132,6 +132,10 @@ impl WriteCounts for NoCounts {
     fn fetch_sub(&self, _: usize, _: u32, _: Ordering) -> u32 {
         unreachable!("no count is taken")
     }
+
+    fn store(&self, _: usize, _: u32, _: Ordering) {
+        unreachable!("no count is taken")
+    }
 }
 
 #[derive(Debug, Default)]

@@ -178,6 +178,10 @@ impl WriteCounts for SparseCounts {
     fn fetch_sub(&self, index: usize, by: u32, order: Ordering) -> u32 {
         self.mapped(index).fetch_sub(by, order)
     }
+
+    fn store(&self, index: usize, value: u32, order: Ordering) {
+        self.mapped(index).store(value, order);
+    }
 }
 
 /// The owner's doorbell: rung by clients, waited for by the owner. A drain that waits for a bell

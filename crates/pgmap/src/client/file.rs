@@ -8,8 +8,9 @@ use pgmap_mm::ledger::Agent;
 use pgmap_mm::pin::ClientSide;
 use pgmap_mm::prot::Access;
 
+use crate::client::Client;
+use crate::client::look_up::MAX_ATTEMPTS;
 use crate::client::pinned::{FilePin, Term};
-use crate::client::{Client, MAX_ATTEMPTS};
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::metadata::{FileMetadata, UserMetadata};
@@ -199,10 +200,12 @@ impl<'c> File<'c> {
         agent: Agent,
         term: Term,
     ) -> Result<FilePin<'c>, Error> {
-        for _ in 0..MAX_ATTEMPTS {
+        for attempt in 0..MAX_ATTEMPTS {
             let entry = self.client.reread(&self.entry)?;
             match self.take_from(&entry, range, agent, term) {
-                Err(Error::Pin(PinError::Changed { .. })) => {}
+                Err(Error::Pin(PinError::Changed { .. })) => {
+                    self.client.wait_if_shut(attempt, &entry)?;
+                }
                 result => return result,
             }
         }

@@ -8,6 +8,7 @@ pub(crate) mod file;
 pub(crate) mod lanes;
 pub(crate) mod link;
 pub(crate) mod local;
+mod look_up;
 pub(crate) mod options;
 pub(crate) mod owned;
 pub(crate) mod pinned;
@@ -24,29 +25,25 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use pgmap_mm::drain::ClientId;
-use pgmap_mm::index::{FileEntry, IndexLayout, IndexReader, Lookup};
+use pgmap_mm::index::{IndexLayout, IndexReader};
 use pgmap_mm::ledger::LedgerLayout;
 use pgmap_mm::level::{Level, PAGE_BYTES};
-use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::pin::{ClientSide, Pinner};
+use pgmap_mm::used::UsedMarks;
 use pgmap_mm::vmemmap::{Vmemmap, VmemmapLayout};
 use pgmap_os::sync::Mutex;
 use pgmap_os::{Membarrier, MemoryFile, ParentFd, ReadMapping, WriteMapping};
 
 use crate::client::backings::Mapped;
 use crate::client::events::Events;
-use crate::client::file::File;
 use crate::client::link::{Failed, Link, Remote, Trust};
 use crate::client::local::{Handed, LocalOwner};
 use crate::client::options::{ConnectOptions, DEFAULT_DEADLINE, Replace, default_label};
-use crate::client::owned::OwnedPin;
-use crate::client::pinned::FilePin;
 use crate::client::side::ProcessSide;
 use crate::client::writer::{FileWriter, OwnedWriter};
-use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::memory::{Readable, Writable, WritableCounts};
-use crate::name::{Escaped, FileName};
+use crate::name::FileName;
 use crate::pool::LedgerFile;
 use crate::refusal::{ClientHold, Refusal};
 use crate::wire::{
@@ -54,8 +51,6 @@ use crate::wire::{
     Reply, Request, Welcome,
 };
 
-/// Attempts of an open or get while the owner changes the file under it.
-const MAX_ATTEMPTS: usize = 16;
 /// How much longer than its own deadline a truncate or punch waits for the answer, at most.
 const CUT_GRACE: Duration = Duration::from_secs(2);
 
@@ -70,6 +65,8 @@ pub(crate) struct Inner {
     pub is_flushed: bool,
     pub events: Events,
     index: IndexReader<Readable>,
+    /// What it says that it used.
+    used: UsedMarks<WritableCounts>,
     /// Its lock says that this client lives. Dropped before the connection: who hears of the end of
     /// that finds the lock free.
     ledger: ParentFd,
@@ -186,9 +183,11 @@ impl Client {
             reopened => reopened?,
         });
         let ledger_layout = LedgerLayout::new(&layout);
-        let parts = LedgerFile::new(&ledger_layout);
+        let parts = LedgerFile::new(&ledger_layout, &index_layout);
         let words = WriteMapping::map(&ledger, 0, parts.words_bytes)?;
         let counts = WriteMapping::map(&ledger, parts.words_bytes, parts.counts_bytes)?;
+        let used = WriteMapping::map(&ledger, parts.used_start, parts.used_bytes)?;
+        let used = WritableCounts::over_file(used, Arc::clone(&ledger), parts.used_start);
         let vmemmap = Vmemmap::new(layout, Readable(vmemmap))
             .ok_or_else(|| malformed("a descriptor file that is too short for the pool"))?;
         let side = ProcessSide::new(
@@ -210,6 +209,7 @@ impl Client {
             is_flushed: welcome.is_flushed,
             events: Events::default(),
             index,
+            used: UsedMarks::new(parts.used, used),
             // A forked child is not this client, and must not keep it alive.
             ledger: ParentFd::new(handed.ledger),
             link,
@@ -365,137 +365,21 @@ impl Client {
         one(self.create_all(vec![spec], || self.clone())?)?
     }
 
-    /// Finds a file by name, without a call unless the owner keeps changing the index there: then
-    /// it is asked, for no longer than [`set_deadline`](Self::set_deadline) says in all.
-    ///
-    /// # Errors
-    /// [`Refusal::NotFound`] and [`Refusal::BadName`] as [`Error::Refused`]; [`Error::TimedOut`].
-    pub fn open(&self, name: impl AsRef<[u8]>) -> Result<File<'_>, Error> {
-        let entry = self.look_up(name.as_ref())?;
-        Ok(File::new(self, entry))
-    }
-
-    /// Finds a file by name and pins all of it, with a call only where [`Self::open`] makes one.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open) and [`File::pin`].
-    pub fn get(&self, name: impl AsRef<[u8]>) -> Result<FilePin<'_>, Error> {
-        let name = name.as_ref();
-        for _ in 0..MAX_ATTEMPTS {
-            let entry = self.look_up(name)?;
-            match FilePin::take_all(self, &entry) {
-                Err(Error::Pin(pgmap_mm::error::PinError::Changed { .. })) => {}
-                result => return result,
-            }
-        }
-        Err(self.why_changing(name))
-    }
-
-    /// As [`get`](Self::get), and never with a call: `None` where one would be needed.
-    ///
-    /// # Errors
-    /// As [`get`](Self::get).
-    pub fn try_get(&self, name: impl AsRef<[u8]>) -> Result<Option<FilePin<'_>>, Error> {
-        let (inner, name) = (&self.inner, name.as_ref());
-        for _ in 0..MAX_ATTEMPTS {
-            // Looked at where it is: copying an entry costs as much as pinning what it names.
-            let found = inner.index.lookup(name);
-            let entry = match &found {
-                Lookup::Found(entry) => entry,
-                Lookup::Absent => return Err(absent(name)),
-                Lookup::Busy => return Ok(None),
-            };
-            let is_mapped = |run: PfnRange| run.byte_range().end <= inner.backings.end_bytes();
-            let mut frames = entry.extents.iter().filter(|extent| !extent.is_hole());
-            if !frames.all(|extent| is_mapped(extent.run)) {
-                return Ok(None);
-            }
-            match FilePin::take_all(self, entry) {
-                Err(Error::Pin(pgmap_mm::error::PinError::Changed { .. })) => {}
-                result => return result.map(Some),
-            }
-        }
-        Ok(None)
-    }
-
-    /// As [`get`](Self::get), with a pin that has a clone of the client.
-    ///
-    /// # Errors
-    /// The same.
-    pub fn get_owned(&self, name: impl AsRef<[u8]>) -> Result<OwnedPin, Error> {
-        Ok(self.get(name)?.into_owned())
-    }
-
-    /// As [`try_get`](Self::try_get), with a pin that has a clone of the client.
-    ///
-    /// # Errors
-    /// The same.
-    pub fn try_get_owned(&self, name: impl AsRef<[u8]>) -> Result<Option<OwnedPin>, Error> {
-        Ok(self.try_get(name)?.map(FilePin::into_owned))
-    }
-
-    fn look_up(&self, name: &[u8]) -> Result<FileEntry, Error> {
-        if self.inner.pinner.side().is_forked() {
-            return Err(Error::Forked);
-        }
-        match self.inner.index.lookup(name) {
-            Lookup::Found(entry) => Ok(entry),
-            Lookup::Absent => Err(absent(name)),
-            Lookup::Busy => self.look_up_slowly(name),
-        }
-    }
-
-    /// Asks the owner where a file is, when its index was too busy to tell.
-    #[cold]
-    fn look_up_slowly(&self, name: &[u8]) -> Result<FileEntry, Error> {
-        let deadline = Deadline::after(self.deadline());
-        for _ in 0..MAX_ATTEMPTS {
-            let stat = Request::Stat(FileName::new(name)?);
-            let id = match self.call_within(stat, deadline.left())? {
-                Reply::Stat(info) => info.id,
-                reply => return Err(unexpected(&reply)),
-            };
-            if let Some(entry) = self.locate(id, deadline.left())? {
-                return Ok(entry);
-            }
-        }
-        let doing = "changed again and again".into();
-        Err(Refusal::InUse { name: Escaped(name).to_string(), doing }.into())
-    }
-
-    /// Reads a file's entry again: in the index where it was, else where the owner says it is.
-    pub(crate) fn reread(&self, old: &FileEntry) -> Result<FileEntry, Error> {
-        if let Lookup::Found(entry) = self.inner.index.reread(old.entry, old.id) {
-            return Ok(entry);
-        }
-        let deadline = Deadline::after(self.deadline());
-        for _ in 0..MAX_ATTEMPTS {
-            if let Some(entry) = self.locate(old.id.0, deadline.left())? {
-                return Ok(entry);
-            }
-        }
-        Err(Refusal::Stale { id: old.id.0 }.into())
-    }
-
-    fn locate(&self, id: u64, limit: Duration) -> Result<Option<FileEntry>, Error> {
-        match self.call_within(Request::Locate(id), limit)? {
-            Reply::Located { entry, .. } => {
-                let entry = pgmap_mm::index::EntryId::from_number(entry);
-                match self.inner.index.reread(entry, pgmap_mm::index::FileId(id)) {
-                    Lookup::Found(entry) => Ok(Some(entry)),
-                    Lookup::Absent | Lookup::Busy => Ok(None),
-                }
-            }
-            reply => Err(unexpected(&reply)),
-        }
-    }
-
     /// Takes a name away at once. The frames are free when the last hold of them is gone.
     ///
     /// # Errors
     /// [`Refusal::NotFound`] as [`Error::Refused`].
     pub fn unlink(&self, name: impl AsRef<[u8]>) -> Result<(), Error> {
         one(self.unlink_batch(vec![FileName::new(name)?])?)?
+    }
+
+    /// As [`unlink`](Self::unlink), if nobody holds any of the file: else it stays as it is. This
+    /// is how the owner evicts.
+    ///
+    /// # Errors
+    /// [`Refusal::NotFound`]; [`Refusal::Held`] names who holds it.
+    pub fn unlink_unless_held(&self, name: impl AsRef<[u8]>) -> Result<(), Error> {
+        one(self.unlink_unless_held_batch(vec![FileName::new(name)?])?)?
     }
 
     /// Gives a file another name. With `Replace::Yes` it takes the place of a file that has it.
@@ -647,15 +531,6 @@ impl Client {
 
     pub(crate) fn abort_ids(&self, ids: Vec<u64>) {
         self.post(Request::Abort(ids));
-    }
-}
-
-/// No file is called `name`, or can be.
-#[cold]
-fn absent(name: &[u8]) -> Error {
-    match FileName::new(name) {
-        Ok(name) => Refusal::NotFound { name: name.to_string() }.into(),
-        Err(bad) => bad.into(),
     }
 }
 

@@ -12,19 +12,23 @@ use pgmap_mm::barrier::BarrierMode;
 use pgmap_mm::drain::{ClientId, Held};
 use pgmap_mm::ledger::{Agent, Hold, HoldPlace, LedgerReader, ScanPlace};
 use pgmap_mm::runs::SortedRuns;
+use pgmap_mm::used::UsedReader;
 use pgmap_os::{MemoryFile, ReadMapping, disk, file_lock, process};
 
 use crate::error::Error;
 use crate::memory::{LedgerCounts, LedgerWords};
 use crate::owner::core::Core;
 use crate::owner::scans::STEP_SLOTS;
+use crate::pool::Durability;
 use crate::pool::catalog::Change;
-use crate::pool::{Durability, LedgerFile};
 use crate::refusal::Refusal;
 use crate::wire::Welcome;
 
 /// One client's ledger as the owner reads it.
 pub(crate) type Ledger = LedgerReader<LedgerWords, LedgerCounts>;
+
+/// What a client says that it used, as the owner reads it.
+pub(crate) type Used = UsedReader<LedgerCounts>;
 
 /// Whose client it is.
 #[derive(Debug)]
@@ -61,6 +65,8 @@ impl Identity {
 pub(crate) struct ClientRecord {
     pub identity: Identity,
     pub ledger: Ledger,
+    /// What it says that it used.
+    pub used: Used,
     /// The owner's own description of the ledger's file, to ask about the client's lock.
     pub file: Arc<MemoryFile>,
     /// Whether it has a connection, or is a client of this process.
@@ -135,10 +141,12 @@ impl Core {
         let file = Arc::new(file);
         self.pool.keep_spare_ledger();
         let welcome = self.welcome(id, is_registered);
-        let ledger = self.map_ledger(&file)?.in_mode(welcome.barrier_mode());
+        let (ledger, used) = self.map_ledger(&file)?;
+        let ledger = ledger.in_mode(welcome.barrier_mode());
         let record = ClientRecord {
             identity,
             ledger,
+            used,
             file,
             is_connected: true,
             may_hold: None,
@@ -148,18 +156,21 @@ impl Core {
         Ok((id, Attachment { welcome, ledger: theirs }))
     }
 
-    pub(crate) fn map_ledger(&self, file: &Arc<MemoryFile>) -> Result<Ledger, Error> {
+    pub(crate) fn map_ledger(&self, file: &Arc<MemoryFile>) -> Result<(Ledger, Used), Error> {
         let layout = self.pool.ledger_layout();
-        let parts = LedgerFile::new(&layout);
+        let parts = self.pool.ledger_file();
         let words = ReadMapping::map(file, 0, parts.words_bytes)?;
         let counts = ReadMapping::map(file, parts.words_bytes, parts.counts_bytes)?;
+        let used = ReadMapping::map(file, parts.used_start, parts.used_bytes)?;
         let whole_bytes = parts.len_bytes;
+        let used = LedgerCounts::new(used, file, parts.used_start, whole_bytes);
         let words = LedgerWords::new(words, file, 0, whole_bytes);
         let counts = LedgerCounts::new(counts, file, parts.words_bytes, whole_bytes);
-        LedgerReader::new(layout, words, counts).ok_or_else(|| Error::BadPool {
+        let ledger = LedgerReader::new(layout, words, counts).ok_or_else(|| Error::BadPool {
             pool: "ledger".into(),
             why: format!("{} is too short", file.name()),
-        })
+        })?;
+        Ok((ledger, UsedReader::new(parts.used, used)))
     }
 
     /// What a client gets to know of the pool.
@@ -250,6 +261,7 @@ impl Core {
         } else {
             self.remove_ledger(id);
         }
+        self.evictables.client_left(client.used);
         // Whoever waited for it need wait no longer.
         self.look_at_all();
     }
@@ -261,7 +273,7 @@ impl Core {
         // What was cut off inside a page reads as zero, so the length is asked for as well. A memfd
         // is sealed, and keeps it.
         let whole_bytes = match self.pool.directory() {
-            Some(_) => LedgerFile::new(&self.pool.ledger_layout()).len_bytes,
+            Some(_) => self.pool.ledger_file().len_bytes,
             None => 0,
         };
         let is_lost = |(_, client): &(&ClientId, &ClientRecord)| {
@@ -311,7 +323,7 @@ impl Core {
     /// The frames that a device of a dead client may still write to beside those of which its
     /// ledger says so.
     fn may_still_hold(&self, client: &ClientRecord) -> SortedRuns {
-        let whole_bytes = LedgerFile::new(&self.pool.ledger_layout()).len_bytes;
+        let whole_bytes = self.pool.ledger_file().len_bytes;
         match &client.may_hold {
             Some(may_hold) => may_hold.clone(),
             None if client.ledger.is_lost() || client.file.len_bytes() < whole_bytes => {

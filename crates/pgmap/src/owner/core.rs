@@ -39,6 +39,7 @@ use crate::owner::dead_devices::DeadClients;
 use crate::owner::departures::Departure;
 use crate::owner::devices::Attempts;
 use crate::owner::drains::PendingDrain;
+use crate::owner::evictables::Evictables;
 use crate::owner::frames::{Listed, PoolFrames};
 use crate::owner::holders::HolderLine;
 use crate::owner::leases::PendingLease;
@@ -182,6 +183,8 @@ pub struct Core {
     pub(crate) events: Vec<(ClientId, Event)>,
     /// Who follows what becomes of files.
     pub(crate) subscribers: Subscribers,
+    /// Files that may be evicted.
+    pub(crate) evictables: Evictables,
     next_ticket: u64,
 }
 
@@ -238,6 +241,7 @@ impl Core {
             answers: Vec::new(),
             events: Vec::new(),
             subscribers: Subscribers::default(),
+            evictables: Evictables::default(),
             next_ticket: 0,
             pool,
         };
@@ -278,6 +282,7 @@ impl Core {
             Request::Commit(ids) => answer(self.commit(client, &ids)),
             Request::Abort(ids) => answer(self.abort(client, &ids)),
             Request::Unlink(names) => answer(self.unlink(&names)),
+            Request::UnlinkUnlessHeld(names) => answer(self.unlink_unless_held(&names)),
             Request::Rename { from, to, replace } => answer(self.rename(&from, to, replace)),
             Request::Truncate { name, len_bytes, deadline_ms, on_deadline } => {
                 self.truncate(name, len_bytes, Patience { wait_ms: deadline_ms, on_deadline })

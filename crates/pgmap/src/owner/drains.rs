@@ -122,7 +122,7 @@ impl Core {
         self.reclaim_some();
     }
 
-    fn took_one_out(&mut self, drain: Drain, fading: Option<Arc<Fading>>) {
+    pub(crate) fn took_one_out(&mut self, drain: Drain, fading: Option<Arc<Fading>>) {
         // The usual case, which has nothing to wait for and nobody to ask.
         if drain.is_idle() {
             drain.runs().iter().for_each(|run| self.frames.release(run));
@@ -236,13 +236,17 @@ impl Core {
     /// Whether scans or drains are left to look at in further steps.
     #[must_use]
     pub fn is_looking(&self) -> bool {
-        self.nr_to_look_at > 0 || !self.scans.is_empty() || !self.burials.is_empty()
+        self.nr_to_look_at > 0
+            || !self.scans.is_empty()
+            || !self.burials.is_empty()
+            || self.evictables.has_left()
     }
 
     /// Looks at a step's worth of what is left to look at. Frees a step's worth of what is idle.
     pub fn look_on(&mut self) {
         self.expire_leases();
         self.bury_some();
+        self.read_last_uses();
         self.scan_some();
         let mut left = STEP_HOLDS;
         while left > 0 && self.nr_to_look_at > 0 {
@@ -402,6 +406,7 @@ impl Core {
         !self.drains.is_empty()
             || !self.scans.is_empty()
             || !self.burials.is_empty()
+            || self.evictables.has_left()
             || self.frames.has_backlog()
             || self.is_restoring()
             || self.has_takedowns()

@@ -18,6 +18,7 @@ use pgmap_os::{LongTerm, MemoryFile, MemoryKind, Persistence};
 use crate::metadata::{FileMetadata, UserMetadata};
 use crate::name::FileName;
 use crate::owner::core::{Core, DraftRecord, FileRecord, Outcome, bytes};
+use crate::owner::evict::{Eviction, Want};
 use crate::owner::frames::MAX_FILE_EXTENTS;
 use crate::owner::part_drains::DRAINED;
 use crate::owner::populate::STEP_PAGES;
@@ -28,7 +29,7 @@ use crate::wire::{
     MAX_REPLY_EXTENTS, Reply, extents_to_words,
 };
 
-fn checked_batch(nr_items: usize) -> Result<(), Refusal> {
+pub(crate) fn checked_batch(nr_items: usize) -> Result<(), Refusal> {
     if nr_items > MAX_BATCH {
         return Err(Refusal::TooMuch {
             what: "items of a batch".into(),
@@ -40,10 +41,11 @@ fn checked_batch(nr_items: usize) -> Result<(), Refusal> {
 }
 
 /// What is left for the rest of a batch: extents of the answer, and frames whose memory is taken at
-/// once.
+/// once. And what was evicted for it.
 struct Room {
     nr_extents: usize,
     nr_pages: u64,
+    eviction: Eviction,
 }
 
 impl Core {
@@ -55,7 +57,8 @@ impl Core {
         specs: Vec<CreateSpec>,
     ) -> Result<Outcome, Refusal> {
         checked_batch(specs.len())?;
-        let mut room = Room { nr_extents: MAX_REPLY_EXTENTS, nr_pages: STEP_PAGES };
+        let (nr_extents, nr_pages) = (MAX_REPLY_EXTENTS, STEP_PAGES);
+        let mut room = Room { nr_extents, nr_pages, eviction: Eviction::default() };
         let mut drafts = Vec::with_capacity(specs.len());
         let mut todo = Vec::new();
         for spec in specs {
@@ -96,7 +99,10 @@ impl Core {
         let extents = match pages {
             // An empty file has no frames, and its number from the stamp as any other.
             0 => Vec::new(),
-            _ => self.reserve(pages, sizing, stamp, &order)?,
+            _ => {
+                let want = Want { pages, nr_files: 1, sizing, order: &order };
+                self.reserve(want, stamp, &mut room.eviction)?
+            }
         };
         if extents.len() > room.nr_extents {
             self.frames.give_back(&extents);
@@ -137,15 +143,15 @@ impl Core {
     }
 
     /// Hands frames out. What is missing may have been let go a moment ago: then that is looked
-    /// for.
+    /// for. Else files are evicted.
     fn reserve(
         &mut self,
-        pages: u64,
-        sizing: Sizing,
+        want: Want<'_>,
         stamp: Stamp,
-        order: &[u64],
+        eviction: &mut Eviction,
     ) -> Result<Vec<Extent>, Refusal> {
-        let reserved = match self.frames.reserve(pages, sizing, stamp, order) {
+        let Want { pages, sizing, order, .. } = want;
+        let mut reserved = match self.frames.reserve(pages, sizing, stamp, order) {
             Err(_) if self.is_draining() => {
                 self.look_again();
                 while self.is_looking() {
@@ -155,7 +161,13 @@ impl Core {
             }
             result => result,
         };
-        let extents = reserved.map_err(|short| self.no_space(short, order))?;
+        while let Err(short) = &reserved
+            && self.evict_for(eviction, want, short)
+        {
+            reserved = self.frames.reserve(pages, sizing, stamp, order);
+        }
+        let held_pages = eviction.held_pages();
+        let extents = reserved.map_err(|short| self.no_space(short, order, held_pages))?;
         if extents.len() > MAX_FILE_EXTENTS {
             self.frames.give_back(&extents);
             return Err(Refusal::TooMuch {
@@ -167,7 +179,8 @@ impl Core {
         Ok(extents)
     }
 
-    fn no_space(&self, short: FramesShort, order: &[u64]) -> Refusal {
+    fn no_space(&self, short: FramesShort, order: &[u64], held_pages: u64) -> Refusal {
+        let evictable_held_bytes = bytes(held_pages);
         if short.lacks_descriptors {
             let why = format!(
                 "its file system has no room for the descriptors of {} bytes",
@@ -177,13 +190,15 @@ impl Core {
         }
         if !self.frames.backings().is_data_alone() {
             let wanted_bytes = bytes(short.wanted_pages);
-            return Refusal::NoSpaceOn { wanted_bytes, tried: self.frames.free_on(order) };
+            let tried = self.frames.free_on(order);
+            return Refusal::NoSpaceOn { wanted_bytes, tried, evictable_held_bytes };
         }
         Refusal::NoSpace {
             wanted_bytes: bytes(short.wanted_pages),
             free_bytes: bytes(short.free_pages),
             longest_bytes: bytes(short.longest_run_pages),
             draining_bytes: bytes(self.draining_pages()),
+            evictable_held_bytes,
         }
     }
 
@@ -207,6 +222,7 @@ impl Core {
         let (mut seen, mut names) = (BTreeSet::new(), BTreeSet::new());
         // One alone is named once.
         let is_batch = specs.len() > 1;
+        self.make_index_room(client, specs);
         // Slots of the index that the batch takes, and names that are new.
         let mut room = (0, 0);
         for (place, &spec) in specs.iter().enumerate() {
@@ -242,6 +258,17 @@ impl Core {
         }
         self.retire(replaced);
         Ok(Reply::Committed(results))
+    }
+
+    /// Evicts files where the index has no room for the drafts of a commit.
+    fn make_index_room(&mut self, client: ClientId, specs: &[CommitSpec]) {
+        let drafts = specs.iter().filter_map(|spec| self.drafts.get(&FileId(spec.id)));
+        let (mut nr_new, mut nr_slots) = (0, 0);
+        for draft in drafts.filter(|draft| draft.client == client) {
+            nr_new += usize::from(!self.files.contains_key(&draft.name));
+            nr_slots += self.frames.slots_for(draft.extents.len());
+        }
+        self.evict_for_index(nr_new, nr_slots);
     }
 
     /// Whether `draft` may get its name, which others of the batch may have been given already.
@@ -317,12 +344,14 @@ impl Core {
         };
         let life = extents.iter().map(|extent| extent.life.bits()).collect();
         (record.extents, record.entry) = (extents, entry);
+        self.note_listed(&record);
         let (id, len_bytes) = (record.id, record.len_bytes);
         self.names.insert(id, draft.name.clone());
         if let Some(old) = self.files.insert(draft.name.clone(), record) {
             // The new entry heads the chain, so nobody ever misses the name.
             self.frames.unlist(old.entry, &draft.name);
             self.names.remove(&old.id);
+            self.evictables.forget(old.id);
             self.announce(FileChange::Removed, &draft.name, old.id, old.len_bytes);
             replaced.push((draft.name.clone(), old));
         }
@@ -371,6 +400,7 @@ impl Core {
             if let Some((name, file)) = self.files.remove_entry(name) {
                 self.frames.unlist(file.entry, &name);
                 self.names.remove(&file.id);
+                self.evictables.forget(file.id);
                 self.announce(FileChange::Removed, &name, file.id, file.len_bytes);
                 gone.push((name, file));
             }
@@ -401,12 +431,14 @@ impl Core {
         self.record(&[Change::Put(&to, file.stored()), Change::Delete(from)])?;
         let mut file = self.files.remove(from).ok_or_else(not_found)?;
         file.entry = self.frames.rename(file.entry, from, file.listed(&to), &file.extents)?;
+        self.note_listed(&file);
         let (id, len_bytes) = (file.id, file.len_bytes);
         self.names.insert(id, to.clone());
         let old = self.files.insert(to.clone(), file);
         if let Some(old) = &old {
             self.frames.unlist(old.entry, &to);
             self.names.remove(&old.id);
+            self.evictables.forget(old.id);
             self.announce(FileChange::Removed, &to, old.id, old.len_bytes);
         }
         self.announce(FileChange::Removed, from, id, len_bytes);

@@ -12,6 +12,8 @@ pub(crate) mod dead_devices;
 pub(crate) mod departures;
 pub(crate) mod devices;
 pub(crate) mod drains;
+mod evict;
+pub(crate) mod evictables;
 pub(crate) mod files;
 pub(crate) mod frames;
 pub mod handle;

@@ -22,8 +22,8 @@ use crate::error::Error;
 use crate::name::FileName;
 use crate::owner::clients::{ClientRecord, Identity, device_holds};
 use crate::owner::core::{Core, FileRecord};
+use crate::pool::LedgerIdentity;
 use crate::pool::catalog::{Change, StoredFile};
-use crate::pool::{LedgerFile, LedgerIdentity};
 use crate::refusal::Refusal;
 use crate::wire::MAX_BATCH;
 
@@ -147,6 +147,7 @@ impl Core {
             doing: None,
         };
         record.entry = self.frames.list(record.listed(name), &record.extents)?;
+        self.note_listed(&record);
         self.names.insert(id, name.clone());
         self.files.insert(name.clone(), record);
         Ok(is_changed)
@@ -169,7 +170,7 @@ impl Core {
         for &number in numbers {
             let Some(path) = self.pool.ledger_path(number) else { continue };
             let file = Arc::new(MemoryFile::open_named(&path, Access::ReadWrite)?);
-            let whole_bytes = LedgerFile::new(&self.pool.ledger_layout()).len_bytes;
+            let whole_bytes = self.pool.ledger_file().len_bytes;
             let is_its = self.pool.ledger_identity(number, &file)? == LedgerIdentity::Its;
             let is_whole = is_its && file.len_bytes() >= whole_bytes;
             if !is_whole && matches!(file_lock::is_locked(&file), Ok(false)) {
@@ -182,7 +183,7 @@ impl Core {
                 }
                 continue;
             }
-            let ledger = self.map_ledger(&file)?;
+            let (ledger, used) = self.map_ledger(&file)?;
             let identity = Identity {
                 pid: 0,
                 uid: 0,
@@ -197,6 +198,7 @@ impl Core {
             let record = ClientRecord {
                 identity,
                 ledger: ledger.in_mode(mode),
+                used,
                 file,
                 is_connected: false,
                 // What that is, is known when all frames in use are.

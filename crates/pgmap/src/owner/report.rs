@@ -51,6 +51,7 @@ impl Core {
             nr_extents: file.extents.len() as u64,
             nr_folios,
             metadata: file.metadata.clone(),
+            evict_priority: file.rules.evict_priority,
         }
     }
 
@@ -75,7 +76,15 @@ impl Core {
             metadata_bytes: self.pool.metadata_bytes() + ledgers,
             nr_files: self.files.len() as u64,
             nr_clients: self.clients.len() as u64,
+            evictable_bytes: bytes(self.evictable_pages()),
+            nr_evicted: self.evictables.nr_evicted,
+            evicted_bytes: bytes(self.evictables.evicted_pages),
         }
+    }
+
+    fn evictable_pages(&self) -> u64 {
+        let files = self.files.values().filter(|file| file.rules.evict_priority > 0);
+        files.map(FileRecord::allocated_pages).sum()
     }
 
     /// Frames of committed files, without those of further pagemaps.

@@ -18,7 +18,7 @@ use pgmap_os::{Access, Doorbell};
 use crate::error::Error;
 use crate::owner::clients::{Attachment, Identity, is_out_of_descriptors};
 use crate::owner::core::{Core, Outcome, Ticket};
-use crate::refusal::Refusal;
+use crate::refusal::{ClientHold, Refusal};
 use crate::wire::{self, Hello, Numbered, Reply, Request, VERSION, Welcome};
 
 /// Most requests of one client that wait at a time; it hears the others refused.
@@ -207,11 +207,6 @@ fn give_back_untellable(core: &mut Core, client: ClientId, number: u64, reply: &
 /// and the ends of long names in refusals. Never what was done. False if there is nothing left to
 /// take.
 fn shorten(reply: &mut Reply) -> bool {
-    let halve = |holders: &mut Vec<_>| {
-        let is_long = holders.len() > 1;
-        holders.truncate(holders.len().div_ceil(2));
-        is_long
-    };
     match reply {
         Reply::Who(holders, is_cut) => {
             *is_cut = true;
@@ -231,10 +226,20 @@ fn shorten(reply: &mut Reply) -> bool {
     }
 }
 
+/// Keeps the first half of them; false if there is one at most.
+fn halve(holders: &mut Vec<ClientHold>) -> bool {
+    let is_long = holders.len() > 1;
+    holders.truncate(holders.len().div_ceil(2));
+    is_long
+}
+
 fn shorten_refusals<T>(results: &mut [Result<T, Refusal>]) -> bool {
     let mut is_long = false;
     for refusal in results.iter_mut().filter_map(|result| result.as_mut().err()) {
         is_long |= refusal.shorten();
+        if let Refusal::Held { holders, .. } = refusal {
+            is_long |= halve(holders);
+        }
     }
     is_long
 }

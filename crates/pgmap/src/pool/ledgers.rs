@@ -12,8 +12,10 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use pgmap_mm::index::IndexLayout;
 use pgmap_mm::ledger::LedgerLayout;
 use pgmap_mm::level::PAGE_BYTES;
+use pgmap_mm::used::UsedLayout;
 use pgmap_os::{Access, MemoryFile, OsError, PageSize, disk, file_lock, process};
 
 use crate::error::Error;
@@ -27,18 +29,31 @@ const SPARE: &str = "spare";
 /// A ledger that is being made.
 const NEW: &str = "new";
 
-/// Where words and counts lie in a ledger's file.
+/// Where words, counts and marks of use lie in a ledger's file, in this order.
 pub(crate) struct LedgerFile {
     pub words_bytes: u64,
     pub counts_bytes: u64,
+    pub used_start: u64,
+    pub used_bytes: u64,
     pub len_bytes: u64,
+    pub used: UsedLayout,
 }
 
 impl LedgerFile {
-    pub(crate) fn new(layout: &LedgerLayout) -> Self {
+    pub(crate) fn new(layout: &LedgerLayout, index: &IndexLayout) -> Self {
         let words_bytes = (layout.nr_words() as u64 * 8).next_multiple_of(PAGE_BYTES);
         let counts_bytes = (layout.nr_counts() as u64 * 4).next_multiple_of(PAGE_BYTES);
-        Self { words_bytes, counts_bytes, len_bytes: words_bytes + counts_bytes }
+        let used = UsedLayout::for_slots(index.nr_slots());
+        let used_start = words_bytes + counts_bytes;
+        let used_bytes = used.nr_counts() as u64 * 4;
+        let len_bytes = used_start + used_bytes;
+        Self { words_bytes, counts_bytes, used_start, used_bytes, len_bytes, used }
+    }
+
+    /// The marks that have memory beforehand.
+    fn always_used(&self) -> std::ops::Range<u64> {
+        let counts = self.used.always_used();
+        self.used_start + counts.start as u64 * 4..self.used_start + counts.end as u64 * 4
     }
 }
 
@@ -142,6 +157,11 @@ fn may_have_ended(directory: &Path, enrolled: &Enrolled, what: &str) -> Result<(
 }
 
 impl Pool {
+    /// Where everything lies in a client's ledger.
+    pub(crate) fn ledger_file(&self) -> LedgerFile {
+        LedgerFile::new(&self.ledger_layout(), &self.index_layout)
+    }
+
     /// Where a client's ledger lies in a pool with a directory.
     pub(crate) fn ledger_path(&self, client: u64) -> Option<PathBuf> {
         Some(self.ledgers()?.join(client.to_string()))
@@ -175,7 +195,7 @@ impl Pool {
         let file = match (self.ledgers(), self.ledger_path(client)) {
             (Some(ledgers), Some(path)) => self.make_ledger_in(&ledgers, client, &path)?,
             _ => {
-                let len = LedgerFile::new(&self.ledger_layout()).len_bytes;
+                let len = self.ledger_file().len_bytes;
                 let file = MemoryFile::anonymous("pgmap-ledger", len, PageSize::Base)?;
                 // Its client writes it and must not take it from under the owner.
                 file.seal_size()?;
@@ -218,7 +238,7 @@ impl Pool {
     }
 
     fn ledger_seal(&self, client: u64, file: &MemoryFile) -> Result<Seal, Error> {
-        let len_bytes = LedgerFile::new(&self.ledger_layout()).len_bytes;
+        let len_bytes = self.ledger_file().len_bytes;
         let (file, data) = (FileNumber::of(file)?, FileNumber::of(&self.data)?);
         Ok(Seal { id: self.id(), kind: FileKind::Ledger { client, file, data }, len_bytes })
     }
@@ -235,13 +255,16 @@ impl Pool {
     /// Makes a ledger with all the memory that it needs before anything is pinned.
     fn fill_ledger(&self, path: &Path) -> Result<MemoryFile, Error> {
         let layout = self.ledger_layout();
-        let len_bytes = LedgerFile::new(&layout).len_bytes;
+        let parts = self.ledger_file();
+        let len_bytes = parts.len_bytes;
         remove_file(path)?;
         let file = MemoryFile::create_named(path, Seal::file_bytes(len_bytes))?;
         let filled = layout
             .always_used()
             .into_iter()
-            .try_for_each(|words| file.reserve(words.start as u64 * 8..words.end as u64 * 8))
+            .map(|words| words.start as u64 * 8..words.end as u64 * 8)
+            .chain([parts.always_used()])
+            .try_for_each(|bytes| file.reserve(bytes))
             .map_err(Error::from)
             .and_then(|()| self.ledger_seal(0, &file)?.write(&file));
         match filled {

@@ -41,6 +41,8 @@ use crate::refusal::Refusal;
 
 /// How often an entry is read again while the owner changes the file.
 const MAX_READS: usize = 32;
+/// The attempt after which the owner is asked whether it is done with the file.
+const ASK_AT: usize = 4;
 
 /// A file of a pool.
 #[derive(Debug)]
@@ -227,6 +229,9 @@ impl Backing for FileBacking {
             }
             if attempt > 1 {
                 pgmap_os::thread::yield_now();
+            }
+            if attempt == ASK_AT && found.is_some() {
+                let _told = self.client.wait_if_shut(attempt, &state.entry);
             }
             self.read_anew(&mut state)?;
         }

@@ -42,6 +42,15 @@ impl CreateSpec {
             is_checksummed: false,
         }
     }
+
+    /// Lets the owner evict the file: when a create needs room, and nobody holds the file, it is
+    /// removed, the least recently used first. Files of lower `priority` go before those of higher
+    /// ones; 0 is never.
+    #[must_use]
+    pub const fn evictable(mut self, priority: u8) -> Self {
+        self.rules.evict_priority = priority;
+        self
+    }
 }
 
 /// A file that was created and not committed.

@@ -15,7 +15,7 @@ pub enum FileChange {
     Created,
     /// Its name was taken away: it was unlinked or replaced, or got another name.
     Removed,
-    /// The owner removed it to make room.
+    /// The owner removed it to make room: it is evictable, and nobody held it.
     Evicted,
     /// It was removed or evicted since the subscription, and nobody holds any of its frames now.
     Drained,

@@ -22,6 +22,8 @@ pub struct FileInfo {
     pub nr_folios: [u64; 3],
     /// What it carries beside its contents.
     pub metadata: FileMetadata,
+    /// Whether the owner may evict it: 0 for never.
+    pub evict_priority: u8,
 }
 
 /// A summary of a pool, in bytes.
@@ -53,6 +55,12 @@ pub struct PoolInfo {
     pub nr_files: u64,
     /// Clients attached.
     pub nr_clients: u64,
+    /// Frames of files that may be evicted.
+    pub evictable_bytes: u64,
+    /// Files that this owner evicted, and their frames.
+    pub nr_evicted: u64,
+    /// As above, in bytes.
+    pub evicted_bytes: u64,
 }
 
 /// A dead client whose devices may still write to frames that it held.

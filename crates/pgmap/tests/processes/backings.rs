@@ -109,7 +109,7 @@ fn a_refusal_names_the_backings_and_what_is_free_there() {
     owner.add_backing(&BackingOptions::on(directory.path().join("two")).size(2 * MIB)).unwrap();
     put(&client, "a", &[1; 1 << 20], only("two"));
     let full = try_put(&client, "b", &[1; 3 << 19], only("two")).unwrap_err();
-    let Error::Refused(Refusal::NoSpaceOn { wanted_bytes, tried }) = &full else {
+    let Error::Refused(Refusal::NoSpaceOn { wanted_bytes, tried, .. }) = &full else {
         panic!("{full}")
     };
     assert_eq!((*wanted_bytes, tried.len()), (3 << 19, 1));

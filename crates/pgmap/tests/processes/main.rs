@@ -6,6 +6,7 @@
 mod acceptance;
 mod backings;
 mod device;
+mod evict;
 mod fork;
 mod full;
 mod lifecycle;

@@ -85,6 +85,11 @@ impl Second {
         self.answers.recv_timeout(BOUND).expect("the child answers in time")
     }
 
+    /// What it said that nobody has asked for yet.
+    pub fn said(&self) -> Vec<String> {
+        self.answers.try_iter().collect()
+    }
+
     /// Sends a command and returns its answer.
     pub fn ask(&mut self, command: &str) -> String {
         self.tell(command);

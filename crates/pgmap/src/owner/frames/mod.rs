@@ -298,6 +298,21 @@ impl PoolFrames {
         extents.iter().for_each(|extent| self.folios.free(extent.run));
     }
 
+    /// The present generation of uses: one for each file that was listed.
+    pub(crate) fn generation(&self) -> u64 {
+        self.index.generation()
+    }
+
+    /// Frames that are free in the zone around `pfn`.
+    pub(crate) fn free_around(&self, pfn: u64) -> u64 {
+        self.folios.frames().free_in_zone(pfn).0
+    }
+
+    /// How many frames of `run` are not free.
+    pub(crate) fn pages_in_use(&self, run: PfnRange) -> u64 {
+        self.folios.frames().without_free(run).iter().map(|run| run.nr_pages()).sum()
+    }
+
     /// Index slots that files of so many extents take together.
     pub(crate) fn slots_for(&self, nr_extents: usize) -> usize {
         self.index.slots_for(nr_extents)
@@ -339,6 +354,7 @@ impl PoolFrames {
         extents: &[Extent],
     ) -> Result<EntryId, Refusal> {
         let list: ExtentList = extents.iter().copied().collect();
+        self.index.begin_generation();
         Ok(self.index.insert(file.name.as_bytes(), file.facts, &list)?)
     }
 
@@ -364,6 +380,7 @@ impl PoolFrames {
     ) -> Result<EntryId, Refusal> {
         let list: ExtentList = extents.iter().copied().collect();
         let names = (from.as_bytes(), to.name.as_bytes());
+        self.index.begin_generation();
         Ok(self.index.rename(entry, names, to.facts, &list)?)
     }
 

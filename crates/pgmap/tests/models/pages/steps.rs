@@ -110,6 +110,7 @@ pub fn rules() -> impl Strategy<Value = FileRules> {
         longterm,
         is_raw,
         is_read_only,
+        ..FileRules::default()
     })
 }
 
