@@ -4,6 +4,12 @@
 /// Files whose code may say `unsafe`. Each opens with a line `// UNSAFETY: why this file cannot do
 /// without`. No file of pgmap-mm can be listed here.
 pub const UNSAFE_FILES: &[&str] = &[
+    "crates/pgmap-c/src/arguments.rs",
+    "crates/pgmap-c/src/events.rs",
+    "crates/pgmap-c/src/failure.rs",
+    "crates/pgmap-c/src/pin.rs",
+    "crates/pgmap-c/src/pool.rs",
+    "crates/pgmap-c/src/writer.rs",
     "crates/pgmap-cli/src/demo/dma.rs",
     "crates/pgmap-cli/src/standard_streams.rs",
     "crates/pgmap-os/examples/handlers.rs",

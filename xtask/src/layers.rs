@@ -47,6 +47,7 @@ pub const FOREIGN_NAMES: &[(&str, &[&str])] = &[
     ("crates/pgmap-mm/", &["pgmap_os", "pgmap::", "pgmap_cli", "pgmap_bench"]),
     ("crates/pgmap-os/", &["pgmap_mm", "pgmap::", "pgmap_cli", "pgmap_bench"]),
     ("crates/pgmap/", &["pgmap_cli", "pgmap_bench"]),
+    ("crates/pgmap-c/", &["pgmap_mm", "pgmap_os", "pgmap_cli", "pgmap_bench"]),
     ("crates/pgmap-py/", &["pgmap_mm", "pgmap_os", "pgmap_bench"]),
     ("crates/pgmap-bench/", &["pgmap_cli"]),
 ];

@@ -10,6 +10,7 @@ use pgmap_mm::prot::Access;
 
 use crate::client::Client;
 use crate::client::look_up::MAX_ATTEMPTS;
+use crate::client::owned::OwnedPin;
 use crate::client::pinned::{FilePin, Term};
 use crate::deadline::Deadline;
 use crate::error::Error;
@@ -101,6 +102,14 @@ impl<'c> File<'c> {
     #[inline]
     pub fn pin_for_device(&self, offset: u64, len_bytes: u64) -> Result<FilePin<'c>, Error> {
         self.take(Some((offset, len_bytes)), Agent::Device, Term::Short)
+    }
+
+    /// As [`pin_for_device`](Self::pin_for_device), with a pin that has a clone of the client.
+    ///
+    /// # Errors
+    /// As [`pin`](Self::pin).
+    pub fn pin_for_device_owned(&self, offset: u64, len_bytes: u64) -> Result<OwnedPin, Error> {
+        Ok(self.pin_for_device(offset, len_bytes)?.into_owned())
     }
 
     /// Pins long-term: counted per folio, allowed where the pool's policy says so.

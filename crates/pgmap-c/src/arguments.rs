@@ -1,0 +1,80 @@
+//! What C passes, checked: addresses that must not be null, texts, names, ranges.
+
+// UNSAFETY: everything from C comes as addresses.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_char, c_void};
+use std::slice;
+
+use crate::failure::Failure;
+
+/// An object that this library made.
+///
+/// # Safety
+/// `object` is null, or an object that was made and not ended, used by nobody else meanwhile if it
+/// is changed.
+pub unsafe fn object<'a, T>(object: *mut T, what: &str) -> Result<&'a mut T, Failure> {
+    // SAFETY: by the caller's contract it is valid where it is not null.
+    unsafe { object.as_mut() }.ok_or_else(|| Failure::invalid(format!("the {what} is null")))
+}
+
+/// Ends an object that [`made`] made; `None` for null.
+///
+/// # Safety
+/// As [`object`], and nobody uses it afterwards.
+pub unsafe fn ended<T>(object: *mut T) -> Option<Box<T>> {
+    // SAFETY: by the caller's contract it comes from `made`, and is ended once.
+    (!object.is_null()).then(|| unsafe { Box::from_raw(object) })
+}
+
+/// Gives an object to the caller.
+///
+/// # Safety
+/// `target` is null, or has room for an address.
+pub unsafe fn made<T>(target: *mut *mut T, object: T) -> Result<(), Failure> {
+    if target.is_null() {
+        return Err(Failure::invalid("there is no place for the result: its address is null"));
+    }
+    // SAFETY: by the caller's contract there is room for it.
+    unsafe { target.write(Box::into_raw(Box::new(object))) };
+    Ok(())
+}
+
+/// Bytes to be read during the call.
+///
+/// # Safety
+/// `start` is null, or as many bytes can be read from it until the call ends.
+pub unsafe fn bytes<'a>(start: *const c_void, len: usize, what: &str) -> Result<&'a [u8], Failure> {
+    match (start.is_null(), len) {
+        (_, 0) => Ok(&[]),
+        (true, _) => Err(Failure::invalid(format!("the {what}: {len} bytes at address null"))),
+        // SAFETY: by the caller's contract.
+        (false, _) => Ok(unsafe { slice::from_raw_parts(start.cast(), len) }),
+    }
+}
+
+/// Room for items, to be filled during the call.
+///
+/// # Safety
+/// `start` is null, or has room for as many items, used by nobody else until the call ends.
+pub unsafe fn room<'a, T>(start: *mut T, len: usize, what: &str) -> Result<&'a mut [T], Failure> {
+    match (start.is_null(), len) {
+        (_, 0) => Ok(&mut []),
+        (true, _) => Err(Failure::invalid(format!("the {what}: room for {len} at address null"))),
+        // SAFETY: by the caller's contract.
+        (false, _) => Ok(unsafe { slice::from_raw_parts_mut(start, len) }),
+    }
+}
+
+/// Text that ends with NUL; `None` for null.
+///
+/// # Safety
+/// `text` is null, or text that ends with NUL.
+pub unsafe fn text<'a>(text: *const c_char, what: &str) -> Result<Option<&'a str>, Failure> {
+    if text.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: by the caller's contract.
+    let text = unsafe { CStr::from_ptr(text) };
+    text.to_str().map(Some).map_err(|_| Failure::invalid(format!("the {what} is not UTF-8")))
+}

@@ -1,0 +1,135 @@
+// What a storage plugin does, with every call of pgmap.h: run with the owner's socket.
+
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "pgmap.h"
+
+#define CHECK(holds)                                                                             \
+    do {                                                                                         \
+        if (!(holds)) {                                                                          \
+            fprintf(stderr, "line %d: %s; %s\n", __LINE__, #holds, pgmap_last_error());          \
+            exit(1);                                                                             \
+        }                                                                                        \
+    } while (0)
+
+static struct pgmap_pool *pool;
+
+static void put(const char *name, const char *bytes, uint32_t flags) {
+    struct pgmap_writer *writer;
+    CHECK(pgmap_create(pool, name, strlen(name), strlen(bytes), flags, &writer) == 0);
+    CHECK(pgmap_write(writer, 0, bytes, strlen(bytes)) == 0);
+    CHECK(pgmap_commit(writer) == 0);
+}
+
+static void errors_say_what_they_are(void) {
+    struct pgmap_pin *pin;
+    CHECK(pgmap_get(pool, "nothing", 7, &pin) == -ENOENT);
+    CHECK(strstr(pgmap_last_error(), "nothing") != NULL);
+    CHECK(pgmap_get(pool, NULL, 7, &pin) == -EINVAL);
+    CHECK(strstr(pgmap_last_error(), "name") != NULL);
+    CHECK(pgmap_get(NULL, "a", 1, &pin) == -EINVAL);
+    CHECK(pgmap_get(pool, "from/rust", 9, NULL) == -EINVAL);
+    CHECK(pgmap_unlink(pool, "nothing", 7) == -ENOENT);
+    struct pgmap_writer *writer;
+    CHECK(pgmap_create(pool, "from/rust", 9, 4, 64, &writer) == -EINVAL);
+    CHECK(strstr(pgmap_last_error(), "0x40") != NULL);
+    CHECK(pgmap_create(pool, "huge", 4, 1ull << 40, 0, &writer) < 0);
+    CHECK(pgmap_commit(NULL) == -EINVAL);
+    struct pgmap_pool *other;
+    CHECK(pgmap_connect("/nothing/there", NULL, 100, &other) < 0);
+    CHECK(pgmap_connect(NULL, NULL, 0, &other) == -EINVAL);
+    pgmap_disconnect(NULL);
+    pgmap_abort(NULL);
+    pgmap_unpin(NULL);
+    pgmap_unsubscribe(NULL);
+}
+
+static void a_pin_outlives_its_name(void) {
+    char bytes[8] = {0};
+    put("a", "first", PGMAP_CHECKSUM);
+    struct pgmap_writer *writer;
+    CHECK(pgmap_create(pool, "a", 1, 4, 0, &writer) == -EEXIST);
+    struct pgmap_pin *pin;
+    CHECK(pgmap_get(pool, "a", 1, &pin) == 0);
+    CHECK(pgmap_pin_len(pin) == 5 && !pgmap_is_reclaim_requested(pin));
+    put("a", "second", PGMAP_REPLACE);
+    CHECK(pgmap_read(pin, 0, bytes, 5) == 0 && memcmp(bytes, "first", 5) == 0);
+    CHECK(pgmap_read(pin, 3, bytes, 3) < 0);
+
+    struct pgmap_segment segment;
+    size_t count = 0;
+    CHECK(pgmap_pin_segments(pin, NULL, 0, &count) == 0 && count == 1);
+    CHECK(pgmap_pin_segments(pin, &segment, 1, &count) == 0);
+    CHECK(segment.len_bytes == 5 && segment.file_offset == 0);
+    CHECK(memcmp(segment.address, "first", 5) == 0);
+    void *memory;
+    uint64_t len_bytes;
+    CHECK(pgmap_memory(pool, &memory, &len_bytes) == 0 && len_bytes >= 16 << 20);
+    CHECK((char *)memory + segment.pool_offset == segment.address);
+    pgmap_unpin(pin);
+
+    CHECK(pgmap_get_for_device(pool, "a", 1, &pin) == 0);
+    CHECK(pgmap_read(pin, 0, bytes, 6) == 0 && memcmp(bytes, "second", 6) == 0);
+    pgmap_unpin(pin);
+}
+
+static void a_file_is_filled_in_place(void) {
+    struct pgmap_writer *writer;
+    struct pgmap_segment segments[4];
+    size_t count;
+    CHECK(pgmap_create(pool, "draft", 5, 6, 0, &writer) == 0);
+    CHECK(pgmap_exists(pool, "draft", 5) == 0);
+    CHECK(pgmap_writer_segments(writer, segments, 4, &count) == 0 && count == 1);
+    CHECK(pgmap_set_device(writer, true) == 0);
+    memcpy(segments[0].address, "tokens", 6);
+    CHECK(pgmap_set_device(writer, false) == 0);
+    CHECK(pgmap_commit(writer) == 0 && pgmap_exists(pool, "draft", 5) == 1);
+    CHECK(pgmap_rename(pool, "draft", 5, "from/c", 6, 0) == 0);
+    CHECK(pgmap_exists(pool, "draft", 5) == 0 && pgmap_exists(pool, "from/c", 6) == 1);
+
+    CHECK(pgmap_create(pool, "given up", 8, 6, 0, &writer) == 0);
+    pgmap_abort(writer);
+    CHECK(pgmap_exists(pool, "given up", 8) == 0);
+}
+
+static void events_come_in_order(void) {
+    struct pgmap_events *events;
+    struct pgmap_event event;
+    CHECK(pgmap_subscribe(pool, "e/", 2, &events) == 0);
+    CHECK(pgmap_events_next(events, 0, &event) == 0);
+    put("e/1", "x", 0);
+    put("other", "x", 0);
+    CHECK(pgmap_unlink(pool, "e/1", 3) == 0);
+    struct pollfd ready = {pgmap_events_fd(events), POLLIN, 0};
+    CHECK(poll(&ready, 1, 10000) == 1);
+    uint32_t expected[] = {PGMAP_CREATED, PGMAP_REMOVED, PGMAP_DRAINED};
+    for (size_t nth = 0; nth < 3; nth++) {
+        CHECK(pgmap_events_next(events, 10000, &event) == 1);
+        CHECK(event.change == expected[nth] && event.sequence == nth + 1);
+        CHECK(event.nr_missed == 0 && event.len_bytes == 1);
+        CHECK(event.name_len == 3 && strcmp((const char *)event.name, "e/1") == 0);
+    }
+    CHECK(pgmap_events_next(events, 0, &event) == 0);
+    pgmap_unsubscribe(events);
+}
+
+int main(int argc, char **argv) {
+    CHECK(argc == 2 && strlen(pgmap_version()) > 0);
+    CHECK(pgmap_connect(argv[1], "plugin", 5000, &pool) == 0);
+    errors_say_what_they_are();
+    a_pin_outlives_its_name();
+    a_file_is_filled_in_place();
+    events_come_in_order();
+
+    struct pgmap_pin *last;
+    CHECK(pgmap_get(pool, "from/rust", 9, &last) == 0);
+    pgmap_disconnect(pool);
+    CHECK(pgmap_pin_len(last) == 5);
+    pgmap_unpin(last);
+    puts("all good");
+    return 0;
+}
