@@ -39,6 +39,14 @@ namespace() {
 place_up() {
     fs=${PLACE#on-}
     case $PLACE in
+    devdax-1T)
+        namespace 1099511627776 devdax 1G
+        for device in /dev/dax"$number".*; do DEVICE=$device; done
+        [ -c "$DEVICE" ] || die "there is no device for region$number"
+        POOL="--on $DEVICE --pool /tmp/pool"
+        DATA=$DEVICE
+        return
+        ;;
     devdax-4K | devdax-2M | devdax-1G)
         namespace $DEVICE_BYTES devdax "${PLACE#devdax-}"
         for device in /dev/dax"$number".*; do DEVICE=$device; done

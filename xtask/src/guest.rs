@@ -289,11 +289,14 @@ fn run_in(
         whole.into_iter().partition(|scenario| scenario.is_on_cxl());
     let (alone, plain): (Vec<&'static Scenario>, Vec<&'static Scenario>) =
         plain.into_iter().partition(|scenario| !scenario.boots_with().0.is_empty());
+    let (large, plain): (Vec<&'static Scenario>, Vec<&'static Scenario>) =
+        plain.into_iter().partition(|scenario| scenario.is_large());
     let nvdimms = Devices::Nvdimms;
     boot_for((place, kernel, image), &plain, (&nvdimms, effort), &mut report)?;
     for scenario in alone {
         boot_for((place, kernel, image), &[scenario], (&nvdimms, effort), &mut report)?;
     }
+    boot_for((place, kernel, image), &large, (&Devices::LargeNvdimm, effort), &mut report)?;
     if !on_cxl.is_empty() {
         let fetched = {
             let _one_by_one = FETCHING.lock();

@@ -22,6 +22,8 @@ pub const BOOT: Duration = Duration::from_secs(180);
 /// The NVDIMM for device-dax. It comes first: pages of 1 GiB need a region that starts at such an
 /// address.
 const DEVICE_BYTES: u64 = 4 << 30;
+/// The same where it is to be large.
+const LARGE_BYTES: u64 = 1 << 40;
 /// The NVDIMM for file systems with dax.
 const DAX_BYTES: u64 = 1 << 30;
 /// The memory of a guest that needs no more.
@@ -54,6 +56,8 @@ pub struct Wanted<'w> {
 pub enum Devices {
     /// Two NVDIMMs.
     Nvdimms,
+    /// One of 1 TiB, whose file takes no room.
+    LargeNvdimm,
     /// A volatile and a persistent CXL memory device, by a QEMU that has them.
     Cxl(Qemu),
 }
@@ -209,6 +213,8 @@ fn qemu(place: &Path, kernel: &Kernel, image: &Path, wanted: &Wanted<'_>) -> io:
     let (qemu, cpu) = match wanted.devices {
         // QEMU 7.2 emulates cmpxchg16b in a way that Linux 6.12 did not survive.
         Devices::Nvdimms => (&own, "max,-cx16"),
+        // More than the 40 bits of address that an emulated processor has otherwise.
+        Devices::LargeNvdimm => (&own, "max,-cx16,phys-bits=46"),
         // With the bit of a hypervisor the kernel does not flush caches, and so makes no CXL
         // region.
         Devices::Cxl(qemu) => (qemu, "max,-cx16,-hypervisor"),
@@ -218,9 +224,16 @@ fn qemu(place: &Path, kernel: &Kernel, image: &Path, wanted: &Wanted<'_>) -> io:
     command.args(["--pdeathsig", "KILL", "nice", "-n", "5"]).arg(&qemu.program);
     command.args(qemu.data.iter().flat_map(|folder| [OsStr::new("-L"), folder.as_os_str()]));
     command.args(["-accel", "tcg,thread=multi", "-cpu", cpu, "-smp", "2"]);
-    command.args(["-m", &format!("{},slots=4,maxmem=16G", wanted.memory)]);
+    let most = if *wanted.devices == Devices::LargeNvdimm { "4T" } else { "16G" };
+    command.args(["-m", &format!("{},slots=4,maxmem={most}", wanted.memory)]);
     match wanted.devices {
-        Devices::Nvdimms => add_nvdimms(&mut command, place)?,
+        Devices::Nvdimms => {
+            let sizes = [DEVICE_BYTES, DAX_BYTES];
+            add_nvdimms(&mut command, place, MEMORIES.into_iter().zip(sizes))?;
+        }
+        Devices::LargeNvdimm => {
+            add_nvdimms(&mut command, place, [("nvdimm-large", LARGE_BYTES)].into_iter())?;
+        }
         Devices::Cxl(_) => add_cxl(&mut command, place)?,
     }
     let disk = place.join("disk");
@@ -237,9 +250,13 @@ fn qemu(place: &Path, kernel: &Kernel, image: &Path, wanted: &Wanted<'_>) -> io:
     Ok(command)
 }
 
-fn add_nvdimms(command: &mut Command, place: &Path) -> io::Result<()> {
+fn add_nvdimms(
+    command: &mut Command,
+    place: &Path,
+    memories: impl Iterator<Item = (&'static str, u64)>,
+) -> io::Result<()> {
     command.args(["-machine", "q35,nvdimm=on,nvdimm-persistence=mem-ctrl"]);
-    for (name, bytes) in MEMORIES.into_iter().zip([DEVICE_BYTES, DAX_BYTES]) {
+    for (name, bytes) in memories {
         add_memory(command, place, name, bytes)?;
         let device = format!("nvdimm,id=dimm-{name},memdev={name}");
         command.args(["-device", &device]);

@@ -11,6 +11,8 @@ use crate::steps::{SIMULATION, cargo, shown};
 
 /// The target whose programs need no library.
 const TARGET: &str = "x86_64-unknown-linux-musl";
+/// The programs themselves.
+const BINARIES: &[&str] = &["pgmap", "pgmap-bench"];
 /// The tests that run inside: those that start, kill and restart processes, and what the kernel
 /// itself does.
 const TESTS: &[&str] = &["alone", "embedded", "processes", "kernel_dax", "rings"];
@@ -51,13 +53,14 @@ pub fn build(root: &Path, linking: Linking) -> io::Result<Result<Vec<Program>, T
     let mut build = cargo(root);
     // In one go: what the command and the tests share is then built once. The same packages as in
     // the steps, so that what those have built is not built again with other features.
-    build.args(["build", "--message-format=json", "--bin", "pgmap"]);
+    build.args(["build", "--message-format=json"]);
+    build.args(BINARIES.iter().flat_map(|binary| ["--bin", binary]));
     build.args(TESTS.iter().flat_map(|test| ["--test", test]));
     match linking {
         Linking::Dynamic => build.args(["--workspace", "--exclude", SIMULATION]),
         Linking::Static if has_target(root)? => {
             build.args(["--target", TARGET, "--package", "pgmap-cli", "--package", "pgmap"]);
-            build.args(["--package", "pgmap-uring"])
+            build.args(["--package", "pgmap-uring", "--package", "pgmap-bench"])
         }
         Linking::Static => {
             let why = format!("Rust's target {TARGET} is missing: rustup target add {TARGET}");
@@ -71,7 +74,7 @@ pub fn build(root: &Path, linking: Linking) -> io::Result<Result<Vec<Program>, T
     }
     let mut programs = executables(&String::from_utf8_lossy(&built.stdout));
     // Other packages have programs of their own.
-    programs.retain(|it| it.name == "pgmap" || TESTS.contains(&it.name.as_str()));
+    programs.retain(|it| BINARIES.iter().chain(TESTS).any(|name| *name == it.name));
     Ok(Ok(programs))
 }
 

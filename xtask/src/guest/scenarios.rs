@@ -34,11 +34,12 @@ pub const ALL: &[Scenario] = &[
     scenario("demo/xfs-dax", 120, NEW, DEMO),
     scenario("demo/hugetlbfs", 120, NONE, DEMO),
     scenario("cycle/tmpfs", 120, NONE, CYCLE),
-    scenario("cycle/ext4", 120, OLD, CYCLE),
+    scenario("cycle/ext4", 120, NONE, CYCLE),
+    scenario("cycle/on-ext4-dax", 180, OLD, CYCLE),
     scenario("cycle/xfs", 120, NEW, CYCLE),
-    scenario("cycle/ext4-dax", 120, OLD, CYCLE),
-    scenario("cycle/xfs-dax", 120, NEW, CYCLE),
-    scenario("cycle/devdax-2M", 180, BOTH, CYCLE),
+    scenario("cycle/ext4-dax", 120, NONE, CYCLE),
+    scenario("cycle/xfs-dax", 120, NONE, CYCLE),
+    scenario("cycle/devdax-2M", 180, OLD, CYCLE),
     scenario("cycle/devdax-1G", 180, NEW, CYCLE),
     scenario("cycle/devdax-4K", 180, NONE, CYCLE),
     scenario("cycle/cxl-ram", 180, NONE, CYCLE),
@@ -46,7 +47,6 @@ pub const ALL: &[Scenario] = &[
     scenario("cycle/on-tmpfs", 180, NONE, CYCLE),
     scenario("cycle/on-ext4", 180, NONE, CYCLE),
     scenario("cycle/on-xfs", 180, NONE, CYCLE),
-    scenario("cycle/on-ext4-dax", 180, NONE, CYCLE),
     scenario("cycle/on-xfs-dax", 180, NEW, CYCLE),
     scenario("cycle/on-hugetlbfs", 180, OLD, CYCLE),
     scenario("soak/devdax-2M", 180, OLD, SOAK),
@@ -57,7 +57,7 @@ pub const ALL: &[Scenario] = &[
     scenario("dead/devdax-2M", 60, OLD, DEAD),
     scenario("drain/devdax-2M", 90, NEW, DRAIN),
     scenario("drain/cxl-ram", 180, NONE, DRAIN),
-    scenario("backing/devdax-2M", 240, BOTH, BACKING),
+    scenario("backing/devdax-2M", 240, NEW, BACKING),
     scenario("backing/devdax-1G", 240, NONE, BACKING),
     scenario("unplug/devdax-2M", 180, BOTH, UNPLUG),
     scenario("unplug/devdax-4K", 180, NONE, UNPLUG),
@@ -72,6 +72,7 @@ pub const ALL: &[Scenario] = &[
     scenario("parity/devdax-4K", 120, NONE, PARITY),
     scenario("parity/ext4-dax", 120, NEW, PARITY),
     scenario("parity/xfs-dax", 120, NONE, PARITY),
+    scenario("figures/devdax-2M", 300, NONE, FIGURES),
     scenario("who/devdax-2M", 60, BOTH, "who holds a device, by /proc; and the list of devices"),
     scenario("record/both", 60, NONE, RECORD),
     scenario("tests/tmpfs", 300, OLD, TESTS),
@@ -79,6 +80,7 @@ pub const ALL: &[Scenario] = &[
     scenario("tests/xfs", 300, NONE, TESTS),
     scenario("tests/ext4-dax", 300, NEW, TESTS),
     scenario("tests/xfs-dax", 300, NONE, TESTS),
+    scenario("terabyte/devdax-1T", 300, NONE, TERABYTE),
     scenario("cxl/cxl-ram", 180, NONE, CXL),
     scenario("shared/devdax-2M", 240, NONE, SHARED),
     scenario("persistence/devdax-2M", 120, OLD, PERSISTENCE),
@@ -88,6 +90,8 @@ pub const ALL: &[Scenario] = &[
 ];
 
 const DEMO: &str = "the demo, on a memfd or on that memory";
+const FIGURES: &str = "puts and gets beside copies into the same memory, emulated";
+const TERABYTE: &str = "a pool on a device of 1 TiB, a sparse image";
 const SOAK: &str = "the kill soak, its pool on that device";
 const REPAIR: &str = "memory that failed is written over and used again";
 const DEAD: &str = "clients killed while a ring of theirs transfers into the device";
@@ -130,6 +134,11 @@ impl Scenario {
     /// Whether two guests run it together.
     pub fn is_shared(&self) -> bool {
         self.name.starts_with("shared/")
+    }
+
+    /// Whether it needs an NVDIMM of 1 TiB.
+    pub fn is_large(&self) -> bool {
+        self.name.ends_with("-1T")
     }
 
     /// Whether it needs CXL memory devices.
