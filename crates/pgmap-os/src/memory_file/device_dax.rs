@@ -17,9 +17,13 @@ use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+/// What `badblocks` counts in.
+const SECTOR_BYTES: u64 = 512;
 
 /// A device-dax device as it was when it was opened.
 #[derive(Debug, Clone)]
@@ -119,6 +123,25 @@ impl DeviceDax {
         }
     }
 
+    fn bad_bytes(&self) -> Result<Vec<Range<u64>>, OsError> {
+        let Some(region) = region_of(&self.directory) else { return Ok(Vec::new()) };
+        let failed = |path: &Path, error| OsError::new("read", path.display().to_string(), error);
+        let path = region.join("badblocks");
+        let listed = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            listed => listed.map_err(|error| failed(&path, error))?,
+        };
+        if listed.trim().is_empty() {
+            return Ok(Vec::new());
+        }
+        let address = |directory: &Path| {
+            let path = directory.join("resource");
+            address_in(&path).map_err(|error| failed(&path, error))
+        };
+        let start = address(&self.directory)?.saturating_sub(address(region)?);
+        Ok(bad_bytes(&listed, start, self.len_bytes))
+    }
+
     /// Whether a device has its number now, the same or another, which can be opened.
     pub(super) fn is_bound(&self) -> bool {
         binding_of(&self.directory).is_ok_and(|now| now.is_some())
@@ -126,6 +149,15 @@ impl DeviceDax {
 }
 
 impl MemoryFile {
+    /// The bytes of a device that have failed, as its region knows (Linux: nvdimm, `badblocks`, in
+    /// sectors of 512 bytes). Empty for what is no device, or one whose region keeps no such list.
+    ///
+    /// # Errors
+    /// What reading sysfs says: where a device lies is root's to know.
+    pub fn bad_bytes(&self) -> Result<Vec<Range<u64>>, OsError> {
+        self.device.as_ref().map_or(Ok(Vec::new()), DeviceDax::bad_bytes)
+    }
+
     /// Gives up a file for good, its descriptor and what was mapped to read and write it: a device
     /// can then be removed or bound again. Mappings of the caller's have
     /// [`crate::WriteMapping::abandon`].
@@ -178,15 +210,39 @@ fn binding_of(directory: &Path) -> Result<Option<u64>, io::Error> {
     }
 }
 
+/// The directory of the region that a device is a part of.
+fn region_of(device: &Path) -> Option<&Path> {
+    let is_region = |above: &&Path| {
+        let name = above.file_name().map(std::ffi::OsStr::as_encoded_bytes);
+        name.is_some_and(|name| name.starts_with(b"region"))
+    };
+    device.ancestors().find(is_region)
+}
+
 /// The physical address at which the region of a device starts; `None` where it has none, or this
 /// user may not read it.
 fn region_start(device: &Path) -> Option<u64> {
-    let is_region = |above: &&Path| {
-        above.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"region"))
+    address_in(&region_of(device)?.join("resource")).ok()
+}
+
+fn address_in(path: &Path) -> io::Result<u64> {
+    let text = fs::read_to_string(path)?;
+    let digits = text.trim().trim_start_matches("0x");
+    u64::from_str_radix(digits, 16).map_err(|_| io::Error::other(format!("it says \"{text}\"")))
+}
+
+/// The bytes that `badblocks` names, lines of a first sector and a number of sectors, of a device
+/// of `len` bytes that starts `start` bytes behind what the sectors are counted from.
+fn bad_bytes(badblocks: &str, start: u64, len: u64) -> Vec<Range<u64>> {
+    let line = |line: &str| {
+        let mut words = line.split_whitespace().map(str::parse::<u64>);
+        let (Some(Ok(first)), Some(Ok(count))) = (words.next(), words.next()) else { return None };
+        let from = first.checked_mul(SECTOR_BYTES)?;
+        let to = from.saturating_add(count.saturating_mul(SECTOR_BYTES));
+        let range = from.saturating_sub(start)..to.saturating_sub(start).min(len);
+        (range.start < range.end).then_some(range)
     };
-    let region = device.ancestors().find(is_region)?;
-    let text = fs::read_to_string(region.join("resource")).ok()?;
-    u64::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()
+    badblocks.lines().filter_map(line).collect()
 }
 
 /// What the region of a device says. A region without such a file is volatile: memory of CXL that
@@ -275,6 +331,25 @@ mod tests {
             assert_eq!(found.is_ok(), is_fit, "{start} {align}: {told}");
             assert!(is_fit || told.contains("/dev/dax0.0") && told.contains(start), "{told}");
         }
+    }
+
+    #[test]
+    fn what_failed_is_where_its_region_says_counted_from_the_device() {
+        let root = tempfile::tempdir().unwrap();
+        let files = [("size", "1048576"), ("align", "4096"), ("resource", "0x100200000\n")];
+        let directory = device(root.path(), &files, None);
+        let bad = || DeviceDax::read("/dev/dax0.0", &directory).unwrap().bad_bytes();
+        assert_eq!(bad().unwrap(), [], "no list");
+        let list = root.path().join("region0/badblocks");
+        fs::write(&list, "\n").unwrap();
+        assert_eq!(bad().unwrap(), [], "an empty one");
+        // Before the device, across its start, inside, across its end, behind it, and no sense.
+        let text = "0 8\n4088 16\n4104 1\n6136 16\n9000 8\nsome 3\n";
+        fs::write(&list, text).unwrap();
+        assert!(bad().unwrap_err().to_string().contains("resource"), "where the region starts");
+        fs::write(root.path().join("region0/resource"), "0x100000000\n").unwrap();
+        let expected = [0..4096, 4096..4608, (1 << 20) - 4096..1 << 20];
+        assert_eq!(bad().unwrap(), expected);
     }
 
     #[test]

@@ -66,6 +66,8 @@ pub(crate) struct AsIf {
     pub is_attached: bool,
     /// Its device went away.
     pub is_gone: bool,
+    /// Its device says that this page of it failed.
+    pub bad_page: Option<u64>,
 }
 
 impl Backing {
@@ -112,6 +114,27 @@ impl Backing {
     /// Who may hold it long-term.
     pub(crate) fn long_term(&self) -> LongTerm {
         self.data.as_ref().map_or(LongTerm::Refused, |data| data.kind().long_term())
+    }
+
+    /// Frames whose memory failed, as its device says.
+    pub(crate) fn bad_frames(&self) -> Vec<u64> {
+        #[cfg(test)]
+        if let Some(page) = self.as_if.bad_page {
+            return vec![self.first_pfn + page];
+        }
+        let bad = self.data.as_ref().map(|data| data.bad_bytes()).transpose();
+        let bad = bad.unwrap_or_else(|error| {
+            tracing::warn!(backing = %self.name, %error, "what failed of it is not known");
+            None
+        });
+        let (start, end) = (self.offset_bytes, self.offset_bytes + self.nr_pages * PAGE_BYTES);
+        let frames = bad.into_iter().flatten().flat_map(|bytes| {
+            let (from, to) = (bytes.start.max(start), bytes.end.min(end));
+            let pages = from.saturating_sub(start) / PAGE_BYTES
+                ..to.saturating_sub(start).div_ceil(PAGE_BYTES);
+            pages.map(|page| self.first_pfn + page)
+        });
+        frames.collect()
     }
 
     /// Its frames.

@@ -196,6 +196,7 @@ impl Core {
             backing.state = BackingState::Open;
         });
         self.republish();
+        self.heed_bad_blocks();
         self.frames.backings_changed();
         Ok(id)
     }

@@ -251,6 +251,7 @@ impl Core {
         if !core.pool.is_new {
             core.recover().map_err(|error| core.bad_start(error))?;
         }
+        core.heed_bad_blocks();
         core.pool.keep_spare_ledger();
         Ok(core)
     }

@@ -15,6 +15,7 @@ use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::runs::SortedRuns;
 
 use crate::name::FileName;
+use crate::owner::backing::Backing;
 use crate::owner::core::{Core, FileRecord};
 use crate::owner::files::file_idle;
 use crate::owner::frames::frame_of;
@@ -46,6 +47,18 @@ impl Core {
         }
         self.open_for_failure(pfn)?;
         self.while_open(|core| core.take_frame_out(pfn))
+    }
+
+    /// Takes the frames out of use that their devices' regions know to have failed, before anybody
+    /// touches them.
+    pub(crate) fn heed_bad_blocks(&mut self) {
+        let known: Vec<u64> = self.frames.backings().iter().flat_map(Backing::bad_frames).collect();
+        for pfn in known {
+            match self.memory_failure(pfn) {
+                Ok(_) => tracing::warn!(pfn, "its device knows that this frame failed"),
+                Err(refusal) => tracing::debug!(pfn, %refusal, "a frame failed"),
+            }
+        }
     }
 
     fn take_frame_out(&mut self, pfn: Pfn) -> Result<Reply, Refusal> {
@@ -233,5 +246,35 @@ fn failed_page(
             Err(Refusal::Denied { why, errno: pgmap_mm::error::errno::EOPNOTSUPP })
         }
         _ => Err(Refusal::Invalid { why: format!("\"{name}\" has no failed page at {offset}") }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::owner::backing::AsIf;
+    use crate::owner::clients::Identity;
+    use crate::owner::made_file::make_file;
+    use crate::pool::{Pool, PoolOptions};
+
+    #[test]
+    fn what_its_device_says_has_failed_is_out_of_use_before_anybody_touches_it() {
+        let pool = Pool::create(&PoolOptions::anonymous(64 * PAGE_BYTES)).unwrap();
+        let mut core = Core::open(Arc::new(pool)).unwrap();
+        let (client, _attachment) = core.attach(Identity::own(), false).unwrap();
+        let name = FileName::new("a").unwrap();
+        make_file(&mut core, client, &name, 16 * PAGE_BYTES);
+        let first = core.files[&name].runs().next().unwrap().start();
+        for (page, is_files) in [(first + 3, true), (63, false)] {
+            core.frames.backings_mut().pretend(AsIf { bad_page: Some(page), ..AsIf::default() });
+            core.heed_bad_blocks();
+            // A second look at the same list changes nothing.
+            core.heed_bad_blocks();
+            let poisoned = core.pool_info().poisoned_bytes;
+            assert_eq!(poisoned, PAGE_BYTES * if is_files { 1 } else { 2 }, "page {page}");
+        }
+        assert_eq!(core.files[&name].extents.len(), 3, "before, failed, behind");
     }
 }
