@@ -2,7 +2,8 @@
 //! of the same memory, and a copy past the processor's caches. And pins of pages at random, where a
 //! pool lies in huge pages.
 //!
-//! `PGMAP_BENCH_ON` names one more memory, a device for instance, which is overwritten.
+//! `PGMAP_BENCH_ON` names the only memory that is measured, a device for instance, which is
+//! overwritten.
 
 use std::fs::File as StdFile;
 use std::hint::black_box;
@@ -25,7 +26,7 @@ const NR_FILES: u64 = 16;
 /// Bytes for the files of both lengths, and for the head of data on a path.
 const POOL_BYTES: u64 = 2 * (NR_FILES + 1) * BLOCK_BYTES + HEAD_BYTES;
 const HEAD_BYTES: u64 = 16 << 20;
-/// Names one more memory.
+/// Names the only memory.
 const ON: &str = "PGMAP_BENCH_ON";
 
 /// A kind of memory that this machine has.
@@ -80,6 +81,11 @@ impl Kind {
 
 /// What there is, and a note for each kind that there is not.
 fn kinds(huge_bytes: u64) -> Result<(Vec<Kind>, Vec<String>), Failure> {
+    if let Some(path) = std::env::var_os(ON).map(PathBuf::from) {
+        let name = path.display().to_string();
+        let only = Kind::new(&name, Place::On(path, Arc::new(Folder::new("kinds-on")?)));
+        return Ok((vec![only], Vec::new()));
+    }
     let mut kinds = vec![
         Kind::new("memfd", Place::Anonymous(PageSize::Base)),
         Kind::new("tmpfs", Place::In(Arc::new(Folder::new("kinds")?))),
@@ -94,10 +100,6 @@ fn kinds(huge_bytes: u64) -> Result<(Vec<Kind>, Vec<String>), Failure> {
         kinds.push(Kind::new("disk", Place::In(disk)));
     } else {
         notes.push("no rows of a disk: the temporary directory is in memory".into());
-    }
-    if let Some(path) = std::env::var_os(ON).map(PathBuf::from) {
-        let name = path.display().to_string();
-        kinds.push(Kind::new(&name, Place::On(path, Arc::new(Folder::new("kinds-on")?))));
     }
     Ok((kinds, notes))
 }
