@@ -21,6 +21,9 @@ const MAX_TURNS: u64 = 600;
 /// More words than one step of the owner reads: of each slot of `owner/scans.rs` (`STEP_SLOTS`) the
 /// word, its tag and its block's.
 const MAX_STEP_WORDS: u64 = 4 * 32_768;
+/// More words than the owner changes in one turn: it shuts all files of a pool that closes, each
+/// folio by some words, and opens them again.
+const MAX_TURN_WORDS: u64 = 2 * 4 * 1_024;
 /// What a wait takes beside that.
 const MOMENT_MS: u64 = 60;
 /// The owner's clock counts whole milliseconds.
@@ -477,7 +480,7 @@ pub fn is_answered<T>(result: &Result<T, Error>) -> bool {
 pub fn slack_ns(episode: &Episode) -> u64 {
     let knobs = episode.plan.knobs;
     let turns = MAX_TURNS * u64::from(knobs.longest_turn);
-    let locked = if episode.plan.embedded.is_some() { MAX_STEP_WORDS } else { 0 };
+    let locked = if episode.plan.embedded.is_some() { MAX_STEP_WORDS } else { MAX_TURN_WORDS };
     MOMENT_MS * NS_PER_MS + (turns + locked) * u64::from(knobs.step_ns)
 }
 
