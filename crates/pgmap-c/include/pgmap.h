@@ -21,6 +21,9 @@
 // The new file gets a CRC-32C of its contents.
 #define PGMAP_CHECKSUM 2
 
+// The owner may evict the new file when others need room and nobody holds it.
+#define PGMAP_EVICTABLE 4
+
 // A file was committed under the name, or got it by a rename.
 #define PGMAP_CREATED 1
 
@@ -137,7 +140,8 @@ int pgmap_rename(struct pgmap_pool *pool,
                  uint32_t flags);
 
 // Reserves a file of `len_bytes`, to be filled and committed. `flags`: `PGMAP_REPLACE`,
-// `PGMAP_CHECKSUM`, or 0. `-EEXIST` if the name is taken, `-ENOSPC` if there is no room.
+// `PGMAP_CHECKSUM`, `PGMAP_EVICTABLE`, or 0. `-EEXIST` if the name is taken, `-ENOSPC` if there is
+// no room.
 //
 // # Safety
 // `pool` is connected; `name` has `name_len` bytes; `writer` has room for an address.

@@ -31,8 +31,8 @@ pub use pin::{
     pgmap_pin_segments, pgmap_read, pgmap_segment, pgmap_unpin,
 };
 pub use pool::{
-    PGMAP_CHECKSUM, PGMAP_REPLACE, pgmap_connect, pgmap_disconnect, pgmap_exists, pgmap_memory,
-    pgmap_pool, pgmap_rename, pgmap_unlink, pgmap_version,
+    PGMAP_CHECKSUM, PGMAP_EVICTABLE, PGMAP_REPLACE, pgmap_connect, pgmap_disconnect, pgmap_exists,
+    pgmap_memory, pgmap_pool, pgmap_rename, pgmap_unlink, pgmap_version,
 };
 pub use writer::{
     pgmap_abort, pgmap_commit, pgmap_create, pgmap_set_device, pgmap_write, pgmap_writer,

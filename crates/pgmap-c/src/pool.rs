@@ -17,6 +17,8 @@ use crate::failure::{Failure, answer};
 pub const PGMAP_REPLACE: u32 = 1;
 /// The new file gets a CRC-32C of its contents.
 pub const PGMAP_CHECKSUM: u32 = 2;
+/// The owner may evict the new file when others need room and nobody holds it.
+pub const PGMAP_EVICTABLE: u32 = 4;
 
 /// A pool that this process is connected to.
 pub struct pgmap_pool {

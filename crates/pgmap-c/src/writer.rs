@@ -10,7 +10,7 @@ use pgmap::{Agent, CreateSpec, Error, FileName, FolioSize, OwnedWriter};
 use crate::arguments::{bytes, ended, made, object, room};
 use crate::failure::{Failure, answer};
 use crate::pin::{fill, pgmap_segment};
-use crate::pool::{PGMAP_CHECKSUM, PGMAP_REPLACE, known, pgmap_pool};
+use crate::pool::{PGMAP_CHECKSUM, PGMAP_EVICTABLE, PGMAP_REPLACE, known, pgmap_pool};
 
 /// A file that nobody else sees before it is committed.
 pub struct pgmap_writer {
@@ -18,7 +18,8 @@ pub struct pgmap_writer {
 }
 
 /// Reserves a file of `len_bytes`, to be filled and committed. `flags`: `PGMAP_REPLACE`,
-/// `PGMAP_CHECKSUM`, or 0. `-EEXIST` if the name is taken, `-ENOSPC` if there is no room.
+/// `PGMAP_CHECKSUM`, `PGMAP_EVICTABLE`, or 0. `-EEXIST` if the name is taken, `-ENOSPC` if there is
+/// no room.
 ///
 /// # Safety
 /// `pool` is connected; `name` has `name_len` bytes; `writer` has room for an address.
@@ -36,12 +37,13 @@ pub unsafe extern "C" fn pgmap_create(
         let pool = unsafe { object(pool, "pool") }?;
         // SAFETY: the caller's contract.
         let name = unsafe { bytes(name, name_len, "name") }?;
-        let flags = known(flags, PGMAP_REPLACE | PGMAP_CHECKSUM)?;
+        let flags = known(flags, PGMAP_REPLACE | PGMAP_CHECKSUM | PGMAP_EVICTABLE)?;
         let name = FileName::new(name).map_err(Error::from)?;
+        let priority = u8::from(flags & PGMAP_EVICTABLE != 0);
         let spec = CreateSpec {
             replace: flags & PGMAP_REPLACE != 0,
             is_checksummed: flags & PGMAP_CHECKSUM != 0,
-            ..CreateSpec::new(name, len_bytes, FolioSize::BestFit)
+            ..CreateSpec::new(name, len_bytes, FolioSize::BestFit).evictable(priority)
         };
         let created = pool.client.create_owned_with(spec)?;
         // SAFETY: the caller's contract.

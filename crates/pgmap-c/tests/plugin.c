@@ -102,7 +102,7 @@ static void events_come_in_order(void) {
     CHECK(pgmap_subscribe(pool, "e/", 2, &events) == 0);
     CHECK(pgmap_events_next(events, 0, &event) == 0);
     put("e/1", "x", 0);
-    put("other", "x", 0);
+    put("other", "x", PGMAP_EVICTABLE);
     CHECK(pgmap_unlink(pool, "e/1", 3) == 0);
     struct pollfd ready = {pgmap_events_fd(events), POLLIN, 0};
     CHECK(poll(&ready, 1, 10000) == 1);

@@ -91,7 +91,9 @@ impl Pool {
     /// Stores several files, each from an object with a buffer or (address, nbytes), in two calls
     /// to the owner for every 256 of them. Returns what each raised, or None. `metadatas` has the
     /// metadata of each; the rest is as in `put`.
-    #[pyo3(signature = (names, datas, *, replace = false, metadatas = None, checksum = false))]
+    #[pyo3(signature = (names, datas, *, replace = false, metadatas = None, checksum = false,
+                        evictable = 0))]
+    #[expect(clippy::too_many_arguments, reason = "they are Python's keywords")]
     fn put_many(
         &self,
         py: Python<'_>,
@@ -100,6 +102,7 @@ impl Pool {
         replace: bool,
         metadatas: Option<Vec<PyBackedBytes>>,
         checksum: bool,
+        evictable: u8,
     ) -> PyResult<Vec<Option<Py<PyAny>>>> {
         check_as_many(names.len(), datas.len(), "datas")?;
         if let Some(metadatas) = &metadatas {
@@ -110,7 +113,7 @@ impl Pool {
         let sources = datas.iter().map(Source::of).collect::<PyResult<Vec<_>>>()?;
         let files = names.iter().zip(&sources).enumerate().map(|(nth, (name, source))| {
             let bytes = source.bytes();
-            let wanted = Wanted { replace, metadata: metadata(nth), checksum };
+            let wanted = Wanted { replace, metadata: metadata(nth), checksum, evictable };
             Ok((wanted.spec(py, &names::bytes(name)?, bytes.len() as u64)?, bytes))
         });
         let files = files.collect::<PyResult<Vec<_>>>()?;

@@ -57,6 +57,10 @@ pub struct PoolInfo {
     backed: u64,
     /// Files.
     files: u64,
+    /// Frames of files that may be evicted.
+    evictable: u64,
+    /// Files that this owner evicted.
+    evicted: u64,
     /// Clients attached.
     clients: u64,
 }
@@ -72,6 +76,8 @@ impl PoolInfo {
             draining: info.draining_bytes,
             backed: info.backed_bytes,
             files: info.nr_files,
+            evictable: info.evictable_bytes,
+            evicted: info.nr_evicted,
             clients: info.nr_clients,
         }
     }

@@ -50,6 +50,8 @@ pub struct Wanted<'a> {
     pub metadata: &'a [u8],
     /// It gets a checksum of its contents.
     pub checksum: bool,
+    /// Its priority among those that the owner may evict; 0 if it may not.
+    pub evictable: u8,
 }
 
 impl Wanted<'_> {
@@ -61,7 +63,7 @@ impl Wanted<'_> {
             replace: self.replace,
             metadata,
             is_checksummed: self.checksum,
-            ..CreateSpec::new(name, len_bytes, FolioSize::BestFit)
+            ..CreateSpec::new(name, len_bytes, FolioSize::BestFit).evictable(self.evictable)
         })
     }
 }
@@ -200,8 +202,12 @@ impl Pool {
     ///
     /// With `replace` it takes the place of a file of that name; else that raises Exists.
     /// `metadata` is up to 256 bytes that `Pool.metadata` returns. With `checksum` the file gets a
-    /// CRC-32C of its contents, with which `Pool.verify` compares them.
-    #[pyo3(signature = (name, data, *, replace = false, metadata = NO_METADATA, checksum = false))]
+    /// CRC-32C of its contents, with which `Pool.verify` compares them. A file that is `evictable`,
+    /// 1 to 255, may be evicted when others need room and nobody holds it: of the lowest number the
+    /// least recently used goes first.
+    #[pyo3(signature = (name, data, *, replace = false, metadata = NO_METADATA,
+                        checksum = false, evictable = 0))]
+    #[expect(clippy::too_many_arguments, reason = "they are Python's keywords")]
     fn put(
         &self,
         py: Python<'_>,
@@ -210,10 +216,11 @@ impl Pool {
         replace: bool,
         metadata: &[u8],
         checksum: bool,
+        evictable: u8,
     ) -> PyResult<()> {
         let (client, source) = (self.client()?, Source::of(data)?);
         let bytes = source.bytes();
-        let wanted = Wanted { replace, metadata, checksum };
+        let wanted = Wanted { replace, metadata, checksum, evictable };
         let spec = wanted.spec(py, &names::bytes(name)?, bytes.len() as u64)?;
         py.detach(|| {
             let mut writer = client.create_owned_with(spec)?;
@@ -225,7 +232,8 @@ impl Pool {
 
     /// Reserves a file of `nbytes`, to be filled and committed. The rest is as in `put`.
     #[pyo3(signature = (name, nbytes, *, replace = false, metadata = NO_METADATA,
-                        checksum = false))]
+                        checksum = false, evictable = 0))]
+    #[expect(clippy::too_many_arguments, reason = "they are Python's keywords")]
     fn writer(
         &self,
         py: Python<'_>,
@@ -234,9 +242,10 @@ impl Pool {
         replace: bool,
         metadata: &[u8],
         checksum: bool,
+        evictable: u8,
     ) -> PyResult<Writer> {
         let client = self.client()?;
-        let wanted = Wanted { replace, metadata, checksum };
+        let wanted = Wanted { replace, metadata, checksum, evictable };
         let spec = wanted.spec(py, &names::bytes(name)?, nbytes)?;
         Ok(Writer::new(py.detach(|| client.create_owned_with(spec)).or_raise(py)?))
     }

@@ -185,9 +185,8 @@ def test_the_command_starts_its_own_processes_and_ends_on_ctrl_c(tmp_path):
     played = run("demo", "--seconds", "2", "--json")
     assert played.returncode == 0, played.stderr
     path = str(tmp_path / "sock")
-    serving = subprocess.Popen(
-        [*COMMAND, "--socket", path, "serve", "--size", "16M"], stderr=subprocess.DEVNULL
-    )
+    words = ["--socket", path, "serve", "--pool", str(tmp_path / "pool"), "--size", "16M"]
+    serving = subprocess.Popen([*COMMAND, *words])
     try:
         until("it serves", lambda: os.path.exists(path))
         serving.send_signal(signal.SIGINT)
@@ -202,3 +201,22 @@ def test_names_of_events_name_the_files(pool):
         pool.put(b"\xff\xfe", b"odd")
         event = next(itertools.islice(events, 1))
         assert pool.get(event.name).read() == b"odd"
+
+
+def test_what_nobody_holds_is_evicted_when_a_put_needs_room():
+    with pgmap.Pool.create("16MiB") as pool, pool.subscribe(only=["evicted"]) as evicted:
+        block = bytes(1 << 20)
+        for number in range(12):
+            pool.put(f"block/{number}", block, evictable=1)
+        pool.put("kept", block)
+        held = pool.get("block/0")
+        assert pool.get("block/1").nbytes == len(block), "used, so that it goes late"
+        assert pool.info().evictable == 12 << 20
+        raised = pool.put_many([f"new/{n}" for n in range(8)], [block] * 8, evictable=1)
+        assert raised == [None] * 8
+        gone = [event.name for event in iter(lambda: evicted.next(0.5), None)]
+        assert gone and gone == [f"block/{n}" for n in range(2, 2 + len(gone))]
+        assert pool.info().evicted == len(gone)
+        assert "kept" in pool and bytes(memoryview(held)) == block
+        with pytest.raises(pgmap.NoSpace):
+            pool.put("more", bytes(15 << 20))

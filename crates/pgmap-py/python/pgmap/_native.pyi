@@ -80,6 +80,10 @@ class PoolInfo:
     @property
     def files(self) -> int: ...
     @property
+    def evictable(self) -> int: ...
+    @property
+    def evicted(self) -> int: ...
+    @property
     def clients(self) -> int: ...
 
 @final
@@ -164,6 +168,7 @@ class Pool:
         replace: bool = False,
         metadata: bytes = b"",
         checksum: bool = False,
+        evictable: int = 0,
     ) -> None: ...
     def put_many(
         self,
@@ -173,6 +178,7 @@ class Pool:
         replace: bool = False,
         metadatas: Sequence[bytes] | None = None,
         checksum: bool = False,
+        evictable: int = 0,
     ) -> builtins.list[Error | None]: ...
     def read_many(
         self, names: Sequence[Name], targets: Sequence[Memory]
@@ -185,6 +191,7 @@ class Pool:
         replace: bool = False,
         metadata: bytes = b"",
         checksum: bool = False,
+        evictable: int = 0,
     ) -> Writer: ...
     def metadata(self, name: Name) -> bytes: ...
     def verify(self, name: Name) -> bool | None: ...

@@ -7,7 +7,8 @@ Configured as a plugin::
 
 ``adapter_params``: ``socket`` of a pool that is served, or ``size`` (and ``directory``) of one that
 this process owns; ``deadline`` in seconds; ``evict``: ``"lmcache"`` (default) leaves eviction to
-LMCache, which is notified of every key that the pool has; ``"pool"`` leaves it to the pool's operator.
+LMCache, which is notified of every key that the pool has; ``"pool"`` leaves it to the pool, which
+evicts the least recently used that nobody has locked when a store needs room.
 
 A look-up locks by pinning: what is locked can be deleted by anybody, and is still loaded.
 """
@@ -79,6 +80,8 @@ def _make_adapter() -> type:
             if evict not in ("lmcache", "pool"):
                 raise ValueError(f"evict is 'lmcache' or 'pool', not {evict!r}")
             self._is_shared = "socket" in parameters
+            # Of one priority: LMCache says nothing of what is worth more.
+            self._evictable = 1 if evict == "pool" else 0
             self._pool = attach("lmcache", parameters)
             self._size = self._pool.info().size
             super().__init__(self._size if evict == "lmcache" else 0)
@@ -132,7 +135,9 @@ def _make_adapter() -> type:
         def submit_store_task(self, keys: list[Any], objects: list[Any]) -> int:
             try:
                 raised = self._pool.put_many(
-                    [name_of(key) for key in keys], [_memory_of(obj) for obj in objects]
+                    [name_of(key) for key in keys],
+                    [_memory_of(obj) for obj in objects],
+                    evictable=self._evictable,
                 )
             except Exception as error:
                 raised = [error] * len(keys)
