@@ -3,7 +3,9 @@
 use pgmap::{Client, CreateSpec, Error, FileName, FileWriter, FolioSize, Refusal};
 
 use crate::books::Turn;
-use crate::changes::{DEADLINE_MS, judge, pages_of, put_away, rules_of, unlink_ended, write};
+use crate::changes::{
+    DEADLINE_MS, judge, pages_of, priority_of, put_away, rules_of, unlink_ended, write,
+};
 use crate::episode::Episode;
 use crate::model::End;
 use crate::plan::On;
@@ -34,6 +36,7 @@ pub fn put_many(
         let mut spec = CreateSpec::new(FileName::new(&name)?, len, FolioSize::BestFit);
         spec.replace = replaces;
         spec.rules = rules_of(number);
+        spec.rules.evict_priority = priority_of(number);
         specs.push(spec);
         items.push(Item { name, number, turn });
     }

@@ -160,9 +160,16 @@ struct Closes {
 pub struct Books {
     entries: BTreeMap<String, Entry>,
     closes: Closes,
+    /// Whether owners evict: then what is known of a file may be over at any time.
+    evicts: bool,
 }
 
 impl Books {
+    /// Says whether owners evict.
+    pub const fn allow_evictions(&mut self, evicts: bool) {
+        self.evicts = evicts;
+    }
+
     /// Somebody begins to change what is under these names.
     pub fn begin(&mut self, names: &[&str], owner: u32) -> Turn {
         let mut names: Vec<&str> = names.to_vec();
@@ -278,6 +285,8 @@ impl Books {
 
     /// From now on a name stands for this.
     pub fn set(&mut self, name: &str, shape: Shape) {
+        let is_fickle = self.evicts && matches!(shape, Shape::File(..));
+        let shape = if is_fickle { Shape::Unknown } else { shape };
         self.entries.entry(name.to_owned()).or_default().shape = shape;
     }
 

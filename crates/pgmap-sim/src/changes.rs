@@ -8,7 +8,7 @@ use pgmap::{
 use crate::books::{Shape, Turn, UNKNOWN, agree, describes};
 use crate::episode::Episode;
 use crate::media::placement_of;
-use crate::model::{Cut, End, PAGE, fill};
+use crate::model::{Cut, End, PAGE, fill, is_evictable};
 use crate::plan::On;
 use crate::verdict::{Asked, Verb, is_answered};
 
@@ -283,6 +283,7 @@ fn reserve<'c>(
     let mut spec = CreateSpec::new(FileName::new(name)?, len, FolioSize::BestFit);
     spec.replace = replaces;
     spec.rules = rules_of(number);
+    spec.rules.evict_priority = priority_of(number);
     spec.placement = placement_of(on);
     match client.create_batch(vec![spec])?.pop() {
         Some(draft) => draft,
@@ -299,6 +300,12 @@ pub fn rules_of(number: u64) -> FileRules {
         _ => LongtermRule::AsType,
     };
     FileRules { longterm, ..FileRules::default() }
+}
+
+/// Whether the owner may evict these contents, and how soon.
+pub fn priority_of(number: u64) -> u8 {
+    let may_go = crate::episode::episode().plan.knobs.evicts && is_evictable(number);
+    if may_go { 1 + (number / 2 % 2) as u8 } else { 0 }
 }
 
 /// Whether nobody may pin these contents long-term.

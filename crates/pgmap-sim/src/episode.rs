@@ -226,6 +226,8 @@ pub fn run(plan: &Plan, place: &Path, is_traced: bool) -> Outcome {
         holders: RefCell::default(),
         plan: plan.clone(),
     });
+    episode.model.borrow_mut().allow_evictions(plan.knobs.evicts);
+    episode.books.borrow_mut().allow_evictions(plan.knobs.evicts);
     if let Err(error) = std::fs::create_dir_all(&episode.media_directory) {
         panic!("the real machine has no directory for backings: {error}");
     }

@@ -28,6 +28,9 @@ pub struct Knobs {
     pub is_flushed: bool,
     #[serde(default)]
     pub doubled_event: u32,
+    /// Whether every other file may be evicted.
+    #[serde(default)]
+    pub evicts: bool,
     /// Whether the pool's memory cannot be given back to the system, as that of a device.
     #[serde(default)]
     pub is_attached: bool,
@@ -56,6 +59,7 @@ impl Knobs {
             is_disk: false,
             is_flushed: false,
             is_attached: false,
+            evicts: false,
         }
     }
 }

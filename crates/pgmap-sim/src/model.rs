@@ -66,6 +66,9 @@ struct Version {
     put: Deed,
     /// Names that it had before.
     before: Vec<String>,
+    /// Whether it may be evicted whenever somebody puts something, and so never must be there. What
+    /// holds of it say stays, as of any.
+    is_evictable: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -113,6 +116,7 @@ impl Name {
 
     fn must_be(&self, version: &Version, from: u64, to: u64, but: Option<u64>) -> bool {
         version.put.is_done_before(from)
+            && !version.is_evictable
             && !self.removals.iter().any(|removal| {
                 removal.concerns(version)
                     && Some(removal.deed.from) != but
@@ -167,9 +171,21 @@ pub struct Model {
     renaming: Vec<(String, String, u64)>,
     /// When owners ended, and when they had ended well.
     ends: Vec<(u64, Option<u64>)>,
+    /// Whether owners evict.
+    evicts: bool,
+}
+
+/// Whether contents of this number may be evicted, where owners evict.
+pub const fn is_evictable(number: u64) -> bool {
+    number.is_multiple_of(2)
 }
 
 impl Model {
+    /// Says whether owners evict.
+    pub const fn allow_evictions(&mut self, evicts: bool) {
+        self.evicts = evicts;
+    }
+
     /// A number for contents.
     pub fn new_number(&mut self) -> u64 {
         self.nr_versions += 1;
@@ -197,7 +213,8 @@ impl Model {
     /// Somebody asks to put contents under a name; in place of others if `replaces`.
     pub fn put(&mut self, name: &str, number: u64, len: u64, from: u64, replaces: bool) {
         let deed = Deed { from, end: End::Unknown };
-        self.arrive(name, Version { number, len, put: deed, before: Vec::new() });
+        let is_evictable = self.evicts && is_evictable(number);
+        self.arrive(name, Version { number, len, put: deed, before: Vec::new(), is_evictable });
         if replaces {
             self.of(name).removals.push(Removal { deed, by: Some(number), only: None });
         }

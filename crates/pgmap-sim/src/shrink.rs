@@ -102,6 +102,7 @@ fn candidates(plan: &Plan) -> Vec<Plan> {
         quiet(|knobs| knobs.lost_event = 0),
         quiet(|knobs| knobs.doubled_event = 0),
         quiet(|knobs| knobs.is_attached = false),
+        quiet(|knobs| knobs.evicts = false),
     ]);
     found.retain(|less| less != plan);
     found

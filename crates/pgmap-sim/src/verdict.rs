@@ -280,7 +280,9 @@ impl Asked {
                 Verb::Pin(name) | Verb::Lease(name),
             ) => {
                 let failures = episode.failures.borrow();
-                !books.is_alone_since(name, self.from) || failures.may_fail_since(self.from)
+                !books.is_alone_since(name, self.from)
+                    || failures.may_fail_since(self.from)
+                    || episode.plan.knobs.evicts
             }
             (
                 Refusal::InUse { .. },

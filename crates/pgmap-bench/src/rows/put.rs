@@ -31,6 +31,8 @@ pub struct Putter {
     batch: u64,
     /// Files that stay.
     keep: u64,
+    /// Whether the owner evicts the others, instead of their being unlinked.
+    evicts: bool,
     /// The owner, in this process or another: dropped after the client.
     _owner: Box<dyn Send>,
 }
@@ -66,13 +68,31 @@ impl Putter {
 
     fn over(client: Client, owner: Box<dyn Send>, keep: u64, batch: u64) -> Result<Self, Failure> {
         let source = vec![0x5a; BLOCK_BYTES as usize];
-        let mut putter = Self { client, source, next: 0, oldest: 0, batch, keep, _owner: owner };
+        let mut putter =
+            Self { client, source, next: 0, oldest: 0, batch, keep, evicts: false, _owner: owner };
         // Every frame is taken from the system and mapped here before anything is measured.
         for _ in 0..3 {
             putter.run((keep + batch).next_multiple_of(batch), Timed::Put)?;
         }
         putter.prove_that_a_put_can_be_got()?;
         Ok(putter)
+    }
+
+    /// From now on what is put is evictable, and nothing is unlinked: the pool is full, and each
+    /// put evicts as much as it puts.
+    pub fn evicting(mut self) -> Result<Self, Failure> {
+        let numbers = self.oldest..self.next;
+        let names = numbers.map(|number| FileName::new(name(number))).collect::<Result<_, _>>()?;
+        self.client.unlink_batch(names)?;
+        self.evicts = true;
+        for _ in 0..3 {
+            self.run((self.keep + self.batch).next_multiple_of(self.batch), Timed::Put)?;
+        }
+        if self.client.pool_stat()?.nr_evicted == 0 {
+            return Err(Failure::new("nothing is evicted"));
+        }
+        self.prove_that_a_put_can_be_got()?;
+        Ok(self)
     }
 
     fn prove_that_a_put_can_be_got(&self) -> Result<(), Failure> {
@@ -91,7 +111,7 @@ impl Putter {
             self.put_batch(timed == Timed::Put)?;
             let put = start.elapsed();
             let start = Instant::now();
-            let has_unlinked = self.next - self.oldest > self.keep;
+            let has_unlinked = !self.evicts && self.next - self.oldest > self.keep;
             if has_unlinked {
                 self.unlink_batch()?;
             }
@@ -107,7 +127,9 @@ impl Putter {
     fn put_batch(&mut self, has_bytes: bool) -> Result<(), Failure> {
         let numbers = self.next..self.next + self.batch;
         self.next = numbers.end;
-        let specs = numbers.map(|number| spec(&name(number), BLOCK_BYTES));
+        let priority = u8::from(self.evicts);
+        let specs = numbers
+            .map(|number| Ok::<_, Failure>(spec(&name(number), BLOCK_BYTES)?.evictable(priority)));
         let writers = self.client.create_batch(specs.collect::<Result<_, _>>()?)?;
         let mut writers = writers.into_iter().collect::<Result<Vec<_>, _>>()?;
         for writer in &mut writers {
@@ -207,6 +229,14 @@ pub fn scenario(scale: Scale) -> Result<Scenario, Failure> {
             .row("pgmap: put, owner in another process", Timed::Put)
             .against(SINGLE)
             .target(TARGET),
+        Putter::embedded(NR_BLOCKS, 1)?
+            .evicting()?
+            .row("pgmap: put into a full pool that evicts, owner in the process", Timed::Put)
+            .against(SINGLE),
+        Putter::remote("put-evict-1", NR_BLOCKS, 1, false)?
+            .evicting()?
+            .row("pgmap: put into a full pool that evicts, owner in another process", Timed::Put)
+            .against(SINGLE),
         memcpy_row(MANY, 2 * batch)?,
         Putter::embedded(batch, batch)?
             .row("pgmap: put, batches of 64, owner in the process", Timed::Put)
@@ -216,6 +246,10 @@ pub fn scenario(scale: Scale) -> Result<Scenario, Failure> {
             .row("pgmap: put, batches of 64, owner in another process", Timed::Put)
             .against(MANY)
             .target(TARGET),
+        Putter::remote("put-evict-64", batch, batch, false)?
+            .evicting()?
+            .row("pgmap: put, batches of 64, into a full pool that evicts", Timed::Put)
+            .against(MANY),
         fresh_memfd_row("a fresh memfd each time: create, map, copy, unmap").against(SINGLE),
         Putter::embedded(NR_BLOCKS, 1)?
             .row("pgmap: unlink (and free), owner in the process", Timed::Unlink)
@@ -225,7 +259,9 @@ pub fn scenario(scale: Scale) -> Result<Scenario, Failure> {
             .against(SINGLE),
     ];
     let notes = vec![
-        "a put is create + copy of 2 MiB + commit; the unlink of an older file is not timed".into(),
+        "a put is create + copy of 2 MiB + commit; the unlink of an older file is not timed, an \
+         eviction is"
+            .into(),
         "singly, puts go round 17 frames, in batches round 128; all frames are faulted before"
             .into(),
     ];

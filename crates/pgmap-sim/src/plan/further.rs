@@ -1,5 +1,5 @@
 //! What only part of the runs have: further backings, pools that are closed, devices that outlive
-//! their clients.
+//! their clients, files that are evicted.
 //!
 //! Drawn by itself, so that the rest of a run is as it was before this was there.
 
@@ -29,6 +29,12 @@ impl Plan {
                 self.insert(&mut chance, Op::Release { nth });
             }
             self.draw_outlived(&mut chance, nr_steps);
+        }
+        if chance.u32(0..3) == 0 {
+            self.knobs.evicts = true;
+            if chance.bool() {
+                self.pool_pages = self.pool_pages.min(48);
+            }
         }
     }
 
