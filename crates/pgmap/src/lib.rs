@@ -25,9 +25,9 @@
 //! | to do this | see |
 //! |---|---|
 //! | make a pool and serve it | [`Pool`], [`PoolOptions`], [`Owner`] |
-//! | create, find, cut and remove files, many at a time too | [`Client`], [`FileWriter`], [`File`] |
+//! | create, find, cut and remove files, also in batches | [`Client`], [`FileWriter`], [`File`] |
 //! | read what is pinned | [`FilePin`]; [`OwnedPin`], which keeps its client |
-//! | map files at addresses, and pin by address | [`AddressSpace`], [`Prot`], [`PinFlags`], [`mod@space`] |
+//! | map files at addresses, pin by address | [`AddressSpace`], [`Prot`], [`PinFlags`] |
 //! | hear what the owner wants, and what becomes of files | [`Event`], [`Subscription`] |
 //! | know why not | [`Error`], [`Refusal`], [`PinError`], [`SpaceError`] |
 //! | look at a pool from outside | [`Observer`], [`check`] |
