@@ -3,8 +3,8 @@
 use std::ffi::OsString;
 use std::process::Command;
 
-/// The program that runs this command, and what stands before the command's own words: nothing for
-/// the program `pgmap`, a script for an interpreter that runs the command.
+/// What stands before the command's own words: nothing for the program `pgmap`; for an interpreter
+/// that runs the command itself, under the name it was called by, and a script.
 #[derive(Clone, Debug)]
 pub struct OwnCommand {
     before: Vec<OsString>,
@@ -20,8 +20,9 @@ impl OwnCommand {
 
     fn within(all: &[OsString], words: &[OsString]) -> Self {
         let words = words.get(1..).unwrap_or_default().to_vec();
-        let end = all.len().saturating_sub(words.len()).max(1);
-        Self { before: all.get(1..end).unwrap_or_default().to_vec(), words }
+        let before = &all[..all.len().saturating_sub(words.len())];
+        let is_alone = before.len() < 2;
+        Self { before: if is_alone { Vec::new() } else { before.to_vec() }, words }
     }
 
     /// To be started with other words.
@@ -29,8 +30,13 @@ impl OwnCommand {
     /// # Errors
     /// When the system does not say which program this is.
     pub fn again(&self) -> std::io::Result<Command> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args(&self.before);
+        let Some((interpreter, script)) = self.before.split_first() else {
+            return Ok(Command::new(std::env::current_exe()?));
+        };
+        // By its name: where a link leads to it, as in a virtual environment of Python, it finds
+        // other packages than under its own.
+        let mut command = Command::new(interpreter);
+        command.args(script);
         Ok(command)
     }
 
@@ -56,7 +62,8 @@ mod tests {
         assert_eq!((program.before.len(), program.line()), (0, "pgmap ls --json".into()));
         let all = words("python3 -m pgmap ls --json");
         let module = OwnCommand::within(&all, &own);
-        assert_eq!((module.before, module.words), (words("-m pgmap"), words("ls --json")));
+        assert_eq!(module.before, words("python3 -m pgmap"));
+        assert_eq!(module.words, words("ls --json"));
         assert_eq!(OwnCommand::within(&words("pgmap"), &words("pgmap")).line(), "pgmap");
     }
 }
