@@ -5,7 +5,8 @@ Configured as a dynamic backend: ``--hicache-storage-backend dynamic`` and, as e
     {"backend_name": "pgmap", "module_path": "pgmap.sglang", "class_name": "PgmapHiCacheStorage",
      "socket": "/run/pgmap/pool.sock"}
 
-Other parameters as of ``pgmap.lmcache``.
+Other parameters: ``size`` and ``directory``, ``deadline``. The pool evicts the least recently used
+pages when a store needs room.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -87,7 +88,8 @@ def _make_storage() -> type:
         ) -> bool:
             # They must live until the copy is done.
             pages = [tensor.contiguous() for tensor in values]
-            raised = self._pool.put_many(self._names(keys), [memory_of(page) for page in pages])
+            places = [memory_of(page) for page in pages]
+            raised = self._pool.put_many(self._names(keys), places, evictable=1)
             return all(error is None or isinstance(error, Exists) for error in raised)
 
         def clear(self) -> None:

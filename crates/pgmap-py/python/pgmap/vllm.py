@@ -5,7 +5,8 @@ Configured by ``module_path``, in the list of secondary tiers::
     {"type": "PgmapSecondaryTierManager", "module_path": "pgmap.vllm",
      "socket": "/run/pgmap/pool.sock"}
 
-Other parameters as of ``pgmap.lmcache``. A store and a load copy before they return: a memory copy is
+Other parameters: ``size`` and ``directory``, ``deadline``. The pool evicts the least recently used
+chunks when a store needs room. A store and a load copy before they return: a memory copy is
 what they cost.
 """
 
@@ -71,7 +72,7 @@ def _make_tier() -> type:
         def submit_store(self, job_metadata: Any) -> None:
             try:
                 raised = self._pool.put_many(
-                    names_of(job_metadata.keys), self._chunks(job_metadata)
+                    names_of(job_metadata.keys), self._chunks(job_metadata), evictable=1
                 )
                 is_done = all(error is None or isinstance(error, Exists) for error in raised)
             except Exception:
