@@ -1,9 +1,10 @@
 //! Marks of use: when each client last got the file in each slot of the index, said by one store.
 //!
-//! The owner counts *generations* in the index, one for each file that it lists. A client that
-//! gets a file stores the present generation under the file's slot, in an array that only it
-//! writes. An owner that is about to evict a file reads what the clients say of it, as `lru_gen`
-//! reads accessed bits: late, and only of what it would otherwise take.
+//! The owner counts *generations* in the index, one for each file that it lists since there was one
+//! that may be evicted. A client that gets a file stores the present generation under the file's
+//! slot, unless it is there already, in an array that only it writes. An owner that is about to
+//! evict a file reads what the clients say of it, as `lru_gen` reads accessed bits: late, and only
+//! of what it would otherwise take.
 //!
 //! # States
 //!
@@ -131,7 +132,11 @@ impl<C: WriteCounts> UsedMarks<C> {
         {
             return;
         }
-        self.counts.store(self.layout.mark(slot), generation as u32, Ordering::Relaxed);
+        // Not stored again: threads of one client would take the line from each other for nothing.
+        let (place, mark) = (self.layout.mark(slot), generation as u32);
+        if self.counts.load(place, Ordering::Relaxed) != mark {
+            self.counts.store(place, mark, Ordering::Relaxed);
+        }
     }
 
     #[cold]

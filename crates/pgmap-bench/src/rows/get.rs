@@ -39,7 +39,9 @@ pub fn names(nr: u64) -> Vec<String> {
 /// Makes and commits files; what their frames held before is what they hold.
 pub fn make_files(client: &Client, names: &[String], len_bytes: u64) -> Result<(), Failure> {
     for names in names.chunks(BATCH) {
-        let specs = names.iter().map(|name| spec(name, len_bytes)).collect::<Result<_, _>>()?;
+        // They may be evicted, so that a get has to say that it used the file.
+        let evictable = |name: &String| Ok(spec(name, len_bytes)?.evictable(1));
+        let specs = names.iter().map(evictable).collect::<Result<_, Failure>>()?;
         let mut writers = client.create_batch(specs)?.into_iter().collect::<Result<Vec<_>, _>>()?;
         writers.iter_mut().for_each(|writer| drop(writer.segments()));
         client.commit_batch(writers)?.into_iter().collect::<Result<Vec<()>, _>>()?;

@@ -24,10 +24,14 @@ pub(super) const MAX_ATTEMPTS: usize = 16;
 const CALM_ATTEMPTS: usize = 2;
 
 impl Inner {
-    /// Says that the file in `entry` was used: one store, see `pgmap_mm::used`.
+    /// Says that the file in `entry` was used, see `pgmap_mm::used`. As long as no file may be
+    /// evicted there is no generation, and nothing to say.
     #[inline]
     fn note_use(&self, entry: &FileEntry) {
-        self.used.mark(entry.entry, self.index.generation());
+        let generation = self.index.generation();
+        if generation != 0 {
+            self.used.mark(entry.entry, generation);
+        }
     }
 }
 

@@ -91,9 +91,13 @@ impl Evictables {
 impl Core {
     /// A file was put into the index, by a commit, a rename or a restart: that is its last use.
     pub(crate) fn note_listed(&mut self, file: &FileRecord) {
-        // The present generation began with it: what its readers say is later.
-        let used = self.frames.generation().saturating_sub(1);
-        self.evictables.put(file.id, file.rules.evict_priority, used);
+        let priority = file.rules.evict_priority;
+        // Clients say nothing while there was never a file that may be evicted.
+        if priority > 0 || self.frames.generation() > 0 {
+            // What its readers say from now on is later than the generation that ended.
+            let used = self.frames.begin_generation();
+            self.evictables.put(file.id, priority, used);
+        }
     }
 
     /// In which generation the file in `entry` was last used, by what clients say. Only what is

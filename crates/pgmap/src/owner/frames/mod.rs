@@ -298,9 +298,15 @@ impl PoolFrames {
         extents.iter().for_each(|extent| self.folios.free(extent.run));
     }
 
-    /// The present generation of uses: one for each file that was listed.
+    /// The present generation of uses: one for each file that was listed since there was one that
+    /// may be evicted; 0 before.
     pub(crate) fn generation(&self) -> u64 {
         self.index.generation()
+    }
+
+    /// Begins a generation of uses, and returns the one that ends with it.
+    pub(crate) fn begin_generation(&self) -> u64 {
+        self.index.begin_generation()
     }
 
     /// Frames that are free in the zone around `pfn`.
@@ -354,7 +360,6 @@ impl PoolFrames {
         extents: &[Extent],
     ) -> Result<EntryId, Refusal> {
         let list: ExtentList = extents.iter().copied().collect();
-        self.index.begin_generation();
         Ok(self.index.insert(file.name.as_bytes(), file.facts, &list)?)
     }
 
@@ -380,7 +385,6 @@ impl PoolFrames {
     ) -> Result<EntryId, Refusal> {
         let list: ExtentList = extents.iter().copied().collect();
         let names = (from.as_bytes(), to.name.as_bytes());
-        self.index.begin_generation();
         Ok(self.index.rename(entry, names, to.facts, &list)?)
     }
 
