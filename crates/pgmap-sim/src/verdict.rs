@@ -323,6 +323,8 @@ impl Asked {
                 !episode.plan.backings.is_empty()
             }
             (Refusal::NoSpaceOn { .. }, Verb::Draft(..)) => !episode.plan.backings.is_empty(),
+            // The frame was that of a backing which was taken out.
+            (Refusal::Invalid { .. }, Verb::Fail) => episode.may_lose_backings(),
             // It was taken out, with a file that is gone, or is missing.
             (Refusal::NoBacking { backing, .. }, Verb::Pin(name) | Verb::Lease(name))
                 if backing.is_empty() =>
