@@ -413,12 +413,12 @@ impl Client {
         failed.map_or(Ok(()), |error| Err(error.into()))
     }
 
-    /// Maps the further backings where there `is_room` for some, and has those that go and come be
-    /// noticed.
-    pub(super) fn watch_backings(&self, is_room: bool) -> Result<(), Error> {
+    /// Maps the further backings where there `is_room` for some, until a deadline, and has those
+    /// that go and come be noticed.
+    pub(super) fn watch_backings(&self, is_room: bool, until: Deadline) -> Result<(), Error> {
         if is_room {
             // What cannot be mapped now is an error where it is needed.
-            drop(self.map_backings(self.deadline()));
+            drop(self.map_backings(until.left()));
         }
         let backings = &self.inner.backings;
         // A client that came while the device is away waits for it too.

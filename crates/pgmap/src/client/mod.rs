@@ -41,6 +41,7 @@ use crate::client::local::{Handed, LocalOwner};
 use crate::client::options::{ConnectOptions, DEFAULT_DEADLINE, Replace, default_label};
 use crate::client::side::ProcessSide;
 use crate::client::writer::{FileWriter, OwnedWriter};
+use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::memory::{Readable, Writable, WritableCounts};
 use crate::name::FileName;
@@ -150,15 +151,23 @@ impl Client {
         // What the owner keeps of it is all that has to travel.
         let label = wire::clean_label(&label);
         let limit = options.deadline;
+        let until = Deadline::after(limit);
         let (remote, handed) = Remote::connect(path, trust, &label, is_registered, limit)?;
-        Self::assemble(handed, Link::Remote(Box::new(remote)), limit)
+        Self::assemble(handed, Link::Remote(Box::new(remote)), limit, until)
     }
 
     pub(crate) fn embedded(handed: Handed, owner: Arc<dyn LocalOwner>) -> Result<Self, Error> {
-        Self::assemble(handed, Link::Embedded(owner), DEFAULT_DEADLINE)
+        let until = Deadline::after(DEFAULT_DEADLINE);
+        Self::assemble(handed, Link::Embedded(owner), DEFAULT_DEADLINE, until)
     }
 
-    fn assemble(handed: Handed, link: Link, deadline: Duration) -> Result<Self, Error> {
+    /// A client that waits `deadline` for each later call, and is to be there at `until`.
+    fn assemble(
+        handed: Handed,
+        link: Link,
+        deadline: Duration,
+        until: Deadline,
+    ) -> Result<Self, Error> {
         let welcome = handed.welcome;
         let layout = layout_of(&welcome)?;
         let data_file = MemoryFile::from_fd(handed.data)?;
@@ -217,7 +226,7 @@ impl Client {
             deadline: Mutex::new(deadline),
         });
         let client = Self { inner };
-        client.watch_backings(welcome.span_bytes > welcome.data_bytes)?;
+        client.watch_backings(welcome.span_bytes > welcome.data_bytes, until)?;
         Ok(client)
     }
 
