@@ -220,7 +220,9 @@ pub fn call_off(episode: &Episode, client: &Client, name: &str) -> Result<(), Er
         episode.books.borrow_mut().call_off(name, episode.machine.steps());
     }
     judge(episode, asked, Verb::CallOff(name), Some(DEADLINE_MS), &result);
-    if result.is_ok() && !episode.books.borrow().may_be_cut(name, asked.from) {
+    let books = episode.books.borrow();
+    // While the pool closes nothing is given back, so that one that was called off is still there.
+    if result.is_ok() && !books.may_be_cut(name, asked.from) && !books.may_close(asked.from) {
         episode.fail(format!("a cut of {name:?} was called off that nobody asked for"));
     }
     result
