@@ -5,7 +5,7 @@ use pgmap::{
     LongtermRule, OnDeadline, Refusal, Replace,
 };
 
-use crate::books::{Shape, Turn, UNKNOWN, agree, describes};
+use crate::books::{Books, Shape, Turn, UNKNOWN, agree, describes};
 use crate::episode::Episode;
 use crate::media::placement_of;
 use crate::model::{Cut, End, PAGE, fill, is_evictable};
@@ -220,9 +220,10 @@ pub fn call_off(episode: &Episode, client: &Client, name: &str) -> Result<(), Er
         episode.books.borrow_mut().call_off(name, episode.machine.steps());
     }
     judge(episode, asked, Verb::CallOff(name), Some(DEADLINE_MS), &result);
-    let books = episode.books.borrow();
     // While the pool closes nothing is given back, so that one that was called off is still there.
-    if result.is_ok() && !books.may_be_cut(name, asked.from) && !books.may_close(asked.from) {
+    let may_be_there =
+        |books: &Books| books.may_be_cut(name, asked.from) || books.may_close(asked.from);
+    if result.is_ok() && !may_be_there(&episode.books.borrow()) {
         episode.fail(format!("a cut of {name:?} was called off that nobody asked for"));
     }
     result
