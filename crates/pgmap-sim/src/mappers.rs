@@ -490,7 +490,11 @@ impl<'s> Mapper<'s> {
                 may_any(&|number| model.may_be_beyond(number, page, from, now))
             }
             BackingError::Hole => may_any(&|number| model.may_be_hole(number, page, from, now)),
-            BackingError::Dead => may_any(&|number| !model.must_live(number, from, now)),
+            // Or an owner could not open its memory.
+            BackingError::Dead => {
+                episode.may_lose_backings()
+                    || may_any(&|number| !model.must_live(number, from, now))
+            }
             BackingError::Poisoned => episode.failures.borrow().is_any(),
             BackingError::Busy => {
                 asked.is_disturbed(episode)
