@@ -4,8 +4,9 @@
 // Written by cbindgen from crates/pgmap-c. MIT OR Apache-2.0.
 //
 // Calls return 0, or a negative number of errno.h; pgmap_last_error() says more. Names are bytes
-// without NUL, 1 to 255 of them, given with their length. Any thread may use a pool, and two threads
-// may use two objects at once; one writer, pin or subscription is used by one thread at a time.
+// without NUL, 1 to 255 of them, given with their length. Any thread may use a pool, and two
+// threads may use two objects at once; one writer, pin or subscription is used by one thread at a
+// time.
 // After a fork the child connects itself.
 
 #ifndef PGMAP_H

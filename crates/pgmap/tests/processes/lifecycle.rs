@@ -25,21 +25,7 @@ const EHWPOISON: i32 = 133;
 
 #[test]
 fn child_entry() {
-    let Some((role, place)) = support::role() else { return };
-    if role == "client" {
-        support::client_role::run(&place.join("s"));
-    }
-    let pool = place.join("pool");
-    let pool = match role.as_str() {
-        "create" => Pool::create(&PoolOptions::in_directory(&pool, POOL_BYTES)),
-        _ => Pool::open(&pool),
-    };
-    let owner = Owner::start(pool.unwrap()).unwrap();
-    owner.serve(place.join("s")).unwrap();
-    support::say("ok");
-    assert_eq!(support::commands().count(), 0);
-    drop(owner);
-    std::process::exit(0);
+    support::owner_role::run_if_asked(POOL_BYTES);
 }
 
 fn place() -> (tempfile::TempDir, PathBuf) {

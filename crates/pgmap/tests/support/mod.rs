@@ -13,6 +13,7 @@
 pub mod block;
 pub mod client_role;
 pub mod mapper_role;
+pub mod owner_role;
 
 use std::io::{BufRead, BufReader, Write};
 use std::panic::Location;
