@@ -26,7 +26,7 @@ use self::kernel::Line;
 use self::machine::{Devices, End, Next, Wanted};
 use self::programs::Linking;
 use self::qemu::Qemu;
-use self::report::{Report, Verdict};
+use self::report::Report;
 use self::scenarios::Scenario;
 use crate::steps::Outcome;
 
@@ -242,7 +242,7 @@ fn run_all(
     options: &Options,
     images: &[(&kernel::Kernel, PathBuf, PathBuf)],
 ) -> io::Result<Outcome> {
-    let run = |kernel: &kernel::Kernel, place: &Path, image: &Path| -> io::Result<bool> {
+    let run = |kernel: &kernel::Kernel, place: &Path, image: &Path| -> io::Result<Vec<String>> {
         let scenarios = options.scenarios(kernel.line);
         let report = run_in(place, kernel, image, &scenarios, options.effort())?;
         if report.has_failed() {
@@ -250,9 +250,9 @@ fn run_all(
         } else if options.leftovers == Leftovers::Removed {
             fs::remove_dir_all(place)?;
         }
-        Ok(report.has_failed())
+        Ok(report.failures().to_vec())
     };
-    let ended: Vec<io::Result<bool>> = thread::scope(|scope| {
+    let ended: Vec<io::Result<Vec<String>>> = thread::scope(|scope| {
         let runs: Vec<_> = images
             .iter()
             .map(|(kernel, place, image)| scope.spawn(move || run(kernel, place, image)))
@@ -260,11 +260,13 @@ fn run_all(
         let died = |_| Err(io::Error::other("the thread of a guest died"));
         runs.into_iter().map(|run| run.join().unwrap_or_else(died)).collect()
     });
-    let mut has_failed = false;
+    let mut failures = Vec::new();
     for end in ended {
-        has_failed |= end?;
+        failures.extend(end?);
     }
-    Ok(if has_failed { Outcome::Failed } else { Outcome::Passed })
+    // Once more, together: the lines of one kernel lie among those of the others.
+    failures.iter().for_each(|failure| println!("FAILED   {failure}"));
+    Ok(if failures.is_empty() { Outcome::Passed } else { Outcome::Failed })
 }
 
 /// Held while a QEMU is fetched, which all kernels share.
@@ -318,10 +320,8 @@ fn run_in(
     for scenario in killed {
         persistence::run(place, kernel, image, scenario, effort.nr_kills, &mut report)?;
     }
-    for (name, verdict) in report.verdicts() {
-        if matches!(verdict, Verdict::Unheard) {
-            report.say("FAILED", &format!("{name}: no word of it from the guest"));
-        }
+    for name in report.unheard() {
+        report.fail(&format!("{name}: no word of it from the guest"));
     }
     println!("--- kernel {}: {:.1} s", kernel.version, started.elapsed().as_secs_f64());
     Ok(report)

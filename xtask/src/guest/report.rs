@@ -29,13 +29,15 @@ pub struct Report {
     kernel: Line,
     verdicts: Vec<(&'static str, Verdict)>,
     begun: Option<(&'static str, Instant)>,
+    /// The lines that said of a scenario that it failed, to be printed once more at the very end.
+    failures: Vec<String>,
 }
 
 impl Report {
     /// Nothing heard yet.
     pub fn new(kernel: Line, scenarios: &[&'static Scenario]) -> Report {
         let verdicts = scenarios.iter().map(|scenario| (scenario.name, Verdict::Unheard));
-        Report { kernel, verdicts: verdicts.collect(), begun: None }
+        Report { kernel, verdicts: verdicts.collect(), begun: None, failures: Vec::new() }
     }
 
     /// Takes in a line of the guest's, and prints what people should see of it.
@@ -64,7 +66,7 @@ impl Report {
             }
             "failed" => {
                 entry.1 = Verdict::Failed;
-                say(kernel, "FAILED", &format!("{name}: {reason} ({seconds:.1} s)"));
+                self.fail(&format!("{name}: {reason} ({seconds:.1} s)"));
             }
             "skipped" => {
                 entry.1 = Verdict::Skipped;
@@ -80,11 +82,22 @@ impl Report {
         say(self.kernel, word, text);
     }
 
+    /// Prints that a scenario failed, and keeps the line.
+    pub fn fail(&mut self, text: &str) {
+        self.say("FAILED", text);
+        self.failures.push(format!("{}: {text}", self.kernel));
+    }
+
+    /// What failed, with the kernel and the reason, a line each.
+    pub fn failures(&self) -> &[String] {
+        &self.failures
+    }
+
     /// Takes in how the guest ended: what was under way then has failed.
     pub fn close(&mut self, end: &End) {
         let Some((name, since)) = self.begun.take() else { return };
         let seconds = since.elapsed().as_secs_f64();
-        self.say("FAILED", &format!("{name}: under way for {seconds:.1} s when {end}"));
+        self.fail(&format!("{name}: under way for {seconds:.1} s when {end}"));
         if let Some(entry) = self.verdicts.iter_mut().find(|entry| entry.0 == name) {
             entry.1 = Verdict::Failed;
         }
@@ -97,12 +110,13 @@ impl Report {
 
     /// Whether nothing was heard of how `name` ended.
     pub fn is_unheard(&self, name: &str) -> bool {
-        self.verdicts.contains(&(name, Verdict::Unheard))
+        self.unheard().contains(&name)
     }
 
-    /// Each scenario with what became of it.
-    pub fn verdicts(&self) -> &[(&'static str, Verdict)] {
-        &self.verdicts
+    /// The scenarios of which nothing was heard.
+    pub fn unheard(&self) -> Vec<&'static str> {
+        let unheard = self.verdicts.iter().filter(|entry| entry.1 == Verdict::Unheard);
+        unheard.map(|entry| entry.0).collect()
     }
 
     /// Whether any did not end well.
@@ -146,7 +160,8 @@ mod tests {
         let names = names();
         report.hear(&format!("begin {}", names[1]));
         report.close(&End::OutOfTime);
-        assert_eq!(report.verdicts()[1], (names[1], Verdict::Failed));
+        assert_eq!(report.verdicts[1], (names[1], Verdict::Failed));
+        assert!(report.failures()[0].contains(names[1]), "{:?}", report.failures());
     }
 
     #[test]
@@ -166,6 +181,6 @@ mod tests {
         report.hear(&format!("failed {} it broke", names()[0]));
         report.hear("note all is well");
         report.hear("ok something/else");
-        assert_eq!(report.verdicts()[0].1, Verdict::Failed);
+        assert_eq!(report.verdicts[0].1, Verdict::Failed);
     }
 }
