@@ -57,6 +57,7 @@ pub const UNSAFE_FILES: &[&str] = &[
     "crates/pgmap/tests/processes/device.rs",
     "crates/pgmap/tests/processes/fork.rs",
     "crates/pgmap/tests/processes/membarrier_refused.rs",
+    "crates/pgmap/tests/processes/read_only.rs",
     "crates/pgmap/tests/space/faults.rs",
     "crates/pgmap/tests/space/process.rs",
     "crates/pgmap/tests/support/mapper_role.rs",

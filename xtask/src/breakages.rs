@@ -107,8 +107,16 @@ const BREAKAGES: &[Breakage] = &[
         name: "a draft of a dead client is kept",
         edits: &[(
             "crates/pgmap/src/owner/clients.rs",
-            "self.retire_drafts(drafts.into_values().collect());",
+            "self.retire_drafts(drafts);",
             "drop(drafts);",
+        )],
+    },
+    Breakage {
+        name: "what is replaced is counted for ever",
+        edits: &[(
+            "crates/pgmap/src/owner/counted.rs",
+            "let before = self.remove_entry(&key).map(|(_, before)| before);",
+            "let before = self.map.remove(&key);",
         )],
     },
     Breakage {

@@ -56,6 +56,8 @@ Examples:
   pgmap ls -u
   pgmap who weights
   pgmap events --prefix kv/ --json
+  pgmap quota set --prefix kv/ --bytes 10G --files 100000
+  pgmap set --evict-low 1G --evict-high 2G
   pgmap list --devices -u
   pgmap who /dev/dax0.0
   pgmap truncate weights 1M --deadline 500
@@ -129,6 +131,8 @@ pub enum Verb {
     Drain(verbs::drain::Drain),
     Events(verbs::events::Events),
     Quarantine(verbs::quarantine::Quarantine),
+    Quota(verbs::quota::Quota),
+    Set(verbs::set::Set),
     Debug(verbs::debug::Debug),
     Demo(verbs::demo::Demo),
     Bench(verbs::bench::Bench),

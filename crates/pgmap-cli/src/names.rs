@@ -31,6 +31,11 @@ impl Exact {
         Self::new(["name", "name_base64"], name.map(<[u8]>::to_vec))
     }
 
+    /// The field `prefix`, null if there is none.
+    pub fn prefix(prefix: Option<&[u8]>) -> Self {
+        Self::new(["prefix", "prefix_base64"], prefix.map(<[u8]>::to_vec))
+    }
+
     /// The field `old`.
     pub fn old(name: &OsStr) -> Self {
         Self::new(["old", "old_base64"], Some(name.as_bytes().to_vec()))

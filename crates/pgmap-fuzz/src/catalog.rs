@@ -56,6 +56,7 @@ pub fn catalog(bytes: &[u8]) {
         rules: FileRules::default(),
         extents: vec![[1, 1, 77]; 30],
         metadata: FileMetadata { user: UserMetadata::new([7; 256]).unwrap(), checksum: Some(7) },
+        uid: 7,
     };
     let mut is_added = false;
     for _ in 0..3 {

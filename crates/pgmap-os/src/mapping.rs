@@ -197,6 +197,30 @@ impl ReadMapping {
         loaded
     }
 
+    /// As [`WriteMapping::span`], to read.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn span(len: u64, page: PageSize) -> Result<Self, OsError> {
+        Ok(Self { region: Region::span(len, page, ProtFlags::READ)? })
+    }
+
+    /// As [`WriteMapping::show`].
+    ///
+    /// # Errors
+    /// As there; a read-only file is shown.
+    pub fn show(&self, at: u64, file: &MemoryFile, offset: u64, len: u64) -> Result<(), OsError> {
+        self.region.show(at, file, offset, len)
+    }
+
+    /// As [`WriteMapping::hide`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn hide(&self, at: u64, len: u64) -> Result<(), OsError> {
+        self.region.hide(at, len)
+    }
+
     /// Returns the address of the first byte. Reading through it is the caller's to answer for;
     /// writing through it is a fault.
     #[inline]

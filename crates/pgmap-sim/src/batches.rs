@@ -4,7 +4,7 @@ use pgmap::{Client, CreateSpec, Error, FileName, FileWriter, FolioSize, Refusal}
 
 use crate::books::Turn;
 use crate::changes::{
-    DEADLINE_MS, judge, pages_of, priority_of, put_away, rules_of, unlink_ended, write,
+    DEADLINE_MS, had_room, judge, pages_of, priority_of, put_away, rules_of, unlink_ended, write,
 };
 use crate::episode::Episode;
 use crate::model::End;
@@ -59,6 +59,9 @@ pub fn put_many(
     let nr = items.len() as u64;
     for (item, draft) in items.into_iter().zip(drafts) {
         judge(episode, asked, Verb::Put(&item.name, len, nr), None, &draft);
+        if draft.is_ok() {
+            had_room(episode, asked, &item.name);
+        }
         let number = item.number;
         let written = draft.and_then(|mut writer| {
             episode.given(number, &pages_of(&mut writer), asked.from);

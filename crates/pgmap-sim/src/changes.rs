@@ -271,9 +271,16 @@ fn judge_draft<T>(
     let (_, size) = episode.longest_bytes(on);
     match draft {
         Ok(_) if len > size => episode.fail(format!("{len} bytes were reserved of {size}")),
-        Ok(_) => {}
+        Ok(_) => had_room(episode, asked, name),
         Err(error) => episode.check_no_place(on, len, asked.from, error),
     }
+}
+
+/// A file was reserved: no quota was in the way.
+pub fn had_room(episode: &Episode, asked: Asked, name: &str) {
+    let now = episode.machine.steps();
+    let had = episode.model.borrow().had_room(name, asked.from, now);
+    episode.check(had);
 }
 
 /// Reserves frames for contents.

@@ -16,6 +16,7 @@ use crate::media;
 use crate::misdeeds::{babble, fork, scribble};
 use crate::model::{Cut, PAGE};
 use crate::plan::{MAX_NAMES, Op, SLOT_PAGES};
+use crate::quotas;
 use crate::reads::{get, lease, list, open, stat};
 use crate::verdict::{Asked, Verb};
 
@@ -310,6 +311,9 @@ fn change(episode: &Episode, client: &Client, op: Op) -> Result<(), Error> {
             media::remove(episode, client, which, deadline_ms)
         }
         Op::Backings => media::look(episode, client).map(drop),
+        Op::SetQuota { which, files, pages } => quotas::set(episode, client, which, (files, pages)),
+        Op::Quotas => quotas::look(episode, client),
+        Op::SetMarks { low, high } => quotas::set_marks(episode, client, (low, high)),
         Op::Release { nth } => release(episode, client, nth),
         _ => Ok(()),
     }

@@ -18,6 +18,7 @@ mod model;
 mod operator;
 mod owner;
 mod plan;
+mod quotas;
 mod reads;
 mod scheduler;
 mod shrink;

@@ -8,6 +8,7 @@
 //! The contents of a version tell their number and place: word `i` is `number << 24 | i`.
 
 mod pages;
+pub mod quotas;
 
 use std::collections::BTreeMap;
 
@@ -173,6 +174,8 @@ pub struct Model {
     ends: Vec<(u64, Option<u64>)>,
     /// Whether owners evict.
     evicts: bool,
+    /// What operators said that prefixes may have.
+    pub quotas: quotas::Quotas,
 }
 
 /// Whether contents of this number may be evicted, where owners evict.
@@ -198,6 +201,7 @@ impl Model {
 
     /// Nothing is known any more.
     pub fn forget(&mut self, at: u64) {
+        self.quotas.forget(at);
         for name in self.names.values_mut() {
             let deeds = name.removals.iter_mut().map(|removal| &mut removal.deed);
             deeds.for_each(|deed| deed.end = End::Unknown);
@@ -337,6 +341,7 @@ impl Model {
     /// The power failed at `at`. What was there when an owner last ended well stays. What came
     /// after that is gone; of what came meanwhile nothing is known (ADR 0026, `Catalog::open_in`).
     pub fn power_failed(&mut self, at: u64) {
+        self.quotas.forget(at);
         let born: BTreeMap<u64, Deed> = self
             .names
             .values()

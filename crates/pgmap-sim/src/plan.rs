@@ -199,6 +199,19 @@ pub enum Op {
     },
     /// Looks at all backings.
     Backings,
+    /// Limits what files with one of a few prefixes may take; to nothing where both are 0.
+    SetQuota {
+        which: u8,
+        files: u8,
+        pages: u16,
+    },
+    /// Looks at all quotas.
+    Quotas,
+    /// Has the owner evict in advance.
+    SetMarks {
+        low: u16,
+        high: u16,
+    },
     /// Closes the pool.
     Close {
         deadline_ms: u32,

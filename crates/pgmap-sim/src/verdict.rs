@@ -8,6 +8,7 @@ use pgmap::{ClientHold, Error, PinError, Refusal};
 use crate::changes::{DEADLINE_MS, is_forbidden};
 use crate::episode::Episode;
 use crate::machine::Pid;
+use crate::model::quotas::Limits;
 use crate::model::{End, PAGE};
 use crate::plan::On;
 
@@ -53,6 +54,8 @@ pub enum Verb<'a> {
     Look,
     /// To change the pool itself: its backings, whether it is open, what is kept out of use.
     Change,
+    /// To limit what files whose names begin so may take.
+    Quota(&'a str),
     Attach,
 }
 
@@ -247,7 +250,9 @@ impl Asked {
 
     /// Whether something was in the way of `verb` that this refusal is about.
     fn has_cause(&self, episode: &Episode, verb: Verb<'_>, refusal: &Refusal) -> bool {
-        if self.has_cause_in_pool(episode, verb, refusal) {
+        if self.has_cause_in_pool(episode, verb, refusal)
+            || self.has_cause_in_quotas(episode, verb, refusal)
+        {
             return true;
         }
         let books = episode.books.borrow();
@@ -355,6 +360,42 @@ impl Asked {
             }
             _ => false,
         }
+    }
+
+    /// Whether that was a quota, or that there was none.
+    fn has_cause_in_quotas(&self, episode: &Episode, verb: Verb<'_>, refusal: &Refusal) -> bool {
+        match (refusal, verb) {
+            (Refusal::OverQuota { .. }, _) => self.is_over_quota(episode, verb, refusal),
+            (Refusal::Invalid { .. }, Verb::Quota(prefix)) => {
+                // There is none to remove.
+                let now = episode.machine.steps();
+                let quotas = &episode.model.borrow().quotas;
+                quotas.must_be(prefix, self.from, now).is_none() || self.was_away(episode)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether there may be a quota that would have been exceeded as the refusal says.
+    fn is_over_quota(&self, episode: &Episode, verb: Verb<'_>, refusal: &Refusal) -> bool {
+        let Refusal::OverQuota { of, what, limit, used, wanted, .. } = refusal else {
+            return false;
+        };
+        let (name, len) = match verb {
+            Verb::Put(name, len, _) => (name, Some(len.next_multiple_of(PAGE))),
+            Verb::Draft(len, _) => ("draft", Some(len.next_multiple_of(PAGE))),
+            Verb::Rename(_, to) => (to, None),
+            _ => return false,
+        };
+        let is_files = what == "files";
+        let is_wanted = if is_files { *wanted == 1 } else { len.is_none_or(|len| len == *wanted) };
+        let window = (self.from, episode.machine.steps());
+        let is_it = |its: Limits| Some(*limit) == if is_files { its.files } else { its.bytes };
+        let quotas = &episode.model.borrow().quotas;
+        let is_there = |prefix: &str| {
+            *of == format!("prefix \"{prefix}\"") && quotas.may_be(prefix, window, is_it)
+        };
+        is_wanted && used + wanted > *limit && (1..=name.len()).any(|len| is_there(&name[..len]))
     }
 
     /// What can be said of a refusal without knowing what is there.

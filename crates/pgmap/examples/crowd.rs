@@ -117,8 +117,13 @@ impl OwnerProcess {
 /// A connection that has said hello and heard the answer.
 fn greet(socket: &Path) -> Outcome<(Connection, Vec<std::os::fd::OwnedFd>)> {
     let connection = Connection::connect(socket)?;
-    let hello =
-        Hello { version: wire::VERSION, is_registered: false, resume: None, label: "deaf".into() };
+    let hello = Hello {
+        version: wire::VERSION,
+        is_registered: false,
+        resume: None,
+        label: "deaf".into(),
+        is_read_only: false,
+    };
     connection.send(&wire::encode(&hello)?, &[])?;
     let received = connection.recv(&mut vec![0; wire::MAX_MESSAGE_BYTES])?;
     Ok((connection, received.fds))

@@ -96,7 +96,8 @@ pub use space::{AddressSpace, PinnedPages, SpaceError, SpaceLane};
 #[doc(inline)]
 pub use wire::{
     BackingInfo, CreateSpec, DeadClient, Event, FileChange, FileEvent, FileInfo, FileRules,
-    FolioSize, LongtermRule, OnDeadline, Placement, PoolInfo, Shape,
+    FolioSize, LongtermRule, MAX_QUOTAS, OnDeadline, Placement, PoolInfo, QuotaInfo, QuotaLimits,
+    QuotaOf, Shape, WaterMarks,
 };
 
 /// The READMEs' examples are tests.

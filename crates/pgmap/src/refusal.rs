@@ -69,6 +69,8 @@ pub struct ClientHold {
     pub command: String,
     /// What the client calls itself.
     pub label: String,
+    /// Whether it attached read-only.
+    pub is_read_only: bool,
     /// How it holds.
     pub kind: HoldKind,
     /// Whether a device may be writing through the hold.
@@ -284,6 +286,35 @@ pub enum Refusal {
         /// Bytes of files there that could be evicted if nobody held them.
         evictable_held_bytes: u64,
     },
+    /// It would take more than a quota allows.
+    #[error(
+        "the quota of {of} is {limit} {what}: {used} are used, and {wanted} more wanted (evictable \
+         but held {evictable_held_bytes} bytes); {}",
+        match what.as_str() {
+            "clients" => "end some of them, or have the operator raise it (pgmap quota set)",
+            _ => "remove some of its files, or have the operator raise it (pgmap quota set)",
+        }
+    )]
+    OverQuota {
+        /// Whose: `uid 1000`, or `prefix "kv/"`.
+        of: String,
+        /// Of what: `bytes`, `files` or `clients`.
+        what: String,
+        /// How many it allows.
+        limit: u64,
+        /// How many are used.
+        used: u64,
+        /// How many more were wanted.
+        wanted: u64,
+        /// Bytes of its files that could be evicted if nobody held them.
+        evictable_held_bytes: u64,
+    },
+    /// The client attached read-only.
+    #[error("{call}: this client attached read-only; attach another one that may write")]
+    ReadOnlyClient {
+        /// What it asked.
+        call: String,
+    },
     /// The owner that was asked first was lost before it answered, and may have done it; its
     /// successor did not, or the client could ask none. Said by the client, never by an owner.
     #[error(
@@ -328,6 +359,8 @@ impl Refusal {
             Self::MayBeDone { .. } => "may_be_done",
             Self::NoBacking { .. } => "no_backing",
             Self::NoSpaceOn { .. } => "no_space",
+            Self::OverQuota { .. } => "over_quota",
+            Self::ReadOnlyClient { .. } => "read_only_client",
         }
     }
 
@@ -347,6 +380,7 @@ impl Refusal {
             | Self::CalledOff { name }
             | Self::Poisoned { name } => name,
             Self::BadName { starts_with, .. } => starts_with,
+            Self::OverQuota { of, .. } => of,
             Self::NoMemory { why }
             | Self::NoDraft { why, .. }
             | Self::Denied { why, .. }
@@ -381,6 +415,8 @@ impl Refusal {
             Self::Internal { .. } => 5,
             Self::CalledOff { .. } => 125,
             Self::Full { .. } => 23,
+            Self::OverQuota { .. } => 122,
+            Self::ReadOnlyClient { .. } => 30,
             // That of the second answer would be taken for one to the first.
             Self::MayBeDone { .. } => errno::ESTALE,
         }

@@ -13,6 +13,8 @@ use std::ops::Range;
 mod drafts;
 mod events;
 mod info;
+mod quotas;
+mod requests;
 
 pub use drafts::{CommitSpec, Committed, CreateSpec, Draft};
 pub use events::{FileChange, FileEvent, MAX_SUBSCRIPTIONS};
@@ -21,6 +23,7 @@ use pgmap_mm::admission::RangeFlags;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::folio::Sizing;
 use pgmap_mm::level::Level;
+pub use quotas::{MAX_QUOTAS, QuotaInfo, QuotaLimits, QuotaOf, WaterMarks};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -28,7 +31,7 @@ use crate::name::FileName;
 use crate::refusal::{ClientHold, Refusal};
 
 /// Spoken by both sides; a difference is an error at once.
-pub const VERSION: u32 = 8;
+pub const VERSION: u32 = 9;
 /// Longest message.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 /// Most items of one batch.
@@ -51,6 +54,8 @@ pub struct Hello {
     pub resume: Option<u64>,
     /// What the client calls itself: for people, above all where the owner cannot see its process.
     pub label: String,
+    /// Whether it changes nothing, and is handed memory that it can only read.
+    pub is_read_only: bool,
 }
 
 /// A label as tools may print it: at most [`MAX_LABEL_CHARS`] characters, none of which controls a
@@ -383,107 +388,19 @@ pub enum Request {
         /// Which changes.
         changes: Vec<FileChange>,
     },
-}
-
-impl Request {
-    /// Whether its answer may come later.
-    pub(crate) const fn may_wait(&self) -> bool {
-        matches!(
-            self,
-            Self::Create(_)
-                | Self::Truncate { .. }
-                | Self::Punch { .. }
-                | Self::Lease(_)
-                | Self::RemoveBacking { .. }
-                | Self::Close { .. }
-                | Self::DrainPart { .. }
-        )
-    }
-
-    /// Whether a pool that is closing refuses it: it would change what is in the way.
-    pub(crate) const fn needs_open_pool(&self) -> bool {
-        matches!(
-            self,
-            Self::Create(_)
-                | Self::Commit(_)
-                | Self::Unlink(_)
-                | Self::UnlinkUnlessHeld(_)
-                | Self::Rename { .. }
-                | Self::Truncate { .. }
-                | Self::Punch { .. }
-                | Self::Lease(_)
-                | Self::ClearPoison { .. }
-                | Self::Reshape { .. }
-                | Self::AddBacking { .. }
-                | Self::Grow { .. }
-                | Self::RemoveBacking { .. }
-                | Self::DrainPart { .. }
-                | Self::UndoDrain { .. }
-        )
-    }
-
-    /// Whether an owner that did this has changed what anybody else can see. Drafts and leases end
-    /// with the owner that gave them.
-    pub(crate) const fn changes_pool(&self) -> bool {
-        matches!(
-            self,
-            Self::Commit(_)
-                | Self::Unlink(_)
-                | Self::UnlinkUnlessHeld(_)
-                | Self::Rename { .. }
-                | Self::Truncate { .. }
-                | Self::Punch { .. }
-                | Self::MemoryFailure(_)
-                | Self::ClearPoison { .. }
-                | Self::Reshape { .. }
-                | Self::CancelCut(_)
-                | Self::AddBacking { .. }
-                | Self::Grow { .. }
-                | Self::RemoveBacking { .. }
-                | Self::DrainPart { .. }
-                | Self::UndoDrain { .. }
-        )
-    }
-
-    /// As messages call it.
-    #[must_use]
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Create(_) => "create",
-            Self::Commit(_) => "commit",
-            Self::Abort(_) => "abort",
-            Self::Unlink(_) => "unlink",
-            Self::UnlinkUnlessHeld(_) => "unlink unless held",
-            Self::Rename { .. } => "rename",
-            Self::Truncate { .. } => "truncate",
-            Self::Punch { .. } => "punch",
-            Self::Lease(_) => "lease",
-            Self::ReleaseLeases(_) => "release of leases",
-            Self::Locate(_) => "locate",
-            Self::Stat(_) => "stat",
-            Self::List(_) => "list",
-            Self::MemoryFailure(_) => "report of failed memory",
-            Self::ClearPoison { .. } => "clearing of poison",
-            Self::Reshape { .. } => "reshape",
-            Self::RepairFree => "repair of free frames",
-            Self::PoolStat => "stat of the pool",
-            Self::Who(_) => "who",
-            Self::Leave => "leave",
-            Self::Forget(_) => "forget",
-            Self::CancelCut(_) => "cancel",
-            Self::Trim { .. } => "trim",
-            Self::Backings => "list of backings",
-            Self::AddBacking { .. } => "adding of a backing",
-            Self::Grow { .. } => "growing of the pool",
-            Self::RemoveBacking { .. } => "removal of a backing",
-            Self::Subscribe { .. } => "subscription",
-            Self::Quarantine { .. } => "listing of the quarantine",
-            Self::Close { .. } => "drain of the pool",
-            Self::DrainPart { .. } => "drain of a part of the pool",
-            Self::UndoDrain { .. } => "undoing of a drain",
-            Self::ReleaseQuarantine(_) => "release from quarantine",
-        }
-    }
+    /// Limit what a user, or a name prefix, may take. What it allowed before is forgotten.
+    SetQuota {
+        /// Whom.
+        of: QuotaOf,
+        /// To what.
+        limits: QuotaLimits,
+    },
+    /// Limit that no more.
+    RemoveQuota(QuotaOf),
+    /// Keep room free by evicting in advance.
+    SetWaterMarks(WaterMarks),
+    /// Describe the quotas and the water marks.
+    Quotas,
 }
 
 /// An unsolicited event, from an owner to a client. Its number is [`EVENT_NUMBER`].
@@ -592,6 +509,8 @@ pub enum Reply {
         /// The owner's number for it.
         subscription: u64,
     },
+    /// To Quotas.
+    Quotas(Vec<QuotaInfo>, WaterMarks),
     /// To any that takes long: the owner is at work on it, and the answer comes later.
     Working,
 }

@@ -57,6 +57,8 @@ pub struct FileRow {
     pub checksum: Option<u32>,
     /// In which order it is evicted when others need room, the lowest first; 0 for never.
     pub evict_priority: u8,
+    /// The user whose client created it.
+    pub uid: u32,
 }
 
 impl FileRow {
@@ -86,6 +88,7 @@ impl FileRow {
             metadata: Exact::metadata(info.metadata.user.as_bytes()),
             checksum: info.metadata.checksum,
             evict_priority: info.evict_priority,
+            uid: info.uid,
         }
     }
 }

@@ -23,9 +23,11 @@ mod pool;
 pub mod punch;
 pub mod put;
 pub mod quarantine;
+pub mod quota;
 pub mod repair;
 pub mod rm;
 pub mod serve;
+pub mod set;
 pub mod stat;
 pub mod trim;
 pub mod truncate;
@@ -68,6 +70,8 @@ pub fn run(
         Verb::Poison(poison) => poison.run(place, output),
         Verb::Drain(drain) => drain.run(place, output),
         Verb::Quarantine(quarantine) => quarantine.run(place, output),
+        Verb::Quota(quota) => quota.run(place, output),
+        Verb::Set(set) => set.run(place, output),
         Verb::Trim(trim) => trim.run(place, output),
         Verb::Backing(backing) => backing.run(place, output),
         Verb::Grow(grow) => grow.run(place, output),

@@ -50,6 +50,7 @@ impl Show for FileStat {
         table.fact("folios of 2 MiB", file.nr_folios_2m);
         table.fact("folios of 1 GiB", file.nr_folios_1g);
         table.fact("evictable", file.evictable());
+        table.fact("uid", file.uid);
         table.fact("state", file.state.name());
         if let Some(metadata) = file.metadata.shown() {
             table.fact("metadata", metadata);
@@ -110,6 +111,13 @@ impl Show for PoolStat {
         table.fact("folios of 2 MiB", self.nr_folios_2m);
         table.fact("folios of 1 GiB", self.nr_folios_1g);
         table.fact("clients", pool.nr_clients);
+        if pool.nr_read_only_clients > 0 {
+            table.fact("clients that attached read-only", pool.nr_read_only_clients);
+        }
+        if pool.evict_low_bytes > 0 {
+            table.fact("evict in advance below", units.bytes(pool.evict_low_bytes));
+            table.fact("evict in advance up to", units.bytes(pool.evict_high_bytes));
+        }
         for backing in self.backings.iter().filter(|_| self.backings.len() > 1) {
             let node = backing.numa_node.map(|node| format!(", node {node}")).unwrap_or_default();
             let (size, free) = (units.bytes(backing.size_bytes), units.bytes(backing.free_bytes));

@@ -20,8 +20,8 @@ const FRAME_BYTES: u64 = 4096;
 ///
 /// A NAME in the pool: who holds it, asked of the owner. One line per process and run of frames.
 /// KIND is short, long-term (counted), lease (long-term, and the owner may ask it back) or writer
-/// (not committed yet); AGENT says whether a device may be writing through the hold. Asking takes
-/// no hold and stops nobody.
+/// (not committed yet), and whether its client attached read-only; AGENT says whether a device may
+/// be writing through the hold. Asking takes no hold and stops nobody.
 ///
 /// A PATH, which begins with `/`, `./` or `../`, such as /dev/dax0.0: which processes have it open,
 /// map it, or have it registered with an io_uring, by /proc; no pool and no owner is needed. USE is
@@ -49,6 +49,8 @@ pub struct HolderRow {
     pub command: String,
     /// What the client calls itself.
     pub label: String,
+    /// Whether it attached read-only.
+    pub is_read_only: bool,
     /// The process's user.
     pub uid: u32,
     /// The owner's number for the client.
@@ -82,6 +84,7 @@ impl From<&ClientHold> for HolderRow {
             pid: holder.pid,
             command: holder.command.clone(),
             label: holder.label.clone(),
+            is_read_only: holder.is_read_only,
             uid: holder.uid,
             client: holder.client,
             kind: holder.kind.name(),
@@ -99,6 +102,11 @@ impl From<&ClientHold> for HolderRow {
 }
 
 impl HolderRow {
+    fn kind(&self) -> String {
+        let access = if self.is_read_only { " (read-only)" } else { "" };
+        format!("{}{access}", self.kind)
+    }
+
     fn frames(&self) -> String {
         format!("{:#x}..{:#x}", self.first_pfn, self.first_pfn.saturating_add(self.nr_pages))
     }
@@ -144,7 +152,7 @@ impl Show for Holders {
                 holder.command.clone(),
                 holder.label.clone(),
                 holder.uid.to_string(),
-                holder.kind.into(),
+                holder.kind(),
                 holder.agent.into(),
                 holder.frames(),
                 units.bytes(holder.len_bytes),

@@ -8,5 +8,6 @@ mod files;
 mod machine;
 mod memory;
 mod metadata;
+mod quotas;
 #[path = "../server/mod.rs"]
 mod server;

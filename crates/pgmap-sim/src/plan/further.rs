@@ -1,5 +1,5 @@
 //! What only part of the runs have: further backings, pools that are closed, devices that outlive
-//! their clients, files that are evicted.
+//! their clients, files that are evicted, quotas.
 //!
 //! Drawn by itself, so that the rest of a run is as it was before this was there.
 
@@ -36,6 +36,9 @@ impl Plan {
                 self.pool_pages = self.pool_pages.min(48);
             }
         }
+        if chance.u32(0..3) == 0 {
+            self.draw_quotas(&mut chance);
+        }
     }
 
     /// Somewhere in the script of a client that keeps the rules.
@@ -46,6 +49,39 @@ impl Plan {
         if !is_hostile(script) {
             let at = chance.usize(0..=script.len());
             script.insert(at, op);
+        }
+    }
+
+    /// Somebody sets and removes quotas, and water marks where files may be evicted.
+    fn draw_quotas(&mut self, chance: &mut fastrand::Rng) {
+        let prefixes = chance.u8(1..=4);
+        for _ in 0..chance.usize(2..=10) {
+            let which = chance.u8(0..prefixes);
+            let op = match chance.u32(0..8) {
+                0 => Op::SetQuota { which, files: 0, pages: 0 },
+                1 => Op::Quotas,
+                2 if self.knobs.evicts => {
+                    let high = chance.u16(2..=(self.pool_pages.min(256) as u16));
+                    Op::SetMarks { low: chance.u16(1..high), high }
+                }
+                _ => {
+                    let files = [0, 1, 2, 3, 5][chance.usize(0..5)];
+                    let pages = if files == 0 { chance.u16(1..40) } else { chance.u16(0..40) };
+                    Op::SetQuota { which, files, pages }
+                }
+            };
+            self.insert(chance, op);
+        }
+        // At first, too, so that there is one.
+        let files = chance.u8(1..=3);
+        self.insert_first(Op::SetQuota { which: 0, files, pages: 0 });
+    }
+
+    /// At the start of a script of a client that keeps the rules.
+    fn insert_first(&mut self, op: Op) {
+        let is_hostile = |script: &[Op]| script.iter().any(|op| matches!(op, Op::Scribble { .. }));
+        if let Some(script) = self.scripts.iter_mut().find(|script| !is_hostile(script)) {
+            script.insert(0, op);
         }
     }
 

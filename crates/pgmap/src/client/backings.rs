@@ -39,8 +39,9 @@ use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::pin::ClientSide;
 use pgmap_os::sync::{Condvar, Mutex, MutexGuard};
-use pgmap_os::{MemoryFile, MemoryKind, OsError, PageSize, WriteMapping};
+use pgmap_os::{MemoryFile, MemoryKind, OsError, PageSize};
 
+use crate::client::data::{Data, Stance};
 use crate::client::{Client, Inner, unexpected};
 use crate::deadline::Deadline;
 use crate::device_watch::{HasDevices, Look};
@@ -171,23 +172,24 @@ impl Mapped {
 /// is nothing to map, and the client can still ask who holds what.
 ///
 /// # Errors
-/// As [`WriteMapping::map`].
+/// As [`Data::map`].
 pub(super) fn map_data(
     data: MemoryFile,
     data_bytes: u64,
     span_bytes: u64,
-) -> Result<(WriteMapping, Option<MemoryFile>), OsError> {
+    stance: Stance,
+) -> Result<(Data, Option<MemoryFile>), OsError> {
     // An owner that gave the device up hands out an empty file.
     let is_gone = |data: &MemoryFile| !data.is_present() || data.len_bytes() == 0;
     if span_bytes <= data_bytes {
-        return match WriteMapping::map(&data, 0, data_bytes) {
+        return match Data::map(&data, data_bytes, stance) {
             Err(_) if is_gone(&data) => {
-                Ok((WriteMapping::span(data_bytes, PageSize::Huge1G)?, None))
+                Ok((Data::span(data_bytes, PageSize::Huge1G, stance)?, None))
             }
             mapped => Ok((mapped?, Some(data))),
         };
     }
-    let span = WriteMapping::span(span_bytes, PageSize::Huge1G)?;
+    let span = Data::span(span_bytes, PageSize::Huge1G, stance)?;
     match span.show(0, &data, 0, data_bytes) {
         Err(_) if is_gone(&data) => Ok((span, None)),
         shown => shown.map(|()| (span, Some(data))),

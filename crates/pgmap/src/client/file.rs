@@ -134,6 +134,9 @@ impl<'c> File<'c> {
         agent: Agent,
         access: Access,
     ) -> Result<FilePin<'c>, Error> {
+        if access == Access::Write {
+            self.client.inner.data.check_writer("lease for writing")?;
+        }
         match self.take(Some((offset, len_bytes)), agent, Term::Longterm) {
             Ok(pin) if access == Access::Read || self.is_writable() => return Ok(pin),
             Ok(_) | Err(Error::Pin(PinError::NeedsConsent { .. })) => {}

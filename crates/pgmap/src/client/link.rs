@@ -76,7 +76,9 @@ impl From<Error> for Failed {
 pub(super) struct Remote {
     path: PathBuf,
     trust: Trust,
+    /// What it said first.
     label: String,
+    is_read_only: bool,
     state: Mutex<Calls>,
     arrived: Condvar,
     /// Rung to end a wait for events.
@@ -301,14 +303,11 @@ impl Remote {
     pub(super) fn connect(
         path: &Path,
         trust: Trust,
-        label: &str,
-        is_registered: bool,
+        hello: Hello,
         limit: Duration,
     ) -> Result<(Self, Handed), Error> {
         let deadline = Deadline::after(limit);
         let (connection, owner_pid) = connect(path, trust, deadline)?;
-        let hello =
-            Hello { version: VERSION, is_registered, resume: None, label: label.to_owned() };
         let (welcome, fds) = greet(&connection, owner_pid, &hello, &[], deadline)?;
         let nr_fds = fds.len();
         let Ok([data, vmemmap, index, doorbell, ledger]) = <[OwnedFd; NR_HANDED]>::try_from(fds)
@@ -330,8 +329,9 @@ impl Remote {
             failed: None,
         };
         let (state, arrived) = (Mutex::new(calls), Condvar::new());
-        let (path, label, interruption) = (path.into(), label.to_owned(), Doorbell::new()?);
-        let remote = Self { path, trust, label, state, arrived, interruption };
+        let Hello { label, is_read_only, .. } = hello;
+        let (path, interruption) = (path.into(), Doorbell::new()?);
+        let remote = Self { path, trust, label, is_read_only, state, arrived, interruption };
         Ok((remote, Handed { welcome, data, vmemmap, index, doorbell, ledger }))
     }
 
@@ -675,6 +675,7 @@ impl Remote {
             is_registered,
             resume: Some(client.0),
             label: self.label.clone(),
+            is_read_only: self.is_read_only,
         };
         let (_, fds) = greet(&connection, owner_pid, &hello, &[ledger.as_fd()], deadline)?;
         let doorbell = fds

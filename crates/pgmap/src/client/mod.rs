@@ -2,6 +2,7 @@
 
 pub(crate) mod backings;
 mod batch;
+pub(crate) mod data;
 pub(crate) mod events;
 pub(crate) mod failure;
 pub(crate) mod file;
@@ -12,6 +13,7 @@ mod look_up;
 pub(crate) mod options;
 pub(crate) mod owned;
 pub(crate) mod pinned;
+mod quotas;
 mod report;
 pub(crate) mod side;
 pub(crate) mod subscription;
@@ -35,6 +37,7 @@ use pgmap_os::sync::Mutex;
 use pgmap_os::{Membarrier, MemoryFile, ParentFd, ReadMapping, WriteMapping};
 
 use crate::client::backings::Mapped;
+use crate::client::data::{Data, Stance};
 use crate::client::events::Events;
 use crate::client::link::{Failed, Link, Remote, Trust};
 use crate::client::local::{Handed, LocalOwner};
@@ -48,8 +51,8 @@ use crate::name::FileName;
 use crate::pool::LedgerFile;
 use crate::refusal::{ClientHold, Refusal};
 use crate::wire::{
-    self, CommitSpec, CreateSpec, Event, FolioSize, LeaseGrant, LeaseSpec, MAX_BATCH, OnDeadline,
-    Reply, Request, Welcome,
+    self, CommitSpec, CreateSpec, Event, FolioSize, Hello, LeaseGrant, LeaseSpec, MAX_BATCH,
+    OnDeadline, Reply, Request, Welcome,
 };
 
 /// How much longer than its own deadline a truncate or punch waits for the answer, at most.
@@ -59,7 +62,7 @@ const CUT_GRACE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub pinner: Pinner<ProcessSide>,
-    pub data: WriteMapping,
+    pub data: Data,
     /// What of `data` has something behind it.
     pub backings: Mapped,
     /// Whether what a file holds is flushed before it is committed.
@@ -152,27 +155,35 @@ impl Client {
         let label = wire::clean_label(&label);
         let limit = options.deadline;
         let until = Deadline::after(limit);
-        let (remote, handed) = Remote::connect(path, trust, &label, is_registered, limit)?;
-        Self::assemble(handed, Link::Remote(Box::new(remote)), limit, until)
+        let hello = Hello {
+            version: wire::VERSION,
+            is_registered,
+            resume: None,
+            label,
+            is_read_only: options.stance == Stance::Reader,
+        };
+        let (remote, handed) = Remote::connect(path, trust, hello, limit)?;
+        Self::assemble(handed, Link::Remote(Box::new(remote)), (limit, until), options.stance)
     }
 
     pub(crate) fn embedded(handed: Handed, owner: Arc<dyn LocalOwner>) -> Result<Self, Error> {
         let until = Deadline::after(DEFAULT_DEADLINE);
-        Self::assemble(handed, Link::Embedded(owner), DEFAULT_DEADLINE, until)
+        let times = (DEFAULT_DEADLINE, until);
+        Self::assemble(handed, Link::Embedded(owner), times, Stance::Writer)
     }
 
     /// A client that waits `deadline` for each later call, and is to be there at `until`.
     fn assemble(
         handed: Handed,
         link: Link,
-        deadline: Duration,
-        until: Deadline,
+        (deadline, until): (Duration, Deadline),
+        stance: Stance,
     ) -> Result<Self, Error> {
         let welcome = handed.welcome;
         let layout = layout_of(&welcome)?;
         let data_file = MemoryFile::from_fd(handed.data)?;
         let (data, data_file) =
-            backings::map_data(data_file, welcome.data_bytes, welcome.span_bytes)?;
+            backings::map_data(data_file, welcome.data_bytes, welcome.span_bytes, stance)?;
         let vmemmap = MemoryFile::from_fd(handed.vmemmap)?;
         let vmemmap =
             ReadMapping::map(&vmemmap, welcome.vmemmap_start, layout.nr_words() as u64 * 8)?;
@@ -236,6 +247,12 @@ impl Client {
         self.inner.id.0
     }
 
+    /// Whether it attached read-only ([`ConnectOptions::read_only`]).
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.inner.data.stance() == Stance::Reader
+    }
+
     /// Bytes of the pool's data, without further backings.
     #[must_use]
     pub fn pool_bytes(&self) -> u64 {
@@ -251,7 +268,8 @@ impl Client {
     }
 
     /// Where the pool's data is mapped in this process: to register it with a device as one buffer.
-    /// Further backings lie behind it, see [`backings`](Self::backings).
+    /// Further backings lie behind it, see [`backings`](Self::backings). A client that attached
+    /// read-only cannot write there.
     #[must_use]
     pub fn pool_address(&self) -> (*mut u8, usize) {
         (self.inner.data.as_ptr(), self.inner.backings.data_bytes() as usize)

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::client::data::Stance;
+
 /// How long a call waits for the owner's answer if the client says nothing else.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -18,11 +20,12 @@ pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 pub struct ConnectOptions {
     pub(super) label: Option<String>,
     pub(super) deadline: Duration,
+    pub(super) stance: Stance,
 }
 
 impl Default for ConnectOptions {
     fn default() -> Self {
-        Self { label: None, deadline: DEFAULT_DEADLINE }
+        Self { label: None, deadline: DEFAULT_DEADLINE, stance: Stance::Writer }
     }
 }
 
@@ -46,6 +49,16 @@ impl ConnectOptions {
     #[must_use]
     pub const fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
+        self
+    }
+
+    /// Attaches to read only: the pool's memory is mapped so that it cannot be written, over
+    /// descriptors that the kernel maps for nothing else, and the owner refuses every call that
+    /// changes anything ([`Refusal::ReadOnlyClient`](crate::Refusal::ReadOnlyClient)). Files are
+    /// pinned as by any client, and stay as long as they are.
+    #[must_use]
+    pub const fn read_only(mut self) -> Self {
+        self.stance = Stance::Reader;
         self
     }
 }

@@ -88,6 +88,7 @@ impl<C: Borrow<Client>> Writer<C> {
             is_checksummed,
             is_done: false,
         };
+        writer.client().inner.data.check_writer("create")?;
         let held: u64 = writer.extents.iter().map(|extent| extent.run.len_bytes()).sum();
         if held < len_bytes {
             return Err(Error::Protocol {

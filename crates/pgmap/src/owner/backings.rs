@@ -19,10 +19,11 @@ use std::sync::Arc;
 use pgmap_mm::drain::ClientId;
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::pagemap::{DeviceRange, OpsPresent, PagemapSpec, SUBSECTION_BYTES};
-use pgmap_os::file_lock;
+use pgmap_os::{Access, file_lock};
 
 use crate::error::Error;
 use crate::owner::backing::{Backing, BackingState, MAX_BACKINGS};
+use crate::owner::clients::handle_of;
 use crate::owner::core::{Core, bytes};
 use crate::owner::frames::stored;
 use crate::pool::Pool;
@@ -303,11 +304,11 @@ impl Core {
     }
 
     /// A descriptor of each backing that is there.
-    pub(crate) fn hand_backings(&self) -> Result<Vec<OwnedFd>, Error> {
+    pub(crate) fn hand_backings(&self, access: Access) -> Result<Vec<OwnedFd>, Error> {
         let is_there = |backing: &&Backing| self.why_missing(backing).is_none();
         let there = self.frames.backings().iter().filter(is_there);
         let files = there.filter_map(|backing| backing.data.as_ref());
-        Ok(files.map(|file| file.try_clone_fd()).collect::<Result<_, _>>()?)
+        Ok(files.map(|file| handle_of(file, access)).collect::<Result<_, _>>()?)
     }
 
     /// Has the contents of further backings be where their pool's are to be.
@@ -444,7 +445,7 @@ mod tests {
         let is_there = |core: &Core| {
             let infos = core.backing_infos();
             let nr_there = infos.iter().filter(|it| it.missing.is_none()).count();
-            assert_eq!(core.hand_backings().unwrap().len(), nr_there, "{infos:?}");
+            assert_eq!(core.hand_backings(Access::ReadWrite).unwrap().len(), nr_there, "{infos:?}");
             nr_there == 2
         };
 

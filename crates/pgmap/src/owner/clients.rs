@@ -4,7 +4,6 @@
 //! the pidfd's event says that something ended, and a free lock on the ledger, or the pidfd, that
 //! the process did (T6). Until then its holds stand, whatever its socket does.
 
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -13,7 +12,7 @@ use pgmap_mm::drain::{ClientId, Held};
 use pgmap_mm::ledger::{Agent, Hold, HoldPlace, LedgerReader, ScanPlace};
 use pgmap_mm::runs::SortedRuns;
 use pgmap_mm::used::UsedReader;
-use pgmap_os::{MemoryFile, ReadMapping, disk, file_lock, process};
+use pgmap_os::{Access, MemoryFile, OsError, ReadMapping, disk, file_lock, process};
 
 use crate::error::Error;
 use crate::memory::{LedgerCounts, LedgerWords};
@@ -41,6 +40,8 @@ pub struct Identity {
     pub command: String,
     /// What the client calls itself.
     pub label: String,
+    /// Whether it attached read-only.
+    pub is_read_only: bool,
     /// Tells when it ends; `None` for a client in the owner's own process.
     pub pidfd: Option<OwnedFd>,
 }
@@ -55,6 +56,7 @@ impl Identity {
             uid: process::effective_uid(),
             command: process::command_name(pid).unwrap_or_default(),
             label: crate::client::options::default_label(),
+            is_read_only: false,
             pidfd: None,
         }
     }
@@ -133,6 +135,7 @@ impl Core {
         if self.clients.len() as u64 + self.subscribers.places() >= self.max_clients {
             return Err(self.full().into());
         }
+        self.check_client_quota(identity.uid)?;
         let id = ClientId(self.frames.take_stamp()?.number());
         let (file, theirs) = self.pool.make_ledger(id.0)?;
         // Where this fails the ledger stays: the catalog may have it, and nobody ever attached by
@@ -171,6 +174,19 @@ impl Core {
             why: format!("{} is too short", file.name()),
         })?;
         Ok((ledger, UsedReader::new(parts.used, used)))
+    }
+
+    /// Whether a client attached read-only.
+    pub(crate) fn is_read_only(&self, id: ClientId) -> bool {
+        self.clients.get(&id).is_some_and(|client| client.identity.is_read_only)
+    }
+
+    /// How a client's descriptors of the pool's memory are open.
+    pub(crate) fn access_of(&self, id: ClientId) -> Access {
+        match self.is_read_only(id) {
+            true => Access::ReadOnly,
+            false => Access::ReadWrite,
+        }
     }
 
     /// What a client gets to know of the pool.
@@ -216,11 +232,8 @@ impl Core {
         client.is_connected = false;
         self.burials.push_back(id);
         self.bury_some();
-        let (drafts, others) =
-            std::mem::take(&mut self.drafts).into_iter().partition(|(_, draft)| draft.client == id);
-        self.drafts = others;
-        let drafts: BTreeMap<_, _> = drafts;
-        self.retire_drafts(drafts.into_values().collect());
+        let drafts = self.drafts.take_all(|draft| draft.client == id);
+        self.retire_drafts(drafts);
         self.reap_leases(id);
         self.end_subscriptions(id);
         self.look_again();
@@ -380,6 +393,15 @@ impl Core {
             || format!("client {}", id.0),
             |client| format!("{} (pid {})", client.identity.command, client.identity.pid),
         )
+    }
+}
+
+/// A descriptor of `file` for a client. One to read is of another description, for which the kernel
+/// maps nothing that can be written.
+pub(crate) fn handle_of(file: &MemoryFile, access: Access) -> Result<OwnedFd, OsError> {
+    match access {
+        Access::ReadOnly => file.reopen_handle(access),
+        Access::ReadWrite => file.try_clone_fd(),
     }
 }
 

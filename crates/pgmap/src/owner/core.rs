@@ -34,6 +34,7 @@ use crate::name::FileName;
 use crate::owner::backings::Retired;
 use crate::owner::clients::{ClientRecord, MAX_CLIENTS};
 use crate::owner::closing::Openness;
+use crate::owner::counted::Counted;
 use crate::owner::cut::Patience;
 use crate::owner::dead_devices::DeadClients;
 use crate::owner::departures::Departure;
@@ -46,9 +47,11 @@ use crate::owner::leases::PendingLease;
 use crate::owner::pagemaps::{Devices, Takedown};
 use crate::owner::part_drains::PartDrain;
 use crate::owner::populate::Population;
+use crate::owner::quotas::Quotas;
 use crate::owner::restore::Restoration;
 use crate::owner::scans::PendingScan;
 use crate::owner::subscribers::Subscribers;
+use crate::owner::water::Water;
 use crate::pool::Pool;
 use crate::pool::catalog::{Change, StoredFile};
 use crate::refusal::Refusal;
@@ -76,6 +79,8 @@ pub(crate) struct FileRecord {
     pub rules: FileRules,
     pub extents: Vec<Extent>,
     pub metadata: FileMetadata,
+    /// The user whose client created it.
+    pub uid: u32,
     pub entry: EntryId,
     /// What is being done to it that has not ended.
     pub doing: Option<&'static str>,
@@ -90,6 +95,7 @@ impl FileRecord {
             rules: self.rules,
             extents: crate::wire::extents_to_words(&self.extents),
             metadata: self.metadata.clone(),
+            uid: self.uid,
         }
     }
 
@@ -118,6 +124,8 @@ impl FileRecord {
 #[derive(Debug)]
 pub(crate) struct DraftRecord {
     pub client: ClientId,
+    /// Its client's user.
+    pub uid: u32,
     pub name: FileName,
     pub len_bytes: u64,
     pub largest: Level,
@@ -134,9 +142,9 @@ pub struct Core {
     pub(crate) pool: Arc<Pool>,
     pub(crate) barrier: OwnerBarrier,
     pub(crate) frames: PoolFrames,
-    pub(crate) files: BTreeMap<FileName, FileRecord>,
+    pub(crate) files: Counted<FileName, FileRecord>,
     pub(crate) names: HashMap<FileId, FileName>,
-    pub(crate) drafts: BTreeMap<FileId, DraftRecord>,
+    pub(crate) drafts: Counted<FileId, DraftRecord>,
     pub(crate) clients: BTreeMap<ClientId, ClientRecord>,
     /// Whether the pool is on its way out.
     pub(crate) openness: Openness,
@@ -185,6 +193,10 @@ pub struct Core {
     pub(crate) subscribers: Subscribers,
     /// Files that may be evicted.
     pub(crate) evictables: Evictables,
+    /// What users and prefixes may take.
+    pub(crate) quotas: Quotas,
+    /// Room that is kept free.
+    pub(crate) water: Water,
     next_ticket: u64,
 }
 
@@ -208,9 +220,9 @@ impl Core {
         let mut core = Self {
             barrier: OwnerBarrier::register(),
             frames,
-            files: BTreeMap::new(),
+            files: Counted::default(),
             names: HashMap::new(),
-            drafts: BTreeMap::new(),
+            drafts: Counted::default(),
             clients: BTreeMap::new(),
             scans: VecDeque::new(),
             drains: VecDeque::new(),
@@ -242,9 +254,12 @@ impl Core {
             events: Vec::new(),
             subscribers: Subscribers::default(),
             evictables: Evictables::default(),
+            quotas: Quotas::default(),
+            water: Water::default(),
             next_ticket: 0,
             pool,
         };
+        core.recover_quotas();
         core.list_backings()?;
         // Clients of an earlier owner ask for what is there now.
         core.frames.backings_changed();
@@ -252,6 +267,7 @@ impl Core {
             core.recover().map_err(|error| core.bad_start(error))?;
         }
         core.heed_bad_blocks();
+        core.note_level();
         core.pool.keep_spare_ledger();
         Ok(core)
     }
@@ -277,6 +293,9 @@ impl Core {
             && let Err(refusal) = self.check_open()
         {
             return refused(refusal);
+        }
+        if !request.is_for_readers() && self.is_read_only(client) {
+            return refused(Refusal::ReadOnlyClient { call: request.name().into() });
         }
         match request {
             Request::Create(specs) => self.create(client, specs).unwrap_or_else(refused),
@@ -324,6 +343,10 @@ impl Core {
             Request::Subscribe { prefix, changes } => {
                 answer(self.subscribe(client, prefix, changes))
             }
+            Request::SetQuota { of, limits } => answer(self.set_quota(client, of, limits)),
+            Request::RemoveQuota(of) => answer(self.remove_quota(client, &of)),
+            Request::SetWaterMarks(marks) => answer(self.set_water_marks(client, marks)),
+            Request::Quotas => Outcome::Answer(Reply::Quotas(self.quota_infos(), self.water.marks)),
             Request::CancelCut(name) => answer(self.cancel_cut(&name)),
             // The connection knows which ticket that is.
             Request::Forget(_) => Outcome::Answer(Reply::Done),
@@ -362,9 +385,13 @@ impl Core {
     }
 
     /// The descriptors that an answer brings.
-    pub(crate) fn fds_of(&mut self, reply: &Reply) -> Result<Vec<OwnedFd>, Error> {
+    pub(crate) fn fds_of(
+        &mut self,
+        client: ClientId,
+        reply: &Reply,
+    ) -> Result<Vec<OwnedFd>, Error> {
         match *reply {
-            Reply::Backings(_) => self.hand_backings(),
+            Reply::Backings(_) => self.hand_backings(self.access_of(client)),
             Reply::Subscribed { subscription } => Ok(vec![self.open_line(subscription)?]),
             _ => Ok(Vec::new()),
         }

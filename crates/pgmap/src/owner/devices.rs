@@ -116,8 +116,9 @@ impl Core {
     /// errors until it is added again, or its device is bound again.
     pub(crate) fn give_backing_up(&mut self, id: u64, runs: &SortedRuns) {
         // Their heads stay shut until clients have given it up; taking it back opens them.
-        let is_its = |file: &&mut FileRecord| file.doing == Some(DRAINED) && lies_in(file, runs);
-        self.files.values_mut().filter(is_its).for_each(|file| file.doing = None);
+        let is_its = |file: &FileRecord| file.doing == Some(DRAINED) && lies_in(file, runs);
+        let files = self.files.iter_mut().map(|(_, file)| file);
+        files.filter(|file| is_its(file)).for_each(|file| file.doing = None);
         let Some(backing) = self.frames.backings_mut().iter_mut().find(|it| it.id == id) else {
             return;
         };

@@ -45,6 +45,7 @@ use crate::owner::clients::ClientRecord;
 use crate::owner::core::{Core, FileRecord};
 use crate::owner::evictables::Rank;
 use crate::owner::files::{checked_batch, file_idle};
+use crate::owner::quotas::QuotaId;
 use crate::pool::catalog::Change;
 use crate::refusal::Refusal;
 use crate::wire::{FileChange, Placement, Reply};
@@ -141,9 +142,38 @@ impl Core {
         }
     }
 
+    /// Evicts some files that a quota counts: as many as have so many frames, and so many at the
+    /// least; false if there is none that may go.
+    pub(crate) fn evict_of_quota(
+        &mut self,
+        eviction: &mut Eviction,
+        quota: QuotaId,
+        pages: u64,
+        nr_files: usize,
+    ) -> bool {
+        self.evict_chosen(eviction, |core, eviction| {
+            core.choose_oldest(eviction, Some(quota), pages, nr_files)
+        })
+    }
+
+    /// As [`evict_of_quota`](Self::evict_of_quota), of all files.
+    pub(crate) fn evict_of_all(&mut self, eviction: &mut Eviction, pages: u64) -> bool {
+        self.evict_chosen(eviction, |core, eviction| core.choose_oldest(eviction, None, pages, 0))
+    }
+
     fn evict_some(&mut self, eviction: &mut Eviction, want: Want<'_>) -> bool {
+        self.evict_chosen(eviction, |core, eviction| core.choose(eviction, want))
+    }
+
+    /// Evicts what is chosen, at most [`MAX_SHUT`] files, and chooses again where all of that is
+    /// held.
+    fn evict_chosen(
+        &mut self,
+        eviction: &mut Eviction,
+        choose: impl Fn(&mut Self, &mut Eviction) -> Vec<FileId>,
+    ) -> bool {
         while !eviction.is_over() {
-            let files = self.choose(eviction, want);
+            let files = choose(self, eviction);
             if files.is_empty() {
                 eviction.is_over = true;
                 return false;
@@ -166,7 +196,7 @@ impl Core {
     fn choose(&mut self, eviction: &mut Eviction, want: Want<'_>) -> Vec<FileId> {
         let (mut files, mut freed, mut zone) = (Vec::new(), 0, None);
         while files.len() < MAX_SHUT {
-            let Some(rank) = self.evictables.after(eviction.last) else { break };
+            let Some(rank) = self.evictables.after(eviction.last, None) else { break };
             let (_, used, id) = rank;
             let Some(file) = self.evictable(id) else {
                 eviction.last = Some(rank);
@@ -202,6 +232,42 @@ impl Core {
             freed += pages;
             if free + freed >= want.pages && files.len() >= want.nr_files {
                 break;
+            }
+        }
+        files
+    }
+
+    /// The least recently used files, of all or of those that a quota counts, until they have so
+    /// many frames and are so many, wherever they lie.
+    fn choose_oldest(
+        &mut self,
+        eviction: &mut Eviction,
+        quota: Option<QuotaId>,
+        pages: u64,
+        nr_files: usize,
+    ) -> Vec<FileId> {
+        let (mut files, mut freed) = (Vec::new(), 0);
+        while files.len() < MAX_SHUT && (freed < pages || files.len() < nr_files) {
+            let Some(rank) = self.evictables.after(eviction.last, quota) else { break };
+            let (_, used, id) = rank;
+            let file = self.evictable(id).filter(|_| !eviction.held.contains(&id));
+            let Some((entry, its_pages)) = file.map(|file| (file.entry, file.allocated_pages()))
+            else {
+                eviction.last = Some(rank);
+                continue;
+            };
+            if eviction.nr_read < MAX_READ {
+                eviction.nr_read += 1;
+                let last = self.last_use(entry).filter(|&last| last > used);
+                if last.is_some_and(|last| self.evictables.note_use(id, last)) {
+                    continue;
+                }
+            }
+            eviction.last = Some(rank);
+            // What frees nothing is not evicted for room.
+            if its_pages > 0 || pages == 0 {
+                files.push(id);
+                freed += its_pages;
             }
         }
         files

@@ -5,13 +5,15 @@
 //! since, it moves to where that puts it, and the next one is looked at. So an owner that evicts
 //! nothing reads nothing, and the file that goes is the one whose last use lies furthest back.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Bound::{Excluded, Unbounded};
 
 use pgmap_mm::index::{EntryId, FileId};
 
+use crate::name::FileName;
 use crate::owner::clients::Used;
 use crate::owner::core::{Core, FileRecord};
+use crate::owner::quotas::QuotaId;
 
 /// Files of which one step reads what a client that left said of them.
 const STEP_FILES: usize = 4096;
@@ -21,11 +23,22 @@ const MAX_LEFT: usize = 64;
 /// A file's place in the order: its priority, its last known use, its number.
 pub(crate) type Rank = (u8, u64, FileId);
 
+/// What is known of a file that may be evicted.
+#[derive(Clone, Debug)]
+struct Known {
+    priority: u8,
+    used: u64,
+    /// The quotas that count it; of those that are over some may be left.
+    quotas: Vec<QuotaId>,
+}
+
 /// All files that may be evicted.
 #[derive(Debug, Default)]
 pub(crate) struct Evictables {
     order: BTreeSet<Rank>,
-    of: BTreeMap<FileId, (u8, u64)>,
+    /// For each quota the files that it counts.
+    orders: HashMap<QuotaId, BTreeSet<Rank>>,
+    of: BTreeMap<FileId, Known>,
     /// The marks of clients that left, and of which file they were read last.
     left: VecDeque<(Used, Option<FileId>)>,
     pub nr_evicted: u64,
@@ -33,37 +46,68 @@ pub(crate) struct Evictables {
 }
 
 impl Evictables {
-    /// Takes note of a file that was last used so long ago; of no priority, that it may not be
-    /// evicted.
-    fn put(&mut self, id: FileId, priority: u8, used: u64) {
+    /// Takes note of a file; of no priority, that it may not be evicted.
+    fn put(&mut self, id: FileId, known: Known) {
         self.forget(id);
-        if priority > 0 {
-            self.order.insert((priority, used, id));
-            self.of.insert(id, (priority, used));
+        if known.priority > 0 {
+            let rank = (known.priority, known.used, id);
+            self.order.insert(rank);
+            for quota in &known.quotas {
+                self.orders.get_mut(quota).map(|order| order.insert(rank));
+            }
+            self.of.insert(id, known);
         }
     }
 
     /// Forgets a file that is gone.
     pub(crate) fn forget(&mut self, id: FileId) {
-        if let Some((priority, used)) = self.of.remove(&id) {
-            self.order.remove(&(priority, used, id));
+        drop(self.take(id));
+    }
+
+    fn take(&mut self, id: FileId) -> Option<Known> {
+        let known = self.of.remove(&id)?;
+        let rank = (known.priority, known.used, id);
+        self.order.remove(&rank);
+        for quota in &known.quotas {
+            self.orders.get_mut(quota).map(|order| order.remove(&rank));
         }
+        Some(known)
     }
 
     /// A file was used in generation `used`, if that is later than what was known.
     pub(crate) fn note_use(&mut self, id: FileId, used: u64) -> bool {
-        let Some(&(priority, before)) = self.of.get(&id) else { return false };
-        let is_later = used > before;
-        if is_later {
-            self.put(id, priority, used);
+        let is_later = self.of.get(&id).is_some_and(|known| used > known.used);
+        if is_later && let Some(known) = self.take(id) {
+            self.put(id, Known { used, ..known });
         }
         is_later
     }
 
-    /// The next one to go after `last`.
-    pub(crate) fn after(&self, last: Option<Rank>) -> Option<Rank> {
+    /// A quota counts the files `its` from now on.
+    pub(crate) fn begin_quota(&mut self, quota: QuotaId, its: &[FileId]) {
+        let mut order = BTreeSet::new();
+        for &id in its {
+            if let Some(known) = self.of.get_mut(&id) {
+                known.quotas.push(quota);
+                order.insert((known.priority, known.used, id));
+            }
+        }
+        self.orders.insert(quota, order);
+    }
+
+    /// A quota is no more.
+    pub(crate) fn end_quota(&mut self, quota: QuotaId) {
+        self.orders.remove(&quota);
+    }
+
+    /// The next one to go after `last`, of all or of those that a quota counts.
+    pub(crate) fn after(&self, last: Option<Rank>, quota: Option<QuotaId>) -> Option<Rank> {
         let from = last.map_or(Unbounded, Excluded);
-        self.order.range((from, Unbounded)).next().copied()
+        let order = match quota {
+            None => &self.order,
+            Some(quota) => self.orders.get(&quota)?,
+        };
+        order.range((from, Unbounded)).next().copied()
     }
 
     /// All of them, in order.
@@ -90,13 +134,17 @@ impl Evictables {
 
 impl Core {
     /// A file was put into the index, by a commit, a rename or a restart: that is its last use.
-    pub(crate) fn note_listed(&mut self, file: &FileRecord) {
+    pub(crate) fn note_listed(&mut self, name: &FileName, file: &FileRecord) {
         let priority = file.rules.evict_priority;
         // Clients say nothing while there was never a file that may be evicted.
         if priority > 0 || self.frames.generation() > 0 {
             // What its readers say from now on is later than the generation that ended.
             let used = self.frames.begin_generation();
-            self.evictables.put(file.id, priority, used);
+            let quotas = match priority {
+                0 => Vec::new(),
+                _ => self.quotas.ids_of(file.uid, name),
+            };
+            self.evictables.put(file.id, Known { priority, used, quotas });
         }
     }
 

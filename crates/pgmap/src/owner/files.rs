@@ -22,6 +22,7 @@ use crate::owner::evict::{Eviction, Want};
 use crate::owner::frames::MAX_FILE_EXTENTS;
 use crate::owner::part_drains::DRAINED;
 use crate::owner::populate::STEP_PAGES;
+use crate::owner::quotas::QuotaEvictions;
 use crate::pool::catalog::Change;
 use crate::refusal::Refusal;
 use crate::wire::{
@@ -46,6 +47,7 @@ struct Room {
     nr_extents: usize,
     nr_pages: u64,
     eviction: Eviction,
+    of_quotas: QuotaEvictions,
 }
 
 impl Core {
@@ -58,7 +60,8 @@ impl Core {
     ) -> Result<Outcome, Refusal> {
         checked_batch(specs.len())?;
         let (nr_extents, nr_pages) = (MAX_REPLY_EXTENTS, STEP_PAGES);
-        let mut room = Room { nr_extents, nr_pages, eviction: Eviction::default() };
+        let (eviction, of_quotas) = (Eviction::default(), QuotaEvictions::new());
+        let mut room = Room { nr_extents, nr_pages, eviction, of_quotas };
         let mut drafts = Vec::with_capacity(specs.len());
         let mut todo = Vec::new();
         for spec in specs {
@@ -95,6 +98,8 @@ impl Core {
         let pages = pages
             .filter(|&pages| pages <= most_pages)
             .ok_or_else(|| too_long(&spec, pages, &self.frames.places(&order), most_pages))?;
+        let uid = self.uid_of(client);
+        self.make_quota_room(uid, &spec.name, pages, &mut room.of_quotas)?;
         let stamp = self.frames.take_stamp()?;
         let extents = match pages {
             // An empty file has no frames, and its number from the stamp as any other.
@@ -129,6 +134,7 @@ impl Core {
             id,
             DraftRecord {
                 client,
+                uid,
                 name: spec.name,
                 len_bytes: spec.len_bytes,
                 largest: Self::largest_level(spec.folio_size),
@@ -166,6 +172,7 @@ impl Core {
         {
             reserved = self.frames.reserve(pages, sizing, stamp, order);
         }
+        self.note_level();
         let held_pages = eviction.held_pages();
         let extents = reserved.map_err(|short| self.no_space(short, order, held_pages))?;
         if extents.len() > MAX_FILE_EXTENTS {
@@ -257,6 +264,8 @@ impl Core {
             results[place] = self.publish(spec, draft, &mut replaced);
         }
         self.retire(replaced);
+        // What may be evicted now could not before.
+        self.note_level();
         Ok(Reply::Committed(results))
     }
 
@@ -344,7 +353,7 @@ impl Core {
         };
         let life = extents.iter().map(|extent| extent.life.bits()).collect();
         (record.extents, record.entry) = (extents, entry);
-        self.note_listed(&record);
+        self.note_listed(&draft.name, &record);
         let (id, len_bytes) = (record.id, record.len_bytes);
         self.names.insert(id, draft.name.clone());
         if let Some(old) = self.files.insert(draft.name.clone(), record) {
@@ -423,6 +432,8 @@ impl Core {
             return Ok(Reply::Done);
         }
         self.check_name_free(&to, replace)?;
+        self.make_rename_room(from, &to)?;
+        let file = self.files.get(from).ok_or_else(not_found)?;
         let nr_slots = self.frames.slots_for(file.extents.len());
         self.frames.check_room(nr_slots)?;
         if file.metadata.user != UserMetadata::default() {
@@ -431,7 +442,7 @@ impl Core {
         self.record(&[Change::Put(&to, file.stored()), Change::Delete(from)])?;
         let mut file = self.files.remove(from).ok_or_else(not_found)?;
         file.entry = self.frames.rename(file.entry, from, file.listed(&to), &file.extents)?;
-        self.note_listed(&file);
+        self.note_listed(&to, &file);
         let (id, len_bytes) = (file.id, file.len_bytes);
         self.names.insert(id, to.clone());
         let old = self.files.insert(to.clone(), file);
@@ -546,6 +557,7 @@ impl DraftRecord {
             rules: self.rules,
             extents,
             metadata: FileMetadata { user: self.metadata.clone(), checksum },
+            uid: self.uid,
             entry: EntryId::from_number(0),
             doing: None,
         }

@@ -161,7 +161,8 @@ impl Shared {
             Outcome::Answer(reply) => {
                 state.core.consult_holder();
                 let core = &state.core;
-                if core.is_draining() || core.has_messages() || core.awaits_transfers() {
+                let has_work = core.is_draining() || core.evicts_ahead();
+                if has_work || core.has_messages() || core.awaits_transfers() {
                     self.wake();
                 }
                 reply
@@ -269,7 +270,7 @@ impl LocalOwner for Shared {
                 return Err(Refusal::Internal { why }.into());
             }
         };
-        let fds = state.core.fds_of(&reply)?;
+        let fds = state.core.fds_of(client, &reply)?;
         drop(state);
         self.wake();
         Ok((reply, fds))

@@ -7,6 +7,7 @@ pub(crate) mod backings;
 pub mod clients;
 pub(crate) mod closing;
 pub mod core;
+pub(crate) mod counted;
 pub(crate) mod cut;
 pub(crate) mod dead_devices;
 pub(crate) mod departures;
@@ -26,6 +27,7 @@ pub(crate) mod pagemaps;
 mod part_drains;
 pub(crate) mod poison;
 pub(crate) mod populate;
+pub(crate) mod quotas;
 pub(crate) mod reclaim;
 pub(crate) mod recovery;
 pub(crate) mod report;
@@ -36,5 +38,6 @@ pub(crate) mod service;
 #[doc(hidden)]
 pub mod session;
 mod subscribers;
+pub(crate) mod water;
 
 pub use handle::Owner;

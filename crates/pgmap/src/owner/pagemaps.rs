@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use pgmap_mm::descriptor::{Descriptor, FolioState};
 use pgmap_mm::drain::{Drain, MAX_ASKS};
+use pgmap_mm::extent::Extent;
 use pgmap_mm::holder::DrainReason;
 use pgmap_mm::index::{Facts, FileId};
 use pgmap_mm::level::Level;
@@ -18,7 +19,7 @@ use pgmap_mm::pagemap::{
 };
 use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::runs::SortedRuns;
-use pgmap_os::clock;
+use pgmap_os::{clock, process};
 
 use crate::metadata::FileMetadata;
 use crate::name::FileName;
@@ -144,19 +145,36 @@ impl Core {
                 return Err(refusal);
             }
         };
-        let len_bytes = runs.nr_pages() * pgmap_mm::level::PAGE_BYTES;
-        let file_id = FileId(stamp.number());
-        let facts = Facts::new(file_id, len_bytes);
-        let entry = self.frames.list(Listed { name, facts }, &extents)?;
-        self.names.insert(file_id, name.clone());
-        let rules = FileRules::default();
-        let doing = Some(DEVICE);
-        let metadata = FileMetadata::default();
-        let file =
-            FileRecord { id: file_id, len_bytes, largest, rules, extents, metadata, entry, doing };
-        self.files.insert(name.clone(), file);
+        self.show_pagemap(name, FileId(stamp.number()), extents, largest)?;
         self.devices.insert(id, Device { name: name.clone(), runs, ops, teardown: None });
         Ok(id)
+    }
+
+    /// Shows the memory of a pagemap as a file over its whole range.
+    fn show_pagemap(
+        &mut self,
+        name: &FileName,
+        id: FileId,
+        extents: Vec<Extent>,
+        largest: Level,
+    ) -> Result<(), Refusal> {
+        let len_bytes = extents.iter().map(|extent| extent.run.len_bytes()).sum();
+        let facts = Facts::new(id, len_bytes);
+        let entry = self.frames.list(Listed { name, facts }, &extents)?;
+        self.names.insert(id, name.clone());
+        let file = FileRecord {
+            id,
+            len_bytes,
+            largest,
+            rules: FileRules::default(),
+            extents,
+            metadata: FileMetadata::default(),
+            uid: process::effective_uid(),
+            entry,
+            doing: Some(DEVICE),
+        };
+        self.files.insert(name.clone(), file);
+        Ok(())
     }
 
     /// Takes a pagemap that was not brought up out of the table again.

@@ -86,12 +86,12 @@ impl Core {
         let in_extents = |extents: &[Extent]| {
             extents.iter().position(|extent| !extent.is_hole() && extent.run.contains(pfn))
         };
-        for (name, file) in &self.files {
+        for (name, file) in self.files.iter() {
             if let Some(at) = in_extents(&file.extents) {
                 return Place::File(name.clone(), at);
             }
         }
-        for (&id, draft) in &self.drafts {
+        for (&id, draft) in self.drafts.iter() {
             if let Some(at) = in_extents(&draft.extents) {
                 return Place::Draft(id, at);
             }

@@ -143,11 +143,12 @@ impl Core {
             rules: stored.rules,
             extents: recovered,
             metadata: stored.metadata.clone(),
+            uid: stored.uid,
             entry: EntryId::from_number(0),
             doing: None,
         };
         record.entry = self.frames.list(record.listed(name), &record.extents)?;
-        self.note_listed(&record);
+        self.note_listed(name, &record);
         self.names.insert(id, name.clone());
         self.files.insert(name.clone(), record);
         Ok(is_changed)
@@ -189,6 +190,7 @@ impl Core {
                 uid: 0,
                 command: "(not connected)".into(),
                 label: "(not connected)".into(),
+                is_read_only: false,
                 pidfd: None,
             };
             let mode = match ledger.is_asymmetric() {

@@ -52,6 +52,7 @@ impl Core {
             nr_folios,
             metadata: file.metadata.clone(),
             evict_priority: file.rules.evict_priority,
+            uid: file.uid,
         }
     }
 
@@ -61,6 +62,7 @@ impl Core {
         let (draining, quarantined) = (self.draining_pages(), self.quarantined_pages());
         let draining = (draining + self.frames.quarantined_pages()).saturating_sub(quarantined);
         let drafts = self.drafts.values().flat_map(|draft| &draft.extents);
+        let readers = self.clients.values().filter(|client| client.identity.is_read_only);
         let ledgers: u64 = self.clients.values().map(|client| client.file.resident_bytes()).sum();
         PoolInfo {
             size_bytes: bytes(self.frames.backings().iter().map(|it| it.nr_pages).sum()),
@@ -79,6 +81,9 @@ impl Core {
             evictable_bytes: bytes(self.evictable_pages()),
             nr_evicted: self.evictables.nr_evicted,
             evicted_bytes: bytes(self.evictables.evicted_pages),
+            nr_read_only_clients: readers.count() as u64,
+            evict_low_bytes: self.water.marks.low_bytes,
+            evict_high_bytes: self.water.marks.high_bytes,
         }
     }
 
@@ -166,6 +171,7 @@ impl Core {
                 uid: client.identity.uid,
                 command: client.identity.command.clone(),
                 label: client.identity.label.clone(),
+                is_read_only: client.identity.is_read_only,
                 kind,
                 is_device: held.hold.agent == Agent::Device,
                 first_pfn: held.hold.run.start(),

@@ -163,6 +163,7 @@ impl Service {
                     state.core.look_on();
                 }
                 state.core.consult_holder();
+                state.core.evict_ahead();
             }
             self.populate();
             self.hand_out_answers();
@@ -176,7 +177,7 @@ impl Service {
     fn timeout(&self) -> Option<Duration> {
         let state = self.shared.lock();
         let core = &state.core;
-        let has_work = core.frames.has_backlog() || core.has_populations();
+        let has_work = core.frames.has_backlog() || core.has_populations() || core.evicts_ahead();
         if has_work || core.is_looking() || core.is_restoring() || core.has_takedowns() {
             return Some(Duration::ZERO);
         }
@@ -192,6 +193,7 @@ impl Service {
             self.silent.front().map(|&(_, since_ms)| until(since_ms + GREETING_MS)),
             self.unread.front().map(|&(_, since_ms)| until(since_ms + UNREAD_MS)),
             self.listener_paused_ms.map(until),
+            core.evicts_ahead_at_ms().map(until),
             state.core.next_deadline_ms().filter(|_| is_polling).map(until),
             is_polling.then_some(SLOW_POLL),
             (!self.disconnected.is_empty()).then_some(DISCONNECTED_POLL),
@@ -649,6 +651,7 @@ fn identify(connection: &Connection) -> Result<Identity, Error> {
     Ok(Identity {
         command: process::command_name(peer.pid).unwrap_or_else(|| "?".into()),
         label: String::new(),
+        is_read_only: false,
         pid: peer.pid,
         uid: peer.uid,
         pidfd: peer.pidfd,

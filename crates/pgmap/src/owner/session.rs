@@ -16,7 +16,7 @@ use pgmap_mm::drain::ClientId;
 use pgmap_os::{Access, Doorbell};
 
 use crate::error::Error;
-use crate::owner::clients::{Attachment, Identity, is_out_of_descriptors};
+use crate::owner::clients::{Attachment, Identity, handle_of, is_out_of_descriptors};
 use crate::owner::core::{Core, Outcome, Ticket};
 use crate::refusal::{ClientHold, Refusal};
 use crate::wire::{self, Hello, Numbered, Reply, Request, VERSION, Welcome};
@@ -102,7 +102,8 @@ impl Session {
             return Err(Refusal::Invalid { why }.into());
         }
         let label = wire::clean_label(&hello.label);
-        let identity = Identity { label, ..identity()? };
+        let is_read_only = hello.is_read_only;
+        let identity = Identity { label, is_read_only, ..identity()? };
         let nr_shown = fds.len();
         let (client, welcome, ledger) = match (hello.resume, fds.pop()) {
             (None, None) => {
@@ -125,7 +126,7 @@ impl Session {
         *self = Self::Attached(client);
         let pool = &core.pool;
         let mut handed = vec![
-            pool.data.try_clone_fd()?,
+            handle_of(&pool.data, core.access_of(client))?,
             pool.vmemmap.reopen_handle(Access::ReadOnly)?,
             pool.index.reopen_handle(Access::ReadOnly)?,
             OwnedFd::from(doorbell.try_clone()?),
@@ -162,7 +163,7 @@ impl Session {
         }
         match core.handle(client, request.body) {
             Outcome::Answer(reply @ (Reply::Backings(_) | Reply::Subscribed { .. })) => {
-                match core.fds_of(&reply) {
+                match core.fds_of(client, &reply) {
                     Ok(fds) => match answer(request.number, reply) {
                         Reaction::Send(bytes, _) => Reaction::Send(bytes, fds),
                         other => other,

@@ -26,7 +26,7 @@ use crate::pool::catalog::log::{Log, Medium};
 use crate::pool::identity::{BootId, PoolId};
 use crate::pool::mark::CatalogState;
 use crate::pool::options::{Durability, MAX_FILES, MAX_POOL_BYTES, MIN_POOL_BYTES};
-use crate::wire::FileRules;
+use crate::wire::{FileRules, QuotaLimits, QuotaOf, WaterMarks};
 
 pub(crate) mod header;
 mod log;
@@ -117,6 +117,8 @@ pub struct StoredFile {
     pub extents: Vec<[u64; 3]>,
     /// What it carries beside its contents.
     pub metadata: FileMetadata,
+    /// The user whose client created it.
+    pub uid: u32,
 }
 
 impl StoredFile {
@@ -190,6 +192,12 @@ pub enum Change<'a> {
     Backing(StoredBacking),
     /// The backing of this number is not the pool's any more.
     BackingGone(u64),
+    /// A quota is now this.
+    Quota(&'a QuotaOf, QuotaLimits),
+    /// There is none of it.
+    QuotaGone(&'a QuotaOf),
+    /// The water marks are now these.
+    Marks(WaterMarks),
 }
 
 /// A [`Change`] as it is read: the same variants in the same order.
@@ -206,6 +214,9 @@ enum Recorded {
     Left(u64),
     Backing(StoredBacking),
     BackingGone(u64),
+    Quota(QuotaOf, QuotaLimits),
+    QuotaGone(QuotaOf),
+    Marks(WaterMarks),
 }
 
 /// Everything that a catalog says.
@@ -216,6 +227,8 @@ pub(crate) struct Contents {
     pub open_tails: BTreeSet<u64>,
     pub roster: BTreeMap<u64, Enrolled>,
     pub backings: BTreeMap<u64, StoredBacking>,
+    pub quotas: BTreeMap<QuotaOf, QuotaLimits>,
+    pub marks: WaterMarks,
     /// Stamps below this may be in use.
     pub stamp_limit: u64,
 }
@@ -234,6 +247,9 @@ impl Contents {
             Recorded::Left(client) => drop(self.roster.remove(&client)),
             Recorded::Backing(backing) => drop(self.backings.insert(backing.id, backing)),
             Recorded::BackingGone(id) => drop(self.backings.remove(&id)),
+            Recorded::Quota(of, limits) => drop(self.quotas.insert(of, limits)),
+            Recorded::QuotaGone(of) => drop(self.quotas.remove(&of)),
+            Recorded::Marks(marks) => self.marks = marks,
         }
     }
 
@@ -245,7 +261,10 @@ impl Contents {
         let limit = [Change::StampLimit(self.stamp_limit)].into_iter();
         let roster = self.roster.values().copied().map(Change::Enrolled);
         let backings = self.backings.values().cloned().map(Change::Backing);
-        limit.chain(files).chain(poisoned).chain(tails).chain(roster).chain(backings).collect()
+        let quotas = self.quotas.iter().map(|(of, &limits)| Change::Quota(of, limits));
+        let marks = (self.marks != WaterMarks::default()).then_some(Change::Marks(self.marks));
+        let kept = limit.chain(files).chain(poisoned).chain(tails).chain(roster).chain(backings);
+        kept.chain(quotas).chain(marks).collect()
     }
 }
 
@@ -260,6 +279,8 @@ pub struct Catalog {
     open_tails: Vec<u64>,
     roster: Vec<Enrolled>,
     backings: Vec<StoredBacking>,
+    quotas: BTreeMap<QuotaOf, QuotaLimits>,
+    marks: WaterMarks,
     /// The boot it was opened in.
     boot: BootId,
     /// Files that were dropped then, because the machine was restarted before they were synced.
@@ -358,7 +379,8 @@ impl Catalog {
     }
 
     fn with(log: Log, contents: Contents, boot: BootId) -> Self {
-        let Contents { files, poisoned, open_tails, roster, backings, .. } = contents;
+        let Contents { files, poisoned, open_tails, roster, backings, quotas, marks, .. } =
+            contents;
         Self {
             log: Mutex::new(log),
             files: Mutex::new(Some(files)),
@@ -366,6 +388,8 @@ impl Catalog {
             open_tails: open_tails.into_iter().collect(),
             roster: roster.into_values().collect(),
             backings: backings.into_values().collect(),
+            quotas,
+            marks,
             boot,
             unsynced: Vec::new(),
         }
@@ -525,6 +549,16 @@ impl Catalog {
     #[must_use]
     pub fn backings(&self) -> &[StoredBacking] {
         &self.backings
+    }
+
+    /// The quotas that the pool had when it was opened.
+    pub(crate) const fn quotas(&self) -> &BTreeMap<QuotaOf, QuotaLimits> {
+        &self.quotas
+    }
+
+    /// The water marks that it had then.
+    pub(crate) const fn marks(&self) -> WaterMarks {
+        self.marks
     }
 
     /// Puts `changes` on record, all or none.

@@ -100,7 +100,8 @@ impl FileBacking {
         let entry = client.reread(&guess)?;
         let kind = kind_of(&entry, devices);
         let has = |extent: &Extent| extent.life.flags().contains(FolioFlags::WRITABLE);
-        let is_writable = entry.extents.iter().filter(|extent| !extent.is_hole()).all(has);
+        let is_writable = !client.is_read_only()
+            && entry.extents.iter().filter(|extent| !extent.is_hole()).all(has);
         let most_prot = if is_writable { Prot::READ_WRITE } else { Prot::READ };
         let state = Mutex::new(State::of(entry, 0));
         Ok(Self { client: client.clone(), id, kind, most_prot, state })

@@ -299,7 +299,8 @@ fn release(pinner: &Pinner<ProcessSide>, hold: PinParts) {
 
 impl CpuMapping for CpuView {
     fn map(&self, address: u64, extent: &Extent, run: PfnRange, prot: Prot) -> Result<(), i32> {
-        let is_writable = extent.life.flags().contains(FolioFlags::WRITABLE);
+        let is_writable =
+            !self.client.is_read_only() && extent.life.flags().contains(FolioFlags::WRITABLE);
         let access = match (prot.contains(Prot::READ), prot.contains(Prot::WRITE)) {
             (_, true) if is_writable => pgmap_os::Access::ReadWrite,
             (true, _) => pgmap_os::Access::ReadOnly,

@@ -24,6 +24,8 @@ pub struct FileInfo {
     pub metadata: FileMetadata,
     /// Whether the owner may evict it: 0 for never.
     pub evict_priority: u8,
+    /// The user whose client created it.
+    pub uid: u32,
 }
 
 /// A summary of a pool, in bytes.
@@ -61,6 +63,12 @@ pub struct PoolInfo {
     pub nr_evicted: u64,
     /// As above, in bytes.
     pub evicted_bytes: u64,
+    /// Of the clients, those that attached read-only.
+    pub nr_read_only_clients: u64,
+    /// With less free than this the owner evicts in advance; 0 for never.
+    pub evict_low_bytes: u64,
+    /// Until so much is free.
+    pub evict_high_bytes: u64,
 }
 
 /// A dead client whose devices may still write to frames that it held.

@@ -68,7 +68,8 @@ impl Victim {
 }
 
 fn hello(version: u32, resume: Option<u64>) -> Hello {
-    Hello { version, is_registered: resume.is_some(), resume, label: "a liar".into() }
+    let (is_registered, is_read_only) = (resume.is_some(), false);
+    Hello { version, is_registered, resume, label: "a liar".into(), is_read_only }
 }
 
 /// A connection that has said hello, without the library around it.

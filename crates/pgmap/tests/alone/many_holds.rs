@@ -208,6 +208,7 @@ fn forge(owner: &Owner, run_of: impl Fn(u64) -> PfnRange) -> Forged {
         is_registered: false,
         resume: None,
         label: "a liar".into(),
+        is_read_only: false,
     };
     connection.send(&wire::encode(&hello).unwrap(), &[]).unwrap();
     let mut buffer = vec![0; wire::MAX_MESSAGE_BYTES];

@@ -76,6 +76,7 @@ impl Raw {
             is_registered: false,
             resume: None,
             label: "raw".into(),
+            is_read_only: false,
         };
         // One that is full says so before it hears anything.
         let _ = connection.send(&wire::encode(&hello).unwrap(), &[]);
@@ -221,8 +222,13 @@ fn a_ledger_that_a_neighbour_empties_ends_at_most_its_client() {
 fn the_files_of_an_anonymous_pool_keep_their_size_whatever_a_client_does() {
     let (owner, _directory, socket) = support::serving_owner(POOL_BYTES);
     let connection = Connection::connect(&socket).unwrap();
-    let hello =
-        Hello { version: wire::VERSION, is_registered: false, resume: None, label: String::new() };
+    let hello = Hello {
+        version: wire::VERSION,
+        is_registered: false,
+        resume: None,
+        label: String::new(),
+        is_read_only: false,
+    };
     connection.send(&wire::encode(&hello).unwrap(), &[]).unwrap();
     let received = connection.recv(&mut vec![0; wire::MAX_MESSAGE_BYTES]).unwrap();
     assert_eq!(received.fds.len(), 5);

@@ -246,6 +246,7 @@ impl Raw {
             is_registered: false,
             resume: None,
             label: label.into(),
+            is_read_only: false,
         };
         connection.send(&wire::encode(&hello).unwrap(), &[]).unwrap();
         let mut buffer = vec![0; wire::MAX_MESSAGE_BYTES];

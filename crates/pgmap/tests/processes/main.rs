@@ -18,6 +18,8 @@ mod namespaces;
 mod no_descriptors;
 mod owner_restart;
 mod places;
+mod quotas;
+mod read_only;
 mod replaced_ledgers;
 mod stories;
 #[path = "../support/mod.rs"]

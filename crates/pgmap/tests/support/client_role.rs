@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use pgmap::{Agent, Client, Error, File, FilePin, FileWriter, FolioSize};
+use pgmap::{
+    Agent, Client, Error, File, FileName, FilePin, FileWriter, FolioSize, QuotaLimits, QuotaOf,
+};
 
 use super::{block, commands, put, say};
 
@@ -70,6 +72,10 @@ impl Held<'_> {
             "unlink" => self.client.unlink(words[1])?,
             "truncate" => self.client.truncate(words[1], number(2), number(3))?,
             "stat" => return Ok(format!("{} bytes", self.client.stat(words[1])?.len_bytes)),
+            "quota" => {
+                let of = QuotaOf::Prefix(FileName::new(words[1]).unwrap());
+                self.client.set_quota(of, QuotaLimits::new().files(1))?;
+            }
             "id" => return Ok(self.client.id().to_string()),
             "clients" => return Ok(self.client.pool_stat()?.nr_clients.to_string()),
             "draining" => return Ok(self.client.pool_stat()?.draining_bytes.to_string()),

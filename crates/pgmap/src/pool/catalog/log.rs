@@ -11,8 +11,8 @@
 //!
 //! # Room
 //! Both areas have their room from the file system before anything is written to them. In the area
-//! in use, every record that adds a file leaves room behind it in which all files can be removed
-//! again: a full file system, or a full area, keeps nobody from emptying the pool.
+//! in use, every record that adds a file or a quota leaves room behind it in which all files can be
+//! removed again: a full file system, or a full area, keeps nobody from emptying the pool.
 
 use std::io;
 use std::sync::Arc;
@@ -275,19 +275,18 @@ impl Log {
     pub(super) fn append(&mut self, changes: &[Change<'_>]) -> Result<(), Error> {
         let payload = encode(&self.medium, changes)?;
         let len = payload.len() as u64 + RECORD_HEAD_BYTES;
-        let mut removal_bytes = self.removal_bytes;
+        let (mut added, mut removed) = (0, 0);
         let mut stamp_limit = self.stamp_limit;
         let mut is_adding = false;
         for change in changes {
             match change {
                 Change::Put(name, _) => {
                     is_adding = true;
-                    removal_bytes += self::removal_bytes(name);
+                    added += removal_bytes(name);
                 }
-                Change::Delete(name) => {
-                    removal_bytes = removal_bytes.saturating_sub(self::removal_bytes(name));
-                }
+                Change::Delete(name) => removed += removal_bytes(name),
                 Change::StampLimit(limit) => stamp_limit = *limit,
+                Change::Quota(..) => is_adding = true,
                 Change::Poisoned(_)
                 | Change::Healthy(_)
                 | Change::OpenTail(_)
@@ -295,10 +294,13 @@ impl Log {
                 | Change::Enrolled(_)
                 | Change::Left(_)
                 | Change::Backing(_)
-                | Change::BackingGone(_) => {}
+                | Change::BackingGone(_)
+                | Change::QuotaGone(_)
+                | Change::Marks(_) => {}
             }
         }
-        if let Err(error) = self.make_room(len + removal_bytes + SLACK_BYTES) {
+        let all_removals = |log: &Self| (log.removal_bytes + added).saturating_sub(removed);
+        if let Err(error) = self.make_room(len + all_removals(self) + SLACK_BYTES) {
             let fits = self.header.end + len <= self.area_end();
             if is_adding || !fits {
                 return Err(error);
@@ -307,7 +309,8 @@ impl Log {
         let end = self.header.end;
         self.medium.write(&record(self.header.id, end, &payload), end)?;
         self.commit(Header { end: end + len, ..self.header.clone() })?;
-        self.removal_bytes = removal_bytes;
+        // A log that was written again for it knows better which names there are.
+        self.removal_bytes = all_removals(self);
         self.stamp_limit = stamp_limit;
         Ok(())
     }

@@ -58,6 +58,7 @@ fn file(id: u64) -> StoredFile {
         rules: FileRules::default(),
         extents,
         metadata: FileMetadata { user, checksum },
+        uid: id as u32,
     }
 }
 
@@ -85,6 +86,30 @@ fn the_catalog_is_what_a_naive_map_says_however_often_it_is_written_again() {
     }
     assert_eq!(catalog.log().contents().unwrap().files, naive);
     assert!(memory.len_bytes() <= ROOM, "its history is given up");
+}
+
+/// Story: what removing the files may take was added up for each change of a file, and never became
+/// less, so that a catalog of one file was full after some thousand.
+#[test]
+fn quotas_and_water_marks_are_in_every_log_that_is_written_again() {
+    let memory = memory();
+    let catalog = create(&memory);
+    let of = |number: u64| QuotaOf::Prefix(name(number));
+    let (limits, marks) = (QuotaLimits::new().bytes(7), WaterMarks { low_bytes: 1, high_bytes: 2 });
+    for number in 0..9 {
+        catalog.record(&[Change::Quota(&of(number), limits)]).unwrap();
+    }
+    catalog.record(&[Change::Quota(&QuotaOf::Uid(3), limits.clients(4))]).unwrap();
+    catalog.record(&[Change::QuotaGone(&of(8)), Change::Marks(marks)]).unwrap();
+    let one = name(1);
+    for id in 0..20_000 {
+        catalog.record(&[Change::Put(&one, file(id))]).unwrap();
+    }
+    let catalog = reopen(&memory);
+    assert!(memory.len_bytes() <= ROOM, "its history is given up");
+    let mut expected: BTreeMap<QuotaOf, QuotaLimits> = (0..8).map(|it| (of(it), limits)).collect();
+    expected.insert(QuotaOf::Uid(3), limits.clients(4));
+    assert_eq!((catalog.quotas(), catalog.marks()), (&expected, marks));
 }
 
 #[test]
