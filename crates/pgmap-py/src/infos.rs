@@ -17,6 +17,8 @@ pub struct FileInfo {
     allocated: u64,
     /// In how many pieces it lies.
     pieces: u64,
+    /// The user whose client created it.
+    uid: u32,
 }
 
 impl FileInfo {
@@ -28,6 +30,7 @@ impl FileInfo {
             nbytes: info.len_bytes,
             allocated: info.allocated_bytes,
             pieces: info.nr_extents,
+            uid: info.uid,
         })
     }
 }

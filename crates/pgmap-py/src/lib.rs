@@ -3,6 +3,7 @@
 //! | module | one concept |
 //! |---|---|
 //! | `pool` | a pool, its owner if it is in this process, and what is done by name |
+//! | `quotas` | what users and name prefixes may take, and what is kept free |
 //! | `batch` | the same for many names in one call |
 //! | `pin` | pinned bytes, with the buffer protocol |
 //! | `writer` | a file that is being written |
@@ -27,6 +28,7 @@ mod memory;
 mod names;
 mod pin;
 mod pool;
+mod quotas;
 mod sizes;
 mod subscription;
 mod views;
@@ -45,6 +47,8 @@ mod _native {
     use crate::pin::Pin;
     #[pymodule_export]
     use crate::pool::Pool;
+    #[pymodule_export]
+    use crate::quotas::Quota;
     #[pymodule_export]
     use crate::subscription::{FileEvent, Subscription};
     #[pymodule_export]

@@ -117,18 +117,23 @@ impl Pool {
     /// `pgmap serve`.
     ///
     /// `label` is what the process is called where people ask who holds what. `deadline` says how
-    /// many seconds a call waits for the owner.
+    /// many seconds a call waits for the owner. With `read_only` nothing of the pool can be
+    /// written: its memory is mapped for reading, and every change raises ReadOnly.
     #[staticmethod]
-    #[pyo3(signature = (path, *, label = None, deadline = 10.0))]
+    #[pyo3(signature = (path, *, label = None, deadline = 10.0, read_only = false))]
     fn connect(
         py: Python<'_>,
         path: PathBuf,
         label: Option<String>,
         deadline: f64,
+        read_only: bool,
     ) -> PyResult<Self> {
         let mut options = ConnectOptions::new().deadline(seconds(deadline)?);
         if let Some(label) = label {
             options = options.label(label);
+        }
+        if read_only {
+            options = options.read_only();
         }
         let client = py.detach(|| Client::connect_with(&path, &options)).or_raise(py)?;
         Ok(Self { client: RwLock::new(Some(client)), owner: Mutex::new(None) })
@@ -162,6 +167,12 @@ impl Pool {
         _trace: &Bound<'_, PyAny>,
     ) {
         self.close(py);
+    }
+
+    /// Whether it attached read-only.
+    #[getter]
+    fn read_only(&self) -> PyResult<bool> {
+        Ok(self.client()?.is_read_only())
     }
 
     /// How many seconds a call waits for the owner's answer.

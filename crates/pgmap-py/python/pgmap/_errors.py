@@ -35,6 +35,14 @@ class NoMemory(Error):
     """The system has no memory for frames that were free."""
 
 
+class OverQuota(Error):
+    """It would take more than a quota allows."""
+
+
+class ReadOnly(Error):
+    """The pool was connected read-only."""
+
+
 class IndexFull(Error):
     """The pool holds as many files as its index has room for."""
 
@@ -74,6 +82,8 @@ _CLASSES: dict[str, type[Error]] = {
     "no_space": NoSpace,
     "no_memory": NoMemory,
     "index_full": IndexFull,
+    "over_quota": OverQuota,
+    "read_only_client": ReadOnly,
     "held": Held,
     "owner_gone": OwnerGone,
     "timed_out": TimedOut,
