@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pgmap::os::places;
-use pgmap::{Client, Error};
+use pgmap::{Client, ConnectOptions, Error};
 
 use crate::failure::Failure;
 
@@ -59,12 +59,24 @@ pub fn check_default(path: &Path, option: &str) -> Result<(), Failure> {
 /// # Errors
 /// When nobody serves there, with the way out; whatever else keeps a client from attaching.
 pub fn attach(place: &Place) -> Result<Client, Failure> {
+    attach_with(place, &ConnectOptions::new())
+}
+
+/// As [`attach`], for a verb that only reads: nothing of the pool can be written by it.
+///
+/// # Errors
+/// As [`attach`].
+pub fn attach_to_read(place: &Place) -> Result<Client, Failure> {
+    attach_with(place, &ConnectOptions::new().read_only())
+}
+
+fn attach_with(place: &Place, options: &ConnectOptions) -> Result<Client, Failure> {
     place.check()?;
     let until = Instant::now() + place.wait;
     loop {
         let attached = match place.is_chosen {
-            true => Client::connect(&place.socket),
-            false => Client::connect_own(&place.socket),
+            true => Client::connect_with(&place.socket, options),
+            false => Client::connect_own_with(&place.socket, options),
         };
         match attached {
             Err(Error::Os(error))

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use pgmap::{FileChange, Notice, SubscribeOptions};
 use serde::Serialize;
 
-use crate::attach::{Place, attach, name_bytes};
+use crate::attach::{Place, attach_to_read, name_bytes};
 use crate::failure::Failure;
 use crate::names::Exact;
 use crate::output::{Output, json_line, print};
@@ -101,7 +101,7 @@ impl Events {
     /// # Errors
     /// When the owner cannot be reached, or ends.
     pub fn run(self, place: &Place, output: &Output) -> Result<(), Failure> {
-        let client = attach(place)?;
+        let client = attach_to_read(place)?;
         let mut options = SubscribeOptions::new().prefix(name_bytes(&self.prefix));
         if !self.only.is_empty() {
             let only: Vec<FileChange> = self.only.iter().map(|&change| change.into()).collect();

@@ -9,7 +9,7 @@ use pgmap::{Checksum, Client, FilePin, Observer};
 use serde::Serialize;
 
 use super::CHUNK_BYTES;
-use crate::attach::{Place, attach, name_bytes};
+use crate::attach::{Place, attach_to_read, name_bytes};
 use crate::failure::Failure;
 use crate::names::{self, Exact};
 use crate::output::{Output, stdout, stdout_failure};
@@ -66,7 +66,7 @@ impl Get {
         if let Some(from) = &self.from {
             return self.run_from(from, file, output);
         }
-        let client = attach(place)?;
+        let client = attach_to_read(place)?;
         let started = Instant::now();
         let name = name_bytes(&self.name);
         let shown = names::shown(&self.name);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use pgmap::{Client, FileInfo, Observer};
 use serde::Serialize;
 
-use crate::attach::{Place, attach};
+use crate::attach::{Place, attach_to_read};
 use crate::failure::Failure;
 use crate::names::Exact;
 use crate::output::{Output, Show, Units};
@@ -179,7 +179,7 @@ impl Ls {
             });
             return output.show(&Observed { schema: "pgmap.observed/1", files: files.collect() });
         }
-        let client = attach(place)?;
+        let client = attach_to_read(place)?;
         let row = |info: FileInfo| {
             let state = state(&client, &info);
             FileRow::new(info, state)

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::backing::BackingRow;
 use super::ls::FileRow;
-use crate::attach::{Place, attach, name_bytes};
+use crate::attach::{Place, attach_to_read, name_bytes};
 use crate::failure::Failure;
 use crate::output::{Output, Show, Units};
 use crate::table::Table;
@@ -134,7 +134,7 @@ impl Stat {
     /// # Errors
     /// When there is no such file.
     pub fn run(self, place: &Place, output: &Output) -> Result<(), Failure> {
-        let client = attach(place)?;
+        let client = attach_to_read(place)?;
         match &self.name {
             Some(name) => {
                 let name = name_bytes(name);

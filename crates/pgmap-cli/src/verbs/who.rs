@@ -6,7 +6,7 @@ use std::fmt;
 use pgmap::ClientHold;
 use serde::Serialize;
 
-use crate::attach::{Place, attach, name_bytes};
+use crate::attach::{Place, attach_to_read, name_bytes};
 use crate::failure::Failure;
 use crate::names::Exact;
 use crate::output::{Output, Show, Units};
@@ -194,7 +194,7 @@ impl Who {
         {
             return who_file::run(path.as_ref(), output);
         }
-        let (holders, is_cut) = attach(place)?.who(self.name.as_deref().map(name_bytes))?;
+        let (holders, is_cut) = attach_to_read(place)?.who(self.name.as_deref().map(name_bytes))?;
         output.show(&Holders {
             schema: "pgmap.who/1",
             name: Exact::name(self.name.as_deref().map(name_bytes)),

@@ -140,7 +140,18 @@ impl Client {
         Self::connect_to(path.as_ref(), Trust::OwnUser, &ConnectOptions::new())
     }
 
-    /// As [`connect`](Self::connect), with a name and a deadline of one's own.
+    /// As [`connect_own`](Self::connect_own), with options.
+    ///
+    /// # Errors
+    /// As [`connect_own`](Self::connect_own).
+    pub fn connect_own_with(
+        path: impl AsRef<Path>,
+        options: &ConnectOptions,
+    ) -> Result<Self, Error> {
+        Self::connect_to(path.as_ref(), Trust::OwnUser, options)
+    }
+
+    /// As [`connect`](Self::connect), with a name and a deadline of one's own, or read-only.
     ///
     /// # Errors
     /// As [`connect`](Self::connect).

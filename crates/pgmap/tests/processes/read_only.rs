@@ -5,8 +5,9 @@
 
 use pgmap::mm::prot::Prot;
 use pgmap::{
-    Access, AddressSpace, Agent, Client, ConnectOptions, Error, FolioSize, Placed, QuotaLimits,
-    QuotaOf, Refusal, Replace,
+    Access, AddressSpace, Agent, BackingOptions, Client, ConnectOptions, CreateSpec, Error,
+    FileName, FolioSize, Owner, Placed, Placement, Pool, PoolOptions, QuotaLimits, QuotaOf,
+    Refusal, Replace,
 };
 
 use crate::support::{self, Second, block, serving_owner, wait_until};
@@ -117,6 +118,30 @@ fn nothing_of_the_pool_can_be_written_through_what_a_reader_was_handed() {
     let status = storer.end();
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(11), "{status}");
     assert_eq!(block::check(&writer.get("a").unwrap().to_vec().unwrap()), Ok(3));
+}
+
+#[test]
+fn what_lies_on_a_further_backing_is_for_reading_too() {
+    let directory = support::roomy();
+    let place = directory.path();
+    let options = PoolOptions::in_directory(place.join("pool"), 8 * MIB).room(4 << 30);
+    let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
+    owner.serve(place.join("s")).unwrap();
+    let writer = Client::connect(place.join("s")).unwrap();
+    // One that comes before the backing does, and one that comes after.
+    let early = reader(&place.join("s"));
+    owner.add_backing(&BackingOptions::on(place.join("far")).size(4 * MIB)).unwrap();
+    let name = FileName::new("a").unwrap();
+    let mut spec = CreateSpec::new(name, MIB, FolioSize::BestFit);
+    spec.placement = Placement::Only(vec!["far".into()]);
+    let put = writer.put_batch(vec![(spec, &block::make(4, MIB as usize)[..])]).unwrap();
+    put.into_iter().for_each(Result::unwrap);
+    for client in [early, reader(&place.join("s"))] {
+        let pin = client.get("a").unwrap();
+        assert_eq!(block::check(&pin.to_vec().unwrap()), Ok(4));
+        let at = pin.segments().next().unwrap().ptr;
+        assert_eq!(make_writable(at, MIB as usize), libc::EACCES);
+    }
 }
 
 #[test]
