@@ -3,7 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use pgmap::{CreateSpec, Error, FileName, FolioSize, Owner, Pool, PoolOptions, Refusal};
+use pgmap::{
+    Client, CreateSpec, Error, FileName, FolioSize, Owner, Pool, PoolOptions, QuotaLimits, QuotaOf,
+    Refusal,
+};
 
 use crate::support::Random;
 
@@ -83,17 +86,40 @@ fn belady(keys: &[u64]) -> usize {
 fn pool(keys: &[u64]) -> usize {
     let options = PoolOptions::anonymous(NR_PLACES as u64 * 4096).max_files(2 * NR_PLACES as u64);
     let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
+    hits(&owner.client().unwrap(), keys)
+}
+
+/// Hits of a pool with room for all, in which a quota gives these files so many places. Files of
+/// others, which nobody uses, all stay.
+fn quota(keys: &[u64]) -> usize {
+    const NR_OTHERS: u64 = 100;
+    let options = PoolOptions::anonymous((2 * NR_KEYS + NR_OTHERS) * 4096).max_files(4 * NR_KEYS);
+    let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
     let client = owner.client().unwrap();
+    for number in 0..NR_OTHERS {
+        put(&client, &format!("other{number}"), number);
+    }
+    let of = QuotaOf::Prefix(FileName::new("key").unwrap());
+    client.set_quota(of, QuotaLimits::new().files(NR_PLACES as u64)).unwrap();
+    let nr_hits = hits(&client, keys);
+    assert_eq!(client.list_prefix("other").unwrap().len() as u64, NR_OTHERS);
+    assert_eq!(client.list_prefix("key").unwrap().len(), NR_PLACES);
+    nr_hits
+}
+
+fn put(client: &Client, name: &str, key: u64) {
+    let name = FileName::new(name).unwrap();
+    let spec = CreateSpec::new(name, 4096, FolioSize::Pages4K).evictable(1);
+    client.put_batch(vec![(spec, &key.to_le_bytes()[..])]).unwrap().remove(0).unwrap();
+}
+
+fn hits(client: &Client, keys: &[u64]) -> usize {
     let mut nr_hits = 0;
     for key in keys {
         let name = format!("key{key}");
         match client.get(&name) {
             Ok(_pin) => nr_hits += 1,
-            Err(Error::Refused(Refusal::NotFound { .. })) => {
-                let name = FileName::new(name).unwrap();
-                let spec = CreateSpec::new(name, 4096, FolioSize::Pages4K).evictable(1);
-                client.put_batch(vec![(spec, &key.to_le_bytes()[..])]).unwrap().remove(0).unwrap();
-            }
+            Err(Error::Refused(Refusal::NotFound { .. })) => put(client, &name, *key),
             Err(error) => panic!("{error}"),
         }
     }
@@ -101,15 +127,21 @@ fn pool(keys: &[u64]) -> usize {
 }
 
 #[test]
-fn a_pool_that_evicts_hits_as_often_as_an_exact_lru() {
+fn a_pool_that_evicts_hits_as_often_as_an_exact_lru_and_so_does_a_quota() {
     let mut random = Random(3);
     for (what, keys) in
         [("zipf", zipf(&mut random)), ("scans and loops", scans_and_loops(&mut random))]
     {
         let percent = |nr_hits: usize| nr_hits as f64 / keys.len() as f64 * 100.0;
         let (pool, lru, best) = (percent(pool(&keys)), percent(lru(&keys)), percent(belady(&keys)));
-        println!("{what}: hits {pool:.2} %, exact LRU {lru:.2} %, Belady {best:.2} %");
-        assert!((pool - lru).abs() <= 1.0, "{what}: {pool:.2} % beside {lru:.2} %");
+        let quota = percent(quota(&keys));
+        println!(
+            "{what}: hits {pool:.2} %, under a quota {quota:.2} %, exact LRU {lru:.2} %, Belady \
+             {best:.2} %"
+        );
+        for hits in [pool, quota] {
+            assert!((hits - lru).abs() <= 1.0, "{what}: {hits:.2} % beside {lru:.2} %");
+        }
         assert!(lru < best, "{what}: the model is wrong");
     }
 }
