@@ -46,8 +46,8 @@ Options:
   --keep              keep the guest's console and memory files although all went well
   --shell             boot the first kernel and give a shell in it; `poweroff -f` ends it
 
-Needs: x86-64, qemu-system-x86, ndctl, daxctl, busybox-static, e2fsprogs, xfsprogs, kmod, xz-utils, dpkg,
-apt with a Debian archive among its sources; for --static Rust's target x86_64-unknown-linux-musl.
+Needs: x86-64, qemu-system-x86, ndctl, daxctl, busybox-static, e2fsprogs, xfsprogs, dosfstools, kmod,
+xz-utils, dpkg, apt with a Debian archive among its sources; for --static Rust's target x86_64-unknown-linux-musl.
 What is missing is printed, and the run is skipped. No root. Emulation is slow: figures from inside mean nothing.
 
 Files, all under target/guest:
@@ -372,6 +372,7 @@ fn missing() -> Option<String> {
         ("daxctl", "daxctl"),
         ("mkfs.ext4", "e2fsprogs"),
         ("mkfs.xfs", "xfsprogs"),
+        ("mkfs.vfat", "dosfstools"),
         ("depmod", "kmod"),
         ("xz", "xz-utils"),
         ("dpkg-deb", "dpkg"),

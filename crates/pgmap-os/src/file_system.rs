@@ -4,14 +4,19 @@
 //! processes of the machine share. File systems that are known to lack one of them are named here;
 //! of others the caller finds out by trying.
 
-use crate::OsError;
 use std::path::Path;
+
+use rustix::fs::StatVfsMountFlags;
+
+use crate::OsError;
+
+const HUGETLBFS: u64 = 0x9584_58f6;
 
 /// `f_type` of file systems (linux/magic.h and the file systems' own headers), their names, and
 /// what they lack.
 const UNFIT: &[(u64, &str, &str)] = &[
     (0x8584_58f6, "ramfs", "which has no limit and keeps no room"),
-    (0x9584_58f6, "hugetlbfs", "whose files are whole huge pages"),
+    (HUGETLBFS, "hugetlbfs", "whose files are whole huge pages"),
     (0x4d44, "vfat", "which stores holes as bytes"),
     (0x2011_bab0, "exfat", "which stores holes as bytes"),
     (0x6969, "NFS", "whose files other machines change"),
@@ -32,6 +37,7 @@ const UNFIT: &[(u64, &str, &str)] = &[
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileSystem {
     magic: u64,
+    is_read_only: bool,
 }
 
 impl FileSystem {
@@ -40,22 +46,30 @@ impl FileSystem {
     /// # Errors
     /// What `statfs` says.
     pub fn of(path: &Path) -> Result<Self, OsError> {
-        let found = rustix::fs::statfs(path).map_err(|errno| {
-            OsError::new("inspect the file system of", path.display().to_string(), errno)
-        })?;
+        let failed =
+            |errno| OsError::new("inspect the file system of", path.display().to_string(), errno);
+        let found = rustix::fs::statfs(path).map_err(failed)?;
+        let flags = rustix::fs::statvfs(path).map_err(failed)?.f_flag;
         // The kernel's numbers have 32 bits; some machines extend their sign.
-        Ok(Self { magic: found.f_type as u64 & 0xffff_ffff })
+        let magic = found.f_type as u64 & 0xffff_ffff;
+        Ok(Self { magic, is_read_only: flags.contains(StatVfsMountFlags::RDONLY) })
     }
 
-    /// Returns its name where it is one of those that cannot be used, else its number.
-    pub fn name(&self) -> String {
+    /// Whether its files are whole huge pages.
+    pub const fn is_hugetlbfs(&self) -> bool {
+        self.magic == HUGETLBFS
+    }
+
+    /// Returns its name where it is one of those that cannot be used.
+    pub fn name(&self) -> &'static str {
         let known = UNFIT.iter().find(|(magic, _, _)| *magic == self.magic);
-        known.map_or_else(|| format!("file system {:#x}", self.magic), |known| known.1.to_owned())
+        known.map_or("a file system", |known| known.1)
     }
 
     /// Returns why shared memory cannot be kept there, where that is known.
     pub fn unfit(&self) -> Option<&'static str> {
-        UNFIT.iter().find(|(magic, _, _)| *magic == self.magic).map(|known| known.2)
+        let known = UNFIT.iter().find(|(magic, _, _)| *magic == self.magic).map(|known| known.2);
+        known.or(self.is_read_only.then_some("which is mounted read-only"))
     }
 }
 

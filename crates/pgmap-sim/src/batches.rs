@@ -125,8 +125,13 @@ fn end_put(
     put_away(episode, (&name, turn), (len, On::Any), replaces, result);
 }
 
-/// Takes several names away.
-pub fn unlink_many(episode: &Episode, client: &Client, names: Vec<String>) -> Result<(), Error> {
+/// Takes several names away; only of files that nobody holds if `unless_held`.
+pub fn unlink_many(
+    episode: &Episode,
+    client: &Client,
+    names: Vec<String>,
+    unless_held: bool,
+) -> Result<(), Error> {
     let mut files = Vec::new();
     let mut turns = Vec::new();
     for name in names {
@@ -137,7 +142,14 @@ pub fn unlink_many(episode: &Episode, client: &Client, names: Vec<String>) -> Re
         files.push(FileName::new(&name)?);
     }
     let names: Vec<String> = files.iter().map(ToString::to_string).collect();
-    let answer = client.unlink_batch(files);
+    let answer = if unless_held {
+        // One of them once more: it can be taken away but once.
+        files.extend(files.first().cloned());
+        let answer = client.unlink_unless_held_batch(files);
+        answer.inspect(|results| check_last(episode, results))
+    } else {
+        client.unlink_batch(files)
+    };
     let results: Vec<Result<(), Error>> = match answer {
         Ok(results) => results,
         Err(Error::Refused(refusal)) => {
@@ -151,9 +163,20 @@ pub fn unlink_many(episode: &Episode, client: &Client, names: Vec<String>) -> Re
     };
     for ((name, (asked, turn)), result) in names.iter().zip(turns).zip(results) {
         if !matches!(result, Err(Error::OwnerGone { .. })) {
-            judge(episode, asked, Verb::Unlink(name), None, &result);
+            let verb = if unless_held { Verb::UnlinkUnheld(name) } else { Verb::Unlink(name) };
+            judge(episode, asked, verb, None, &result);
+        }
+        if unless_held && result.is_ok() {
+            episode.check_was_unheld(name, asked.from);
         }
         unlink_ended(episode, name, asked, turn, &result);
     }
     Ok(())
+}
+
+/// A file that was named twice was not taken away twice.
+fn check_last(episode: &Episode, results: &[Result<(), Error>]) {
+    if let ([Ok(()), ..], [.., Ok(())]) = (results, results) {
+        episode.fail("a file that was named twice was taken away twice");
+    }
 }

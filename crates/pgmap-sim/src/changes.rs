@@ -87,7 +87,9 @@ pub fn unlink_ended(
     let mut books = episode.books.borrow_mut();
     if books.is_exact(&turn, episode.nr_owners.get()) {
         let shape = books.shape(name);
-        episode.check(agree("an unlink", shape.refusal_of_use(), result));
+        if !matches!(result, Err(Error::Refused(Refusal::Held { .. }))) {
+            episode.check(agree("an unlink", shape.refusal_of_use(), result));
+        }
         if result.is_ok() {
             books.set(name, Shape::Absent);
         }

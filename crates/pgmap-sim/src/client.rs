@@ -277,9 +277,9 @@ fn change(episode: &Episode, client: &Client, op: Op) -> Result<(), Error> {
             let names = (0..files).map(|at| name_of((name + at * stride) % MAX_NAMES)).collect();
             put_many(episode, client, names, len.into(), replace)
         }
-        Op::UnlinkMany { name, files } => {
+        Op::UnlinkMany { name, files, unless_held } => {
             let names = (0..files).map(|at| name_of((name + at) % MAX_NAMES)).collect();
-            unlink_many(episode, client, names)
+            unlink_many(episode, client, names, unless_held)
         }
         Op::PutByDevice { name, pages, steps, on } => {
             put_by_device(episode, client, &name_of(name), (pages, on), steps)

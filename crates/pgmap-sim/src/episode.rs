@@ -1,7 +1,6 @@
 //! One run of a plan, from an empty directory to the last check.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -12,10 +11,11 @@ use pgmap_os::sim::World;
 use crate::books::Books;
 use crate::failures::Failures;
 use crate::held::Heard;
+use crate::holders::Holders;
 use crate::machine::{Machine, Panicked, Pid};
 use crate::media::{Media, Medium};
-use crate::model::{Cut, Model, PAGE, fill};
-use crate::plan::{Fate, Op, Plan};
+use crate::model::{Model, PAGE, fill};
+use crate::plan::{Fate, Plan};
 use crate::{client, operator, owner};
 
 /// Steps in which everything that can end must end once nothing fails any more.
@@ -84,41 +84,10 @@ pub struct Episode {
     /// Whether the client in the owner's process is at work.
     pub is_embedded_busy: Cell<bool>,
     /// Operations under way, and how many were begun.
-    nr_ops: Cell<u32>,
+    pub nr_ops: Cell<u32>,
     pub nr_ops_begun: Cell<u64>,
     /// Who may hold frames.
-    holders: RefCell<Holders>,
-}
-
-/// Who may hold frames.
-#[derive(Default)]
-struct Holders {
-    /// How often now, and when it did last.
-    of: BTreeMap<Pid, (u32, u64)>,
-    /// Pins that are known.
-    pins: BTreeMap<u64, Pin>,
-    next_pin: u64,
-    /// Cuts under way that end although somebody holds what they take, and when one last ended.
-    nr_quarantines: u32,
-    quarantined_at: u64,
-    /// Whether frames may be held by somebody who was killed.
-    was_killed: bool,
-}
-
-/// What was pinned at a step or later.
-pub struct Pinned {
-    pub from: u64,
-    pub frames: Vec<u64>,
-    /// Of which version, and which of its pages, where that is known.
-    pub version: Option<(u64, Vec<u64>)>,
-}
-
-/// A pin that is known.
-struct Pin {
-    pid: Pid,
-    since: u64,
-    frames: Vec<u64>,
-    version: Option<(u64, Vec<u64>)>,
+    pub holders: RefCell<Holders>,
 }
 
 /// An operation under way.
@@ -128,31 +97,6 @@ impl Drop for Busy {
     fn drop(&mut self) {
         let episode = episode();
         episode.nr_ops.set(episode.nr_ops.get() - 1);
-    }
-}
-
-/// Frames that may be held.
-pub struct Holding {
-    pid: Pid,
-    pin: Option<u64>,
-}
-
-impl Holding {
-    /// The pin is about to end.
-    pub fn forget_pin(&mut self) {
-        if let Some(pin) = self.pin.take() {
-            episode().holders.borrow_mut().pins.remove(&pin);
-        }
-    }
-}
-
-impl Drop for Holding {
-    fn drop(&mut self) {
-        self.forget_pin();
-        let episode = episode();
-        let mut holders = episode.holders.borrow_mut();
-        let of = holders.of.entry(self.pid).or_default();
-        *of = (of.0 - 1, episode.machine.steps());
     }
 }
 
@@ -377,87 +321,6 @@ impl Episode {
         self.nr_ops.set(self.nr_ops.get() + 1);
         self.nr_ops_begun.set(self.nr_ops_begun.get() + 1);
         Busy
-    }
-
-    /// The calling party may hold frames from now on; those of a pin for certain.
-    pub fn hold(&self, pinned: Option<Pinned>) -> Holding {
-        let pid = self.machine.running();
-        let mut holders = self.holders.borrow_mut();
-        holders.of.entry(pid).or_default().0 += 1;
-        let pin = pinned.map(|Pinned { from, frames, version }| {
-            let is_certain = holders.nr_quarantines == 0 && holders.quarantined_at < from;
-            holders.next_pin += 1;
-            let next = holders.next_pin;
-            let (since, version) = (self.machine.steps(), version.filter(|_| is_certain));
-            holders.pins.insert(next, Pin { pid, since, frames, version });
-            next
-        });
-        Holding { pid, pin }
-    }
-
-    /// Whether a process may have held frames at `from` or later. A restarted owner knows no number
-    /// of one that has not connected again.
-    pub fn may_hold(&self, pid: Pid, from: u64) -> bool {
-        let holders = self.holders.borrow();
-        let mut of = holders.of.iter().filter(|&(&of, _)| pid == 0 || of == pid);
-        // That somebody was killed the owner hears later.
-        let is_known =
-            of.any(|(&of, &(nr, last))| nr > 0 || last >= from || !self.machine.is_alive(of));
-        // Who keeps no rules says it holds whatever it likes; so does the owner of whom it cannot
-        // see.
-        is_known || self.has_hostile() || self.plan.knobs.no_membarrier > 0
-    }
-
-    pub fn has_hostile(&self) -> bool {
-        self.plan.scripts.iter().flatten().any(|op| matches!(op, Op::Scribble { .. }))
-    }
-
-    /// Whether only the calling party is at work, and nobody holds anything.
-    pub fn is_quiet(&self) -> bool {
-        let holders = self.holders.borrow();
-        // The caller's own operation may take pins.
-        let nr_holders: u32 = holders.of.values().map(|of| of.0).sum();
-        self.nr_ops.get() == 1
-            && holders.pins.is_empty()
-            && nr_holders <= 1
-            && !holders.was_killed
-            && !self.has_hostile()
-            && self.plan.knobs.no_membarrier == 0
-            && !self.books.borrow().is_anybody_at_work(self.nr_owners.get())
-    }
-
-    /// A cut begins that ends although somebody holds what it takes: whoever does holds no part of
-    /// a file from then on. Which pins those are is known only of pins that were taken at another
-    /// time.
-    pub fn begin_quarantine(&self) {
-        let mut holders = self.holders.borrow_mut();
-        holders.nr_quarantines += 1;
-        holders.pins.values_mut().for_each(|pin| pin.version = None);
-    }
-
-    /// It ended, and will do nothing more.
-    pub fn end_quarantine(&self) {
-        let mut holders = self.holders.borrow_mut();
-        holders.nr_quarantines -= 1;
-        holders.quarantined_at = self.machine.steps();
-    }
-
-    /// A cut that began at `from` is over, and nobody held what was cut off: then nobody does.
-    pub fn check_cut_off(&self, name: &str, cut: Cut, from: u64) {
-        let Some(met) = self.model.borrow().met(name, from) else { return };
-        let gone = match cut {
-            Cut::Shorten(len) => len.div_ceil(PAGE)..u64::MAX,
-            Cut::Punch(from, to) => from / PAGE..to.div_ceil(PAGE),
-            Cut::Heal(_) => return,
-        };
-        for pin in self.holders.borrow().pins.values() {
-            let Some((number, pages)) = &pin.version else { continue };
-            let has = pages.iter().any(|page| gone.contains(page));
-            if *number == met && pin.since < from && has {
-                let (pid, since) = (pin.pid, pin.since);
-                self.fail(format!("{cut:?} of {name:?} is over, and {pid} holds it since {since}"));
-            }
-        }
     }
 
     /// Nobody has any of these frames any more who had it before `from`.

@@ -8,7 +8,8 @@ use pgmap::space::PinnedPages;
 use pgmap::wire::Event;
 use pgmap::{Client, FilePin};
 
-use crate::episode::{Episode, Holding};
+use crate::episode::Episode;
+use crate::holders::Holding;
 use crate::machine::Pid;
 use crate::model::PAGE;
 use crate::verdict::{ANY, slack_ns};

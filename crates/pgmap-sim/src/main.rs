@@ -9,6 +9,7 @@ mod closing;
 mod episode;
 mod failures;
 mod held;
+mod holders;
 mod knobs;
 mod machine;
 mod mappers;

@@ -20,8 +20,9 @@ use pgmap::space::{AddressSpace, PinnedPages, SpaceError};
 use pgmap::{Client, Error, PinError};
 
 use crate::changes::is_forbidden;
-use crate::episode::{Episode, Pinned};
+use crate::episode::Episode;
 use crate::held::Held;
+use crate::holders::Pinned;
 use crate::model::PAGE;
 use crate::plan::{Hold, NR_SLOTS, SLOT_PAGES};
 use crate::reads::judge_pin;

@@ -196,7 +196,7 @@ impl Episode {
     /// Whether a backing must be the pool's all the while, as far as that is known.
     fn must_have(&self, which: u8, from: u64) -> bool {
         let now = self.machine.steps();
-        self.media.borrow().names.missed(&name_of(which), from, now, None).is_err()
+        self.media.borrow().names.missed(&name_of(which), from, now, (None, &[])).is_err()
     }
 
     fn may_have(&self, which: u8, from: u64) -> bool {
@@ -415,8 +415,12 @@ pub fn remove(
         Some(Refusal::NoBacking { .. })
             if matches!(error.refusal(), Some(Refusal::MayBeDone { .. })) => {}
         Some(Refusal::NoBacking { .. }) => {
-            let missed =
-                episode.media.borrow().names.missed(&name, asked.from, now, Some(asked.from));
+            let missed = episode.media.borrow().names.missed(
+                &name,
+                asked.from,
+                now,
+                (Some(asked.from), &[]),
+            );
             episode.check(missed);
         }
         Some(Refusal::InUse { doing, .. }) if doing.contains("; unlink them") => {

@@ -115,9 +115,15 @@ impl Name {
             })
     }
 
-    fn must_be(&self, version: &Version, from: u64, to: u64, but: Option<u64>) -> bool {
+    fn must_be(
+        &self,
+        version: &Version,
+        from: u64,
+        to: u64,
+        (but, held): (Option<u64>, &[u64]),
+    ) -> bool {
         version.put.is_done_before(from)
-            && !version.is_evictable
+            && (!version.is_evictable || held.contains(&version.number))
             && !self.removals.iter().any(|removal| {
                 removal.concerns(version)
                     && Some(removal.deed.from) != but
@@ -530,8 +536,14 @@ impl Model {
     }
 
     /// A reader looked from `from` to `to` and found nothing. One who asked for a removal itself
-    /// says when.
-    pub fn missed(&self, name: &str, from: u64, to: u64, own: Option<u64>) -> Result<(), String> {
+    /// says when. `held` are the versions that were held all the while, and so not evicted.
+    pub fn missed(
+        &self,
+        name: &str,
+        from: u64,
+        to: u64,
+        own: (Option<u64>, &[u64]),
+    ) -> Result<(), String> {
         let Some(known) = self.names.get(name) else { return Ok(()) };
         match known.versions.iter().find(|version| known.must_be(version, from, to, own)) {
             None => Ok(()),

@@ -121,7 +121,8 @@ fn read(episode: &Episode, client: &Client, name: &str) -> Result<(), Error> {
             }
         }
         Err(Error::Refused(Refusal::NotFound { .. })) => {
-            let missed = episode.model.borrow().missed(name, from, episode.machine.steps(), None);
+            let missed =
+                episode.model.borrow().missed(name, from, episode.machine.steps(), (None, &[]));
             episode.check(missed);
         }
         Err(error) if error.kind() == "memory_failed" && episode.failures.borrow().is_any() => {}

@@ -63,6 +63,9 @@ pub enum Op {
     UnlinkMany {
         name: u8,
         files: u8,
+        /// Only those that nobody holds.
+        #[serde(default)]
+        unless_held: bool,
     },
     /// As `Put`, and a device writes it, which takes so many steps.
     PutByDevice {
@@ -552,7 +555,7 @@ impl Weights {
                 len: len.min(40_000),
                 replace: chance.bool(),
             },
-            _ => Op::UnlinkMany { name, files: chance.u8(1..=4) },
+            _ => Op::UnlinkMany { name, files: chance.u8(1..=4), unless_held: false },
         }
     }
 }

@@ -5,8 +5,9 @@ use pgmap::{Access, Agent, Client, Error, FilePin, PoolInfo};
 use crate::books::{Turn, agree};
 use crate::changes::{DEADLINE_MS, is_forbidden, judge, learn};
 use crate::client::AGAIN;
-use crate::episode::{Episode, Pinned};
+use crate::episode::Episode;
 use crate::held::Held;
+use crate::holders::Pinned;
 use crate::model::PAGE;
 use crate::verdict::{Asked, Verb};
 

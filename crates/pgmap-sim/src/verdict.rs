@@ -38,6 +38,8 @@ pub enum Verb<'a> {
     /// To reserve so many bytes in so many files.
     Draft(u64, u64),
     Unlink(&'a str),
+    /// To take a name away unless somebody holds the file.
+    UnlinkUnheld(&'a str),
     Rename(&'a str, &'a str),
     /// To cut, within so many milliseconds.
     Cut(&'a str, u64),
@@ -237,7 +239,9 @@ impl Asked {
             (Refusal::NoSpace { .. }, Verb::Put(..) | Verb::Draft(..)) => {
                 self.check_no_space(episode, verb, refusal)
             }
-            (Refusal::Held { holders, waited_ms, .. }, Verb::Heal(_)) => {
+            // Who held it may have let go before it could be named.
+            (Refusal::Held { holders, .. }, Verb::UnlinkUnheld(_)) if holders.is_empty() => Ok(()),
+            (Refusal::Held { holders, waited_ms, .. }, Verb::Heal(_) | Verb::UnlinkUnheld(_)) => {
                 self.check_held(episode, holders, *waited_ms, 0)
             }
             (Refusal::Held { holders, waited_ms, .. }, Verb::Cut(_, deadline_ms)) => {
@@ -291,7 +295,11 @@ impl Asked {
             }
             (
                 Refusal::InUse { .. },
-                Verb::Heal(name) | Verb::Unlink(name) | Verb::Cut(name, _) | Verb::Put(name, ..),
+                Verb::Heal(name)
+                | Verb::Unlink(name)
+                | Verb::UnlinkUnheld(name)
+                | Verb::Cut(name, _)
+                | Verb::Put(name, ..),
             ) => books.may_be_cut(name, self.from),
             (Refusal::InUse { .. }, Verb::Rename(name, to)) => {
                 [name, to].iter().any(|name| books.may_be_cut(name, self.from))
@@ -350,6 +358,7 @@ impl Asked {
                 Verb::Put(..)
                 | Verb::Draft(..)
                 | Verb::Unlink(_)
+                | Verb::UnlinkUnheld(_)
                 | Verb::Rename(..)
                 | Verb::Cut(..)
                 | Verb::Heal(_)
@@ -421,21 +430,27 @@ impl Asked {
                 Refusal::BadLength { .. },
                 Verb::Put(..) | Verb::Draft(..) | Verb::Cut(..) | Verb::Lease(_),
             ) => Ok(()),
-            (Refusal::NotFound { .. }, Verb::Pin(name)) => model.missed(name, self.from, now, None),
-            // What was asked may have been done by the owner before.
-            (Refusal::NotFound { .. }, Verb::Unlink(_) | Verb::Rename(..))
-                if self.was_away(episode) =>
-            {
-                Ok(())
+            (Refusal::NotFound { .. }, Verb::Pin(name)) => {
+                let held = episode.held_before(self.from);
+                model.missed(name, self.from, now, (None, &held))
             }
+            // What was asked may have been done by the owner before.
+            (
+                Refusal::NotFound { .. },
+                Verb::Unlink(_) | Verb::UnlinkUnheld(_) | Verb::Rename(..),
+            ) if self.was_away(episode) => Ok(()),
             (
                 Refusal::NotFound { .. },
                 Verb::Unlink(name)
+                | Verb::UnlinkUnheld(name)
                 | Verb::Cut(name, _)
                 | Verb::Rename(name, _)
                 | Verb::CallOff(name)
                 | Verb::Heal(name),
-            ) => model.missed(name, self.from, now, Some(self.from)),
+            ) => {
+                let held = episode.held_before(self.from);
+                model.missed(name, self.from, now, (Some(self.from), &held))
+            }
             (Refusal::Exists { .. }, Verb::Put(to, ..) | Verb::Rename(_, to))
                 if model.may_be(to, self.from, now) =>
             {

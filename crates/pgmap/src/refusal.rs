@@ -178,7 +178,7 @@ pub enum Refusal {
     /// Somebody still holds the frames and the deadline is over.
     #[error(
         "\"{name}\" is still held after {waited_ms} ms by {}{}",
-        holders.first().map_or_else(String::new, ToString::to_string),
+        holders.first().map_or_else(|| NO_HOLDER.to_owned(), ToString::to_string),
         match holders.len() { 0 | 1 => String::new(), n => format!(" and {} more", n - 1) }
     )]
     Held {
@@ -332,6 +332,9 @@ pub enum Refusal {
 
 /// What is kept of a name in a refusal that has to be short, in characters.
 const SHORT_NAME_CHARS: usize = 32;
+
+/// What is said of holders that let go before they could be named.
+const NO_HOLDER: &str = "a client that has let go since";
 
 impl Refusal {
     /// A name for programs, in snake case. It stays what it is.

@@ -13,7 +13,7 @@ use super::kernel::Kernel;
 use super::programs::Program;
 
 /// Programs of this machine that the guest uses, with the libraries that they name.
-const TOOLS: &[&str] = &["ndctl", "daxctl", "mkfs.ext4", "mkfs.xfs"];
+const TOOLS: &[&str] = &["ndctl", "daxctl", "mkfs.ext4", "mkfs.xfs", "mkfs.vfat"];
 /// Tools that do without where they are missing.
 const MORE_TOOLS: &[&str] = &["cxl"];
 /// The modules that scenarios need, beside those that these need. A kernel may have some built in.
@@ -38,6 +38,13 @@ const MODULES: &[&str] = &[
     "cxl_mem",
     "cxl_pmem",
     "dax_cxl",
+    "vfat",
+    "nls_cp437",
+    "nls_ascii",
+    "nls_iso8859_1",
+    "nls_utf8",
+    "nfsd",
+    "nfsv4",
 ];
 const FOLDERS: &[&str] = &["proc", "sys", "dev", "tmp", "run", "mnt", "etc", "lib64"];
 

@@ -74,6 +74,7 @@ pub const ALL: &[Scenario] = &[
     scenario("parity/xfs-dax", 120, NONE, PARITY),
     scenario("figures/devdax-2M", 300, NONE, FIGURES),
     scenario("who/devdax-2M", 60, BOTH, "who holds a device, by /proc; and the list of devices"),
+    scenario("refused/all", 120, NEW, REFUSED),
     scenario("record/both", 60, NONE, RECORD),
     scenario("tests/tmpfs", 300, OLD, TESTS),
     scenario("tests/ext4", 300, NONE, TESTS),
@@ -102,6 +103,8 @@ const PARITY: &str = "the kernel's own rules and pgmap's on the same device, row
 const PERSISTENCE: &str = "the guest killed again and again: what was committed is there";
 const CXL: &str = "CXL memory taken away under a pool: the region, and the device";
 const SHARED: &str = "two guests on one device: one serves a pool, the other reads it";
+const REFUSED: &str =
+    "what cannot hold a pool is refused by name: vfat, ramfs, NFS, read-only, short";
 const RECORD: &str = "what sysfs says, for the tests of `pgmap list --devices`";
 const CYCLE: &str = "put, get, compare; owner and clients killed; the pool opened again";
 const TESTS: &str = "pgmap's process tests and the kill soak";

@@ -26,7 +26,7 @@ impl Model {
 
     /// Whether a version is there all the while.
     pub fn must_live(&self, number: u64, from: u64, to: u64) -> bool {
-        self.is_under_any(number, |name, version| name.must_be(version, from, to, None))
+        self.is_under_any(number, |name, version| name.must_be(version, from, to, (None, &[])))
     }
 
     /// The lengths that cuts give a version, and those cuts.

@@ -89,7 +89,7 @@ impl Model {
             let limits = self.quotas.must_be(prefix, from, to);
             let Some(limit) = limits.and_then(|limits| limits.files) else { continue };
             let is_there = |name: &&super::Name| {
-                name.versions.iter().any(|version| name.must_be(version, from, to, None))
+                name.versions.iter().any(|version| name.must_be(version, from, to, (None, &[])))
             };
             let its = self.names.iter().filter(|(other, _)| other.starts_with(prefix));
             let nr_files = its.filter(|(_, known)| is_there(known)).count() as u64;

@@ -3,7 +3,7 @@
 //!
 //! Drawn by itself, so that the rest of a run is as it was before this was there.
 
-use super::{Fate, On, Op, Plan};
+use super::{Fate, MAX_NAMES, On, Op, Plan};
 
 /// Has the chances of this part differ from those of the rest.
 const SALT: u64 = 0x6261_636b_696e_6773;
@@ -38,6 +38,12 @@ impl Plan {
         }
         if chance.u32(0..3) == 0 {
             self.draw_quotas(&mut chance);
+        }
+        if chance.u32(0..3) == 0 {
+            for _ in 0..chance.usize(2..=12) {
+                let (name, files) = (chance.u8(0..MAX_NAMES), chance.u8(1..=4));
+                self.insert(&mut chance, Op::UnlinkMany { name, files, unless_held: true });
+            }
         }
     }
 

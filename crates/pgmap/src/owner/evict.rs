@@ -47,7 +47,7 @@ use crate::owner::evictables::Rank;
 use crate::owner::files::{checked_batch, file_idle};
 use crate::owner::quotas::QuotaId;
 use crate::pool::catalog::Change;
-use crate::refusal::Refusal;
+use crate::refusal::{ClientHold, Refusal};
 use crate::wire::{FileChange, Placement, Reply};
 
 /// Most files that one request evicts: some ten milliseconds.
@@ -379,11 +379,15 @@ impl Core {
             }
             results.push(verdict);
         }
-        let (_, held) = self.remove_unheld(wanted, FileChange::Removed)?;
         let is_batch = names.len() > 1;
-        for name in held {
-            let Some(file) = self.files.get(&name) else { continue };
-            let mut holders = self.holders_of(&file.runs().collect(), 0);
+        let found = self.remove_and_name_holders(wanted)?;
+        // Those whose holders let go before they could be named, once more.
+        let (let_go, mut held): (Vec<_>, Vec<_>) =
+            found.into_iter().partition(|(_, holders)| holders.is_empty());
+        let again = let_go.iter().map(|(name, _)| name.clone()).collect();
+        // The first ones are gone by now, whatever comes of these.
+        held.extend(self.remove_and_name_holders(again).unwrap_or(let_go));
+        for (name, mut holders) in held {
             if is_batch {
                 holders.truncate(1);
             }
@@ -394,6 +398,19 @@ impl Core {
             }
         }
         Ok(Reply::Unlinked(results))
+    }
+
+    /// Removes those of the files `names` that nobody holds; the others, each with who holds it.
+    fn remove_and_name_holders(
+        &mut self,
+        names: Vec<FileName>,
+    ) -> Result<Vec<(FileName, Vec<ClientHold>)>, Refusal> {
+        let (_, held) = self.remove_unheld(names, FileChange::Removed)?;
+        let named = held.into_iter().filter_map(|name| {
+            let runs: SortedRuns = self.files.get(&name)?.runs().collect();
+            Some((name, self.holders_of(&runs, 0)))
+        });
+        Ok(named.collect())
     }
 
     /// Removes those of the files `names`, to which nothing is being done, that nobody holds.

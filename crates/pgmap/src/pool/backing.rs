@@ -19,7 +19,7 @@ use crate::pool::directory::{kind_of, remove_file};
 use crate::pool::identity::PoolId;
 use crate::pool::on::{self, Ground, place_of};
 use crate::pool::options::{MAX_POOL_BYTES, MIN_POOL_BYTES};
-use crate::pool::parts::{check_data_place, check_memory};
+use crate::pool::parts::check_memory;
 use crate::pool::{Pool, bad, os_error};
 use crate::refusal::Refusal;
 
@@ -313,7 +313,6 @@ impl Pool {
         if size_bytes == 0 {
             return Err(bad(path, format!("it has no whole page of {unit} bytes for frames")));
         }
-        check_data_place(path, &data)?;
         self.durability().check(&self.name(), &data)?;
         check_memory(&self.name(), &data, size_bytes)?;
         let lock = on::lock(path, &data)?;

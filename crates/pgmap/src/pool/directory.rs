@@ -41,6 +41,8 @@ pub(crate) struct Directory {
 impl Directory {
     /// Makes the directory where it is missing, and takes the lock.
     pub(crate) fn make(path: &Path) -> Result<Self, Error> {
+        // Before anything is made: on some file systems even that waits.
+        check_file_system(path, existing(path), "choose a directory on tmpfs, ext4, XFS or Btrfs")?;
         disk::create_dir_all(path).map_err(|error| os_error("create", path, error))?;
         Self::open(path)
     }
@@ -190,17 +192,23 @@ fn check_place(path: &Path) -> Result<(), Error> {
         );
         return Err(bad(path, &why));
     }
-    let file_system = FileSystem::of(path)?;
-    match file_system.unfit() {
-        Some(reason) => {
-            let why = format!(
-                "it lies on {}, {reason}; choose a directory on tmpfs, ext4, XFS or Btrfs",
-                file_system.name()
-            );
-            Err(bad(path, &why))
-        }
-        None => Ok(()),
-    }
+    check_file_system(path, path, "choose a directory on tmpfs, ext4, XFS or Btrfs")
+}
+
+/// What is there of `path`: itself, or the directory above it that is.
+pub(super) fn existing(path: &Path) -> &Path {
+    let is_there = |path: &&Path| disk::symlink_metadata(path).is_ok();
+    path.ancestors().find(is_there).unwrap_or(Path::new("."))
+}
+
+/// Refuses for `what`, which is or will be in `place`, a file system that no pool can be on.
+/// `way_out` says what to do.
+pub(super) fn check_file_system(what: &Path, place: &Path, way_out: &str) -> Result<(), Error> {
+    let file_system = FileSystem::of(place)?;
+    file_system.unfit().map_or(Ok(()), |reason| {
+        let why = format!("it lies on {}, {reason}; {way_out}", file_system.name());
+        Err(bad(what, &why))
+    })
 }
 
 /// What lies at `path`, without following a link.

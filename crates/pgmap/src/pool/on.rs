@@ -18,13 +18,13 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pgmap_os::{Access, MemoryFile, MemoryKind, ParentFd, disk, file_lock};
+use pgmap_os::{Access, FileSystem, MemoryFile, MemoryKind, ParentFd, disk, file_lock};
 
 use crate::error::Error;
 use crate::pool::backing::BackingHead;
 use crate::pool::catalog::Catalog;
 use crate::pool::catalog::header::is_catalog;
-use crate::pool::directory::{Directory, ON};
+use crate::pool::directory::{Directory, ON, check_file_system};
 use crate::pool::identity::{BootId, PoolId};
 use crate::pool::{bad, os_error};
 
@@ -165,7 +165,10 @@ impl Ground {
         let path = place_of(path)?;
         let found = match disk::symlink_metadata(&path) {
             Ok(found) => found,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::File(path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                check_file_place(&path)?;
+                return Ok(Self::File(path));
+            }
             Err(error) => return Err(os_error("inspect", &path, error)),
         };
         if found.file_type().is_block_device() {
@@ -209,6 +212,17 @@ impl Ground {
             Self::File(_) => None,
         }
     }
+}
+
+/// Refuses a file system that no data can be on, before a file is made there. The files of
+/// hugetlbfs hold data, and nothing else of a pool.
+fn check_file_place(path: &Path) -> Result<(), Error> {
+    let directory = path.parent().unwrap_or(path);
+    if FileSystem::of(directory)?.is_hugetlbfs() {
+        return Ok(());
+    }
+    let way_out = "choose a file on tmpfs, ext4, XFS or Btrfs, or device-dax";
+    check_file_system(path, directory, way_out)
 }
 
 /// Whether a page behind the data says whose it is. Elsewhere the catalog at the head says it, and

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use pgmap_os::{Access, FileSystem, MemoryFile, MemoryKind, ParentFd};
+use pgmap_os::{Access, MemoryFile, MemoryKind, ParentFd};
 
 use crate::error::Error;
 use crate::pool::catalog::header::is_catalog;
@@ -28,7 +28,6 @@ pub(super) fn create_data(
     let (data, lock) = match ground {
         Some(ground) => {
             let (path, data) = ground.make()?;
-            check_data_place(&path, &data)?;
             let lock = on::lock(&path, &data)?;
             On { id, path }.write(directory)?;
             (data, Some(lock))
@@ -40,21 +39,6 @@ pub(super) fn create_data(
         data.check_capacity(size_bytes)?;
     }
     Ok((data, lock))
-}
-
-/// Refuses a file system that no data can be on.
-pub(crate) fn check_data_place(path: &Path, data: &MemoryFile) -> Result<(), Error> {
-    if !on::has_seal(data) {
-        return Ok(());
-    }
-    let file_system = FileSystem::of(path)?;
-    file_system.unfit().map_or(Ok(()), |reason| {
-        let why = format!(
-            "it lies on {}, {reason}; choose a file on tmpfs, ext4, XFS or Btrfs, or device-dax",
-            file_system.name()
-        );
-        Err(bad(path, why))
-    })
 }
 
 /// Makes a pool's data as long as it must be, with its seal.
