@@ -343,9 +343,9 @@ impl Core {
             Request::Subscribe { prefix, changes } => {
                 answer(self.subscribe(client, prefix, changes))
             }
-            Request::SetQuota { of, limits } => answer(self.set_quota(client, of, limits)),
-            Request::RemoveQuota(of) => answer(self.remove_quota(client, &of)),
-            Request::SetWaterMarks(marks) => answer(self.set_water_marks(client, marks)),
+            set @ (Request::SetQuota { .. }
+            | Request::RemoveQuota(_)
+            | Request::SetWaterMarks(_)) => answer(self.operate(client, set)),
             Request::Quotas => Outcome::Answer(Reply::Quotas(self.quota_infos(), self.water.marks)),
             Request::CancelCut(name) => answer(self.cancel_cut(&name)),
             // The connection knows which ticket that is.

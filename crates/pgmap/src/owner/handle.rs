@@ -28,7 +28,7 @@ use crate::owner::service::Service;
 use crate::pool::Pool;
 use crate::pool::backing::BackingOptions;
 use crate::refusal::Refusal;
-use crate::wire::{Event, PoolInfo, Reply, Request};
+use crate::wire::{Event, PoolInfo, QuotaInfo, QuotaLimits, QuotaOf, Reply, Request, WaterMarks};
 
 /// The books and who waits for an answer in this process.
 #[derive(Debug)]
@@ -491,6 +491,42 @@ impl Owner {
         let limit = deadline.saturating_add(UNPLUG_GRACE);
         let call = "removal of a backing";
         self.shared.await_outcome(call, limit, |core| core.remove_backing(name, wait_ms)).map(drop)
+    }
+
+    /// As [`Client::set_quota`].
+    ///
+    /// # Errors
+    /// As there, but for who may.
+    pub fn set_quota(&self, of: QuotaOf, limits: QuotaLimits) -> Result<(), Error> {
+        self.shared.lock_running()?.core.set_quota(of, limits)?;
+        Ok(())
+    }
+
+    /// As [`Client::remove_quota`].
+    ///
+    /// # Errors
+    /// As there, but for who may.
+    pub fn remove_quota(&self, of: &QuotaOf) -> Result<(), Error> {
+        self.shared.lock_running()?.core.remove_quota(of)?;
+        Ok(())
+    }
+
+    /// The quotas and how much of each is used, those of users first.
+    ///
+    /// # Errors
+    /// [`Error::OwnerGone`] once it stops.
+    pub fn quotas(&self) -> Result<Vec<QuotaInfo>, Error> {
+        Ok(self.shared.lock_running()?.core.quota_infos())
+    }
+
+    /// As [`Client::set_water_marks`].
+    ///
+    /// # Errors
+    /// As there, but for who may.
+    pub fn set_water_marks(&self, marks: WaterMarks) -> Result<(), Error> {
+        self.shared.lock_running()?.core.set_water_marks(marks)?;
+        self.shared.wake();
+        Ok(())
     }
 
     /// The type of the pagemap around a frame; `None` if there is no living one, and in a forked

@@ -17,7 +17,7 @@ use crate::owner::counted::Use;
 use crate::owner::evict::Eviction;
 use crate::pool::catalog::Change;
 use crate::refusal::Refusal;
-use crate::wire::{MAX_QUOTAS, QuotaInfo, QuotaLimits, QuotaOf, Reply};
+use crate::wire::{MAX_QUOTAS, QuotaInfo, QuotaLimits, QuotaOf, Reply, Request};
 
 /// A quota's number, never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -98,18 +98,28 @@ impl Core {
         }
     }
 
+    /// Does what only an operator may ask for.
+    ///
+    /// # Errors
+    /// Of [`check_operator`](Self::check_operator), and of what is asked.
+    pub(crate) fn operate(&mut self, client: ClientId, request: Request) -> Result<Reply, Refusal> {
+        self.check_operator(client, request.name())?;
+        match request {
+            Request::SetQuota { of, limits } => self.set_quota(of, limits),
+            Request::RemoveQuota(of) => self.remove_quota(&of),
+            Request::SetWaterMarks(marks) => self.set_water_marks(marks),
+            other => {
+                let why = format!("a {} is for anybody", other.name());
+                Err(Refusal::Internal { why })
+            }
+        }
+    }
+
     /// Sets a quota, in the place of what it allowed before. What is over it stays.
     ///
     /// # Errors
-    /// Of [`check_operator`](Self::check_operator); [`Refusal::Invalid`]; [`Refusal::TooMuch`] for
-    /// more than [`MAX_QUOTAS`]; of the catalog.
-    pub(crate) fn set_quota(
-        &mut self,
-        client: ClientId,
-        of: QuotaOf,
-        limits: QuotaLimits,
-    ) -> Result<Reply, Refusal> {
-        self.check_operator(client, "quotas")?;
+    /// [`Refusal::Invalid`]; [`Refusal::TooMuch`] for more than [`MAX_QUOTAS`]; of the catalog.
+    pub(crate) fn set_quota(&mut self, of: QuotaOf, limits: QuotaLimits) -> Result<Reply, Refusal> {
         let invalid = |why: &str| Refusal::Invalid { why: format!("quota of {of}: {why}") };
         if limits == QuotaLimits::default() {
             return Err(invalid("it limits nothing; remove it, or name bytes, files or clients"));
@@ -140,14 +150,8 @@ impl Core {
     /// Ends a quota.
     ///
     /// # Errors
-    /// Of [`check_operator`](Self::check_operator); [`Refusal::Invalid`] when there is none; of the
-    /// catalog.
-    pub(crate) fn remove_quota(
-        &mut self,
-        client: ClientId,
-        of: &QuotaOf,
-    ) -> Result<Reply, Refusal> {
-        self.check_operator(client, "quotas")?;
+    /// [`Refusal::Invalid`] when there is none; of the catalog.
+    pub(crate) fn remove_quota(&mut self, of: &QuotaOf) -> Result<Reply, Refusal> {
         if !self.quotas.by.contains_key(of) {
             return Err(Refusal::Invalid { why: format!("there is no quota of {of}") });
         }
@@ -181,14 +185,14 @@ impl Core {
     ///
     /// # Errors
     /// [`Refusal::Denied`] with `EPERM`.
-    pub(crate) fn check_operator(&self, client: ClientId, what: &str) -> Result<(), Refusal> {
+    fn check_operator(&self, client: ClientId, what: &str) -> Result<(), Refusal> {
         const EPERM: i32 = 1;
         let operator = process::effective_uid();
         match self.uid_of(client) {
             0 => Ok(()),
             uid if uid == operator => Ok(()),
             uid => {
-                let why = format!("{what} are set by root or by uid {operator}, not by uid {uid}");
+                let why = format!("the {what} is for root and uid {operator}, not for uid {uid}");
                 Err(Refusal::Denied { why, errno: EPERM })
             }
         }

@@ -6,7 +6,6 @@
 //! between `WMARK_LOW` and `WMARK_HIGH` of Linux's kswapd (Linux 7.1: mm/vmscan.c,
 //! `balance_pgdat`), which also sleeps until the next allocation wakes it.
 
-use pgmap_mm::drain::ClientId;
 use pgmap_os::clock;
 
 use crate::owner::core::{Core, bytes};
@@ -33,13 +32,8 @@ impl Core {
     ///
     /// # Errors
     /// [`Refusal::Invalid`] where the low mark is not below the high one, or that is more than the
-    /// pool has; of [`check_operator`](Self::check_operator) and of the catalog.
-    pub(crate) fn set_water_marks(
-        &mut self,
-        client: ClientId,
-        marks: WaterMarks,
-    ) -> Result<Reply, Refusal> {
-        self.check_operator(client, "water marks")?;
+    /// pool has; of the catalog.
+    pub(crate) fn set_water_marks(&mut self, marks: WaterMarks) -> Result<Reply, Refusal> {
         let WaterMarks { low_bytes, high_bytes } = marks;
         let all_bytes = bytes(self.frames.backings().iter().map(|it| it.nr_pages).sum());
         let is_off = marks == WaterMarks::default();

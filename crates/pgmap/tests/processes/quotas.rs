@@ -240,7 +240,7 @@ fn another_user_has_a_quota_of_its_own_and_sets_none() {
     put(&client, "ours", 2 * MIB, 0).unwrap();
     let denied = other.ask("quota theirs");
     assert!(
-        denied.starts_with("err 1 quotas are set by root or by uid 0, not by uid 12345"),
+        denied.starts_with("err 1 the setting of a quota is for root and uid 0, not for uid 12345"),
         "{denied}"
     );
 }
@@ -334,8 +334,9 @@ fn what_is_used_is_what_the_files_have_after_any_history() {
 fn a_rename_over_a_quota_is_refused_with_the_limit_that_was_set() {
     let owner = Owner::start(Pool::create(&PoolOptions::anonymous(POOL_BYTES)).unwrap()).unwrap();
     let client = owner.client().unwrap();
-    client.set_quota(prefix("kv/"), QuotaLimits::new().bytes(2 * MIB)).unwrap();
+    owner.set_quota(prefix("kv/"), QuotaLimits::new().bytes(2 * MIB)).unwrap();
     put(&client, "kv/a", MIB, 1).unwrap();
+    assert_eq!(owner.quotas().unwrap(), client.quotas().unwrap());
     put(&client, "large", 4 * MIB, 0).unwrap();
     let over = refused(client.rename("large", "kv/a", Replace::Yes));
     let Refusal::OverQuota { limit, used, wanted, .. } = over else { panic!("{over}") };
@@ -349,4 +350,10 @@ fn a_rename_over_a_quota_is_refused_with_the_limit_that_was_set() {
     assert_eq!((limit, used, wanted), (2 * MIB, MIB, 2 * MIB));
     put(&client, "one", MIB, 0).unwrap();
     client.rename("one", "kv/a", Replace::Yes).unwrap();
+    owner.remove_quota(&prefix("kv/")).unwrap();
+    assert!(client.quotas().unwrap().is_empty());
+    put(&client, "may go", MIB, 1).unwrap();
+    let marks = WaterMarks { low_bytes: 30 * MIB, high_bytes: 31 * MIB };
+    owner.set_water_marks(marks).unwrap();
+    wait_until("it went", || (!names(&client).contains(&"may go".into())).then_some(()));
 }
