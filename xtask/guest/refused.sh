@@ -85,10 +85,14 @@ else
     note "this kernel has no NFS server: NFS is not tried"
 fi
 
-# device-dax: a size that it has not, and units larger than those that it maps.
+# device-dax: a size that it has not; a second owner.
 PLACE=devdax-2M
 place_up
 refused "68719476736|the device has" $POOL --size 64G
-refused "$DEVICE|1G" $POOL --smallest-folio 1G
 [ ! -e /tmp/pool/catalog ] || die "a pool was left in /tmp/pool"
+serve $POOL
+refused "$DEVICE|it has an owner already, process $OWNER" --on "$DEVICE" --pool /tmp/second
+stop_owner
+OWNER=
+rm -rf /tmp/second
 DIR=

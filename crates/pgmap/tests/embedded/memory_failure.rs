@@ -64,6 +64,42 @@ fn one_page_fails_and_the_rest_of_its_folio_lives() {
     assert_eq!(owner.info().free_bytes, 16 << 20);
 }
 
+/// Without room in the index a page cannot be cut out of an extent: its file would be listed with
+/// more extents than it can have. All of the extent is withheld then, until the file goes.
+#[test]
+fn a_page_fails_in_a_file_that_can_have_no_more_extents() {
+    let options = PoolOptions::anonymous(1 << 20).max_files(2);
+    let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
+    let client = owner.client().unwrap();
+    // Seven extents, of which holes part the first ones; the last has pages enough to be cut.
+    let bytes = pattern(16 * 4096);
+    put(&client, "a", &bytes);
+    for page in [1, 3, 5] {
+        client.punch("a", page * 4096, 4096, 1000).unwrap();
+    }
+    // Nine, which is more than the first slot of a file in the index has room for.
+    put(&client, "b", &bytes);
+    for page in [1, 3, 5, 7] {
+        client.punch("b", page * 4096, 4096, 1000).unwrap();
+    }
+    let pfn = frame_of(&client, "a", 10 * 4096);
+    client.memory_failure(pfn).unwrap();
+    let file = client.open("a").unwrap();
+    for page in [0, 2, 4] {
+        let pin = file.pin(page * 4096, 4096).unwrap();
+        assert_eq!(pin.to_vec().unwrap(), bytes[page as usize * 4096..][..4096]);
+    }
+    for page in [8, 10] {
+        let error = file.pin(page * 4096, 1).unwrap_err();
+        assert_eq!(error.errno(), EHWPOISON, "all of the extent is withheld: {error}");
+    }
+    assert!(client.create("c", 1, FolioSize::Pages4K).unwrap().commit().is_err());
+    assert_eq!(client.list().unwrap().len(), 2);
+    client.unlink("a").unwrap();
+    client.unlink("b").unwrap();
+    assert_eq!(owner.info().free_bytes, (1 << 20) - 4096, "all but the one that failed");
+}
+
 #[test]
 fn failed_frames_of_a_file_that_goes_stay_out_of_use_until_repaired() {
     let owner = Owner::start(Pool::create(&PoolOptions::anonymous(1 << 20)).unwrap()).unwrap();
