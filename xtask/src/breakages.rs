@@ -33,8 +33,8 @@ const BREAKAGES: &[Breakage] = &[
         name: "the ledger goes although orphans exist",
         edits: &[(
             "crates/pgmap/src/owner/clients.rs",
-            "self.keep_dead(id, &client);",
-            "self.keep_dead(id, &client);\n            self.remove_ledger(id);",
+            "self.dead.keep(id, &client);",
+            "self.dead.keep(id, &client);\n            self.remove_ledger(id);",
         )],
     },
     Breakage {
@@ -187,8 +187,8 @@ const BREAKAGES: &[Breakage] = &[
         name: "frames of a backing that is gone are given to the next at once",
         edits: &[(
             "crates/pgmap/src/owner/departures.rs",
-            "let clients = self.clients.keys().copied().collect();",
-            "let clients = Default::default();",
+            "self.changes.retire(line, self.clients.ids());",
+            "self.changes.retire(line, []);",
         )],
     },
     Breakage {

@@ -4,7 +4,6 @@ use pgmap_mm::pfn::PfnRange;
 
 use crate::owner::core::Core;
 use crate::owner::drains::Purpose;
-use crate::owner::restore::Restoration;
 
 /// In which books a frame may be.
 const FREE: u8 = 1;
@@ -44,20 +43,20 @@ impl Core {
         for file in self.files.values() {
             file.runs().for_each(|run| enter(FILE, run));
         }
-        for draft in self.drafts.values() {
+        for (_, draft) in self.files.drafts() {
             draft.extents.iter().for_each(|extent| enter(DRAFT, extent.run));
         }
-        for pending in &self.drains {
+        for pending in self.drains.iter() {
             if !matches!(pending.purpose, Purpose::Unplug(_)) {
                 pending.going().for_each(|run| enter(GOING, run));
             }
         }
         let scanned = self
-            .scans
-            .iter()
+            .drains
+            .scans()
             .filter(|scan| !scan.is_of_all())
             .flat_map(|pending| pending.runs().iter());
-        let restored = self.restorations.iter().flat_map(Restoration::runs);
+        let restored = self.restorations.runs();
         scanned.chain(restored).for_each(|run| enter(GOING, run));
         self.frames.backlog_runs().for_each(|run| enter(GOING, run));
         for (start, nr_pages) in self.frames.quarantined_runs() {

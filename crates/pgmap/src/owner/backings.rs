@@ -9,14 +9,12 @@
 //! one. So the frames of a backing that was taken out are nobody's, on record, until every client
 //! of that time has gone.
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use pgmap_mm::drain::ClientId;
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::pagemap::{DeviceRange, OpsPresent, PagemapSpec, SUBSECTION_BYTES};
 use pgmap_os::{Access, file_lock};
@@ -31,14 +29,6 @@ use crate::pool::backing::{BackingHead, BackingOptions, Made, open_backing, wipe
 use crate::pool::catalog::{Change, StoredBacking};
 use crate::refusal::Refusal;
 use crate::wire::{BackingInfo, Reply};
-
-/// The frames of a backing that was taken out.
-#[derive(Debug)]
-pub(crate) struct Retired {
-    pub line: StoredBacking,
-    /// Clients that may have it mapped.
-    pub clients: BTreeSet<ClientId>,
-}
 
 impl Core {
     /// Adds a backing, or takes one back that was missing. Returns its number.
@@ -112,11 +102,11 @@ impl Core {
 
     /// A backing could not be added: it goes off the record, and then its memory.
     fn undo_addition(&mut self, refusal: Refusal, line: StoredBacking, made: Made) -> Error {
-        self.remove_from_table(line.first_pfn);
+        self.pagemaps.remove_at(line.first_pfn);
         if let Err(unsure) = self.record(&[Change::BackingGone(line.id)]) {
             // It may be on record. So its memory stays, for an owner that finds it there; and its
             // frames are no other's: two lines of the same frames are a pool that no owner opens.
-            self.retired.push(Retired { line, clients: BTreeSet::new() });
+            self.changes.retire(line, []);
             let why = format!(
                 "{unsure}; the backing {} may be added when the owner is started again",
                 made.path.display()
@@ -205,29 +195,16 @@ impl Core {
     /// Where a backing of `nr_pages` frames can start.
     fn find_place(&mut self, nr_pages: u64) -> Option<u64> {
         self.end_retirements();
-        let kept = self.retired.iter().map(|retired| {
-            let first = retired.line.first_pfn;
-            (first, first + retired.line.nr_pages)
-        });
         let end = self.pool.span_bytes() / PAGE_BYTES;
-        self.frames.backings().find_place(nr_pages, end, kept)
+        self.frames.backings().find_place(nr_pages, end, self.changes.retired_frames())
     }
 
     /// Frees the frames of backings that no client of their time is left of.
     pub(crate) fn end_retirements(&mut self) {
         let clients = &self.clients;
-        for retired in &mut self.retired {
-            retired.clients.retain(|client| clients.contains_key(client));
-        }
-        let ended: Vec<u64> = self
-            .retired
-            .iter()
-            .filter(|retired| retired.clients.is_empty())
-            .map(|retired| retired.line.id)
-            .collect();
-        for id in ended {
+        for id in self.changes.unmapped(|client| clients.contains(client)) {
             match self.record(&[Change::BackingGone(id)]) {
-                Ok(()) => self.retired.retain(|retired| retired.line.id != id),
+                Ok(()) => self.changes.end_retirement(id),
                 Err(refusal) => tracing::warn!(%refusal, "the frames of a backing stay out of use"),
             }
         }
@@ -237,9 +214,8 @@ impl Core {
     /// have them mapped. Those that are there get their lines in the table of pagemaps.
     pub(crate) fn recover_backings(&mut self) -> Result<(), Error> {
         let lines = self.pool.catalog.as_ref().map_or(&[][..], |catalog| catalog.backings());
-        let clients: BTreeSet<ClientId> = self.clients.keys().copied().collect();
         for line in lines.iter().filter(|line| line.is_retired) {
-            self.retired.push(Retired { line: line.clone(), clients: clients.clone() });
+            self.changes.retire(line.clone(), self.clients.ids());
         }
         self.end_retirements();
         Ok(())
@@ -261,12 +237,6 @@ impl Core {
         Ok(())
     }
 
-    pub(super) fn remove_from_table(&mut self, first_pfn: u64) {
-        let first = pgmap_mm::pfn::Pfn::new(first_pfn);
-        let id = first.and_then(|first| self.pagemaps.covering(first)).map(|map| map.id());
-        id.into_iter().for_each(|id| self.drop_pagemap(id));
-    }
-
     /// What clients get to know of the backings.
     pub(crate) fn backing_infos(&self) -> Vec<BackingInfo> {
         let infos = self.frames.backings().iter().map(|backing| {
@@ -281,7 +251,7 @@ impl Core {
                 size_bytes: bytes(backing.nr_pages),
                 offset_bytes: backing.offset_bytes,
                 free_bytes: bytes(free_pages),
-                drained_bytes: self.drained_bytes(backing.id),
+                drained_bytes: self.parts.drained_bytes(backing.id),
                 longest_free_bytes: bytes(longest_pages),
                 backed_bytes: backing.data.as_ref().map_or(0, |data| data.resident_bytes()),
                 missing: self.why_missing(backing),
@@ -483,11 +453,11 @@ mod tests {
         assert!(matches!(removed, Outcome::Answer(Reply::Done)), "{removed:?}");
         let second = add(&mut core, "three");
         assert_ne!(first, second, "the client may have the first one mapped");
-        assert!(core.pagemaps.covering(second).is_some());
-        assert!(core.pagemaps.covering(first).is_none());
+        assert!(core.pagemaps.has_line(second));
+        assert!(!core.pagemaps.has_line(first));
         let removed = core.remove_backing("three", 0);
         assert!(matches!(removed, Outcome::Answer(Reply::Done)), "{removed:?}");
-        assert!(core.pagemaps.covering(second).is_none());
+        assert!(!core.pagemaps.has_line(second));
     }
 
     #[test]

@@ -4,15 +4,15 @@
 //! the pidfd's event says that something ended, and a free lock on the ledger, or the pidfd, that
 //! the process did (T6). Until then its holds stand, whatever its socket does.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use pgmap_mm::barrier::BarrierMode;
 use pgmap_mm::drain::{ClientId, Held};
-use pgmap_mm::ledger::{Agent, Hold, HoldPlace, LedgerReader, ScanPlace};
+use pgmap_mm::ledger::{Agent, LedgerReader, ScanPlace};
 use pgmap_mm::runs::SortedRuns;
 use pgmap_mm::used::UsedReader;
-use pgmap_os::{Access, MemoryFile, OsError, ReadMapping, disk, file_lock, process};
+use pgmap_os::{Access, MemoryFile, OsError, ReadMapping, disk, process};
 
 use crate::error::Error;
 use crate::memory::{LedgerCounts, LedgerWords};
@@ -20,7 +20,6 @@ use crate::owner::core::Core;
 use crate::owner::scans::STEP_SLOTS;
 use crate::pool::Durability;
 use crate::pool::catalog::Change;
-use crate::refusal::Refusal;
 use crate::wire::Welcome;
 
 /// One client's ledger as the owner reads it.
@@ -88,14 +87,6 @@ pub struct Attachment {
     pub ledger: OwnedFd,
 }
 
-/// Most clients at a time, however many descriptors there are: a drain looks into every ledger.
-pub(crate) const MAX_CLIENTS: u64 = 4096;
-/// Descriptors of an owner per client: its connection, its ledger, and two watches on its process.
-const FDS_PER_CLIENT: u64 = 4;
-/// Descriptors that are left for everything else, of many and of few: what a client is handed is
-/// open twice for a moment, and newcomers are heard before they are clients.
-const FDS_KEPT: std::ops::RangeInclusive<u64> = 8..=64;
-
 /// Whether a process, or the system, has no descriptor left.
 pub(crate) fn is_out_of_descriptors(error: &Error) -> bool {
     const EMFILE: i32 = 24;
@@ -104,25 +95,6 @@ pub(crate) fn is_out_of_descriptors(error: &Error) -> bool {
 }
 
 impl Core {
-    /// Takes no more clients from now on than `nr_descriptors` further descriptors allow. Says
-    /// whether that is any at all.
-    pub(crate) fn set_client_limit(&mut self, nr_descriptors: u64) -> bool {
-        let kept = (nr_descriptors / 4).clamp(*FDS_KEPT.start(), *FDS_KEPT.end());
-        let room = nr_descriptors.saturating_sub(kept) / FDS_PER_CLIENT;
-        self.max_clients = (self.clients.len() as u64 + room).min(MAX_CLIENTS);
-        room > 0
-    }
-
-    /// What a newcomer hears that there is no room for.
-    pub(crate) fn full(&self) -> Refusal {
-        let is_disconnected = |client: &&ClientRecord| !client.is_connected;
-        Refusal::Full {
-            nr_clients: self.clients.len() as u64,
-            limit: self.max_clients,
-            nr_disconnected: self.clients.values().filter(is_disconnected).count() as u64,
-        }
-    }
-
     /// Takes a new client in.
     ///
     /// # Errors
@@ -132,8 +104,8 @@ impl Core {
         identity: Identity,
         is_registered: bool,
     ) -> Result<(ClientId, Attachment), Error> {
-        if self.clients.len() as u64 + self.subscribers.places() >= self.max_clients {
-            return Err(self.full().into());
+        if self.clients.len() + self.subscribers.places() >= self.clients.limit() {
+            return Err(self.clients.full().into());
         }
         self.check_client_quota(identity.uid)?;
         let id = ClientId(self.frames.take_stamp()?.number());
@@ -178,7 +150,7 @@ impl Core {
 
     /// Whether a client attached read-only.
     pub(crate) fn is_read_only(&self, id: ClientId) -> bool {
-        self.clients.get(&id).is_some_and(|client| client.identity.is_read_only)
+        self.clients.get(id).is_some_and(|client| client.identity.is_read_only)
     }
 
     /// How a client's descriptors of the pool's memory are open.
@@ -206,33 +178,15 @@ impl Core {
         }
     }
 
-    /// Whether a client whose connection ended is certainly dead: its ledger's lock is free or its
-    /// process has ended. A live one keeps its holds.
-    #[must_use]
-    pub fn is_dead(&self, id: ClientId) -> bool {
-        let Some(client) = self.clients.get(&id) else { return true };
-        if let Some(pidfd) = &client.identity.pidfd
-            && process::pidfd_has_exited(pidfd.as_fd())
-        {
-            return true;
-        }
-        // An error here is no proof of death.
-        matches!(file_lock::is_locked(&client.file), Ok(false))
-    }
-
     /// Takes a dead client, or one that left, off the books: its drafts are given up, its holds are
     /// gone, except that frames a device of it may still write to are noted as orphaned. Whoever
     /// left millions of holds behind is read in steps.
     pub fn reap(&mut self, id: ClientId) {
-        let Some(client) = self.clients.get_mut(&id) else { return };
-        if client.burial.is_some() {
+        if !self.clients.begin_burial(id) {
             return;
         }
-        client.burial = Some(ScanPlace::default());
-        client.is_connected = false;
-        self.burials.push_back(id);
         self.bury_some();
-        let drafts = self.drafts.take_all(|draft| draft.client == id);
+        let drafts = self.files.take_drafts_of(id);
         self.retire_drafts(drafts);
         self.reap_leases(id);
         self.end_subscriptions(id);
@@ -243,40 +197,29 @@ impl Core {
     pub(crate) fn bury_some(&mut self) {
         let everything = SortedRuns::covering(self.pool.vmemmap_layout.nr_pages());
         let mut left = STEP_SLOTS;
-        while let Some(&id) = self.burials.front() {
-            let mut runs = Vec::new();
-            let is_read = self.clients.get_mut(&id).is_none_or(|client| {
-                let place = client.burial.get_or_insert_default();
-                client.ledger.scan_on(&everything, place, &mut left, |hold| {
-                    if hold.agent == Agent::Device {
-                        runs.push(hold.run);
-                    }
-                })
-            });
+        while let Some(step) = self.clients.bury_some(&everything, &mut left) {
             // A hold of a free folio is one that its check was about to undo: nobody was let in by
             // it.
-            self.frames.orphan(id, SortedRuns::new(runs).iter(), false);
-            if !is_read {
-                return;
+            self.frames.orphan(step.client, step.device_holds.iter(), false);
+            match step.ended {
+                Some(client) => self.end_burial(step.client, client),
+                None => return,
             }
-            self.burials.pop_front();
-            self.end_burial(id);
         }
     }
 
     /// All that a dead client's ledger said was read.
-    fn end_burial(&mut self, id: ClientId) {
-        let Some(client) = self.clients.remove(&id) else { return };
+    fn end_burial(&mut self, id: ClientId, client: ClientRecord) {
         let may_hold = self.may_still_hold(&client);
         self.frames.orphan(id, may_hold.iter(), false);
         if self.frames.has_orphans(id) {
-            self.keep_dead(id, &client);
+            self.dead.keep(id, &client);
         } else {
             self.remove_ledger(id);
         }
         self.evictables.client_left(client.used);
         // Whoever waited for it need wait no longer.
-        self.look_at_all();
+        self.drains.look_at_all();
     }
 
     /// Finds clients whose ledgers turned out to be unreadable, and has them cut off. What such a
@@ -289,48 +232,21 @@ impl Core {
             Some(_) => self.pool.ledger_file().len_bytes,
             None => 0,
         };
-        let is_lost = |(_, client): &(&ClientId, &ClientRecord)| {
-            client.may_hold.is_none()
-                && (client.ledger.is_lost()
-                    || (whole_bytes > 0 && client.file.len_bytes() < whole_bytes))
-        };
-        let lost: Vec<ClientId> = self.clients.iter().filter(is_lost).map(|(&id, _)| id).collect();
+        let lost = self.clients.find_lost_ledgers(whole_bytes);
         for id in lost {
             tracing::error!(
-                client = %self.describe_client(id),
+                client = %self.clients.describe(id),
                 "its ledger was cut short: it is cut off, and may hold what is in use now"
             );
             let in_use = self.frames.all_in_use();
-            if let Some(client) = self.clients.get_mut(&id) {
-                client.may_hold = Some(in_use);
-            }
-            self.cut_off.push(id);
+            self.clients.cut_off(id, in_use);
         }
     }
 
     /// The holds on any of `runs` of clients whose ledgers cannot be read.
     pub(crate) fn lost_holds(&mut self, runs: &SortedRuns) -> Vec<Held> {
         self.find_lost_ledgers();
-        let mut held = Vec::new();
-        if self.clients.values().all(|client| client.may_hold.is_none()) {
-            return held;
-        }
-        for (&client, record) in &self.clients {
-            let Some(may_hold) = &record.may_hold else { continue };
-            for run in runs.iter() {
-                let parts = may_hold.iter().filter_map(|part| part.intersection(run));
-                held.extend(parts.map(|run| {
-                    let (place, agent) = (HoldPlace::Lost, Agent::Device);
-                    Held { client, hold: Hold { place, run, agent, nr_pins: 1, tag: 0 } }
-                }));
-            }
-        }
-        held
-    }
-
-    /// Clients whose connections are to end.
-    pub(crate) fn take_cut_off(&mut self) -> Vec<ClientId> {
-        std::mem::take(&mut self.cut_off)
+        self.clients.lost_holds(runs)
     }
 
     /// The frames that a device of a dead client may still write to beside those of which its
@@ -365,34 +281,6 @@ impl Core {
             tracing::warn!(path = %path.display(), %error, "a ledger could not be removed");
         }
         self.pool.keep_spare_ledger();
-    }
-
-    /// Clients that have a ledger and no connection: those of an earlier owner.
-    #[must_use]
-    pub fn disconnected_clients(&self) -> Vec<ClientId> {
-        self.clients.keys().copied().collect()
-    }
-
-    /// Takes note that a client has no connection any more and lives on.
-    pub(crate) fn set_disconnected(&mut self, id: ClientId) {
-        if let Some(client) = self.clients.get_mut(&id) {
-            client.is_connected = false;
-        }
-    }
-
-    /// A watch on a client's process.
-    #[must_use]
-    pub fn pidfd_of(&self, id: ClientId) -> Option<OwnedFd> {
-        self.clients.get(&id)?.identity.pidfd.as_ref()?.try_clone().ok()
-    }
-
-    /// A client's process number and name, for logs.
-    #[must_use]
-    pub fn describe_client(&self, id: ClientId) -> String {
-        self.clients.get(&id).map_or_else(
-            || format!("client {}", id.0),
-            |client| format!("{} (pid {})", client.identity.command, client.identity.pid),
-        )
     }
 }
 

@@ -74,18 +74,17 @@ impl Core {
         let all = SortedRuns::covering(self.pool.vmemmap_layout.nr_pages());
         for run in all.iter() {
             let until_ms = clock::monotonic_ms().saturating_add(wait_ms);
-            self.tell_holder(Call::Drain(run, DrainReason::Operator, until_ms));
+            self.holder.notify(Call::Drain(run, DrainReason::Operator, until_ms));
         }
-        let (ticket, started_ms) = (self.new_ticket(), clock::monotonic_ms());
+        let (ticket, started_ms) = (self.outbox.new_ticket(), clock::monotonic_ms());
         self.shut_and_scan(Closing { ticket, started_ms, wait_ms });
         self.look_on();
-        self.outcome_of(ticket)
+        self.outbox.outcome_of(ticket)
     }
 
     fn shut_and_scan(&mut self, closing: Closing) {
         self.openness = Openness::Closing;
-        self.files.values().for_each(|file| self.frames.shut(&file.extents));
-        self.drafts.values().for_each(|draft| self.frames.shut(&draft.extents));
+        self.files.all_extents().for_each(|extents| self.frames.shut(extents));
         let all = SortedRuns::covering(self.pool.vmemmap_layout.nr_pages());
         self.scan_then(all, Scanning::Close(closing));
     }
@@ -107,12 +106,10 @@ impl Core {
     /// Ends the scan or drain for which the pool is closing.
     fn take_closing(&mut self) -> Option<Closing> {
         let is_it = |pending: &PendingDrain| matches!(pending.purpose, Purpose::Close(_));
-        let Some(place) = self.drains.iter().position(is_it) else {
+        let Some(pending) = self.drains.take(is_it) else {
             return self.take_closing_scan();
         };
-        self.nr_to_look_at -= usize::from(place < self.nr_to_look_at);
-        let pending = self.drains.remove(place)?;
-        self.leases.call_off(pending.drain.runs());
+        self.leases.call_off_recall(pending.drain.runs());
         match pending.purpose {
             Purpose::Close(closing) => Some(closing),
             _ => None,
@@ -139,29 +136,28 @@ impl Core {
     pub(crate) fn close_after(&mut self, drain: Drain, closing: Closing) {
         self.ask_holders(&drain, MAX_ASKS, Some(closing.wait_ms), OnDeadline::Fail);
         let (started_ms, purpose) = (closing.started_ms, Purpose::Close(closing));
-        self.drains.push_front(PendingDrain { drain, started_ms, purpose, unasked: None });
-        self.nr_to_look_at += 1;
+        self.drains.add_first(PendingDrain { drain, started_ms, purpose, unasked: None });
     }
 
     /// Whether nothing is in the way of closing the pool beside what `drain` says is held: a device
     /// of a dead client may be writing.
     pub(crate) fn is_quiet(&self, drain: &Drain) -> bool {
-        drain.is_idle() && self.dead.is_empty() && self.burials.is_empty()
+        drain.is_idle() && self.dead.is_empty() && !self.clients.has_burials()
     }
 
     /// Nobody holds anything.
     pub(crate) fn finish_close(&mut self, closing: &Closing) {
         self.openness = Openness::Closed;
         self.frames.close();
-        self.answers.push((closing.ticket, Reply::Done));
+        self.outbox.answer(closing.ticket, Reply::Done);
     }
 
     /// The deadline passed, and somebody holds some of the pool.
     pub(crate) fn give_up_close(&mut self, drain: &Drain, closing: &Closing) {
         let waited_ms = clock::monotonic_ms() - closing.started_ms;
         let holders = self.holders(drain.held(), Some(waited_ms));
-        let dead: Vec<String> = self.dead.keys().map(|client| client.0.to_string()).collect();
-        self.leases.call_off(drain.runs());
+        let dead: Vec<String> = self.dead.ids().map(|client| client.0.to_string()).collect();
+        self.leases.call_off_recall(drain.runs());
         let refusal = if holders.is_empty() {
             let why = format!(
                 "devices of dead clients may still be writing: {} (`pgmap quarantine ls`)",
@@ -172,7 +168,7 @@ impl Core {
             Refusal::Held { name: self.pool.name(), holders, waited_ms }
         };
         self.open_again();
-        self.answers.push((closing.ticket, Reply::Refused(refusal)));
+        self.outbox.refuse(closing.ticket, refusal);
     }
 
     /// Calls off the closing with this ticket. Says whether there was one.
@@ -181,7 +177,7 @@ impl Core {
             Purpose::Close(closing) => Some(closing),
             _ => None,
         });
-        let scanned = self.scans.iter().filter_map(PendingScan::closing);
+        let scanned = self.drains.scans().filter_map(PendingScan::closing);
         let is_its = drained.chain(scanned).any(|closing| closing.ticket == ticket);
         let was_closing = is_its && self.take_closing().is_some();
         if was_closing {
@@ -191,8 +187,7 @@ impl Core {
     }
 
     fn open_again(&mut self) {
-        self.files.values().for_each(|file| self.frames.open_again(&file.extents));
-        self.drafts.values().for_each(|draft| self.frames.open_again(&draft.extents));
+        self.files.all_extents().for_each(|extents| self.frames.open_again(extents));
         self.openness = Openness::Open;
     }
 }
@@ -245,8 +240,8 @@ mod tests {
         let draft = FileName::new("b").unwrap();
         let spec = CreateSpec::new(draft, 4 * PAGE_BYTES, FolioSize::Pages4K);
         drop(core.handle(client, Request::Create(vec![spec])));
-        assert_eq!(core.drafts.len(), 1);
-        core.clients.get_mut(&client).unwrap().may_hold = Some(core.frames.all_in_use());
+        assert_eq!(core.files.drafts().count(), 1);
+        core.clients.get_mut(client).unwrap().may_hold = Some(core.frames.all_in_use());
         World { core, name, _attachment: attachment }
     }
 
@@ -260,8 +255,7 @@ mod tests {
         }
 
         fn extents(&self) -> impl Iterator<Item = &Extent> {
-            let files = self.core.files.values().map(|file| &file.extents);
-            let all = files.chain(self.core.drafts.values().map(|draft| &draft.extents));
+            let all = self.core.files.all_extents();
             all.flatten().filter(|extent| !extent.is_hole())
         }
 
@@ -292,7 +286,7 @@ mod tests {
         world.core.call_off(ticket);
         assert_eq!(world.nr_pinnable(), 2);
         assert!(world.core.check_open().is_ok());
-        assert!(world.core.drains.is_empty() && world.core.scans.is_empty());
+        assert!(world.core.drains.is_empty());
     }
 
     /// Story: the file lost all of the extent whose first frame failed, for good.
@@ -304,7 +298,7 @@ mod tests {
             let ticket = world.close();
             world.core.memory_failure(first + page).unwrap();
             assert_eq!((world.nr_pinnable(), world.nr_pages()), (0, 20), "page {page}");
-            assert!(matches!(world.core.outcome_of(ticket), Outcome::Later(_)));
+            assert!(matches!(world.core.outbox.outcome_of(ticket), Outcome::Later(_)));
             world.core.call_off(ticket);
             let failed = world.extents().filter(|extent| !can_be_pinned(extent));
             let failed: u64 = failed.map(|extent| extent.run.nr_pages()).sum();
@@ -335,7 +329,7 @@ mod tests {
         world.core.look_on();
         assert_eq!(world.nr_pinnable(), 0);
         assert_eq!(world.core.files[&world.name].len_bytes, 4 * PAGE_BYTES);
-        let run = world.core.restorations[0].runs().next().unwrap();
+        let run = world.core.restorations.runs().next().unwrap();
         let folios = world.core.frames.vmemmap().folios(run);
         assert_eq!(folios.filter(|(.., word)| word.state() == FolioState::Live).count(), 0);
         world.core.call_off(ticket);

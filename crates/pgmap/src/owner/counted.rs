@@ -10,7 +10,7 @@ use std::ops::Deref;
 use pgmap_mm::index::FileId;
 
 use crate::name::FileName;
-use crate::owner::core::{DraftRecord, FileRecord};
+use crate::owner::file_book::{DraftRecord, FileRecord};
 use crate::wire::QuotaOf;
 
 /// What is taken of a pool.

@@ -9,8 +9,9 @@ use pgmap_mm::pfn::PfnRange;
 use pgmap_os::clock;
 
 use crate::name::FileName;
-use crate::owner::core::{Core, FileRecord, Outcome, Ticket};
+use crate::owner::core::{Core, Outcome, Ticket};
 use crate::owner::drains::{PendingDrain, Purpose};
+use crate::owner::file_book::FileRecord;
 use crate::owner::files::file_idle;
 use crate::owner::frames::CutFrames;
 use crate::owner::scans::Scanning;
@@ -116,8 +117,7 @@ impl Core {
     }
 
     fn idle_file(&self, name: &FileName) -> Result<&FileRecord, Refusal> {
-        let file =
-            self.files.get(name).ok_or_else(|| Refusal::NotFound { name: name.to_string() })?;
+        let file = self.files.find(name)?;
         file_idle(name, file)?;
         Ok(file)
     }
@@ -134,7 +134,11 @@ impl Core {
         let is_tail = len_bytes < before.len_bytes;
         let cut = self.frames.begin_cut(&name, &before.extents, &pages, is_tail)?;
         for split in &cut.splits {
-            self.tell_driver_of_split(PfnRange::folio(split.at, split.from), split.at, split.to);
+            self.pagemaps.notify_of_split(
+                PfnRange::folio(split.at, split.from),
+                split.at,
+                split.to,
+            );
         }
         let doing = if is_tail { "truncated" } else { "punched" };
         let after = FileRecord {
@@ -145,9 +149,9 @@ impl Core {
             ..before.clone()
         };
         self.relist(&name, &after)?;
-        self.files.insert(name.clone(), after);
+        self.files.update(&name, after);
         self.frames.retire_cut(&cut.off);
-        let ticket = self.new_ticket();
+        let ticket = self.outbox.new_ticket();
         let started_ms = clock::monotonic_ms();
         let runs = cut.off.iter().copied().collect();
         let cut = Cut {
@@ -164,7 +168,7 @@ impl Core {
         if self.scanned_for(&name).is_none() {
             self.look_again();
         }
-        Ok(self.outcome_of(ticket))
+        Ok(self.outbox.outcome_of(ticket))
     }
 
     /// The holders of what is cut off are known now: they are asked for it, and waited for.
@@ -173,8 +177,7 @@ impl Core {
         held.iter().for_each(|run| self.frames.mark_held(run));
         self.ask_holders(&drain, MAX_ASKS, Some(cut.wait_ms), cut.on_deadline);
         let (started_ms, purpose) = (cut.started_ms, Purpose::Cut(cut));
-        self.drains.push_front(PendingDrain { drain, started_ms, purpose, unasked: None });
-        self.nr_to_look_at += 1;
+        self.drains.add_first(PendingDrain { drain, started_ms, purpose, unasked: None });
     }
 
     /// Puts a cut on record and zeroes what is left behind the new end.
@@ -190,7 +193,7 @@ impl Core {
         // A killed owner's successor zeroes it again.
         if let Err(refusal) = self.close_tail(&cut.name) {
             tracing::error!(file = %cut.name, %refusal, "what was cut off is still behind the end");
-            self.open_tails.extend(self.files.get(&cut.name).map(|file| file.id));
+            self.files.add_open_tail(cut.before.id);
         }
         if let Some(file) = self.files.get_mut(&cut.name) {
             file.doing = None;
@@ -213,21 +216,21 @@ impl Core {
     /// disk.
     #[must_use]
     pub fn has_open_tails(&self) -> bool {
-        !self.open_tails.is_empty()
+        self.files.has_open_tails()
     }
 
     /// Tries again to zero those.
     pub(crate) fn close_open_tails(&mut self) {
-        for id in std::mem::take(&mut self.open_tails) {
-            let Some(name) = self.names.get(&id).cloned() else { continue };
+        for id in self.files.take_open_tails() {
+            let Some(name) = self.files.name_of(id).cloned() else { continue };
             // What is being cut now may be given back: its end is not decided.
             if self.files.get(&name).is_some_and(|file| file.doing.is_some()) {
-                self.open_tails.insert(id);
+                self.files.add_open_tail(id);
                 continue;
             }
             if let Err(refusal) = self.close_tail(&name) {
                 tracing::debug!(file = %name, %refusal, "what was cut off is still behind the end");
-                self.open_tails.insert(id);
+                self.files.add_open_tail(id);
             }
         }
     }
@@ -240,7 +243,7 @@ impl Core {
         for run in drain.runs().iter() {
             self.frames.release(run);
         }
-        self.answers.push((cut.ticket, Reply::Done));
+        self.outbox.answer(cut.ticket, Reply::Done);
     }
 
     /// The deadline passed, and somebody holds what was cut off.
@@ -254,7 +257,7 @@ impl Core {
         if cut.on_deadline == OnDeadline::Quarantine {
             return self.quarantine_cut(drain, cut, holders);
         }
-        self.leases.call_off(drain.runs());
+        self.leases.call_off_recall(drain.runs());
         let refusal = Refusal::Held { name: cut.name.to_string(), holders, waited_ms };
         self.restore(cut, Some(Reply::Refused(refusal)));
     }
@@ -269,7 +272,7 @@ impl Core {
         held.iter().for_each(|run| self.frames.mark_quarantined(run));
         let (started_ms, purpose) = (cut.started_ms, Purpose::FreeQuarantined);
         self.continue_free(PendingDrain { drain, started_ms, purpose, unasked: None });
-        self.answers.push((cut.ticket, Reply::Quarantined(holders)));
+        self.outbox.answer(cut.ticket, Reply::Quarantined(holders));
     }
 }
 

@@ -11,6 +11,10 @@
 //!   transfer has ended, whoever else has the ring: a forked child, or a process that was sent it.
 //! - **An operator says so** ([`Client::release_quarantine`](crate::Client::release_quarantine)).
 //!
+//! # Invariants
+//! A client is here while frames are orphaned because of it, and no longer has a record among the
+//! [clients](crate::owner::client_table).
+//!
 //! # Who may touch what
 //! The owner alone, under its lock.
 //!
@@ -25,8 +29,9 @@ use pgmap_mm::drain::ClientId;
 use pgmap_os::{MemoryFile, clock, file_lock};
 
 use crate::owner::clients::{ClientRecord, Identity};
-use crate::owner::core::{Core, bytes};
+use crate::owner::core::bytes;
 use crate::owner::drains::STEP_HOLDS;
+use crate::owner::frames::PoolFrames;
 use crate::refusal::Refusal;
 use crate::wire::{DeadClient, MAX_LIST, Reply};
 
@@ -51,7 +56,10 @@ impl DeadRecord {
 }
 
 /// Dead clients with orphaned frames.
-pub(crate) type DeadClients = BTreeMap<ClientId, DeadRecord>;
+#[derive(Debug, Default)]
+pub(crate) struct DeadClients {
+    records: BTreeMap<ClientId, DeadRecord>,
+}
 
 impl ClientRecord {
     /// Whether it is known that no device of this client, which is dead, can write any more.
@@ -62,55 +70,62 @@ impl ClientRecord {
     }
 }
 
-impl Core {
+impl DeadClients {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    pub(crate) fn ids(&self) -> impl Iterator<Item = ClientId> {
+        self.records.keys().copied()
+    }
+
     /// Keeps what is known of a dead client as long as it has orphaned frames.
-    pub(crate) fn keep_dead(&mut self, id: ClientId, client: &ClientRecord) {
+    pub(crate) fn keep(&mut self, id: ClientId, client: &ClientRecord) {
         let do_keep = client.may_hold.is_none() && client.ledger.do_transfers_keep_lock();
         let locked = do_keep.then(|| Arc::clone(&client.file));
         let Identity { pid, command, .. } = &client.identity;
         let (pid, command, since_ms) = (*pid, command.clone(), Some(clock::monotonic_ms()));
         let is_ending = client.have_transfers_ended();
-        self.dead.insert(id, DeadRecord { pid, command, since_ms, locked, is_ending });
+        self.records.insert(id, DeadRecord { pid, command, since_ms, locked, is_ending });
     }
 
     /// Keeps a client that an earlier owner, or nobody, saw die, and of which only `pid` may be
     /// known.
-    pub(crate) fn keep_dead_from_before(&mut self, id: ClientId, pid: Option<i32>) {
+    pub(crate) fn keep_from_before(&mut self, id: ClientId, pid: Option<i32>) {
         let command = pid.map_or("(not known)", |_| "(of an earlier owner)").to_owned();
         let pid = pid.unwrap_or(0);
         let dead = DeadRecord { pid, command, since_ms: None, locked: None, is_ending: false };
-        self.dead.insert(id, dead);
+        self.records.insert(id, dead);
     }
 
     /// Whether the end of a dead client's transfers is yet to be seen, or to be followed.
     pub(crate) fn awaits_transfers(&self) -> bool {
-        self.dead.values().any(|dead| dead.locked.is_some() || dead.is_ending)
+        self.records.values().any(|dead| dead.locked.is_some() || dead.is_ending)
     }
 
     /// Finds dead clients whose transfers have ended, and gives up a step's worth of the frames
     /// that are kept for them.
-    pub(crate) fn end_transfers(&mut self) {
+    pub(crate) fn end_transfers(&mut self, frames: &mut PoolFrames) {
         let mut left = STEP_HOLDS;
-        for (&id, dead) in &mut self.dead {
+        for (&id, dead) in &mut self.records {
             if dead.locked.is_some() && !dead.is_ending && !dead.is_locked() {
                 tracing::info!(client = id.0, pid = dead.pid, "its last transfer has ended");
                 dead.is_ending = true;
             }
             if dead.is_ending && left > 0 {
-                left = self.frames.end_orphans(id, left);
+                left = frames.end_orphans(id, left);
             }
         }
-        let frames = &self.frames;
-        self.dead.retain(|&id, _| frames.has_orphans(id));
+        self.records.retain(|&id, _| frames.has_orphans(id));
     }
 
     /// Which dead clients' devices may still write, at most [`MAX_LIST`] after client `after`.
-    pub(crate) fn quarantine(&self, after: Option<u64>) -> Reply {
+    pub(crate) fn list(&self, after: Option<u64>, frames: &PoolFrames) -> Reply {
         let from = after.map_or(0, |after| after.saturating_add(1));
         let now_ms = clock::monotonic_ms();
-        let dead = self.dead.range(ClientId(from)..).take(MAX_LIST);
+        let dead = self.records.range(ClientId(from)..).take(MAX_LIST);
         let describe = |(&id, dead): (&ClientId, &DeadRecord)| {
-            let (orphaned, quarantined) = self.frames.orphans_of(id);
+            let (orphaned, quarantined) = frames.orphans_of(id);
             DeadClient {
                 client: id.0,
                 pid: dead.pid,
@@ -128,8 +143,8 @@ impl Core {
     ///
     /// # Errors
     /// [`Refusal::Invalid`] when there is no such client, or it is known that one can.
-    pub(crate) fn release_quarantine(&mut self, client: u64) -> Result<Reply, Refusal> {
-        let Some(dead) = self.dead.get_mut(&ClientId(client)) else {
+    pub(crate) fn release(&mut self, client: u64) -> Result<Reply, Refusal> {
+        let Some(dead) = self.records.get_mut(&ClientId(client)) else {
             let why = format!("no device of a dead client {client} is waited for");
             return Err(Refusal::Invalid { why });
         };

@@ -6,24 +6,14 @@ use pgmap_mm::pfn::PfnRange;
 use pgmap_os::clock;
 
 use crate::owner::backing::{Backing, BackingState};
-use crate::owner::backings::{Retired, backing_of, release};
+use crate::owner::backing_changes::Departure;
+use crate::owner::backings::{backing_of, release};
 use crate::owner::core::{Core, Outcome, Ticket};
 use crate::owner::frames::stored;
 use crate::owner::scans::PendingScan;
 use crate::pool::catalog::{Change, StoredBacking};
 use crate::refusal::Refusal;
 use crate::wire::Reply;
-
-/// A backing that is to go when nobody holds a frame of it.
-#[derive(Debug)]
-pub(crate) struct Departure {
-    ticket: Ticket,
-    id: u64,
-    started_ms: u64,
-    deadline_ms: u64,
-    /// Why its medium was missing before, if it was.
-    was_missing: Option<String>,
-}
 
 impl Core {
     /// Takes a backing out on which no file lies: nothing new is put there, and when nobody holds a
@@ -35,7 +25,7 @@ impl Core {
         };
         // What nobody holds is freed here, as far as that takes no long.
         self.look_again();
-        self.outcome_of(ticket)
+        self.outbox.outcome_of(ticket)
     }
 
     /// Has nothing more put on the backing, and waits for its frames from now on.
@@ -64,25 +54,15 @@ impl Core {
             BackingState::Open | BackingState::Leaving => None,
         };
         self.frames.backings_mut().set_state(id, BackingState::Leaving);
-        let (ticket, started_ms) = (self.new_ticket(), clock::monotonic_ms());
+        let (ticket, started_ms) = (self.outbox.new_ticket(), clock::monotonic_ms());
         let deadline_ms = started_ms.saturating_add(wait_ms);
-        self.departures.push(Departure { ticket, id, started_ms, deadline_ms, was_missing });
+        self.changes.depart(Departure { ticket, id, started_ms, deadline_ms, was_missing });
         Ok(ticket)
-    }
-
-    /// Whether a backing waits for holders.
-    pub(crate) fn has_departures(&self) -> bool {
-        !self.departures.is_empty()
-    }
-
-    /// When the next of them has waited long enough.
-    pub(crate) fn departures_due_ms(&self) -> impl Iterator<Item = u64> + '_ {
-        self.departures.iter().map(|departure| departure.deadline_ms)
     }
 
     /// Ends those of which every frame is free, or whose time is up.
     pub(crate) fn see_departures(&mut self) {
-        for departure in std::mem::take(&mut self.departures) {
+        for departure in self.changes.take_departures() {
             let Some(backing) = self.frames.backings().iter().find(|it| it.id == departure.id)
             else {
                 continue;
@@ -99,10 +79,10 @@ impl Core {
                 None
             };
             match ended {
-                None => self.departures.push(departure),
-                Some(Ok(())) => self.answers.push((departure.ticket, Reply::Done)),
+                None => self.changes.depart(departure),
+                Some(Ok(())) => self.outbox.answer(departure.ticket, Reply::Done),
                 Some(Err(refusal)) => {
-                    self.answers.push((departure.ticket, Reply::Refused(refusal)));
+                    self.outbox.refuse(departure.ticket, refusal);
                     self.stay(departure);
                 }
             }
@@ -111,16 +91,9 @@ impl Core {
 
     /// Ends the departure of this ticket, for which nobody waits any more.
     pub(crate) fn drop_departure(&mut self, ticket: Ticket) {
-        let place = self.departures.iter().position(|departure| departure.ticket == ticket);
-        if let Some(departure) = place.map(|place| self.departures.swap_remove(place)) {
+        if let Some(departure) = self.changes.take_departure(ticket) {
             self.stay(departure);
         }
-    }
-
-    /// The medium of a backing that is being taken out is gone.
-    pub(crate) fn departs_missing(&mut self, id: u64, why: String) {
-        let departing = self.departures.iter_mut().find(|departure| departure.id == id);
-        departing.into_iter().for_each(|departure| departure.was_missing = Some(why.clone()));
     }
 
     /// The backing is as before.
@@ -149,12 +122,14 @@ impl Core {
     fn why_kept(&self, backing: &Backing) -> String {
         let runs = backing.runs();
         let is_there = |run: PfnRange| runs.iter().any(|of_backing| of_backing.overlaps(run));
-        let mut drafts = self.drafts.values();
-        if let Some(draft) = drafts.find(|draft| draft.extents.iter().any(|it| is_there(it.run))) {
+        let mut drafts = self.files.drafts();
+        if let Some((_, draft)) =
+            drafts.find(|(_, draft)| draft.extents.iter().any(|it| is_there(it.run)))
+        {
             return format!("used by the file \"{}\", which is not committed yet", draft.name);
         }
         let waiting = self.drains.iter().map(|pending| pending.drain.runs());
-        let mut waiting = waiting.chain(self.scans.iter().map(PendingScan::runs));
+        let mut waiting = waiting.chain(self.drains.scans().map(PendingScan::runs));
         if waiting.any(|waiting| waiting.iter().any(is_there))
             || runs.iter().any(|&run| self.frames.is_in_backlog(run))
         {
@@ -179,9 +154,8 @@ impl Core {
             let why = format!("backing {} has frames that are not free", departure.id);
             return Err(Refusal::Internal { why });
         };
-        self.remove_from_table(first_pfn);
-        let clients = self.clients.keys().copied().collect();
-        self.retired.push(Retired { line, clients });
+        self.pagemaps.remove_at(first_pfn);
+        self.changes.retire(line, self.clients.ids());
         self.end_retirements();
         self.frames.backings_changed();
         release(backing);

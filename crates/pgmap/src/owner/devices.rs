@@ -13,7 +13,6 @@
 //! # Who may touch what
 //! The owner alone, under its lock; the thread of `device_watch` asks for it.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -25,22 +24,12 @@ use pgmap_os::{MemoryKind, device_binding};
 use crate::device_watch::{HasDevices, Look};
 use crate::error::Error;
 use crate::owner::backing::{Backing, BackingState};
-use crate::owner::core::{Core, FileRecord};
+use crate::owner::core::Core;
+use crate::owner::file_book::FileRecord;
 use crate::owner::handle::Shared;
 use crate::owner::holders::Call;
 use crate::owner::part_drains::{DRAINED, lies_in};
 use crate::pool::Pool;
-
-/// How often the device of a missing backing is tried after it was bound: its node may be there a
-/// moment later than the device, and one that a process kept open cannot be opened at first.
-const MAX_ATTEMPTS: u32 = 50;
-/// How many looks it is left alone before: until then clients have given up what they had of it.
-/// What is closed when the device is in use again can keep it from being opened once more (seen on
-/// Linux 6.12).
-const NR_LEFT_ALONE: u32 = 2;
-
-/// Bindings of devices that may be those of missing backings, and how often each was tried.
-pub(crate) type Attempts = BTreeMap<u64, (u64, u32)>;
 
 impl Core {
     /// Gives up further backings whose devices are gone, and takes up those that are back.
@@ -52,26 +41,15 @@ impl Core {
         let is_missing = |backing: &&Backing| matches!(backing.state, BackingState::Missing(_));
         let missing = self.frames.backings().iter().filter(is_missing);
         let missing: Vec<_> = missing.map(|it| (it.id, it.path.clone())).collect();
-        self.attempts.retain(|id, _| missing.iter().any(|(missing, _)| missing == id));
+        self.changes.keep_attempts(|id| missing.iter().any(|&(missing, _)| missing == id));
         for (id, path) in missing {
             if let Some(binding) = device_binding(&path)
-                && self.is_worth_trying(id, binding)
+                && self.changes.is_worth_trying(id, binding)
                 && let Err(error) = self.try_device(id, &path)
             {
                 tracing::debug!(%error, "the device of a missing backing is not taken up");
             }
         }
-    }
-
-    /// Whether a device that is bound may be the one of backing `id` and is to be tried now: it has
-    /// not been tried so often since it was bound.
-    fn is_worth_trying(&mut self, id: u64, binding: u64) -> bool {
-        let (last, nr_tried) = self.attempts.entry(id).or_insert((binding, 0));
-        if *last != binding {
-            (*last, *nr_tried) = (binding, 0);
-        }
-        *nr_tried += 1;
-        (NR_LEFT_ALONE + 1..=NR_LEFT_ALONE + MAX_ATTEMPTS).contains(nr_tried)
     }
 
     fn try_device(&mut self, id: u64, path: &Path) -> Result<(), Error> {
@@ -106,7 +84,7 @@ impl Core {
             return;
         };
         match backing.state {
-            BackingState::Leaving => self.departs_missing(id, why),
+            BackingState::Leaving => self.changes.departs_missing(id, &why),
             _ => backing.state = BackingState::Missing(why),
         }
         self.memory_is_gone(runs);
@@ -117,8 +95,8 @@ impl Core {
     pub(crate) fn give_backing_up(&mut self, id: u64, runs: &SortedRuns) {
         // Their heads stay shut until clients have given it up; taking it back opens them.
         let is_its = |file: &FileRecord| file.doing == Some(DRAINED) && lies_in(file, runs);
-        let files = self.files.iter_mut().map(|(_, file)| file);
-        files.filter(|file| is_its(file)).for_each(|file| file.doing = None);
+        let its = self.files.values_mut().filter(|file| is_its(file));
+        its.for_each(|file| file.doing = None);
         let Some(backing) = self.frames.backings_mut().iter_mut().find(|it| it.id == id) else {
             return;
         };
@@ -133,7 +111,7 @@ impl Core {
         backing.state = BackingState::Missing(why);
         if let Some(binding) = device_binding(&path) {
             // It is there still, and is not to be taken up before it was away.
-            self.attempts.insert(id, (binding, NR_LEFT_ALONE + MAX_ATTEMPTS));
+            self.changes.leave_alone(id, binding);
         }
         self.memory_is_gone(runs.iter().collect());
     }
@@ -147,7 +125,7 @@ impl Core {
     /// Tells whom it concerns: the pool's holder here, clients by the index.
     fn memory_is_gone(&mut self, runs: Vec<PfnRange>) {
         for run in runs {
-            self.tell_holder(Call::Failure(run, FailureFlags::MEM_PRE_REMOVE));
+            self.holder.notify(Call::Failure(run, FailureFlags::MEM_PRE_REMOVE));
         }
         self.frames.backings_changed();
         self.frames.registrations_ended();
@@ -293,18 +271,5 @@ mod tests {
         client.unlink("far").unwrap();
         owner.remove_backing("a-further-device", Duration::from_secs(1)).unwrap();
         soon("nobody has it once it is taken out", || !is_mapped(&two) && nr_open(&two) == 0);
-    }
-
-    #[test]
-    fn a_device_is_tried_a_number_of_times_after_each_binding() {
-        let place = tempfile::tempdir_in("/dev/shm").unwrap();
-        let options = PoolOptions::in_directory(place.path().join("pool"), 8 << 20);
-        let mut core = Core::open(Arc::new(Pool::create(&options).unwrap())).unwrap();
-        let tried = |core: &mut Core, binding| {
-            (0..2 * MAX_ATTEMPTS).filter(|_| core.is_worth_trying(3, binding)).count() as u32
-        };
-        assert_eq!(tried(&mut core, 7), MAX_ATTEMPTS);
-        assert_eq!(tried(&mut core, 7), 0);
-        assert_eq!(tried(&mut core, 8), MAX_ATTEMPTS);
     }
 }

@@ -11,11 +11,11 @@ use pgmap_os::clock;
 
 use crate::name::FileName;
 use crate::owner::closing::Closing;
-use crate::owner::core::{Core, DraftRecord, FileRecord, Ticket};
+use crate::owner::core::{Core, Ticket};
 use crate::owner::cut::Cut;
+use crate::owner::file_book::{DraftRecord, FileRecord};
 use crate::owner::holders::Call;
 use crate::owner::pagemaps::Unplug;
-use crate::owner::part_drains::PartDrain;
 use crate::owner::scans::Scanning;
 use crate::owner::subscribers::Fading;
 use crate::refusal::Refusal;
@@ -145,8 +145,7 @@ impl Core {
             self.continue_free(first);
         }
         if parts.len() > 0 {
-            self.drains.extend(parts);
-            self.nr_to_look_at = self.drains.len();
+            self.drains.add_unseen(parts);
         }
     }
 
@@ -180,24 +179,18 @@ impl Core {
         let until_ms =
             deadline_ms.map_or(u64::MAX, |wait| clock::monotonic_ms().saturating_add(wait));
         for run in drain.runs().iter() {
-            self.tell_holder(Call::Drain(run, reason, until_ms));
+            self.holder.notify(Call::Drain(run, reason, until_ms));
         }
         // Only what is cut still is a file's.
         let cut_run = deadline_ms.and_then(|_| drain.runs().iter().next());
         let file = cut_run.and_then(|run| self.file_of(run));
         for (client, ranges) in drain.asks(most_asks) {
-            self.events.extend(ranges.into_iter().map(|run| {
+            for run in ranges {
                 let (first_pfn, nr_pages) = (run.start(), run.nr_pages());
-                (
-                    client,
-                    Event::ReclaimRequested {
-                        file: file.clone(),
-                        first_pfn,
-                        nr_pages,
-                        deadline_ms,
-                    },
-                )
-            }));
+                let file = file.clone();
+                let event = Event::ReclaimRequested { file, first_pfn, nr_pages, deadline_ms };
+                self.outbox.notify(client, event);
+            }
         }
     }
 
@@ -222,24 +215,14 @@ impl Core {
             self.pool.settle();
         }
         self.close_open_tails();
-        self.look_at_all();
+        self.drains.look_at_all();
         self.look_on();
-    }
-
-    /// Has the next steps look at all drains.
-    pub(crate) fn look_at_all(&mut self) {
-        // What the step under way has seen of the first one is seen again.
-        let in_round = self.drains.front().is_some_and(|first| first.drain.is_in_round());
-        self.nr_to_look_at = self.drains.len() + usize::from(in_round);
     }
 
     /// Whether scans or drains are left to look at in further steps.
     #[must_use]
     pub fn is_looking(&self) -> bool {
-        self.nr_to_look_at > 0
-            || !self.scans.is_empty()
-            || !self.burials.is_empty()
-            || self.evictables.has_left()
+        self.drains.has_steps() || self.clients.has_burials() || self.evictables.has_left()
     }
 
     /// Looks at a step's worth of what is left to look at. Frees a step's worth of what is idle.
@@ -249,30 +232,29 @@ impl Core {
         self.read_last_uses();
         self.scan_some();
         let mut left = STEP_HOLDS;
-        while left > 0 && self.nr_to_look_at > 0 {
-            let Some(mut pending) = self.drains.pop_front() else { break };
+        while left > 0
+            && let Some(mut pending) = self.drains.take_next()
+        {
             let nr_held = pending.drain.held().len();
             let clients = &self.clients;
             let looked =
-                pending.drain.look_on(left, |id| clients.get(&id).map(|client| &client.ledger));
+                pending.drain.look_on(left, |id| clients.get(id).map(|client| &client.ledger));
             left = left.saturating_sub(nr_held.max(1));
             match looked {
-                None => self.drains.push_front(pending),
+                None => self.drains.put_back(pending),
                 Some(nr_ended) => {
-                    self.nr_to_look_at -= 1;
+                    self.drains.looked_at_one();
                     self.on_looked(pending, nr_ended);
                 }
             }
         }
-        if self.drains.is_empty() {
-            self.nr_to_look_at = 0;
-        }
+        self.drains.end_step();
         self.find_lost_ledgers();
         self.restore_some();
         self.take_down_some();
-        self.end_transfers();
+        self.dead.end_transfers(&mut self.frames);
         self.reclaim_some();
-        if self.has_departures() {
+        if self.changes.has_departures() {
             self.see_departures();
         }
     }
@@ -281,7 +263,7 @@ impl Core {
     /// it was.
     pub(crate) fn call_off(&mut self, ticket: Ticket) {
         self.drop_population(ticket);
-        self.drop_pending_lease(ticket);
+        self.leases.drop_waiting(ticket);
         self.drop_departure(ticket);
         let is_its = |pending: &PendingDrain| match &pending.purpose {
             Purpose::Cut(cut) => cut.ticket == ticket,
@@ -290,16 +272,14 @@ impl Core {
         if self.call_off_close(ticket) || self.call_off_part(ticket) {
             return;
         }
-        let Some(place) = self.drains.iter().position(is_its) else {
+        let Some(pending) = self.drains.take(is_its) else {
             if let Some(cut) = self.take_scanned_cut(ticket) {
                 self.restore(cut, None);
             }
-            return self.restore_without_answer(ticket);
+            return self.restorations.drop_answer(ticket);
         };
-        let Some(pending) = self.drains.remove(place) else { return };
-        self.nr_to_look_at -= usize::from(place < self.nr_to_look_at);
         if let Purpose::Cut(cut) = pending.purpose {
-            self.leases.call_off(pending.drain.runs());
+            self.leases.call_off_recall(pending.drain.runs());
             // Its answer would be about a deadline that did not pass.
             self.restore(*cut, None);
         }
@@ -307,20 +287,21 @@ impl Core {
 
     /// Calls off the cut of a file, whoever asked for it.
     pub(crate) fn cancel_cut(&mut self, name: &FileName) -> Result<Reply, Refusal> {
-        if !self.files.contains_key(name) {
+        if !self.files.contains(name) {
             return Err(Refusal::NotFound { name: name.to_string() });
         }
         let ticket = self.drains.iter().find_map(|pending| match &pending.purpose {
             Purpose::Cut(cut) if cut.name == *name => Some(cut.ticket),
             _ => None,
         });
-        let ticket = ticket.or_else(|| self.scanned_for(name)).or_else(|| self.restored_for(name));
+        let ticket =
+            ticket.or_else(|| self.scanned_for(name)).or_else(|| self.restorations.cut_of(name));
         let ticket = ticket.ok_or_else(|| Refusal::Invalid {
             why: format!("\"{name}\" is not being truncated or punched"),
         })?;
         self.call_off(ticket);
         let refusal = Refusal::CalledOff { name: name.to_string() };
-        self.answers.push((ticket, Reply::Refused(refusal)));
+        self.outbox.refuse(ticket, refusal);
         Ok(Reply::Done)
     }
 
@@ -350,7 +331,7 @@ impl Core {
         if is_freed && is_news {
             self.continue_free(pending);
         } else {
-            self.drains.push_back(pending);
+            self.drains.add_last(pending);
         }
     }
 
@@ -373,7 +354,14 @@ impl Core {
             drain.runs().iter().for_each(|run| self.frames.mark_held(run));
             self.ask_holders(&drain, most_asks, None, OnDeadline::Fail);
         }
-        self.drains.push_back(PendingDrain { drain, started_ms, purpose, unasked: None });
+        self.drains.add_last(PendingDrain { drain, started_ms, purpose, unasked: None });
+    }
+
+    /// Frames that are on their way somewhere.
+    pub(crate) fn draining_pages(&self) -> u64 {
+        self.drains.going().map(PfnRange::nr_pages).sum::<u64>()
+            + self.restorations.runs().map(PfnRange::nr_pages).sum::<u64>()
+            + self.frames.backlog_pages()
     }
 
     /// Frames that are out of use after a deadline, or for good.
@@ -394,23 +382,21 @@ impl Core {
             Purpose::Close(closing) => Some(closing.deadline_ms()),
             Purpose::Free(_) | Purpose::FreeQuarantined | Purpose::Part(_) => None,
         });
-        let parts = self.parts.iter().filter_map(PartDrain::deadline_ms);
-        let deadlines = deadlines.chain(parts);
-        let others = self.questions.next_deadline_ms().into_iter().chain(self.leases.next_due_ms());
-        deadlines.chain(others).chain(self.departures_due_ms()).min()
+        let deadlines = deadlines.chain(self.parts.deadlines_ms());
+        let others = self.holder.next_deadline_ms().into_iter().chain(self.leases.next_due_ms());
+        deadlines.chain(others).chain(self.changes.deadlines_ms()).min()
     }
 
     /// Whether any drain waits: then the owner polls slowly besides listening for the doorbell.
     #[must_use]
     pub fn is_draining(&self) -> bool {
         !self.drains.is_empty()
-            || !self.scans.is_empty()
-            || !self.burials.is_empty()
+            || self.clients.has_burials()
             || self.evictables.has_left()
             || self.frames.has_backlog()
             || self.is_restoring()
-            || self.has_takedowns()
-            || self.has_departures()
-            || self.questions.next_deadline_ms().is_some()
+            || self.pagemaps.has_takedowns()
+            || self.changes.has_departures()
+            || self.holder.next_deadline_ms().is_some()
     }
 }

@@ -42,8 +42,9 @@ use pgmap_mm::runs::SortedRuns;
 
 use crate::name::FileName;
 use crate::owner::clients::ClientRecord;
-use crate::owner::core::{Core, FileRecord};
+use crate::owner::core::Core;
 use crate::owner::evictables::Rank;
+use crate::owner::file_book::FileRecord;
 use crate::owner::files::{checked_batch, file_idle};
 use crate::owner::quotas::QuotaId;
 use crate::pool::catalog::Change;
@@ -275,7 +276,7 @@ impl Core {
 
     /// A file that may be evicted, unless something is being done to it.
     fn evictable(&self, id: FileId) -> Option<&FileRecord> {
-        let file = self.files.get(self.names.get(&id)?)?;
+        let (_, file) = self.files.by_id(id)?;
         (file.doing.is_none()).then_some(file)
     }
 
@@ -346,7 +347,7 @@ impl Core {
     fn evict(&mut self, eviction: &mut Eviction, files: Vec<FileId>) -> Result<usize, Refusal> {
         let mut nr_evicted = 0;
         for files in files.chunks(MAX_SHUT) {
-            let names = files.iter().filter_map(|id| self.names.get(id)).cloned().collect();
+            let names = files.iter().filter_map(|id| self.files.name_of(*id)).cloned().collect();
             let (gone, held) = self.remove_unheld(names, FileChange::Evicted)?;
             let now = self.frames.generation();
             for name in held {
@@ -455,9 +456,8 @@ impl Core {
             return Err(refusal);
         }
         for (name, drain) in going {
-            let Some((name, file)) = self.files.remove_entry(&name) else { continue };
+            let Some((name, file)) = self.files.remove(&name) else { continue };
             self.frames.unlist(file.entry, &name);
-            self.names.remove(&file.id);
             self.evictables.forget(file.id);
             if change == FileChange::Evicted {
                 self.evictables.nr_evicted += 1;
@@ -497,7 +497,7 @@ impl Core {
     /// Whether anybody holds any of `runs`, as far as the ledgers say without a barrier, or was
     /// given a lease of it.
     fn is_held(&self, runs: &SortedRuns) -> bool {
-        let is_leased = self.leases.holding(runs).next().is_some();
+        let is_leased = self.leases.is_leased(runs);
         let has_none = |client: &ClientRecord| {
             client.ledger.try_for_each_hold(runs, |_| ControlFlow::Break(())).is_continue()
         };

@@ -12,7 +12,8 @@ use pgmap_mm::index::{EntryId, FileId};
 
 use crate::name::FileName;
 use crate::owner::clients::Used;
-use crate::owner::core::{Core, FileRecord};
+use crate::owner::core::Core;
+use crate::owner::file_book::FileRecord;
 use crate::owner::quotas::QuotaId;
 
 /// Files of which one step reads what a client that left said of them.
@@ -165,9 +166,8 @@ impl Core {
         let ids = self.evictables.of.range((from, Unbounded)).map(|(&id, _)| id);
         let ids: Vec<FileId> = ids.take(STEP_FILES).collect();
         for &id in &ids {
-            let name = self.names.get(&id);
-            let file = name.and_then(|name| self.files.get(name));
-            if let Some(last) = file.and_then(|file| used.last_use(file.entry, now)) {
+            let file = self.files.by_id(id);
+            if let Some(last) = file.and_then(|(_, file)| used.last_use(file.entry, now)) {
                 self.evictables.note_use(id, last);
             }
         }

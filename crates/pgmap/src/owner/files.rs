@@ -10,6 +10,7 @@ use pgmap_mm::extent::Extent;
 use pgmap_mm::folio::Sizing;
 use pgmap_mm::frames::FramesShort;
 use pgmap_mm::index::{EntryId, FileId};
+use pgmap_mm::level::Level;
 use pgmap_mm::memory_type::MemoryType;
 use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::stamp::Stamp;
@@ -17,8 +18,9 @@ use pgmap_os::{LongTerm, MemoryFile, MemoryKind, Persistence};
 
 use crate::metadata::{FileMetadata, UserMetadata};
 use crate::name::FileName;
-use crate::owner::core::{Core, DraftRecord, FileRecord, Outcome, bytes};
+use crate::owner::core::{Core, Outcome, bytes};
 use crate::owner::evict::{Eviction, Want};
+use crate::owner::file_book::{DraftRecord, FileRecord};
 use crate::owner::frames::MAX_FILE_EXTENTS;
 use crate::owner::part_drains::DRAINED;
 use crate::owner::populate::STEP_PAGES;
@@ -26,7 +28,7 @@ use crate::owner::quotas::QuotaEvictions;
 use crate::pool::catalog::Change;
 use crate::refusal::Refusal;
 use crate::wire::{
-    self, CommitSpec, Committed, CreateSpec, Draft, FileChange, FileRules, MAX_BATCH,
+    self, CommitSpec, Committed, CreateSpec, Draft, FileChange, FileRules, FolioSize, MAX_BATCH,
     MAX_REPLY_EXTENTS, Reply, extents_to_words,
 };
 
@@ -130,14 +132,14 @@ impl Core {
         room.nr_extents -= extents.len();
         let id = FileId(stamp.number());
         let draft = Draft { id: id.0, extents: extents_to_words(&extents) };
-        self.drafts.insert(
+        self.files.add_draft(
             id,
             DraftRecord {
                 client,
                 uid,
                 name: spec.name,
                 len_bytes: spec.len_bytes,
-                largest: Self::largest_level(spec.folio_size),
+                largest: largest_level(spec.folio_size),
                 replace: spec.replace,
                 rules: spec.rules,
                 extents,
@@ -234,9 +236,9 @@ impl Core {
         let mut room = (0, 0);
         for (place, &spec) in specs.iter().enumerate() {
             let id = FileId(spec.id);
-            let draft = self.drafts.get(&id).filter(|draft| draft.client == client);
+            let draft = self.files.draft_of(id, client);
             let is_known_id = is_batch && seen.contains(&id);
-            let draft = draft.filter(|_| !self.lacks_memory(id) && !is_known_id);
+            let draft = draft.filter(|_| !self.populations.lacks_memory(id) && !is_known_id);
             let draft = draft.ok_or(Refusal::NoDraft { id: id.0, why: String::new() });
             let verdict = draft.and_then(|draft| {
                 let is_named_twice = is_batch && names.contains(&draft.name);
@@ -252,15 +254,15 @@ impl Core {
         }
         ready.retain(|(place, spec)| {
             let zeroed = self
-                .drafts
-                .get(&FileId(spec.id))
+                .files
+                .draft(FileId(spec.id))
                 .map_or(Ok(()), |draft| self.frames.zero_tail(&draft.extents, draft.len_bytes));
             zeroed.map_err(|refusal| results[*place] = Err(refusal)).is_ok()
         });
         self.record_commits(&ready)?;
         let mut replaced = Vec::new();
         for (place, spec) in ready {
-            let Some(draft) = self.drafts.remove(&FileId(spec.id)) else { continue };
+            let Some(draft) = self.files.take_draft(FileId(spec.id)) else { continue };
             results[place] = self.publish(spec, draft, &mut replaced);
         }
         self.retire(replaced);
@@ -271,10 +273,10 @@ impl Core {
 
     /// Evicts files where the index has no room for the drafts of a commit.
     fn make_index_room(&mut self, client: ClientId, specs: &[CommitSpec]) {
-        let drafts = specs.iter().filter_map(|spec| self.drafts.get(&FileId(spec.id)));
+        let drafts = specs.iter().filter_map(|spec| self.files.draft_of(FileId(spec.id), client));
         let (mut nr_new, mut nr_slots) = (0, 0);
-        for draft in drafts.filter(|draft| draft.client == client) {
-            nr_new += usize::from(!self.files.contains_key(&draft.name));
+        for draft in drafts {
+            nr_new += usize::from(!self.files.contains(&draft.name));
             nr_slots += self.frames.slots_for(draft.extents.len());
         }
         self.evict_for_index(nr_new, nr_slots);
@@ -297,7 +299,7 @@ impl Core {
         // Who is refused takes nothing away from the rest of the batch.
         let max_files = self.pool.max_files();
         // Who would not replace a file was found to have a new name.
-        let is_new = !draft.replace || !self.files.contains_key(&draft.name);
+        let is_new = !draft.replace || !self.files.contains(&draft.name);
         let nr_new = *new_names + usize::from(is_new);
         if (self.files.len() + nr_new) as u64 > max_files.max(self.files.len() as u64) {
             return Err(Refusal::IndexFull { nr_slots: max_files });
@@ -318,7 +320,7 @@ impl Core {
         let mut changes = Vec::with_capacity(ready.len());
         for (_, spec) in ready {
             let id = FileId(spec.id);
-            let Some(draft) = self.drafts.get(&id) else { continue };
+            let Some(draft) = self.files.draft(id) else { continue };
             let live = draft.extents.iter().map(|extent| Extent {
                 life: live_word(extent.life, self.flags_for(draft.rules, &draft.extents)),
                 ..*extent
@@ -355,11 +357,9 @@ impl Core {
         (record.extents, record.entry) = (extents, entry);
         self.note_listed(&draft.name, &record);
         let (id, len_bytes) = (record.id, record.len_bytes);
-        self.names.insert(id, draft.name.clone());
         if let Some(old) = self.files.insert(draft.name.clone(), record) {
             // The new entry heads the chain, so nobody ever misses the name.
             self.frames.unlist(old.entry, &draft.name);
-            self.names.remove(&old.id);
             self.evictables.forget(old.id);
             self.announce(FileChange::Removed, &draft.name, old.id, old.len_bytes);
             replaced.push((draft.name.clone(), old));
@@ -373,8 +373,9 @@ impl Core {
         checked_batch(ids.len())?;
         let mut given_up = Vec::new();
         for &id in ids {
-            let is_theirs = self.drafts.get(&FileId(id)).is_some_and(|d| d.client == client);
-            if is_theirs && let Some(draft) = self.drafts.remove(&FileId(id)) {
+            let id = FileId(id);
+            let is_theirs = self.files.draft_of(id, client).is_some();
+            if is_theirs && let Some(draft) = self.files.take_draft(id) {
                 given_up.push(draft);
             }
         }
@@ -406,9 +407,8 @@ impl Core {
         self.record(&changes)?;
         let mut gone = Vec::with_capacity(going.len());
         for name in going {
-            if let Some((name, file)) = self.files.remove_entry(name) {
+            if let Some((name, file)) = self.files.remove(name) {
                 self.frames.unlist(file.entry, &name);
-                self.names.remove(&file.id);
                 self.evictables.forget(file.id);
                 self.announce(FileChange::Removed, &name, file.id, file.len_bytes);
                 gone.push((name, file));
@@ -425,30 +425,28 @@ impl Core {
         to: FileName,
         replace: bool,
     ) -> Result<Reply, Refusal> {
-        let not_found = || Refusal::NotFound { name: from.to_string() };
-        let file = self.files.get(from).ok_or_else(not_found)?;
+        let file = self.files.find(from)?;
         file_idle(from, file)?;
         if *from == to {
             return Ok(Reply::Done);
         }
         self.check_name_free(&to, replace)?;
         self.make_rename_room(from, &to)?;
-        let file = self.files.get(from).ok_or_else(not_found)?;
+        let file = self.files.find(from)?;
         let nr_slots = self.frames.slots_for(file.extents.len());
         self.frames.check_room(nr_slots)?;
         if file.metadata.user != UserMetadata::default() {
             self.frames.check_metadata_room(nr_slots)?;
         }
         self.record(&[Change::Put(&to, file.stored()), Change::Delete(from)])?;
-        let mut file = self.files.remove(from).ok_or_else(not_found)?;
+        let (_, mut file) =
+            self.files.remove(from).ok_or_else(|| Refusal::NotFound { name: from.to_string() })?;
         file.entry = self.frames.rename(file.entry, from, file.listed(&to), &file.extents)?;
         self.note_listed(&to, &file);
         let (id, len_bytes) = (file.id, file.len_bytes);
-        self.names.insert(id, to.clone());
         let old = self.files.insert(to.clone(), file);
         if let Some(old) = &old {
             self.frames.unlist(old.entry, &to);
-            self.names.remove(&old.id);
             self.evictables.forget(old.id);
             self.announce(FileChange::Removed, &to, old.id, old.len_bytes);
         }
@@ -460,8 +458,7 @@ impl Core {
 
     /// Where a file is, by its number.
     pub(crate) fn locate(&self, id: u64) -> Result<Reply, Refusal> {
-        let name = self.names.get(&FileId(id)).ok_or(Refusal::Stale { id })?;
-        let file = self.files.get(name).ok_or(Refusal::Stale { id })?;
+        let (name, file) = self.files.by_id(FileId(id)).ok_or(Refusal::Stale { id })?;
         if file.doing == Some(DRAINED) {
             file_idle(name, file)?;
         }
@@ -490,7 +487,8 @@ impl Core {
         let first = first.unwrap_or_default();
         // The usual case, without a look into the table.
         let is_own = first.number() < self.pool.nr_pages();
-        let memory_type = if is_own { self.memory_type } else { self.type_of(first) };
+        let memory_type =
+            if is_own { self.pagemaps.own_type() } else { self.pagemaps.type_of(first) };
         self.flags_of_type(memory_type, rules, first)
     }
 
@@ -510,7 +508,7 @@ impl Core {
         rules: FileRules,
         pfn: Pfn,
     ) -> FolioFlags {
-        let stance = match self.holder_id() {
+        let stance = match self.holder.id() {
             Some(_) => HolderStance::NotAsked,
             None => HolderStance::Absent,
         };
@@ -531,7 +529,7 @@ impl Core {
     }
 
     fn republish_open(&mut self) {
-        let names: Vec<FileName> = self.files.keys().cloned().collect();
+        let names: Vec<FileName> = self.files.iter().map(|(name, _)| name.clone()).collect();
         for name in names {
             let Some(mut file) = self.files.get(&name).cloned() else { continue };
             if file.doing == Some(DRAINED) {
@@ -542,7 +540,7 @@ impl Core {
             self.frames.set_flags(&mut file.extents, flags);
             self.adopt(&name, file);
         }
-        self.restore_all_again();
+        self.restorations.all_again();
     }
 }
 
@@ -579,6 +577,15 @@ fn too_long(spec: &CreateSpec, pages: Option<u64>, places: &str, most_pages: u64
         _ => format!("{places} has {has} bytes"),
     };
     Refusal::BadLength { name: spec.name.to_string(), len_bytes: spec.len_bytes, why }
+}
+
+/// The largest folios that a file asks for.
+const fn largest_level(size: FolioSize) -> Level {
+    match size {
+        FolioSize::Pages4K => Level::Pte,
+        FolioSize::Pages2M => Level::Pmd,
+        FolioSize::BestFit | FolioSize::Pages1G => Level::Pud,
+    }
 }
 
 /// What a draft's life word becomes when it is published.

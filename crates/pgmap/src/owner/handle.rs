@@ -159,17 +159,17 @@ impl Shared {
         let outcome = act(&mut state.core);
         let reply = match outcome {
             Outcome::Answer(reply) => {
-                state.core.consult_holder();
+                state.core.holder.pass_questions();
                 let core = &state.core;
                 let has_work = core.is_draining() || core.evicts_ahead();
-                if has_work || core.has_messages() || core.awaits_transfers() {
+                if has_work || core.has_messages() || core.dead.awaits_transfers() {
                     self.wake();
                 }
                 reply
             }
             Outcome::Later(ticket) => {
                 state.waiting.insert(ticket);
-                state.core.consult_holder();
+                state.core.holder.pass_questions();
                 self.wake();
                 let mut deadline = Deadline::after(limit);
                 loop {
@@ -181,7 +181,9 @@ impl Shared {
                         let why = format!("it stopped during a {name}");
                         return Err(Error::OwnerGone { why });
                     }
-                    if state.core.is_populating(ticket) || state.core.is_taking_down(ticket) {
+                    if state.core.populations.is_waited_for(ticket)
+                        || state.core.pagemaps.is_taking_down(ticket)
+                    {
                         deadline = Deadline::after(limit);
                     }
                     let left = deadline.left();
@@ -338,7 +340,7 @@ impl Owner {
         }
         let mut state = self.shared.lock_running()?;
         let nr_left = process::descriptors_left();
-        if !state.core.set_client_limit(nr_left) {
+        if !state.core.clients.set_limit(nr_left) {
             let full = std::io::Error::from_raw_os_error(EMFILE);
             return Err(OsError::new(
                 "serve clients at",
@@ -534,7 +536,7 @@ impl Owner {
     #[must_use]
     pub fn pagemap_at(&self, pfn: u64) -> Option<(PagemapId, MemoryType)> {
         let state = self.shared.lock_running().ok()?;
-        let map = state.core.pagemaps.get(pgmap_mm::pfn::Pfn::new(pfn)?)?;
+        let map = state.core.pagemaps.at(pgmap_mm::pfn::Pfn::new(pfn)?)?;
         Some((map.id(), map.memory_type()))
     }
 

@@ -139,39 +139,17 @@ impl Core {
         line: HolderLine,
         patience_ms: u64,
     ) -> Result<(), HolderError> {
-        self.holder_slot.register(id)?;
-        self.holder_line = Some(line);
-        self.holder_patience_ms = patience_ms;
+        self.holder.register(id, line, patience_ms)?;
         self.republish();
         Ok(())
     }
 
     /// Lets the holder go. What it was asked and has not answered is answered no.
     pub(crate) fn unset_holder(&mut self, id: HolderId) -> Result<(), HolderError> {
-        self.holder_slot.unregister(id)?;
-        self.holder_line = None;
-        for verdict in self.questions.holder_gone(id) {
+        for verdict in self.holder.unregister(id)? {
             self.hear(&verdict);
         }
         self.republish();
         Ok(())
-    }
-
-    pub(crate) fn holder_id(&self) -> Option<HolderId> {
-        self.holder_slot.holder()
-    }
-
-    /// Tells the holder of something, if there is one.
-    pub(crate) fn tell_holder(&self, call: Call) {
-        if let Some(line) = &self.holder_line {
-            line.call(call);
-        }
-    }
-
-    /// Takes questions to the holder.
-    pub(crate) fn consult_holder(&mut self) {
-        for question in self.take_consultations() {
-            self.tell_holder(Call::Ask(question));
-        }
     }
 }

@@ -7,7 +7,7 @@
 use pgmap_mm::admission::{self, Admission, Denied, Ground, HolderStance};
 use pgmap_mm::drain::ClientId;
 use pgmap_mm::extent::Extent;
-use pgmap_mm::holder::{HolderAnswer, Question, QuestionId, Requester, Verdict};
+use pgmap_mm::holder::{HolderAnswer, QuestionId, Requester, Verdict};
 use pgmap_mm::index::FileId;
 use pgmap_mm::lease::{LeaseId, PastDeadline, Recall};
 use pgmap_mm::ledger::Agent;
@@ -17,24 +17,12 @@ use pgmap_mm::prot::Access;
 use pgmap_mm::runs::SortedRuns;
 use pgmap_os::clock;
 
-use crate::owner::core::{Core, Outcome, Ticket};
+use crate::owner::core::{Core, Outcome};
 use crate::owner::files::file_idle;
+use crate::owner::lease_book::PendingLease;
 use crate::owner::pagemaps::DEVICE;
 use crate::refusal::Refusal;
 use crate::wire::{Event, LeaseGrant, LeaseSpec, Reply};
-
-/// A lease that waits for the holder's answer about one run after another.
-#[derive(Debug)]
-pub(crate) struct PendingLease {
-    ticket: Ticket,
-    client: ClientId,
-    spec: LeaseSpec,
-    question: QuestionId,
-    /// Runs the holder has not been asked about yet.
-    left: Vec<PfnRange>,
-    /// The shortest time granted so far.
-    until_ms: Option<u64>,
-}
 
 impl From<Denied> for Refusal {
     fn from(denied: Denied) -> Self {
@@ -53,7 +41,7 @@ impl Core {
 
     fn admit_lease(&mut self, client: ClientId, spec: LeaseSpec) -> Result<Outcome, Refusal> {
         let parts = self.parts_of(&spec)?;
-        let stance = match self.holder_id() {
+        let stance = match self.holder.id() {
             Some(_) => HolderStance::NotAsked,
             None => HolderStance::Absent,
         };
@@ -70,23 +58,16 @@ impl Core {
         let Some(first) = to_ask.pop() else {
             return self.grant(client, &parts, &spec, until_ms).map(Outcome::Answer);
         };
-        let ticket = self.new_ticket();
+        let ticket = self.outbox.new_ticket();
         let question = self.ask_holder(client, &spec, first)?;
-        let pending = PendingLease { ticket, client, spec, question, left: to_ask, until_ms };
-        self.pending_leases.push(pending);
+        self.leases.wait(PendingLease { ticket, client, spec, question, left: to_ask, until_ms });
         Ok(Outcome::Later(ticket))
-    }
-
-    /// Forgets a lease that nobody waits for any more.
-    pub(crate) fn drop_pending_lease(&mut self, ticket: Ticket) {
-        self.pending_leases.retain(|pending| pending.ticket != ticket);
     }
 
     /// The extents that a lease would cover, and which part of each.
     fn parts_of(&self, spec: &LeaseSpec) -> Result<Vec<(Extent, PfnRange)>, Refusal> {
         let stale = Refusal::Stale { id: spec.file };
-        let name = self.names.get(&FileId(spec.file)).ok_or_else(|| stale.clone())?;
-        let file = self.files.get(name).ok_or(stale)?;
+        let (name, file) = self.files.by_id(FileId(spec.file)).ok_or(stale)?;
         if file.doing != Some(DEVICE) {
             file_idle(name, file)?;
         }
@@ -126,15 +107,14 @@ impl Core {
         holder: HolderStance,
     ) -> Result<Admission, Refusal> {
         let rules = self
-            .names
-            .get(&FileId(spec.file))
-            .and_then(|name| self.files.get(name))
-            .map(|file| file.rules)
+            .files
+            .by_id(FileId(spec.file))
+            .map(|(_, file)| file.rules)
             .ok_or(Refusal::Stale { id: spec.file })?;
         let who = requester(client, spec);
         let request = admission::LongtermRequest { run, who };
         let ground = Ground {
-            memory_type: self.type_of(run.first()),
+            memory_type: self.pagemaps.type_of(run.first()),
             folio: extent.life.flags(),
             range: self.range_flags(rules, run.first()),
             holder,
@@ -149,25 +129,19 @@ impl Core {
         spec: &LeaseSpec,
         until_ms: Option<u64>,
     ) -> Result<Reply, Refusal> {
-        let agent = agent_of(spec);
         let now_ms = clock::monotonic_ms();
-        let mut grants = Vec::with_capacity(parts.len());
-        for (extent, run) in parts {
-            match self.leases.grant(client, *run, agent, now_ms, until_ms) {
-                Ok(id) => grants.push(LeaseGrant {
-                    lease: id.0,
-                    extent: extent.to_words(),
-                    first_pfn: run.start(),
-                    nr_pages: run.nr_pages(),
-                }),
-                Err(error) => {
-                    for granted in grants {
-                        let _ = self.leases.release(client, LeaseId(granted.lease));
-                    }
-                    return Err(Refusal::Denied { why: error.to_string(), errno: error.errno() });
-                }
-            }
-        }
+        let runs = parts.iter().map(|(_, run)| *run);
+        let ids = self
+            .leases
+            .grant(client, runs, agent_of(spec), now_ms, until_ms)
+            .map_err(|error| Refusal::Denied { why: error.to_string(), errno: error.errno() })?;
+        let describe = |(id, (extent, run)): (LeaseId, &(Extent, PfnRange))| LeaseGrant {
+            lease: id.0,
+            extent: extent.to_words(),
+            first_pfn: run.start(),
+            nr_pages: run.nr_pages(),
+        };
+        let grants = ids.into_iter().zip(parts).map(describe).collect();
         let until_ms = until_ms.map(|until_ms| until_ms.saturating_sub(now_ms));
         Ok(Reply::Leased { grants, until_ms })
     }
@@ -201,7 +175,7 @@ impl Core {
                 nr_pages: tell.run.nr_pages(),
                 deadline_ms: wait_ms,
             };
-            self.events.push((tell.client, event));
+            self.outbox.notify(tell.client, event);
         }
     }
 
@@ -211,54 +185,33 @@ impl Core {
         spec: &LeaseSpec,
         run: PfnRange,
     ) -> Result<QuestionId, Refusal> {
-        let holder = self.holder_id().ok_or_else(|| Refusal::Denied {
-            why: "the holder that had to be asked has gone".into(),
-            errno: pgmap_mm::error::errno::EACCES,
-        })?;
-        let now_ms = clock::monotonic_ms();
-        let deadline_ms = now_ms.saturating_add(self.holder_patience_ms);
-        let question = self
-            .questions
-            .ask(holder, run, requester(client, spec), now_ms, deadline_ms)
-            .map_err(|error| Refusal::Denied { why: error.to_string(), errno: error.errno() })?;
-        self.consultations.push(question);
-        Ok(question.id)
+        self.holder.ask(run, requester(client, spec), clock::monotonic_ms())
     }
 
     /// The holder answered a question, or panicked over it.
     pub fn holder_answered(&mut self, question: QuestionId, answer: Option<HolderAnswer>) {
-        let verdict = self.questions.answer(question, answer, clock::monotonic_ms());
-        if let Some(verdict) = verdict {
+        if let Some(verdict) = self.holder.answer(question, answer, clock::monotonic_ms()) {
             self.hear(&verdict);
         }
-    }
-
-    /// Questions for the holder that nobody has taken to it yet.
-    pub fn take_consultations(&mut self) -> Vec<Question> {
-        std::mem::take(&mut self.consultations)
     }
 
     /// Denies what the holder left unanswered, and lets leases lapse.
     pub(crate) fn expire_leases(&mut self) {
         let now_ms = clock::monotonic_ms();
-        for verdict in self.questions.expire(now_ms) {
+        for verdict in self.holder.expire(now_ms) {
             self.hear(&verdict);
         }
-        // A recall's deadline is the cut's own, which answers; here the table only takes note.
-        drop(self.leases.expire(now_ms));
+        self.leases.expire(now_ms);
     }
 
     pub(crate) fn hear(&mut self, verdict: &Verdict) {
-        let place =
-            self.pending_leases.iter().position(|pending| pending.question == verdict.question.id);
-        let Some(place) = place else { return };
-        let mut pending = self.pending_leases.swap_remove(place);
+        let Some(mut pending) = self.leases.take_waiting(verdict.question.id) else { return };
         let ticket = pending.ticket;
         let outcome = self.go_on(&mut pending, verdict.answer);
         match outcome {
-            Ok(Some(reply)) => self.answers.push((ticket, reply)),
-            Ok(None) => self.pending_leases.push(pending),
-            Err(refusal) => self.answers.push((ticket, Reply::Refused(refusal))),
+            Ok(Some(reply)) => self.outbox.answer(ticket, reply),
+            Ok(None) => self.leases.wait(pending),
+            Err(refusal) => self.outbox.refuse(ticket, refusal),
         }
     }
 
@@ -288,12 +241,8 @@ impl Core {
 
     /// What a dead client asked for and leased.
     pub(crate) fn reap_leases(&mut self, client: ClientId) {
-        self.questions.client_died(client);
-        self.pending_leases.retain(|pending| pending.client != client);
-        // Its slots say which frames a device may still write to; they are orphans already.
-        for lease in self.leases.client_died(client).orphaned {
-            let _ = self.leases.release_stranded(lease.id);
-        }
+        self.holder.client_died(client);
+        self.leases.client_died(client);
     }
 }
 

@@ -4,7 +4,6 @@
 //! A pagemap's bytes lie in the pool's data file at its frames' offsets, inside the capacity that
 //! the pool was made with. It ends with its owner: a restarted one adds it again.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use pgmap_mm::descriptor::{Descriptor, FolioState};
@@ -14,39 +13,22 @@ use pgmap_mm::holder::DrainReason;
 use pgmap_mm::index::{Facts, FileId};
 use pgmap_mm::level::Level;
 use pgmap_mm::pagemap::{
-    DeviceRange, FailureFlags, PagemapError, PagemapId, PagemapOps, PagemapSpec, Step, Teardown,
-    TeardownError,
+    DeviceRange, FailureFlags, PagemapError, PagemapId, PagemapOps, PagemapSpec, TeardownError,
 };
-use pgmap_mm::pfn::{Pfn, PfnRange};
-use pgmap_mm::runs::SortedRuns;
+use pgmap_mm::pfn::PfnRange;
 use pgmap_os::{clock, process};
 
 use crate::metadata::FileMetadata;
 use crate::name::FileName;
-use crate::owner::core::{Core, FileRecord, Outcome, Ticket};
+use crate::owner::core::{Core, Outcome, Ticket};
 use crate::owner::drains::{PendingDrain, Purpose};
+use crate::owner::file_book::FileRecord;
 use crate::owner::frames::{Listed, STEP_FOLIOS};
 use crate::owner::holders::Call;
+use crate::owner::pagemap_book::{Device, Takedown};
 use crate::owner::scans::{PendingScan, Scanning};
 use crate::refusal::Refusal;
 use crate::wire::{FileRules, OnDeadline, Reply};
-
-/// What the owner keeps of a pagemap beside the table's line.
-pub(crate) struct Device {
-    pub name: FileName,
-    pub runs: SortedRuns,
-    ops: Option<Arc<dyn PagemapOps>>,
-    teardown: Option<Teardown>,
-}
-
-impl std::fmt::Debug for Device {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Device").field("name", &self.name).field("runs", &self.runs).finish()
-    }
-}
-
-/// The pagemaps' devices.
-pub(crate) type Devices = BTreeMap<PagemapId, Device>;
 
 /// A teardown that waits for holders.
 #[derive(Debug)]
@@ -61,16 +43,6 @@ impl Unplug {
     pub(crate) const fn deadline_ms(&self) -> u64 {
         self.started_ms.saturating_add(self.wait_ms)
     }
-}
-
-/// A pagemap whose frames nobody holds: the driver is notified of each folio, and its memory goes,
-/// in bounded steps.
-#[derive(Debug)]
-pub(crate) struct Takedown {
-    unplug: Unplug,
-    device: Device,
-    /// The frames that are left to do.
-    rest: VecDeque<PfnRange>,
 }
 
 impl From<PagemapError> for Refusal {
@@ -94,7 +66,7 @@ impl Core {
         ops: Option<Arc<dyn PagemapOps>>,
     ) -> Result<PagemapId, Refusal> {
         self.check_open()?;
-        if self.files.contains_key(name) {
+        if self.files.contains(name) {
             return Err(Refusal::Exists { name: name.to_string() });
         }
         let smallest = self.frames.smallest();
@@ -124,13 +96,8 @@ impl Core {
         let stamp = self.frames.take_stamp()?;
         let present = ops.as_ref().map_or(spec.ops, |ops| ops.present());
         let spec = PagemapSpec { ops: present, ..spec.clone() };
-        let id = self.pagemaps.add(&spec)?;
-        let added = self.pagemaps.by_id(id).map(|map| {
-            (map.usable_runs().collect::<SortedRuns>(), map.largest(), map.memory_type())
-        });
-        let Some((runs, largest, memory_type)) = added else {
-            return Err(Refusal::Internal { why: "a pagemap vanished as it was made".into() });
-        };
+        let (id, runs, map) = self.pagemaps.add(&spec)?;
+        let (largest, memory_type) = (map.largest(), map.memory_type());
         let first = runs.iter().next().map(PfnRange::first).unwrap_or_default();
         let flags = self.flags_of_type(memory_type, FileRules::default(), first);
         let word = Descriptor::new(FolioState::Live, flags, stamp);
@@ -141,12 +108,12 @@ impl Core {
         let extents = match brought_up {
             Ok(extents) => extents,
             Err(refusal) => {
-                self.drop_pagemap(id);
+                self.pagemaps.remove(id);
                 return Err(refusal);
             }
         };
         self.show_pagemap(name, FileId(stamp.number()), extents, largest)?;
-        self.devices.insert(id, Device { name: name.clone(), runs, ops, teardown: None });
+        self.pagemaps.add_device(id, Device::new(name.clone(), runs, ops));
         Ok(id)
     }
 
@@ -161,7 +128,6 @@ impl Core {
         let len_bytes = extents.iter().map(|extent| extent.run.len_bytes()).sum();
         let facts = Facts::new(id, len_bytes);
         let entry = self.frames.list(Listed { name, facts }, &extents)?;
-        self.names.insert(id, name.clone());
         let file = FileRecord {
             id,
             len_bytes,
@@ -177,22 +143,12 @@ impl Core {
         Ok(())
     }
 
-    /// Takes a pagemap that was not brought up out of the table again.
-    pub(crate) fn drop_pagemap(&mut self, id: PagemapId) {
-        let Ok(mut teardown) = self.pagemaps.begin_teardown(id) else { return };
-        for step in [Step::Kill, Step::Tell, Step::Unmap] {
-            let _ = teardown.done(step, &mut self.pagemaps);
-        }
-        let _ = teardown.drained(0);
-        let _ = teardown.done(Step::Free, &mut self.pagemaps);
-    }
-
     /// Takes a pagemap down: kill, tell, unmap, drain, free (I8). Waits up to `wait_ms` for
     /// holders; past that it is still dying, its frames are nobody else's, and it can be asked
     /// again.
     pub(crate) fn remove_pagemap(&mut self, id: PagemapId, wait_ms: u64) -> Outcome {
         match self.begin_unplug(id, wait_ms) {
-            Ok(ticket) => self.outcome_of(ticket),
+            Ok(ticket) => self.outbox.outcome_of(ticket),
             Err(refusal) => Outcome::Answer(Reply::Refused(refusal)),
         }
     }
@@ -204,31 +160,23 @@ impl Core {
     /// [`TeardownError::Absent`] and [`TeardownError::Begun`] as refusals. Nothing is changed then.
     fn begin_unplug(&mut self, id: PagemapId, wait_ms: u64) -> Result<Ticket, Refusal> {
         let absent = || Refusal::from(TeardownError::Absent { id });
-        let device = self.devices.get_mut(&id).ok_or_else(absent)?;
-        if device.teardown.is_none() {
-            let mut teardown = self.pagemaps.begin_teardown(id)?;
-            let name = device.name.clone();
-            let runs = device.runs.clone();
-            teardown.done(Step::Kill, &mut self.pagemaps)?;
-            if let Some(file) = self.files.remove(&name) {
+        let device = self.pagemaps.device(id).ok_or_else(absent)?;
+        let (name, runs) = (device.name.clone(), device.runs.clone());
+        if !device.is_dying() {
+            let teardown = self.pagemaps.kill(id)?;
+            if let Some((name, file)) = self.files.remove(&name) {
                 self.frames.unlist(file.entry, &name);
-                self.names.remove(&file.id);
                 self.frames.retire(&*file.extents);
             }
             for run in runs.iter() {
-                self.tell_holder(Call::Failure(run, FailureFlags::MEM_PRE_REMOVE));
-                self.tell_holder(Call::Drain(run, DrainReason::Unplug, wait_ms));
+                self.holder.notify(Call::Failure(run, FailureFlags::MEM_PRE_REMOVE));
+                self.holder.notify(Call::Drain(run, DrainReason::Unplug, wait_ms));
             }
-            teardown.done(Step::Tell, &mut self.pagemaps)?;
-            teardown.done(Step::Unmap, &mut self.pagemaps)?;
-            if let Some(device) = self.devices.get_mut(&id) {
-                device.teardown = Some(teardown);
-            }
+            self.pagemaps.killed(id, teardown)?;
         } else if self.is_unplugging(id) {
             return Err(TeardownError::Begun { id }.into());
         }
-        let runs = self.devices.get(&id).map(|device| device.runs.clone()).ok_or_else(absent)?;
-        let ticket = self.new_ticket();
+        let ticket = self.outbox.new_ticket();
         let started_ms = clock::monotonic_ms();
         self.scan_then(runs, Scanning::Unplug(Unplug { ticket, id, started_ms, wait_ms }));
         self.look_on();
@@ -241,12 +189,11 @@ impl Core {
         held.iter().for_each(|run| self.frames.mark_held(run));
         self.ask_holders(&drain, MAX_ASKS, Some(unplug.wait_ms), OnDeadline::Fail);
         let (started_ms, purpose) = (unplug.started_ms, Purpose::Unplug(unplug));
-        self.drains.push_front(PendingDrain { drain, started_ms, purpose, unasked: None });
-        self.nr_to_look_at += 1;
+        self.drains.add_first(PendingDrain { drain, started_ms, purpose, unasked: None });
     }
 
     fn is_unplugging(&self, id: PagemapId) -> bool {
-        let mut scanned = self.scans.iter().filter_map(PendingScan::unplug);
+        let mut scanned = self.drains.scans().filter_map(PendingScan::unplug);
         scanned.any(|unplug| unplug.id == id)
             || self.drains.iter().any(
                 |pending| matches!(&pending.purpose, Purpose::Unplug(unplug) if unplug.id == id),
@@ -255,84 +202,38 @@ impl Core {
 
     /// Nobody holds the pagemap's frames: the driver is notified, and they go.
     pub(crate) fn finish_unplug(&mut self, unplug: Unplug) {
-        let Some(device) = self.devices.remove(&unplug.id) else { return };
+        let Some(runs) = self.pagemaps.begin_takedown(unplug) else { return };
         // What was still to be marked is not needed any more.
-        let runs: Vec<PfnRange> = device.runs.iter().collect();
         self.frames.unmark(&runs);
-        self.takedowns.push_back(Takedown { unplug, device, rest: runs.into() });
         self.take_down_some();
-    }
-
-    /// Whether pagemaps are left of which something is to be taken down.
-    #[must_use]
-    pub fn has_takedowns(&self) -> bool {
-        !self.takedowns.is_empty()
-    }
-
-    /// Whether the pagemap whose removal has this ticket is being taken down.
-    pub(crate) fn is_taking_down(&self, ticket: Ticket) -> bool {
-        self.takedowns.iter().any(|takedown| takedown.unplug.ticket == ticket)
     }
 
     /// Does a step's worth of it.
     pub(crate) fn take_down_some(&mut self) {
         let mut left = STEP_FOLIOS;
-        while let Some(mut takedown) = self.takedowns.pop_front() {
+        while let Some(mut takedown) = self.pagemaps.next_takedown() {
             let ops = takedown.device.ops.as_deref();
             let tell = |folio: PfnRange| ops.into_iter().for_each(|ops| ops.folio_free(folio));
             self.frames.take_down_some(&mut takedown.rest, &mut left, tell);
             if !takedown.rest.is_empty() {
-                return self.takedowns.push_front(takedown);
+                return self.pagemaps.put_back(takedown);
             }
             self.end_takedown(takedown);
         }
     }
 
     fn end_takedown(&mut self, takedown: Takedown) {
-        let Takedown { unplug, mut device, .. } = takedown;
         self.remove_ended_ledgers();
-        if let Some(teardown) = &mut device.teardown {
-            let stepped =
-                teardown.drained(0).and_then(|_| teardown.done(Step::Free, &mut self.pagemaps));
-            if let Err(error) = stepped {
-                tracing::error!(%error, "a pagemap was freed out of turn");
-            }
-        }
-        self.answers.push((unplug.ticket, Reply::Done));
+        self.pagemaps.end_takedown(takedown.device);
+        self.outbox.answer(takedown.unplug.ticket, Reply::Done);
     }
 
     pub(crate) fn give_up_unplug(&mut self, drain: &Drain, started_ms: u64, unplug: &Unplug) {
         let waited_ms = clock::monotonic_ms() - started_ms;
         let holders = self.holders(drain.held(), Some(waited_ms));
-        let name = self.devices.get(&unplug.id).map(|device| device.name.to_string());
+        let name = self.pagemaps.device(unplug.id).map(|device| device.name.to_string());
         let name = name.unwrap_or_default();
-        self.answers
-            .push((unplug.ticket, Reply::Refused(Refusal::Held { name, holders, waited_ms })));
-    }
-
-    /// Asks the driver of the pagemap around `pfn` to deal with a failure of its memory. Says
-    /// whether it did; if not, the generic way follows.
-    pub(crate) fn driver_handles_failure(&self, pfn: Pfn) -> bool {
-        let Some(frame) = PfnRange::new(pfn.number(), 1) else { return false };
-        self.devices
-            .values()
-            .filter(|device| device.runs.overlaps(frame))
-            .filter_map(|device| device.ops.as_ref())
-            .any(|ops| ops.memory_failure(frame, FailureFlags::NONE).is_ok())
-    }
-
-    /// Tells the driver of the pagemap around `pfn` that a folio was split.
-    pub(crate) fn tell_driver_of_split(&self, folio: PfnRange, at: Pfn, to: Level) {
-        for device in self.devices.values().filter(|device| device.runs.overlaps(folio)) {
-            if let Some(ops) = &device.ops {
-                ops.folio_split(folio, at, to);
-            }
-        }
-    }
-
-    /// The type of the memory around `pfn`.
-    pub(crate) fn type_of(&self, pfn: Pfn) -> pgmap_mm::memory_type::MemoryType {
-        self.pagemaps.covering(pfn).map_or(self.memory_type, |map| map.memory_type())
+        self.outbox.refuse(unplug.ticket, Refusal::Held { name, holders, waited_ms });
     }
 }
 
@@ -344,6 +245,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use pgmap_mm::pagemap::OpsPresent;
+    use pgmap_mm::runs::SortedRuns;
 
     use super::*;
     use crate::owner::clients::{Attachment, Identity};
@@ -398,7 +300,7 @@ mod tests {
         assert!(matches!(outcome, Outcome::Later(_)), "{outcome:?}");
         assert!(nr_in(&core, run, FolioState::Dying) <= 1, "its one extent has one life word");
         let mut nr_steps = 0;
-        while core.has_takedowns() {
+        while core.pagemaps.has_takedowns() {
             let before = nr_in(&core, run, FolioState::Offline);
             let (told, again) = (driver.0.load(Ordering::Relaxed), core.remove_pagemap(id, 0));
             assert!(matches!(again, Outcome::Answer(Reply::Refused(_))), "{again:?}");
@@ -420,7 +322,7 @@ mod tests {
     fn a_pagemap_that_is_held_is_marked_in_steps() {
         let (mut core, id, driver, run) = core_with_pagemap();
         let (client, attachment): (_, Attachment) = core.attach(Identity::own(), false).unwrap();
-        core.clients.get_mut(&client).unwrap().may_hold = Some(SortedRuns::new(vec![run]));
+        core.clients.get_mut(client).unwrap().may_hold = Some(SortedRuns::new(vec![run]));
         let outcome = core.remove_pagemap(id, 0);
         let Outcome::Answer(Reply::Refused(Refusal::Held { .. })) = outcome else {
             panic!("{outcome:?}")
@@ -439,7 +341,7 @@ mod tests {
         core.reap(client);
         let outcome = core.remove_pagemap(id, 0);
         assert!(matches!(outcome, Outcome::Later(_)), "{outcome:?}");
-        while core.has_takedowns() {
+        while core.pagemaps.has_takedowns() {
             core.look_on();
         }
         assert_eq!(driver.0.load(Ordering::Relaxed), NR_PAGES);

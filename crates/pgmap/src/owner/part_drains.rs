@@ -40,52 +40,18 @@ use pgmap_os::clock;
 
 use crate::name::FileName;
 use crate::owner::backing::{Backing, BackingState};
-use crate::owner::core::{Core, FileRecord, Outcome, Ticket};
+use crate::owner::core::{Core, Outcome, Ticket};
 use crate::owner::drains::{PendingDrain, Purpose};
+use crate::owner::file_book::FileRecord;
 use crate::owner::files::file_idle;
 use crate::owner::holders::Call;
-use crate::owner::restore::Restoration;
+use crate::owner::part_list::{PartDrain, Waits};
 use crate::owner::scans::Scanning;
 use crate::refusal::Refusal;
 use crate::wire::{OnDeadline, Reply};
 
 /// What is being done to a file of which some lies in a part that is drained.
 pub(crate) const DRAINED: &str = "drained with the memory that it lies in";
-
-/// A part of the pool that is drained, or is being drained.
-#[derive(Debug)]
-pub(crate) struct PartDrain {
-    runs: Arc<SortedRuns>,
-    /// The number of its backing.
-    backing: u64,
-    /// As errors call it.
-    name: String,
-    /// Whether it is a further backing, of which nothing is kept.
-    is_given_up: bool,
-    /// Who waits for it; nobody any more once it is drained.
-    waits: Option<Waits>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Waits {
-    ticket: Ticket,
-    started_ms: u64,
-    wait_ms: u64,
-}
-
-impl PartDrain {
-    fn is_for(&self, ticket: Ticket) -> bool {
-        self.waits.is_some_and(|waits| waits.ticket == ticket)
-    }
-
-    fn overlaps(&self, runs: &SortedRuns) -> bool {
-        runs.iter().any(|run| self.runs.overlaps(run))
-    }
-
-    pub(crate) fn deadline_ms(&self) -> Option<u64> {
-        self.waits.map(|waits| waits.started_ms.saturating_add(waits.wait_ms))
-    }
-}
 
 impl Core {
     /// Drains `bytes` of a backing, or all of it, waiting up to `wait_ms` for holders.
@@ -98,7 +64,7 @@ impl Core {
         match self.begin_part(backing, bytes, wait_ms) {
             Ok(ticket) => {
                 self.look_on();
-                self.outcome_of(ticket)
+                self.outbox.outcome_of(ticket)
             }
             Err(refusal) => Outcome::Answer(Reply::Refused(refusal)),
         }
@@ -130,10 +96,10 @@ impl Core {
         for (file_name, file) in self.files.iter().filter(|(_, file)| lies_in(file, &runs)) {
             file_idle(file_name, file)?;
         }
-        let (ticket, started_ms) = (self.new_ticket(), clock::monotonic_ms());
+        let (ticket, started_ms) = (self.outbox.new_ticket(), clock::monotonic_ms());
         let until_ms = started_ms.saturating_add(wait_ms);
         for run in runs.iter() {
-            self.tell_holder(Call::Drain(run, DrainReason::Operator, until_ms));
+            self.holder.notify(Call::Drain(run, DrainReason::Operator, until_ms));
         }
         if is_given_up {
             self.frames.backings_mut().set_state(id, BackingState::Leaving);
@@ -141,7 +107,7 @@ impl Core {
         let runs = Arc::new(runs);
         let waits = Some(Waits { ticket, started_ms, wait_ms });
         let part = PartDrain { runs: Arc::clone(&runs), backing: id, name, is_given_up, waits };
-        self.parts.push(part);
+        self.parts.add(part);
         self.shut_files_in(&runs);
         self.withhold(&runs, is_given_up);
         self.scan_then((*runs).clone(), Scanning::Part(ticket));
@@ -197,9 +163,9 @@ impl Core {
 
     /// Shuts the files in `runs` that are open. Returns whether there were any.
     fn shut_files_in(&mut self, runs: &SortedRuns) -> bool {
-        let open = self.files.iter_mut().filter(|(_, file)| file.doing.is_none());
+        let open = self.files.values_mut().filter(|file| file.doing.is_none());
         let mut has_shut = false;
-        for (_, file) in open.filter(|(_, file)| lies_in(file, runs)) {
+        for file in open.filter(|file| lies_in(file, runs)) {
             file.doing = Some(DRAINED);
             let there: Vec<Extent> = extents_in(file, runs).copied().collect();
             self.frames.shut(&there);
@@ -226,21 +192,15 @@ impl Core {
 
     /// Everything that is held of a part is known now: its holders are asked for it.
     pub(crate) fn part_after(&mut self, drain: Drain, ticket: Ticket) {
-        let Some(waits) =
-            self.parts.iter().find_map(|part| part.waits.filter(|_| part.is_for(ticket)))
-        else {
-            return;
-        };
+        let Some((_, waits)) = self.parts.waited_for(ticket) else { return };
         self.ask_holders(&drain, MAX_ASKS, Some(waits.wait_ms), OnDeadline::Fail);
         let (started_ms, purpose) = (waits.started_ms, Purpose::Part(ticket));
-        self.drains.push_front(PendingDrain { drain, started_ms, purpose, unasked: None });
-        self.nr_to_look_at += 1;
+        self.drains.add_first(PendingDrain { drain, started_ms, purpose, unasked: None });
     }
 
     /// All holds on a part were looked at.
     pub(crate) fn look_at_part(&mut self, drain: Drain, ticket: Ticket) {
-        let Some(part) = self.parts.iter().find(|part| part.is_for(ticket)) else { return };
-        let Some(Waits { started_ms, wait_ms, .. }) = part.waits else { return };
+        let Some((part, waits)) = self.parts.waited_for(ticket) else { return };
         let (runs, is_given_up) = (Arc::clone(&part.runs), part.is_given_up);
         self.withhold(&runs, is_given_up);
         if self.shut_files_in(&runs) {
@@ -249,28 +209,25 @@ impl Core {
         if drain.is_idle() && self.why_unsettled(&runs).is_none() {
             return self.finish_part(ticket);
         }
-        if started_ms.saturating_add(wait_ms) <= clock::monotonic_ms() {
+        if waits.deadline_ms() <= clock::monotonic_ms() {
             return self.give_up_part(&drain, ticket);
         }
-        let purpose = Purpose::Part(ticket);
-        self.drains.push_back(PendingDrain { drain, started_ms, purpose, unasked: None });
+        let (started_ms, purpose) = (waits.started_ms, Purpose::Part(ticket));
+        self.drains.add_last(PendingDrain { drain, started_ms, purpose, unasked: None });
     }
 
     /// What beside holders is in the way, if anything is.
     fn why_unsettled(&self, runs: &SortedRuns) -> Option<String> {
         let is_there = |run: PfnRange| runs.overlaps(run);
         let is_draft = |extents: &[Extent]| extents.iter().any(|extent| is_there(extent.run));
-        if let Some(draft) = self.drafts.values().find(|draft| is_draft(&draft.extents)) {
+        let mut drafts = self.files.drafts();
+        if let Some((_, draft)) = drafts.find(|(_, draft)| is_draft(&draft.extents)) {
             return Some(format!(
                 "used by the file \"{}\", which is not committed yet",
                 draft.name
             ));
         }
-        let going = self.drains.iter().flat_map(PendingDrain::going);
-        let scanned = self.scans.iter().filter(|scan| !scan.is_of_all());
-        let scanned = scanned.flat_map(|scan| scan.runs().iter());
-        let restored = self.restorations.iter().flat_map(Restoration::runs);
-        if going.chain(scanned).chain(restored).any(is_there)
+        if self.drains.going().chain(self.restorations.runs()).any(is_there)
             || runs.iter().any(|run| self.frames.is_in_backlog(run))
         {
             return Some("freed by whoever had it; wait a little longer".into());
@@ -283,21 +240,20 @@ impl Core {
 
     /// Nobody holds any of it.
     fn finish_part(&mut self, ticket: Ticket) {
-        let Some(place) = self.parts.iter().position(|part| part.is_for(ticket)) else { return };
-        if self.parts[place].is_given_up {
-            let part = self.parts.swap_remove(place);
+        let Some((part, _)) = self.parts.waited_for(ticket) else { return };
+        if !part.is_given_up {
+            self.parts.set_drained(ticket);
+        } else if let Some(part) = self.parts.take_waited_for(ticket) {
             self.give_backing_up(part.backing, &part.runs);
-        } else {
-            self.parts[place].waits = None;
         }
-        self.answers.push((ticket, Reply::Done));
+        self.outbox.answer(ticket, Reply::Done);
     }
 
     /// The deadline passed, and something is in the way.
     fn give_up_part(&mut self, drain: &Drain, ticket: Ticket) {
         let Some(part) = self.end_part(ticket) else { return };
         let waited_ms = part.waits.map_or(0, |it| clock::monotonic_ms() - it.started_ms);
-        self.leases.call_off(drain.runs());
+        self.leases.call_off_recall(drain.runs());
         let holders = self.holders(drain.held(), Some(waited_ms));
         let name = part.name;
         let refusal = if holders.is_empty() {
@@ -306,17 +262,18 @@ impl Core {
         } else {
             Refusal::Held { name, holders, waited_ms }
         };
-        self.answers.push((ticket, Reply::Refused(refusal)));
+        self.outbox.refuse(ticket, refusal);
     }
 
     /// Takes the drain for `ticket` out of the list, and opens what it shut.
     fn end_part(&mut self, ticket: Ticket) -> Option<PartDrain> {
-        let place = self.parts.iter().position(|part| part.is_for(ticket))?;
-        Some(self.open_part_at(place))
+        let part = self.parts.take_waited_for(ticket)?;
+        self.open_part(&part);
+        Some(part)
     }
 
-    fn open_part_at(&mut self, place: usize) -> PartDrain {
-        let part = self.parts.swap_remove(place);
+    /// Opens what a drain that ends had shut, under the policy of now.
+    fn open_part(&mut self, part: &PartDrain) {
         if part.is_given_up {
             let backing = self.frames.backings().iter().find(|backing| backing.id == part.backing);
             if backing.is_some_and(|backing| backing.state == BackingState::Leaving) {
@@ -325,20 +282,16 @@ impl Core {
         }
         part.runs.iter().for_each(|run| self.frames.end_withholding(run));
         self.open_files_in(&part.runs);
-        part
     }
 
     /// Calls off the drain with this ticket. Says whether there was one.
     pub(crate) fn call_off_part(&mut self, ticket: Ticket) -> bool {
         let Some(part) = self.end_part(ticket) else { return false };
-        self.scans.retain(|scan| scan.part() != Some(ticket));
+        while self.drains.take_scan(|scan| scan.part() == Some(ticket)).is_some() {}
         let is_its =
             |pending: &PendingDrain| matches!(pending.purpose, Purpose::Part(its) if its == ticket);
-        if let Some(place) = self.drains.iter().position(is_its) {
-            self.nr_to_look_at -= usize::from(place < self.nr_to_look_at);
-            self.drains.remove(place);
-        }
-        self.leases.call_off(&part.runs);
+        let _ = self.drains.take(is_its);
+        self.leases.call_off_recall(&part.runs);
         true
     }
 
@@ -350,14 +303,14 @@ impl Core {
 
     /// Ends all drains of parts of a backing.
     pub(crate) fn end_parts_of(&mut self, id: u64) {
-        while let Some(place) = self.parts.iter().position(|part| part.backing == id) {
-            let Some(Waits { ticket, .. }) = self.parts[place].waits else {
-                self.open_part_at(place);
-                continue;
-            };
-            let name = self.parts[place].name.clone();
-            self.call_off_part(ticket);
-            self.answers.push((ticket, Reply::Refused(Refusal::CalledOff { name })));
+        while let Some(part) = self.parts.of_backing(id) {
+            if let Some(Waits { ticket, .. }) = part.waits {
+                let name = part.name.clone();
+                self.call_off_part(ticket);
+                self.outbox.refuse(ticket, Refusal::CalledOff { name });
+            } else if let Some(part) = self.parts.take(|part| part.backing == id) {
+                self.open_part(&part);
+            }
         }
     }
 
@@ -375,14 +328,14 @@ impl Core {
             let is_there = runs.as_ref().is_none_or(|runs| part.overlaps(runs));
             part.backing == id && part.waits.is_none() && is_there
         };
-        let Some(first) = self.parts.iter().position(is_meant) else {
+        let Some(first) = self.parts.take(is_meant) else {
             return Err(Refusal::Invalid {
                 why: format!("nothing of \"{name}\" there is drained"),
             });
         };
-        self.open_part_at(first);
-        while let Some(next) = self.parts.iter().position(is_meant) {
-            self.open_part_at(next);
+        self.open_part(&first);
+        while let Some(next) = self.parts.take(is_meant) {
+            self.open_part(&next);
         }
         Ok(Reply::Done)
     }
@@ -394,7 +347,7 @@ impl Core {
     /// [`Refusal::Denied`] with `EBUSY` where nobody will look again: the frame is out of use.
     pub(crate) fn open_for_failure(&mut self, pfn: Pfn) -> Result<(), Refusal> {
         let Some(one) = PfnRange::new(pfn.number(), 1) else { return Ok(()) };
-        let Some(part) = self.parts.iter().find(|part| part.runs.overlaps(one)) else {
+        let Some(part) = self.parts.at(one) else {
             return Ok(());
         };
         if part.waits.is_none() {
@@ -409,17 +362,11 @@ impl Core {
 
     /// Refuses while a part of the backing is drained.
     pub(crate) fn refuse_parts_of(&self, backing: &Backing) -> Result<(), Refusal> {
-        let Some(part) = self.parts.iter().find(|part| part.backing == backing.id) else {
+        let Some(part) = self.parts.of_backing(backing.id) else {
             return Ok(());
         };
         let doing = format!("drained, as {}; undo that first", part.name);
         Err(Refusal::InUse { name: backing.name.clone(), doing })
-    }
-
-    /// Bytes of a backing that are out of use because they were drained.
-    pub(crate) fn drained_bytes(&self, id: u64) -> u64 {
-        let drained = self.parts.iter().filter(|part| part.backing == id && part.waits.is_none());
-        drained.map(|part| part.runs.nr_pages() * PAGE_BYTES).sum()
     }
 }
 
@@ -514,7 +461,7 @@ mod tests {
         let located = world.core.locate(id).unwrap_err();
         assert!(located.to_string().contains(DRAINED), "{located}");
         assert_eq!(world.core.frames.free_pages(), 0);
-        assert_eq!(world.core.drained_bytes(0), (NR_PAGES - 16) * PAGE_BYTES);
+        assert_eq!(world.core.parts.drained_bytes(0), (NR_PAGES - 16) * PAGE_BYTES);
         let refused = world.core.unlink(&[name_of("a")]);
         assert!(format!("{refused:?}").contains(DRAINED), "{refused:?}");
         let Outcome::Answer(Reply::Created(made)) = world.create("c", 1) else { panic!() };
@@ -540,7 +487,7 @@ mod tests {
         let mut world = world();
         let Outcome::Answer(Reply::Created(made)) = world.create("c", 4) else { panic!() };
         let draft = made[0].as_ref().unwrap().id;
-        let pages = world.core.drafts.values().next().unwrap().extents[0].run;
+        let pages = world.core.files.drafts().next().unwrap().1.extents[0].run;
         let outcome = world.drain(pages.start()..pages.end(), 60_000);
         let Outcome::Later(ticket) = outcome else { panic!("{outcome:?}") };
         world.core.look_again();
@@ -548,7 +495,7 @@ mod tests {
         drop(world.core.handle(world.client, commit));
         assert!(world.is_open("c"));
         world.core.look_again();
-        let outcome = world.core.outcome_of(ticket);
+        let outcome = world.core.outbox.outcome_of(ticket);
         assert!(matches!(outcome, Outcome::Answer(Reply::Done)), "{outcome:?}");
         assert!(!world.is_open("c"));
     }
@@ -563,7 +510,7 @@ mod tests {
         let Outcome::Later(ticket) = outcome else { panic!("{outcome:?}") };
         assert!(!world.is_open("a"));
         world.core.call_off(ticket);
-        let drafts: Vec<u64> = world.core.drafts.keys().map(|id| id.0).collect();
+        let drafts: Vec<u64> = world.core.files.drafts().map(|(id, _)| id.0).collect();
         drop(world.core.handle(world.client, Request::Abort(drafts)));
         world.core.look_again();
         world.everything_is_as_before();
@@ -590,12 +537,12 @@ mod tests {
         let a = world.pages_of("a");
         assert!(matches!(world.drain(a, 0), Outcome::Answer(Reply::Done)));
         let Outcome::Answer(Reply::Created(_)) = world.create("c", 4) else { panic!() };
-        let pages = world.core.drafts.values().next().unwrap().extents[0].run;
+        let pages = world.core.files.drafts().next().unwrap().1.extents[0].run;
         let Outcome::Later(part) = world.drain(pages.start()..pages.end(), 60_000) else {
             panic!()
         };
         let closed = world.core.close(0);
-        let ended = world.core.outcome_of(part);
+        let ended = world.core.outbox.outcome_of(part);
         assert!(format!("{ended:?}").contains("CalledOff"), "{ended:?}");
         drop(closed);
         assert!(world.core.parts.is_empty());

@@ -16,7 +16,8 @@ use pgmap_mm::runs::SortedRuns;
 
 use crate::name::FileName;
 use crate::owner::backing::Backing;
-use crate::owner::core::{Core, FileRecord};
+use crate::owner::core::Core;
+use crate::owner::file_book::FileRecord;
 use crate::owner::files::file_idle;
 use crate::owner::frames::frame_of;
 use crate::owner::holders::Call;
@@ -35,11 +36,11 @@ impl Core {
     /// Takes the frame `pfn` out of use and tells its holders.
     pub(crate) fn memory_failure(&mut self, pfn: u64) -> Result<Reply, Refusal> {
         let pfn = Pfn::new(pfn)
-            .filter(|pfn| self.pagemaps.get(*pfn).is_some_and(|map| map.pfn_valid(*pfn)))
+            .filter(|pfn| self.pagemaps.at(*pfn).is_some_and(|map| map.pfn_valid(*pfn)))
             .ok_or_else(|| Refusal::Invalid {
                 why: format!("frame {pfn:#x} is not in the pool"),
             })?;
-        if self.driver_handles_failure(pfn) {
+        if self.pagemaps.driver_handles_failure(pfn) {
             return Ok(Reply::Done);
         }
         if self.is_closed() {
@@ -68,17 +69,17 @@ impl Core {
                 self.files.get(name).map(|file| (file.extents[*at], file.extents.len()))
             }
             Place::Draft(id, at) => {
-                self.drafts.get(id).map(|draft| (draft.extents[*at], draft.extents.len()))
+                self.files.draft(*id).map(|draft| (draft.extents[*at], draft.extents.len()))
             }
             Place::Nowhere => None,
         };
         let extent = extent.as_ref().map(|(extent, nr_extents)| (extent, *nr_extents));
         let folio = PfnRange::new(pfn.number(), 1).and_then(|run| self.frames.whole_folios(run));
         let isolated = self.frames.fail(pfn, extent)?;
-        folio.into_iter().for_each(|folio| self.restore_again(folio));
+        folio.into_iter().for_each(|folio| self.restorations.again(folio));
         let file = self.adopt_pieces(&place, &isolated);
         self.tell_of_failure(isolated.frame, file);
-        self.tell_holder(Call::Failure(isolated.frame, FailureFlags::NONE));
+        self.holder.notify(Call::Failure(isolated.frame, FailureFlags::NONE));
         Ok(Reply::Done)
     }
 
@@ -91,7 +92,7 @@ impl Core {
                 return Place::File(name.clone(), at);
             }
         }
-        for (&id, draft) in self.drafts.iter() {
+        for (id, draft) in self.files.drafts() {
             if let Some(at) = in_extents(&draft.extents) {
                 return Place::Draft(id, at);
             }
@@ -109,7 +110,7 @@ impl Core {
                 Some(name.to_string())
             }
             Place::Draft(id, at) => {
-                let draft = self.drafts.get_mut(id)?;
+                let draft = self.files.draft_mut(*id)?;
                 draft.extents.splice(*at..=*at, isolated.pieces.iter().copied());
                 Some(draft.name.to_string())
             }
@@ -120,10 +121,7 @@ impl Core {
     fn tell_of_failure(&mut self, frame: PfnRange, file: Option<String>) {
         for held in self.scan_for(SortedRuns::new(vec![frame])).held() {
             let event = Event::MemoryFailure { file: file.clone(), pfn: frame.start() };
-            let told = (held.client, event);
-            if !self.events.contains(&told) {
-                self.events.push(told);
-            }
+            self.outbox.notify_once(held.client, event);
         }
     }
 
@@ -140,8 +138,7 @@ impl Core {
         offset: u64,
         bytes: &[u8],
     ) -> Result<Reply, Refusal> {
-        let file =
-            self.files.get(name).ok_or_else(|| Refusal::NotFound { name: name.to_string() })?;
+        let file = self.files.find(name)?;
         file_idle(name, file)?;
         if !offset.is_multiple_of(PAGE_BYTES) || bytes.len() as u64 != PAGE_BYTES {
             let why =
@@ -176,12 +173,12 @@ impl Core {
         self.record(&[Change::Put(name, file.stored()), Change::Healthy(run.start())])?;
         self.frames.heal(run, live)?;
         self.relist(name, &file)?;
-        self.files.insert(name.clone(), file);
+        self.files.update(name, file);
         Ok(Reply::Done)
     }
 
     fn refuse_while_held(&self, name: &FileName, run: PfnRange) -> Result<(), Refusal> {
-        let ledgers = self.clients.iter().map(|(&id, client)| (id, &client.ledger));
+        let ledgers = self.clients.ledgers();
         let held = scan(&SortedRuns::new(vec![run]), ledgers);
         if held.is_empty() {
             return Ok(());
@@ -218,11 +215,11 @@ impl Core {
 
     /// Whether a drain waits for `run`, or a client holds it.
     fn is_awaited(&self, run: PfnRange) -> bool {
-        let ledgers = self.clients.iter().map(|(&id, client)| (id, &client.ledger));
+        let ledgers = self.clients.ledgers();
         self.drains.iter().any(|pending| pending.drain.runs().overlaps(run))
-            || self.scans.iter().any(|pending| pending.runs().overlaps(run))
+            || self.drains.scans().any(|pending| pending.runs().overlaps(run))
             || self.frames.is_in_backlog(run)
-            || self.is_being_restored(run)
+            || self.restorations.overlaps(run)
             || !scan(&SortedRuns::new(vec![run]), ledgers).is_empty()
     }
 }

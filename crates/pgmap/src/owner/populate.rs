@@ -5,7 +5,14 @@
 //! memory is there. A step is taken without the books' lock: only the thread that runs the owner's
 //! loop takes them, and a frame whose draft is still in the books is freed, and its memory given
 //! back, by nobody.
+//!
+//! # Invariants
+//!
+//! - The answer to a population's ticket comes once its last step was taken, and not if it was
+//!   given up.
+//! - A draft that lacks memory is the client's own, and cannot be committed.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -53,6 +60,49 @@ impl Step {
     }
 }
 
+/// The populations that have not ended. Steps are taken of the first.
+#[derive(Debug, Default)]
+pub(crate) struct Populations {
+    queue: VecDeque<Population>,
+}
+
+impl Populations {
+    fn add(&mut self, population: Population) {
+        self.queue.push_back(population);
+    }
+
+    /// Whether no step of a population is due.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Whether the answer to this ticket waits for memory.
+    pub(crate) fn is_waited_for(&self, ticket: Ticket) -> bool {
+        self.queue.iter().any(|population| population.ticket == ticket)
+    }
+
+    /// Whether a draft lacks memory; nobody was given it.
+    pub(crate) fn lacks_memory(&self, id: FileId) -> bool {
+        self.queue.iter().flat_map(|p| &p.todo).any(|(_, lacking, _)| *lacking == id)
+    }
+
+    /// Those who wait and have not heard for a while that the owner is at work.
+    pub(crate) fn signs_due(&mut self) -> Vec<Ticket> {
+        let now_ms = clock::monotonic_ms();
+        let due = self.queue.iter_mut().filter(|p| now_ms >= p.signed_ms + SIGN_MS);
+        due.map(|population| {
+            population.signed_ms = now_ms;
+            population.ticket
+        })
+        .collect()
+    }
+
+    fn take(&mut self, ticket: Ticket) -> Option<Population> {
+        let place = self.queue.iter().position(|population| population.ticket == ticket)?;
+        self.queue.remove(place)
+    }
+}
+
 impl Core {
     /// Answers later, when the drafts in `todo` have memory.
     pub(crate) fn populate(
@@ -61,49 +111,23 @@ impl Core {
         drafts: Vec<Result<Draft, Refusal>>,
         todo: Vec<(usize, FileId, Vec<PfnRange>)>,
     ) -> Ticket {
-        let ticket = self.new_ticket();
+        let ticket = self.outbox.new_ticket();
         let signed_ms = clock::monotonic_ms();
-        self.populations.push_back(Population { ticket, client, drafts, todo, signed_ms });
+        self.populations.add(Population { ticket, client, drafts, todo, signed_ms });
         ticket
-    }
-
-    /// Whether a step of a population is due.
-    pub(crate) fn has_populations(&self) -> bool {
-        !self.populations.is_empty()
-    }
-
-    /// Whether the answer to this ticket waits for memory.
-    pub(crate) fn is_populating(&self, ticket: Ticket) -> bool {
-        self.populations.iter().any(|population| population.ticket == ticket)
-    }
-
-    /// Whether a draft lacks memory; nobody was given it.
-    pub(crate) fn lacks_memory(&self, id: FileId) -> bool {
-        self.populations.iter().flat_map(|p| &p.todo).any(|(_, lacking, _)| *lacking == id)
-    }
-
-    /// Those who wait and have not heard for a while that the owner is at work.
-    pub(crate) fn signs_due(&mut self) -> Vec<Ticket> {
-        let now_ms = clock::monotonic_ms();
-        let due = self.populations.iter_mut().filter(|p| now_ms >= p.signed_ms + SIGN_MS);
-        due.map(|population| {
-            population.signed_ms = now_ms;
-            population.ticket
-        })
-        .collect()
     }
 
     /// What to ask the system for next; a population that lacks nothing is answered.
     pub(crate) fn next_step(&mut self) -> Option<Step> {
         // Every turn takes something off a list.
-        while let Some(population) = self.populations.front_mut() {
+        while let Some(population) = self.populations.queue.front_mut() {
             let Some((_, id, runs)) = population.todo.last_mut() else {
-                if let Some(done) = self.populations.pop_front() {
-                    self.answers.push((done.ticket, Reply::Created(done.drafts)));
+                if let Some(done) = self.populations.queue.pop_front() {
+                    self.outbox.answer(done.ticket, Reply::Created(done.drafts));
                 }
                 continue;
             };
-            let is_wanted = self.drafts.get(id).is_some_and(|d| d.client == population.client);
+            let is_wanted = self.files.draft_of(*id, population.client).is_some();
             let Some(run) = runs.pop().filter(|_| is_wanted) else {
                 population.todo.pop();
                 continue;
@@ -123,13 +147,13 @@ impl Core {
 
     /// Takes note of what became of a step.
     pub(crate) fn step_taken(&mut self, step: &Step, result: Result<(), OsError>) {
-        let Some(population) = self.populations.front_mut() else { return };
+        let Some(population) = self.populations.queue.front_mut() else { return };
         let Some((place, id, _)) = population.todo.last() else { return };
         let (place, id) = (*place, *id);
-        let holds = self.drafts.get(&id).is_some_and(|draft| {
-            draft.client == population.client
-                && draft.extents.iter().any(|extent| extent.run.overlaps(step.run))
-        });
+        let holds = self
+            .files
+            .draft_of(id, population.client)
+            .is_some_and(|draft| draft.extents.iter().any(|extent| extent.run.overlaps(step.run)));
         if !holds {
             // Its client died or left, and the frames may have gone through other hands since.
             return;
@@ -139,7 +163,7 @@ impl Core {
             Err(error) => {
                 population.drafts[place] = Err(Refusal::NoMemory { why: error.to_string() });
                 population.todo.pop();
-                if let Some(draft) = self.drafts.remove(&id) {
+                if let Some(draft) = self.files.take_draft(id) {
                     // Nobody was given these frames, so nobody holds them.
                     self.frames.give_back(&draft.extents);
                 }
@@ -149,10 +173,9 @@ impl Core {
 
     /// Gives up a population that nobody waits for any more, and all its drafts.
     pub(crate) fn drop_population(&mut self, ticket: Ticket) {
-        let Some(place) = self.populations.iter().position(|p| p.ticket == ticket) else { return };
-        let Some(population) = self.populations.remove(place) else { return };
+        let Some(population) = self.populations.take(ticket) else { return };
         let ids: Vec<u64> = population.drafts.iter().flatten().map(|draft| draft.id).collect();
-        let given_up = ids.iter().filter_map(|&id| self.drafts.remove(&FileId(id))).collect();
+        let given_up = ids.iter().filter_map(|&id| self.files.take_draft(FileId(id))).collect();
         self.retire_drafts(given_up);
     }
 }
@@ -179,16 +202,19 @@ mod tests {
         let specs = [("a", 3), ("b", 500), ("c", 500), ("d", 500)].map(spec).to_vec();
         let outcome = core.create(client, specs).unwrap();
         let Outcome::Later(ticket) = outcome else { panic!("{outcome:?}") };
-        assert!(core.is_populating(ticket) && !core.is_populating(Ticket(ticket.0 + 1)));
+        assert!(
+            core.populations.is_waited_for(ticket)
+                && !core.populations.is_waited_for(Ticket(ticket.0 + 1))
+        );
         let mut steps = Vec::new();
         while let Some(step) = core.next_step() {
-            assert!(core.has_populations() && core.take_answers().is_empty());
+            assert!(!core.populations.is_empty() && core.take_answers().is_empty());
             let result = step.take();
             core.step_taken(&step, result);
             steps.push((step.run.start(), step.run.end()));
         }
         assert_eq!(steps, [(1003, 1024), (1024, 1503)]);
-        assert!(!core.has_populations() && !core.is_populating(ticket));
+        assert!(core.populations.is_empty() && !core.populations.is_waited_for(ticket));
         let answers = core.take_answers();
         let [(its, Reply::Created(drafts))] = &answers[..] else { panic!("{answers:?}") };
         assert!(*its == ticket && drafts.iter().all(Result::is_ok) && drafts.len() == 4);

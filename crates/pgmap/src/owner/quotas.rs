@@ -140,7 +140,6 @@ impl Core {
         let Some(id) = self.quotas.put(of.clone(), limits) else { return };
         if let QuotaOf::Prefix(prefix) = &of {
             self.files.count_prefix(prefix);
-            self.drafts.count_prefix(prefix);
         }
         let its = self.files.iter().filter(|(name, file)| of.has(file.uid, name));
         let its: Vec<FileId> = its.map(|(_, file)| file.id).collect();
@@ -161,7 +160,6 @@ impl Core {
         }
         if let QuotaOf::Prefix(prefix) = of {
             self.files.forget_prefix(prefix);
-            self.drafts.forget_prefix(prefix);
         }
         Ok(Reply::Done)
     }
@@ -201,11 +199,11 @@ impl Core {
     /// The user of a client.
     pub(crate) fn uid_of(&self, client: ClientId) -> u32 {
         // A request of a client that is not in the books cannot be: nobody's files are counted.
-        self.clients.get(&client).map_or(u32::MAX, |client| client.identity.uid)
+        self.clients.get(client).map_or(u32::MAX, |client| client.identity.uid)
     }
 
     fn used_by(&self, of: &QuotaOf) -> Use {
-        self.files.used_by(of).plus(self.drafts.used_by(of))
+        self.files.used_by(of)
     }
 
     fn clients_of(&self, of: &QuotaOf) -> u64 {
@@ -308,10 +306,9 @@ impl Core {
     #[cfg(feature = "sim")]
     pub(crate) fn audit_quotas(&self) -> Result<(), String> {
         let uids = self.files.values().map(|file| file.uid);
-        let uids = uids.chain(self.drafts.values().map(|draft| draft.uid)).map(QuotaOf::Uid);
+        let uids = uids.chain(self.files.drafts().map(|(_, draft)| draft.uid)).map(QuotaOf::Uid);
         for of in self.quotas.subjects().cloned().chain(uids) {
             let (used, counted) = (self.used_by(&of), self.files.recounted(&of));
-            let counted = counted.plus(self.drafts.recounted(&of));
             if used != counted {
                 return Err(format!("{of} is said to use {used:?}, and uses {counted:?}"));
             }

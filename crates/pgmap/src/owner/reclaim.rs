@@ -120,7 +120,7 @@ mod tests {
         let mut core = core();
         let (dead, _) = core.attach(Identity::own(), false).unwrap();
         let id = draft(&mut core, dead, POOL_PAGES);
-        let last = core.drafts[&pgmap_mm::index::FileId(id)].extents[0].run.end() - 1;
+        let last = core.files.draft(pgmap_mm::index::FileId(id)).unwrap().extents[0].run.end() - 1;
         core.reap(dead);
         core.memory_failure(last).unwrap();
         core.repair_free().unwrap();

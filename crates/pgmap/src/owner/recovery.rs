@@ -21,7 +21,8 @@ use pgmap_os::{Access, MemoryFile, OsError, file_lock};
 use crate::error::Error;
 use crate::name::FileName;
 use crate::owner::clients::{ClientRecord, Identity, device_holds};
-use crate::owner::core::{Core, FileRecord};
+use crate::owner::core::Core;
+use crate::owner::file_book::FileRecord;
 use crate::pool::LedgerIdentity;
 use crate::pool::catalog::{Change, StoredFile};
 use crate::refusal::Refusal;
@@ -64,7 +65,7 @@ impl Core {
         for (id, holds) in dead {
             self.frames.orphan(id, holds.iter(), true);
             if self.frames.has_orphans(id) {
-                self.keep_dead_from_before(id, self.pool.pid_on_roster(id.0));
+                self.dead.keep_from_before(id, self.pool.pid_on_roster(id.0));
             } else {
                 self.remove_ledger(id);
             }
@@ -82,15 +83,14 @@ impl Core {
     fn close_tails(&mut self, open: &[u64]) -> Result<(), Error> {
         for open in open.chunks(MAX_BATCH) {
             for id in open {
-                let name = self.names.get(&FileId(*id));
-                if let Some(file) = name.and_then(|name| self.files.get(name)) {
+                if let Some((_, file)) = self.files.by_id(FileId(*id)) {
                     match self.frames.zero_tail(&file.extents, file.len_bytes) {
-                        Err(Refusal::NoBacking { .. }) => drop(self.open_tails.insert(FileId(*id))),
+                        Err(Refusal::NoBacking { .. }) => self.files.add_open_tail(FileId(*id)),
                         zeroed => zeroed?,
                     }
                 }
             }
-            let closed = open.iter().copied().filter(|&id| !self.open_tails.contains(&FileId(id)));
+            let closed = open.iter().copied().filter(|&id| !self.files.has_open_tail(FileId(id)));
             let closed: Vec<Change<'_>> = closed.map(Change::ClosedTail).collect();
             self.record(&closed)?;
         }
@@ -149,7 +149,6 @@ impl Core {
         };
         record.entry = self.frames.list(record.listed(name), &record.extents)?;
         self.note_listed(name, &record);
-        self.names.insert(id, name.clone());
         self.files.insert(name.clone(), record);
         Ok(is_changed)
     }
@@ -249,7 +248,7 @@ impl Core {
     /// Live clients whose ledgers were written over may hold whatever is in use.
     fn doubt_ledgers(&mut self) {
         let in_use = self.frames.all_in_use();
-        for (id, client) in &mut self.clients {
+        for (id, client) in self.clients.iter_mut() {
             if let Some(may_hold) = &mut client.may_hold {
                 tracing::error!(
                     client = id.0,
@@ -276,7 +275,7 @@ impl Core {
         let is_readable =
             |client: &&mut ClientRecord| client.may_hold.is_none() && client.burial.is_none();
         let path = self.pool.ledger_path(number);
-        let (Some(path), Some(client)) = (path, self.clients.get_mut(&id).filter(is_readable))
+        let (Some(path), Some(client)) = (path, self.clients.get_mut(id).filter(is_readable))
         else {
             return Ok(None);
         };
@@ -499,12 +498,12 @@ mod tests {
         core.frames.orphan(dead, held, true);
         assert_eq!(core.frames.quarantined_pages(), 397);
         assert_eq!(core.frames.free_pages(), before.0 - 397);
-        core.keep_dead_from_before(dead, None);
-        core.release_quarantine(dead.0).unwrap();
-        core.end_transfers();
+        core.dead.keep_from_before(dead, None);
+        core.dead.release(dead.0).unwrap();
+        core.dead.end_transfers(&mut core.frames);
         assert_eq!((core.frames.free_pages(), core.frames.longest_free_run()), before);
         assert_eq!(core.frames.quarantined_pages(), 0);
-        assert!(!core.awaits_transfers());
+        assert!(!core.dead.awaits_transfers());
     }
 
     /// Frames that were kept out of use for a dead client's device were so for good.
@@ -540,7 +539,7 @@ mod tests {
         let mut core = open(&directory.path().join("pool"));
         let (client, _attachment) = core.attach(Identity::own(), false).unwrap();
         put(&mut core, client, &name, 16 * PAGE_BYTES);
-        core.clients.get_mut(&client).unwrap().may_hold = Some(core.frames.all_in_use());
+        core.clients.get_mut(client).unwrap().may_hold = Some(core.frames.all_in_use());
         let patience = Patience { wait_ms: 60_000, on_deadline: OnDeadline::Fail };
         let cut = core.truncate(name.clone(), PAGE_BYTES, patience);
         assert!(matches!(cut, Outcome::Later(_)), "{cut:?}");
@@ -572,7 +571,7 @@ mod tests {
         assert!(started.is_err(), "its client lives");
         drop(attachment);
         let core = open(&path);
-        assert!(!core.clients.contains_key(&client) && core.dead.contains_key(&client));
+        assert!(!core.clients.contains(client) && core.dead.ids().any(|dead| dead == client));
     }
 
     /// A client that is dead, and whose ledger is whole, holds for devices what that says.
@@ -585,7 +584,7 @@ mod tests {
         put(&mut core, client, &name, 16 * PAGE_BYTES);
         drop((core, attachment));
         let core = open(&directory.path().join("pool"));
-        assert!(core.dead.is_empty() && core.clients.is_empty(), "{:?}", core.dead);
+        assert!(core.dead.is_empty() && core.clients.len() == 0, "{:?}", core.dead);
         assert_eq!(core.frames.orphaned_pages(), 0);
     }
 
@@ -621,7 +620,7 @@ mod tests {
         let cut = core.frames.begin_cut(&name, &before.extents, &(5..16), true).unwrap();
         cut.off.iter().for_each(|&run| core.frames.retire_run(run));
         let now = FileRecord { extents: cut.extents.clone(), ..before.clone() };
-        core.files.insert(name.clone(), now);
+        core.files.update(&name, now);
         core.files.get_mut(&name).unwrap().rules.is_read_only = true;
         core.republish();
         let flags = core.flags_of(&core.files[&name]);

@@ -12,7 +12,8 @@ use pgmap_mm::runs::SortedRuns;
 use pgmap_os::clock;
 
 use crate::name::FileName;
-use crate::owner::core::{Core, FileRecord, bytes};
+use crate::owner::core::{Core, bytes};
+use crate::owner::file_book::FileRecord;
 use crate::owner::pagemaps::DEVICE;
 use crate::refusal::{ClientHold, HoldKind, Refusal};
 use crate::wire::{FileInfo, MAX_LIST, PoolInfo, Reply};
@@ -23,16 +24,13 @@ pub(crate) const MAX_HOLDERS: usize = 200;
 impl Core {
     /// Describes a file.
     pub(crate) fn stat(&self, name: &FileName) -> Result<Reply, Refusal> {
-        let file =
-            self.files.get(name).ok_or_else(|| Refusal::NotFound { name: name.to_string() })?;
+        let file = self.files.find(name)?;
         Ok(Reply::Stat(self.file_info(name, file)))
     }
 
     /// Describes the files after `after`, at most [`MAX_LIST`].
     pub(crate) fn list(&self, after: Option<&FileName>) -> Reply {
-        use std::ops::Bound::{Excluded, Unbounded};
-        let from = after.map_or(Unbounded, Excluded);
-        let files = self.files.range::<FileName, _>((from, Unbounded)).take(MAX_LIST);
+        let files = self.files.after(after).take(MAX_LIST);
         Reply::List(files.map(|(name, file)| self.file_info(name, file)).collect())
     }
 
@@ -61,7 +59,7 @@ impl Core {
         // Each frame is counted once: what a deadline has passed for waits too, and is quarantined.
         let (draining, quarantined) = (self.draining_pages(), self.quarantined_pages());
         let draining = (draining + self.frames.quarantined_pages()).saturating_sub(quarantined);
-        let drafts = self.drafts.values().flat_map(|draft| &draft.extents);
+        let drafts = self.files.drafts().flat_map(|(_, draft)| &draft.extents);
         let readers = self.clients.values().filter(|client| client.identity.is_read_only);
         let ledgers: u64 = self.clients.values().map(|client| client.file.resident_bytes()).sum();
         PoolInfo {
@@ -77,7 +75,7 @@ impl Core {
             backed_bytes: self.frames.resident_bytes(),
             metadata_bytes: self.pool.metadata_bytes() + ledgers,
             nr_files: self.files.len() as u64,
-            nr_clients: self.clients.len() as u64,
+            nr_clients: self.clients.len(),
             evictable_bytes: bytes(self.evictable_pages()),
             nr_evicted: self.evictables.nr_evicted,
             evicted_bytes: bytes(self.evictables.evicted_pages),
@@ -102,12 +100,7 @@ impl Core {
     pub(crate) fn who(&mut self, name: Option<&FileName>) -> Result<Reply, Refusal> {
         let runs = match name {
             None => SortedRuns::covering(self.pool.vmemmap_layout.nr_pages()),
-            Some(name) => self
-                .files
-                .get(name)
-                .ok_or_else(|| Refusal::NotFound { name: name.to_string() })?
-                .runs()
-                .collect(),
+            Some(name) => self.files.find(name)?.runs().collect(),
         };
         let mut held = self.holds_on(&runs);
         // First: nothing else says why these clients were cut off.
@@ -120,7 +113,7 @@ impl Core {
     /// The holds on any of `runs`, one more than one answer names at most.
     fn holds_on(&self, runs: &SortedRuns) -> Vec<Held> {
         let mut held = Vec::new();
-        let _stopped = self.clients.iter().try_for_each(|(&client, record)| {
+        let _stopped = self.clients.iter().try_for_each(|(client, record)| {
             record.ledger.try_for_each_hold(runs, |hold| {
                 held.push(Held { client, hold });
                 match held.len() > MAX_HOLDERS {
@@ -149,14 +142,14 @@ impl Core {
         if seen_for_ms.is_none() {
             let now_ms = clock::monotonic_ms();
             let mut sought = Sought::new(runs());
-            for pending in &self.drains {
+            for pending in self.drains.iter() {
                 for place in sought.take_any(pending.drain.runs().iter(), |_| true) {
                     seen_for[place] = Some(now_ms.saturating_sub(pending.started_ms));
                 }
             }
         }
         let holder = |(place, held): (usize, &Held)| {
-            let client = self.clients.get(&held.client)?;
+            let client = self.clients.get(held.client)?;
             let kind = match held.hold.place {
                 HoldPlace::Slot(_) if is_draft[place] => HoldKind::Writer,
                 HoldPlace::Slot(_) if is_leased[place] => HoldKind::Lease,
@@ -189,7 +182,7 @@ impl Core {
     fn drafts_among(&self, held: &[Held]) -> Vec<bool> {
         let mut is_draft = vec![false; held.len()];
         let mut sought = Sought::new(held.iter().map(|held| held.hold.run).enumerate());
-        for draft in self.drafts.values() {
+        for (_, draft) in self.files.drafts() {
             let is_theirs = |place: usize| held[place].client == draft.client;
             for place in sought.take_any(runs_of(&draft.extents), is_theirs) {
                 is_draft[place] = true;
@@ -211,9 +204,7 @@ impl Core {
             held.iter().map(|held| self.file_by_stamp(held.hold.run)).collect();
         let left = held.iter().map(|held| held.hold.run).enumerate();
         let mut sought = Sought::new(left.filter(|&(place, _)| names[place].is_none()));
-        let of_file = self.files.iter().map(|(name, file)| (name, &file.extents));
-        let of_draft = self.drafts.values().map(|draft| (&draft.name, &draft.extents));
-        for (name, extents) in of_file.chain(of_draft) {
+        for (name, extents) in self.files.all_named_extents() {
             if sought.is_empty() {
                 break;
             }
@@ -227,10 +218,8 @@ impl Core {
     /// The name of the file that `run` belongs to, for people only.
     pub(crate) fn file_of(&self, run: PfnRange) -> Option<String> {
         let is_in = |extents: &[Extent]| runs_of(extents).any(|of_it| of_it.overlaps(run));
-        let of_file = self.files.iter().map(|(name, file)| (name, &file.extents));
-        let of_draft = self.drafts.values().map(|draft| (&draft.name, &draft.extents));
         self.file_by_stamp(run).or_else(|| {
-            let mut all = of_file.chain(of_draft);
+            let mut all = self.files.all_named_extents();
             all.find(|(_, extents)| is_in(extents)).map(|(name, _)| name.to_string())
         })
     }
@@ -240,9 +229,8 @@ impl Core {
     fn file_by_stamp(&self, run: PfnRange) -> Option<String> {
         let (_, word) = self.frames.vmemmap().folio_of(run.first())?;
         let id = FileId(word.stamp()?.number());
-        let file =
-            self.names.get(&id).and_then(|name| Some((name, &self.files.get(name)?.extents)));
-        let draft = || self.drafts.get(&id).map(|draft| (&draft.name, &draft.extents));
+        let file = self.files.by_id(id).map(|(name, file)| (name, &file.extents));
+        let draft = || self.files.draft(id).map(|draft| (&draft.name, &draft.extents));
         let (name, extents) = file.or_else(draft)?;
         runs_of(extents).any(|of_it| of_it.overlaps(run)).then(|| name.to_string())
     }

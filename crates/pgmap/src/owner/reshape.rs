@@ -9,7 +9,8 @@ use pgmap_mm::runs::SortedRuns;
 use pgmap_mm::split::{NoSmallCounts, ReshapeError};
 
 use crate::name::FileName;
-use crate::owner::core::{Core, FileRecord};
+use crate::owner::core::Core;
+use crate::owner::file_book::FileRecord;
 use crate::owner::files::file_idle;
 use crate::pool::catalog::Change;
 use crate::refusal::Refusal;
@@ -32,8 +33,7 @@ impl Core {
         offset: u64,
         shape: Shape,
     ) -> Result<Reply, Refusal> {
-        let file =
-            self.files.get(name).ok_or_else(|| Refusal::NotFound { name: name.to_string() })?;
+        let file = self.files.find(name)?;
         file_idle(name, file)?;
         let mut file = file.clone();
         let (at, pfn) = frame_at(&file, offset).ok_or_else(|| Refusal::Invalid {
@@ -48,7 +48,7 @@ impl Core {
                     file.extents[at] = planned.extent_after(&file.extents[at]);
                     self.pool.record(&[Change::Put(name, file.stored())])
                 })?;
-                self.tell_driver_of_split(reshaped.folio(), pfn, to);
+                self.pagemaps.notify_of_split(reshaped.folio(), pfn, to);
             }
             Shape::Merge { to } => {
                 let to = Level::from_number(to).ok_or_else(|| bad_level(to))?;
@@ -61,12 +61,12 @@ impl Core {
             }
         }
         self.relist(name, &file)?;
-        self.files.insert(name.clone(), file);
+        self.files.update(name, file);
         Ok(Reply::Done)
     }
 
     fn no_small_counts(&self, folio: PfnRange) -> Result<NoSmallCounts, Refusal> {
-        let ledgers = self.clients.iter().map(|(&id, client)| (id, &client.ledger));
+        let ledgers = self.clients.ledgers();
         let held = scan(&SortedRuns::new(vec![folio]), ledgers);
         NoSmallCounts::among(folio, held.iter().map(|held| held.hold))
             .map_err(|hold| Refusal::from(ReshapeError::HeldBelow { folio: hold.run }))

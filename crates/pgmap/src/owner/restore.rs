@@ -4,14 +4,20 @@
 //! Until all folios are what they were the file stays what the cut made of it, and other changes of
 //! it are refused; the caller of the cut has no answer. An owner that is killed meanwhile leaves a
 //! file that is whole in the catalog, and its successor believes no word of it.
+//!
+//! # Invariants
+//!
+//! - The file of a restoration is busy with its cut until that has ended.
+//! - A restoration has at most one answer to give, as its last step.
 
 use std::collections::VecDeque;
 
 use pgmap_mm::pfn::PfnRange;
 
 use crate::name::FileName;
-use crate::owner::core::{Core, FileRecord, Ticket};
+use crate::owner::core::{Core, Ticket};
 use crate::owner::cut::Cut;
+use crate::owner::file_book::FileRecord;
 use crate::owner::frames::STEP_FOLIOS;
 use crate::wire::Reply;
 
@@ -27,12 +33,8 @@ pub(crate) struct Restoration {
 
 impl Restoration {
     /// The frames that it is given back.
-    pub(crate) fn runs(&self) -> impl Iterator<Item = PfnRange> {
+    fn runs(&self) -> impl Iterator<Item = PfnRange> {
         self.cut.frames.off.iter().copied()
-    }
-
-    pub(crate) fn nr_pages(&self) -> u64 {
-        self.runs().map(PfnRange::nr_pages).sum()
     }
 
     fn has(&self, run: PfnRange) -> bool {
@@ -44,6 +46,47 @@ impl Restoration {
     }
 }
 
+/// The restorations that have not ended. Steps are taken of the first.
+#[derive(Debug, Default)]
+pub(crate) struct Restorations {
+    queue: VecDeque<Restoration>,
+}
+
+impl Restorations {
+    /// The frames that files are given back.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = PfnRange> {
+        self.queue.iter().flat_map(Restoration::runs)
+    }
+
+    /// Nobody waits any more for the answer of the cut with this ticket.
+    pub(crate) fn drop_answer(&mut self, ticket: Ticket) {
+        let its = self.queue.iter_mut().find(|restoration| restoration.cut.ticket == ticket);
+        its.into_iter().for_each(|restoration| restoration.answer = None);
+    }
+
+    /// The cut of this file that is being undone.
+    pub(crate) fn cut_of(&self, name: &FileName) -> Option<Ticket> {
+        let its = self.queue.iter().find(|restoration| restoration.cut.name == *name);
+        its.map(|restoration| restoration.cut.ticket)
+    }
+
+    /// Whether a file is being given `run` back.
+    pub(crate) fn overlaps(&self, run: PfnRange) -> bool {
+        self.queue.iter().any(|restoration| restoration.has(run))
+    }
+
+    /// The words of `folio` were changed: they are restored again.
+    pub(crate) fn again(&mut self, folio: PfnRange) {
+        let its = self.queue.iter_mut().find(|restoration| restoration.has(folio));
+        its.into_iter().for_each(|restoration| restoration.rest.push_back(folio));
+    }
+
+    /// The policy of files was changed: what they were given back has the old one.
+    pub(crate) fn all_again(&mut self) {
+        self.queue.iter_mut().for_each(Restoration::start_again);
+    }
+}
+
 impl Core {
     /// Gives a file back what `cut` was to take, then its caller the answer. Short ones are done at
     /// once.
@@ -51,7 +94,7 @@ impl Core {
         self.frames.unmark(&cut.frames.off);
         let mut restoration = Restoration { cut, rest: VecDeque::new(), answer };
         restoration.start_again();
-        self.restorations.push_back(restoration);
+        self.restorations.queue.push_back(restoration);
         self.restore_some();
     }
 
@@ -59,7 +102,7 @@ impl Core {
     /// the pool is closing.
     #[must_use]
     pub fn is_restoring(&self) -> bool {
-        !self.restorations.is_empty() && self.check_open().is_ok()
+        !self.restorations.queue.is_empty() && self.check_open().is_ok()
     }
 
     /// Does a step's worth of it.
@@ -68,11 +111,11 @@ impl Core {
             return;
         }
         let mut left = STEP_FOLIOS;
-        while let Some(mut restoration) = self.restorations.pop_front() {
+        while let Some(mut restoration) = self.restorations.queue.pop_front() {
             let flags = self.flags_of(&restoration.cut.before);
             self.frames.revive_some(&mut restoration.rest, flags, &mut left);
             if !restoration.rest.is_empty() {
-                return self.restorations.push_front(restoration);
+                return self.restorations.queue.push_front(restoration);
             }
             self.end_restoration(restoration);
         }
@@ -88,39 +131,9 @@ impl Core {
             let after = FileRecord { len_bytes, extents, metadata, doing: None, ..file.clone() };
             self.adopt(&cut.name, after);
         }
-        self.answers.extend(answer.map(|answer| (cut.ticket, answer)));
-    }
-
-    /// Nobody waits any more for the answer of the cut with this ticket.
-    pub(crate) fn restore_without_answer(&mut self, ticket: Ticket) {
-        let its = self.restorations.iter_mut().find(|restoration| restoration.cut.ticket == ticket);
-        if let Some(restoration) = its {
-            restoration.answer = None;
+        if let Some(answer) = answer {
+            self.outbox.answer(cut.ticket, answer);
         }
-    }
-
-    /// The cut of this file that is being undone.
-    pub(crate) fn restored_for(&self, name: &FileName) -> Option<Ticket> {
-        let its = self.restorations.iter().find(|restoration| restoration.cut.name == *name);
-        its.map(|restoration| restoration.cut.ticket)
-    }
-
-    /// Whether a file is being given `run` back.
-    pub(crate) fn is_being_restored(&self, run: PfnRange) -> bool {
-        self.restorations.iter().any(|restoration| restoration.has(run))
-    }
-
-    /// The words of `folio` were changed.
-    pub(crate) fn restore_again(&mut self, folio: PfnRange) {
-        let its = self.restorations.iter_mut().find(|restoration| restoration.has(folio));
-        if let Some(restoration) = its {
-            restoration.rest.push_back(folio);
-        }
-    }
-
-    /// The policy of files was changed: what they were given back has the old one.
-    pub(crate) fn restore_all_again(&mut self) {
-        self.restorations.iter_mut().for_each(Restoration::start_again);
     }
 }
 
@@ -150,7 +163,7 @@ mod tests {
         let (client, attachment) = core.attach(Identity::own(), false).unwrap();
         let name = FileName::new("a").unwrap();
         make_file(&mut core, client, &name, FILE_PAGES * 4096);
-        core.clients.get_mut(&client).unwrap().may_hold = Some(core.frames.all_in_use());
+        core.clients.get_mut(client).unwrap().may_hold = Some(core.frames.all_in_use());
         (core, name, client, attachment)
     }
 

@@ -3,11 +3,10 @@
 //!
 //! Until its scan has ended a drain has no holders, and its frames are nobody's and not free.
 
-use pgmap_mm::drain::{ClientId, Drain, Scan};
+use pgmap_mm::drain::{Drain, Scan};
 use pgmap_mm::runs::SortedRuns;
 
 use crate::name::FileName;
-use crate::owner::clients::Ledger;
 use crate::owner::closing::Closing;
 use crate::owner::core::{Core, Ticket};
 use crate::owner::cut::Cut;
@@ -75,19 +74,15 @@ impl PendingScan {
 }
 
 impl Core {
-    fn ledgers_from(&self, next: ClientId) -> impl Iterator<Item = (ClientId, &Ledger)> {
-        self.clients.range(next..).map(|(&id, client)| (id, &client.ledger))
-    }
-
     fn start_scan(&self, runs: SortedRuns) -> Scan {
-        Scan::start(runs, &self.barrier, self.ledgers_from(ClientId(0)))
+        Scan::start(runs, &self.barrier, self.clients.ledgers())
     }
 
     /// One heavy barrier, one scan in one go: who holds any of `runs`, whose life words are
     /// changed.
     pub(crate) fn scan_for(&mut self, runs: SortedRuns) -> Drain {
         let mut scan = self.start_scan(runs);
-        while !scan.look_on(usize::MAX, self.ledgers_from(scan.next_client())) {}
+        while !scan.look_on(usize::MAX, self.clients.ledgers_from(scan.next_client())) {}
         self.end_scan(scan)
     }
 
@@ -106,8 +101,8 @@ impl Core {
 
     fn scan_on(&mut self, mut scan: Scan, then: Scanning) {
         let next = scan.next_client();
-        if !scan.look_on(STEP_SLOTS, self.ledgers_from(next)) {
-            return self.scans.push_back(PendingScan { scan, then });
+        if !scan.look_on(STEP_SLOTS, self.clients.ledgers_from(next)) {
+            return self.drains.add_scan(PendingScan { scan, then });
         }
         let drain = self.end_scan(scan);
         match then {
@@ -121,22 +116,21 @@ impl Core {
 
     /// A step of one of the scans that go on.
     pub(crate) fn scan_some(&mut self) {
-        if let Some(PendingScan { scan, then }) = self.scans.pop_front() {
+        if let Some(PendingScan { scan, then }) = self.drains.next_scan() {
             self.scan_on(scan, then);
         }
     }
 
     /// The cut of the file `name` for which a scan goes on.
     pub(crate) fn scanned_for(&self, name: &FileName) -> Option<Ticket> {
-        let mut cuts = self.scans.iter().filter_map(PendingScan::cut);
+        let mut cuts = self.drains.scans().filter_map(PendingScan::cut);
         cuts.find(|cut| cut.name == *name).map(|cut| cut.ticket)
     }
 
     /// Ends the scan for the cut with this ticket.
     pub(crate) fn take_scanned_cut(&mut self, ticket: Ticket) -> Option<Cut> {
         let is_its = |pending: &PendingScan| pending.cut().is_some_and(|cut| cut.ticket == ticket);
-        let place = self.scans.iter().position(is_its)?;
-        match self.scans.remove(place)?.then {
+        match self.drains.take_scan(is_its)?.then {
             Scanning::Cut(cut) => Some(*cut),
             _ => None,
         }
@@ -144,8 +138,7 @@ impl Core {
 
     /// Ends the scan for which the pool is closing.
     pub(crate) fn take_closing_scan(&mut self) -> Option<Closing> {
-        let place = self.scans.iter().position(|pending| pending.closing().is_some())?;
-        match self.scans.remove(place)?.then {
+        match self.drains.take_scan(|pending| pending.closing().is_some())?.then {
             Scanning::Close(closing) => Some(closing),
             _ => None,
         }
@@ -156,6 +149,7 @@ impl Core {
 mod tests {
     use std::sync::Arc;
 
+    use pgmap_mm::drain::ClientId;
     use pgmap_mm::ledger::{Agent, LANE_SLOTS, SlotWord};
     use pgmap_mm::pfn::PfnRange;
     use pgmap_os::{MemoryFile, WriteMapping};
@@ -228,7 +222,7 @@ mod tests {
         let core = &mut world.core;
         core.unlink(&[world.name]).unwrap();
         let mut nr_steps = 0;
-        while !core.scans.is_empty() {
+        while core.drains.scans().next().is_some() {
             let info = core.pool_info();
             assert_eq!(
                 (info.free_bytes, info.draining_bytes),
@@ -258,7 +252,7 @@ mod tests {
         let elsewhere = PfnRange::new(2 * FILE_BYTES / 4096 - 10, 10).unwrap();
         let _forged = forge(core, &theirs, elsewhere, Agent::Cpu);
         core.unlink(&[world.name]).unwrap();
-        assert!(!core.scans.is_empty());
+        assert!(core.drains.scans().next().is_some());
         let name = FileName::new("b").unwrap();
         make_file(core, liar, &name, 2 * FILE_BYTES);
     }
@@ -298,7 +292,7 @@ mod tests {
         let outcome = core.truncate(world.name.clone(), 4096, patience(OnDeadline::Quarantine));
         let Outcome::Later(ticket) = outcome else { panic!("{outcome:?}") };
         let is_done = matches!(core.cancel_cut(&world.name), Ok(Reply::Done));
-        assert!(is_done && core.scans.is_empty() && !core.is_restoring());
+        assert!(is_done && core.drains.scans().next().is_none() && !core.is_restoring());
         let answers = core.take_answers();
         assert!(
             matches!(&answers[..], [(its, Reply::Refused(_))] if *its == ticket),
@@ -317,7 +311,7 @@ mod tests {
         let core = &mut world.core;
         core.reap(world.liar);
         let mut nr_steps = 0;
-        while !core.burials.is_empty() {
+        while core.clients.has_burials() {
             assert!(core.is_looking() && core.is_draining());
             if nr_steps == 0 {
                 // Its holds stand until all of them are known.
@@ -338,7 +332,7 @@ mod tests {
         }
         let info = core.pool_info();
         assert_eq!((info.free_bytes, info.orphaned_bytes), (2 * FILE_BYTES, 0), "{info:?}");
-        assert!(!core.clients.contains_key(&world.liar));
+        assert!(!core.clients.contains(world.liar));
     }
 
     #[test]

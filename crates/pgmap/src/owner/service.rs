@@ -117,7 +117,7 @@ impl Service {
         let poller = Poller::new()?;
         poller.add(shared.doorbell.as_fd(), DOORBELL, Interest::Read)?;
         poller.add(shared.wake.as_fd(), WAKE, Interest::Read)?;
-        let disconnected = shared.lock().core.disconnected_clients();
+        let disconnected: Vec<ClientId> = shared.lock().core.clients.ids().collect();
         Ok(Self {
             shared,
             poller,
@@ -162,7 +162,7 @@ impl Service {
                 } else {
                     state.core.look_on();
                 }
-                state.core.consult_holder();
+                state.core.holder.pass_questions();
                 state.core.evict_ahead();
             }
             self.populate();
@@ -177,8 +177,9 @@ impl Service {
     fn timeout(&self) -> Option<Duration> {
         let state = self.shared.lock();
         let core = &state.core;
-        let has_work = core.frames.has_backlog() || core.has_populations() || core.evicts_ahead();
-        if has_work || core.is_looking() || core.is_restoring() || core.has_takedowns() {
+        let has_work = core.frames.has_backlog() || !core.populations.is_empty();
+        let has_work = has_work || core.evicts_ahead() || core.pagemaps.has_takedowns();
+        if has_work || core.is_looking() || core.is_restoring() {
             return Some(Duration::ZERO);
         }
         let now_ms = clock::monotonic_ms();
@@ -186,7 +187,7 @@ impl Service {
         let is_watched = |(_, watch): &(ClientId, Option<_>)| watch.is_some();
         let is_polling = state.core.is_draining()
             || state.core.has_open_tails()
-            || state.core.awaits_transfers()
+            || state.core.dead.awaits_transfers()
             || state.core.pool.is_in_doubt()
             || !self.disconnected.iter().all(is_watched);
         [
@@ -207,7 +208,7 @@ impl Service {
     fn populate(&mut self) {
         let mut state = self.shared.lock();
         let Some(step) = state.core.next_step() else { return };
-        let signs = state.core.signs_due();
+        let signs = state.core.populations.signs_due();
         drop(state);
         let result = step.take();
         self.shared.lock().core.step_taken(&step, result);
@@ -271,7 +272,7 @@ impl Service {
     }
 
     fn take_newcomer(&mut self, connection: Connection) {
-        let max_links = self.shared.lock().core.max_clients + MAX_NEWCOMERS;
+        let max_links = self.shared.lock().core.clients.limit() + MAX_NEWCOMERS;
         if self.links.len() as u64 >= max_links && !self.end_longest_silent() {
             return self.refuse(&connection);
         }
@@ -282,7 +283,7 @@ impl Service {
 
     /// Tells a newcomer that there is no room, before it says anything.
     fn refuse(&mut self, connection: &Connection) {
-        let full = self.shared.lock().core.full();
+        let full = self.shared.lock().core.clients.full();
         if let Some(nr_silenced) = self.full.due() {
             tracing::warn!(reason = %full, nr_silenced, "a newcomer is refused");
         }
@@ -425,7 +426,7 @@ impl Service {
             has_room,
         );
         let client = link.session.client();
-        let pidfd = client.and_then(|client| state.core.pidfd_of(client));
+        let pidfd = client.and_then(|client| state.core.clients.pidfd_of(client));
         drop(state);
         if let Some(client) = client
             && self.link_of.insert(client, number) != Some(number)
@@ -555,14 +556,14 @@ impl Service {
         };
         self.link_of.remove(&client);
         let mut state = self.shared.lock();
-        let who = state.core.describe_client(client);
-        if state.core.is_dead(client) {
+        let who = state.core.clients.describe(client);
+        if state.core.clients.is_dead(client) {
             link.pidfd.iter().for_each(|pidfd| self.forget(pidfd));
             tracing::info!(client = %who, why, "client reaped");
             state.core.reap(client);
         } else {
             tracing::info!(client = %who, why, "client disconnected; its holds stand");
-            state.core.set_disconnected(client);
+            state.core.clients.set_disconnected(client);
             drop(state);
             let watch = link.pidfd.map(|pidfd| (FIRST + 2 * number + 1, pidfd));
             self.disconnected.push((client, watch));
@@ -584,14 +585,14 @@ impl Service {
         let mut state = self.shared.lock();
         let poller = &self.poller;
         self.disconnected.retain(|(client, watch)| {
-            let is_dead = state.core.is_dead(*client);
+            let is_dead = state.core.clients.is_dead(*client);
             if is_dead {
                 if let Some((_, pidfd)) = watch
                     && let Err(error) = poller.remove(pidfd)
                 {
                     tracing::debug!(%error, "a process was not watched");
                 }
-                tracing::info!(client = %state.core.describe_client(*client), "client reaped");
+                tracing::info!(client = %state.core.clients.describe(*client), "client reaped");
                 state.core.reap(*client);
             }
             !is_dead
@@ -616,7 +617,7 @@ impl Service {
             }
         }
         self.lines.hand_out(&mut state.core, &self.poller);
-        let cut_off = state.core.take_cut_off();
+        let cut_off = state.core.clients.take_cut_off();
         let mut events = Vec::new();
         for (client, event) in state.core.take_events() {
             match self.link_of.get(&client) {

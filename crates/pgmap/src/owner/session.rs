@@ -76,8 +76,11 @@ impl Session {
             Self::Greeting => match self.greet(core, doorbell, identity, message, fds) {
                 Ok(reaction) => reaction,
                 Err(error) => {
-                    let error =
-                        if is_out_of_descriptors(&error) { core.full().into() } else { error };
+                    let error = if is_out_of_descriptors(&error) {
+                        core.clients.full().into()
+                    } else {
+                        error
+                    };
                     let why = error.to_string();
                     let said = wire::encode(&Greeting::Err(error.into())).ok();
                     Reaction::Close(said, why)

@@ -16,7 +16,8 @@ use pgmap_os::{Blocking, Connection};
 
 use crate::error::Error;
 use crate::name::FileName;
-use crate::owner::core::{Core, FileRecord};
+use crate::owner::core::Core;
+use crate::owner::file_book::FileRecord;
 use crate::refusal::Refusal;
 use crate::wire::{FileChange, FileEvent, MAX_SUBSCRIPTIONS, Reply};
 
@@ -128,10 +129,10 @@ impl Core {
             return Err(too_many(what, nr_theirs, MAX_SUBSCRIPTIONS));
         }
         let places = (all.len() as u64 + 1).div_ceil(SUBSCRIPTIONS_PER_PLACE);
-        let nr_places = self.clients.len() as u64 + places;
-        if nr_places > self.max_clients {
+        let nr_places = self.clients.len() + places;
+        if nr_places > self.clients.limit() {
             let what = "clients and subscriptions of the pool; allow its owner more open files";
-            return Err(too_many(what, nr_places, self.max_clients));
+            return Err(too_many(what, nr_places, self.clients.limit()));
         }
         self.subscribers.last += 1;
         let (id, queue) = (self.subscribers.last, VecDeque::new());
