@@ -15,13 +15,15 @@ use pgmap_mm::ledger::{Hold, LedgerLayout, LedgerReader};
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::mm::{CpuMapping, MapRequest, Mm, TableMemory, Vacancy};
 use pgmap_mm::pfn::{Pfn, PfnRange};
-use pgmap_mm::pin::{ClientSide, Pinner};
+use pgmap_mm::pin::Pinner;
 use pgmap_mm::prot::Prot;
 use pgmap_mm::runs::SortedRuns;
 use pgmap_mm::stamp::Stamp;
 use pgmap_mm::vma::{Backed, Backing, BackingError, VmaKind};
 use pgmap_mm::vmemmap::{Vmemmap, VmemmapLayout};
 use pgmap_mm::words::{HeapCounts, HeapWords};
+
+use crate::client_side;
 
 /// Pages of 2 MiB.
 pub const HUGE: u64 = Level::Pmd.nr_pages();
@@ -32,39 +34,8 @@ pub const PAGE: u64 = PAGE_BYTES;
 pub const MIB2: u64 = Level::Pmd.size_bytes();
 pub const GIB: u64 = Level::Pud.size_bytes();
 
-/// What the client brings.
-#[derive(Debug)]
-pub struct Side {
-    ledger: Arc<HeapWords>,
-    counts: Arc<HeapCounts>,
-    vmemmap: Vmemmap<Arc<HeapWords>>,
-}
-
-impl ClientSide for Side {
-    type Ledger = Arc<HeapWords>;
-    type Counts = Arc<HeapCounts>;
-    type Descriptors = Arc<HeapWords>;
-
-    fn ledger(&self) -> &Self::Ledger {
-        &self.ledger
-    }
-    fn counts(&self) -> &Self::Counts {
-        &self.counts
-    }
-    fn vmemmap(&self) -> &Vmemmap<Self::Descriptors> {
-        &self.vmemmap
-    }
-    fn barrier_mode(&self) -> BarrierMode {
-        BarrierMode::Fenced
-    }
-    fn ring_doorbell(&self) {}
-    fn is_forked(&self) -> bool {
-        false
-    }
-    fn identity(&self) -> u64 {
-        1
-    }
-}
+/// What the client brings; nobody listens to its bell.
+pub type Side = client_side::Side<Arc<HeapWords>, Arc<HeapCounts>, ()>;
 
 /// What a file is now.
 #[derive(Debug, Default)]
@@ -194,7 +165,15 @@ impl World {
         let ledger_layout = LedgerLayout::with_lanes(&layout, 4, 1024);
         let ledger = Arc::new(HeapWords::new(ledger_layout.nr_words()));
         let counts = Arc::new(HeapCounts::new(ledger_layout.nr_counts()));
-        let side = Side { ledger: ledger.clone(), counts: counts.clone(), vmemmap: vmemmap() };
+        let side = Side {
+            ledger: ledger.clone(),
+            counts: counts.clone(),
+            vmemmap: vmemmap(),
+            barrier_mode: BarrierMode::Fenced,
+            bell: (),
+            is_forked: Arc::default(),
+            identity: 1,
+        };
         Self {
             layout,
             vmemmap: vmemmap(),

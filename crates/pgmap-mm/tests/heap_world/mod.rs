@@ -12,55 +12,15 @@ use pgmap_mm::extent::Extent;
 use pgmap_mm::ledger::{Hold, LedgerLayout, LedgerReader};
 use pgmap_mm::level::Level;
 use pgmap_mm::pfn::{Pfn, PfnRange};
-use pgmap_mm::pin::{ClientSide, Pinner};
+use pgmap_mm::pin::Pinner;
 use pgmap_mm::stamp::Stamp;
 use pgmap_mm::vmemmap::{Vmemmap, VmemmapLayout};
 use pgmap_mm::words::{HeapCounts, HeapWords};
 
-/// What a client of this world brings.
-#[derive(Debug)]
-pub struct Side {
-    ledger: Arc<HeapWords>,
-    counts: Arc<HeapCounts>,
-    vmemmap: Vmemmap<Arc<HeapWords>>,
-    is_forked: Arc<AtomicBool>,
-    nr_bells: Arc<AtomicU64>,
-    identity: u64,
-}
+use crate::client_side;
 
-impl ClientSide for Side {
-    type Ledger = Arc<HeapWords>;
-    type Counts = Arc<HeapCounts>;
-    type Descriptors = Arc<HeapWords>;
-
-    fn ledger(&self) -> &Self::Ledger {
-        &self.ledger
-    }
-
-    fn counts(&self) -> &Self::Counts {
-        &self.counts
-    }
-
-    fn vmemmap(&self) -> &Vmemmap<Self::Descriptors> {
-        &self.vmemmap
-    }
-
-    fn barrier_mode(&self) -> BarrierMode {
-        BarrierMode::Fenced
-    }
-
-    fn ring_doorbell(&self) {
-        self.nr_bells.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn is_forked(&self) -> bool {
-        self.is_forked.load(Ordering::Relaxed)
-    }
-
-    fn identity(&self) -> u64 {
-        self.identity
-    }
-}
+/// What a client of this world brings; its bell counts.
+pub type Side = client_side::Side<Arc<HeapWords>, Arc<HeapCounts>, Arc<AtomicU64>>;
 
 /// A ledger as the owner reads it.
 pub type Reader = LedgerReader<Arc<HeapWords>, Arc<HeapCounts>>;
@@ -127,8 +87,9 @@ impl World {
             ledger: Arc::clone(&ledger),
             counts: Arc::clone(&counts),
             vmemmap: self.vmemmap(),
+            barrier_mode: BarrierMode::Fenced,
+            bell: Arc::clone(&nr_bells),
             is_forked: Arc::clone(&is_forked),
-            nr_bells: Arc::clone(&nr_bells),
             identity,
         };
         Client {

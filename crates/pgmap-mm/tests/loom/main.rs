@@ -10,6 +10,8 @@
     reason = "a fixture that is not there fails the test"
 )]
 
+#[path = "../client_side/mod.rs"]
+mod client_side;
 mod get_vs_evict;
 mod gup;
 mod index_lookup;

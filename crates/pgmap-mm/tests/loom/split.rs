@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64 as PlainU64};
 
-use loom::sync::{Condvar, Mutex};
+use loom::sync::Mutex;
 use loom::thread;
 use pgmap_mm::barrier::{BarrierMode, HeavyBarrier, PortableBarrier};
 use pgmap_mm::descriptor::{FolioFlags, FolioState};
@@ -21,13 +21,16 @@ use pgmap_mm::lease::{LeaseTable, PastDeadline, Recall};
 use pgmap_mm::ledger::{Agent, LedgerLayout, LedgerReader};
 use pgmap_mm::level::Level;
 use pgmap_mm::pfn::{Pfn, PfnRange};
-use pgmap_mm::pin::{ClientSide, Pinner};
+use pgmap_mm::pin::Pinner;
 use pgmap_mm::runs::SortedRuns;
 use pgmap_mm::split::NoSmallCounts;
 use pgmap_mm::stamp::Stamp;
 use pgmap_mm::sync::{AtomicU64, Ordering};
 use pgmap_mm::vmemmap::{Vmemmap, VmemmapLayout};
 use pgmap_mm::words::{Indexed, ReadCounts, ReadWords, WriteCounts, WriteWords};
+
+use crate::client_side::{self, Bell};
+use crate::support::Doorbell;
 
 const PREEMPTIONS: usize = 3;
 
@@ -138,67 +141,8 @@ impl WriteCounts for NoCounts {
     }
 }
 
-#[derive(Debug, Default)]
-struct Doorbell {
-    is_rung: Mutex<bool>,
-    rang: Condvar,
-}
-
-impl Doorbell {
-    fn ring(&self) {
-        *self.is_rung.lock().unwrap() = true;
-        self.rang.notify_one();
-    }
-
-    fn wait(&self) {
-        let mut is_rung = self.is_rung.lock().unwrap();
-        while !*is_rung {
-            is_rung = self.rang.wait(is_rung).unwrap();
-        }
-        *is_rung = false;
-    }
-}
-
-#[derive(Debug)]
-struct Side {
-    ledger: Arc<FewWords>,
-    vmemmap: Vmemmap<Arc<FewWords>>,
-    bell: Arc<Doorbell>,
-}
-
-impl ClientSide for Side {
-    type Ledger = Arc<FewWords>;
-    type Counts = NoCounts;
-    type Descriptors = Arc<FewWords>;
-
-    fn ledger(&self) -> &Self::Ledger {
-        &self.ledger
-    }
-
-    fn counts(&self) -> &Self::Counts {
-        &NoCounts
-    }
-
-    fn vmemmap(&self) -> &Vmemmap<Self::Descriptors> {
-        &self.vmemmap
-    }
-
-    fn barrier_mode(&self) -> BarrierMode {
-        BarrierMode::Asymmetric
-    }
-
-    fn ring_doorbell(&self) {
-        self.bell.ring();
-    }
-
-    fn is_forked(&self) -> bool {
-        false
-    }
-
-    fn identity(&self) -> u64 {
-        1
-    }
-}
+/// The client has one page to pin, and counts none.
+type Side = client_side::Side<Arc<FewWords>, NoCounts, Arc<Doorbell>>;
 
 /// What really happens to the frames, outside of the model.
 #[derive(Debug, Default)]
@@ -253,7 +197,15 @@ impl World {
         let ledger = FewWords::new(ledger_layout.nr_words(), [0, 1, 2, 512, 513, 514, 2048, 3072]);
         let bell = Arc::new(Doorbell::default());
         let vmemmap = Vmemmap::new(layout, words).unwrap();
-        let side = Side { ledger: Arc::clone(&ledger), vmemmap, bell: Arc::clone(&bell) };
+        let side = Side {
+            ledger: Arc::clone(&ledger),
+            counts: NoCounts,
+            vmemmap,
+            barrier_mode: BarrierMode::Asymmetric,
+            bell: Arc::clone(&bell),
+            is_forked: Arc::default(),
+            identity: 1,
+        };
         Self {
             folios,
             pinner: Pinner::new(side, ledger_layout),

@@ -16,12 +16,14 @@ use pgmap_mm::extent::Extent;
 use pgmap_mm::ledger::{LedgerLayout, LedgerReader};
 use pgmap_mm::level::Level;
 use pgmap_mm::pfn::PfnRange;
-use pgmap_mm::pin::{ClientSide, Pinner};
+use pgmap_mm::pin::Pinner;
 use pgmap_mm::runs::SortedRuns;
 use pgmap_mm::stamp::Stamp;
 use pgmap_mm::sync::{AtomicU32, AtomicU64, Ordering};
 use pgmap_mm::vmemmap::{Vmemmap, VmemmapLayout};
 use pgmap_mm::words::{Indexed, ReadCounts, ReadWords, WriteCounts, WriteWords};
+
+use crate::client_side::{self, Bell};
 
 /// Thread switches against a thread's will that are explored, unless `LOOM_MAX_PREEMPTIONS` says.
 const PREEMPTIONS: usize = 6;
@@ -192,13 +194,15 @@ pub struct Doorbell {
     rang: Condvar,
 }
 
-impl Doorbell {
+impl Bell for Arc<Doorbell> {
     /// Rings; the bell stays rung until somebody waited for it.
-    pub fn ring(&self) {
+    fn ring(&self) {
         *self.is_rung.lock().unwrap() = true;
         self.rang.notify_one();
     }
+}
 
+impl Doorbell {
     /// Waits until the bell was rung, and stills it.
     pub fn wait(&self) {
         let mut is_rung = self.is_rung.lock().unwrap();
@@ -280,48 +284,7 @@ impl Frame {
 }
 
 /// What a client of this world brings.
-#[derive(Debug)]
-pub struct Side {
-    ledger: Arc<SparseWords>,
-    counts: Arc<SparseCounts>,
-    vmemmap: Vmemmap<Arc<SparseWords>>,
-    bell: Arc<Doorbell>,
-    identity: u64,
-}
-
-impl ClientSide for Side {
-    type Ledger = Arc<SparseWords>;
-    type Counts = Arc<SparseCounts>;
-    type Descriptors = Arc<SparseWords>;
-
-    fn ledger(&self) -> &Self::Ledger {
-        &self.ledger
-    }
-
-    fn counts(&self) -> &Self::Counts {
-        &self.counts
-    }
-
-    fn vmemmap(&self) -> &Vmemmap<Self::Descriptors> {
-        &self.vmemmap
-    }
-
-    fn barrier_mode(&self) -> BarrierMode {
-        BarrierMode::Asymmetric
-    }
-
-    fn ring_doorbell(&self) {
-        self.bell.ring();
-    }
-
-    fn is_forked(&self) -> bool {
-        false
-    }
-
-    fn identity(&self) -> u64 {
-        self.identity
-    }
-}
+pub type Side = client_side::Side<Arc<SparseWords>, Arc<SparseCounts>, Arc<Doorbell>>;
 
 /// A ledger as the owner reads it.
 pub type Reader = LedgerReader<Arc<SparseWords>, Arc<SparseCounts>>;
@@ -420,7 +383,9 @@ impl World {
             ledger: Arc::clone(&words),
             counts: Arc::clone(&counts),
             vmemmap,
+            barrier_mode: BarrierMode::Asymmetric,
             bell: Arc::clone(&self.bell),
+            is_forked: Arc::default(),
             identity,
         };
         Client {

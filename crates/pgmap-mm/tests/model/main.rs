@@ -10,6 +10,8 @@
 )]
 
 mod address_space;
+#[path = "../client_side/mod.rs"]
+mod client_side;
 mod folios;
 #[path = "../gup_world/mod.rs"]
 mod gup_world;

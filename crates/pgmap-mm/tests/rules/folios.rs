@@ -4,7 +4,7 @@
 //! Tests are numbered as the scenarios of the project's list of kernel semantics.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use pgmap_mm::barrier::{BarrierMode, PortableBarrier};
 use pgmap_mm::descriptor::{Descriptor, FolioFlags, FolioState};
@@ -20,12 +20,14 @@ use pgmap_mm::pagemap::{
     DeviceRange, OpsPresent, PagemapId, PagemapSpec, PagemapTable, Step, Teardown, TeardownError,
 };
 use pgmap_mm::pfn::{Pfn, PfnRange};
-use pgmap_mm::pin::{ClientSide, Lane, Pinner};
+use pgmap_mm::pin::{Lane, Pinner};
 use pgmap_mm::runs::SortedRuns;
 use pgmap_mm::split::ReshapeError;
 use pgmap_mm::stamp::Stamp;
 use pgmap_mm::vmemmap::{Vmemmap, VmemmapLayout};
 use pgmap_mm::words::{HeapCounts, HeapWords, ReadWords};
+
+use crate::heap_world::Side;
 
 /// A pagemap of 1 GiB, and its teardown up to the drain.
 fn dying_pagemap(memory_type: MemoryType) -> (PagemapTable, PagemapId, Teardown) {
@@ -54,47 +56,6 @@ struct World {
     last_stamp: u64,
 }
 
-struct Side {
-    ledger: Arc<HeapWords>,
-    counts: Arc<HeapCounts>,
-    vmemmap: Vmemmap<Arc<HeapWords>>,
-    nr_rings: Arc<AtomicU64>,
-}
-
-impl ClientSide for Side {
-    type Ledger = Arc<HeapWords>;
-    type Counts = Arc<HeapCounts>;
-    type Descriptors = Arc<HeapWords>;
-
-    fn ledger(&self) -> &Self::Ledger {
-        &self.ledger
-    }
-
-    fn counts(&self) -> &Self::Counts {
-        &self.counts
-    }
-
-    fn vmemmap(&self) -> &Vmemmap<Self::Descriptors> {
-        &self.vmemmap
-    }
-
-    fn barrier_mode(&self) -> BarrierMode {
-        BarrierMode::Fenced
-    }
-
-    fn ring_doorbell(&self) {
-        self.nr_rings.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn is_forked(&self) -> bool {
-        false
-    }
-
-    fn identity(&self) -> u64 {
-        1
-    }
-}
-
 impl World {
     fn new() -> Self {
         let layout = VmemmapLayout::for_pages(1 << 18).unwrap();
@@ -108,7 +69,10 @@ impl World {
             ledger: Arc::clone(&ledger),
             counts: Arc::clone(&counts),
             vmemmap: Vmemmap::new(layout, Arc::clone(&words)).unwrap(),
-            nr_rings: Arc::default(),
+            barrier_mode: BarrierMode::Fenced,
+            bell: Arc::default(),
+            is_forked: Arc::default(),
+            identity: 1,
         };
         Self {
             words,
@@ -337,7 +301,7 @@ fn scenario_52_and_54_a_truncate_says_at_once_who_is_in_the_way_and_can_be_given
     folios.cut_out(&whole, tail, fresh).unwrap();
     folios.change_healthy(tail, |word| word.in_state(FolioState::Dying));
     drop(pin);
-    assert!(pinner.side().nr_rings.load(Ordering::Relaxed) > 0, "the owner is woken");
+    assert!(pinner.side().bell.load(Ordering::Relaxed) > 0, "the owner is woken");
     drain.look_again(|_| Some(&*ledger));
     assert!(drain.is_idle());
 }

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
 mod bounds;
+#[path = "../client_side/mod.rs"]
+mod client_side;
 mod folios;
 mod gup_changes;
 mod gup_scenarios;
