@@ -1,6 +1,7 @@
 //! Frames change hands in one place: across restarts, refused cuts, failed memory, devices of the
 //! dead, and damage to the descriptors.
 
+use std::cell::RefCell;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use pgmap::mm::prot::Prot;
 use pgmap::space::AddressSpace;
 use pgmap::{
     Access, Agent, Client, CreateSpec, Error, FileName, FileRules, FolioSize, LongtermRule,
-    MemoryType, Owner, Pool, PoolOptions, Refusal, Shape,
+    MemoryType, Owner, Pool, PoolInfo, PoolOptions, Refusal, Shape,
 };
 
 const PAGE: u64 = 4096;
@@ -34,8 +35,76 @@ fn place() -> (tempfile::TempDir, PathBuf) {
     (directory, path)
 }
 
+/// A pool in a directory, whose owner is another process that can be killed, and a client of it.
+struct World {
+    place: PathBuf,
+    client: Client,
+    owner: RefCell<Second>,
+    _directory: tempfile::TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let (directory, place) = place();
+        let owner = RefCell::new(Second::ready("create", &place));
+        let client = Client::connect(place.join("s")).unwrap();
+        Self { place, owner, client, _directory: directory }
+    }
+
+    /// With the file "a", a block that proves what it is.
+    fn with_block(len_bytes: usize) -> Self {
+        let world = Self::new();
+        support::put(&world.client, "a", &block::make(1, len_bytes)).unwrap();
+        world
+    }
+
+    /// Another process, which attaches as a client.
+    fn second_client(&self) -> Second {
+        Second::ready("client", &self.place)
+    }
+
+    fn kill_owner(&self) {
+        self.owner.borrow_mut().kill();
+    }
+
+    /// The next owner, after the last one was killed.
+    fn restart(&self) {
+        self.owner.replace(Second::ready("open", &self.place));
+    }
+
+    fn wait_until_all_is_free(&self) -> PoolInfo {
+        support::wait_until("all is free", || {
+            let info = self.client.pool_stat().unwrap();
+            (info.free_bytes == POOL_BYTES).then_some(info)
+        })
+    }
+}
+
+/// A directory with a pool that no owner has.
+fn ownerless() -> (tempfile::TempDir, PathBuf) {
+    let (directory, place) = place();
+    Second::ready("create", &place).kill();
+    (directory, place)
+}
+
+fn own(options: &PoolOptions) -> Owner {
+    Owner::start(Pool::create(options).unwrap()).unwrap()
+}
+
 fn anonymous(size_bytes: u64) -> Owner {
-    Owner::start(Pool::create(&PoolOptions::anonymous(size_bytes)).unwrap()).unwrap()
+    own(&PoolOptions::anonymous(size_bytes))
+}
+
+/// An owner in this process of a pool in a directory.
+fn in_directory(size_bytes: u64) -> (tempfile::TempDir, PathBuf, Owner) {
+    let (directory, place) = place();
+    let path = place.join("pool");
+    let owner = own(&PoolOptions::in_directory(&path, size_bytes));
+    (directory, path, owner)
+}
+
+fn reopen(path: &Path) -> Owner {
+    Owner::start(Pool::open(path).unwrap()).unwrap()
 }
 
 fn put(client: &Client, name: &str, size: FolioSize, bytes: &[u8]) {
@@ -45,37 +114,32 @@ fn put(client: &Client, name: &str, size: FolioSize, bytes: &[u8]) {
 }
 
 fn holds_device_across(kill_client_first: bool) {
-    let (_directory, place) = place();
-    let mut owner = Second::ready("create", &place);
-    let client = Client::connect(place.join("s")).unwrap();
-    support::put(&client, "a", &block::make(1, 2 << 20)).unwrap();
-    let mut victim = Second::ready("client", &place);
+    let world = World::with_block(2 << 20);
+    let mut victim = world.second_client();
     victim.must("pin-device a");
     if kill_client_first {
         victim.kill();
         support::wait_until("the orphan is noted", || {
-            (client.pool_stat().unwrap().orphaned_bytes == 2 * MIB).then_some(())
+            (world.client.pool_stat().unwrap().orphaned_bytes == 2 * MIB).then_some(())
         });
     }
-    owner.kill();
+    world.kill_owner();
     if !kill_client_first {
         victim.kill();
     }
     for _ in 0..2 {
-        let mut owner = Second::ready("open", &place);
-        assert_eq!(client.pool_stat().unwrap().orphaned_bytes, 2 * MIB);
-        owner.kill();
+        world.restart();
+        assert_eq!(world.client.pool_stat().unwrap().orphaned_bytes, 2 * MIB);
+        world.kill_owner();
     }
-    let _owner = Second::ready("open", &place);
-    let epoch = client.detach_epoch();
-    client.unlink("a").unwrap();
-    let info = support::wait_until("all is free", || {
-        let info = client.pool_stat().unwrap();
-        (info.free_bytes == POOL_BYTES).then_some(info)
-    });
+    world.restart();
+    let epoch = world.client.detach_epoch();
+    world.client.unlink("a").unwrap();
+    let info = world.wait_until_all_is_free();
     assert_eq!((info.orphaned_bytes, info.nr_clients), (0, 1), "{info:?}");
-    assert_eq!(client.detach_epoch() - epoch, 1, "the frames were detached before they were free");
-    let ledgers = std::fs::read_dir(place.join("pool/ledgers")).unwrap();
+    let nr_moves = world.client.detach_epoch() - epoch;
+    assert_eq!(nr_moves, 1, "the frames were detached before they were free");
+    let ledgers = std::fs::read_dir(world.place.join("pool/ledgers")).unwrap();
     let is_number = |name: std::ffi::OsString| name.to_str().unwrap().parse::<u64>().is_ok();
     let nr_ledgers = ledgers.filter(|entry| is_number(entry.as_ref().unwrap().file_name())).count();
     assert_eq!(nr_ledgers, 1, "its ledger went");
@@ -96,33 +160,27 @@ fn a_device_hold_of_a_dead_client_is_known_to_every_later_owner() {
 /// The hold is on frames that had no file any more when the owner was killed.
 #[test]
 fn a_device_hold_on_frames_that_were_draining_outlives_client_and_owner() {
-    let (_directory, place) = place();
-    let mut owner = Second::ready("create", &place);
-    let client = Client::connect(place.join("s")).unwrap();
-    support::put(&client, "a", &block::make(1, 2 << 20)).unwrap();
-    let mut victim = Second::ready("client", &place);
+    let world = World::with_block(2 << 20);
+    let mut victim = world.second_client();
     victim.must("pin-device a");
-    let pin = client.get("a").unwrap();
-    client.unlink("a").unwrap();
-    owner.kill();
+    let pin = world.client.get("a").unwrap();
+    world.client.unlink("a").unwrap();
+    world.kill_owner();
     victim.kill();
-    let _owner = Second::ready("open", &place);
-    let epoch = client.detach_epoch();
-    assert_eq!(client.pool_stat().unwrap().orphaned_bytes, 2 * MIB);
+    world.restart();
+    let epoch = world.client.detach_epoch();
+    assert_eq!(world.client.pool_stat().unwrap().orphaned_bytes, 2 * MIB);
     assert_eq!(block::check(&pin.to_vec().unwrap()), Ok(1));
     drop(pin);
-    support::wait_until("all is free", || {
-        (client.pool_stat().unwrap().free_bytes == POOL_BYTES).then_some(())
-    });
-    assert_eq!(client.detach_epoch() - epoch, 1);
+    world.wait_until_all_is_free();
+    assert_eq!(world.client.detach_epoch() - epoch, 1);
 }
 
 /// Recovery failed open: a ledger that could not be opened was skipped, and its client's holds with
 /// it.
 #[test]
 fn a_ledger_that_cannot_be_read_stops_the_start_and_is_named() {
-    let (_directory, place) = place();
-    Second::ready("create", &place).kill();
+    let (_directory, place) = ownerless();
     let ledgers = place.join("pool/ledgers");
     std::fs::create_dir(ledgers.join("4711")).unwrap();
     let error = Pool::open(place.join("pool")).and_then(Owner::start).map(drop).unwrap_err();
@@ -137,8 +195,7 @@ fn a_ledger_that_cannot_be_read_stops_the_start_and_is_named() {
 /// Names in the directory of ledgers that the pool would not write are nobody's ledgers.
 #[test]
 fn other_spellings_of_a_number_are_no_ledgers() {
-    let (_directory, place) = place();
-    Second::ready("create", &place).kill();
+    let (_directory, place) = ownerless();
     for name in ["00005", "+5", "5.bak"] {
         std::fs::write(place.join("pool/ledgers").join(name), b"").unwrap();
     }
@@ -148,8 +205,7 @@ fn other_spellings_of_a_number_are_no_ledgers() {
 
 #[test]
 fn a_pool_takes_as_many_files_as_it_was_made_for() {
-    let options = PoolOptions::anonymous(4 * MIB).max_files(2);
-    let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
+    let owner = own(&PoolOptions::anonymous(4 * MIB).max_files(2));
     let client = owner.client().unwrap();
     put(&client, "a", FolioSize::Pages4K, b"1");
     put(&client, "b", FolioSize::Pages4K, b"2");
@@ -162,28 +218,24 @@ fn a_pool_takes_as_many_files_as_it_was_made_for() {
 
 #[test]
 fn an_owner_killed_while_a_truncate_waits_leaves_the_file_whole() {
-    let (_directory, place) = place();
-    let mut owner = Second::ready("create", &place);
-    let client = Client::connect(place.join("s")).unwrap();
-    support::put(&client, "a", &block::make(1, 4 << 20)).unwrap();
-    let mut other = Second::ready("client", &place);
-    let pin = client.get("a").unwrap();
+    let world = World::with_block(4 << 20);
+    let mut other = world.second_client();
+    let pin = world.client.get("a").unwrap();
     other.tell("truncate a 4096 60000");
     support::wait_until("the truncate waits", || {
-        (client.pool_stat().unwrap().draining_bytes != 0).then_some(())
+        (world.client.pool_stat().unwrap().draining_bytes != 0).then_some(())
     });
-    owner.kill();
+    world.kill_owner();
     other.kill();
-    let _owner = Second::ready("open", &place);
+    world.restart();
     assert_eq!(block::check(&pin.to_vec().unwrap()), Ok(1), "the old pin");
-    let again = client.get("a").unwrap();
+    let again = world.client.get("a").unwrap();
     assert_eq!(block::check(&again.to_vec().unwrap()), Ok(1));
-    assert_eq!(client.stat("a").unwrap().nr_folios, [0, 2, 0], "and its folios as large");
+    let nr_folios = world.client.stat("a").unwrap().nr_folios;
+    assert_eq!(nr_folios, [0, 2, 0], "and its folios as large");
     drop((pin, again));
-    client.unlink("a").unwrap();
-    support::wait_until("all is free", || {
-        (client.pool_stat().unwrap().free_bytes == POOL_BYTES).then_some(())
-    });
+    world.client.unlink("a").unwrap();
+    world.wait_until_all_is_free();
 }
 
 /// Story: without a client the descriptors are made again, and were made of folios as small as the
@@ -191,15 +243,12 @@ fn an_owner_killed_while_a_truncate_waits_leaves_the_file_whole() {
 /// was "gone".
 #[test]
 fn a_file_whose_folios_were_merged_is_there_after_a_restart_without_clients() {
-    let (_directory, place) = place();
-    let path = place.join("pool");
-    let options = PoolOptions::in_directory(&path, POOL_BYTES);
-    let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
+    let (_directory, path, owner) = in_directory(POOL_BYTES);
     let client = owner.client().unwrap();
     put(&client, "a", FolioSize::Pages4K, &block::make(1, 2 << 20));
     client.reshape("a", 0, Shape::Merge { to: 1 }).unwrap();
     drop((client, owner));
-    let owner = Owner::start(Pool::open(&path).unwrap()).unwrap();
+    let owner = reopen(&path);
     let client = owner.client().unwrap();
     assert_eq!(block::check(&client.get("a").unwrap().to_vec().unwrap()), Ok(1));
     assert_eq!(client.stat("a").unwrap().nr_folios, [0, 1, 0]);
@@ -209,25 +258,22 @@ fn a_file_whose_folios_were_merged_is_there_after_a_restart_without_clients() {
 
 #[test]
 fn a_number_of_a_file_is_never_given_twice_across_owners_that_are_killed() {
-    let (_directory, place) = place();
-    let mut owner = Second::ready("create", &place);
-    let client = Client::connect(place.join("s")).unwrap();
+    let world = World::new();
     let mut last = 0;
     for number in 0..4 {
         let name = format!("f{number}");
-        support::put(&client, &name, b"bytes").unwrap();
-        let id = client.stat(&name).unwrap().id;
+        support::put(&world.client, &name, b"bytes").unwrap();
+        let id = world.client.stat(&name).unwrap().id;
         assert!(id > last, "{id} after {last}");
         last = id;
-        owner.kill();
-        owner = Second::ready("open", &place);
+        world.kill_owner();
+        world.restart();
     }
 }
 
 #[test]
 fn every_way_to_replace_memory_moves_the_detach_epoch() {
-    let options = PoolOptions::anonymous(POOL_BYTES).capacity(4 * GIB);
-    let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
+    let owner = own(&PoolOptions::anonymous(POOL_BYTES).capacity(4 * GIB));
     let client = owner.client().unwrap();
     let moves = |what: &str, act: &dyn Fn()| {
         let before = client.detach_epoch();
@@ -258,8 +304,7 @@ fn device_spec() -> PagemapSpec {
 #[test]
 fn a_device_hold_on_a_further_pagemap_is_an_orphan_until_the_pagemap_goes() {
     let directory = tempfile::tempdir().unwrap();
-    let options = PoolOptions::anonymous(POOL_BYTES).capacity(4 * GIB);
-    let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
+    let owner = own(&PoolOptions::anonymous(POOL_BYTES).capacity(4 * GIB));
     owner.serve(directory.path().join("s")).unwrap();
     let id = owner.add_pagemap("dax0.0", &device_spec(), None).unwrap();
     let mut victim = Second::ready("client", directory.path());
@@ -322,10 +367,7 @@ fn what_a_truncate_cuts_off_inside_a_page_is_zero() {
 /// the file could not be opened any more, and the pool neither.
 #[test]
 fn a_file_is_cut_up_to_its_limit_and_stays_whole() {
-    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
-    let path = directory.path().join("pool");
-    let owner =
-        Owner::start(Pool::create(&PoolOptions::in_directory(&path, 16 * MIB)).unwrap()).unwrap();
+    let (_directory, path, owner) = in_directory(16 * MIB);
     let client = owner.client().unwrap();
     let len = 8 * MIB;
     put(&client, "f", FolioSize::BestFit, &vec![b'x'; len as usize]);
@@ -362,7 +404,7 @@ fn a_file_is_cut_up_to_its_limit_and_stays_whole() {
     nr_holes += 1;
     drop(client);
     drop(owner);
-    let owner = Owner::start(Pool::open(&path).unwrap()).unwrap();
+    let owner = reopen(&path);
     let client = owner.client().unwrap();
     assert_eq!(client.stat("f").unwrap().nr_extents, before.nr_extents - 2);
     let bytes = client.get("f").unwrap().to_vec().unwrap();
@@ -376,10 +418,7 @@ fn a_file_is_cut_up_to_its_limit_and_stays_whole() {
 /// around the failed page, and nothing else.
 #[test]
 fn memory_that_fails_in_a_file_of_as_many_extents_as_can_be_leaves_the_rest_readable() {
-    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
-    let path = directory.path().join("pool");
-    let owner =
-        Owner::start(Pool::create(&PoolOptions::in_directory(&path, 16 * MIB)).unwrap()).unwrap();
+    let (_directory, path, owner) = in_directory(16 * MIB);
     let client = owner.client().unwrap();
     put(&client, "f", FolioSize::BestFit, &vec![b'x'; 12 << 20]);
     let file = client.open("f").unwrap();
@@ -410,7 +449,7 @@ fn memory_that_fails_in_a_file_of_as_many_extents_as_can_be_leaves_the_rest_read
     drop(file);
     drop(client);
     drop(owner);
-    let owner = Owner::start(Pool::open(&path).unwrap()).unwrap();
+    let owner = reopen(&path);
     let client = owner.client().unwrap();
     check(&client, &owner);
     client.unlink("f").unwrap();
@@ -498,8 +537,7 @@ fn a_cut_that_is_given_up_keeps_what_happened_while_it_waited() {
 /// Story: a cut that was given up left its leases recalled, and nobody got another.
 #[test]
 fn after_a_cut_that_is_given_up_its_leases_are_in_force_again() {
-    let options = PoolOptions::anonymous(16 * MIB).memory_type(MemoryType::FsDax);
-    let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
+    let owner = own(&PoolOptions::anonymous(16 * MIB).memory_type(MemoryType::FsDax));
     let (client, other) = (owner.client().unwrap(), owner.client().unwrap());
     let mut spec = CreateSpec::new(FileName::new("a").unwrap(), 4 * MIB, FolioSize::BestFit);
     spec.rules = FileRules { longterm: LongtermRule::Leasable, ..FileRules::default() };
@@ -515,14 +553,11 @@ fn after_a_cut_that_is_given_up_its_leases_are_in_force_again() {
 
 #[test]
 fn a_failed_frame_stays_out_of_use_when_its_descriptor_is_lost() {
-    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
-    let path = directory.path().join("pool");
-    let owner =
-        Owner::start(Pool::create(&PoolOptions::in_directory(&path, 4 * MIB)).unwrap()).unwrap();
+    let (_directory, path, owner) = in_directory(4 * MIB);
     owner.client().unwrap().memory_failure(3).unwrap();
     drop(owner);
     lose_descriptors(&path);
-    let owner = Owner::start(Pool::open(&path).unwrap()).unwrap();
+    let owner = reopen(&path);
     assert_eq!(owner.info().free_bytes, 4 * MIB - PAGE);
     let client = owner.client().unwrap();
     assert!(client.create("all", 4 * MIB, FolioSize::BestFit).is_err());
@@ -539,23 +574,18 @@ fn lose_descriptors(pool: &Path) {
 
 #[test]
 fn frames_that_a_live_client_holds_are_not_free_when_their_descriptors_are_lost() {
-    let (_directory, place) = place();
-    let mut owner = Second::ready("create", &place);
-    let client = Client::connect(place.join("s")).unwrap();
-    support::put(&client, "a", &block::make(1, 2 << 20)).unwrap();
-    let pin = client.get("a").unwrap();
-    client.unlink("a").unwrap();
-    owner.kill();
-    lose_descriptors(&place.join("pool"));
-    let _owner = Second::ready("open", &place);
-    let info = client.pool_stat().unwrap();
+    let world = World::with_block(2 << 20);
+    let pin = world.client.get("a").unwrap();
+    world.client.unlink("a").unwrap();
+    world.kill_owner();
+    lose_descriptors(&world.place.join("pool"));
+    world.restart();
+    let info = world.client.pool_stat().unwrap();
     assert_eq!((info.free_bytes, info.draining_bytes), (POOL_BYTES - 2 * MIB, 2 * MIB), "{info:?}");
-    assert!(client.create("all", POOL_BYTES, FolioSize::Pages4K).is_err());
+    assert!(world.client.create("all", POOL_BYTES, FolioSize::Pages4K).is_err());
     assert_eq!(block::check(&pin.to_vec().unwrap()), Ok(1));
     drop(pin);
-    support::wait_until("all is free", || {
-        (client.pool_stat().unwrap().free_bytes == POOL_BYTES).then_some(())
-    });
+    world.wait_until_all_is_free();
 }
 
 /// The catalog says whose a frame is; whatever the descriptors say, every file is right and every
@@ -563,10 +593,7 @@ fn frames_that_a_live_client_holds_are_not_free_when_their_descriptors_are_lost(
 #[test]
 fn damaged_descriptors_cost_no_file_and_no_frame() {
     const NR_TRIALS: u64 = 150;
-    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
-    let path = directory.path().join("pool");
-    let owner =
-        Owner::start(Pool::create(&PoolOptions::in_directory(&path, 16 * MIB)).unwrap()).unwrap();
+    let (_directory, path, owner) = in_directory(16 * MIB);
     let client = owner.client().unwrap();
     let files = [("small", 3 * PAGE), ("large", 5 * MIB), ("holes", 40 * PAGE), ("bad", 9 * PAGE)];
     for (number, (name, len)) in files.into_iter().enumerate() {
@@ -601,7 +628,7 @@ fn damaged_descriptors_cost_no_file_and_no_frame() {
             file.write_all_at(&new.to_le_bytes(), at as u64 * 8).unwrap();
         }
         drop(file);
-        let owner = Owner::start(Pool::open(&path).unwrap()).unwrap();
+        let owner = reopen(&path);
         let client = owner.client().unwrap();
         for (name, bytes) in ["small", "large", "holes"].into_iter().zip(&expected) {
             assert_eq!(client.get(name).unwrap().to_vec().unwrap(), *bytes, "trial {trial} {name}");
