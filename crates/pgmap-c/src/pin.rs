@@ -85,7 +85,7 @@ pub unsafe extern "C" fn pgmap_get_for_device(
         // SAFETY: the caller's contract.
         let name = unsafe { bytes(name, name_len, "name") }?;
         let file = pool.client.open(name)?;
-        let got = file.pin_for_device_owned(0, file.len_bytes())?;
+        let got = file.pin_for_device_owned(0..file.len_bytes())?;
         // SAFETY: the caller's contract.
         unsafe { made(pin, pgmap_pin { pin: got }) }?;
         Ok(0)

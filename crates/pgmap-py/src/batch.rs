@@ -148,7 +148,7 @@ impl Pool {
         let client = self.client()?;
         let checked = |name: &Cow<'_, [u8]>| FileName::new(name).map_err(Error::from).or_raise(py);
         let names = all(&names)?.iter().map(checked).collect::<PyResult<Vec<_>>>()?;
-        let answers = py.detach(|| client.unlink_batch(names)).or_raise(py)?;
+        let answers = py.detach(|| client.unlink_batch(&names)).or_raise(py)?;
         let answer = |answer: Result<(), Error>| match answer {
             Err(error) if is_not_found(&error) => Ok(false),
             answer => answer.map(|()| true).or_raise(py),

@@ -145,10 +145,10 @@ pub fn unlink_many(
     let answer = if unless_held {
         // One of them once more: it can be taken away but once.
         files.extend(files.first().cloned());
-        let answer = client.unlink_unless_held_batch(files);
+        let answer = client.unlink_unless_held_batch(&files);
         answer.inspect(|results| check_last(episode, results))
     } else {
-        client.unlink_batch(files)
+        client.unlink_batch(&files)
     };
     let results: Vec<Result<(), Error>> = match answer {
         Ok(results) => results,

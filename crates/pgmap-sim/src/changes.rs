@@ -1,5 +1,7 @@
 //! What clients change: each operation tells the model what it asked, and has its answer judged.
 
+use std::time::Duration;
+
 use pgmap::{
     Agent, Client, CreateSpec, Error, FileInfo, FileName, FileRules, FileWriter, FolioSize,
     LongtermRule, OnDeadline, Refusal, Replace,
@@ -151,8 +153,12 @@ pub fn cut(
     }
     let deadline = u64::from(deadline_ms);
     let called = match cut {
-        Cut::Shorten(len) => client.truncate_or(name, len, deadline, on_deadline),
-        Cut::Punch(from, to) => client.punch_or(name, from..to, deadline, on_deadline),
+        Cut::Shorten(len) => {
+            client.truncate_or(name, len, Duration::from_millis(deadline), on_deadline)
+        }
+        Cut::Punch(from, to) => {
+            client.punch_or(name, from..to, Duration::from_millis(deadline), on_deadline)
+        }
         Cut::Heal(page) => {
             let zeros = [0; PAGE as usize];
             client.clear_poison(name, page * PAGE, &zeros).map(|()| Vec::new())

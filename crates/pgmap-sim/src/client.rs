@@ -222,7 +222,7 @@ fn carry_out<'c>(episode: &Episode, client: &'c Client, op: Op, held: &mut Vec<H
         Op::List => list(episode, client).err(),
         Op::Who => {
             let asked = Asked::now(episode);
-            let result = client.who(None);
+            let result = client.who_all();
             episode.check(asked.check(episode, Verb::Look, &result));
             episode.check(asked.check_time(episode, DEADLINE_MS, &result));
             result.err()

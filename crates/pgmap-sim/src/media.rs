@@ -3,6 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use pgmap::{BackingInfo, BackingOptions, Client, Error, Placement, Refusal};
 use pgmap_os::{Access, MemoryFile, WriteMapping};
@@ -396,7 +397,7 @@ pub fn remove(
     episode.media.borrow_mut().names.remove(&name, asked.from);
     episode.media.borrow_mut().is_any_retired = true;
     let deadline = u64::from(deadline_ms);
-    let result = client.remove_backing(&name, deadline);
+    let result = client.remove_backing(&name, Duration::from_millis(deadline));
     let end = asked.end(episode, &result);
     episode.media.borrow_mut().names.removal_ended(&name, asked.from, end);
     episode.check(asked.check_time(episode, deadline + DEADLINE_MS, &result));

@@ -53,7 +53,7 @@ pub fn lease<'c>(
     let found = client.open(name);
     judge_pin(episode, asked, name, &turn, &found);
     let file = found?;
-    let leased = file.lease(0, file.len_bytes(), Agent::Cpu, Access::Write);
+    let leased = file.lease(0..file.len_bytes(), Agent::Cpu, Access::Write);
     judge(episode, asked, Verb::Lease(name), None, &leased);
     let books = episode.books.borrow();
     let is_denied = matches!(&leased, Err(error) if error.kind() == "denied");

@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use pgmap::{
     CheckOptions, Client, CreateSpec, Durability, FileName, FolioSize, Owner, Pool, PoolOptions,
@@ -76,7 +77,7 @@ fn step(random: &mut fastrand::Rng, client: &Client, state: &mut State) {
         7 => {
             if let Some(bytes) = state.get_mut(name) {
                 let len = random.usize(..bytes.len());
-                client.truncate(name, len as u64, 1000).unwrap();
+                client.truncate(name, len as u64, Duration::from_secs(1)).unwrap();
                 bytes.truncate(len);
             }
         }

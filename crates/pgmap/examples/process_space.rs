@@ -4,6 +4,7 @@
 //! Run with `cargo run -p pgmap --example process_space`.
 
 use std::error::Error;
+use std::time::Duration;
 
 use pgmap::mm::mm::Placed;
 use pgmap::mm::prot::Prot;
@@ -12,7 +13,7 @@ use pgmap::{FolioSize, Owner, Pool, PoolOptions};
 
 const FILE_BYTES: u64 = 4 << 20;
 const PAGE_BYTES: u64 = 4096;
-const DEADLINE_MS: u64 = 10_000;
+const DEADLINE: Duration = Duration::from_secs(10);
 
 fn main() -> Result<(), Box<dyn Error>> {
     let owner = Owner::start(Pool::create(&PoolOptions::anonymous(64 << 20))?)?;
@@ -26,12 +27,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     space.write_at(at, b"first page")?;
     space.write_at(at + PAGE_BYTES, b"second page")?;
     println!("mapped {FILE_BYTES} bytes at {at:#x}");
-    for holder in client.who(Some(b"ram"))?.0 {
+    for holder in client.who("ram")?.holders {
         println!("held by the mapping: {holder}");
     }
 
     // Any client may truncate the file. This program need not do anything for that.
-    owner.client()?.truncate("ram", PAGE_BYTES, DEADLINE_MS)?;
+    owner.client()?.truncate("ram", PAGE_BYTES, DEADLINE)?;
     let mut bytes = [0; 10];
     space.read_at(at, &mut bytes)?;
     println!("first page: {}", String::from_utf8_lossy(&bytes));

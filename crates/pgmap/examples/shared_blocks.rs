@@ -44,7 +44,7 @@ fn own() -> Outcome<()> {
 
     let client = owner.client()?;
     client.unlink(BLOCK)?; // the name goes at once, the frames wait for the reader
-    for holder in client.who(None)?.0 {
+    for holder in client.who_all()?.holders {
         println!("held: {holder}");
     }
     println!("draining while it is held: {} bytes", owner.info().draining_bytes);

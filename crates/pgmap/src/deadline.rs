@@ -4,6 +4,11 @@ use std::time::Duration;
 
 use pgmap_os::clock::Instant;
 
+/// A time as messages carry it: in whole milliseconds, as many as fit.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// When a wait is over. One that no clock can tell is never.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {

@@ -32,7 +32,8 @@
 //! | know why not | [`Error`], [`Refusal`], [`PinError`], [`SpaceError`] |
 //! | look at a pool from outside | [`Observer`], [`check`] |
 //!
-//! What is not documented here is internal, and may change in any release.
+//! What is not documented here is internal, and may change in any release; so may the layers below,
+//! [`mm`] and [`os`].
 
 pub(crate) mod client;
 mod deadline;
@@ -71,16 +72,21 @@ pub use name::{Escaped, FileName, MAX_NAME_BYTES};
 pub use owner::Owner;
 #[doc(inline)]
 pub use owner::handle::HolderRegistration;
-#[doc(hidden)]
+/// The page model that the library is built on, as a whole. Unstable: it may change in any release
+/// (ADR 0098). What the library's functions name is exported here or in [`space`] too.
+#[doc(no_inline)]
 pub use pgmap_mm as mm;
 pub use pgmap_mm::error::PinError;
 pub use pgmap_mm::gup::{GupError, GupFlags as PinFlags};
 pub use pgmap_mm::holder::{DrainReason, Holder as PoolHolder, HolderAnswer, HolderId, Requester};
 pub use pgmap_mm::ledger::Agent;
+pub use pgmap_mm::level::{Level, PAGE_BYTES};
 pub use pgmap_mm::memory_type::MemoryType;
 pub use pgmap_mm::mm::Placed;
+pub use pgmap_mm::pagemap::{DeviceRange, OpsPresent, PagemapId, PagemapOps, PagemapSpec};
 pub use pgmap_mm::prot::{Access, Prot};
-#[doc(hidden)]
+/// What the library needs from Linux, as a whole. Unstable, as [`mm`].
+#[doc(no_inline)]
 pub use pgmap_os as os;
 pub use pgmap_os::PageSize;
 #[doc(inline)]
@@ -91,7 +97,7 @@ pub use pool::check::{CheckOptions, CheckReport, Finding, check};
 pub use pool::observer::Observer;
 #[doc(inline)]
 pub use pool::{Durability, MAX_POOL_BYTES, MIN_POOL_BYTES, Pool, PoolOptions, Populate};
-pub use refusal::{ClientHold, FreeOn, HoldKind, Refusal};
+pub use refusal::{ClientHold, FreeOn, HoldKind, HolderList, Refusal};
 pub use space::{AddressSpace, PinnedPages, SpaceError, SpaceLane};
 #[doc(inline)]
 pub use wire::{

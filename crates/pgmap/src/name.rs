@@ -39,6 +39,12 @@ impl FileName {
     }
 }
 
+impl AsRef<[u8]> for FileName {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 impl FileName {
     /// Reads back what a name is displayed as: messages and a
     /// [`ClientHold`](crate::ClientHold) carry names so. Returns `None` if the text is no

@@ -55,6 +55,15 @@ impl std::fmt::Display for FreeOn {
     }
 }
 
+/// Who holds a file, or anything of a pool.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HolderList {
+    /// The holders and what they hold.
+    pub holders: Vec<ClientHold>,
+    /// Whether there are more than are named.
+    pub is_cut: bool,
+}
+
 /// Who holds which frames.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientHold {

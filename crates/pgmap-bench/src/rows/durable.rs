@@ -64,7 +64,7 @@ impl Commits {
         let names: Vec<FileName> =
             before.map(|number| FileName::new(name(number))).collect::<Result<_, _>>()?;
         if !names.is_empty() {
-            for unlinked in self.client.unlink_batch(names)? {
+            for unlinked in self.client.unlink_batch(&names)? {
                 unlinked?;
             }
         }

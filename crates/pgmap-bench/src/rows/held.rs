@@ -37,7 +37,7 @@ impl Beside {
         let beside = Self { client, holder, pins: Mutex::default(), _owner: owner };
         beside.make("held", NR_PAGES)?;
         beside.pin("held", NR_PAGES, nr_pins)?;
-        let (holders, _) = beside.client.who(Some(b"held"))?;
+        let holders = beside.client.who("held")?.holders;
         if holders.is_empty() != (nr_pins == 0) {
             return Err(Failure::new(format!("{nr_pins} pins show as {} holders", holders.len())));
         }
@@ -55,7 +55,8 @@ impl Beside {
         let file = self.holder.open(name)?;
         let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
         for number in 0..nr_pins {
-            pins.push(file.pin(number % nr_pages * PAGE_BYTES, PAGE_BYTES)?);
+            let start = number % nr_pages * PAGE_BYTES;
+            pins.push(file.pin(start..start + PAGE_BYTES)?);
         }
         Ok(())
     }
@@ -74,7 +75,7 @@ impl Beside {
 
     fn ask(&self, nr_ops: u64) -> Result<Done, Failure> {
         for _ in 0..nr_ops {
-            let (holders, _) = self.client.who(None)?;
+            let holders = self.client.who_all()?.holders;
             let is_right = holders.is_empty() == self.pins().is_empty();
             is_right.then_some(()).ok_or_else(|| Failure::new("holders are not named"))?;
         }

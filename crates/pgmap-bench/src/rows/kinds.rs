@@ -263,7 +263,7 @@ fn random_reads(
         let mut page = [0; 4096];
         for _ in 0..worker.nr_ops {
             let at = worker.random.below(bytes / 4096) * 4096;
-            file.pin(at, 4096)?.read_at(0, &mut page)?;
+            file.pin(at..at + 4096)?.read_at(0, &mut page)?;
         }
         black_box(page);
         Ok(Done::ops(worker.nr_ops))

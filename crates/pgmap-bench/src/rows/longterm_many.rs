@@ -108,7 +108,7 @@ impl Leased {
         let file = self.client.open("all")?;
         let mut nr_bytes = 0;
         for _ in 0..nr_ops {
-            let pin = file.lease(0, self.len_bytes, Agent::Device, Access::Write)?;
+            let pin = file.lease(0..self.len_bytes, Agent::Device, Access::Write)?;
             nr_bytes += black_box(&pin).len_bytes();
         }
         Ok(Done::ops(nr_bytes / self.len_bytes))

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pgmap::os::{MemoryFile, PageSize, WriteMapping};
-use pgmap::{Client, FileName, Owner, Pool, PoolOptions};
+use pgmap::{Client, Owner, Pool, PoolOptions};
 
 use crate::children::{Other, Role};
 use crate::failure::Failure;
@@ -82,8 +82,8 @@ impl Putter {
     /// put evicts as much as it puts.
     pub fn evicting(mut self) -> Result<Self, Failure> {
         let numbers = self.oldest..self.next;
-        let names = numbers.map(|number| FileName::new(name(number))).collect::<Result<_, _>>()?;
-        self.client.unlink_batch(names)?;
+        let names: Vec<_> = numbers.map(name).collect();
+        self.client.unlink_batch(&names)?;
         self.evicts = true;
         for _ in 0..3 {
             self.run((self.keep + self.batch).next_multiple_of(self.batch), Timed::Put)?;
@@ -148,8 +148,8 @@ impl Putter {
     fn unlink_batch(&mut self) -> Result<(), Failure> {
         let numbers = self.oldest..self.oldest + self.batch;
         self.oldest = numbers.end;
-        let names = numbers.map(|number| FileName::new(name(number))).collect::<Result<_, _>>()?;
-        for unlinked in self.client.unlink_batch(names)? {
+        let names: Vec<_> = numbers.map(name).collect();
+        for unlinked in self.client.unlink_batch(&names)? {
             unlinked?;
         }
         Ok(())

@@ -51,8 +51,7 @@ pub fn play(
     writer.commit()?;
     let mut holder = Actor::enter((stage, ground), Role::Slow, 0, Pace::Slow)?;
     holder.wait_ready()?;
-    let deadline_ms = DEADLINE.as_millis() as u64;
-    let error = match client.truncate(HELD_FILE, PAGE_BYTES as u64, deadline_ms) {
+    let error = match client.truncate(HELD_FILE, PAGE_BYTES as u64, DEADLINE) {
         Ok(()) => {
             return Err(Failure::new("demo", 0, "a truncate took memory that a process holds"));
         }
@@ -65,7 +64,7 @@ pub fn play(
     let named = holders.first();
     let started = Instant::now();
     holder.let_go();
-    client.truncate(HELD_FILE, PAGE_BYTES as u64, AFTERWARDS.as_millis() as u64)?;
+    client.truncate(HELD_FILE, PAGE_BYTES as u64, AFTERWARDS)?;
     Ok(Drained {
         named_pid: named.map_or(0, |holder| holder.pid),
         named_command: named.map_or_else(String::new, |holder| holder.command.clone()),

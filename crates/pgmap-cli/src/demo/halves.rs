@@ -109,7 +109,7 @@ pub fn clear(client: &Client) -> Result<(), Failure> {
         .filter(|name| !Ground::stays(name.as_bytes()))
         .collect();
     for batch in names.chunks(MAX_BATCH) {
-        for result in client.unlink_batch(batch.to_vec())? {
+        for result in client.unlink_batch(batch)? {
             result?;
         }
     }

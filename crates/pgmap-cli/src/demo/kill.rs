@@ -80,7 +80,7 @@ pub fn play(
         let after = owner.info();
         kills.leaked_clients += after.nr_clients.saturating_sub(before.nr_clients);
     }
-    let (holders, _) = client.who(None)?;
+    let holders = client.who_all()?.holders;
     kills.leaked_pins = holders.iter().map(|holder| u64::from(holder.nr_pins)).sum();
     Ok(kills)
 }

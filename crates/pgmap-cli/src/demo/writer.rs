@@ -192,7 +192,7 @@ impl<'c> Recycler<'c> {
                 old.push(FileName::new(file_name(block, generation - 1))?);
             }
         }
-        for result in self.client.unlink_batch(old)? {
+        for result in self.client.unlink_batch(&old)? {
             result?;
         }
         Ok(())

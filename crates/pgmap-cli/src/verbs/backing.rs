@@ -1,7 +1,7 @@
 //! `pgmap backing ls | add PATH | rm NAME`: the memories that a pool lies in.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pgmap::{BackingInfo, BackingOptions, Client, Error, Refusal};
 use serde::Serialize;
@@ -209,15 +209,17 @@ impl Backing {
 impl Rm {
     fn run(self, client: &Client, output: &Output) -> Result<(), Failure> {
         let started = Instant::now();
-        client.remove_backing(&self.name, self.deadline).map_err(|error| {
-            let is_held = matches!(error, Error::Refused(Refusal::Held { .. }));
-            match Failure::from(error) {
-                failure if is_held && self.deadline > 0 => {
-                    Failure { exit: Exit::Deadline, ..failure }
+        client.remove_backing(&self.name, Duration::from_millis(self.deadline)).map_err(
+            |error| {
+                let is_held = matches!(error, Error::Refused(Refusal::Held { .. }));
+                match Failure::from(error) {
+                    failure if is_held && self.deadline > 0 => {
+                        Failure { exit: Exit::Deadline, ..failure }
+                    }
+                    failure => failure,
                 }
-                failure => failure,
-            }
-        })?;
+            },
+        )?;
         output.show_done(&Removed {
             schema: "pgmap.backing-rm/1",
             name: self.name,

@@ -56,7 +56,7 @@ impl Condition {
         let mut nr_pins = 0;
         while let Some((start, end)) = ranges.pop().filter(|_| failed.len() < max_failed) {
             nr_pins += 1;
-            let errno = match file.pin(start, end - start) {
+            let errno = match file.pin(start..end) {
                 Ok(_) => continue,
                 Err(error) => error.errno(),
             };
@@ -86,7 +86,7 @@ impl Condition {
 /// told.
 pub fn is_longterm_free(client: &Client, name: &[u8]) -> Option<bool> {
     let file: File<'_> = client.inspect(name).ok()?;
-    match file.pin_longterm(0, 1) {
+    match file.pin_longterm(0..1) {
         Ok(pin) => pin.segments().next().map(|_| true),
         Err(Error::Pin(PinError::NeedsConsent { .. })) => Some(false),
         Err(_) => None,

@@ -1,5 +1,7 @@
 //! How long a cut waits for holders, and what becomes of what they still hold then.
 
+use std::time::Duration;
+
 use pgmap::{ClientHold, Error, OnDeadline, Refusal};
 
 use crate::failure::{Exit, Failure};
@@ -18,8 +20,8 @@ pub struct Patience {
 
 impl Patience {
     /// How long to wait.
-    pub const fn deadline_ms(&self) -> u64 {
-        self.deadline
+    pub const fn deadline(&self) -> Duration {
+        Duration::from_millis(self.deadline)
     }
 
     /// What happens then.

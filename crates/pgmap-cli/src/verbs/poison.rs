@@ -76,7 +76,7 @@ fn frame_at<'c>(
     name: &OsString,
     offset: u64,
 ) -> Result<(FilePin<'c>, u64), Failure> {
-    let pin = client.open(name_bytes(name))?.pin(offset, 1)?;
+    let pin = client.open(name_bytes(name))?.pin(offset..offset + 1)?;
     let Some(pool_offset) = pin.segments().next().map(|segment| segment.pool_offset) else {
         let why = format!("\"{}\" has no memory at {offset}: it is a hole", names::shown(name));
         return Err(Failure::new("hole", libc::ENXIO, why).of_file(name_bytes(name)));

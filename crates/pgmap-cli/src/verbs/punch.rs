@@ -49,9 +49,9 @@ impl Punch {
         let client = attach(place)?;
         let started = Instant::now();
         let end = self.offset.saturating_add(self.len);
-        let (deadline_ms, on_deadline) = (self.patience.deadline_ms(), self.patience.on_deadline());
+        let (deadline, on_deadline) = (self.patience.deadline(), self.patience.on_deadline());
         let holders = client
-            .punch_or(name_bytes(&self.name), self.offset..end, deadline_ms, on_deadline)
+            .punch_or(name_bytes(&self.name), self.offset..end, deadline, on_deadline)
             .map_err(|error| self.patience.failure(error))?;
         let name = names::shown(&self.name);
         check_quarantine(&format!("\"{name}\" has a hole at {}..{end}", self.offset), &holders)?;

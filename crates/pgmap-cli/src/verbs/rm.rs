@@ -94,8 +94,8 @@ impl Rm {
         }
         for batch in names.chunks(MAX_BATCH) {
             let batch_results = match self.is_unless_held {
-                true => client.unlink_unless_held_batch(batch.to_vec()),
-                false => client.unlink_batch(batch.to_vec()),
+                true => client.unlink_unless_held_batch(batch),
+                false => client.unlink_batch(batch),
             };
             let results = match batch_results {
                 Ok(results) => results,

@@ -46,9 +46,9 @@ impl Truncate {
     pub fn run(self, place: &Place, output: &Output) -> Result<(), Failure> {
         let client = attach(place)?;
         let started = Instant::now();
-        let (deadline_ms, on_deadline) = (self.patience.deadline_ms(), self.patience.on_deadline());
+        let (deadline, on_deadline) = (self.patience.deadline(), self.patience.on_deadline());
         let holders = client
-            .truncate_or(name_bytes(&self.name), self.size, deadline_ms, on_deadline)
+            .truncate_or(name_bytes(&self.name), self.size, deadline, on_deadline)
             .map_err(|error| self.patience.failure(error))?;
         let name = names::shown(&self.name);
         check_quarantine(&format!("\"{name}\" is cut to {} bytes", self.size), &holders)?;

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fmt;
 
-use pgmap::ClientHold;
+use pgmap::{ClientHold, HolderList};
 use serde::Serialize;
 
 use crate::attach::{Place, attach_to_read, name_bytes};
@@ -194,7 +194,11 @@ impl Who {
         {
             return who_file::run(path.as_ref(), output);
         }
-        let (holders, is_cut) = attach_to_read(place)?.who(self.name.as_deref().map(name_bytes))?;
+        let client = attach_to_read(place)?;
+        let HolderList { holders, is_cut } = match self.name.as_deref() {
+            Some(name) => client.who(name_bytes(name))?,
+            None => client.who_all()?,
+        };
         output.show(&Holders {
             schema: "pgmap.who/1",
             name: Exact::name(self.name.as_deref().map(name_bytes)),

@@ -164,7 +164,7 @@ fn the_quarantine_is_listed_by_client_and_released_by_an_operator() {
     server.good(&["put", &file, "a", "--folio", "4K"]);
     let client = pgmap::Client::connect(server.path("socket")).unwrap();
     let id = client.id().to_string();
-    std::mem::forget(client.open("a").unwrap().pin_for_device(0, 1 << 20).unwrap());
+    std::mem::forget(client.open("a").unwrap().pin_for_device(0..1 << 20).unwrap());
     assert_eq!(server.json(&["quarantine", "ls"])["clients"], serde_json::json!([]));
     drop(client);
     until("it is dead", || server.json(&["stat"])["orphaned_bytes"] == 1 << 20);

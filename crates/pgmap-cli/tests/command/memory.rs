@@ -51,7 +51,7 @@ fn a_held_range_is_not_punched_unless_quarantined_and_the_holder_of_the_rest_is_
     let (server, _) = served("2M", &[]);
     let client = client(&server);
     let file = client.open("a").unwrap();
-    let pin = file.pin(0, 4096).unwrap();
+    let pin = file.pin(0..4096).unwrap();
     server.good(&["punch", "a", "1M", "4096", "--deadline", "0"]);
     let own = format!("(pid {})", std::process::id());
     assert!(server.fails(&["punch", "a", "0", "4096", "--deadline", "30"], 124).contains(&own));
@@ -116,7 +116,7 @@ fn several_failed_pages_are_all_listed_and_zeroed_one_by_one() {
 fn a_held_failed_page_is_busy_and_failed_frames_of_no_file_are_repaired_without_a_name() {
     let (server, _) = served("4K", &[]);
     let client = client(&server);
-    let pin = client.open("a").unwrap().pin(4096, 1).unwrap();
+    let pin = client.open("a").unwrap().pin(4096..4097).unwrap();
     let done = server.json(&["poison", "a", "4096"]);
     let pfn = done["pfn"].as_u64().unwrap();
     assert_eq!(pin.segments().next().unwrap().pool_offset / 4096, pfn);
@@ -161,10 +161,10 @@ fn who_tells_short_long_term_and_lease_cpu_and_device() {
     // The owner is asked for each of its long-term pins, and grants a lease where no device writes.
     server.good(&["put", &copy, "leased", "--longterm", "forbid-device"]);
     let client = client(&server);
-    let counted = client.open("a").unwrap().pin_longterm(0, 4096).unwrap();
+    let counted = client.open("a").unwrap().pin_longterm(0..4096).unwrap();
     let file = client.open("leased").unwrap();
-    let leased = file.lease(0, 4096, Agent::Cpu, Access::Read).unwrap();
-    let short = file.pin_for_device(4096, 4096).unwrap();
+    let leased = file.lease(0..4096, Agent::Cpu, Access::Read).unwrap();
+    let short = file.pin_for_device(4096..8192).unwrap();
     short.set_tag(5);
     let kinds = |name: &str| {
         let who = server.json(&["who", name]);
@@ -198,7 +198,7 @@ fn put_sets_the_rules_of_a_file() {
     server.good(&["put", &copy, "raw", "--raw"]);
     let client = client(&server);
     let lease = |name: &str, agent, access| {
-        client.open(name).unwrap().lease(0, 4096, agent, access).map(drop).map_err(|e| e.errno())
+        client.open(name).unwrap().lease(0..4096, agent, access).map(drop).map_err(|e| e.errno())
     };
     assert_eq!(lease("forbid", Agent::Cpu, Access::Read), Err(95));
     assert_eq!(lease("nodev", Agent::Device, Access::Write), Err(95));

@@ -77,13 +77,13 @@ fn pages_are_held_until_the_cancelled_transfer_was_reaped() {
     let Some(mut ring) = ring(&client, 2) else { return };
     let (reader, _writer) = std::io::pipe().unwrap();
     let id = ring.read(&space, BASE, MIB, &reader, HERE).unwrap();
-    let holders = || other.who(Some(b"block")).unwrap().0;
+    let holders = || other.who("block").unwrap().holders;
     assert_eq!(holders().len(), 1);
-    assert!(other.truncate("block", 4096, 0).is_err());
+    assert!(other.truncate("block", 4096, Duration::ZERO).is_err());
     ring.cancel(id).unwrap();
     ring.wait_timeout(BOUND).unwrap().unwrap();
     assert!(holders().is_empty());
-    other.truncate("block", 4096, 10_000).unwrap();
+    other.truncate("block", 4096, Duration::from_secs(10)).unwrap();
 }
 
 #[test]
@@ -134,8 +134,8 @@ fn a_ring_that_is_dropped_cancels_what_is_under_way() {
     let start = Instant::now();
     in_time("the drop", || drop(ring));
     println!("dropped after {:?}", start.elapsed());
-    assert!(other.who(Some(b"block")).unwrap().0.is_empty());
-    other.truncate("block", 4096, 10_000).unwrap();
+    assert!(other.who("block").unwrap().holders.is_empty());
+    other.truncate("block", 4096, Duration::from_secs(10)).unwrap();
 }
 
 /// What was detached is registered again when nothing is under way, and a transfer before that goes

@@ -1,5 +1,7 @@
 //! Whole pages and sectors of a file that ends within one.
 
+use std::time::Duration;
+
 use crate::support::{BASE, holding, owner, ring, space};
 use pgmap::FolioSize;
 use pgmap::mm::mm::Placed;
@@ -52,7 +54,7 @@ fn the_end_that_a_file_has_when_the_transfer_is_over_counts() {
     let (reader, mut writer) = std::io::pipe().unwrap();
     ring.read(&space, BASE, PAGE as u64, &reader, u64::MAX).unwrap();
     // Keeps the page, so it need not wait.
-    other.truncate("short", 100, 1000).unwrap();
+    other.truncate("short", 100, Duration::from_secs(1)).unwrap();
     std::io::Write::write_all(&mut writer, &[0xee; PAGE]).unwrap();
     assert_eq!(ring.wait().unwrap().unwrap().moved_bytes, PAGE as u64);
     let mut bytes = [1; PAGE];

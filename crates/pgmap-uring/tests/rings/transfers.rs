@@ -52,11 +52,11 @@ fn a_truncation_waits_for_a_transfer_under_way() {
     let Some(mut ring) = ring(&client, 8) else { return };
     let (reader, mut writer) = std::io::pipe().unwrap();
     ring.read(&space, BASE, MIB, &reader, u64::MAX).unwrap();
-    let error = other.truncate("block", 4096, 30).unwrap_err();
+    let error = other.truncate("block", 4096, Duration::from_millis(30)).unwrap_err();
     assert_eq!(error.errno(), 16, "{error}");
     writer.write_all(b"late").unwrap();
     assert_eq!(ring.wait().unwrap().unwrap().moved_bytes, 4);
-    other.truncate("block", 4096, 10_000).unwrap();
+    other.truncate("block", 4096, Duration::from_secs(10)).unwrap();
     let error = ring.read(&space, BASE, MIB, &reader, 0).unwrap_err();
     assert!(matches!(error, RingError::Short { held_bytes: 4096, .. }), "{error}");
 }
@@ -72,7 +72,7 @@ fn transfers_both_ways_are_holds_of_a_device() {
     let (_reader, mut full) = std::io::pipe().unwrap();
     full.write_all(&[0; 65536]).unwrap();
     let holds = || {
-        let holders = other.who(Some(b"block")).unwrap().0;
+        let holders = other.who("block").unwrap().holders;
         holders.iter().map(|h| (h.is_device, h.nr_pages)).collect::<Vec<_>>()
     };
     let read = ring.read(&space, BASE, 8192, &empty, u64::MAX).unwrap();

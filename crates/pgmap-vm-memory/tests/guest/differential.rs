@@ -84,14 +84,22 @@ fn twins(random: &mut Random) -> Twins {
             if *nr_pages > 2 && random.one_in(4) {
                 let hole = random.below(nr_pages - 1);
                 let len = 1 + random.below(nr_pages - hole - 1);
-                client.punch(name, (from + hole) * PAGE, len * PAGE, 0).unwrap();
+                client
+                    .punch(
+                        name,
+                        (from + hole) * PAGE..(from + hole) * PAGE + len * PAGE,
+                        Duration::ZERO,
+                    )
+                    .unwrap();
                 holes.extend(to + hole..to + hole + len);
             }
             if to + nr_pages == at + chunks.iter().map(|chunk| chunk.nr_pages).sum::<u64>()
                 && random.one_in(2)
             {
                 // The last file ends before its area does.
-                client.truncate(name, (from + nr_pages) * PAGE - random.below(100), 0).unwrap();
+                client
+                    .truncate(name, (from + nr_pages) * PAGE - random.below(100), Duration::ZERO)
+                    .unwrap();
                 map(&space, name, from * PAGE, (file_pages + 7) * PAGE, to * PAGE);
             } else {
                 map(&space, name, from * PAGE, nr_pages * PAGE, to * PAGE);

@@ -125,8 +125,8 @@ fn a_guest_cut_under_its_guards_reaches_nobody_elses_frames() {
         assert_eq!(memory.read_obj::<u8>(GuestAddress(0)).unwrap(), 6);
         let early = Some(memory).filter(|_| round % 2 == 0);
         let cut = || match round % 3 {
-            0 => other.truncate("ram", 8 * PAGE, 10_000).unwrap(),
-            1 => other.punch("ram", 8 * PAGE, 32 * PAGE, 10_000).unwrap(),
+            0 => other.truncate("ram", 8 * PAGE, Duration::from_secs(10)).unwrap(),
+            1 => other.punch("ram", 8 * PAGE..40 * PAGE, Duration::from_secs(10)).unwrap(),
             _ => other.unlink("ram").unwrap(),
         };
         std::thread::scope(|scope| {
@@ -233,7 +233,7 @@ fn what_is_written_to_a_hole_is_refused_and_reaches_nobody() {
     let owner = owner(16 * MIB);
     let client = owner.client().unwrap();
     put_filled(&client, "ram", FolioSize::Pages4K, 8 * PAGE, 7);
-    client.punch("ram", 2 * PAGE, 2 * PAGE, 0).unwrap();
+    client.punch("ram", 2 * PAGE..4 * PAGE, Duration::ZERO).unwrap();
     let space = space(&client);
     map(&space, "ram", 0, 8 * PAGE, 0);
     map(&space, "ram", 0, PAGE, 64 * PAGE);
@@ -354,7 +354,7 @@ fn replace_for(
         map_by_turns(space, [&names[0], &names[1]], nr_pages, at);
         match nr_rounds % 3 {
             0 => drop(space.unmap(at + 3 * PAGE, 5 * PAGE).unwrap()),
-            1 => other.truncate(&*names[0], PAGE, 10_000).unwrap(),
+            1 => other.truncate(&*names[0], PAGE, Duration::from_secs(10)).unwrap(),
             _ => {}
         }
         for name in &names {
@@ -403,8 +403,8 @@ fn a_forked_child_gets_errors_and_the_parent_goes_on() {
     assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
     assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0, "{status:#x}");
     // The child dropped what it inherited; the parent's is held still.
-    assert!(client.truncate("a", PAGE, 20).is_err());
+    assert!(client.truncate("a", PAGE, Duration::from_millis(20)).is_err());
     assert_eq!(memory.read_obj::<u8>(GuestAddress(2 * PAGE)).unwrap(), 1);
     drop(memory);
-    client.truncate("a", PAGE, 10_000).unwrap();
+    client.truncate("a", PAGE, Duration::from_secs(10)).unwrap();
 }

@@ -7,7 +7,7 @@
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::support::{MIB, PAGE, map, map_by_turns, owner, put_filled, space};
 use pgmap::FolioSize;
@@ -185,7 +185,7 @@ fn a_look_leaves_clean_pages_clean() {
     let client = owner.client().unwrap();
     put_filled(&client, "ram", FolioSize::Pages4K, 64 * PAGE, 7);
     put_filled(&client, "short", FolioSize::Pages4K, 8 * PAGE, 8);
-    client.punch("ram", 32 * PAGE, 8 * PAGE, 0).unwrap();
+    client.punch("ram", 32 * PAGE..40 * PAGE, Duration::ZERO).unwrap();
     let space = space(&client);
     map(&space, "ram", 0, 64 * PAGE, 0);
     map(&space, "short", 0, 16 * PAGE, 64 * PAGE);
@@ -210,7 +210,7 @@ fn a_hole_reads_by_copy_as_in_the_address_space() {
     let owner = owner(32 * MIB);
     let client = owner.client().unwrap();
     put_filled(&client, "ram", FolioSize::Pages4K, 16 * PAGE, 7);
-    client.punch("ram", 4 * PAGE, 4 * PAGE, 0).unwrap();
+    client.punch("ram", 4 * PAGE..8 * PAGE, Duration::ZERO).unwrap();
     let space = space(&client);
     map(&space, "ram", 0, 16 * PAGE, 0);
     let guest = GuestSpace::new(&space);
@@ -297,9 +297,9 @@ fn guest_memory_may_lie_in_a_process_address_space_too() {
     let mut bytes = [0; 8];
     space.read_at(at + 9 * PAGE, &mut bytes).unwrap();
     assert_eq!(bytes, [9; 8], "the processor sees the same memory");
-    assert!(other.truncate("a", PAGE, 20).is_err(), "the guard holds it");
+    assert!(other.truncate("a", PAGE, Duration::from_millis(20)).is_err(), "the guard holds it");
     drop(memory);
-    other.truncate("a", PAGE, 10_000).unwrap();
+    other.truncate("a", PAGE, Duration::from_secs(10)).unwrap();
     assert!(guest.memory().read_obj::<u8>(GuestAddress(at + 2 * PAGE)).is_err());
     assert_eq!(guest.memory().read_obj::<u8>(GuestAddress(at + 3 * PAGE)).unwrap(), 9);
 }

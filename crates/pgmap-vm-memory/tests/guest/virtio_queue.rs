@@ -110,11 +110,11 @@ fn a_guard_keeps_what_it_touched_and_the_next_sees_what_is_there_now() {
     let memory = guest.memory();
     assert_eq!(memory.read_obj::<u8>(GuestAddress(BORDER)).unwrap(), 2);
     let _told = space.unmap(BORDER, MIB).unwrap();
-    let error = other.truncate("right", PAGE, 20).unwrap_err();
+    let error = other.truncate("right", PAGE, Duration::from_millis(20)).unwrap_err();
     assert!(matches!(error, Error::Refused(_)), "{error}: the guard holds it");
     assert_eq!(memory.read_obj::<u8>(GuestAddress(BORDER + MIB - 1)).unwrap(), 2);
     drop(memory);
-    other.truncate("right", PAGE, 10_000).unwrap();
+    other.truncate("right", PAGE, Duration::from_secs(10)).unwrap();
     let memory = guest.memory();
     assert!(memory.read_obj::<u8>(GuestAddress(BORDER)).is_err());
     let across = memory.get_slices(GuestAddress(BORDER - 8), 16);
@@ -147,7 +147,7 @@ fn churn(space: &AddressSpace, other: &Client, is_over: impl Fn() -> bool) -> u6
         }
         match nr_rounds % 3 {
             0 => drop(space.unmap(HOTPLUG_AT, MIB).unwrap()),
-            1 => other.truncate("plug", PAGE, 10_000).unwrap(),
+            1 => other.truncate("plug", PAGE, Duration::from_secs(10)).unwrap(),
             _ => {}
         }
         other.unlink("plug").unwrap();

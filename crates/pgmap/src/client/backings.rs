@@ -43,7 +43,7 @@ use pgmap_os::{MemoryFile, MemoryKind, OsError, PageSize};
 
 use crate::client::data::{Data, Stance};
 use crate::client::{Client, Inner, unexpected};
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, millis};
 use crate::device_watch::{HasDevices, Look};
 use crate::error::Error;
 use crate::pool::backing::BackingOptions;
@@ -234,13 +234,14 @@ impl Client {
         self.done(Request::Grow { by_bytes })
     }
 
-    /// Takes a backing out of the pool, waiting up to `deadline_ms` milliseconds for holders of its
-    /// frames. See [`Owner::remove_backing`](crate::Owner::remove_backing).
+    /// Takes a backing out of the pool, waiting up to `deadline` for holders of its frames. See
+    /// [`Owner::remove_backing`](crate::Owner::remove_backing).
     ///
     /// # Errors
     /// As there, as [`Error::Refused`].
-    pub fn remove_backing(&self, name: &str, deadline_ms: u64) -> Result<(), Error> {
-        self.cut(Request::RemoveBacking { name: name.into(), deadline_ms }, deadline_ms).map(drop)
+    pub fn remove_backing(&self, name: &str, deadline: Duration) -> Result<(), Error> {
+        let request = Request::RemoveBacking { name: name.into(), deadline_ms: millis(deadline) };
+        self.cut(request, deadline).map(drop)
     }
 
     /// Has everybody let go of a part of the pool before its memory goes, as before a device is
@@ -265,9 +266,9 @@ impl Client {
         bytes: Option<Range<u64>>,
         deadline: Duration,
     ) -> Result<(), Error> {
-        let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        let deadline_ms = millis(deadline);
         let request = Request::DrainPart { backing: name.into(), bytes, deadline_ms };
-        self.cut(request, deadline_ms).map(drop)
+        self.cut(request, deadline).map(drop)
     }
 
     /// Has what was drained of a backing, of `bytes` of it or of all, be in use again.
@@ -332,7 +333,7 @@ impl Client {
         }
         let deadline = Deadline::after(limit);
         let Some(_asking) = inner.backings.asking.take(deadline) else {
-            let waited_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+            let waited_ms = millis(limit);
             return Err(Error::TimedOut { call: "backings", waited_ms, owner_pid: 0 });
         };
         let asked = self.call_for_fds(Request::Backings, deadline.left());

@@ -208,8 +208,12 @@ impl Client {
     /// Takes several names away, in one call for every 256 of them. Each has an answer of its own.
     ///
     /// # Errors
+    /// [`Refusal::BadName`] if one cannot be a name, and then none is taken away;
     /// [`Error::OwnerGone`] and the like, where the first call fails.
-    pub fn unlink_batch(&self, names: Vec<FileName>) -> Result<Vec<Result<(), Error>>, Error> {
+    pub fn unlink_batch<N: AsRef<[u8]>>(
+        &self,
+        names: &[N],
+    ) -> Result<Vec<Result<(), Error>>, Error> {
         self.unlink_all(names, Request::Unlink)
     }
 
@@ -218,18 +222,19 @@ impl Client {
     ///
     /// # Errors
     /// As [`unlink_batch`](Self::unlink_batch).
-    pub fn unlink_unless_held_batch(
+    pub fn unlink_unless_held_batch<N: AsRef<[u8]>>(
         &self,
-        names: Vec<FileName>,
+        names: &[N],
     ) -> Result<Vec<Result<(), Error>>, Error> {
         self.unlink_all(names, Request::UnlinkUnlessHeld)
     }
 
-    fn unlink_all(
+    fn unlink_all<N: AsRef<[u8]>>(
         &self,
-        mut names: Vec<FileName>,
+        names: &[N],
         request: fn(Vec<FileName>) -> Request,
     ) -> Result<Vec<Result<(), Error>>, Error> {
+        let mut names: Vec<FileName> = names.iter().map(FileName::new).collect::<Result<_, _>>()?;
         in_pieces(
             &mut names,
             |name| name.as_bytes().len(),

@@ -1,5 +1,7 @@
 //! An open file.
 
+use std::ops::Range;
+
 use pgmap_mm::descriptor::FolioFlags;
 use pgmap_mm::error::PinError;
 use pgmap_mm::extent::Extent;
@@ -83,15 +85,15 @@ impl<'c> File<'c> {
         self.take(None, Agent::Cpu, Term::Short)
     }
 
-    /// Pins `len_bytes` from `offset` on for a short while, without a call.
+    /// Pins `bytes` of it for a short while, without a call.
     ///
     /// # Errors
     /// [`Refusal::Stale`] when the file was unlinked or replaced; [`Error::OutOfRange`] when the
     /// range is not inside it, perhaps because it was truncated; [`Error::Pin`] when the thread or
     /// client holds too many pins.
     #[inline]
-    pub fn pin(&self, offset: u64, len_bytes: u64) -> Result<FilePin<'c>, Error> {
-        self.take(Some((offset, len_bytes)), Agent::Cpu, Term::Short)
+    pub fn pin(&self, bytes: Range<u64>) -> Result<FilePin<'c>, Error> {
+        self.take(Some(bytes), Agent::Cpu, Term::Short)
     }
 
     /// As [`pin`](Self::pin), for a device: should this process die, the frames are not given to
@@ -100,24 +102,24 @@ impl<'c> File<'c> {
     /// # Errors
     /// As [`pin`](Self::pin).
     #[inline]
-    pub fn pin_for_device(&self, offset: u64, len_bytes: u64) -> Result<FilePin<'c>, Error> {
-        self.take(Some((offset, len_bytes)), Agent::Device, Term::Short)
+    pub fn pin_for_device(&self, bytes: Range<u64>) -> Result<FilePin<'c>, Error> {
+        self.take(Some(bytes), Agent::Device, Term::Short)
     }
 
     /// As [`pin_for_device`](Self::pin_for_device), with a pin that has a clone of the client.
     ///
     /// # Errors
     /// As [`pin`](Self::pin).
-    pub fn pin_for_device_owned(&self, offset: u64, len_bytes: u64) -> Result<OwnedPin, Error> {
-        Ok(self.pin_for_device(offset, len_bytes)?.into_owned())
+    pub fn pin_for_device_owned(&self, bytes: Range<u64>) -> Result<OwnedPin, Error> {
+        Ok(self.pin_for_device(bytes)?.into_owned())
     }
 
     /// Pins long-term: counted per folio, allowed where the pool's policy says so.
     ///
     /// # Errors
     /// As [`pin`](Self::pin), and [`PinError::NeedsConsent`].
-    pub fn pin_longterm(&self, offset: u64, len_bytes: u64) -> Result<FilePin<'c>, Error> {
-        self.take(Some((offset, len_bytes)), Agent::Cpu, Term::Longterm)
+    pub fn pin_longterm(&self, bytes: Range<u64>) -> Result<FilePin<'c>, Error> {
+        self.take(Some(bytes), Agent::Cpu, Term::Longterm)
     }
 
     /// Pins long-term, asking the owner where the file's rules or the pool's holder want to be
@@ -129,15 +131,15 @@ impl<'c> File<'c> {
     /// the holder does; else as [`pin`](Self::pin).
     pub fn lease(
         &self,
-        offset: u64,
-        len_bytes: u64,
+        bytes: Range<u64>,
         agent: Agent,
         access: Access,
     ) -> Result<FilePin<'c>, Error> {
         if access == Access::Write {
             self.client.inner.data.check_writer("lease for writing")?;
         }
-        match self.take(Some((offset, len_bytes)), agent, Term::Longterm) {
+        let (offset, len_bytes) = (bytes.start, bytes.end.wrapping_sub(bytes.start));
+        match self.take(Some(bytes), agent, Term::Longterm) {
             Ok(pin) if access == Access::Read || self.is_writable() => return Ok(pin),
             Ok(_) | Err(Error::Pin(PinError::NeedsConsent { .. })) => {}
             Err(error) => return Err(error),
@@ -168,10 +170,12 @@ impl<'c> File<'c> {
     #[inline(always)]
     fn take(
         &self,
-        range: Option<(u64, u64)>,
+        bytes: Option<Range<u64>>,
         agent: Agent,
         term: Term,
     ) -> Result<FilePin<'c>, Error> {
+        // A range whose end is before its start wraps, and so is outside the file.
+        let range = bytes.map(|bytes| (bytes.start, bytes.end.wrapping_sub(bytes.start)));
         let (offset, len_bytes) = range.unwrap_or((0, self.entry.len_bytes));
         let near = match term {
             Term::Short => {

@@ -28,7 +28,7 @@ use pgmap_os::{Connection, Doorbell, Interest, OsError, ParentFd, TransferError}
 use crate::client::link::greeting::{connect, greet};
 use crate::client::link::replies::{Received, receive};
 use crate::client::local::{Handed, LocalOwner, MAX_EVENTS};
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, millis};
 use crate::error::Error;
 use crate::wire::{self, Event, Hello, Numbered, Reply, Request, VERSION};
 
@@ -443,7 +443,7 @@ impl Remote {
                 }
                 let error = Error::TimedOut {
                     call: request.name(),
-                    waited_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+                    waited_ms: millis(limit),
                     owner_pid: state.owner_pid,
                 };
                 Err(Failed { error, may_be_done: was_sent })

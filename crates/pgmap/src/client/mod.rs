@@ -21,6 +21,7 @@ mod transfers;
 mod upkeep;
 pub(crate) mod writer;
 
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
@@ -44,7 +45,7 @@ use crate::client::local::{Handed, LocalOwner};
 use crate::client::options::{ConnectOptions, DEFAULT_DEADLINE, Replace, default_label};
 use crate::client::side::ProcessSide;
 use crate::client::writer::{FileWriter, OwnedWriter};
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, millis};
 use crate::error::Error;
 use crate::memory::{Readable, Writable, WritableCounts};
 use crate::name::FileName;
@@ -408,7 +409,7 @@ impl Client {
     /// # Errors
     /// [`Refusal::NotFound`] as [`Error::Refused`].
     pub fn unlink(&self, name: impl AsRef<[u8]>) -> Result<(), Error> {
-        one(self.unlink_batch(vec![FileName::new(name)?])?)?
+        one(self.unlink_batch(&[name])?)?
     }
 
     /// As [`unlink`](Self::unlink), if nobody holds any of the file: else it stays as it is. This
@@ -417,7 +418,7 @@ impl Client {
     /// # Errors
     /// [`Refusal::NotFound`]; [`Refusal::Held`] names who holds it.
     pub fn unlink_unless_held(&self, name: impl AsRef<[u8]>) -> Result<(), Error> {
-        one(self.unlink_unless_held_batch(vec![FileName::new(name)?])?)?
+        one(self.unlink_unless_held_batch(&[name])?)?
     }
 
     /// Gives a file another name. With `Replace::Yes` it takes the place of a file that has it.
@@ -434,8 +435,8 @@ impl Client {
         self.done(Request::Rename { from, to, replace: replace == Replace::Yes })
     }
 
-    /// Shortens a file to `len_bytes`, waiting up to `deadline_ms` milliseconds for holders of the
-    /// folios that go. Nobody can pin those meanwhile.
+    /// Shortens a file to `len_bytes`, waiting up to `deadline` for holders of the folios that go.
+    /// Nobody can pin those meanwhile.
     ///
     /// # Errors
     /// [`Refusal::Held`] names who still holds them when the time is over; the file is then as
@@ -444,10 +445,9 @@ impl Client {
         &self,
         name: impl AsRef<[u8]>,
         len_bytes: u64,
-        deadline_ms: u64,
+        deadline: Duration,
     ) -> Result<(), Error> {
-        let on_deadline = OnDeadline::Fail;
-        self.truncate_or(name, len_bytes, deadline_ms, on_deadline).map(drop)
+        self.truncate_or(name, len_bytes, deadline, OnDeadline::Fail).map(drop)
     }
 
     /// As [`truncate`](Self::truncate), and says what is to become of it when the deadline passes.
@@ -459,57 +459,53 @@ impl Client {
         &self,
         name: impl AsRef<[u8]>,
         len_bytes: u64,
-        deadline_ms: u64,
+        deadline: Duration,
         on_deadline: OnDeadline,
     ) -> Result<Vec<ClientHold>, Error> {
-        let name = FileName::new(name)?;
-        self.cut(Request::Truncate { name, len_bytes, deadline_ms, on_deadline }, deadline_ms)
+        let (name, deadline_ms) = (FileName::new(name)?, millis(deadline));
+        self.cut(Request::Truncate { name, len_bytes, deadline_ms, on_deadline }, deadline)
     }
 
-    fn cut(&self, request: Request, deadline_ms: u64) -> Result<Vec<ClientHold>, Error> {
+    fn cut(&self, request: Request, deadline: Duration) -> Result<Vec<ClientHold>, Error> {
         let grace = self.deadline().min(CUT_GRACE);
-        let limit = Duration::from_millis(deadline_ms).saturating_add(grace);
-        match self.call_within(request, limit)? {
+        match self.call_within(request, deadline.saturating_add(grace))? {
             Reply::Done => Ok(Vec::new()),
             Reply::Quarantined(holders) => Ok(holders),
             reply => Err(unexpected(&reply)),
         }
     }
 
-    /// Takes whole pages out of the middle of a file, waiting up to `deadline_ms` milliseconds for
-    /// their holders. They read as zero from then on, and their frames are free. A holder of other
-    /// pages is never in the way.
+    /// Takes whole pages out of the middle of a file, waiting up to `deadline` for their holders.
+    /// They read as zero from then on, and their frames are free. A holder of other pages is never
+    /// in the way.
     ///
     /// # Errors
-    /// As [`truncate`](Self::truncate); `offset` and `len_bytes` must be multiples of 4096, or
-    /// reach to the file's end.
+    /// As [`truncate`](Self::truncate); both ends of `bytes` must be multiples of 4096, or the end
+    /// that of the file.
     pub fn punch(
         &self,
         name: impl AsRef<[u8]>,
-        offset: u64,
-        len_bytes: u64,
-        deadline_ms: u64,
+        bytes: Range<u64>,
+        deadline: Duration,
     ) -> Result<(), Error> {
-        let on_deadline = OnDeadline::Fail;
-        self.punch_or(name, offset..offset.saturating_add(len_bytes), deadline_ms, on_deadline)
-            .map(drop)
+        self.punch_or(name, bytes, deadline, OnDeadline::Fail).map(drop)
     }
 
-    /// As [`punch`](Self::punch) of a byte range, and says what is to become of it when the
-    /// deadline passes. Returns who still holds what was cut out, which is then quarantined.
+    /// As [`punch`](Self::punch), and says what is to become of it when the deadline passes.
+    /// Returns who still holds what was cut out, which is then quarantined.
     ///
     /// # Errors
     /// As [`punch`](Self::punch).
     pub fn punch_or(
         &self,
         name: impl AsRef<[u8]>,
-        bytes: std::ops::Range<u64>,
-        deadline_ms: u64,
+        bytes: Range<u64>,
+        deadline: Duration,
         on_deadline: OnDeadline,
     ) -> Result<Vec<ClientHold>, Error> {
-        let name = FileName::new(name)?;
+        let (name, deadline_ms) = (FileName::new(name)?, millis(deadline));
         let (offset, len_bytes) = (bytes.start, bytes.end.saturating_sub(bytes.start));
-        self.cut(Request::Punch { name, offset, len_bytes, deadline_ms, on_deadline }, deadline_ms)
+        self.cut(Request::Punch { name, offset, len_bytes, deadline_ms, on_deadline }, deadline)
     }
 
     /// Calls off the truncate or punch of a file that waits for holders, whoever asked for it. That

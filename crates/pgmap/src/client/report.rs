@@ -3,7 +3,7 @@
 use crate::client::{Client, unexpected};
 use crate::error::Error;
 use crate::name::{Escaped, FileName};
-use crate::refusal::{ClientHold, Refusal};
+use crate::refusal::{HolderList, Refusal};
 use crate::wire::{FileInfo, MAX_LIST, PoolInfo, Reply, Request};
 
 impl Client {
@@ -93,15 +93,25 @@ impl Client {
         }
     }
 
-    /// Who holds a file, or any frame of the pool. The flag says that there are more than the
-    /// answer names.
+    /// Who holds a file.
     ///
     /// # Errors
     /// [`Refusal::NotFound`] as [`Error::Refused`].
-    pub fn who(&self, name: Option<&[u8]>) -> Result<(Vec<ClientHold>, bool), Error> {
-        let name = name.map(FileName::new).transpose()?;
+    pub fn who(&self, name: impl AsRef<[u8]>) -> Result<HolderList, Error> {
+        self.ask_who(Some(FileName::new(name)?))
+    }
+
+    /// Who holds any frame of the pool.
+    ///
+    /// # Errors
+    /// [`Error::OwnerGone`].
+    pub fn who_all(&self) -> Result<HolderList, Error> {
+        self.ask_who(None)
+    }
+
+    fn ask_who(&self, name: Option<FileName>) -> Result<HolderList, Error> {
         match self.call(Request::Who(name))? {
-            Reply::Who(holders, is_cut) => Ok((holders, is_cut)),
+            Reply::Who(holders, is_cut) => Ok(HolderList { holders, is_cut }),
             reply => Err(unexpected(&reply)),
         }
     }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::client::{Client, unexpected};
+use crate::deadline::millis;
 use crate::error::Error;
 use crate::name::FileName;
 use crate::wire::{DeadClient, MAX_LIST, Reply, Request, Shape};
@@ -113,8 +114,8 @@ impl Client {
     /// with `EBUSY` when only devices of dead clients may still be writing, or the pool is being
     /// closed already. The pool is open as before then.
     pub fn close_pool(&self, deadline: Duration) -> Result<(), Error> {
-        let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
-        match self.cut(Request::Close { deadline_ms }, deadline_ms)?.first() {
+        let deadline_ms = millis(deadline);
+        match self.cut(Request::Close { deadline_ms }, deadline)?.first() {
             None => Ok(()),
             Some(_) => {
                 Err(Error::Protocol { what: "a drain of the pool that names holders".into() })

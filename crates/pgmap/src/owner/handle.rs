@@ -17,7 +17,7 @@ use pgmap_os::{Access, Doorbell, ForkGuard, Listener, OsError, process};
 
 use crate::client::Client;
 use crate::client::local::{Handed, LocalOwner, MAX_EVENTS};
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, millis};
 use crate::device_watch;
 use crate::error::Error;
 use crate::name::FileName;
@@ -191,7 +191,7 @@ impl Shared {
                         state.waiting.remove(&ticket);
                         state.core.call_off(ticket);
                         self.wake();
-                        let waited_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+                        let waited_ms = millis(limit);
                         let owner_pid = i32::try_from(pgmap_os::process::id()).unwrap_or(0);
                         return Err(Error::TimedOut { call: name, waited_ms, owner_pid });
                     }
@@ -417,7 +417,7 @@ impl Owner {
         };
         let line = HolderLine::open(holder, answered)
             .map_err(|error| pgmap_os::OsError::new("start", "the holder's thread", error))?;
-        let patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        let patience_ms = millis(patience);
         let mut state = self.shared.lock_running()?;
         state.core.set_holder(id, line, patience_ms).map_err(Refusal::from)?;
         drop(state);
@@ -447,7 +447,7 @@ impl Owner {
     /// [`Refusal::Held`] names who still holds frames. The pagemap stays closed then, its memory is
     /// nobody else's, and this can be called again.
     pub fn remove_pagemap(&self, id: PagemapId, deadline: Duration) -> Result<(), Error> {
-        let wait_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        let wait_ms = millis(deadline);
         let limit = deadline.saturating_add(UNPLUG_GRACE);
         let name = "removal of a pagemap";
         self.shared.await_outcome(name, limit, |core| core.remove_pagemap(id, wait_ms)).map(drop)
@@ -489,7 +489,7 @@ impl Owner {
     /// who still holds some when the time is over; the backing is as before then.
     /// [`Refusal::NoBacking`] when there is none of that name, [`Refusal::Invalid`] for the data.
     pub fn remove_backing(&self, name: &str, deadline: Duration) -> Result<(), Error> {
-        let wait_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        let wait_ms = millis(deadline);
         let limit = deadline.saturating_add(UNPLUG_GRACE);
         let call = "removal of a backing";
         self.shared.await_outcome(call, limit, |core| core.remove_backing(name, wait_ms)).map(drop)

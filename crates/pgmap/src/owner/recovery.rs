@@ -469,7 +469,7 @@ mod tests {
     #[test]
     fn a_device_hold_of_a_part_of_a_huge_page_ends_when_all_of_the_page_is_free() {
         let Some((owner, client, other)) = huge_page_of_two() else { return };
-        let pin = other.open("a").unwrap().pin_for_device(0, 64 << 10).unwrap();
+        let pin = other.open("a").unwrap().pin_for_device(0..64 << 10).unwrap();
         std::mem::forget(pin);
         drop(other);
         assert_eq!(owner.info().orphaned_bytes, 64 << 10);
@@ -510,8 +510,8 @@ mod tests {
     #[test]
     fn what_is_in_quarantine_is_free_once_an_operator_says_that_no_device_writes() {
         let Some((owner, client, other)) = huge_page_of_two() else { return };
-        for (offset, nr_pages) in [(0, 4), (8, 2)] {
-            let pin = other.open("a").unwrap().pin_for_device(offset << 12, nr_pages << 12);
+        for bytes in [0..16 << 10, 32 << 10..40 << 10] {
+            let pin = other.open("a").unwrap().pin_for_device(bytes);
             std::mem::forget(pin.unwrap());
         }
         drop(other);

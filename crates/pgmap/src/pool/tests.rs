@@ -512,10 +512,10 @@ fn on_a_disk_a_device_may_not_hold_for_long_and_a_processor_may_ask() {
     let client = owner.client().unwrap();
     put(&client, "a", 1, 5000);
     let file = client.open("a").unwrap();
-    let lease = |agent| file.lease(0, 4096, agent, crate::Access::Write).map(drop);
+    let lease = |agent| file.lease(0..4096, agent, crate::Access::Write).map(drop);
     let error = lease(crate::Agent::Device).unwrap_err();
     assert_eq!(error.errno(), libc::EOPNOTSUPP, "{error}");
     lease(crate::Agent::Cpu).unwrap();
     // A transfer that ends soon is another thing.
-    drop(file.pin_for_device(0, 4096).unwrap());
+    drop(file.pin_for_device(0..4096).unwrap());
 }

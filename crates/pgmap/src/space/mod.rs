@@ -47,15 +47,15 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use pgmap_mm::fault::FaultError;
-use pgmap_mm::gup::{Ask, Gup, GupError, GupFlags, LongtermRefusal, ReadSection, SegmentParts};
+pub use pgmap_mm::fault::FaultError;
+use pgmap_mm::gup::{Ask, Gup, GupError, GupFlags, LongtermRefusal, SegmentParts};
+pub use pgmap_mm::gup::{Dirty, LongSegment, ReadSection, ShortSegment};
 use pgmap_mm::level::{Level, PAGE_BYTES};
-use pgmap_mm::mm::{
-    InvalidateSubscriber, MapError, MapRequest, Mm, Placed, SubscriptionId, TableMemory, Unmapped,
-};
+pub use pgmap_mm::mm::{InvalidateSubscriber, MapError, Mm, SubscriptionId, Unmapped};
+use pgmap_mm::mm::{MapRequest, Placed, TableMemory};
 use pgmap_mm::pin::ClientSide;
 use pgmap_mm::prot::Prot;
-use pgmap_mm::vma::Backing;
+pub use pgmap_mm::vma::Backing;
 use pgmap_os::sync::Mutex;
 use pgmap_os::{Reservation, zeroed_words, zeroed_words_in_huge_pages};
 
@@ -143,10 +143,9 @@ impl AddressSpace {
     /// [`RAW`](pgmap_mm::descriptor::FolioFlags::RAW) frames cannot be held, and so not be mapped.
     ///
     /// ```
-    /// use pgmap::mm::mm::Placed;
-    /// use pgmap::mm::prot::Prot;
-    /// use pgmap::space::AddressSpace;
-    /// use pgmap::{FolioSize, Owner, Pool, PoolOptions};
+    /// use std::time::Duration;
+    ///
+    /// use pgmap::{AddressSpace, FolioSize, Owner, Placed, Pool, PoolOptions, Prot};
     ///
     /// let owner = Owner::start(Pool::create(&PoolOptions::anonymous(64 << 20))?)?;
     /// let client = owner.client()?;
@@ -162,7 +161,7 @@ impl AddressSpace {
     /// assert_eq!(&bytes, b"guest");
     ///
     /// // Any process may cut the file. This one need not do anything.
-    /// owner.client()?.truncate("ram", 4096, 10_000)?;
+    /// owner.client()?.truncate("ram", 4096, Duration::from_secs(10))?;
     /// let gone = space.read_at(at + 4096, &mut bytes).unwrap_err();
     /// assert_eq!(gone.errno(), 14);
     /// space.read_at(at, &mut bytes)?;

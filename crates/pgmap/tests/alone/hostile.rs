@@ -5,6 +5,7 @@ use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::MutexGuard;
+use std::time::Duration;
 
 use crate::alone;
 use crate::support::{self, Random, block};
@@ -308,7 +309,7 @@ fn names_with_nul_and_of_5000_bytes_on_the_wire_are_no_message() {
             client.open(name).map(drop),
             client.unlink(name),
             client.rename("a", name, pgmap::Replace::No),
-            client.truncate(name, 1, 0),
+            client.truncate(name, 1, Duration::ZERO),
         ] {
             assert!(matches!(refused, Err(Error::Refused(Refusal::BadName { .. }))), "{refused:?}");
         }
@@ -531,7 +532,7 @@ fn a_ledger_full_of_nonsense_harms_only_what_it_claims_and_ends_with_its_client(
         let _ = raw.ask(a_file("draft", 5000));
         assert!(matches!(raw.ask(Request::Who(None)), Reply::Who(..)));
         assert_eq!(block::check(&client.get("a").unwrap().to_vec().unwrap()), Ok(1));
-        let _ = client.truncate("a", 4096, 0);
+        let _ = client.truncate("a", 4096, Duration::ZERO);
         support::put(&client, "b", &block::make(2, 1 << 20)).unwrap();
         client.unlink("a").unwrap();
         assert_eq!(block::check(&client.get("b").unwrap().to_vec().unwrap()), Ok(2));

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use crate::support::{self, Random, Second, block};
 use pgmap::{
-    Agent, Client, CreateSpec, Error, FileName, FilePin, FileWriter, FolioSize, Owner, Pool,
-    PoolOptions, Refusal, Replace,
+    Agent, Client, CreateSpec, Error, FileName, FilePin, FileWriter, FolioSize, HolderList, Owner,
+    Pool, PoolOptions, Refusal, Replace,
 };
 
 const POOL_BYTES: u64 = 64 << 20;
@@ -114,7 +114,7 @@ impl<'c> Worker<'c> {
             9 => self.client.unlink(&name),
             10 => {
                 let len = 1 + self.random.below(300_000);
-                self.client.truncate(&name, len, self.random.below(3))
+                self.client.truncate(&name, len, Duration::from_millis(self.random.below(3)))
             }
             11 => {
                 let to = self.name();
@@ -202,13 +202,13 @@ impl<'c> Worker<'c> {
         let len = file.len_bytes();
         let may_be_device = self.is_victim && agent() == Agent::Device;
         let pin = match self.random.below(if may_be_device { 3 } else { 2 }) {
-            0 => file.pin(0, len),
-            1 => file.pin_longterm(0, len),
-            _ => file.pin_for_device(0, len),
+            0 => file.pin(0..len),
+            1 => file.pin_longterm(0..len),
+            _ => file.pin_for_device(0..len),
         };
         let pin = match pin {
             // On DAX files only leases are long: there a short pin is held instead.
-            Err(error) if error.errno() == EOPNOTSUPP => file.pin(0, len)?,
+            Err(error) if error.errno() == EOPNOTSUPP => file.pin(0..len)?,
             pin => pin?,
         };
         self.pins.push(pin);
@@ -317,7 +317,7 @@ fn check_what_is_left(owner: &Owner, client: &Client, pool: &Path, whole_bytes: 
         assert_eq!((info.reserved_bytes, info.draining_bytes), (0, 0), "{info:?}");
     };
     assert_accounted(&info);
-    assert_eq!(client.who(None).unwrap(), (Vec::new(), false), "nobody holds anything");
+    assert_eq!(client.who_all().unwrap(), HolderList::default(), "nobody holds anything");
     let ledgers_of_living = |info: &pgmap::PoolInfo| {
         // A ledger has its client's number for a name; a spare one has none.
         let files = std::fs::read_dir(pool.join("ledgers")).unwrap().flatten();

@@ -11,7 +11,7 @@ use pgmap::mm::pfn::PfnRange;
 use pgmap::mm::vmemmap::VmemmapLayout;
 use pgmap::os::{Connection, MemoryFile, WriteMapping};
 use pgmap::wire::{self, Hello, Welcome};
-use pgmap::{Client, Event, FilePin, FolioSize, Owner, Pool, PoolOptions, Refusal};
+use pgmap::{Client, Event, FilePin, FolioSize, HolderList, Owner, Pool, PoolOptions, Refusal};
 
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
@@ -39,10 +39,15 @@ fn timed(nr_times: u32, mut what: impl FnMut()) -> Duration {
     start.elapsed() / nr_times
 }
 
+/// The bytes of the page with this number.
+fn page(number: u64) -> std::ops::Range<u64> {
+    number * PAGE..(number + 1) * PAGE
+}
+
 /// Pins of single pages of `name`, from the first page on, again and again.
 fn pin_pages<'c>(client: &'c Client, name: &str, nr_pages: u64, nr_pins: u64) -> Vec<FilePin<'c>> {
     let file = client.open(name).unwrap();
-    (0..nr_pins).map(|n| file.pin(n % nr_pages * PAGE, PAGE).unwrap()).collect()
+    (0..nr_pins).map(|n| file.pin(page(n % nr_pages)).unwrap()).collect()
 }
 
 /// Create, commit and unlink of a file of one page.
@@ -98,7 +103,7 @@ fn a_drain_costs_no_more_for_pins_of_other_frames() {
     let for_long = churn_beside(|holder| {
         make(holder, "a", 1000);
         let file = holder.open("a").unwrap();
-        let pin = |n: u64| file.pin_longterm(n % 1000 * PAGE, PAGE).unwrap();
+        let pin = |n: u64| file.pin_longterm(page(n % 1000)).unwrap();
         (0..100_000u64).map(pin).collect::<Vec<_>>()
     });
     for (idle, busy) in [one_file, one_page, many_files, for_long] {
@@ -130,13 +135,13 @@ fn the_first_200_holders_cost_what_200_holders_cost() {
         }
         let files: Vec<_> =
             (0..2000).map(|number| client.open(format!("f{number}")).unwrap()).collect();
-        pins.extend((0..nr_pins).map(|n| files[n % 2000].pin(0, PAGE).unwrap()));
+        pins.extend((0..nr_pins).map(|n| files[n % 2000].pin(0..PAGE).unwrap()));
     }
     let mut times = [Vec::new(), Vec::new()];
     for _ in 0..ROUNDS {
         for (client, times) in clients.iter().zip(&mut times) {
             times.push(timed(1, || {
-                let (holders, is_cut) = client.who(None).unwrap();
+                let HolderList { holders, is_cut } = client.who_all().unwrap();
                 assert_eq!((holders.len(), is_cut), (200, true));
                 assert!(holders.iter().all(|holder| holder.file.is_some()));
             }));
@@ -259,7 +264,7 @@ fn owner_of_large_file() -> (Owner, Client, u64) {
     let client = owner.client().unwrap();
     make(&client, "a", NR_PAGES);
     let pins = pin_pages(&client, "a", 1, 1);
-    let first = client.who(Some(b"a")).unwrap().0[0].first_pfn;
+    let first = client.who("a").unwrap().holders[0].first_pfn;
     drop(pins);
     (owner, client, first)
 }
@@ -268,7 +273,7 @@ fn owner_of_large_file() -> (Owner, Client, u64) {
 fn unlink_with_forged(run_of: impl Fn(u64, u64) -> PfnRange) {
     let (owner, client, first) = owner_of_large_file();
     let forged = forge(&owner, |n| run_of(first, n));
-    let (held, is_cut) = client.who(Some(b"a")).unwrap();
+    let HolderList { holders: held, is_cut } = client.who("a").unwrap();
     assert_eq!((held.len(), is_cut), (200, true));
     let (took, longest) = unlink_beside_others(&owner, || {
         // Those of the first half end one by one, then the client goes.
@@ -298,7 +303,7 @@ fn a_truncate_with_262144_forged_holds_keeps_nobody_waiting() {
     let (owner, client, first) = owner_of_large_file();
     let forged = forge(&owner, |n| PfnRange::new(first + n * 7919 % NR_PAGES, 1).unwrap());
     let (took, longest) = beside_others(&owner, || {
-        let refused = client.truncate("a", PAGE, 0).unwrap_err();
+        let refused = client.truncate("a", PAGE, Duration::ZERO).unwrap_err();
         assert!(matches!(refused.refusal(), Some(Refusal::Held { .. })), "{refused}");
         assert_eq!(client.stat("a").unwrap().len_bytes, NR_PAGES * PAGE);
     });
@@ -315,8 +320,8 @@ fn a_client_with_many_holds_of_a_file_is_asked_a_few_times() {
     let (client, holder) = (owner.client().unwrap(), owner.client().unwrap());
     make(&client, "a", 4000);
     let file = holder.open("a").unwrap();
-    let pins: Vec<_> = (10..3000).step_by(2).map(|n| file.pin(n * PAGE, PAGE).unwrap()).collect();
-    let (held, _) = holder.who(Some(b"a")).unwrap();
+    let pins: Vec<_> = (10..3000).step_by(2).map(|n| file.pin(page(n)).unwrap()).collect();
+    let held = holder.who("a").unwrap().holders;
     client.unlink("a").unwrap();
     let mut asked = Vec::new();
     // The owner's thread hands out all at once.

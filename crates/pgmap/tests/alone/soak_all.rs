@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 use crate::support::{self, Random, Second};
 use pgmap::{
     Access, Agent, Client, CreateSpec, Error, FileName, FilePin, FileRules, FileWriter, FolioSize,
-    LongtermRule, MemoryType, OnDeadline, Owner, Pool, PoolInfo, PoolOptions, Replace, Shape,
+    HolderList, LongtermRule, MemoryType, OnDeadline, Owner, Pool, PoolInfo, PoolOptions, Replace,
+    Shape,
 };
 
 const PAGE_BYTES: u64 = 4096;
@@ -207,10 +208,10 @@ impl<'c> Worker<'c> {
         let agent = self.picked(&[Agent::Cpu, Agent::Device]);
         let access = self.picked(&[Access::Read, Access::Write]);
         let pin = match self.random.below(4) {
-            0 => file.pin(from, len)?,
-            1 => file.pin_for_device(from, len)?,
-            2 => file.pin_longterm(from, len)?,
-            _ => file.lease(from, len, agent, access)?,
+            0 => file.pin(from..from + len)?,
+            1 => file.pin_for_device(from..from + len)?,
+            2 => file.pin_longterm(from..from + len)?,
+            _ => file.lease(from..from + len, agent, access)?,
         };
         verify(&pin);
         self.pins.push(pin);
@@ -228,7 +229,7 @@ impl<'c> Worker<'c> {
     fn truncate(&mut self, name: &str) -> Result<(), Error> {
         let (len, wait_ms) = (1 + self.random.below(2 << 20), self.random.below(3));
         let on_deadline = self.picked(&[OnDeadline::Fail, OnDeadline::Quarantine]);
-        self.client.truncate_or(name, len, wait_ms, on_deadline).map(drop)
+        self.client.truncate_or(name, len, Duration::from_millis(wait_ms), on_deadline).map(drop)
     }
 
     fn punch(&mut self, name: &str) -> Result<(), Error> {
@@ -236,7 +237,9 @@ impl<'c> Worker<'c> {
         let from = (1 + self.random.below(12)) * PAGE_BYTES;
         let to = from + (1 + self.random.below(4)) * PAGE_BYTES;
         let on_deadline = self.picked(&[OnDeadline::Fail, OnDeadline::Quarantine]);
-        self.client.punch_or(name, from..to, self.random.below(3), on_deadline).map(drop)
+        self.client
+            .punch_or(name, from..to, Duration::from_millis(self.random.below(3)), on_deadline)
+            .map(drop)
     }
 
     fn reshape(&mut self, name: &str) -> Result<(), Error> {
@@ -256,7 +259,7 @@ impl<'c> Worker<'c> {
     fn clear_poison(&mut self, name: &str) -> Result<(), Error> {
         let file = self.client.open(name)?;
         for page in 0..file.len_bytes().div_ceil(PAGE_BYTES) {
-            let pinned = file.pin(page * PAGE_BYTES, 1);
+            let pinned = file.pin(page * PAGE_BYTES..page * PAGE_BYTES + 1);
             if pinned.is_err_and(|error| error.errno() == 133) {
                 return self.client.clear_poison(name, page * PAGE_BYTES, &CLEARED);
             }
@@ -484,7 +487,7 @@ fn settled(client: &Client) -> PoolInfo {
 fn check_what_is_left(client: &Client) {
     let info = settled(client);
     assert_eq!((info.reserved_bytes, info.quarantined_bytes), (0, 0), "{info:?}");
-    assert_eq!(client.who(None).unwrap(), (Vec::new(), false), "nobody holds anything");
+    assert_eq!(client.who_all().unwrap(), HolderList::default(), "nobody holds anything");
     let files = client.list().unwrap();
     let allocated: u64 = files.iter().map(|file| file.allocated_bytes).sum();
     assert_eq!(allocated, info.live_bytes, "every live frame is a file's");
@@ -496,7 +499,7 @@ fn check_what_is_left(client: &Client) {
         let mut proof = Proof::default();
         for page in 0..listed.len_bytes.div_ceil(PAGE_BYTES) {
             let from = page * PAGE_BYTES;
-            match file.pin(from, PAGE_BYTES.min(listed.len_bytes - from)) {
+            match file.pin(from..from + PAGE_BYTES.min(listed.len_bytes - from)) {
                 Ok(pin) => {
                     if let Err(wrong) = proof.see(page, &pin) {
                         panic!("\"{}\": {wrong}", listed.name);

@@ -65,8 +65,15 @@ fn mutate(client: &Client, mut random: Random, until: Instant, tally: &Tally) {
     while Instant::now() < until {
         let file = random.below(NR_FILES);
         let cut = match random.below(4) {
-            0 => client.truncate(name(file), (1 + random.below(FILE_PAGES - 1)) * PAGE, 5_000),
-            1 => client.punch(name(file), random.below(FILE_PAGES - 4) * PAGE, 4 * PAGE, 5_000),
+            0 => client.truncate(
+                name(file),
+                (1 + random.below(FILE_PAGES - 1)) * PAGE,
+                Duration::from_secs(5),
+            ),
+            1 => {
+                let from = random.below(FILE_PAGES - 4) * PAGE;
+                client.punch(name(file), from..from + 4 * PAGE, Duration::from_secs(5))
+            }
             2 => client.unlink(name(file)),
             _ => create(client, file, random.below(1 << 40)),
         };
@@ -172,5 +179,5 @@ fn a_raw_touch_never_reaches_another_files_bytes() {
         assert!(count(counter) > 100, "too little happened");
     }
     drop(space);
-    assert!(client.who(None).unwrap().0.is_empty(), "a space that is gone holds nothing");
+    assert!(client.who_all().unwrap().holders.is_empty(), "a space that is gone holds nothing");
 }

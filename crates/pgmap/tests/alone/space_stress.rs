@@ -285,14 +285,22 @@ impl<'s> Player<'s> {
     fn truncate(&mut self) -> Result<(), i32> {
         let file = self.file_to_cut();
         let nr_pages = 1 + self.random.below(pages_of(file));
-        let cut = self.client().truncate(name(file), nr_pages * PAGE, self.random.below(20));
+        let cut = self.client().truncate(
+            name(file),
+            nr_pages * PAGE,
+            Duration::from_millis(self.random.below(20)),
+        );
         cut.map_err(|error| error.errno())
     }
 
     fn punch(&mut self) -> Result<(), i32> {
         let file = self.file_to_cut();
         let page = self.random.below(pages_of(file) - 8);
-        let cut = self.client().punch(name(file), page * PAGE, 8 * PAGE, self.random.below(20));
+        let cut = self.client().punch(
+            name(file),
+            page * PAGE..page * PAGE + 8 * PAGE,
+            Duration::from_millis(self.random.below(20)),
+        );
         cut.map_err(|error| error.errno())
     }
 

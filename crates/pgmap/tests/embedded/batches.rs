@@ -76,7 +76,8 @@ fn a_batch_of_a_thousand_long_names_is_done_whole() {
     let pins = client.get_batch(&names);
     assert_eq!(pins.iter().filter(|pin| pin.is_ok()).count(), NR_FILES);
     drop(pins);
-    let answers = client.unlink_batch((5..NR_FILES + 5).map(file_name).collect()).unwrap();
+    let answers =
+        client.unlink_batch(&(5..NR_FILES + 5).map(file_name).collect::<Vec<_>>()).unwrap();
     let nr_refused = answers.iter().filter(|answer| answer.is_err()).count();
     assert_eq!((answers.len(), nr_refused), (NR_FILES, 5));
     assert_eq!(client.exists_prefix(&names).unwrap(), 5);
@@ -107,8 +108,8 @@ fn files_in_many_pieces_are_created_although_one_answer_cannot_name_them_all() {
     let fill = (0..8192).map(|number| spec(number, 4096)).collect();
     let writers = client.create_batch(fill).unwrap().into_iter().map(Result::unwrap).collect();
     client.commit_batch(writers).unwrap().into_iter().for_each(Result::unwrap);
-    let every_second = (0..4096).map(|number| file_name(2 * number)).collect();
-    client.unlink_batch(every_second).unwrap().into_iter().for_each(Result::unwrap);
+    let every_second: Vec<_> = (0..4096).map(|number| file_name(2 * number)).collect();
+    client.unlink_batch(&every_second).unwrap().into_iter().for_each(Result::unwrap);
     let specs = (10_000..10_200).map(|number| spec(number, 16 * 4096)).collect();
     let writers: Vec<_> = client.create_batch(specs).unwrap().into_iter().collect();
     let nr_extents: usize =

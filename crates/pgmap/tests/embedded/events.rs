@@ -107,7 +107,7 @@ fn a_cut_that_its_owners_end_interrupts_is_not_said_to_be_refused() {
     put(&holder, "a", 4);
     let pin = holder.get("a").unwrap();
     std::thread::scope(|scope| {
-        let cut = scope.spawn(|| cutter.truncate("a", PAGE, 60_000));
+        let cut = scope.spawn(|| cutter.truncate("a", PAGE, Duration::from_secs(60)));
         let start = Instant::now();
         while owner.info().draining_bytes == 0 {
             assert!(start.elapsed() < WAIT, "nothing drains");
@@ -144,7 +144,7 @@ fn what_a_process_keeps_stays_mapped_while_somebody_caches() {
     let at = map(&space, "a", Placed::Anywhere, Prot::READ_WRITE);
     let iotlb = Arc::new(Iotlb::default());
     space.on_invalidate(iotlb.clone());
-    other.truncate("a", 8 * PAGE, 10_000).unwrap();
+    other.truncate("a", 8 * PAGE, Duration::from_secs(10)).unwrap();
     support::wait_until("the subscriber is notified", || {
         (iotlb.nr_told.load(Ordering::SeqCst) > 0).then_some(())
     });

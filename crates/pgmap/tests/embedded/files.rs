@@ -1,5 +1,7 @@
 //! Files through the embedded owner: what a caller of the library may rely on.
 
+use std::time::Duration;
+
 use crate::support;
 use pgmap::{CreateSpec, Error, FileName, FolioSize, Owner, Pool, PoolOptions, Refusal, Replace};
 
@@ -57,8 +59,8 @@ fn truncate_names_the_holder_and_leaves_the_file_as_it_was() {
     let bytes: Vec<u8> = (0..4u32 << 20).map(|i| (i / 4096) as u8).collect();
     put(&client, "a", &bytes).unwrap();
     let file = client.open("a").unwrap();
-    let pin = file.pin(3 << 20, 4096).unwrap();
-    let error = client.truncate("a", 100_000, 30).unwrap_err();
+    let pin = file.pin(3 << 20..(3 << 20) + 4096).unwrap();
+    let error = client.truncate("a", 100_000, Duration::from_millis(30)).unwrap_err();
     let Error::Refused(Refusal::Held { holders, waited_ms, .. }) = &error else {
         panic!("{error}")
     };
@@ -66,10 +68,10 @@ fn truncate_names_the_holder_and_leaves_the_file_as_it_was() {
     assert!(*waited_ms >= 30);
     assert_eq!(file.pin_all().unwrap().to_vec().unwrap(), bytes, "as before");
     drop(pin);
-    client.truncate("a", 100_000, 1000).unwrap();
+    client.truncate("a", 100_000, Duration::from_secs(1)).unwrap();
     assert_eq!(client.get("a").unwrap().to_vec().unwrap(), bytes[..100_000]);
     assert_eq!(file.pin_all().unwrap().len_bytes(), 100_000, "the handle sees the new length");
-    assert!(matches!(file.pin(3 << 20, 1), Err(Error::OutOfRange { .. })));
+    assert!(matches!(file.pin(3 << 20..(3 << 20) + 1), Err(Error::OutOfRange { .. })));
 }
 
 #[test]
@@ -129,7 +131,7 @@ fn batches_answer_for_each_item() {
     let opened = client.open_batch(&["f0", "nope", "f63"]);
     assert_eq!(opened.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
     let names = ["f0", "f0", "f1"].map(|name| FileName::new(name).unwrap()).to_vec();
-    let gone = client.unlink_batch(names).unwrap();
+    let gone = client.unlink_batch(&names).unwrap();
     assert_eq!(gone.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
     let many = client.create_batch((0..1000).map(spec).collect()).unwrap();
     assert_eq!(many.iter().filter(|writer| writer.is_err()).count(), 62, "they have names");
@@ -163,7 +165,7 @@ fn a_pool_in_a_directory_is_found_again() {
         let client = owner.client().unwrap();
         put(&client, "kept", &bytes).unwrap();
         put(&client, "gone", &bytes).unwrap();
-        client.truncate("kept", 2_500_000, 0).unwrap();
+        client.truncate("kept", 2_500_000, Duration::ZERO).unwrap();
         client.unlink("gone").unwrap();
         let draft = client.create("draft", 4096, FolioSize::BestFit).unwrap();
         std::mem::forget(draft);
@@ -207,11 +209,11 @@ fn another_client_connects_over_the_socket() {
     assert_eq!(near.get("a").unwrap().to_vec().unwrap(), b"from afar");
     let pin = far.get("a").unwrap();
     assert!(matches!(
-        near.truncate("a", 1, 0),
+        near.truncate("a", 1, Duration::ZERO),
         Ok(()) // one folio: nothing goes
     ));
     near.unlink("a").unwrap();
-    let (holders, _) = near.who(None).unwrap();
+    let holders = near.who_all().unwrap().holders;
     assert_eq!(holders.len(), 1, "{holders:?}");
     drop(pin);
 }
@@ -253,20 +255,20 @@ fn a_hole_beside_a_pinned_page_of_the_same_folio_does_not_wait() {
     writer.commit().unwrap();
     let free = owner.info().free_bytes;
     let file = client.open("a").unwrap();
-    let pin = file.pin(8192, 4096).unwrap();
-    client.punch("a", 4096, 4096, 0).unwrap();
+    let pin = file.pin(8192..12288).unwrap();
+    client.punch("a", 4096..8192, Duration::ZERO).unwrap();
     bytes[4096..8192].fill(0);
     assert_eq!(owner.info().free_bytes, free + 4096);
     assert_eq!(client.get("a").unwrap().to_vec().unwrap(), bytes);
     assert_eq!(file.pin_all().unwrap().to_vec().unwrap(), bytes, "an old handle too");
     assert_eq!(pin.to_vec().unwrap(), bytes[8192..12_288]);
-    let error = client.punch("a", 8192, 4096, 10).unwrap_err();
+    let error = client.punch("a", 8192..12288, Duration::from_millis(10)).unwrap_err();
     assert_eq!(error.errno(), 16, "{error}");
     assert_eq!(client.get("a").unwrap().to_vec().unwrap(), bytes, "as before");
-    assert!(client.punch("a", 1, 4096, 0).is_err());
-    client.truncate("a", 5000, 0).unwrap_err();
+    assert!(client.punch("a", 1..4097, Duration::ZERO).is_err());
+    client.truncate("a", 5000, Duration::ZERO).unwrap_err();
     drop(pin);
-    client.truncate("a", 5000, 1000).unwrap();
+    client.truncate("a", 5000, Duration::from_secs(1)).unwrap();
     assert_eq!(client.get("a").unwrap().to_vec().unwrap(), bytes[..5000]);
     client.unlink("a").unwrap();
     assert_eq!(owner.info().free_bytes, 16 << 20);
@@ -286,7 +288,7 @@ fn folios_split_and_merge_under_live_pins() {
     shape(pgmap::Shape::Split { to: 0 }).unwrap();
     assert_eq!(client.stat("a").unwrap().nr_folios, [512, 1, 0]);
     assert_eq!(client.get("a").unwrap().to_vec().unwrap(), bytes);
-    let small = file.pin_longterm(3 << 20, 4096).unwrap();
+    let small = file.pin_longterm(3 << 20..(3 << 20) + 4096).unwrap();
     assert_eq!(shape(pgmap::Shape::Merge { to: 1 }).unwrap_err().errno(), 16, "held below");
     drop(small);
     shape(pgmap::Shape::Merge { to: 1 }).unwrap();
@@ -343,9 +345,10 @@ fn a_piece_told_by_a_punch_that_was_given_up_is_not_believed_for_ever() {
     let mut writer = client.create("a", 16 * 4096, FolioSize::Pages4K).unwrap();
     writer.write_all_at(0, &bytes).unwrap();
     writer.commit().unwrap();
-    let pin = client.open("a").unwrap().pin(5 * 4096, 1).unwrap();
+    let pin = client.open("a").unwrap().pin(5 * 4096..5 * 4096 + 1).unwrap();
     let during = std::thread::scope(|scope| {
-        let punch = scope.spawn(|| client.punch("a", 5 * 4096, 4096, 300));
+        let punch =
+            scope.spawn(|| client.punch("a", 5 * 4096..6 * 4096, Duration::from_millis(300)));
         let during = loop {
             let file = client.open("a").unwrap();
             if file.nr_extents() == 3 || punch.is_finished() {
@@ -358,9 +361,9 @@ fn a_piece_told_by_a_punch_that_was_given_up_is_not_believed_for_ever() {
     assert_eq!(during.nr_extents(), 3, "the reader was given the pieces");
     assert_eq!(client.get("a").unwrap().to_vec().unwrap(), bytes, "nothing is lost");
     drop(pin);
-    client.truncate("a", 8 * 4096, 1000).unwrap();
+    client.truncate("a", 8 * 4096, Duration::from_secs(1)).unwrap();
     put(&client, "b", &vec![0xbb; owner.info().free_bytes as usize]).unwrap();
-    match during.pin(10 * 4096, 4096) {
+    match during.pin(10 * 4096..11 * 4096) {
         Err(Error::OutOfRange { .. }) => {}
         Ok(pin) => panic!("pinned {:?} of another file", &pin.to_vec().unwrap()[..4]),
         Err(other) => panic!("{other}"),
@@ -384,11 +387,11 @@ fn an_empty_file_is_a_file() {
     }
     put(&client, "cut", &[1; 10_000]).unwrap();
     let pin = client.get("cut").unwrap();
-    let held = client.truncate("cut", 0, 0).unwrap_err();
+    let held = client.truncate("cut", 0, Duration::ZERO).unwrap_err();
     assert!(matches!(held, Error::Refused(Refusal::Held { .. })), "{held}");
     assert_eq!(pin.to_vec().unwrap(), [1; 10_000]);
     drop(pin);
-    client.truncate("cut", 0, 1000).unwrap();
+    client.truncate("cut", 0, Duration::from_secs(1)).unwrap();
     put(&client, "empty", b"").unwrap();
     client.rename("empty", "renamed", Replace::No).unwrap();
     assert!(matches!(put(&client, "renamed", b""), Err(Error::Refused(Refusal::Exists { .. }))));
@@ -399,20 +402,20 @@ fn an_empty_file_is_a_file() {
         for name in ["cut", "renamed"] {
             assert_eq!(client.get(name).unwrap().to_vec().unwrap(), b"");
             let file = client.open(name).unwrap();
-            let pin = file.pin(0, 0).unwrap();
+            let pin = file.pin(0..0).unwrap();
             pin.set_tag(1);
             assert_eq!(
                 (pin.len_bytes(), pin.segments().count(), pin.is_reclaim_requested()),
                 (0, 0, false)
             );
             assert!(pin.read_at(1, &mut []).is_err());
-            assert!(matches!(file.pin(0, 1), Err(Error::OutOfRange { .. })));
-            assert!(matches!(file.pin(1, 0), Err(Error::OutOfRange { .. })));
-            drop(file.pin_longterm(0, 0).unwrap());
-            assert!(client.who(Some(name.as_bytes())).unwrap().0.is_empty());
-            client.truncate(name, 0, 0).unwrap();
-            client.truncate(name, 1, 0).unwrap_err();
-            client.punch(name, 0, 0, 0).unwrap_err();
+            assert!(matches!(file.pin(0..1), Err(Error::OutOfRange { .. })));
+            assert!(matches!(file.pin(1..1), Err(Error::OutOfRange { .. })));
+            drop(file.pin_longterm(0..0).unwrap());
+            assert!(client.who(name.as_bytes()).unwrap().holders.is_empty());
+            client.truncate(name, 0, Duration::ZERO).unwrap();
+            client.truncate(name, 1, Duration::ZERO).unwrap_err();
+            client.punch(name, 0..0, Duration::ZERO).unwrap_err();
         }
         assert_eq!(owner.info().free_bytes, free);
         drop(client);
@@ -452,7 +455,9 @@ fn frames_that_a_deadline_passed_for_are_counted_once() {
     put(&client, "a", &[1; 1 << 20]).unwrap();
     put(&client, "b", &[2; 4096]).unwrap();
     let (held, pin) = (client.get("a").unwrap(), client.get("b").unwrap());
-    let left = client.truncate_or("a", 4096, 10, pgmap::OnDeadline::Quarantine).unwrap();
+    let left = client
+        .truncate_or("a", 4096, Duration::from_millis(10), pgmap::OnDeadline::Quarantine)
+        .unwrap();
     assert_eq!(left.len(), 1);
     client.unlink("b").unwrap();
     let info = owner.info();

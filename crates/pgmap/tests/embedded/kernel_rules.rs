@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::support::{self, Random, block};
 use pgmap::mm::gup::{Dirty, GupFlags};
@@ -90,8 +91,8 @@ fn scenario_34_longterm_is_refused_by_the_type_of_the_memory() {
         let client = owner.client().unwrap();
         support::put(&client, "a", &block::make(1, 3 << 20)).unwrap();
         let file = client.open("a").unwrap();
-        assert_eq!(file.pin_longterm(0, 3 * MIB).unwrap_err().errno(), EOPNOTSUPP);
-        let error = file.lease(0, 3 * MIB, Agent::Device, Access::Write).unwrap_err();
+        assert_eq!(file.pin_longterm(0..3 * MIB).unwrap_err().errno(), EOPNOTSUPP);
+        let error = file.lease(0..3 * MIB, Agent::Device, Access::Write).unwrap_err();
         assert_eq!(error.errno(), by_file, "{error}");
         assert!(error.to_string().contains(says), "{error}");
         let space = space_over(&client, "a", 3 * MIB);
@@ -99,7 +100,7 @@ fn scenario_34_longterm_is_refused_by_the_type_of_the_memory() {
             let error = space.pin(GIB, 768, flags).unwrap_err();
             assert_eq!(error.errno(), by_address, "{error}");
         }
-        assert_eq!(client.who(None).unwrap().0, [], "a refused request left a hold");
+        assert_eq!(client.who_all().unwrap().holders, [], "a refused request left a hold");
     }
 }
 
@@ -110,9 +111,9 @@ fn scenario_35_longterm_on_coherent_memory_is_ebusy_and_nothing_is_pinned() {
     let client = owner.client().unwrap();
     support::put(&client, "a", &block::make(1, 3 << 20)).unwrap();
     let file = client.open("a").unwrap();
-    drop(file.pin(0, 3 * MIB).unwrap());
+    drop(file.pin(0..3 * MIB).unwrap());
     for agent in [Agent::Cpu, Agent::Device] {
-        let error = file.lease(0, 3 * MIB, agent, Access::Write).unwrap_err();
+        let error = file.lease(0..3 * MIB, agent, Access::Write).unwrap_err();
         assert_eq!(error.errno(), EBUSY, "{error}");
         assert!(error.to_string().contains("coherent"), "{error}");
     }
@@ -120,7 +121,7 @@ fn scenario_35_longterm_on_coherent_memory_is_ebusy_and_nothing_is_pinned() {
     let error = space.pin(GIB, 768, GupFlags::WRITE.with(GupFlags::LONGTERM)).unwrap_err();
     assert_eq!(error.errno(), EBUSY, "{error}");
     assert_eq!(space.pin(GIB, 768, GupFlags::WRITE).unwrap().nr_pages(), 768);
-    assert_eq!(client.who(None).unwrap().0, [], "a refused request left a hold");
+    assert_eq!(client.who_all().unwrap().holders, [], "a refused request left a hold");
 }
 
 #[test]
@@ -158,7 +159,7 @@ fn scenario_36_a_peer_device_needs_its_flag() {
     client.memory_failure(GIB / PAGE).unwrap();
     let other = space_over(&client, "gpu", 8 * MIB);
     assert_eq!(other.mm().area_at(GIB).unwrap().kind(), VmaKind::PeerToPeer);
-    assert_eq!(client.who(None).unwrap().0, [], "a refused request left a hold");
+    assert_eq!(client.who_all().unwrap().holders, [], "a refused request left a hold");
 }
 
 fn space_over(client: &Client, name: &str, len_bytes: u64) -> AddressSpace {
@@ -214,12 +215,12 @@ fn scenario_39_dirty_tracking_loses_no_write_under_longterm_pins() {
             _ => {}
         }
     }
-    let held = client.who(Some(b"a")).unwrap().0;
+    let held = client.who("a").unwrap().holders;
     assert!(pins.is_empty() || !held.is_empty());
     drop(pins);
     flush(&space, &mut target);
     assert!(target == source, "a write under a long-term pin was never reported");
-    assert_eq!(client.who(None).unwrap().0, []);
+    assert_eq!(client.who_all().unwrap().holders, []);
 }
 
 #[test]
@@ -237,7 +238,7 @@ fn scenario_46_the_level_of_a_pagemap_that_is_up_stays() {
     for shape in [Shape::Split { to: 0 }, Shape::Merge { to: 2 }] {
         assert_eq!(client.reshape("dax0.0", 0, shape).unwrap_err().errno(), EBUSY);
     }
-    assert_eq!(client.truncate("dax0.0", 4 * MIB, 0).unwrap_err().errno(), EBUSY);
+    assert_eq!(client.truncate("dax0.0", 4 * MIB, Duration::ZERO).unwrap_err().errno(), EBUSY);
     assert_eq!(client.stat("dax0.0").unwrap().nr_folios, [0, 4, 0]);
     // Down and up again is the way.
     owner.remove_pagemap(id, std::time::Duration::ZERO).unwrap();

@@ -10,7 +10,7 @@ use pgmap::mm::ledger::MAX_LANES;
 use pgmap::mm::mm::Placed;
 use pgmap::mm::prot::Prot;
 use pgmap::space::AddressSpace;
-use pgmap::{Client, Owner, Pool, PoolOptions};
+use pgmap::{Client, HolderList, Owner, Pool, PoolOptions};
 
 const PAGE: u64 = 4096;
 
@@ -60,7 +60,7 @@ fn threads_that_hold_nothing_shut_nobody_out() {
     let (_owner, client) = owner();
     let pin_some = |_| (0..20).try_for_each(|_| client.get("a").map(drop));
     in_threads(3 * MAX_LANES, pin_some, || {
-        assert!(client.who(None).unwrap().0.is_empty());
+        assert!(client.who_all().unwrap().holders.is_empty());
     });
 }
 
@@ -79,7 +79,7 @@ fn every_thread_holds_however_many_there_are() {
         Ok((None, Some(pages)))
     };
     in_threads(MAX_LANES + 44, hold, || {
-        let (holders, is_cut) = client.who(Some(b"a")).unwrap();
+        let HolderList { holders, is_cut } = client.who("a").unwrap();
         assert!(is_cut, "more than an answer names: {}", holders.len());
         client.unlink("a").unwrap();
         assert_eq!(owner.info().draining_bytes, 8192);
@@ -134,7 +134,7 @@ fn pins_in_a_lane_of_an_address_space_are_holds_like_any_other() {
     let space = AddressSpace::for_device(&client, 0, 1 << 30).unwrap();
     space.map(&client.open("a").unwrap(), 0, 8192, Placed::At(0), Prot::READ).unwrap();
     space.populate(0, 8192).unwrap();
-    let is_held = || !client.who(Some(b"a")).unwrap().0.is_empty();
+    let is_held = || !client.who("a").unwrap().holders.is_empty();
 
     let lane = space.lane().unwrap();
     assert!(lane.try_pin(2 * PAGE, 1, GupFlags::NONE).is_none(), "the file has two pages");

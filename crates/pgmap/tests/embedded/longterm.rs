@@ -43,8 +43,8 @@ fn generic_memory_is_pinned_for_long_without_a_call_and_fsdax_is_not() {
     let client = generic.client().unwrap();
     put(&client, "a", 3 << 20, FileRules::default());
     let file = client.open("a").unwrap();
-    let pin = file.pin_longterm(0, 3 << 20).unwrap();
-    let (holders, _) = client.who(Some(b"a")).unwrap();
+    let pin = file.pin_longterm(0..3 << 20).unwrap();
+    let holders = client.who("a").unwrap().holders;
     assert!(!holders.is_empty() && holders.iter().all(|h| h.kind == HoldKind::Longterm));
     client.unlink("a").unwrap();
     assert_eq!(generic.info().draining_bytes, 3 << 20);
@@ -53,8 +53,8 @@ fn generic_memory_is_pinned_for_long_without_a_call_and_fsdax_is_not() {
     let client = fsdax.client().unwrap();
     put(&client, "a", 8192, FileRules::default());
     let file = client.open("a").unwrap();
-    assert_eq!(file.pin_longterm(0, 1).unwrap_err().errno(), EOPNOTSUPP);
-    let error = file.lease(0, 1, Agent::Device, Access::Write).unwrap_err();
+    assert_eq!(file.pin_longterm(0..1).unwrap_err().errno(), EOPNOTSUPP);
+    let error = file.lease(0..1, Agent::Device, Access::Write).unwrap_err();
     assert_eq!(error.errno(), EOPNOTSUPP);
     assert!(error.to_string().contains("fsdax"), "{error}");
 }
@@ -67,7 +67,7 @@ fn rules_of_a_file_are_kept() {
     put(&client, "cpu", 4096, longterm(LongtermRule::ForbidDevice));
     put(&client, "raw", 4096, FileRules { is_raw: true, ..FileRules::default() });
     put(&client, "ro", 4096, FileRules { is_read_only: true, ..FileRules::default() });
-    let lease = |name, agent, access| client.open(name).unwrap().lease(0, 4096, agent, access);
+    let lease = |name, agent, access| client.open(name).unwrap().lease(0..4096, agent, access);
     let errno = |result: Result<_, Error>| result.map(drop).map_err(|error| error.errno());
     assert_eq!(errno(lease("forbid", Agent::Cpu, Access::Read)), Err(EOPNOTSUPP));
     assert_eq!(errno(lease("cpu", Agent::Device, Access::Read)), Err(EOPNOTSUPP));
@@ -83,11 +83,11 @@ fn a_lease_is_recalled_and_the_truncate_goes_on_when_it_ends() {
     let (client, other) = (owner.client().unwrap(), owner.client().unwrap());
     put(&client, "a", 4 << 20, longterm(LongtermRule::Leasable));
     let file = client.open("a").unwrap();
-    let lease = file.lease(0, 4 << 20, Agent::Device, Access::Write).unwrap();
-    let (holders, _) = other.who(Some(b"a")).unwrap();
+    let lease = file.lease(0..4 << 20, Agent::Device, Access::Write).unwrap();
+    let holders = other.who("a").unwrap().holders;
     assert_eq!((holders.len(), holders[0].kind, holders[0].is_device), (1, HoldKind::Lease, true));
 
-    let error = other.truncate("a", 4096, 20).unwrap_err();
+    let error = other.truncate("a", 4096, Duration::from_millis(20)).unwrap_err();
     let Error::Refused(Refusal::Held { holders, .. }) = &error else { panic!("{error}") };
     assert_eq!(holders[0].kind, HoldKind::Lease);
     let told = client.next_event(NOW).unwrap();
@@ -98,7 +98,7 @@ fn a_lease_is_recalled_and_the_truncate_goes_on_when_it_ends() {
     assert_eq!(file.pin_all().unwrap().len_bytes(), 4 << 20, "it failed: the file is as before");
 
     std::thread::scope(|scope| {
-        let truncate = scope.spawn(|| other.truncate("a", 4096, 60_000));
+        let truncate = scope.spawn(|| other.truncate("a", 4096, Duration::from_secs(60)));
         while !matches!(client.next_event(SOON).unwrap(), Some(Event::LeaseRecalled { .. })) {}
         drop(lease);
         truncate.join().unwrap().unwrap();
@@ -111,9 +111,13 @@ fn past_the_deadline_held_frames_are_quarantined_and_never_reused() {
     let owner = owner(MemoryType::FsDax);
     let client = owner.client().unwrap();
     put(&client, "a", 4 << 20, longterm(LongtermRule::Leasable));
-    let lease =
-        client.open("a").unwrap().lease(2 << 20, 4096, Agent::Device, Access::Write).unwrap();
-    let holders = client.truncate_or("a", 4096, 10, OnDeadline::Quarantine).unwrap();
+    let lease = client
+        .open("a")
+        .unwrap()
+        .lease(2 << 20..(2 << 20) + 4096, Agent::Device, Access::Write)
+        .unwrap();
+    let holders =
+        client.truncate_or("a", 4096, Duration::from_millis(10), OnDeadline::Quarantine).unwrap();
     assert_eq!(holders.len(), 1);
     assert_eq!(client.get("a").unwrap().len_bytes(), 4096);
     let info = owner.info();
@@ -173,9 +177,9 @@ fn a_holder_is_asked_per_range_and_told_of_failure_and_drain() {
     assert_eq!(second.errno(), EBUSY, "one holder at a time");
 
     let file = client.open("before").unwrap();
-    assert_eq!(file.pin_longterm(0, 4096).unwrap_err().errno(), EOPNOTSUPP, "it wants to be asked");
-    let allowed = file.lease(0, 4096, Agent::Device, Access::Write).unwrap();
-    let denied = file.lease(4096, 4096, Agent::Device, Access::Write).unwrap_err();
+    assert_eq!(file.pin_longterm(0..4096).unwrap_err().errno(), EOPNOTSUPP, "it wants to be asked");
+    let allowed = file.lease(0..4096, Agent::Device, Access::Write).unwrap();
+    let denied = file.lease(4096..8192, Agent::Device, Access::Write).unwrap_err();
     assert_eq!(denied.errno(), EACCES, "{denied}");
     client.memory_failure(1).unwrap();
     assert!(heard.recv_timeout(SOON).unwrap().starts_with("failure 0x1.."));
@@ -184,7 +188,7 @@ fn a_holder_is_asked_per_range_and_told_of_failure_and_drain() {
     drop(allowed);
     drop(registration);
     put(&client, "after", 4096, FileRules::default());
-    drop(client.open("after").unwrap().pin_longterm(0, 4096).unwrap());
+    drop(client.open("after").unwrap().pin_longterm(0..4096).unwrap());
 }
 
 #[test]
@@ -195,7 +199,7 @@ fn a_holder_that_blocks_panics_or_is_late_is_taken_for_a_no() {
     let file = client.open("a").unwrap();
     let patience = Duration::from_millis(30);
     let (registration, _) = holder(&owner, 1, patience, |_, _| panic!("on purpose")).unwrap();
-    assert_eq!(file.lease(0, 1, Agent::Cpu, Access::Read).unwrap_err().errno(), EACCES);
+    assert_eq!(file.lease(0..1, Agent::Cpu, Access::Read).unwrap_err().errno(), EACCES);
     drop(registration);
     let (release, blocked) = channel::<()>();
     let blocked = std::sync::Mutex::new(blocked);
@@ -204,10 +208,10 @@ fn a_holder_that_blocks_panics_or_is_late_is_taken_for_a_no() {
         HolderAnswer::Allow
     };
     let (registration, _) = holder(&owner, 2, patience, block).unwrap();
-    assert_eq!(file.lease(0, 1, Agent::Cpu, Access::Read).unwrap_err().errno(), EACCES);
+    assert_eq!(file.lease(0..1, Agent::Cpu, Access::Read).unwrap_err().errno(), EACCES);
     put(&client, "b", 4096, FileRules::default());
     assert_eq!(client.list().unwrap().len(), 2, "the owner goes on");
     drop(registration);
     drop(release);
-    drop(file.pin_longterm(0, 1).unwrap());
+    drop(file.pin_longterm(0..1).unwrap());
 }

@@ -1,6 +1,8 @@
 //! Memory failure: the smallest folio goes, everything around it lives, everybody concerned is
 //! notified.
 
+use std::time::Duration;
+
 use crate::support;
 use pgmap::{Client, Error, Event, FolioSize, Owner, Pool, PoolOptions};
 
@@ -19,7 +21,7 @@ fn put(client: &Client, name: &str, bytes: &[u8]) {
 /// The frame behind a byte of a file.
 fn frame_of(client: &Client, name: &str, offset: u64) -> u64 {
     let file = client.open(name).unwrap();
-    let pin = file.pin(offset, 1).unwrap();
+    let pin = file.pin(offset..offset + 1).unwrap();
     pin.segments().next().unwrap().pool_offset / 4096
 }
 
@@ -30,8 +32,8 @@ fn one_page_fails_and_the_rest_of_its_folio_lives() {
     let mut bytes = pattern(4 << 20);
     put(&client, "a", &bytes);
     let file = client.open("a").unwrap();
-    let bystander = file.pin(0, 4096).unwrap();
-    let holder = file.pin(8192, 4096).unwrap();
+    let bystander = file.pin(0..4096).unwrap();
+    let holder = file.pin(8192..12288).unwrap();
     let pfn = frame_of(&client, "a", 8192);
     client.memory_failure(pfn).unwrap();
     let told = client.next_event(std::time::Duration::from_secs(5)).unwrap();
@@ -40,11 +42,11 @@ fn one_page_fails_and_the_rest_of_its_folio_lives() {
     assert!(holder.is_reclaim_requested());
     assert_eq!(bystander.to_vec().unwrap(), bytes[..4096]);
 
-    let error = file.pin(8192, 1).unwrap_err();
+    let error = file.pin(8192..8193).unwrap_err();
     assert_eq!(error.errno(), EHWPOISON, "{error}");
     assert_eq!(file.pin_all().unwrap_err().errno(), EHWPOISON);
     for (from, to) in [(0, 8192), (12_288, 4 << 20)] {
-        let pin = file.pin(from as u64, (to - from) as u64).unwrap();
+        let pin = file.pin(from as u64..(from as u64) + ((to - from) as u64)).unwrap();
         assert_eq!(pin.to_vec().unwrap(), bytes[from..to]);
     }
     assert_eq!(client.memory_failure(pfn).unwrap_err().errno(), EHWPOISON, "it is known");
@@ -75,22 +77,22 @@ fn a_page_fails_in_a_file_that_can_have_no_more_extents() {
     let bytes = pattern(16 * 4096);
     put(&client, "a", &bytes);
     for page in [1, 3, 5] {
-        client.punch("a", page * 4096, 4096, 1000).unwrap();
+        client.punch("a", page * 4096..(page + 1) * 4096, Duration::from_secs(1)).unwrap();
     }
     // Nine, which is more than the first slot of a file in the index has room for.
     put(&client, "b", &bytes);
     for page in [1, 3, 5, 7] {
-        client.punch("b", page * 4096, 4096, 1000).unwrap();
+        client.punch("b", page * 4096..(page + 1) * 4096, Duration::from_secs(1)).unwrap();
     }
     let pfn = frame_of(&client, "a", 10 * 4096);
     client.memory_failure(pfn).unwrap();
     let file = client.open("a").unwrap();
     for page in [0, 2, 4] {
-        let pin = file.pin(page * 4096, 4096).unwrap();
+        let pin = file.pin(page * 4096..(page + 1) * 4096).unwrap();
         assert_eq!(pin.to_vec().unwrap(), bytes[page as usize * 4096..][..4096]);
     }
     for page in [8, 10] {
-        let error = file.pin(page * 4096, 1).unwrap_err();
+        let error = file.pin(page * 4096..page * 4096 + 1).unwrap_err();
         assert_eq!(error.errno(), EHWPOISON, "all of the extent is withheld: {error}");
     }
     assert!(client.create("c", 1, FolioSize::Pages4K).unwrap().commit().is_err());
@@ -147,8 +149,8 @@ fn poison_survives_a_restart_of_the_owner() {
     assert_eq!(owner.info().poisoned_bytes, 8192);
     assert_eq!(owner.info().free_bytes, (16 << 20) - (3 << 20) - 4096);
     let file = client.open("a").unwrap();
-    assert_eq!(file.pin(0, 1).unwrap_err().errno(), EHWPOISON);
-    assert_eq!(file.pin(4096, 4096).unwrap().to_vec().unwrap(), bytes[4096..8192]);
+    assert_eq!(file.pin(0..1).unwrap_err().errno(), EHWPOISON);
+    assert_eq!(file.pin(4096..8192).unwrap().to_vec().unwrap(), bytes[4096..8192]);
     client.clear_poison("a", 0, &bytes[..4096]).unwrap();
     client.repair_free().unwrap();
     assert_eq!(client.get("a").unwrap().to_vec().unwrap(), bytes);

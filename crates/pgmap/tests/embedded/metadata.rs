@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use pgmap::{
     CheckOptions, Checksum, Client, CreateSpec, Error, FileName, FolioSize, Owner, Pool,
@@ -94,14 +95,14 @@ fn what_changes_the_contents_takes_the_checksum_and_leaves_the_metadata() {
     assert_eq!(metadata(&client, "b"), (b"shape".to_vec(), whole));
     // A truncate that is given up.
     let pin = client.get("b").unwrap();
-    assert!(client.truncate("b", 4096, 10).is_err());
+    assert!(client.truncate("b", 4096, Duration::from_millis(10)).is_err());
     drop(pin);
     assert_eq!(metadata(&client, "b"), (b"shape".to_vec(), whole));
-    client.punch("b", 4096, 4096, 1000).unwrap();
+    client.punch("b", 4096..8192, Duration::from_secs(1)).unwrap();
     assert_eq!(metadata(&client, "b"), (b"shape".to_vec(), None));
     put(&client, "b", &bytes, b"");
     assert_eq!(metadata(&client, "b"), (Vec::new(), whole));
-    client.truncate("b", 5, 1000).unwrap();
+    client.truncate("b", 5, Duration::from_secs(1)).unwrap();
     assert_eq!(metadata(&client, "b"), (Vec::new(), None));
     let file = client.open("b").unwrap();
     client.unlink("b").unwrap();

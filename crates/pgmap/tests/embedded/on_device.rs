@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::support::{self, Random, block};
 use pgmap::mm::level::Level;
@@ -29,7 +30,7 @@ fn reopen(path: &Path) -> Owner {
 
 fn frame_of(client: &Client, name: &str, offset: u64) -> u64 {
     let file = client.open(name).unwrap();
-    file.pin(offset, 1).unwrap().segments().next().unwrap().pool_offset / 4096
+    file.pin(offset..offset + 1).unwrap().segments().next().unwrap().pool_offset / 4096
 }
 
 #[test]
@@ -83,12 +84,12 @@ fn what_has_no_room_to_be_described_is_refused_by_name() {
         let error = client.reshape("a", 0, Shape::Split { to: 0 }).unwrap_err();
         assert!(error.to_string().contains("folios of 2M and larger"), "{error}");
         for (offset, len_bytes) in [(0, 4096), (4096, 2 * MIB), (2 * MIB, 4096)] {
-            let error = client.punch("a", offset, len_bytes, 0).unwrap_err();
+            let error = client.punch("a", offset..offset + len_bytes, Duration::ZERO).unwrap_err();
             assert_eq!(error.errno(), EINVAL, "{error}");
         }
         assert_eq!(block::check(&client.get("a").unwrap().to_vec().unwrap()), Ok(1));
         let parts = client.open("a").unwrap();
-        match parts.pin_longterm(4096, 8192) {
+        match parts.pin_longterm(4096..12288) {
             Ok(pin) => drop(pin),
             // Where the directory is on a DAX file system only leases are long.
             Err(error) => assert_eq!(error.errno(), EOPNOTSUPP, "{error}"),
@@ -117,10 +118,10 @@ fn a_failure_takes_the_smallest_folio_that_can_be_described() {
         assert_eq!(owner.info().poisoned_bytes, 2 * MIB);
         let file = client.open("a").unwrap();
         for at in [2 * MIB, 4 * MIB - 4096] {
-            assert_eq!(file.pin(at, 4096).unwrap_err().errno(), EHWPOISON);
+            assert_eq!(file.pin(at..at + 4096).unwrap_err().errno(), EHWPOISON);
         }
         for (from, to) in [(0, 2 * MIB), (4 * MIB, 6 * MIB)] {
-            let pin = file.pin(from, to - from).unwrap();
+            let pin = file.pin(from..to).unwrap();
             assert_eq!(pin.to_vec().unwrap(), bytes[from as usize..to as usize]);
         }
         let error = client.clear_poison("a", 2 * MIB, &[0; 4096]).unwrap_err();
@@ -159,14 +160,14 @@ fn files_of_large_folios_on_the_device_are_what_a_naive_copy_says() {
                 }
                 (2, Some(bytes)) => {
                     let len = 1 + random.below(bytes.len() as u64);
-                    client.truncate(&name, len, 0).unwrap();
+                    client.truncate(&name, len, Duration::ZERO).unwrap();
                     bytes.truncate(len as usize);
                 }
                 (3, Some(bytes)) => {
                     let unit = smallest.size_bytes();
                     let from = random.below(bytes.len() as u64) / unit * unit;
                     let len = (unit * (1 + random.below(4))).min(bytes.len() as u64 - from);
-                    client.punch(&name, from, len, 0).unwrap();
+                    client.punch(&name, from..from + len, Duration::ZERO).unwrap();
                     bytes[from as usize..(from + len) as usize].fill(0);
                 }
                 (4, Some(_)) => {

@@ -60,7 +60,7 @@ fn an_owned_pin_reads_files_in_pieces_and_with_holes() {
     let client = owner.client().unwrap();
     let bytes = support::block::make(9, 16 * 4096);
     put(&client, "a", &bytes);
-    client.punch("a", 4096, 2 * 4096, 1000).unwrap();
+    client.punch("a", 4096..4096 + 2 * 4096, Duration::from_secs(1)).unwrap();
     let pinned = client.get_owned("a").unwrap();
     assert!(pinned.segments().count() > 1);
     let mut expected = bytes;

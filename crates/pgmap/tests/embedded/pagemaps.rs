@@ -70,10 +70,10 @@ fn a_pagemap_is_one_device_file_with_its_own_type_and_rules() {
     let info = client.stat("dax0.0").unwrap();
     assert_eq!((info.len_bytes, info.nr_folios), (8 * MIB, [0, 4, 0]));
     let file = client.open("dax0.0").unwrap();
-    let pin = file.lease(0, 8 * MIB, Agent::Device, Access::Write).unwrap();
+    let pin = file.lease(0..8 * MIB, Agent::Device, Access::Write).unwrap();
     let pfn = pin.segments().next().unwrap().pool_offset / 4096;
     assert_eq!(owner.pagemap_at(pfn), Some((id, MemoryType::Generic)));
-    for refused in [client.unlink("dax0.0"), client.truncate("dax0.0", 1, 0)] {
+    for refused in [client.unlink("dax0.0"), client.truncate("dax0.0", 1, Duration::ZERO)] {
         assert_eq!(refused.unwrap_err().errno(), 16);
     }
     assert_eq!(owner.info().free_bytes, 64 * MIB, "its frames are not the files'");
@@ -107,7 +107,7 @@ fn removal_waits_for_pins_names_the_holder_and_never_hands_the_memory_over_befor
     let wanted = spec(MemoryType::Generic, &[(GIB, 8 * MIB)], Level::Pmd);
     let id = owner.add_pagemap("dax0.0", &wanted, Some(ops)).unwrap();
     let file = client.open("dax0.0").unwrap();
-    let pin = file.pin(4096, 4096).unwrap();
+    let pin = file.pin(4096..8192).unwrap();
     let error = owner.remove_pagemap(id, Duration::from_millis(20)).unwrap_err();
     let Error::Refused(Refusal::Held { holders, .. }) = &error else { panic!("{error}") };
     assert_eq!(holders[0].pid, std::process::id() as i32);
@@ -140,6 +140,6 @@ fn the_driver_hears_of_failure_first() {
     let pfn = file.pin_all().unwrap().segments().next().unwrap().pool_offset / 4096 + 3;
     client.memory_failure(pfn).unwrap();
     assert!(driver.log.lock().unwrap()[0].starts_with("failure"));
-    assert_eq!(file.pin(3 * 4096, 1).unwrap_err().errno(), 133);
-    drop(file.pin(4 * 4096, 4096).unwrap());
+    assert_eq!(file.pin(3 * 4096..3 * 4096 + 1).unwrap_err().errno(), 133);
+    drop(file.pin(4 * 4096..5 * 4096).unwrap());
 }

@@ -32,12 +32,12 @@ fn scenario_23_a_hole_reads_as_zero_and_takes_no_hold() {
     let owner = owner(1 << 20);
     let client = owner.client().unwrap();
     put(&client, "a", &[3; 3 * 4096], false);
-    client.punch("a", 4096, 4096, 0).unwrap();
+    client.punch("a", 4096..8192, Duration::ZERO).unwrap();
     let file = client.open("a").unwrap();
-    let pin = file.pin(4096, 4096).unwrap();
+    let pin = file.pin(4096..8192).unwrap();
     assert_eq!(pin.to_vec().unwrap(), [0; 4096]);
     assert_eq!(pin.segments().count(), 0);
-    assert_eq!(client.who(None).unwrap().0, []);
+    assert_eq!(client.who_all().unwrap().holders, []);
     assert_eq!(file.pin_all().unwrap().segments().count(), 2);
 }
 
@@ -46,7 +46,7 @@ fn scenario_47_a_hole_reads_as_zero_by_address_and_has_no_page() {
     let owner = owner(1 << 20);
     let client = owner.client().unwrap();
     put(&client, "a", &[3; 8 * 4096], false);
-    client.punch("a", 2 * 4096, 3 * 4096, 0).unwrap();
+    client.punch("a", 2 * 4096..5 * 4096, Duration::ZERO).unwrap();
     let file = client.open("a").unwrap();
     let device = AddressSpace::for_device(&client, 0, GIB).unwrap();
     let process = AddressSpace::for_process(&client, GIB).unwrap();

@@ -6,6 +6,7 @@
 
 use crate::support;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use pgmap::{
     Client, CreateSpec, Error, File, FileName, FilePin, FileWriter, FolioSize, Owner, Pool,
@@ -279,9 +280,9 @@ impl<'c> World<'c> {
         }
         let (file, id) = &self.handles[file as usize % self.handles.len()];
         let pinned = match how {
-            0 => file.pin(from, len),
-            1 => file.pin_longterm(from, len),
-            _ => file.pin_for_device(from, len),
+            0 => file.pin(from..from + len),
+            1 => file.pin_longterm(from..from + len),
+            _ => file.pin_for_device(from..from + len),
         };
         let Some(model) = self.files.values().find(|model| model.id == *id) else {
             // It may have been refused for its old length before anybody saw that it is gone.
@@ -315,7 +316,7 @@ impl<'c> World<'c> {
 
     fn unlink_batch(&mut self, first: String, second: String) -> Checked {
         let names = [&first, &second].map(|name| FileName::new(name).unwrap()).to_vec();
-        let results = done(self.client.unlink_batch(names))?;
+        let results = done(self.client.unlink_batch(&names))?;
         for (name, result) in [first, second].into_iter().zip(results) {
             prop_assert_eq!(result.is_ok(), self.files.remove(&name).is_some());
         }
@@ -344,7 +345,7 @@ impl<'c> World<'c> {
     }
 
     fn truncate(&mut self, name: &str, len: u64) -> Checked {
-        let truncated = self.client.truncate(name, len, 0);
+        let truncated = self.client.truncate(name, len, Duration::ZERO);
         let Some(model) = self.files.get(name) else {
             prop_refused!(truncated, Refusal::NotFound { .. });
             return Ok(());
@@ -367,7 +368,7 @@ impl<'c> World<'c> {
 
     fn punch(&mut self, name: &str, from_page: u64, nr_pages: u64) -> Checked {
         let (from, len) = (from_page * PAGE_BYTES, nr_pages * PAGE_BYTES);
-        let punched = self.client.punch(name, from, len, 0);
+        let punched = self.client.punch(name, from..from + len, Duration::ZERO);
         let Some(model) = self.files.get(name) else {
             prop_refused!(punched, Refusal::NotFound { .. });
             return Ok(());

@@ -240,10 +240,10 @@ impl<'c> Hands<'c> {
         };
         let opened = check("open", opened, None)?.unwrap();
         let pinned = match term {
-            Term::Short => opened.pin(from, len),
-            Term::ShortForDevice => opened.pin_for_device(from, len),
-            Term::Longterm => opened.pin_longterm(from, len),
-            Term::Lease(agent, access) => opened.lease(from, len, agent, access),
+            Term::Short => opened.pin(from..from + len),
+            Term::ShortForDevice => opened.pin_for_device(from..from + len),
+            Term::Longterm => opened.pin_longterm(from..from + len),
+            Term::Lease(agent, access) => opened.lease(from..from + len, agent, access),
         };
         if from + len > file.len {
             check("pin past the end", pinned, Some(EINVAL))?;
@@ -301,7 +301,7 @@ impl<'c> Hands<'c> {
         len: u64,
         on_deadline: OnDeadline,
     ) -> Checked {
-        let cut = self.client.truncate_or(name, len, 0, on_deadline);
+        let cut = self.client.truncate_or(name, len, Duration::ZERO, on_deadline);
         let kept = len.div_ceil(PAGE_BYTES) as usize;
         let Some(file) = model.files.get(name).filter(|file| len <= file.len) else {
             let refused = if model.files.contains_key(name) { EINVAL } else { ENOENT };
@@ -327,7 +327,7 @@ impl<'c> Hands<'c> {
         on_deadline: OnDeadline,
     ) -> Checked {
         let (from, to) = (from_page * PAGE_BYTES, (from_page + nr_pages) * PAGE_BYTES);
-        let cut = self.client.punch_or(name, from..to, 0, on_deadline);
+        let cut = self.client.punch_or(name, from..to, Duration::ZERO, on_deadline);
         let Some(file) = model.files.get(name).filter(|file| to <= file.len && from < to) else {
             let refused = if model.files.contains_key(name) { EINVAL } else { ENOENT };
             check("punch", cut, Some(refused))?;
@@ -476,7 +476,8 @@ fn compare(owner: &Owner, model: &Model, host: &Hands<'_>, guest: Option<&Hands<
             let len = (part.len() as u64 * PAGE_BYTES).min(file.len.saturating_sub(from));
             at += part.len() as u64 + 1;
             if len > 0 {
-                let pin = check("pin around what failed", opened.pin(from, len), None)?.unwrap();
+                let pin =
+                    check("pin around what failed", opened.pin(from..from + len), None)?.unwrap();
                 let is_right = pin.to_vec().unwrap() == file.bytes(from, len);
                 prop_assert!(is_right, "{name} has other bytes");
             }

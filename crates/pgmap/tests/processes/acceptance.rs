@@ -68,7 +68,7 @@ fn t1_a_client_killed_at_any_step_leaves_nothing_and_the_pool_works_at_once() {
             support::wait_for_info(&owner, "the dead is reaped", |info| info.nr_clients == 1);
         support::assert_accounted(&info);
         assert_eq!(info.live_bytes, 5 * MIB, "after {step:?}");
-        assert_eq!(client.who(None).unwrap().0, [], "after {step:?}");
+        assert_eq!(client.who_all().unwrap().holders, [], "after {step:?}");
         assert_eq!(generation(&client, "kept"), 1);
         put(&client, "next", 9, 40 * MIB);
         assert_eq!(generation(&client, "next"), 9);
@@ -120,7 +120,7 @@ fn t5_a_drain_with_a_stuck_holder_names_it_and_ends_at_the_deadline() {
         holder.must(&format!("{pin} held"));
         holder.signal(Signal::STOP);
         let started = Instant::now();
-        let error = client.truncate("held", 100, 60).unwrap_err();
+        let error = client.truncate("held", 100, Duration::from_millis(60)).unwrap_err();
         let elapsed = started.elapsed();
         let Error::Refused(Refusal::Held { holders, waited_ms, name }) = &error else {
             panic!("{error}")
@@ -136,7 +136,7 @@ fn t5_a_drain_with_a_stuck_holder_names_it_and_ends_at_the_deadline() {
         holder.signal(Signal::CONT);
         assert_eq!(holder.ask("verify"), "generation 3");
         drop(holder);
-        client.truncate("held", 100, 10_000).unwrap();
+        client.truncate("held", 100, Duration::from_secs(10)).unwrap();
         client.unlink("held").unwrap();
     }
     support::wait_for_info(&owner, "all is free", |info| info.free_bytes == 32 * MIB);
@@ -151,7 +151,7 @@ fn t14_a_holder_that_lets_go_ends_the_wait_at_once() {
     holder.must("pin held");
     std::thread::scope(|scope| {
         let started = Instant::now();
-        let truncate = scope.spawn(|| client.truncate("held", 4096, 50_000));
+        let truncate = scope.spawn(|| client.truncate("held", 4096, Duration::from_secs(50)));
         support::wait_until("the holder sees that its frames are wanted", || {
             (holder.ask("wanted") == "true").then_some(())
         });
@@ -213,7 +213,7 @@ fn t12_a_reference_from_before_a_reuse_is_refused() {
     put(&client, "a", 3, MIB / 2);
     assert_eq!(reader.ask("pin-opened").split(' ').nth(1), Some("116"));
     reader.must("open b");
-    client.truncate("b", 4096, 10_000).unwrap();
+    client.truncate("b", 4096, Duration::from_secs(10)).unwrap();
     assert_eq!(reader.ask("pin-opened"), "generation 2", "a shortened file is the same file");
 }
 
@@ -238,7 +238,7 @@ fn t15_no_pin_is_taken_from_a_living_holder_even_without_its_connection() {
         return;
     }
     for _ in 0..20 {
-        let error = client.truncate("a", 100, 10).unwrap_err();
+        let error = client.truncate("a", 100, Duration::from_millis(10)).unwrap_err();
         let Error::Refused(Refusal::Held { holders, .. }) = &error else { panic!("{error}") };
         assert_eq!(holders[0].pid, holder.pid());
     }

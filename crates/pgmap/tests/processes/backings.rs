@@ -173,7 +173,7 @@ fn a_backing_is_taken_out_when_nothing_lies_on_it() {
         ..CreateSpec::new(FileName::new("draft").unwrap(), 100, FolioSize::Pages4K)
     };
     let drafts = client.create_batch(vec![draft]).unwrap();
-    let held = client.remove_backing("two", 20).unwrap_err();
+    let held = client.remove_backing("two", Duration::from_millis(20)).unwrap_err();
     assert!(held.to_string().contains("\"two\" is still held"), "{held}");
     drop(drafts);
     assert_eq!(pin.to_vec().unwrap(), [7; 10_000]);
@@ -183,7 +183,7 @@ fn a_backing_is_taken_out_when_nothing_lies_on_it() {
         let removing = scope.spawn(move || {
             loop {
                 // While a file lies there it is refused at once.
-                match other.remove_backing("two", 20_000) {
+                match other.remove_backing("two", Duration::from_secs(20)) {
                     Err(Error::Refused(Refusal::InUse { .. })) => {}
                     result => return result,
                 }
@@ -512,7 +512,11 @@ fn killed_owners_leave_every_backing_as_the_record_says() {
                 });
                 drop(put);
                 if name != "data" && random.below(4) == 0 {
-                    drop(client.unlink(name).and_then(|()| client.remove_backing(name, 0)));
+                    drop(
+                        client
+                            .unlink(name)
+                            .and_then(|()| client.remove_backing(name, Duration::ZERO)),
+                    );
                 }
                 let options = BackingOptions::on(place.join(name)).size(MIB);
                 drop(client.add_backing(&options));

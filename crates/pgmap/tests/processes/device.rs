@@ -37,8 +37,8 @@ fn child_entry() {
 fn splice_pin(client: &Client, agent: Agent) {
     let file = client.open("a").unwrap();
     let pin = match agent {
-        Agent::Device => file.pin_for_device(0, PAGE_BYTES as u64).unwrap(),
-        Agent::Cpu => file.pin(0, PAGE_BYTES as u64).unwrap(),
+        Agent::Device => file.pin_for_device(0..PAGE_BYTES as u64).unwrap(),
+        Agent::Cpu => file.pin(0..PAGE_BYTES as u64).unwrap(),
     };
     give_to_pipe(pin.segments().next().unwrap().ptr);
     assert_eq!(support::commands().count(), 0);

@@ -209,9 +209,9 @@ fn a_file_is_unlinked_if_nobody_holds_it_and_stays_whole_if_somebody_does() {
     assert!(!pin.is_reclaim_requested());
     let again = client.get("a").unwrap();
     drop((pin, again));
-    let batch = ["a", "gone", "b", "empty", "a"].map(|name| FileName::new(name).unwrap());
+    let batch = ["a", "gone", "b", "empty", "a"];
     let b = client.get("b").unwrap();
-    let results = client.unlink_unless_held_batch(batch.to_vec()).unwrap();
+    let results = client.unlink_unless_held_batch(&batch).unwrap();
     let kinds: Vec<_> = results
         .iter()
         .map(|result| result.as_ref().map_err(|error| error.refusal().unwrap().kind()))

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 use std::io::{Read, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use crate::support::{self, Second, block};
 use pgmap::{
@@ -79,7 +80,7 @@ fn fork_and_check(client: &Client) {
     let file = client.open("a").unwrap();
     let mut inherited = Some(Inherited {
         pin: client.get("a").unwrap(),
-        longterm: file.pin_longterm(0, 4096).unwrap(),
+        longterm: file.pin_longterm(0..4096).unwrap(),
         writer,
         file,
         client: client.clone(),
@@ -118,15 +119,15 @@ fn first_wrong(inherited: &mut Inherited<'_>) -> i32 {
         is_forked(client.commit_batch(Vec::new()).map(|_| ()).and_then(|()| client.list())),
         is_forked(client.unlink("a")),
         is_forked(client.rename("a", "b", Replace::Yes)),
-        is_forked(client.truncate("a", 1, 0)),
+        is_forked(client.truncate("a", 1, Duration::ZERO)),
         is_forked(client.stat("a")),
         is_forked(client.list()),
         is_forked(client.pool_stat()),
-        is_forked(client.who(None)),
+        is_forked(client.who_all()),
         is_forked(file.pin_all()),
-        is_forked(file.pin(0, 1)),
-        is_forked(file.pin_for_device(0, 1)),
-        is_forked(file.pin_longterm(0, 1)),
+        is_forked(file.pin(0..1)),
+        is_forked(file.pin_for_device(0..1)),
+        is_forked(file.pin_longterm(0..1)),
         is_forked(writer.write_all_at(0, b"x")),
         // Nothing keeps the frames for the child once the parent lets go.
         is_forked(pin.to_vec()),
@@ -154,7 +155,7 @@ fn fork_and_stay(client: &Client) {
 fn fork_and_pin(client: &Client) {
     const PAGE: u64 = 4096;
     let file = client.open("a").unwrap();
-    let pin = |page: u64| file.pin(page * PAGE, PAGE);
+    let pin = |page: u64| file.pin(page * PAGE..(page + 1) * PAGE);
     let mut pins: Vec<_> = (0..64).map(|page| pin(page).unwrap()).collect();
     let (reader, writer) = std::io::pipe().unwrap();
     let child = forked(|| {
@@ -176,7 +177,7 @@ fn a_forked_child_that_pins_hides_no_pin_of_its_parent() {
     support::put(&client, "a", &block::make(1, 400 * 4096)).unwrap();
     let mut parent = Second::start("fork-and-pin", &socket);
     assert_eq!(parent.answer(), "400");
-    client.truncate("a", 350 * 4096, 100).unwrap_err();
+    client.truncate("a", 350 * 4096, Duration::from_millis(100)).unwrap_err();
     assert!(parent.end().success());
 }
 
@@ -339,7 +340,7 @@ fn own_loop_fails(place: &Path) {
     let replaced = unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&nothing), epoll) };
     assert_eq!(replaced, epoll);
     // An embedded truncate without end, and a call from outside.
-    let error = client.truncate("a", 4096, u64::MAX).unwrap_err();
+    let error = client.truncate("a", 4096, Duration::MAX).unwrap_err();
     assert_eq!(error.errno(), 108, "{error}");
     let error = client.stat("a").unwrap_err();
     assert!(matches!(error, Error::OwnerGone { .. }), "{error}");

@@ -10,6 +10,7 @@ use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use pgmap::{Client, Error, FolioSize, Owner, Pool, PoolOptions, Populate};
 
@@ -134,7 +135,7 @@ fn a_pool_as_large_as_its_file_system_takes_files_until_it_is_full() {
             scope.spawn(|| {
                 for _ in 0..2000 {
                     let _pin = client.get("f0");
-                    let _longterm = client.open("f1").map(|file| drop(file.pin_longterm(0, 4096)));
+                    let _longterm = client.open("f1").map(|file| drop(file.pin_longterm(0..4096)));
                 }
             });
         }
@@ -183,19 +184,23 @@ fn what_needs_more_bookkeeping_is_refused_whole_on_a_full_file_system() {
     put(&client, "large", 8 << 20, FolioSize::Pages2M).unwrap();
     let eaten = fill(&place);
     for offset in [4096, 2 * MIB + 8192] {
-        let error = client.punch("large", offset, 4096, 0).unwrap_err();
+        let error = client.punch("large", offset..offset + 4096, Duration::ZERO).unwrap_err();
         assert!(error.to_string().contains("room"), "{error}");
     }
     assert_eq!(client.get("large").unwrap().to_vec().unwrap(), vec![5; 8 << 20]);
     let file = client.open("large").unwrap();
-    let many: Vec<_> = (0..600).map(|page| file.pin_longterm(page * 4096, 4096)).collect();
+    let many: Vec<_> =
+        (0..600).map(|page| file.pin_longterm(page * 4096..page * 4096 + 4096)).collect();
     assert!(many.iter().any(Result::is_err), "there is no page for counts");
     drop(many);
-    let many: Vec<_> = (0..5000).map(|page| file.pin(page % 2000 * 4096, 4096)).collect();
+    let many: Vec<_> =
+        (0..5000).map(|page| file.pin(page % 2000 * 4096..page % 2000 * 4096 + 4096)).collect();
     assert!(many.iter().any(Result::is_err), "there are no pages for slots");
     drop(many);
     fs::remove_file(eaten).unwrap();
-    client.punch("large", 4096, 4096, 0).unwrap();
-    let many: Vec<_> = (0..5000).map(|page| file.pin(2 * MIB + page % 1000 * 4096, 4096)).collect();
+    client.punch("large", 4096..8192, Duration::ZERO).unwrap();
+    let many: Vec<_> = (0..5000)
+        .map(|page| file.pin(2 * MIB + page % 1000 * 4096..2 * MIB + page % 1000 * 4096 + 4096))
+        .collect();
     assert!(many.iter().all(Result::is_ok));
 }

@@ -355,7 +355,7 @@ fn what_a_truncate_cuts_off_inside_a_page_is_zero() {
         [(FolioSize::BestFit, 8192, 5), (FolioSize::Pages2M, MIB, 4097), (FolioSize::Pages4K, 9, 1)]
     {
         put(&client, "a", size, &vec![0xAA; from as usize]);
-        client.truncate("a", to, 1000).unwrap();
+        client.truncate("a", to, Duration::from_secs(1)).unwrap();
         let bytes = tail_through_a_mapping(&client, "a", to.div_ceil(PAGE));
         assert!(bytes[..to as usize].iter().all(|&b| b == 0xAA));
         assert!(bytes[to as usize..].iter().all(|&b| b == 0), "{size:?} {from} {to}");
@@ -373,7 +373,11 @@ fn a_file_is_cut_up_to_its_limit_and_stays_whole() {
     put(&client, "f", FolioSize::BestFit, &vec![b'x'; len as usize]);
     let mut nr_holes = 0;
     let refused = loop {
-        match client.punch("f", 2 * PAGE * (nr_holes + 1), PAGE, 1000) {
+        match client.punch(
+            "f",
+            2 * PAGE * (nr_holes + 1)..2 * PAGE * (nr_holes + 1) + PAGE,
+            Duration::from_secs(1),
+        ) {
             Ok(()) => nr_holes += 1,
             Err(error) => break error,
         }
@@ -393,14 +397,17 @@ fn a_file_is_cut_up_to_its_limit_and_stays_whole() {
     check(&client);
     for attempt in 0..4 {
         let pin = client.get("f").unwrap();
-        assert_eq!(client.truncate("f", PAGE * (attempt + 1), 0).unwrap_err().errno(), EBUSY);
+        assert_eq!(
+            client.truncate("f", PAGE * (attempt + 1), Duration::ZERO).unwrap_err().errno(),
+            EBUSY
+        );
         drop(pin);
         check(&client);
     }
     let after = client.stat("f").unwrap();
     assert_eq!((after.nr_extents, after.nr_folios), (before.nr_extents, before.nr_folios));
     // A hole beside a hole needs no room.
-    client.punch("f", 3 * PAGE, PAGE, 1000).unwrap();
+    client.punch("f", 3 * PAGE..4 * PAGE, Duration::from_secs(1)).unwrap();
     nr_holes += 1;
     drop(client);
     drop(owner);
@@ -409,7 +416,7 @@ fn a_file_is_cut_up_to_its_limit_and_stays_whole() {
     assert_eq!(client.stat("f").unwrap().nr_extents, before.nr_extents - 2);
     let bytes = client.get("f").unwrap().to_vec().unwrap();
     assert_eq!(bytes.iter().filter(|&&b| b == b'x').count() as u64, len - nr_holes * PAGE);
-    client.truncate("f", PAGE, 1000).unwrap();
+    client.truncate("f", PAGE, Duration::from_secs(1)).unwrap();
     client.unlink("f").unwrap();
     support::wait_for_info(&owner, "all is free", |info| info.free_bytes == 16 * MIB);
 }
@@ -423,11 +430,13 @@ fn memory_that_fails_in_a_file_of_as_many_extents_as_can_be_leaves_the_rest_read
     put(&client, "f", FolioSize::BestFit, &vec![b'x'; 12 << 20]);
     let file = client.open("f").unwrap();
     let pfn_of = |page: u64| {
-        let pin = file.pin(page * PAGE, 1).unwrap();
+        let pin = file.pin(page * PAGE..page * PAGE + 1).unwrap();
         pin.segments().next().unwrap().pool_offset / PAGE
     };
     for hole in 0..460 {
-        client.punch("f", 2 * PAGE * (hole + 1), PAGE, 1000).unwrap();
+        client
+            .punch("f", 2 * PAGE * (hole + 1)..2 * PAGE * (hole + 1) + PAGE, Duration::from_secs(1))
+            .unwrap();
     }
     assert_eq!(client.stat("f").unwrap().nr_extents, 921);
     // Pages far behind the holes, one after another, until no piece can be added.
@@ -440,9 +449,13 @@ fn memory_that_fails_in_a_file_of_as_many_extents_as_can_be_leaves_the_rest_read
         let file = client.open("f").unwrap();
         assert_eq!(owner.info().poisoned_bytes, 50 * PAGE);
         for &page in &failed {
-            assert_eq!(file.pin(page * PAGE, 1).unwrap_err().errno(), EHWPOISON, "page {page}");
+            assert_eq!(
+                file.pin(page * PAGE..page * PAGE + 1).unwrap_err().errno(),
+                EHWPOISON,
+                "page {page}"
+            );
         }
-        assert_eq!(file.pin(0, 2 * PAGE).unwrap().to_vec().unwrap(), vec![b'x'; 8192]);
+        assert_eq!(file.pin(0..2 * PAGE).unwrap().to_vec().unwrap(), vec![b'x'; 8192]);
     };
     check(&client, &owner);
     assert!(client.stat("f").unwrap().nr_extents <= 1008);
@@ -474,7 +487,7 @@ fn a_refused_cut_leaves_folios_and_extents_as_they_were() {
         let bytes: Vec<u8> = (0..len).map(|at| ((at * 31) >> 8) as u8).collect();
         put(&client, "f", size, &bytes);
         if size == FolioSize::BestFit {
-            client.punch("f", 40 * PAGE, 3 * PAGE, 1000).unwrap();
+            client.punch("f", 40 * PAGE..43 * PAGE, Duration::from_secs(1)).unwrap();
         }
         let kept = client.get("f").unwrap().to_vec().unwrap();
         let before = client.stat("f").unwrap();
@@ -483,8 +496,8 @@ fn a_refused_cut_leaves_folios_and_extents_as_they_were() {
             let page = random.below(len / PAGE);
             let nr_pages = 1 + random.below(len / PAGE - page);
             let refused = match random.below(2) {
-                0 => client.truncate("f", page * PAGE + 1, 0),
-                _ => client.punch("f", page * PAGE, nr_pages * PAGE, 0),
+                0 => client.truncate("f", page * PAGE + 1, Duration::ZERO),
+                _ => client.punch("f", page * PAGE..page * PAGE + nr_pages * PAGE, Duration::ZERO),
             };
             // A hole in a hole, and a cut inside the last page, need nobody's frames.
             match refused {
@@ -514,18 +527,18 @@ fn a_cut_that_is_given_up_keeps_what_happened_while_it_waited() {
     let pin = client.get("f").unwrap();
     let failed = pin.segments().next().unwrap().pool_offset / PAGE + 600;
     std::thread::scope(|scope| {
-        let truncate = scope.spawn(|| other.truncate("f", 100 * PAGE, 400));
+        let truncate = scope.spawn(|| other.truncate("f", 100 * PAGE, Duration::from_millis(400)));
         support::wait_until("the cut waits", || (owner.info().draining_bytes > 0).then_some(()));
         let file = client.open("f").unwrap();
-        let long = file.pin_longterm(0, PAGE).unwrap();
+        let long = file.pin_longterm(0..PAGE).unwrap();
         client.memory_failure(failed).unwrap();
         assert_eq!(truncate.join().unwrap().unwrap_err().errno(), EBUSY);
         drop(long);
     });
     let file = client.open("f").unwrap();
     assert_eq!(file.len_bytes(), 4 * MIB);
-    assert_eq!(file.pin(600 * PAGE, 1).unwrap_err().errno(), EHWPOISON);
-    assert_eq!(file.pin(0, 600 * PAGE).unwrap().to_vec().unwrap(), vec![7; 600 * 4096]);
+    assert_eq!(file.pin(600 * PAGE..600 * PAGE + 1).unwrap_err().errno(), EHWPOISON);
+    assert_eq!(file.pin(0..600 * PAGE).unwrap().to_vec().unwrap(), vec![7; 600 * 4096]);
     assert_eq!(client.stat("f").unwrap().nr_folios, [512, 1, 0], "the one that failed is split");
     drop(pin);
     client.unlink("f").unwrap();
@@ -544,10 +557,10 @@ fn after_a_cut_that_is_given_up_its_leases_are_in_force_again() {
     let writer = client.create_batch(vec![spec]).unwrap().pop().unwrap().unwrap();
     writer.commit().unwrap();
     let file = client.open("a").unwrap();
-    let lease = file.lease(0, 4 * MIB, Agent::Device, Access::Write).unwrap();
-    assert_eq!(other.truncate("a", PAGE, 0).unwrap_err().errno(), EBUSY);
+    let lease = file.lease(0..4 * MIB, Agent::Device, Access::Write).unwrap();
+    assert_eq!(other.truncate("a", PAGE, Duration::ZERO).unwrap_err().errno(), EBUSY);
     let second = other.open("a").unwrap();
-    let second = second.lease(0, 4 * MIB, Agent::Device, Access::Write).unwrap();
+    let second = second.lease(0..4 * MIB, Agent::Device, Access::Write).unwrap();
     drop((lease, second));
 }
 
@@ -599,8 +612,8 @@ fn damaged_descriptors_cost_no_file_and_no_frame() {
     for (number, (name, len)) in files.into_iter().enumerate() {
         put(&client, name, FolioSize::BestFit, &vec![number as u8 + 1; len as usize]);
     }
-    client.punch("holes", 7 * PAGE, 2 * PAGE, 1000).unwrap();
-    let pin = client.open("bad").unwrap().pin(4 * PAGE, 1).unwrap();
+    client.punch("holes", 7 * PAGE..9 * PAGE, Duration::from_secs(1)).unwrap();
+    let pin = client.open("bad").unwrap().pin(4 * PAGE..4 * PAGE + 1).unwrap();
     let failed = pin.segments().next().unwrap().pool_offset / PAGE;
     drop(pin);
     client.memory_failure(failed).unwrap();
@@ -634,8 +647,12 @@ fn damaged_descriptors_cost_no_file_and_no_frame() {
             assert_eq!(client.get(name).unwrap().to_vec().unwrap(), *bytes, "trial {trial} {name}");
         }
         let bad = client.open("bad").unwrap();
-        assert_eq!(bad.pin(4 * PAGE, 1).unwrap_err().errno(), EHWPOISON, "trial {trial}");
-        assert_eq!(bad.pin(5 * PAGE, PAGE).unwrap().to_vec().unwrap(), vec![4; 4096]);
+        assert_eq!(
+            bad.pin(4 * PAGE..4 * PAGE + 1).unwrap_err().errno(),
+            EHWPOISON,
+            "trial {trial}"
+        );
+        assert_eq!(bad.pin(5 * PAGE..6 * PAGE).unwrap().to_vec().unwrap(), vec![4; 4096]);
         let now = support::wait_for_info(&owner, "strays are free", |now| now.draining_bytes == 0);
         assert_eq!(
             (now.free_bytes, now.live_bytes, now.poisoned_bytes, now.quarantined_bytes),

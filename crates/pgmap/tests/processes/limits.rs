@@ -3,6 +3,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::support::{self, Second, block};
 use pgmap::mm::ledger::{Agent, SlotWord};
@@ -10,7 +11,8 @@ use pgmap::mm::pfn::PfnRange;
 use pgmap::os::{Blocking, Connection, MemoryFile, TransferError, WriteMapping};
 use pgmap::wire::{self, Hello, Numbered, Reply, Request, Welcome};
 use pgmap::{
-    Client, Error, FileName, FolioSize, HoldKind, OnDeadline, Owner, Pool, PoolOptions, Refusal,
+    Client, Error, FileName, FolioSize, HoldKind, HolderList, OnDeadline, Owner, Pool, PoolOptions,
+    Refusal,
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -145,11 +147,11 @@ fn a_client_that_cuts_its_ledger_short_is_cut_off_and_everybody_else_goes_on() {
         raw.scribble(0, 3 * 4096, u64::MAX);
         raw.scribble(3 * 4096, 4 * 4096, SlotWord::new(run, Agent::Device).bits());
         raw.ledger_file().set_len(len_bytes).unwrap();
-        let (holders, _) = client.who(None).unwrap();
+        let holders = client.who_all().unwrap().holders;
         let unreadable = holders.iter().any(|holder| holder.kind == HoldKind::Unreadable);
         println!("cut to {len_bytes}: {} holders, unreadable: {unreadable}", holders.len());
         client.unlink("a").unwrap();
-        client.who(None).unwrap();
+        client.who_all().unwrap();
         assert!(owner.info().draining_bytes >= MIB, "what it may hold is given to nobody");
         // Others go on, with files of their own that are gone when they are removed.
         support::put(&client, "b", &block::make(2, MIB as usize)).unwrap();
@@ -207,9 +209,9 @@ fn a_ledger_that_a_neighbour_empties_ends_at_most_its_client() {
     for ledger in ledgers.flatten().filter(|entry| *entry.file_name() != *own) {
         std::fs::File::options().write(true).truncate(true).open(ledger.path()).unwrap();
     }
-    client.who(None).unwrap();
+    client.who_all().unwrap();
     client.unlink("a").unwrap();
-    client.who(None).unwrap();
+    client.who_all().unwrap();
     assert_eq!(owner.info().draining_bytes, MIB, "its pin is not forgotten");
     victim.kill();
     support::wait_for_info(&owner, "its end is the end of it", |info| {
@@ -244,7 +246,7 @@ fn the_files_of_an_anonymous_pool_keep_their_size_whatever_a_client_does() {
     }
     let client = owner.client().unwrap();
     support::put(&client, "a", &block::make(1, 10_000)).unwrap();
-    client.who(None).unwrap();
+    client.who_all().unwrap();
 }
 
 /// An owner that was killed while it made a ledger shut everybody out of the pool.
@@ -294,7 +296,7 @@ fn an_unlink_of_many_long_names_says_what_became_of_each() {
     for number in (0..240).step_by(2) {
         support::put(&client, long_name(number).as_bytes(), b"x").unwrap();
     }
-    let results = client.unlink_batch((0..240).map(long_name).collect()).unwrap();
+    let results = client.unlink_batch(&(0..240).map(long_name).collect::<Vec<_>>()).unwrap();
     assert_eq!(results.len(), 240);
     for (number, result) in results.iter().enumerate() {
         match result {
@@ -344,8 +346,8 @@ fn a_commit_of_many_drafts_in_many_pieces_is_reported_as_done() {
         local.commit_batch(writers).unwrap();
     }
     for first in (0..nr_pages).step_by(512) {
-        let names = (first..nr_pages.min(first + 512)).step_by(2).map(name).collect();
-        assert!(local.unlink_batch(names).unwrap().iter().all(Result::is_ok));
+        let names: Vec<_> = (first..nr_pages.min(first + 512)).step_by(2).map(name).collect();
+        assert!(local.unlink_batch(&names).unwrap().iter().all(Result::is_ok));
     }
     let client = Client::connect(&socket).unwrap();
     let writers: Vec<_> = (0..9)
@@ -378,12 +380,15 @@ fn a_quarantine_with_more_holders_than_a_message_names_is_reported_as_done() {
     let name = long_name(7);
     support::put(&client, name.as_bytes(), &block::make(1, MIB as usize)).unwrap();
     let file = client.open(name.as_bytes()).unwrap();
-    let pins: Vec<_> = (0..250).map(|page| file.pin((page + 1) * 4096, 4096).unwrap()).collect();
-    let refused = client.truncate(name.as_bytes(), 4096, 0).unwrap_err();
+    let pins: Vec<_> = (0..250)
+        .map(|page| file.pin((page + 1) * 4096..(page + 1) * 4096 + 4096).unwrap())
+        .collect();
+    let refused = client.truncate(name.as_bytes(), 4096, Duration::ZERO).unwrap_err();
     assert!(matches!(refused, Error::Refused(Refusal::Held { .. })), "{refused}");
-    let (holders, is_cut) = client.who(Some(name.as_bytes())).unwrap();
+    let HolderList { holders, is_cut } = client.who(name.as_bytes()).unwrap();
     assert!(!holders.is_empty() && is_cut);
-    let holders = client.truncate_or(name.as_bytes(), 4096, 0, OnDeadline::Quarantine).unwrap();
+    let holders =
+        client.truncate_or(name.as_bytes(), 4096, Duration::ZERO, OnDeadline::Quarantine).unwrap();
     assert!(!holders.is_empty(), "some are named");
     assert_eq!(client.stat(name.as_bytes()).unwrap().len_bytes, 4096, "it is done");
     drop(pins);
@@ -550,7 +555,7 @@ fn more_waiting_requests_than_one_client_may_have_are_refused() {
     assert_eq!(reply.number, limit + 1);
     drop(raw);
     support::wait_until("they are called off", || {
-        let (holders, _) = client.who(Some(b"f0")).unwrap();
+        let holders = client.who("f0").unwrap().holders;
         (holders.len() == 1 && client.rename("f0", "g0", pgmap::Replace::No).is_ok()).then_some(())
     });
     drop(pins);

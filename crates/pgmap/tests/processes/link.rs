@@ -77,14 +77,14 @@ fn every_call_of_a_stopped_owner_ends_with_its_deadline_and_works_again_when_it_
         ("stat", &|| client.stat("a").map(drop)),
         ("list", &|| client.list().map(drop)),
         ("stat of the pool", &|| client.pool_stat().map(drop)),
-        ("who", &|| client.who(None).map(drop)),
+        ("who", &|| client.who_all().map(drop)),
         ("create", &|| client.create("b", 1000, FolioSize::BestFit).map(drop)),
         ("unlink", &|| client.unlink("none")),
         ("rename", &|| client.rename("none", "b", pgmap::Replace::No)),
         ("repair", &|| client.repair_free()),
         ("memory failure", &|| client.memory_failure(u64::MAX)),
-        ("truncate", &|| client.truncate("none", 1, 20)),
-        ("punch", &|| client.punch("none", 0, 4096, 20)),
+        ("truncate", &|| client.truncate("none", 1, Duration::from_millis(20))),
+        ("punch", &|| client.punch("none", 0..4096, Duration::from_millis(20))),
     ];
     for (name, call) in calls {
         let (result, took) = timed(call);
@@ -119,7 +119,7 @@ fn a_connection_full_of_unheard_requests_ends_calls_in_time_and_recovers() {
     for _ in 0..600 {
         let name = "n".repeat(255);
         let names = vec![FileName::new(&name).unwrap(); 8];
-        assert!(matches!(client.unlink_batch(names), Err(Error::TimedOut { .. })));
+        assert!(matches!(client.unlink_batch(&names), Err(Error::TimedOut { .. })));
         nr_calls += 1;
     }
     println!("{nr_calls} calls");
@@ -209,7 +209,7 @@ fn calls_of_an_embedded_client_say_that_its_owner_was_dropped() {
     };
     gone(client.stat("a").map(drop));
     gone(client.unlink("a"));
-    gone(client.truncate("a", 1, u64::MAX));
+    gone(client.truncate("a", 1, Duration::MAX));
     gone(client.create("b", 1, FolioSize::BestFit).map(drop));
     gone(client.list().map(drop));
     gone(client.next_event(PATIENCE).map(drop));
@@ -320,7 +320,7 @@ fn an_endless_truncate_ends_with_its_caller_its_connection_or_a_cancel() {
     drop(raw);
     // Somebody calls it off.
     std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| client.truncate("a", 4096, u64::MAX));
+        let waiting = scope.spawn(|| client.truncate("a", 4096, Duration::MAX));
         let other = owner.client().unwrap();
         support::wait_until("it waits", || other.cancel_cut("a").ok());
         let error = waiting.join().unwrap().unwrap_err();
@@ -332,7 +332,7 @@ fn an_endless_truncate_ends_with_its_caller_its_connection_or_a_cancel() {
     });
     must_be_whole(&client, "a");
     drop(pin);
-    client.truncate("a", 4096, 0).unwrap();
+    client.truncate("a", 4096, Duration::ZERO).unwrap();
 }
 
 /// Waits until a truncate of "a" is under way.
@@ -351,7 +351,7 @@ fn an_embedded_truncate_ends_with_its_deadline_also_where_the_owner_goes() {
     support::put(&client, "a", &block::make(1, MIB as usize)).unwrap();
     let pin = client.get("a").unwrap();
     std::thread::scope(|scope| {
-        let waiting = scope.spawn(|| client.truncate("a", 4096, u64::MAX));
+        let waiting = scope.spawn(|| client.truncate("a", 4096, Duration::MAX));
         in_use(&client);
         drop(owner);
         let error = waiting.join().unwrap().unwrap_err();
@@ -451,7 +451,7 @@ fn a_client_names_itself_and_a_hostile_name_is_made_harmless() {
     let named = Client::connect_with(&socket, &ConnectOptions::new().label("loader 7")).unwrap();
     let _pins = (client.get("a").unwrap(), named.get("a").unwrap());
     let label_of = |client: &Client| {
-        let (holders, _) = owner.client().unwrap().who(None).unwrap();
+        let holders = owner.client().unwrap().who_all().unwrap().holders;
         holders.into_iter().find(|holder| holder.client == client.id()).unwrap().label
     };
     assert_eq!(label_of(&named), "loader 7");
@@ -473,7 +473,7 @@ fn a_client_names_itself_and_a_hostile_name_is_made_harmless() {
     let ledger = raw._ledger.as_ref().unwrap().try_clone().unwrap();
     let client_id = raw.welcome.client;
     forge_hold(ledger);
-    let (holders, _) = client.who(None).unwrap();
+    let holders = client.who_all().unwrap().holders;
     let label = &holders.iter().find(|holder| holder.client == client_id).unwrap().label;
     assert_eq!(label.chars().count(), wire::MAX_LABEL_CHARS, "{label:?}");
     assert!(label.chars().all(|c| !c.is_control() && c != '\u{202e}'), "{label:?}");

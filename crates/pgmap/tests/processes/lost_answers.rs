@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use crate::support::BOUND;
 use pgmap::os::poll::wait_for;
@@ -143,6 +144,6 @@ fn a_question_whose_answer_was_lost_is_asked_again_and_answered_plainly() {
     // An answer that is no refusal is none either.
     put(&way.client, "a");
     way.lose_one();
-    way.client.truncate("a", 4096, 0).unwrap();
+    way.client.truncate("a", 4096, Duration::ZERO).unwrap();
     assert_eq!(way.client.stat("a").unwrap().len_bytes, 4096);
 }

@@ -3,6 +3,8 @@
 
 // UNSAFETY: a seccomp filter is set by plain system calls that no crate here wraps.
 #![allow(unsafe_code)]
+use std::time::Duration;
+
 use crate::support::{self, Second, block};
 use pgmap::os::Membarrier;
 use pgmap::{Client, Error, FolioSize, HoldKind, Owner, Pool, PoolOptions, Refusal};
@@ -112,7 +114,9 @@ fn what_a_client_of_before_may_hold_is_free_when_it_is_gone() {
     drop(first);
     sandboxed.owner.must(&libc::EPERM.to_string());
     let client = sandboxed.client();
-    let Err(Error::Refused(Refusal::Held { holders, .. })) = client.truncate("a", 4096, 30) else {
+    let Err(Error::Refused(Refusal::Held { holders, .. })) =
+        client.truncate("a", 4096, Duration::from_millis(30))
+    else {
         panic!("cut under a client that nobody can ask");
     };
     let kinds: Vec<_> = holders.iter().map(|h| (h.kind, h.pid as u32)).collect();
@@ -126,6 +130,6 @@ fn what_a_client_of_before_may_hold_is_free_when_it_is_gone() {
     support::wait_until("the frames are free", || {
         (client.pool_stat().unwrap().draining_bytes == 0).then_some(())
     });
-    client.truncate("a", 4096, 10_000).unwrap();
+    client.truncate("a", 4096, Duration::from_secs(10)).unwrap();
     assert!(sandboxed.is_alive());
 }

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use crate::support::{self, Second, block};
 use pgmap::{Client, Error, Owner, Pool, PoolOptions, Refusal};
@@ -107,7 +108,7 @@ fn t6_an_owner_that_cannot_see_its_clients_numbers_knows_who_lives() {
     let mut holder = start(&[], "client", &socket);
     holder.must("put a 1 4000000");
     holder.must("pin a");
-    let error = client.truncate("a", 1, 50).unwrap_err();
+    let error = client.truncate("a", 1, Duration::from_millis(50)).unwrap_err();
     let Error::Refused(Refusal::Held { holders, .. }) = &error else { panic!("{error}") };
     assert_eq!(holders[0].pid, 0, "a process outside has no number in there");
     client.unlink("a").unwrap();

@@ -2,6 +2,7 @@
 //! whatever becomes of files and writers, and both are there after a restart.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use pgmap::{
     Client, CreateSpec, Error, FileName, FolioSize, Owner, Pool, PoolOptions, QuotaInfo,
@@ -94,9 +95,9 @@ fn what_would_exceed_a_quota_is_refused_with_limit_use_number_and_way_out() {
     wait_until("the draft is given up", || (used(&client, &kv).1 == 2).then_some(()));
     assert_eq!(used(&client, &kv), (3 * MIB, 2));
     // Shorter and gone files do not either.
-    client.truncate("kv/before", MIB, 1000).unwrap();
+    client.truncate("kv/before", MIB, Duration::from_secs(1)).unwrap();
     assert_eq!(used(&client, &kv), (2 * MIB, 2));
-    client.punch("kv/one", 0, MIB / 2, 1000).unwrap();
+    client.punch("kv/one", 0..MIB / 2, Duration::from_secs(1)).unwrap();
     assert_eq!(used(&client, &kv), (3 * MIB / 2, 2));
     client.unlink("kv/one").unwrap();
     drop(client.create("kv/aborted", MIB, FolioSize::BestFit).unwrap());
@@ -306,7 +307,7 @@ fn what_is_used_is_what_the_files_have_after_any_history() {
         match random.below(8) {
             0 | 1 => drop(put(&client, name, len_bytes, random.below(2) as u8)),
             2 => drop(client.unlink(name)),
-            3 => drop(client.truncate(name, len_bytes / 2, 100)),
+            3 => drop(client.truncate(name, len_bytes / 2, Duration::from_millis(100))),
             4 => drop(client.rename(name, to, Replace::Yes)),
             5 => drafts.extend(client.create_owned(name, len_bytes, FolioSize::BestFit)),
             6 => drafts.pop().map_or((), |draft| drop(draft.commit())),

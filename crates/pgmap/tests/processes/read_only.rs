@@ -3,6 +3,8 @@
 // UNSAFETY: a store to memory that must refuse it, and mprotect of it, are the subject.
 #![allow(unsafe_code)]
 
+use std::time::Duration;
+
 use pgmap::mm::prot::Prot;
 use pgmap::{
     Access, AddressSpace, Agent, BackingOptions, Client, ConnectOptions, CreateSpec, Error,
@@ -65,14 +67,14 @@ fn a_reader_reads_and_holds_and_every_change_is_refused() {
     let pin = client.get("a").unwrap();
     assert_eq!(block::check(&pin.to_vec().unwrap()), Ok(3));
     let file = client.open("a").unwrap();
-    drop(file.pin_longterm(0, 4096).unwrap());
-    drop(file.lease(0, 4096, Agent::Cpu, Access::Read).unwrap());
-    refused(file.lease(0, 4096, Agent::Cpu, Access::Write));
+    drop(file.pin_longterm(0..4096).unwrap());
+    drop(file.lease(0..4096, Agent::Cpu, Access::Read).unwrap());
+    refused(file.lease(0..4096, Agent::Cpu, Access::Write));
     refused(client.create("b", MIB, FolioSize::BestFit));
     refused(client.unlink("a"));
     refused(client.rename("a", "b", Replace::No));
-    refused(client.truncate("a", 0, 100));
-    refused(client.punch("a", 0, 4096, 100));
+    refused(client.truncate("a", 0, Duration::from_millis(100)));
+    refused(client.punch("a", 0..4096, Duration::from_millis(100)));
     refused(client.grow(MIB));
     refused(client.set_quota(QuotaOf::Uid(0), QuotaLimits::new().files(1)));
     let said = client.unlink("a").unwrap_err();
@@ -80,7 +82,7 @@ fn a_reader_reads_and_holds_and_every_change_is_refused() {
     assert_eq!((said.to_string().as_str(), said.errno()), (expected, 30));
     // It is listed as what it is.
     assert_eq!(client.stat("a").unwrap().len_bytes, MIB);
-    let (holders, _) = writer.who(Some(b"a".as_slice())).unwrap();
+    let holders = writer.who("a").unwrap().holders;
     assert!(holders.iter().all(|holder| holder.is_read_only && holder.label == "reader"));
     assert_eq!(holders.len(), 1, "{holders:?}");
     let stat = client.pool_stat().unwrap();

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use crate::support::{self, Second, block};
-use pgmap::{CreateSpec, Error, FileName, FolioSize, Owner, Pool, PoolOptions, Refusal};
+use pgmap::{
+    CreateSpec, Error, FileName, FolioSize, HolderList, Owner, Pool, PoolOptions, Refusal,
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -31,9 +33,9 @@ fn a_life_word_never_comes_back_after_a_truncate_that_was_given_up() {
     let client = owner.client().unwrap();
     support::put(&client, "a", &block::make(1, 8 << 20)).unwrap();
     let file = client.open("a").unwrap();
-    let pin = file.pin(7 * MIB, 4096).unwrap();
+    let pin = file.pin(7 * MIB..7 * MIB + 4096).unwrap();
     let meanwhile = std::thread::scope(|scope| {
-        let truncate = scope.spawn(|| client.truncate("a", 6 * MIB, 300));
+        let truncate = scope.spawn(|| client.truncate("a", 6 * MIB, Duration::from_millis(300)));
         let meanwhile = support::wait_until("the truncate waits", || {
             client.open("a").ok().filter(|file| file.len_bytes() == 6 * MIB)
         });
@@ -41,7 +43,7 @@ fn a_life_word_never_comes_back_after_a_truncate_that_was_given_up() {
         meanwhile
     });
     drop(pin);
-    client.truncate("a", 2 * MIB, 10_000).unwrap();
+    client.truncate("a", 2 * MIB, Duration::from_secs(10)).unwrap();
     // Somebody else gets the rest.
     support::put(&client, "b", &block::make(2, 6 << 20)).unwrap();
     let pin = meanwhile.pin_all().unwrap();
@@ -58,7 +60,8 @@ fn a_truncate_without_end_waits_for_its_holder() {
         support::put(&client, "a", &block::make(1, 4 << 20)).unwrap();
         let pin = client.get("a").unwrap();
         std::thread::scope(|scope| {
-            let truncate = scope.spawn(|| client.truncate("a", 1, deadline_ms));
+            let truncate =
+                scope.spawn(|| client.truncate("a", 1, Duration::from_millis(deadline_ms)));
             support::wait_until("the truncate waits", || pin.is_reclaim_requested().then_some(()));
             drop(pin);
             truncate.join().unwrap().unwrap();
@@ -77,10 +80,10 @@ fn a_refusal_that_names_many_holders_of_a_long_name_still_says_held() {
     let name = [0xff; 255];
     support::put(&client, name, &block::make(1, 4 << 20)).unwrap();
     let pins: Vec<_> = (0..400).map(|_| client.get(name).unwrap()).collect();
-    let error = far.truncate(name, 1, 0).unwrap_err();
+    let error = far.truncate(name, 1, Duration::ZERO).unwrap_err();
     let Error::Refused(Refusal::Held { holders, .. }) = &error else { panic!("{error}") };
     assert!(holders.len() > 10 && holders[0].pid == std::process::id() as i32);
-    let (holders, is_cut) = far.who(Some(&name)).unwrap();
+    let HolderList { holders, is_cut } = far.who(name).unwrap();
     assert!(holders.len() > 10 && is_cut);
     drop(pins);
 }
@@ -130,7 +133,7 @@ fn a_reader_that_never_listens_keeps_its_connection() {
     assert_eq!(reader.answer(), "ok");
     reader.must("pin a");
     for _ in 0..3000 {
-        assert!(client.truncate("a", 1, 0).is_err());
+        assert!(client.truncate("a", 1, Duration::ZERO).is_err());
     }
     assert_eq!(reader.ask("verify"), "generation 1");
     reader.must("drop");

@@ -86,11 +86,11 @@ fn fault_1_a_file_cut_under_its_mapping_is_an_error_and_the_pinned_part_a_wait()
     let world = world();
     let space = mapped(&world.client);
     let pinned = pin(&space, GupFlags::WRITE).unwrap();
-    let error = world.other.truncate("a", 1, 20).unwrap_err();
+    let error = world.other.truncate("a", 1, Duration::from_millis(20)).unwrap_err();
     assert_eq!(error.errno(), 16, "it waits for the pin: {error}");
     assert_eq!(generation(&pinned), Ok(1));
     drop(pinned);
-    world.other.truncate("a", PAGE, 10_000).unwrap();
+    world.other.truncate("a", PAGE, Duration::from_secs(10)).unwrap();
     fill(&world);
     let pinned = pin(&space, GupFlags::WRITE).unwrap();
     assert_eq!((pinned.nr_pages(), generation(&pinned)), (1, Ok(1)));
@@ -121,7 +121,7 @@ fn fault_3_whoever_takes_memory_away_is_told_when_the_last_holder_lets_go() {
     let space = mapped(&world.client);
     let pinned = pin(&space, GupFlags::NONE).unwrap();
     std::thread::scope(|scope| {
-        let cut = scope.spawn(|| world.other.truncate("a", PAGE, 10_000));
+        let cut = scope.spawn(|| world.other.truncate("a", PAGE, Duration::from_secs(10)));
         let (event, _) = space.next_event(Duration::from_secs(10)).unwrap().unwrap();
         assert!(matches!(event, Event::ReclaimRequested { .. }), "the holder is notified first");
         assert!(pinned.is_reclaim_requested());
@@ -240,7 +240,7 @@ mod process {
     fn fault_1_a_file_cut_under_its_mapping_is_an_error_and_no_wait() {
         let world = world();
         let (space, at, nr_faults) = mapped(&world);
-        world.other.truncate("a", PAGE, 10_000).unwrap();
+        world.other.truncate("a", PAGE, Duration::from_secs(10)).unwrap();
         fill(&world);
         assert_eq!((load(at), count(&nr_faults)), (1, 0));
         assert_eq!(space.write_at(at + PAGE, b"x").unwrap_err().errno(), 14);
@@ -269,7 +269,7 @@ mod process {
         let (space, at, _) = mapped(&world);
         let pinned = space.pin(at, NR_PAGES, GupFlags::NONE).unwrap();
         std::thread::scope(|scope| {
-            let cut = scope.spawn(|| world.other.truncate("a", PAGE, 10_000));
+            let cut = scope.spawn(|| world.other.truncate("a", PAGE, Duration::from_secs(10)));
             let (event, _) = space.next_event(Duration::from_secs(10)).unwrap().unwrap();
             assert!(matches!(event, Event::ReclaimRequested { .. }), "{event:?}");
             assert!(space.mm().translate(at + PAGE).is_none(), "applied before it was notified");

@@ -82,7 +82,7 @@ fn every_space_of_a_client_is_told_of_every_event_and_the_program_too() {
     map(&device, "a", Placed::At(GIB), Prot::READ);
     device.populate(GIB, NR_PAGES * PAGE).unwrap();
     let ats = [&process, &second].map(|space| map(space, "a", Placed::Anywhere, Prot::READ));
-    other.truncate("a", PAGE, 10_000).unwrap();
+    other.truncate("a", PAGE, Duration::from_secs(10)).unwrap();
     support::wait_until("the device's cache is notified", || {
         (iotlb.nr_told.load(Ordering::SeqCst) > 0).then_some(())
     });
@@ -143,7 +143,7 @@ fn a_mapping_outlives_its_owner_and_the_next_one_is_heard() {
     let mut owner = Second::start("owner", place.path());
     assert_eq!(owner.answer(), "ok");
     // The mapper makes no call: its keeper reconnects to the new owner by itself.
-    client.truncate("a", PAGE, 10_000).unwrap();
+    client.truncate("a", PAGE, Duration::from_secs(10)).unwrap();
     assert!(mapper.ask(&format!("read {} 8", at + PAGE)).starts_with("err 14 "));
     assert_eq!(mapper.ask(&format!("load {at}")), "1");
 }
@@ -162,7 +162,7 @@ fn miss_events_of_files_of(nr_pages: u64) {
     mapper.must(&format!("map-many {NR_FILES}"));
     mapper.stop();
     for number in 0..NR_FILES {
-        client.unlink_batch(vec![FileName::new(format!("f{number}")).unwrap()]).unwrap();
+        client.unlink_batch(&[FileName::new(format!("f{number}")).unwrap()]).unwrap();
     }
     support::wait_for_info(&owner, "the files are held", |info| {
         info.draining_bytes == NR_FILES * nr_pages * PAGE

@@ -93,7 +93,7 @@ impl World {
 
     /// How many frames the other process holds for its processor.
     fn held_pages(&self) -> u64 {
-        let (holders, _) = self.client.who(None).unwrap();
+        let holders = self.client.who_all().unwrap().holders;
         let ours =
             holders.iter().filter(|holder| i64::from(holder.pid) == i64::from(self.mapper.pid()));
         ours.filter(|holder| holder.tag == CPU_MAPPING_TAG).map(|holder| holder.nr_pages).sum()
@@ -117,9 +117,9 @@ fn what_is_mapped_is_the_file_and_held() {
     support::wait_until("the holds end with the process", || {
         world
             .client
-            .who(Some(b"a"))
+            .who("a")
             .unwrap()
-            .0
+            .holders
             .iter()
             .all(|h| h.tag != CPU_MAPPING_TAG)
             .then_some(())
@@ -134,7 +134,7 @@ fn a_truncate_takes_the_mapping_away_before_the_frames_are_anybody_elses() {
     world.mapper.must("handle");
     world.mapper.must(&format!("watch {}", cut + 8 * PAGE));
     let started = Instant::now();
-    world.client.truncate("a", 4 * PAGE, 10_000).unwrap();
+    world.client.truncate("a", 4 * PAGE, Duration::from_secs(10)).unwrap();
     let took = started.elapsed();
     println!("truncate of a file that another process has mapped: {took:?}");
     fill(&world.owner, &world.client);
@@ -175,7 +175,7 @@ fn a_stopped_process_is_named_at_the_deadline_and_nothing_is_reused() {
     let mut world = World::new();
     let at = world.map();
     world.mapper.stop();
-    let error = world.client.truncate("a", PAGE, 200).unwrap_err();
+    let error = world.client.truncate("a", PAGE, Duration::from_millis(200)).unwrap_err();
     let Some(Refusal::Held { holders, .. }) = error.refusal() else { panic!("{error}") };
     assert_eq!(holders.len(), 1, "{holders:?}");
     assert_eq!(i64::from(holders[0].pid), i64::from(world.mapper.pid()));
@@ -186,7 +186,7 @@ fn a_stopped_process_is_named_at_the_deadline_and_nothing_is_reused() {
     // again.
     assert_eq!(world.ask(format!("load {}", at + 9 * PAGE)), "1");
     assert_eq!(world.ask(format!("read {at} {}", NR_PAGES * PAGE)), "1");
-    world.client.truncate("a", PAGE, 10_000).unwrap();
+    world.client.truncate("a", PAGE, Duration::from_secs(10)).unwrap();
     assert!(world.ask(format!("read {} 8", at + PAGE)).starts_with("err 14 "));
 }
 
@@ -209,7 +209,7 @@ fn a_failed_page_is_gone_and_the_pages_around_it_stay() {
     let mut world = World::new();
     let at = world.map();
     let pfn = {
-        let (holders, _) = world.client.who(Some(b"a")).unwrap();
+        let holders = world.client.who("a").unwrap().holders;
         holders.iter().find(|holder| holder.tag == CPU_MAPPING_TAG).unwrap().first_pfn + 7
     };
     world.client.memory_failure(pfn).unwrap();
@@ -231,7 +231,7 @@ fn a_hole_takes_the_middle_of_a_mapping_and_both_sides_stay() {
     let mut world = World::new();
     let at = world.map();
     let started = Instant::now();
-    world.client.punch("a", 6 * PAGE, 2 * PAGE, 10_000).unwrap();
+    world.client.punch("a", 6 * PAGE..8 * PAGE, Duration::from_secs(10)).unwrap();
     println!("punch in the middle of another's mapping: {:?}", started.elapsed());
     fill(&world.owner, &world.client);
     for page in (0..6).chain(8..NR_PAGES) {
@@ -308,7 +308,7 @@ fn protect_unmap_and_remap_reach_the_processor() {
     let (_, word) = touched_until(&faults, || load(to + 4 * PAGE + 8), again);
     assert_eq!(word, 4);
     // Two mappings of one file: one truncate takes both.
-    client.truncate("a", PAGE, 10_000).unwrap();
+    client.truncate("a", PAGE, Duration::from_secs(10)).unwrap();
     for at in [at, to] {
         assert_eq!(load(at), 1);
         assert_eq!(space.read_at(at + PAGE, &mut [0]).unwrap_err().errno(), 14);
@@ -344,7 +344,7 @@ fn a_thousand_mappings_come_and_go() {
         assert_eq!(read, if number % 2 == 0 { Err(14) } else { Ok(()) }, "file {number}");
     }
     drop(space);
-    assert!(client.who(None).unwrap().0.is_empty(), "a space that is gone holds nothing");
+    assert!(client.who_all().unwrap().holders.is_empty(), "a space that is gone holds nothing");
 }
 
 #[test]
@@ -357,12 +357,12 @@ fn a_pool_full_of_large_folios_is_mapped_by_few_holds_and_cut_anywhere() {
     let space = AddressSpace::for_process(&client, GIB).unwrap();
     let at = map(&space, "big", Placed::Anywhere, Prot::READ);
     assert!(at.is_multiple_of(2 * MIB));
-    assert_eq!(client.who(None).unwrap().0.len(), 1, "one range is one hold");
+    assert_eq!(client.who_all().unwrap().holders.len(), 1, "one range is one hold");
     // In the middle of a folio.
-    client.truncate("big", 5 * MIB + PAGE, 10_000).unwrap();
+    client.truncate("big", 5 * MIB + PAGE, Duration::from_secs(10)).unwrap();
     assert_eq!(load(at + 5 * MIB), 3);
     assert_eq!(space.read_at(at + 5 * MIB + PAGE, &mut [0]).unwrap_err().errno(), 14);
-    let held: u64 = client.who(None).unwrap().0.iter().map(|holder| holder.nr_pages).sum();
+    let held: u64 = client.who_all().unwrap().holders.iter().map(|holder| holder.nr_pages).sum();
     assert_eq!(held, (5 * MIB + PAGE) / PAGE);
 }
 
@@ -462,7 +462,7 @@ fn a_forked_child_has_neither_the_mapping_nor_the_holds() {
     put(&client, "a", 1, NR_PAGES);
     let mut forker = Second::start("forker", &socket);
     assert_eq!(forker.answer(), "forked");
-    let (holders, _) = client.who(Some(b"a")).unwrap();
+    let holders = client.who("a").unwrap().holders;
     assert_eq!(holders.len(), 1, "the child dropped nothing of its parent's: {holders:?}");
     client.unlink("a").unwrap();
     support::wait_for_info(&owner, "the parent's keeper lives", |info| info.draining_bytes == 0);
@@ -515,7 +515,7 @@ fn a_backing_that_panics_leaves_nothing_mapped_of_what_it_was_mapped_over() {
     let mapped = catch_unwind(AssertUnwindSafe(|| space.mm().map(&over)));
     assert!(mapped.is_err() && space.mm().translate(at).is_none());
     // It would be waited for until the deadline if something of it were still mapped.
-    other.truncate("a", PAGE, 2000).unwrap();
+    other.truncate("a", PAGE, Duration::from_secs(2)).unwrap();
 }
 
 /// Touches what a backing that panics lies behind.

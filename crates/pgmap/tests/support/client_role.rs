@@ -1,6 +1,7 @@
 //! A client that carries out commands: one a line, one answer each.
 
 use std::path::Path;
+use std::time::Duration;
 
 use pgmap::{
     Agent, Client, Error, File, FileName, FilePin, FileWriter, FolioSize, QuotaLimits, QuotaOf,
@@ -50,8 +51,8 @@ impl Held<'_> {
                 let file = self.client.open(words[1])?;
                 let len = file.len_bytes();
                 let pin = match words[0] {
-                    "pin-longterm" => file.pin_longterm(0, len)?,
-                    _ => file.pin_for_device(0, len)?,
+                    "pin-longterm" => file.pin_longterm(0..len)?,
+                    _ => file.pin_for_device(0..len)?,
                 };
                 self.pins.push(pin);
             }
@@ -70,7 +71,9 @@ impl Held<'_> {
             }
             "commit" => self.writers.pop().unwrap().commit()?,
             "unlink" => self.client.unlink(words[1])?,
-            "truncate" => self.client.truncate(words[1], number(2), number(3))?,
+            "truncate" => {
+                self.client.truncate(words[1], number(2), Duration::from_millis(number(3)))?
+            }
             "stat" => return Ok(format!("{} bytes", self.client.stat(words[1])?.len_bytes)),
             "quota" => {
                 let of = QuotaOf::Prefix(FileName::new(words[1]).unwrap());

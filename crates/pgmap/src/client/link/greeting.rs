@@ -7,7 +7,7 @@ use std::time::Duration;
 use pgmap_os::poll::wait_for;
 use pgmap_os::{Blocking, Connection, Interest, TransferError};
 
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, millis};
 use crate::error::Error;
 use crate::refusal::Refusal;
 use crate::wire::{self, Hello, MAX_MESSAGE_BYTES, VERSION, Welcome};
@@ -52,7 +52,7 @@ pub(super) fn connect(
 }
 
 fn timed_out(owner_pid: i32, deadline: Deadline) -> Error {
-    let waited_ms = u64::try_from(deadline.timeout().as_millis()).unwrap_or(u64::MAX);
+    let waited_ms = millis(deadline.timeout());
     Error::TimedOut { call: "greeting", waited_ms, owner_pid }
 }
 

@@ -93,8 +93,8 @@ impl Victim {
         // Since the old copy, frames went from one file to another.
         let owner = Owner::start(Pool::open(&path).unwrap()).unwrap();
         let client = owner.client().unwrap();
-        client.punch("file-7", 8192, 8192, 0).unwrap();
-        client.truncate("file-9", 50_000, 0).unwrap();
+        client.punch("file-7", 8192..16384, Duration::ZERO).unwrap();
+        client.truncate("file-9", 50_000, Duration::ZERO).unwrap();
         for name in ["file-3", "file-4"] {
             client.unlink(name).unwrap();
         }
@@ -171,7 +171,7 @@ fn fill(owner: &Owner, kind: Kind, first_byte: u8) {
     if kind == Kind::WithOrphans {
         let other = owner.client().unwrap();
         let file = other.open("file-8").unwrap();
-        let pin = file.pin_for_device(0, 64 << 10).unwrap();
+        let pin = file.pin_for_device(0..64 << 10).unwrap();
         std::mem::forget(pin);
         drop(file);
         drop(other);
