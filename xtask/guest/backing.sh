@@ -17,7 +17,7 @@ must pgmap backing ls
 holds one /tmp/one
 holds large /tmp/large
 
-# Away under a reader, which finds an error; its neighbours do not notice.
+# Taken away while it is read: the reader gets an error, and other readers are not affected.
 read_slowly large
 echo "$name" > $driver/unbind || die "unbind was refused"
 holds near /tmp/one
@@ -39,7 +39,7 @@ holds one /tmp/one
 holds large /tmp/large
 note "the owner took $name back"
 
-# Away while a reader waits: it goes on where it was. Everybody must have given the device up before it is bound
+# Taken away while a reader waits: it goes on where it was. Everybody must have given the device up before it is bound
 # again: Linux 6.12 corrupts a list of its own when a descriptor is held over that.
 read_slowly large
 echo "$name" > $driver/unbind
@@ -50,8 +50,8 @@ sleep 1
 soon pgmap -q get one /tmp/got
 read_on /tmp/large
 
-# Drained: who holds some of it is named and waited for, the rest is served, and daxctl takes the device from under
-# nobody. It is taken up again when it is back.
+# Drained: whoever holds some of it is named and waited for, the rest is served, and nobody uses the device any more
+# when daxctl removes it. It is in use again when it is back.
 read_slowly large
 within 20 pgmap drain far --deadline 500ms > /tmp/must.out 2>&1
 code=$?
@@ -65,14 +65,14 @@ wait $reader || die "a reader was cut short by a drain: $(cat /tmp/reader.err)"
 holds near /tmp/one
 unused "the drain"
 sleep 1
-[ "$(pgmap --json backing ls | grep -c 'it was drained')" = 1 ] || die "what was drained was taken up while it was there"
+[ "$(pgmap --json backing ls | grep -c 'it was drained')" = 1 ] || die "what was drained was used again while it was there"
 must daxctl disable-device "$name"
 must daxctl enable-device "$name"
 soon pgmap -q get one /tmp/got
 holds one /tmp/one
 holds large /tmp/large
-note "$name was drained, taken away by daxctl and taken up again"
-# A part of it, out of use and in use again.
+note "$name was drained, removed by daxctl and used again"
+# A part of it is taken out of use, and put into use again.
 must pgmap drain far:2G.. --deadline 30s
 pgmap backing ls | grep -q 'are drained' || die "a part that was drained is not listed"
 holds one /tmp/one

@@ -1,5 +1,5 @@
-# CXL memory that is taken away under a pool: the region disabled, and the whole memory device removed. Nobody is ended
-# by a signal, what can be told without the memory is told, and the pool is served again when a region is back.
+# CXL memory that is taken away under a pool: the region disabled, and the whole memory device removed. No process
+# is ended by a signal, calls that need no memory still answer, and the pool is served again when a region is back.
 place_up
 bytes 5000000 /tmp/one
 bytes 33554432 /tmp/large

@@ -6,7 +6,7 @@ serve $POOL
 pgmap --json stat > /tmp/stat.empty
 free=$(sed -n 's/.*"free_bytes": *\([0-9]*\).*/\1/p' /tmp/stat.empty)
 
-# die_reading ROLE: a client in that role is killed while it reads from a pipe that brings nothing.
+# die_reading ROLE: a client in that role is killed while it reads from an empty pipe.
 die_reading() {
     must pgmap -q put /tmp/block block --folio 2M
     PGMAP_TEST_SOCKET=$PGMAP_SOCKET PGMAP_TEST_ROLE=$1 rings dead::child_entry --exact --nocapture > /tmp/child.out 2>&1 &
@@ -23,10 +23,10 @@ die_reading() {
     must pgmap -q rm block
 }
 
-# is_free: all frames are.
+# is_free: whether all frames are free.
 is_free() { pgmap --json stat | grep -q "\"free_bytes\": *$free,"; }
 
-# is_free_after WHAT: they are soon.
+# is_free_after WHAT: all frames are free within seconds of WHAT.
 is_free_after() {
     count=0
     until is_free; do

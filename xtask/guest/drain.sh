@@ -1,5 +1,5 @@
-# A pool is drained, its device is taken away with daxctl, and comes back: nothing is pulled from
-# under anybody.
+# A pool is drained, its device is taken away with daxctl, and comes back: nobody uses
+# it any more when it is removed.
 place_up
 bytes 5000000 /tmp/one
 bytes 33554432 /tmp/large
@@ -8,7 +8,7 @@ serve $POOL
 must pgmap -q put /tmp/one one
 must pgmap -q put /tmp/large large
 
-# A reader that holds pins and does not get on: its pipe is full.
+# A reader that holds pins and is blocked: its pipe is full.
 mkfifo /tmp/pipe 2>/dev/null
 pgmap -q get large - > /tmp/pipe 2> /tmp/reader.err &
 reader=$!
@@ -22,7 +22,7 @@ cat /tmp/must.out
 grep -q "(pid $reader)" /tmp/must.out || die "the drain does not name the reader $reader: $(tail -n 1 /tmp/must.out)"
 holds one /tmp/one
 
-# The reader gets on while the next drain waits.
+# The reader goes on while the next drain waits.
 
 (sleep 1; cat <&8 > /dev/null) &
 exec 8<&-

@@ -27,7 +27,7 @@ if [ "$names" = shell ]; then
     poweroff -f
 fi
 
-# Lines for the one who waits outside; what programs print goes to the console.
+# Lines for the host; what programs print goes to the console.
 stty -F /dev/ttyS1 raw -echo 2>/dev/null
 tell() { echo "$*" > /dev/ttyS1; }
 tell "booted $(uname -r)"

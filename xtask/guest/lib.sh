@@ -14,7 +14,7 @@ skip() {
     exit 77
 }
 
-# note TEXT: shown to whoever waits outside.
+# note TEXT: a line for the host.
 note() { echo "note $*" > /dev/ttyS1; }
 
 # must COMMAND...: runs it; its failure is the scenario's. The last line that it printed is the reason.
@@ -50,7 +50,7 @@ serve() {
     cat /tmp/owner.out
 }
 
-# stop_owner: ends the owner as one would.
+# stop_owner: ends the owner by SIGTERM, as an operator would.
 stop_owner() {
     kill $OWNER
     wait $OWNER || die "the owner ended with $? after SIGTERM: $(tail -n 1 /tmp/owner.err)"
@@ -68,8 +68,8 @@ by_error() {
     [ "$2" -lt 126 ] || die "$1 ended with $2: $(tail -n 1 /tmp/must.out)"
 }
 
-# read_slowly NAME: a reader $reader that holds pins of the pool's file NAME and does not get on, for its pipe is
-# full. read_on FILE: it gets on, and must read all that follows of FILE.
+# read_slowly NAME: a reader $reader that holds pins of the pool's file NAME and is blocked: its pipe is full.
+# read_on FILE: it goes on, and must read all that follows of FILE.
 read_slowly() {
     [ -p /tmp/pipe ] || mkfifo /tmp/pipe
     pgmap -q get "$1" - > /tmp/pipe 2> /tmp/reader.err &
@@ -95,7 +95,7 @@ unused() {
     done
 }
 
-# soon COMMAND...: COMMAND goes well within 10 s.
+# soon COMMAND...: COMMAND succeeds within 10 s.
 soon() {
     count=0
     until "$@" > /tmp/must.out 2>&1; do

@@ -31,7 +31,7 @@ serve $POOL
 must pgmap -q put /tmp/one one
 mkfifo /tmp/pipe
 
-# under_hold ROW WHAT COMMAND...: COMMAND while a reader holds pins and does not get on.
+# under_hold ROW WHAT COMMAND...: COMMAND while a reader holds pins and is blocked.
 under_hold() {
     row=$1 what=$2
     shift 2

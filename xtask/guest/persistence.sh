@@ -1,5 +1,5 @@
 # One boot of a guest that is killed at any moment. Files have numbers and bytes that follow from them; what was
-# put and removed is told to the one outside, who compares it with what the next boot has.
+# put and removed is reported to the host, which compares it with what the next boot has.
 ROUND=$(sed 's/.*pgmap.round=//; s/ .*//' /proc/cmdline)
 
 # content NUMBER: the bytes of that file.

@@ -1,5 +1,5 @@
-# Places that a pool can be at. `place_up` makes $PLACE usable: $POOL is what `pgmap serve` is told, $DATA what
-# `pgmap check` is told, $DIR a directory on it where there is one, $DEVICE its character device where it is one.
+# Places that a pool can be at. `place_up` makes $PLACE usable: $POOL is the argument of `pgmap serve`, $DATA
+# that of `pgmap check`, $DIR a directory on it where there is one, $DEVICE its character device where it is one.
 # `place_down` takes it away.
 #
 # ext4, xfs, tmpfs: a pool in a directory of that file system; -dax: mounted with dax on an NVDIMM.

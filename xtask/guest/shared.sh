@@ -17,7 +17,7 @@ if [ "$ROLE" = owner ]; then
         must pgmap -q put /tmp/one changes --replace
         content $((number + 1000000)) > /tmp/one
         must pgmap -q put /tmp/one other --replace
-        # Says to the one outside that the pool is there, and that this goes on.
+        # Reports to the host that the pool is there, and that this goes on.
         tell "turn $number"
         [ $number -lt 100000 ] || break
     done

@@ -1,5 +1,5 @@
-# A device that goes away under a pool, under a reader and under load, and comes back. Nobody is ended by a signal,
-# what can be told without the device is told, and the pool is whole when the device is back.
+# A device that goes away under a pool, under a reader and under load, and comes back. No process is ended
+# by a signal, calls that do not need the device still answer, and the pool is whole when the device is back.
 place_up
 bytes 5000000 /tmp/one
 bytes 33554432 /tmp/large
@@ -12,7 +12,7 @@ must pgmap -q put /tmp/one one
 must pgmap -q put /tmp/large large
 holds one /tmp/one
 
-# A reader that holds pins and does not get on: its pipe is full.
+# A reader that holds pins and is blocked: its pipe is full.
 mkfifo /tmp/pipe 2>/dev/null
 (
     pgmap -q get large - > /tmp/pipe 2> /tmp/reader.err
@@ -20,7 +20,7 @@ mkfifo /tmp/pipe 2>/dev/null
 ) &
 exec 8< /tmp/pipe
 head -c 65536 <&8 > /dev/null
-# And one that writes all the time, until it cannot.
+# And a writer that writes until it fails.
 (
     while pgmap -q put /tmp/one load > /dev/null 2> /tmp/load.err && pgmap -q rm load; do :; done
     pgmap -q put /tmp/one load 2> /tmp/load.err
@@ -45,7 +45,7 @@ cat /tmp/must.out
 wait $load
 cat /tmp/load.err
 by_error "a put that was under way" "$(cat /tmp/load.code)"
-# The reader goes on, and finds that there is nothing to read.
+# The reader goes on, and finds that nothing is left to read.
 cat <&8 > /dev/null
 exec 8<&-
 sleep 0.5

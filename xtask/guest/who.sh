@@ -25,7 +25,7 @@ grep -q 'holding: succeeds' /tmp/holder.out || die "a long-term pin was refused:
 grep "$holder" /tmp/must.out | grep -q "ring-buffers *$align" || die "who does not show the ring's buffer"
 must pgmap --json list --devices
 grep -q "\"pid\": $holder" /tmp/must.out || die "list --devices does not name the holder"
-# Somebody without rights is told that he was not told.
+# Without privileges, the answer says that it is incomplete.
 su -s /bin/sh nobody -c "pgmap who $DEVICE" > /tmp/must.out 2>&1
 cat /tmp/must.out
 grep "not read" /tmp/must.out | grep -q "kernel_dax (pid $holder)" || die "what may not be read is not named"

@@ -48,7 +48,7 @@ class IndexFull(Error):
 
 
 class Held(Error):
-    """Somebody still holds the frames."""
+    """A process still holds the frames."""
 
 
 class OwnerGone(Error):

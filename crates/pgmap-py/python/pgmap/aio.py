@@ -17,7 +17,7 @@ async def events(subscription: Subscription) -> AsyncIterator[FileEvent]:
     loop.add_reader(descriptor, readable.set)
     try:
         while True:
-            # Cleared before the look: what comes after it sets it again.
+            # Cleared before it reads: an event that comes later sets it again.
             readable.clear()
             while (event := subscription.try_next()) is not None:
                 yield event

@@ -10,7 +10,7 @@ this process owns; ``deadline`` in seconds; ``evict``: ``"lmcache"`` (default) l
 LMCache, which is notified of every key that the pool has; ``"pool"`` leaves it to the pool, which
 evicts the least recently used that nobody has locked when a store needs room.
 
-A look-up locks by pinning: what is locked can be deleted by anybody, and is still loaded.
+A look-up locks by pinning: a locked object can be deleted by any process, and can still be loaded.
 """
 
 import hashlib
@@ -80,7 +80,7 @@ def _make_adapter() -> type:
             if evict not in ("lmcache", "pool"):
                 raise ValueError(f"evict is 'lmcache' or 'pool', not {evict!r}")
             self._is_shared = "socket" in parameters
-            # Of one priority: LMCache says nothing of what is worth more.
+            # One priority for all: LMCache does not say which objects matter more.
             self._evictable = 1 if evict == "pool" else 0
             self._pool = attach("lmcache", parameters)
             self._size = self._pool.info().size
@@ -102,7 +102,7 @@ def _make_adapter() -> type:
             if self._is_announced:
                 return
             self._is_announced = True
-            # What an earlier server left is this one's to count, and to evict.
+            # Objects of an earlier server are counted, and evicted, as this server's own.
             keys, sizes = self._found()
             if keys:
                 self._notify_keys_stored(keys, sizes)
@@ -145,7 +145,7 @@ def _make_adapter() -> type:
             sizes = [objects[at].get_size() for at in stored]
             if stored:
                 self._notify_keys_stored([keys[at] for at in stored], sizes)
-            # Whoever stored it first stored the same bytes.
+            # It is there already, with the same bytes.
             is_done = all(error is None or isinstance(error, Exists) for error in raised)
             return self._finish(0, L2StoreResult(is_done, sum(sizes)))
 
@@ -237,7 +237,7 @@ def _make_adapter() -> type:
             own = super().get_usage()
             if not self._is_shared:
                 return own
-            # How full the pool is says more than what this server stored.
+            # The pool may be shared, so its own figure counts, not what this server stored.
             info = self._pool.info()
             return AdapterUsage(
                 total_bytes_used=info.size - info.free,

@@ -86,7 +86,7 @@ def _make_storage() -> type:
             target_locations: Any = None,
             target_sizes: Any = None,
         ) -> bool:
-            # They must live until the copy is done.
+            # The arrays must live until the copy is done.
             pages = [tensor.contiguous() for tensor in values]
             places = [memory_of(page) for page in pages]
             raised = self._pool.put_many(self._names(keys), places, evictable=1)

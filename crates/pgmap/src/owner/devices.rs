@@ -1,8 +1,8 @@
 //! Devices that go away while the pool is served, and come back.
 //!
 //! The pool's own data needs another owner then, which reads the catalog again. A further backing
-//! is taken up by this one: its files were on record all the time, and what clients hold of them
-//! they have held.
+//! is taken into use by this one: its files were on record all the time, and clients still hold
+//! what they held of them.
 //!
 //! # States
 //!
@@ -47,7 +47,7 @@ impl Core {
                 && self.changes.is_worth_trying(id, binding)
                 && let Err(error) = self.try_device(id, &path)
             {
-                tracing::debug!(%error, "the device of a missing backing is not taken up");
+                tracing::debug!(%error, "the device of a missing backing is not taken into use");
             }
         }
     }
@@ -110,7 +110,7 @@ impl Core {
         let why = format!("it was drained; add {} again to have its files", path.display());
         backing.state = BackingState::Missing(why);
         if let Some(binding) = device_binding(&path) {
-            // It is there still, and is not to be taken up before it was away.
+            // It is there still, and is not to be taken into use before it was away.
             self.changes.leave_alone(id, binding);
         }
         self.memory_is_gone(runs.iter().collect());

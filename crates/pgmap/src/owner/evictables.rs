@@ -1,9 +1,9 @@
 //! Files that may be evicted, in the order in which they go: by priority, then by the last use that
 //! is known of.
 //!
-//! What clients say in their marks is read late: of the file that would go next. If it was used
-//! since, it moves to where that puts it, and the next one is looked at. So an owner that evicts
-//! nothing reads nothing, and the file that goes is the one whose last use lies furthest back.
+//! Clients' marks of use are read late: only those of the file that would be evicted next. If it
+//! was used since, it moves to its new place in the order, and the next file is examined. So an
+//! owner that evicts nothing reads nothing, and what is evicted is the least recently used file.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Bound::{Excluded, Unbounded};
@@ -16,9 +16,9 @@ use crate::owner::core::Core;
 use crate::owner::file_book::FileRecord;
 use crate::owner::quotas::QuotaId;
 
-/// Files of which one step reads what a client that left said of them.
+/// Files whose marks, by a client that left, are read in one step.
 const STEP_FILES: usize = 4096;
-/// Clients that left whose marks wait to be read. What older ones said is forgotten.
+/// Most clients that left whose marks are kept to be read. The oldest are dropped.
 const MAX_LEFT: usize = 64;
 
 /// A file's place in the order: its priority, its last known use, its number.
@@ -47,7 +47,7 @@ pub(crate) struct Evictables {
 }
 
 impl Evictables {
-    /// Takes note of a file; of no priority, that it may not be evicted.
+    /// Records what is known of a file. One of priority 0 may not be evicted.
     fn put(&mut self, id: FileId, known: Known) {
         self.forget(id);
         if known.priority > 0 {
@@ -101,7 +101,7 @@ impl Evictables {
         self.orders.remove(&quota);
     }
 
-    /// The next one to go after `last`, of all or of those that a quota counts.
+    /// The next file to be evicted after `last`, of all or of those that a quota counts.
     pub(crate) fn after(&self, last: Option<Rank>, quota: Option<QuotaId>) -> Option<Rank> {
         let from = last.map_or(Unbounded, Excluded);
         let order = match quota {
@@ -116,7 +116,7 @@ impl Evictables {
         self.order.iter().copied()
     }
 
-    /// Keeps what a client that left said until it was read of all files.
+    /// Keeps the marks of a client that left until they were read for all files.
     pub(crate) fn client_left(&mut self, used: Used) {
         if self.order.is_empty() {
             return;
@@ -127,7 +127,7 @@ impl Evictables {
         self.left.push_back((used, None));
     }
 
-    /// Whether there is left to read of what those said.
+    /// Whether marks of such clients are left to read.
     pub(crate) fn has_left(&self) -> bool {
         !self.left.is_empty()
     }
@@ -137,9 +137,9 @@ impl Core {
     /// A file was put into the index, by a commit, a rename or a restart: that is its last use.
     pub(crate) fn note_listed(&mut self, name: &FileName, file: &FileRecord) {
         let priority = file.rules.evict_priority;
-        // Clients say nothing while there was never a file that may be evicted.
+        // Clients mark nothing before there is a file that may be evicted.
         if priority > 0 || self.frames.generation() > 0 {
-            // What its readers say from now on is later than the generation that ended.
+            // Its readers' marks are later than the generation that ended.
             let used = self.frames.begin_generation();
             let quotas = match priority {
                 0 => Vec::new(),
@@ -149,8 +149,8 @@ impl Core {
         }
     }
 
-    /// In which generation the file in `entry` was last used, by what clients say. Only what is
-    /// later than what is known of the file counts, for the slot may have been another's before.
+    /// In which generation the file in `entry` was last used, by the clients' marks. Only a mark
+    /// that is later than the last known use counts: the slot may have been another file's before.
     pub(crate) fn last_use(&self, entry: EntryId) -> Option<u64> {
         let now = self.frames.generation();
         let present = self.clients.values().map(|client| &client.used);
@@ -158,7 +158,7 @@ impl Core {
         present.chain(left).filter_map(|used| used.last_use(entry, now)).max()
     }
 
-    /// Reads a step's worth of what clients that left said.
+    /// Reads a step's worth of the marks of clients that left.
     pub(crate) fn read_last_uses(&mut self) {
         let Some((used, read_to)) = self.evictables.left.pop_front() else { return };
         let now = self.frames.generation();

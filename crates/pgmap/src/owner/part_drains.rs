@@ -3,7 +3,7 @@
 //! is asked for it and waited for.
 //!
 //! A further backing as a whole is given up then, as when its device goes (`devices.rs`): its files
-//! are on record until it is added again. Anything else stays out of use until the drain is undone
+//! stay on record until it is added again. Anything else stays out of use until the drain is undone
 //! or the owner ends.
 //!
 //! # States

@@ -1,10 +1,10 @@
-//! Who follows what becomes of files: events by name prefix, in order, each subscriber at its own
+//! Subscribers to changes of files: events by name prefix, in order, each subscriber at its own
 //! pace.
 //!
 //! The core queues events for each subscriber and waits for nobody. A full queue loses its oldest
 //! event; the sequence numbers count every event of a subscriber, sent or not, so that a gap shows
 //! with the next one that arrives. Each subscriber has a connection of its own: the service sends
-//! (`lines`), and a reader that is slow or gone is nobody else's trouble.
+//! (`lines`), and a reader that is slow or gone delays nobody else.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
@@ -26,7 +26,7 @@ const MAX_QUEUED: usize = 1024;
 /// Subscriptions that take the place of one client: each costs a descriptor, a client four.
 const SUBSCRIPTIONS_PER_PLACE: u64 = 4;
 
-/// Somebody who follows.
+/// One subscription.
 #[derive(Debug)]
 struct Subscriber {
     client: ClientId,
@@ -37,7 +37,7 @@ struct Subscriber {
     queue: VecDeque<FileEvent>,
 }
 
-/// All who follow.
+/// All subscriptions.
 #[derive(Debug, Default)]
 pub(crate) struct Subscribers {
     all: BTreeMap<u64, Subscriber>,
@@ -53,7 +53,7 @@ impl Subscribers {
         self.all.values().any(|one| one.changes.contains(&change))
     }
 
-    /// How many clients there is no room for because of them.
+    /// How many clients they take the place of.
     pub(crate) fn places(&self) -> u64 {
         (self.all.len() as u64).div_ceil(SUBSCRIPTIONS_PER_PLACE)
     }
@@ -94,8 +94,8 @@ impl Subscribers {
     }
 }
 
-/// A file whose name is gone and whose frames may still be held. The last part of it that comes
-/// free is the end.
+/// A file whose name is gone and whose frames may still be held. It ends when the last of them is
+/// free.
 #[derive(Debug)]
 pub(crate) struct Fading {
     name: FileName,
@@ -104,7 +104,7 @@ pub(crate) struct Fading {
 }
 
 impl Core {
-    /// Lets a client follow what becomes of files.
+    /// Subscribes a client to changes of files.
     pub(crate) fn subscribe(
         &mut self,
         client: ClientId,
@@ -164,7 +164,7 @@ impl Core {
         subscribers.has_news |= subscribers.all.len() != nr_before;
     }
 
-    /// Queues an event for all whom it concerns.
+    /// Queues an event for every subscriber that it matches.
     pub(crate) fn announce(
         &mut self,
         change: FileChange,
@@ -188,7 +188,7 @@ impl Core {
         }
     }
 
-    /// What tells when the frames of a removed file are free; `None` if nobody wants to know.
+    /// What reports that the frames of a removed file are free; `None` if nobody subscribed to it.
     pub(crate) fn fading(&self, name: &FileName, file: &FileRecord) -> Option<Arc<Fading>> {
         let (id, len_bytes) = (file.id, file.len_bytes);
         let is_wanted = self.subscribers.wants(FileChange::Drained);
