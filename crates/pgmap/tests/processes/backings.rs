@@ -66,6 +66,22 @@ fn backing_of(client: &Client, name: &str) -> String {
     backings.into_iter().rev().find(|backing| backing.first_pfn <= frame).unwrap().name
 }
 
+/// A client in the owner's process keeps the owner's books, and with them the backings' files.
+/// Their locks end with the owner all the same: else the next one is refused its own backing.
+#[test]
+fn backings_have_their_next_owner_although_a_client_of_the_last_one_stays() {
+    let directory = support::roomy();
+    let path = directory.path();
+    let owner = create(path);
+    let client = owner.client().unwrap();
+    owner.add_backing(&BackingOptions::on(path.join("near")).size(4 * MIB)).unwrap();
+    put(&client, "a", &[7; 4096], only("near"));
+    drop(owner);
+    let again = reopen(path);
+    assert_eq!(get(&again.client().unwrap(), "a"), [7; 4096]);
+    drop(client);
+}
+
 #[test]
 fn files_lie_where_their_creator_wants_and_are_found_again() {
     let directory = support::roomy();
