@@ -144,12 +144,12 @@ impl Drop for Turn {
     }
 }
 
-/// Who asked to have the pool closed.
+/// Who asked to have the pool closed, or a part of it drained.
 #[derive(Debug, Default)]
 struct Closes {
     nr_under_way: u32,
     nr_begun: u64,
-    /// Until which step the pool may have been closing.
+    /// Until which step it may have been closing, or a part have been drained.
     until: u64,
     /// Whether the owner did, or may still do it for somebody who is gone.
     is_adrift: bool,

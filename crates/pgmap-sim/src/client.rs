@@ -15,6 +15,7 @@ use crate::mappers::{Mapper, space_of};
 use crate::media;
 use crate::misdeeds::{babble, fork, scribble};
 use crate::model::{Cut, PAGE};
+use crate::parts::{self, Part};
 use crate::plan::{MAX_NAMES, Op, SLOT_PAGES};
 use crate::quotas;
 use crate::reads::{get, lease, list, open, stat};
@@ -315,6 +316,9 @@ fn change(episode: &Episode, client: &Client, op: Op) -> Result<(), Error> {
         Op::Quotas => quotas::look(episode, client),
         Op::SetMarks { low, high } => quotas::set_marks(episode, client, (low, high)),
         Op::Release { nth } => release(episode, client, nth),
+        Op::DrainPart { which, page, pages, deadline_ms, rest_ms } => {
+            parts::drain(episode, client, Part { which, page, pages }, (deadline_ms, rest_ms))
+        }
         _ => Ok(()),
     }
 }

@@ -11,9 +11,23 @@ use crate::media::refusal_of;
 use crate::plan::Op;
 use crate::verdict::{Asked, Verb};
 
-/// Somebody asks to have the pool closed. One that is not ended was killed.
-struct Attempt {
+/// Somebody asks to have the pool closed, or a part of it drained. One that is not ended was
+/// killed.
+pub struct Attempt {
     is_ended: bool,
+}
+
+impl Attempt {
+    pub fn begin(episode: &Episode) -> Self {
+        episode.books.borrow_mut().begin_close();
+        Self { is_ended: false }
+    }
+
+    /// All is open again since a step, or is not, or nobody knows.
+    pub fn end(&mut self, open_since: Option<u64>) {
+        self.is_ended = true;
+        episode().books.borrow_mut().end_close(open_since);
+    }
 }
 
 impl Drop for Attempt {
@@ -27,8 +41,7 @@ impl Drop for Attempt {
 /// Closes the pool, of which the caller holds nothing itself.
 pub fn close(episode: &Episode, client: &Client, deadline_ms: u32) -> Result<(), Error> {
     let asked = Asked::now(episode);
-    episode.books.borrow_mut().begin_close();
-    let mut attempt = Attempt { is_ended: false };
+    let mut attempt = Attempt::begin(episode);
     let deadline = u64::from(deadline_ms);
     let result = client.close_pool(Duration::from_millis(deadline));
     let limit = deadline + DEADLINE_MS;
@@ -52,9 +65,7 @@ pub fn close(episode: &Episode, client: &Client, deadline_ms: u32) -> Result<(),
         _ => judge(episode, asked, Verb::Change, None, &result),
     }
     episode.check(asked.check_time(episode, limit, &result));
-    attempt.is_ended = true;
-    let refused_at = answered_at(episode, &result).filter(|_| result.is_err());
-    episode.books.borrow_mut().end_close(refused_at);
+    attempt.end(answered_at(episode, &result).filter(|_| result.is_err()));
     result
 }
 

@@ -18,6 +18,7 @@ mod misdeeds;
 mod model;
 mod operator;
 mod owner;
+mod parts;
 mod plan;
 mod quotas;
 mod reads;

@@ -431,8 +431,9 @@ pub fn remove(
         }
         // Somebody else does, or did for somebody who was killed; or frames are on their way.
         Some(Refusal::InUse { doing, .. })
-            if ["already", "not committed", "given back"].iter().any(|why| doing.contains(why)) => {
-        }
+            if ["already", "not committed", "given back", "undo that"]
+                .iter()
+                .any(|why| doing.contains(why)) => {}
         Some(Refusal::InUse { .. }) => {
             if !episode.failures.borrow().is_any() && !episode.was_killed() {
                 episode.fail(format!("no frame is kept: {error}"));

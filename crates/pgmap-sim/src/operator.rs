@@ -6,6 +6,7 @@ use crate::client::AGAIN;
 use crate::closing::end_devices;
 use crate::episode::{Episode, episode};
 use crate::media;
+use crate::parts;
 use crate::reads::{check_sums, tail_of};
 use crate::verdict::ANY;
 
@@ -68,6 +69,7 @@ fn come_to_rest(episode: &Episode, client: &Client) -> Result<(), Error> {
     // An owner that had no memory or disk for something tries again.
     pgmap_os::thread::sleep(AGAIN * 4);
     loop {
+        parts::undo_all(client)?;
         let info = client.pool_stat()?;
         let is_at_rest =
             info.reserved_bytes == 0 && info.draining_bytes == 0 && info.nr_clients == 1;

@@ -215,6 +215,14 @@ pub enum Op {
         low: u16,
         high: u16,
     },
+    /// Drains a part of a backing, and has it used again after a while.
+    DrainPart {
+        which: u8,
+        page: u8,
+        pages: u8,
+        deadline_ms: u32,
+        rest_ms: u32,
+    },
     /// Closes the pool.
     Close {
         deadline_ms: u32,

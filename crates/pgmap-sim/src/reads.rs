@@ -205,6 +205,7 @@ pub fn check_sums(info: &PoolInfo) -> Result<(), String> {
         + info.reserved_bytes
         + info.draining_bytes
         + info.quarantined_bytes
+        + info.drained_bytes
         + info.poisoned_bytes;
     // What failed is a file's, too, until that lets go of it.
     let is_sum = (info.size_bytes..=info.size_bytes + info.poisoned_bytes).contains(&sum);

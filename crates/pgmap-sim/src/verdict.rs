@@ -367,6 +367,9 @@ impl Asked {
             (Refusal::InUse { .. } | Refusal::Stale { .. }, Verb::Pin(_) | Verb::Lease(_)) => {
                 may_close
             }
+            // Of a file in a part, or a frame there.
+            (Refusal::InUse { doing, .. }, _) if doing.starts_with("drained") => may_close,
+            (Refusal::Denied { why, .. }, Verb::Fail) if why.contains("is drained") => may_close,
             _ => false,
         }
     }

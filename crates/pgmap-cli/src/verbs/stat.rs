@@ -97,6 +97,7 @@ impl Show for PoolStat {
             ("draining", pool.draining_bytes),
             ("quarantined", pool.quarantined_bytes),
             ("poisoned", pool.poisoned_bytes),
+            ("drained", pool.drained_bytes),
             ("orphaned", pool.orphaned_bytes),
             ("evictable", pool.evictable_bytes),
             ("evicted so far", pool.evicted_bytes),

@@ -40,10 +40,23 @@ impl Plan {
             self.draw_quotas(&mut chance);
         }
         if chance.u32(0..3) == 0 {
+            self.draw_drains(&mut chance);
+        }
+        if chance.u32(0..3) == 0 {
             for _ in 0..chance.usize(2..=12) {
                 let (name, files) = (chance.u8(0..MAX_NAMES), chance.u8(1..=4));
                 self.insert(&mut chance, Op::UnlinkMany { name, files, unless_held: true });
             }
+        }
+    }
+
+    fn draw_drains(&mut self, chance: &mut fastrand::Rng) {
+        for _ in 0..chance.usize(1..=8) {
+            let (which, page) = (chance.u8(0..3), chance.u8(0..64));
+            let pages = [1, 4, 16, 255][chance.usize(0..4)];
+            let deadline_ms = [0, 1, 30, 2_000][chance.usize(0..4)];
+            let rest_ms = [0, 1, 100][chance.usize(0..3)];
+            self.insert(chance, Op::DrainPart { which, page, pages, deadline_ms, rest_ms });
         }
     }
 

@@ -346,10 +346,7 @@ impl Core {
     /// # Errors
     /// [`Refusal::Denied`] with `EBUSY` where nobody will look again: the frame is out of use.
     pub(crate) fn open_for_failure(&mut self, pfn: Pfn) -> Result<(), Refusal> {
-        let Some(one) = PfnRange::new(pfn.number(), 1) else { return Ok(()) };
-        let Some(part) = self.parts.at(one) else {
-            return Ok(());
-        };
+        let Some(part) = self.part_that_shut(pfn) else { return Ok(()) };
         if part.waits.is_none() {
             let why = format!("frame {pfn} is out of use: {} is drained", part.name);
             return Err(Refusal::Denied { why, errno: EBUSY });
@@ -358,6 +355,14 @@ impl Core {
         runs.iter().for_each(|run| self.frames.end_withholding(run));
         self.open_files_in(&runs);
         Ok(())
+    }
+
+    /// The part because of which a file with the frame `pfn` is shut, or that has the frame itself.
+    /// Shut are whole extents of which some lies in a part.
+    fn part_that_shut(&self, pfn: Pfn) -> Option<&PartDrain> {
+        let runs = self.files.values().flat_map(FileRecord::runs);
+        let run = runs.into_iter().find(|run| run.contains(pfn));
+        self.parts.at(run.or_else(|| PfnRange::new(pfn.number(), 1))?)
     }
 
     /// Refuses while a part of the backing is drained.
@@ -529,6 +534,25 @@ mod tests {
         assert_eq!(file.extents.len(), 3, "before, failed, behind");
         assert_eq!(file.doing, Some(DRAINED));
         assert!(!world.is_open("a"));
+    }
+
+    /// Found by the simulation: the extent was shut for a page of it, and another page failed. It
+    /// was taken for one of nobody's, and the pages behind it were in no book any more.
+    #[test]
+    fn memory_that_fails_beside_a_part_costs_one_frame_too() {
+        let mut world = world();
+        let Outcome::Answer(Reply::Created(_)) = world.create("c", 4) else { panic!() };
+        let draft = world.core.files.drafts().next().unwrap().1.extents[0].run;
+        let first = world.pages_of("b").end - 1;
+        assert_eq!(first + 1, draft.start(), "the draft is in the way of the drain");
+        let outcome = world.drain(first..draft.end(), 60_000);
+        assert!(matches!(outcome, Outcome::Later(_)), "{outcome:?}");
+        assert!(!world.is_open("b"));
+        world.core.memory_failure(world.pages_of("b").start + 5).unwrap();
+        world.core.look_again();
+        let file = &world.core.files[&name_of("b")];
+        assert_eq!(file.extents.len(), 3, "before, failed, behind");
+        assert_eq!(file.runs().map(PfnRange::nr_pages).sum::<u64>(), 16);
     }
 
     #[test]

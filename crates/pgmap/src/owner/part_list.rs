@@ -81,9 +81,9 @@ impl PartList {
         part.waits.map(|waits| (part, waits))
     }
 
-    /// The part that has the frame `one`.
-    pub(crate) fn at(&self, one: PfnRange) -> Option<&PartDrain> {
-        self.parts.iter().find(|part| part.runs.overlaps(one))
+    /// The part that has any of `run`.
+    pub(crate) fn at(&self, run: PfnRange) -> Option<&PartDrain> {
+        self.parts.iter().find(|part| part.runs.overlaps(run))
     }
 
     /// The first part of a backing.

@@ -70,6 +70,7 @@ impl Core {
             draining_bytes: bytes(draining),
             quarantined_bytes: bytes(quarantined),
             poisoned_bytes: bytes(self.frames.failed_pages()),
+            drained_bytes: bytes(self.frames.withheld_pages()),
             orphaned_bytes: bytes(self.frames.orphaned_pages()),
             longest_free_bytes: bytes(self.frames.longest_free_run()),
             backed_bytes: self.frames.resident_bytes(),

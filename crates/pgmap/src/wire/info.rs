@@ -45,6 +45,8 @@ pub struct PoolInfo {
     pub quarantined_bytes: u64,
     /// Frames whose memory failed.
     pub poisoned_bytes: u64,
+    /// Frames that nobody has, and nobody is given: their memory is drained.
+    pub drained_bytes: u64,
     /// Frames a dead client's device may still write to, wherever they are.
     pub orphaned_bytes: u64,
     /// The longest free run.

@@ -424,6 +424,11 @@ impl PoolFrames {
         }
     }
 
+    /// How many frames are withheld.
+    pub(crate) const fn withheld_pages(&self) -> u64 {
+        self.withheld.free_pages()
+    }
+
     /// Whether a dead client's device may still write to a frame of `run`.
     pub(crate) fn is_orphaned(&self, run: PfnRange) -> bool {
         self.orphans.overlaps(run)
