@@ -433,6 +433,21 @@ mod tests {
         core
     }
 
+    /// A cut that was called off takes its own marks back, and those of no other.
+    #[test]
+    fn what_is_unmarked_is_marks_of_those_frames() {
+        let mut core = world(PAGE_BYTES);
+        let (free, own, others) = (run(1, 2), run(1, 4), run(8, 4));
+        let backlog = &mut core.frames.backlog;
+        backlog.push(Work::Free, free);
+        backlog.push(Work::Mark, own);
+        backlog.push(Work::MarkQuarantined, own);
+        backlog.push(Work::Mark, others);
+        core.frames.unmark(&[own]);
+        let left = core.frames.backlog.runs.iter().copied().collect::<Vec<_>>();
+        assert!(left == [(Work::Free, free), (Work::Mark, others)], "{left:?}");
+    }
+
     /// Trims all; says how many steps that took.
     fn trim(core: &mut Core) -> u64 {
         let (mut from, mut nr_steps) = (0, 0);
