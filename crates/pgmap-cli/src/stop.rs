@@ -34,16 +34,19 @@ impl Stop {
         let is_second = Arc::new(AtomicBool::new(false));
         let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter();
         let wanted: Vec<i32> = wanted.filter(|&signal| !is_signal_ignored(signal)).collect();
+        // The order matters. What has come is noted before it counts as the first: a signal between
+        // the two would be neither heard nor fatal.
+        let (read, write) = UnixStream::pair().map_err(failed)?;
+        let signals =
+            SignalDelivery::with_pipe(read, write, SignalOnly, &wanted).map_err(failed)?;
         for &signal in &wanted {
-            // The order matters: only the second signal finds the flag set, by the first.
+            // Only the second signal finds the flag set, by the first.
             let code = 128 + signal;
             signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&is_second))
                 .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&is_second)))
                 .map_err(failed)?;
         }
-        let (read, write) = UnixStream::pair().map_err(failed)?;
-        let signals = SignalDelivery::with_pipe(read, write, SignalOnly, &wanted);
-        Ok(Self { signals: signals.map_err(failed)?, asked: None })
+        Ok(Self { signals, asked: None })
     }
 
     /// Whether a signal has come.
