@@ -1,6 +1,6 @@
 //! A catalog: any headers and any log, opened by the code that opens a pool's.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::{fs, thread};
 
 use pgmap::pool::catalog::{Catalog, Change, StoredFile};
@@ -26,14 +26,29 @@ pub fn write(path: &Path, bytes: &[u8], len: u64) {
     file.set_len(len).unwrap();
 }
 
-/// What is opened can be written and opened again; everything else is an error of the catalog.
-pub fn catalog(bytes: &[u8]) {
+/// Opens the catalog that an input is.
+fn open(bytes: &[u8], path: &Path) -> (CatalogFile, Result<Catalog, Error>) {
     let mut input = Input::new(bytes);
     let file = CatalogFile::take_headers(&mut input).with_log(input.rest());
-    let path = PLACE.with(|place| place.path().join("catalog"));
     let (bytes, len) = file.bytes();
-    write(&path, &bytes, len);
-    let catalog = match Catalog::open(&path) {
+    write(path, &bytes, len);
+    (file, Catalog::open(path))
+}
+
+fn path() -> PathBuf {
+    PLACE.with(|place| place.path().join("catalog"))
+}
+
+/// How many files there are in the catalog that an input is; nothing if it is none.
+pub fn nr_files_of(bytes: &[u8]) -> Option<usize> {
+    open(bytes, &path()).1.ok().map(|catalog| catalog.files().unwrap().len())
+}
+
+/// What is opened can be written and opened again; everything else is an error of the catalog.
+pub fn catalog(bytes: &[u8]) {
+    let path = path();
+    let (file, opened) = open(bytes, &path);
+    let catalog = match opened {
         Ok(catalog) => catalog,
         Err(error) => {
             check_error(&error, &path);

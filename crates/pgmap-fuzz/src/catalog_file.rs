@@ -17,7 +17,7 @@ const RECORD_HEAD_BYTES: usize = 8;
 
 // Fields of a header, by number.
 const ID: usize = 2;
-pub const CAPACITY_BYTES: usize = 5;
+pub(crate) const CAPACITY_BYTES: usize = 5;
 const SEQUENCE: usize = 10;
 const START: usize = 11;
 const END: usize = 12;
@@ -61,6 +61,15 @@ impl CatalogFile {
             }
         }
         file
+    }
+
+    /// The input that gives the catalog `bytes`, with `between` before its log.
+    pub fn input_of(bytes: &[u8], between: &[u8]) -> Vec<u8> {
+        let slots = [0, SLOT_STEP_BYTES].map(|at| bytes[at..][..FIELDS_BYTES].try_into().unwrap());
+        let file = Self { flags: 0, slots, log: Vec::new() };
+        let newest = usize::from(file.field(1, SEQUENCE) > file.field(0, SEQUENCE));
+        let end = usize::try_from(file.newest(END)).unwrap();
+        [&[file.flags], &file.slots[newest][..], between, &bytes[LOG_START..end]].concat()
     }
 
     /// The log.

@@ -6,15 +6,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a target fails as a test does")]
 
-mod catalog;
-mod catalog_file;
+pub mod catalog;
+pub mod catalog_file;
 mod cli;
 pub mod drive;
 mod greeting;
 mod index;
 mod input;
 mod ledger_words;
-mod pool_header;
+pub mod pool_header;
 mod wire;
 mod words;
 

@@ -45,6 +45,20 @@ pub fn pool_header(bytes: &[u8]) {
     }
 }
 
+/// Whether an input is a pool that opens.
+pub fn is_opened(bytes: &[u8]) -> bool {
+    let path = PLACE.with(|place| place.path().join("opened"));
+    make(&path, bytes);
+    let is_opened = Pool::open(&path).is_ok();
+    fs::remove_dir_all(&path).unwrap();
+    is_opened
+}
+
+/// The input that gives a pool with this catalog.
+pub fn input_of(catalog: &[u8]) -> Vec<u8> {
+    CatalogFile::input_of(catalog, &[0; 1 + SEAL_BYTES])
+}
+
 /// Writes catalog and data: headers, then what the seal says, then the log.
 fn make(path: &Path, bytes: &[u8]) {
     fs::create_dir_all(path.join("ledgers")).unwrap();

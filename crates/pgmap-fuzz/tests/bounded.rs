@@ -4,7 +4,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use pgmap::{FolioSize, Owner, Pool, PoolOptions};
+use pgmap_fuzz::catalog_file::CatalogFile;
+use pgmap_fuzz::{catalog, pool_header};
 
 use pgmap_fuzz::drive::{Random, corpora, corpus, run_one, run_random};
 use pgmap_fuzz::{TARGETS, Target};
@@ -69,6 +73,47 @@ fn any_index_is_looked_up_in_bounds_and_taken_over() {
 #[test]
 fn any_size_and_name_is_written_as_it_is_read() {
     run("cli");
+}
+
+/// The bytes of the catalog of a pool with files.
+fn made_catalog() -> Vec<u8> {
+    let place = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = place.path().join("pool");
+    let pool = Pool::create(&PoolOptions::in_directory(&path, 1 << 20).max_files(16)).unwrap();
+    let owner = Owner::start(pool).unwrap();
+    let client = owner.client().unwrap();
+    for name in ["a", "b", "c"] {
+        let writer = client.create(name, 3 * 4096, FolioSize::Pages4K).unwrap();
+        writer.commit().unwrap();
+    }
+    client.punch("b", 4096..8192, Duration::from_secs(1)).unwrap();
+    client.unlink("a").unwrap();
+    drop(client);
+    drop(owner);
+    fs::read(path.join("catalog")).unwrap()
+}
+
+/// Story: the inputs of both corpora were of formats long gone, and ended at the refusal of those.
+#[test]
+fn the_corpora_have_a_catalog_and_a_pool_of_todays_format() {
+    let catalog = made_catalog();
+    let made = [
+        ("catalog", CatalogFile::input_of(&catalog, &[])),
+        ("pool_header", pool_header::input_of(&catalog)),
+    ];
+    for (target, input) in made {
+        let path = corpora().join(target).join("made");
+        if std::env::var_os("PGMAP_WRITE_SEEDS").is_some() {
+            fs::write(&path, input).unwrap();
+        }
+        let input = fs::read(&path).unwrap();
+        let is_opened = match target {
+            "catalog" => catalog::nr_files_of(&input) == Some(2),
+            _ => pool_header::is_opened(&input),
+        };
+        let how = "make it again: PGMAP_WRITE_SEEDS=1 cargo test -p pgmap-fuzz";
+        assert!(is_opened, "{} is of another format: {how}", path.display());
+    }
 }
 
 #[test]
