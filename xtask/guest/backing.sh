@@ -50,7 +50,7 @@ sleep 1
 soon pgmap -q get one /tmp/got
 read_on /tmp/large
 
-# Drained: whoever holds some of it is named and waited for, the rest is served, and nobody uses the device any more
+# Drained: its holders are named and waited for, the rest is served, and nobody uses the device any more
 # when daxctl removes it. It is in use again when it is back.
 read_slowly large
 within 20 pgmap drain far --deadline 500ms > /tmp/must.out 2>&1

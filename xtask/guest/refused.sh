@@ -65,7 +65,7 @@ must umount /mnt/pool
 if modprobe nfsd && modprobe nfsv4; then
     mount -t nfsd nfsd /proc/fs/nfsd 2>/dev/null
     must mount -t tmpfs none /srv/files
-    # Whoever comes from this address is `here`. Its root is that directory: insecure ports, asynchronous, no check
+    # Clients at this address are `here`. Their root is that directory: insecure ports, asynchronous, no check
     # of subtrees, and a number instead of a device (2 + 0x10 + 0x400 + 0x2000).
     far=2147483647
     echo "nfsd 127.0.0.1 $far here" > /proc/net/rpc/auth.unix.ip/channel

@@ -8,6 +8,7 @@ use crate::pfn::PfnRange;
 /// Linux error numbers that the page model's errors map to.
 pub mod errno {
     #![allow(missing_docs)] // the names are Linux's own
+    pub const EPERM: i32 = 1;
     pub const ENOMEM: i32 = 12;
     pub const EACCES: i32 = 13;
     pub const EFAULT: i32 = 14;

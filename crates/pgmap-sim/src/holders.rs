@@ -111,7 +111,7 @@ impl Episode {
             && !self.books.borrow().is_anybody_at_work(self.nr_owners.get())
     }
 
-    /// A cut begins that ends although somebody holds what it takes: whoever does holds no part of
+    /// A cut begins that ends although somebody holds what it takes: its holders hold no part of
     /// a file from then on. Which pins those are is known only of pins that were taken at another
     /// time.
     pub fn begin_quarantine(&self) {

@@ -138,7 +138,7 @@ impl<'c> File<'c> {
         if access == Access::Write {
             self.client.inner.data.check_writer("lease for writing")?;
         }
-        let (offset, len_bytes) = (bytes.start, bytes.end.wrapping_sub(bytes.start));
+        let (offset, len_bytes) = offset_and_len(&bytes);
         match self.take(Some(bytes), agent, Term::Longterm) {
             Ok(pin) if access == Access::Read || self.is_writable() => return Ok(pin),
             Ok(_) | Err(Error::Pin(PinError::NeedsConsent { .. })) => {}
@@ -174,8 +174,7 @@ impl<'c> File<'c> {
         agent: Agent,
         term: Term,
     ) -> Result<FilePin<'c>, Error> {
-        // A range whose end is before its start wraps, and so is outside the file.
-        let range = bytes.map(|bytes| (bytes.start, bytes.end.wrapping_sub(bytes.start)));
+        let range = bytes.as_ref().map(offset_and_len);
         let (offset, len_bytes) = range.unwrap_or((0, self.entry.len_bytes));
         let near = match term {
             Term::Short => {
@@ -250,4 +249,11 @@ impl<'c> File<'c> {
         }
         FilePin::take(self.client, entry, offset, len_bytes, agent, term)
     }
+}
+
+/// Where a range starts, and how long it is. One whose end is before its start wraps, and so is
+/// outside every file.
+#[inline(always)]
+const fn offset_and_len(bytes: &Range<u64>) -> (u64, u64) {
+    (bytes.start, bytes.end.wrapping_sub(bytes.start))
 }

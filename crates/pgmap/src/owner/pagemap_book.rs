@@ -178,7 +178,7 @@ impl PagemapBook {
         Ok(teardown)
     }
 
-    /// Whoever is concerned was notified that a pagemap was killed, and nothing maps it any more.
+    /// All holders were notified that a pagemap was killed, and nothing maps it any more.
     ///
     /// # Errors
     /// The table's.

@@ -360,8 +360,10 @@ impl Core {
     /// The part because of which a file with the frame `pfn` is shut, or that has the frame itself.
     /// Shut are whole extents of which some lies in a part.
     fn part_that_shut(&self, pfn: Pfn) -> Option<&PartDrain> {
-        let runs = self.files.values().flat_map(FileRecord::runs);
-        let run = runs.into_iter().find(|run| run.contains(pfn));
+        if self.parts.is_empty() {
+            return None;
+        }
+        let run = self.files.values().flat_map(FileRecord::runs).find(|run| run.contains(pfn));
         self.parts.at(run.or_else(|| PfnRange::new(pfn.number(), 1))?)
     }
 

@@ -66,8 +66,7 @@ impl PartList {
         self.parts.push(part);
     }
 
-    #[cfg(test)]
-    pub(crate) fn is_empty(&self) -> bool {
+    pub(crate) const fn is_empty(&self) -> bool {
         self.parts.is_empty()
     }
 

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use pgmap_mm::drain::ClientId;
+use pgmap_mm::error::errno::EPERM;
 use pgmap_mm::index::FileId;
 use pgmap_mm::level::PAGE_BYTES;
 use pgmap_os::process;
@@ -179,12 +180,11 @@ impl Core {
         self.quotas.by.iter().map(describe).collect()
     }
 
-    /// Refuses whoever is neither root nor the owner's own user.
+    /// Refuses users other than root and the owner's own.
     ///
     /// # Errors
     /// [`Refusal::Denied`] with `EPERM`.
     fn check_operator(&self, client: ClientId, what: &str) -> Result<(), Refusal> {
-        const EPERM: i32 = 1;
         let operator = process::effective_uid();
         match self.uid_of(client) {
             0 => Ok(()),

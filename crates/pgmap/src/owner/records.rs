@@ -13,8 +13,8 @@ impl Core {
     }
 
     /// Puts a file's record into the catalog. What is being cut is put there when the cut has ended
-    /// or was undone: a successor knows nothing of whoever waits for it. A pagemap's file is never:
-    /// it ends with its owner.
+    /// or was undone: a successor does not know who waits for it. A pagemap's file is not put
+    /// there: it ends with its owner.
     pub(crate) fn record_file(&self, name: &FileName, file: &FileRecord) -> Result<(), Refusal> {
         if file.doing.is_some() {
             return Ok(());

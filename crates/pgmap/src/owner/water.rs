@@ -17,7 +17,7 @@ use crate::wire::{Reply, WaterMarks};
 /// After how long it is looked again whether files that were held may go.
 const AGAIN_MS: u64 = 1_000;
 
-/// The marks, and whether the owner is at it.
+/// The marks, and whether the owner is evicting because of them.
 #[derive(Debug, Default)]
 pub(crate) struct Water {
     pub marks: WaterMarks,

@@ -26,6 +26,8 @@ pub(crate) const LEDGERS: &str = "ledgers";
 pub(crate) const ON: &str = "on";
 const LOCK: &str = "owner.lock";
 const PROBE: &str = "probe.new";
+/// The way out where a file system cannot have a pool's directory.
+const OTHER_PLACE: &str = "choose a directory on tmpfs, ext4, XFS or Btrfs";
 /// Enough to see whether a file system stores holes.
 const PROBE_BYTES: u64 = 1 << 20;
 
@@ -42,7 +44,7 @@ impl Directory {
     /// Makes the directory where it is missing, and takes the lock.
     pub(crate) fn make(path: &Path) -> Result<Self, Error> {
         // Before anything is made: on some file systems even that waits.
-        check_file_system(path, existing(path), "choose a directory on tmpfs, ext4, XFS or Btrfs")?;
+        check_file_system(path, existing(path), OTHER_PLACE)?;
         disk::create_dir_all(path).map_err(|error| os_error("create", path, error))?;
         Self::open(path)
     }
@@ -192,11 +194,11 @@ fn check_place(path: &Path) -> Result<(), Error> {
         );
         return Err(bad(path, &why));
     }
-    check_file_system(path, path, "choose a directory on tmpfs, ext4, XFS or Btrfs")
+    check_file_system(path, path, OTHER_PLACE)
 }
 
 /// What is there of `path`: itself, or the directory above it that is.
-pub(super) fn existing(path: &Path) -> &Path {
+fn existing(path: &Path) -> &Path {
     let is_there = |path: &&Path| disk::symlink_metadata(path).is_ok();
     path.ancestors().find(is_there).unwrap_or(Path::new("."))
 }
