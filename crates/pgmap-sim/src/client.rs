@@ -10,7 +10,7 @@ use crate::changes::{DEADLINE_MS, call_off, cut, draft, put, put_by_device, rena
 use crate::closing::{close, release};
 use crate::episode::{Episode, episode};
 use crate::failures::{fail, heal, repair};
-use crate::held::{Held, give_way};
+use crate::held::{Held, give_way, heard_within_ns};
 use crate::mappers::{Mapper, space_of};
 use crate::media;
 use crate::misdeeds::{babble, fork, scribble};
@@ -120,13 +120,18 @@ fn work(
         if let Some(mapper) = &mapper {
             mapper.obey(episode, &mut held);
         }
+        if episode.plan.is_polite {
+            give_way(episode, client, &mut held);
+            // Whoever holds on long enough is notified.
+            if held.iter().any(|held| held.until_step <= step && held.is_unheard(episode)) {
+                pgmap_os::thread::sleep(Duration::from_nanos(heard_within_ns(episode)));
+                give_way(episode, client, &mut held);
+            }
+        }
         held.retain(|held| {
             held.check(episode);
             held.until_step > step
         });
-        if episode.plan.is_polite {
-            give_way(episode, client, &mut held);
-        }
         let is_embedded = episode.plan.embedded == Some(number as u8);
         if is_embedded && episode.is_owner_to_end.get() {
             break;

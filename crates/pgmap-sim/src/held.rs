@@ -15,7 +15,7 @@ use crate::model::PAGE;
 use crate::verdict::{ANY, slack_ns};
 
 /// Within which time somebody hears that its frames are to be reclaimed, in nanoseconds.
-const TOLD_NS: u64 = 500_000_000;
+const TOLD_NS: u64 = 100_000_000;
 
 /// So many events a queue keeps (`MAX_EVENTS` of a simulation).
 const FEW: usize = 4;
@@ -147,6 +147,12 @@ impl<'c> Held<'c> {
         }
     }
 
+    /// Whether its reclaim is requested, and no event of that has arrived yet.
+    pub fn is_unheard(&self, episode: &Episode) -> bool {
+        let own = episode.machine.running();
+        self.is_reclaim_requested() && !episode.heard.borrow().is_told(own, self.from, &self.frames)
+    }
+
     /// Whether its reclaim was requested longer ago than it takes to hear of that, and nothing was
     /// in the way of hearing.
     fn is_overdue(&self, episode: &Episode) -> bool {
@@ -157,7 +163,7 @@ impl<'c> Held<'c> {
         let now = (episode.machine.steps(), episode.machine.time_ns());
         let since = self.wanted_since.get().unwrap_or(now);
         self.wanted_since.set(Some(since));
-        if now.1 < since.1 + TOLD_NS + slack_ns(episode) {
+        if now.1 < since.1 + heard_within_ns(episode) {
             return false;
         }
         let (machine, own, owner) =
@@ -166,11 +172,17 @@ impl<'c> Held<'c> {
         let was_stopped = [own, owner].iter().any(|&pid| machine.stopped_until(pid) >= self.from);
         let was_away = episode.away_at.get() >= self.from;
         // Without a thread there is nobody who hears, and of a full socket nothing comes through.
-        let has_lacked = [own, owner].iter().any(|&pid| machine.has_failed_since(0, pid, &ANY));
+        let has_lacked =
+            [own, owner].iter().any(|&pid| machine.has_failed_since(self.from, pid, &ANY));
         // Whatever memory fails beside it is cut out of what it holds.
         let is_failed = episode.failures.borrow().is_any();
         !was_stopped && !was_away && !has_lacked && !is_failed
     }
+}
+
+/// Within which time an event that nothing is in the way of arrives, in nanoseconds.
+pub fn heard_within_ns(episode: &Episode) -> u64 {
+    TOLD_NS + slack_ns(episode)
 }
 
 /// What clients heard of frames to be reclaimed.
@@ -234,6 +246,8 @@ pub fn give_way(episode: &Episode, client: &Client, held: &mut Vec<Held<'_>>) {
             episode.fail(format!("no event for {name:?}, frames {frames:?}, to be reclaimed"));
         }
         // What is lost is not waited for.
-        held.wanted_since.get().is_some_and(|(_, ns)| episode.machine.time_ns() < ns + TOLD_NS * 2)
+        held.wanted_since
+            .get()
+            .is_some_and(|(_, ns)| episode.machine.time_ns() < ns + heard_within_ns(episode) * 2)
     });
 }
