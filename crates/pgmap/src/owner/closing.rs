@@ -337,4 +337,25 @@ mod tests {
         assert_eq!(world.core.files[&world.name].len_bytes, 16 * PAGE_BYTES);
         assert_eq!(world.nr_pinnable(), 2);
     }
+
+    /// Story: the caller of the cut heard that the file was as before, and read the length that the
+    /// cut had given it.
+    #[test]
+    fn a_cut_that_is_called_off_while_the_pool_is_closing_has_its_answer_when_the_file_is_whole() {
+        let mut world = world();
+        let patience = Patience { wait_ms: 60_000, on_deadline: OnDeadline::Fail };
+        let cut = world.core.truncate(world.name.clone(), 4 * PAGE_BYTES, patience);
+        let Outcome::Later(cut) = cut else { panic!("{cut:?}") };
+        let ticket = world.close();
+        world.core.cancel_cut(&world.name).unwrap();
+        world.core.look_on();
+        assert!(matches!(world.core.outbox.outcome_of(cut), Outcome::Later(_)));
+        world.core.call_off(ticket);
+        world.core.look_on();
+        assert_eq!(world.core.files[&world.name].len_bytes, 16 * PAGE_BYTES);
+        let outcome = world.core.outbox.outcome_of(cut);
+        let is_called_off =
+            |reply: &Reply| matches!(reply, Reply::Refused(Refusal::CalledOff { .. }));
+        assert!(matches!(&outcome, Outcome::Answer(reply) if is_called_off(reply)), "{outcome:?}");
+    }
 }

@@ -265,23 +265,29 @@ impl Core {
         self.drop_population(ticket);
         self.leases.drop_waiting(ticket);
         self.drop_departure(ticket);
+        if self.call_off_close(ticket) || self.call_off_part(ticket) {
+            return;
+        }
+        // Its answer would be about a deadline that did not pass.
+        self.call_off_cut(ticket, None);
+    }
+
+    /// Ends the cut with this ticket. Its caller gets `answer` once the file is as it was.
+    fn call_off_cut(&mut self, ticket: Ticket, answer: Option<Reply>) {
         let is_its = |pending: &PendingDrain| match &pending.purpose {
             Purpose::Cut(cut) => cut.ticket == ticket,
             _ => false,
         };
-        if self.call_off_close(ticket) || self.call_off_part(ticket) {
-            return;
-        }
         let Some(pending) = self.drains.take(is_its) else {
-            if let Some(cut) = self.take_scanned_cut(ticket) {
-                self.restore(cut, None);
+            match self.take_scanned_cut(ticket) {
+                Some(cut) => self.restore(cut, answer),
+                None => self.restorations.set_answer(ticket, answer),
             }
-            return self.restorations.drop_answer(ticket);
+            return;
         };
         if let Purpose::Cut(cut) = pending.purpose {
             self.leases.call_off_recall(pending.drain.runs());
-            // Its answer would be about a deadline that did not pass.
-            self.restore(*cut, None);
+            self.restore(*cut, answer);
         }
     }
 
@@ -299,9 +305,8 @@ impl Core {
         let ticket = ticket.ok_or_else(|| Refusal::Invalid {
             why: format!("\"{name}\" is not being truncated or punched"),
         })?;
-        self.call_off(ticket);
         let refusal = Refusal::CalledOff { name: name.to_string() };
-        self.outbox.refuse(ticket, refusal);
+        self.call_off_cut(ticket, Some(Reply::Refused(refusal)));
         Ok(Reply::Done)
     }
 

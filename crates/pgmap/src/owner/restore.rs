@@ -58,10 +58,12 @@ impl Restorations {
         self.queue.iter().flat_map(Restoration::runs)
     }
 
-    /// Nobody waits any more for the answer of the cut with this ticket.
-    pub(crate) fn drop_answer(&mut self, ticket: Ticket) {
+    /// The caller of the cut with this ticket gets this answer instead, `None` if it waits no more.
+    pub(crate) fn set_answer(&mut self, ticket: Ticket, answer: Option<Reply>) {
         let its = self.queue.iter_mut().find(|restoration| restoration.cut.ticket == ticket);
-        its.into_iter().for_each(|restoration| restoration.answer = None);
+        if let Some(restoration) = its {
+            restoration.answer = answer;
+        }
     }
 
     /// The cut of this file that is being undone.
