@@ -1,10 +1,17 @@
-"""What the adapters for KV caches share: versions, parameters, and the pool."""
+"""What the adapters for KV caches share: versions, parameters, the pool, names and locks."""
 
+import hashlib
 import importlib.metadata
 import re
-from typing import Any
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Any, Generic, TypeVar
 
 from pgmap._native import Pool
+
+Hold = TypeVar("Hold")
+
+_MAX_NAME_BYTES = 255
 
 
 def require_version(package: str, first: str, below: str) -> str:
@@ -44,3 +51,54 @@ def attach(engine: str, parameters: dict[str, Any]) -> Pool:
     if socket is not None:
         return Pool.connect(socket, label=engine, deadline=deadline)
     return Pool.create(size, directory=directory)
+
+
+def short_name(name: str, long_prefix: str) -> str:
+    """`name`, or a digest of it below `long_prefix` where it is too long for a file's name."""
+    encoded = name.encode()
+    if len(encoded) <= _MAX_NAME_BYTES:
+        return name
+    return long_prefix + hashlib.sha256(encoded).hexdigest()
+
+
+class Locked(Generic[Hold]):
+    """Files that an engine has locked, each as often as it said so: a hold for each lock."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holds: dict[str, list[Hold]] = {}
+
+    def add(self, names: Sequence[str], holds: Sequence[Hold | None]) -> None:
+        """Locks those that have a hold."""
+        with self._lock:
+            for name, hold in zip(names, holds, strict=True):
+                if hold is not None:
+                    self._holds.setdefault(name, []).append(hold)
+
+    def release(self, names: Iterable[str]) -> None:
+        """Ends one lock of each that has one."""
+        ended = []
+        with self._lock:
+            for name in names:
+                holds = self._holds.get(name)
+                if holds:
+                    ended.append(holds.pop())
+                    if not holds:
+                        del self._holds[name]
+        # Dropped here: the last pin of a file that was unlinked makes a call.
+        del ended
+
+    def hold_of(self, name: str) -> Hold | None:
+        """A hold of what is locked, whether it still has a name or not."""
+        with self._lock:
+            holds = self._holds.get(name)
+            return holds[-1] if holds else None
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._holds)
+
+    def clear(self) -> None:
+        with self._lock:
+            holds, self._holds = self._holds, {}
+        del holds

@@ -8,18 +8,20 @@ Configured as a plugin::
 ``adapter_params``: ``socket`` of a pool that is served, or ``size`` (and ``directory``) of one that
 this process owns; ``deadline`` in seconds; ``evict``: ``"lmcache"`` (default) leaves eviction to
 LMCache, which is notified of every key that the pool has; ``"pool"`` leaves it to the pool, which
-evicts the least recently used that nobody has locked when a store needs room.
+evicts the least recently used that nobody has locked when a store needs room; ``segment``:
+``"dram"`` (default), ``"cxl"`` or ``"storage"``, the kind of memory that the pool lies on.
+
+:mod:`pgmap.lmcache_storage` is the plugin for LMCache in the engine's process.
 
 A look-up locks by pinning: a locked object can be deleted by any process, and can still be loaded.
 """
 
-import hashlib
 import os
 import threading
 from typing import TYPE_CHECKING, Any
 
-from pgmap import Exists
-from pgmap._adapters import attach, require_version
+from pgmap import Exists, Pin
+from pgmap._adapters import Locked, attach, require_version, short_name
 
 __all__ = ["PgmapL2Adapter", "require"]
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 _PREFIX = "lmcache/"
 _LONG_PREFIX = "lmcache-long/"
-_MAX_NAME_BYTES = 255
+_SEGMENTS = ("dram", "cxl", "storage")
 
 
 def require() -> str:
@@ -42,13 +44,10 @@ def name_of(key: Any) -> str:
         f"{_PREFIX}{key.model_name}@{key.kv_rank:x}@{key.object_group_id:x}"
         f"@{key.chunk_hash.hex()}@{key.cache_salt}"
     )
-    encoded = name.encode()
-    if len(encoded) <= _MAX_NAME_BYTES:
-        return name
-    return _LONG_PREFIX + hashlib.sha256(encoded).hexdigest()
+    return short_name(name, _LONG_PREFIX)
 
 
-def _memory_of(obj: Any) -> Any:
+def memory_of(obj: Any) -> Any:
     """Where an object's bytes are."""
     address = getattr(obj, "data_ptr", 0)
     return (address, obj.get_size()) if address else memoryview(obj.byte_array).cast("B")
@@ -57,6 +56,7 @@ def _memory_of(obj: Any) -> Any:
 def _make_adapter() -> type:
     require()
     from lmcache.lmcache_native import Bitmap
+    from lmcache.v1.distributed import api
     from lmcache.v1.distributed.api import KeyEntry, KeyListPage, ObjectKey
     from lmcache.v1.distributed.internal_api import L2StoreResult
     from lmcache.v1.distributed.l2_adapters.base import AdapterUsage, L2AdapterInterface
@@ -79,6 +79,9 @@ def _make_adapter() -> type:
             evict = parameters.pop("evict", "lmcache")
             if evict not in ("lmcache", "pool"):
                 raise ValueError(f"evict is 'lmcache' or 'pool', not {evict!r}")
+            self._segment = parameters.pop("segment", "dram")
+            if self._segment not in _SEGMENTS:
+                raise ValueError(f"segment is one of {_SEGMENTS}, not {self._segment!r}")
             self._is_shared = "socket" in parameters
             # One priority for all: LMCache does not say which objects matter more.
             self._evictable = 1 if evict == "pool" else 0
@@ -86,7 +89,7 @@ def _make_adapter() -> type:
             self._size = self._pool.info().size
             super().__init__(self._size if evict == "lmcache" else 0)
             self._lock = threading.Lock()
-            self._locked: dict[str, list[Any]] = {}
+            self._locked: Locked[Pin] = Locked()
             self._next_task = 0
             self._done: tuple[dict[int, Any], dict[int, Any], dict[int, Any]] = ({}, {}, {})
             flags = os.EFD_NONBLOCK | os.EFD_CLOEXEC
@@ -136,7 +139,7 @@ def _make_adapter() -> type:
             try:
                 raised = self._pool.put_many(
                     [name_of(key) for key in keys],
-                    [_memory_of(obj) for obj in objects],
+                    [memory_of(obj) for obj in objects],
                     evictable=self._evictable,
                 )
             except Exception as error:
@@ -159,11 +162,10 @@ def _make_adapter() -> type:
             found = Bitmap(len(keys))
             names = [name_of(key) for key in keys]
             pins = self._pool.get_many(names)
-            with self._lock:
-                for at, pin in enumerate(pins):
-                    if pin is not None:
-                        self._locked.setdefault(names[at], []).append(pin)
-                        found.set(at)
+            self._locked.add(names, pins)
+            for at, pin in enumerate(pins):
+                if pin is not None:
+                    found.set(at)
             return self._finish(1, found)
 
         def query_lookup_and_lock_result(self, task_id: int) -> Any:
@@ -171,19 +173,12 @@ def _make_adapter() -> type:
                 return self._done[1].pop(task_id, None)
 
         def submit_unlock(self, keys: list[Any]) -> None:
-            released = []
-            with self._lock:
-                for name in map(name_of, keys):
-                    pins = self._locked.get(name)
-                    if pins:
-                        released.append(pins.pop())
-                        if not pins:
-                            del self._locked[name]
+            self._locked.release(map(name_of, keys))
 
         def submit_load_task(self, keys: list[Any], objects: list[Any]) -> int:
             loaded = Bitmap(len(keys))
             names = [name_of(key) for key in keys]
-            targets = [_memory_of(obj) for obj in objects]
+            targets = [memory_of(obj) for obj in objects]
             try:
                 lengths = self._pool.read_many(names, targets)
             except Exception:
@@ -201,9 +196,7 @@ def _make_adapter() -> type:
 
         def _read_locked(self, name: str, target: Any) -> int | None:
             """Reads what was deleted while it was locked."""
-            with self._lock:
-                pins = self._locked.get(name)
-                pin = pins[-1] if pins else None
+            pin = self._locked.hold_of(name)
             try:
                 return None if pin is None else pin.read_into(target)
             except Exception:
@@ -246,12 +239,12 @@ def _make_adapter() -> type:
             )
 
         def get_memory_tags(self) -> Any:
-            return ()
+            # Asked for from 0.5.7 on, which has the types.
+            segment = api.MemorySegment(self._segment)
+            return api.MemoryTags(segment, api.MemoryResidency.LOCAL)
 
         def report_status(self) -> dict[str, Any]:
-            with self._lock:
-                nr_locked = len(self._locked)
-            status: dict[str, Any] = {"type": "PgmapL2Adapter", "locked_key_count": nr_locked}
+            status: dict[str, Any] = {"type": "PgmapL2Adapter", "locked_key_count": len(self._locked)}
             try:
                 info = self._pool.info()
             except Exception as error:
@@ -266,8 +259,8 @@ def _make_adapter() -> type:
             }
 
         def close(self) -> None:
+            self._locked.clear()
             with self._lock:
-                self._locked.clear()
                 events, self._events = self._events, []
             for event in events:
                 os.close(event)

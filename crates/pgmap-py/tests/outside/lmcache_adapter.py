@@ -132,3 +132,16 @@ def test_parameters_that_it_does_not_know_are_named():
     for parameters, word in [({"sice": 1}, "sice"), ({}, "socket"), ({"evict": "x", "size": 1}, "x")]:
         with pytest.raises(ValueError, match=word):
             PgmapL2Adapter(parameters)
+
+
+def test_it_says_what_memory_it_has():
+    api = pytest.importorskip("lmcache.v1.distributed.api")
+    if not hasattr(api, "MemoryTags"):
+        pytest.skip("LMCache asks for it from 0.5.7 on")
+    for segment in ("dram", "cxl", "storage"):
+        adapter = PgmapL2Adapter({"size": "1MiB", "segment": segment})
+        tags = api.MemoryTags(api.MemorySegment(segment), api.MemoryResidency.LOCAL)
+        assert adapter.get_memory_tags() == tags
+        adapter.close()
+    with pytest.raises(ValueError, match="tape"):
+        PgmapL2Adapter({"size": "1MiB", "segment": "tape"})
