@@ -45,7 +45,7 @@ pub(crate) fn checked_batch(nr_items: usize) -> Result<(), Refusal> {
 
 /// What is left for the rest of a batch: extents of the answer, and frames whose memory is taken at
 /// once. And what was evicted for it.
-struct Room {
+struct BatchRoom {
     nr_extents: usize,
     nr_pages: u64,
     eviction: Eviction,
@@ -63,7 +63,7 @@ impl Core {
         checked_batch(specs.len())?;
         let (nr_extents, nr_pages) = (MAX_REPLY_EXTENTS, STEP_PAGES);
         let (eviction, of_quotas) = (Eviction::default(), QuotaEvictions::new());
-        let mut room = Room { nr_extents, nr_pages, eviction, of_quotas };
+        let mut room = BatchRoom { nr_extents, nr_pages, eviction, of_quotas };
         let mut drafts = Vec::with_capacity(specs.len());
         let mut todo = Vec::new();
         for spec in specs {
@@ -85,7 +85,7 @@ impl Core {
         &mut self,
         client: ClientId,
         spec: CreateSpec,
-        room: &mut Room,
+        room: &mut BatchRoom,
     ) -> Result<(Draft, Vec<PfnRange>), Refusal> {
         self.check_name_free(&spec.name, spec.replace)?;
         let sizing = spec.folio_size.sizing();
@@ -439,9 +439,21 @@ impl Core {
             self.frames.check_metadata_room(nr_slots)?;
         }
         self.record(&[Change::Put(&to, file.stored()), Change::Delete(from)])?;
+        let entry = match self.frames.rename(file.entry, from, file.listed(&to), &file.extents) {
+            Ok(entry) => entry,
+            Err(refusal) => {
+                // Room was asked for before; should it be gone, both names are as they were.
+                let undone = match self.files.get(&to) {
+                    Some(old) => Change::Put(&to, old.stored()),
+                    None => Change::Delete(&to),
+                };
+                self.record(&[Change::Put(from, file.stored()), undone])?;
+                return Err(refusal);
+            }
+        };
         let (_, mut file) =
             self.files.remove(from).ok_or_else(|| Refusal::NotFound { name: from.to_string() })?;
-        file.entry = self.frames.rename(file.entry, from, file.listed(&to), &file.extents)?;
+        file.entry = entry;
         self.note_listed(&to, &file);
         let (id, len_bytes) = (file.id, file.len_bytes);
         let old = self.files.insert(to.clone(), file);
@@ -602,3 +614,42 @@ pub(crate) fn file_idle(name: &FileName, file: &FileRecord) -> Result<(), Refusa
 }
 
 const _: () = assert!(MAX_REPLY_EXTENTS * 30 < wire::MAX_MESSAGE_BYTES);
+
+#[cfg(test)]
+mod tests {
+    use pgmap_mm::index::MAX_EXTENTS;
+
+    use super::*;
+    use crate::owner::clients::Identity;
+    use crate::owner::made_file::make_file;
+    use crate::pool::{Pool, PoolOptions};
+
+    /// Story: the file was out of the books before the index was asked, and its frames were
+    /// nobody's.
+    #[test]
+    fn a_rename_that_the_index_refuses_changes_nothing() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = directory.path().join("pool");
+        let pool = Pool::create(&PoolOptions::in_directory(&path, 16 << 20)).unwrap();
+        let mut core = Core::open(Arc::new(pool)).unwrap();
+        let (client, attachment) = core.attach(Identity::own(), false).unwrap();
+        let names = ["a", "b", "c"].map(|name| FileName::new(name).unwrap());
+        let [from, to, new] = &names;
+        make_file(&mut core, client, from, 8192);
+        make_file(&mut core, client, to, 4096);
+        let file = core.files[from].clone();
+        // More extents than an entry has, so that the index refuses after the check for room.
+        let extents = vec![file.extents[0]; MAX_EXTENTS + 1];
+        core.files.update(from, FileRecord { extents, ..file.clone() });
+        for name in [to, new] {
+            let refused = core.rename(from, name.clone(), true);
+            assert!(matches!(refused, Err(Refusal::IndexFull { .. })), "{refused:?}");
+        }
+        assert_eq!([from, to, new].map(|name| core.files.contains(name)), [true, true, false]);
+        core.record_file(from, &file).unwrap();
+        drop((core, attachment));
+        let core = Core::open(Arc::new(Pool::open(&path).unwrap())).unwrap();
+        let lens = names.map(|name| core.files.get(&name).map(|file| file.len_bytes));
+        assert_eq!(lens, [Some(8192), Some(4096), None]);
+    }
+}

@@ -16,6 +16,7 @@ use pgmap_mm::pagemap::{
     DeviceRange, FailureFlags, PagemapError, PagemapId, PagemapOps, PagemapSpec, TeardownError,
 };
 use pgmap_mm::pfn::PfnRange;
+use pgmap_mm::runs::SortedRuns;
 use pgmap_os::{clock, process};
 
 use crate::metadata::FileMetadata;
@@ -112,22 +113,29 @@ impl Core {
                 return Err(refusal);
             }
         };
-        self.show_pagemap(name, FileId(stamp.number()), extents, largest)?;
+        self.show_pagemap(name, (id, &runs), FileId(stamp.number()), extents, largest)?;
         self.pagemaps.add_device(id, Device::new(name.clone(), runs, ops));
         Ok(id)
     }
 
-    /// Shows the memory of a pagemap as a file over its whole range.
+    /// Shows the memory of a pagemap as a file over its whole range, else takes it down again.
     fn show_pagemap(
         &mut self,
         name: &FileName,
+        (pagemap, runs): (PagemapId, &SortedRuns),
         id: FileId,
         extents: Vec<Extent>,
         largest: Level,
     ) -> Result<(), Refusal> {
         let len_bytes = extents.iter().map(|extent| extent.run.len_bytes()).sum();
         let facts = Facts::new(id, len_bytes);
-        let entry = self.frames.list(Listed { name, facts }, &extents)?;
+        let listed = self.frames.list(Listed { name, facts }, &extents);
+        let entry = listed.inspect_err(|_| {
+            // Nobody was given its frames.
+            let (mut rest, mut left) = (runs.iter().collect(), usize::MAX);
+            self.frames.take_down_some(&mut rest, &mut left, |_| {});
+            self.pagemaps.remove(pagemap);
+        })?;
         let file = FileRecord {
             id,
             len_bytes,
@@ -244,8 +252,8 @@ pub(crate) const DEVICE: &str = "used as a whole device; remove its pagemap inst
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
+    use pgmap_mm::index::MAX_EXTENTS;
     use pgmap_mm::pagemap::OpsPresent;
-    use pgmap_mm::runs::SortedRuns;
 
     use super::*;
     use crate::owner::clients::{Attachment, Identity};
@@ -285,6 +293,20 @@ mod tests {
         let name = FileName::new("dax0.0").unwrap();
         let id = core.add_pagemap(&name, &spec, Some(Arc::clone(&driver) as _)).unwrap();
         (core, id, driver, PfnRange::new(START_BYTES / 4096, NR_PAGES).unwrap())
+    }
+
+    /// Story: its line in the table and its folios stayed, and the range could not be added again.
+    #[test]
+    fn a_pagemap_that_the_index_refuses_leaves_nothing() {
+        let (mut core, id, _driver, run) = core_with_pagemap();
+        let name = FileName::new("dax1.0").unwrap();
+        let extent = core.files.find(&FileName::new("dax0.0").unwrap()).unwrap().extents[0];
+        let runs = SortedRuns::new(vec![run]);
+        let extents = vec![extent; MAX_EXTENTS + 1];
+        let refused = core.show_pagemap(&name, (id, &runs), FileId(7), extents, Level::Pte);
+        assert!(matches!(refused, Err(Refusal::IndexFull { .. })), "{refused:?}");
+        assert!(!core.files.contains(&name) && !core.pagemaps.has_line(run.first()));
+        assert_eq!(nr_in(&core, run, FolioState::Offline), NR_PAGES);
     }
 
     fn nr_in(core: &Core, run: PfnRange, state: FolioState) -> u64 {
