@@ -1,132 +1,95 @@
-//! What a request is like: whether it waits, what it changes, who may make it.
+//! What each request is like: a table with a row for each.
 
 use crate::wire::Request;
 
+/// A row: what messages call the request, and which of the following are true of it.
+struct Row(&'static str, u8);
+
+/// A client that attached read-only may ask it.
+const FOR_READERS: u8 = 1 << 0;
+/// Its answer may come later.
+const MAY_WAIT: u8 = 1 << 1;
+/// A pool that is closing refuses it: it would change what is in the way.
+const NEEDS_OPEN: u8 = 1 << 2;
+/// An owner that did it has changed what anybody else can see. Drafts and leases end with the owner
+/// that gave them.
+const CHANGES_POOL: u8 = 1 << 3;
+
 impl Request {
+    const fn row(&self) -> Row {
+        match self {
+            Self::Create(_) => Row("create", MAY_WAIT | NEEDS_OPEN),
+            Self::Commit(_) => Row("commit", NEEDS_OPEN | CHANGES_POOL),
+            Self::Abort(_) => Row("abort", 0),
+            Self::Unlink(_) => Row("unlink", NEEDS_OPEN | CHANGES_POOL),
+            Self::UnlinkUnlessHeld(_) => Row("unlink unless held", NEEDS_OPEN | CHANGES_POOL),
+            Self::Rename { .. } => Row("rename", NEEDS_OPEN | CHANGES_POOL),
+            Self::Truncate { .. } => Row("truncate", MAY_WAIT | NEEDS_OPEN | CHANGES_POOL),
+            Self::Punch { .. } => Row("punch", MAY_WAIT | NEEDS_OPEN | CHANGES_POOL),
+            Self::Lease(spec) if spec.is_write => Row("lease", MAY_WAIT | NEEDS_OPEN),
+            Self::Lease(_) => Row("lease", FOR_READERS | MAY_WAIT | NEEDS_OPEN),
+            Self::ReleaseLeases(_) => Row("release of leases", FOR_READERS),
+            Self::Locate(_) => Row("locate", FOR_READERS),
+            Self::Stat(_) => Row("stat", FOR_READERS),
+            Self::List(_) => Row("list", FOR_READERS),
+            Self::MemoryFailure(_) => Row("report of failed memory", FOR_READERS | CHANGES_POOL),
+            Self::ClearPoison { .. } => Row("clearing of poison", NEEDS_OPEN | CHANGES_POOL),
+            Self::Reshape { .. } => Row("reshape", NEEDS_OPEN | CHANGES_POOL),
+            Self::RepairFree => Row("repair of free frames", 0),
+            Self::PoolStat => Row("stat of the pool", FOR_READERS),
+            Self::Who(_) => Row("who", FOR_READERS),
+            Self::Leave => Row("leave", FOR_READERS),
+            Self::Forget(_) => Row("forget", FOR_READERS),
+            Self::CancelCut(_) => Row("cancel", CHANGES_POOL),
+            Self::Trim { .. } => Row("trim", 0),
+            Self::Backings => Row("list of backings", FOR_READERS),
+            Self::AddBacking { .. } => Row("adding of a backing", NEEDS_OPEN | CHANGES_POOL),
+            Self::Grow { .. } => Row("growing of the pool", NEEDS_OPEN | CHANGES_POOL),
+            Self::RemoveBacking { .. } => {
+                Row("removal of a backing", MAY_WAIT | NEEDS_OPEN | CHANGES_POOL)
+            }
+            Self::Subscribe { .. } => Row("subscription", FOR_READERS),
+            Self::SetQuota { .. } => Row("setting of a quota", CHANGES_POOL),
+            Self::RemoveQuota(_) => Row("removal of a quota", CHANGES_POOL),
+            Self::SetWaterMarks(_) => Row("setting of water marks", CHANGES_POOL),
+            Self::Quotas => Row("list of quotas", FOR_READERS),
+            Self::Quarantine { .. } => Row("listing of the quarantine", FOR_READERS),
+            Self::Close { .. } => Row("drain of the pool", MAY_WAIT),
+            Self::DrainPart { .. } => {
+                Row("drain of a part of the pool", MAY_WAIT | NEEDS_OPEN | CHANGES_POOL)
+            }
+            Self::UndoDrain { .. } => Row("undoing of a drain", NEEDS_OPEN | CHANGES_POOL),
+            Self::ReleaseQuarantine(_) => Row("release from quarantine", 0),
+        }
+    }
+
+    const fn is(&self, what: u8) -> bool {
+        self.row().1 & what != 0
+    }
+
     /// Whether a client that attached read-only may ask it.
     pub(crate) const fn is_for_readers(&self) -> bool {
-        match self {
-            Self::Lease(spec) => !spec.is_write,
-            Self::ReleaseLeases(_)
-            | Self::Locate(_)
-            | Self::Stat(_)
-            | Self::List(_)
-            | Self::MemoryFailure(_)
-            | Self::PoolStat
-            | Self::Who(_)
-            | Self::Leave
-            | Self::Quarantine { .. }
-            | Self::Forget(_)
-            | Self::Backings
-            | Self::Quotas
-            | Self::Subscribe { .. } => true,
-            _ => false,
-        }
+        self.is(FOR_READERS)
     }
 
     /// Whether its answer may come later.
     pub(crate) const fn may_wait(&self) -> bool {
-        matches!(
-            self,
-            Self::Create(_)
-                | Self::Truncate { .. }
-                | Self::Punch { .. }
-                | Self::Lease(_)
-                | Self::RemoveBacking { .. }
-                | Self::Close { .. }
-                | Self::DrainPart { .. }
-        )
+        self.is(MAY_WAIT)
     }
 
-    /// Whether a pool that is closing refuses it: it would change what is in the way.
+    /// Whether a pool that is closing refuses it.
     pub(crate) const fn needs_open_pool(&self) -> bool {
-        matches!(
-            self,
-            Self::Create(_)
-                | Self::Commit(_)
-                | Self::Unlink(_)
-                | Self::UnlinkUnlessHeld(_)
-                | Self::Rename { .. }
-                | Self::Truncate { .. }
-                | Self::Punch { .. }
-                | Self::Lease(_)
-                | Self::ClearPoison { .. }
-                | Self::Reshape { .. }
-                | Self::AddBacking { .. }
-                | Self::Grow { .. }
-                | Self::RemoveBacking { .. }
-                | Self::DrainPart { .. }
-                | Self::UndoDrain { .. }
-        )
+        self.is(NEEDS_OPEN)
     }
 
-    /// Whether an owner that did this has changed what anybody else can see. Drafts and leases end
-    /// with the owner that gave them.
+    /// Whether an owner that did this has changed what anybody else can see.
     pub(crate) const fn changes_pool(&self) -> bool {
-        matches!(
-            self,
-            Self::Commit(_)
-                | Self::Unlink(_)
-                | Self::UnlinkUnlessHeld(_)
-                | Self::Rename { .. }
-                | Self::Truncate { .. }
-                | Self::Punch { .. }
-                | Self::MemoryFailure(_)
-                | Self::ClearPoison { .. }
-                | Self::Reshape { .. }
-                | Self::CancelCut(_)
-                | Self::AddBacking { .. }
-                | Self::Grow { .. }
-                | Self::RemoveBacking { .. }
-                | Self::DrainPart { .. }
-                | Self::UndoDrain { .. }
-                | Self::SetQuota { .. }
-                | Self::RemoveQuota(_)
-                | Self::SetWaterMarks(_)
-        )
+        self.is(CHANGES_POOL)
     }
 
     /// As messages call it.
     #[must_use]
     pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Create(_) => "create",
-            Self::Commit(_) => "commit",
-            Self::Abort(_) => "abort",
-            Self::Unlink(_) => "unlink",
-            Self::UnlinkUnlessHeld(_) => "unlink unless held",
-            Self::Rename { .. } => "rename",
-            Self::Truncate { .. } => "truncate",
-            Self::Punch { .. } => "punch",
-            Self::Lease(_) => "lease",
-            Self::ReleaseLeases(_) => "release of leases",
-            Self::Locate(_) => "locate",
-            Self::Stat(_) => "stat",
-            Self::List(_) => "list",
-            Self::MemoryFailure(_) => "report of failed memory",
-            Self::ClearPoison { .. } => "clearing of poison",
-            Self::Reshape { .. } => "reshape",
-            Self::RepairFree => "repair of free frames",
-            Self::PoolStat => "stat of the pool",
-            Self::Who(_) => "who",
-            Self::Leave => "leave",
-            Self::Forget(_) => "forget",
-            Self::CancelCut(_) => "cancel",
-            Self::Trim { .. } => "trim",
-            Self::Backings => "list of backings",
-            Self::AddBacking { .. } => "adding of a backing",
-            Self::Grow { .. } => "growing of the pool",
-            Self::RemoveBacking { .. } => "removal of a backing",
-            Self::Subscribe { .. } => "subscription",
-            Self::SetQuota { .. } => "setting of a quota",
-            Self::RemoveQuota(_) => "removal of a quota",
-            Self::SetWaterMarks(_) => "setting of water marks",
-            Self::Quotas => "list of quotas",
-            Self::Quarantine { .. } => "listing of the quarantine",
-            Self::Close { .. } => "drain of the pool",
-            Self::DrainPart { .. } => "drain of a part of the pool",
-            Self::UndoDrain { .. } => "undoing of a drain",
-            Self::ReleaseQuarantine(_) => "release from quarantine",
-        }
+        self.row().0
     }
 }
