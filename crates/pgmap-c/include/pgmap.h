@@ -96,7 +96,7 @@ const char *pgmap_version(void);
 // later one waits for the owner; 0 stands for 10,000.
 //
 // # Safety
-// `path` and `label` are texts that end with NUL; `pool` has room for an address.
+// `path` and `label` are NUL-terminated; `pool` has room for an address.
 int pgmap_connect(const char *path,
                   const char *label,
                   uint32_t deadline_ms,
@@ -234,7 +234,7 @@ int pgmap_pin_segments(struct pgmap_pin *pin,
 // `pin` is pinned; `target` has room for `len` bytes.
 int pgmap_read(struct pgmap_pin *pin, uint64_t offset, void *target, size_t len);
 
-// Gives the bytes up. Null is ignored.
+// Releases the bytes. Null is ignored.
 //
 // # Safety
 // `pin` is null or pinned, and is not used any more.

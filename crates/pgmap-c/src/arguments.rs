@@ -11,7 +11,7 @@ use crate::failure::Failure;
 /// An object that this library made.
 ///
 /// # Safety
-/// `object` is null, or an object that was made and not ended, used by nobody else meanwhile if it
+/// `object` is null, or an object that was made and not ended; nobody else uses it meanwhile if it
 /// is changed.
 pub unsafe fn object<'a, T>(object: *mut T, what: &str) -> Result<&'a mut T, Failure> {
     // SAFETY: by the caller's contract it is valid where it is not null.
@@ -48,7 +48,7 @@ pub unsafe fn bytes<'a>(start: *const c_void, len: usize, what: &str) -> Result<
     match (start.is_null(), len) {
         (_, 0) => Ok(&[]),
         (true, _) => Err(Failure::invalid(format!("the {what}: {len} bytes at address null"))),
-        // SAFETY: by the caller's contract.
+        // SAFETY: `len` bytes can be read from `start`, by the caller's contract.
         (false, _) => Ok(unsafe { slice::from_raw_parts(start.cast(), len) }),
     }
 }
@@ -61,20 +61,20 @@ pub unsafe fn room<'a, T>(start: *mut T, len: usize, what: &str) -> Result<&'a m
     match (start.is_null(), len) {
         (_, 0) => Ok(&mut []),
         (true, _) => Err(Failure::invalid(format!("the {what}: room for {len} at address null"))),
-        // SAFETY: by the caller's contract.
+        // SAFETY: `start` has room for `len` items that nobody else uses, by the caller's contract.
         (false, _) => Ok(unsafe { slice::from_raw_parts_mut(start, len) }),
     }
 }
 
-/// Text that ends with NUL; `None` for null.
+/// NUL-terminated text; `None` for null.
 ///
 /// # Safety
-/// `text` is null, or text that ends with NUL.
+/// `text` is null or NUL-terminated.
 pub unsafe fn text<'a>(text: *const c_char, what: &str) -> Result<Option<&'a str>, Failure> {
     if text.is_null() {
         return Ok(None);
     }
-    // SAFETY: by the caller's contract.
+    // SAFETY: `text` is NUL-terminated, by the caller's contract.
     let text = unsafe { CStr::from_ptr(text) };
     text.to_str().map(Some).map_err(|_| Failure::invalid(format!("the {what} is not UTF-8")))
 }

@@ -62,12 +62,12 @@ pub unsafe extern "C" fn pgmap_subscribe(
     events: *mut *mut pgmap_events,
 ) -> c_int {
     answer(|| {
-        // SAFETY: the caller's contract.
+        // SAFETY: `pool` is null or connected, by the caller's contract.
         let pool = unsafe { object(pool, "pool") }?;
-        // SAFETY: the caller's contract.
+        // SAFETY: `prefix` is null or has `prefix_len` bytes, by the caller's contract.
         let prefix = unsafe { bytes(prefix, prefix_len, "prefix") }?;
         let subscription = pool.client.subscribe(&SubscribeOptions::new().prefix(prefix))?;
-        // SAFETY: the caller's contract.
+        // SAFETY: `events` is null or has room for an address, by the caller's contract.
         unsafe { made(events, pgmap_events { subscription }) }?;
         Ok(0)
     })
@@ -81,7 +81,7 @@ pub unsafe extern "C" fn pgmap_subscribe(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pgmap_events_fd(events: *mut pgmap_events) -> c_int {
     answer(|| {
-        // SAFETY: the caller's contract.
+        // SAFETY: `events` is null or subscribed, by the caller's contract.
         Ok(unsafe { object(events, "subscription") }?.subscription.as_fd().as_raw_fd())
     })
 }
@@ -98,9 +98,9 @@ pub unsafe extern "C" fn pgmap_events_next(
     event: *mut pgmap_event,
 ) -> c_int {
     answer(|| {
-        // SAFETY: the caller's contract.
+        // SAFETY: `events` is null or subscribed, by the caller's contract.
         let events = unsafe { object(events, "subscription") }?;
-        // SAFETY: the caller's contract.
+        // SAFETY: `event` is null or has room for one value, by the caller's contract.
         let target = unsafe { object(event, "event") }?;
         let timeout = Duration::from_millis(timeout_ms.into());
         let Some(notice) = events.subscription.next(timeout)? else { return Ok(0) };
@@ -134,7 +134,7 @@ pub unsafe extern "C" fn pgmap_events_next(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pgmap_unsubscribe(events: *mut pgmap_events) {
     answer(|| {
-        // SAFETY: the caller's contract.
+        // SAFETY: `events` is null or subscribed, and not used any more, by the caller's contract.
         drop(unsafe { ended(events) });
         Ok(0)
     });

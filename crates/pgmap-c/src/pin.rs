@@ -56,12 +56,12 @@ pub unsafe extern "C" fn pgmap_get(
     pin: *mut *mut pgmap_pin,
 ) -> c_int {
     answer(|| {
-        // SAFETY: the caller's contract.
+        // SAFETY: `pool` is null or connected, by the caller's contract.
         let pool = unsafe { object(pool, "pool") }?;
-        // SAFETY: the caller's contract.
+        // SAFETY: `name` is null or has `name_len` bytes, by the caller's contract.
         let name = unsafe { bytes(name, name_len, "name") }?;
         let got = pool.client.get_owned(name)?;
-        // SAFETY: the caller's contract.
+        // SAFETY: `pin` is null or has room for an address, by the caller's contract.
         unsafe { made(pin, pgmap_pin { pin: got }) }?;
         Ok(0)
     })
@@ -80,13 +80,13 @@ pub unsafe extern "C" fn pgmap_get_for_device(
     pin: *mut *mut pgmap_pin,
 ) -> c_int {
     answer(|| {
-        // SAFETY: the caller's contract.
+        // SAFETY: `pool` is null or connected, by the caller's contract.
         let pool = unsafe { object(pool, "pool") }?;
-        // SAFETY: the caller's contract.
+        // SAFETY: `name` is null or has `name_len` bytes, by the caller's contract.
         let name = unsafe { bytes(name, name_len, "name") }?;
         let file = pool.client.open(name)?;
         let got = file.pin_for_device_owned(0..file.len_bytes())?;
-        // SAFETY: the caller's contract.
+        // SAFETY: `pin` is null or has room for an address, by the caller's contract.
         unsafe { made(pin, pgmap_pin { pin: got }) }?;
         Ok(0)
     })
@@ -98,7 +98,7 @@ pub unsafe extern "C" fn pgmap_get_for_device(
 /// `pin` is null or pinned.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pgmap_pin_len(pin: *const pgmap_pin) -> u64 {
-    // SAFETY: the caller's contract.
+    // SAFETY: `pin` is null or pinned, by the caller's contract.
     unsafe { pin.as_ref() }.map_or(0, |pin| pin.pin.len_bytes())
 }
 
@@ -108,7 +108,7 @@ pub unsafe extern "C" fn pgmap_pin_len(pin: *const pgmap_pin) -> u64 {
 /// `pin` is null or pinned.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pgmap_is_reclaim_requested(pin: *const pgmap_pin) -> bool {
-    // SAFETY: the caller's contract.
+    // SAFETY: `pin` is null or pinned, by the caller's contract.
     unsafe { pin.as_ref() }.is_some_and(|pin| pin.pin.is_reclaim_requested())
 }
 
@@ -125,11 +125,11 @@ pub unsafe extern "C" fn pgmap_pin_segments(
     count: *mut usize,
 ) -> c_int {
     answer(|| {
-        // SAFETY: the caller's contract.
+        // SAFETY: `pin` is null or pinned, by the caller's contract.
         let pin = unsafe { object(pin, "pin") }?;
-        // SAFETY: the caller's contract.
+        // SAFETY: `segments` is null or has room for `nr_room` items, by the caller's contract.
         let target = unsafe { room(segments, nr_room, "segments") }?;
-        // SAFETY: the caller's contract.
+        // SAFETY: `count` is null or has room for one value, by the caller's contract.
         let count = unsafe { object(count, "count") }?;
         let segment = |segment: Segment<'_>| pgmap_segment {
             address: segment.ptr.cast(),
@@ -154,23 +154,23 @@ pub unsafe extern "C" fn pgmap_read(
     len: usize,
 ) -> c_int {
     answer(|| {
-        // SAFETY: the caller's contract.
+        // SAFETY: `pin` is null or pinned, by the caller's contract.
         let pin = unsafe { object(pin, "pin") }?;
-        // SAFETY: the caller's contract.
+        // SAFETY: `target` is null or has room for `len` items, by the caller's contract.
         let target = unsafe { room(target.cast::<u8>(), len, "target") }?;
         pin.pin.read_at(offset, target)?;
         Ok(0)
     })
 }
 
-/// Gives the bytes up. Null is ignored.
+/// Releases the bytes. Null is ignored.
 ///
 /// # Safety
 /// `pin` is null or pinned, and is not used any more.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pgmap_unpin(pin: *mut pgmap_pin) {
     answer(|| {
-        // SAFETY: the caller's contract.
+        // SAFETY: `pin` is null or pinned, and not used any more, by the caller's contract.
         drop(unsafe { ended(pin) });
         Ok(0)
     });

@@ -45,7 +45,7 @@ pub extern "C" fn pgmap_version() -> *const c_char {
 /// later one waits for the owner; 0 stands for 10,000.
 ///
 /// # Safety
-/// `path` and `label` are texts that end with NUL; `pool` has room for an address.
+/// `path` and `label` are NUL-terminated; `pool` has room for an address.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pgmap_connect(
     path: *const c_char,
@@ -57,18 +57,18 @@ pub unsafe extern "C" fn pgmap_connect(
         if path.is_null() {
             return Err(Failure::invalid("the path is null"));
         }
-        // SAFETY: the caller's contract.
+        // SAFETY: `path` is NUL-terminated, by the caller's contract.
         let path = Path::new(OsStr::from_bytes(unsafe { CStr::from_ptr(path) }.to_bytes()));
         let mut options = ConnectOptions::new();
         if deadline_ms > 0 {
             options = options.deadline(Duration::from_millis(deadline_ms.into()));
         }
-        // SAFETY: the caller's contract.
+        // SAFETY: `label` is null or NUL-terminated, by the caller's contract.
         if let Some(label) = unsafe { text(label, "label") }? {
             options = options.label(label);
         }
         let client = Client::connect_with(path, &options)?;
-        // SAFETY: the caller's contract.
+        // SAFETY: `pool` is null or has room for an address, by the caller's contract.
         unsafe { made(pool, pgmap_pool { client }) }?;
         Ok(0)
     })
@@ -82,7 +82,7 @@ pub unsafe extern "C" fn pgmap_connect(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pgmap_disconnect(pool: *mut pgmap_pool) {
     answer(|| {
-        // SAFETY: the caller's contract.
+        // SAFETY: `pool` is null or connected, and not used any more, by the caller's contract.
         drop(unsafe { ended(pool) });
         Ok(0)
     });
@@ -100,11 +100,11 @@ pub unsafe extern "C" fn pgmap_memory(
     len_bytes: *mut u64,
 ) -> c_int {
     answer(|| {
-        // SAFETY: the caller's contract.
+        // SAFETY: `pool` is null or connected, by the caller's contract.
         let pool = unsafe { object(pool, "pool") }?;
-        // SAFETY: the caller's contract.
+        // SAFETY: `address` is null or has room for one value, by the caller's contract.
         let address = unsafe { object(address, "address") }?;
-        // SAFETY: the caller's contract.
+        // SAFETY: `len_bytes` is null or has room for one value, by the caller's contract.
         let len_bytes = unsafe { object(len_bytes, "length") }?;
         let (start, len) = pool.client.pool_address();
         (*address, *len_bytes) = (start.cast(), len as u64);
@@ -123,9 +123,9 @@ pub unsafe extern "C" fn pgmap_exists(
     name_len: usize,
 ) -> c_int {
     answer(|| {
-        // SAFETY: the caller's contract.
+        // SAFETY: `pool` is null or connected, by the caller's contract.
         let pool = unsafe { object(pool, "pool") }?;
-        // SAFETY: the caller's contract.
+        // SAFETY: `name` is null or has `name_len` bytes, by the caller's contract.
         let name = unsafe { bytes(name, name_len, "name") }?;
         Ok(pool.client.exists(name)?.into())
     })
@@ -143,9 +143,9 @@ pub unsafe extern "C" fn pgmap_unlink(
     name_len: usize,
 ) -> c_int {
     answer(|| {
-        // SAFETY: the caller's contract.
+        // SAFETY: `pool` is null or connected, by the caller's contract.
         let pool = unsafe { object(pool, "pool") }?;
-        // SAFETY: the caller's contract.
+        // SAFETY: `name` is null or has `name_len` bytes, by the caller's contract.
         let name = unsafe { bytes(name, name_len, "name") }?;
         pool.client.unlink(name)?;
         Ok(0)
@@ -166,11 +166,11 @@ pub unsafe extern "C" fn pgmap_rename(
     flags: u32,
 ) -> c_int {
     answer(|| {
-        // SAFETY: the caller's contract.
+        // SAFETY: `pool` is null or connected, by the caller's contract.
         let pool = unsafe { object(pool, "pool") }?;
-        // SAFETY: the caller's contract.
+        // SAFETY: `name` is null or has `name_len` bytes, by the caller's contract.
         let name = unsafe { bytes(name, name_len, "name") }?;
-        // SAFETY: the caller's contract.
+        // SAFETY: `to` is null or has `to_len` bytes, by the caller's contract.
         let to = unsafe { bytes(to, to_len, "new name") }?;
         let replaces = known(flags, PGMAP_REPLACE)? != 0;
         pool.client.rename(name, to, if replaces { Replace::Yes } else { Replace::No })?;

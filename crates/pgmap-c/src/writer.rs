@@ -33,9 +33,9 @@ pub unsafe extern "C" fn pgmap_create(
     writer: *mut *mut pgmap_writer,
 ) -> c_int {
     answer(|| {
-        // SAFETY: the caller's contract.
+        // SAFETY: `pool` is null or connected, by the caller's contract.
         let pool = unsafe { object(pool, "pool") }?;
-        // SAFETY: the caller's contract.
+        // SAFETY: `name` is null or has `name_len` bytes, by the caller's contract.
         let name = unsafe { bytes(name, name_len, "name") }?;
         let flags = known(flags, PGMAP_REPLACE | PGMAP_CHECKSUM | PGMAP_EVICTABLE)?;
         let name = FileName::new(name).map_err(Error::from)?;
@@ -46,7 +46,7 @@ pub unsafe extern "C" fn pgmap_create(
             ..CreateSpec::new(name, len_bytes, FolioSize::BestFit).evictable(priority)
         };
         let created = pool.client.create_owned_with(spec)?;
-        // SAFETY: the caller's contract.
+        // SAFETY: `writer` is null or has room for an address, by the caller's contract.
         unsafe { made(writer, pgmap_writer { writer: created }) }?;
         Ok(0)
     })
@@ -64,9 +64,9 @@ pub unsafe extern "C" fn pgmap_write(
     len: usize,
 ) -> c_int {
     answer(|| {
-        // SAFETY: the caller's contract.
+        // SAFETY: `writer` is null or not ended yet, by the caller's contract.
         let writer = unsafe { object(writer, "writer") }?;
-        // SAFETY: the caller's contract.
+        // SAFETY: `source` is null or has `len` bytes, by the caller's contract.
         let source = unsafe { bytes(source, len, "source") }?;
         writer.writer.write_all_at(offset, source)?;
         Ok(0)
@@ -86,11 +86,11 @@ pub unsafe extern "C" fn pgmap_writer_segments(
     count: *mut usize,
 ) -> c_int {
     answer(|| {
-        // SAFETY: the caller's contract.
+        // SAFETY: `writer` is null or not ended yet, by the caller's contract.
         let writer = unsafe { object(writer, "writer") }?;
-        // SAFETY: the caller's contract.
+        // SAFETY: `segments` is null or has room for `nr_room` items, by the caller's contract.
         let target = unsafe { room(segments, nr_room, "segments") }?;
-        // SAFETY: the caller's contract.
+        // SAFETY: `count` is null or has room for one value, by the caller's contract.
         let count = unsafe { object(count, "count") }?;
         let mut file_offset = 0;
         let all = writer.writer.segments().into_iter().map(|(address, len_bytes, pool_offset)| {
@@ -112,7 +112,7 @@ pub unsafe extern "C" fn pgmap_writer_segments(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pgmap_set_device(writer: *mut pgmap_writer, is_device: bool) -> c_int {
     answer(|| {
-        // SAFETY: the caller's contract.
+        // SAFETY: `writer` is null or not ended yet, by the caller's contract.
         let writer = unsafe { object(writer, "writer") }?;
         writer.writer.set_agent(if is_device { Agent::Device } else { Agent::Cpu });
         Ok(0)
@@ -127,7 +127,7 @@ pub unsafe extern "C" fn pgmap_set_device(writer: *mut pgmap_writer, is_device: 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pgmap_commit(writer: *mut pgmap_writer) -> c_int {
     answer(|| {
-        // SAFETY: the caller's contract.
+        // SAFETY: `writer` is null or not ended, and not used any more, by the caller's contract.
         let writer = unsafe { ended(writer) };
         writer.ok_or_else(|| Failure::invalid("the writer is null"))?.writer.commit()?;
         Ok(0)
@@ -141,7 +141,7 @@ pub unsafe extern "C" fn pgmap_commit(writer: *mut pgmap_writer) -> c_int {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn pgmap_abort(writer: *mut pgmap_writer) {
     answer(|| {
-        // SAFETY: the caller's contract.
+        // SAFETY: `writer` is null or not ended, and not used any more, by the caller's contract.
         drop(unsafe { ended(writer) });
         Ok(0)
     });
