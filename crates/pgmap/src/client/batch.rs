@@ -106,12 +106,12 @@ impl Client {
     /// As [`create_batch`](Self::create_batch) and [`commit_batch`](Self::commit_batch).
     ///
     /// ```
-    /// # use pgmap::{CreateSpec, FileName, FolioSize, Owner, Pool, PoolOptions};
+    /// # use pgmap::{CreateSpec, FolioSize, Owner, Pool, PoolOptions};
     /// # let owner = Owner::start(Pool::create(&PoolOptions::anonymous(64 << 20))?)?;
     /// # let client = owner.client()?;
     /// let blocks = (0..1000).map(|number| {
-    ///     let name = FileName::new(format!("block/{number}"))?;
-    ///     Ok((CreateSpec::new(name, 6, FolioSize::BestFit), &b"tokens"[..]))
+    ///     let spec = CreateSpec::named(format!("block/{number}"), 6, FolioSize::BestFit)?;
+    ///     Ok((spec, &b"tokens"[..]))
     /// });
     /// for put in client.put_batch(blocks.collect::<Result<_, pgmap::Error>>()?)? {
     ///     put?;

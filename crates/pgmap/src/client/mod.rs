@@ -377,8 +377,7 @@ impl Client {
         len_bytes: u64,
         folio_size: FolioSize,
     ) -> Result<FileWriter<'_>, Error> {
-        let name = FileName::new(name)?;
-        let spec = CreateSpec::new(name, len_bytes, folio_size);
+        let spec = CreateSpec::named(name, len_bytes, folio_size)?;
         one(self.create_batch(vec![spec])?)?
     }
 
@@ -392,7 +391,7 @@ impl Client {
         len_bytes: u64,
         folio_size: FolioSize,
     ) -> Result<OwnedWriter, Error> {
-        let spec = CreateSpec::new(FileName::new(name)?, len_bytes, folio_size);
+        let spec = CreateSpec::named(name, len_bytes, folio_size)?;
         self.create_owned_with(spec)
     }
 

@@ -38,13 +38,29 @@ use crate::pool::{Layout, bad, pool_name};
 /// Bytes that are read at a time.
 const STEP_BYTES: u64 = 1 << 20;
 
-/// How a pool is checked.
+/// How a pool is checked: by default without its contents, and nothing is changed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CheckOptions {
     /// Whether the contents of files are read too.
     pub reads_data: bool,
     /// Whether what is wrong is repaired, where that loses nothing that is not lost already.
     pub repairs: bool,
+}
+
+impl CheckOptions {
+    /// Has the contents of files read too.
+    #[must_use]
+    pub const fn read_data(mut self) -> Self {
+        self.reads_data = true;
+        self
+    }
+
+    /// Has what is wrong repaired, where that loses nothing that is not lost already.
+    #[must_use]
+    pub const fn repair(mut self) -> Self {
+        self.repairs = true;
+        self
+    }
 }
 
 /// What is wrong with a pool, and what was done about it.

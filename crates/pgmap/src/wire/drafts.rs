@@ -4,9 +4,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::metadata::UserMetadata;
 use crate::name::FileName;
+use crate::refusal::Refusal;
 use crate::wire::{FileRules, FolioSize, Placement};
 
 /// A file to be created.
+///
+/// ```
+/// # use pgmap::{CreateSpec, FolioSize, Owner, Pool, PoolOptions, UserMetadata};
+/// # let owner = Owner::start(Pool::create(&PoolOptions::anonymous(64 << 20))?)?;
+/// # let client = owner.client()?;
+/// let spec = CreateSpec::named("block/7", 6, FolioSize::BestFit)?
+///     .metadata(UserMetadata::new("model=m")?)
+///     .checksummed()
+///     .evictable(1);
+/// let mut writers = client.create_batch(vec![spec])?;
+/// # drop(writers);
+/// # Ok::<(), pgmap::Error>(())
+/// ```
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct CreateSpec {
     /// Its name from the commit on.
@@ -41,6 +55,53 @@ impl CreateSpec {
             metadata: UserMetadata::default(),
             is_checksummed: false,
         }
+    }
+
+    /// As [`new`](Self::new), of a name that is yet to be checked.
+    ///
+    /// # Errors
+    /// [`Refusal::BadName`].
+    pub fn named(
+        name: impl AsRef<[u8]>,
+        len_bytes: u64,
+        folio_size: FolioSize,
+    ) -> Result<Self, Refusal> {
+        Ok(Self::new(FileName::new(name)?, len_bytes, folio_size))
+    }
+
+    /// Lets the file take the place of one with the same name.
+    #[must_use]
+    pub const fn replacing(mut self) -> Self {
+        self.replace = true;
+        self
+    }
+
+    /// Says what may be done with the file.
+    #[must_use]
+    pub const fn rules(mut self, rules: FileRules) -> Self {
+        self.rules = rules;
+        self
+    }
+
+    /// Says where the file may lie.
+    #[must_use]
+    pub fn placement(mut self, placement: Placement) -> Self {
+        self.placement = placement;
+        self
+    }
+
+    /// Gives the file what its users want to know of it.
+    #[must_use]
+    pub fn metadata(mut self, metadata: UserMetadata) -> Self {
+        self.metadata = metadata;
+        self
+    }
+
+    /// Has the commit keep a checksum of the contents.
+    #[must_use]
+    pub const fn checksummed(mut self) -> Self {
+        self.is_checksummed = true;
+        self
     }
 
     /// Lets the owner evict the file: when a create needs room, and nobody holds the file, it is

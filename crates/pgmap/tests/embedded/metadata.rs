@@ -7,19 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pgmap::{
-    CheckOptions, Checksum, Client, CreateSpec, Error, FileName, FolioSize, Owner, Pool,
-    PoolOptions, Refusal, Replace, UserMetadata,
+    CheckOptions, Checksum, Client, CreateSpec, Error, FolioSize, Owner, Pool, PoolOptions,
+    Refusal, Replace, UserMetadata,
 };
 
 const MIB: u64 = 1 << 20;
 
 fn spec(name: &str, len_bytes: u64, metadata: &[u8]) -> CreateSpec {
-    CreateSpec {
-        replace: true,
-        metadata: UserMetadata::new(metadata).unwrap(),
-        is_checksummed: true,
-        ..CreateSpec::new(FileName::new(name).unwrap(), len_bytes, FolioSize::BestFit)
-    }
+    let spec = CreateSpec::named(name, len_bytes, FolioSize::BestFit).unwrap();
+    spec.replacing().metadata(UserMetadata::new(metadata).unwrap()).checksummed()
 }
 
 fn put(client: &Client, name: &str, bytes: &[u8], metadata: &[u8]) -> u64 {
@@ -169,7 +165,7 @@ fn a_check_finds_the_byte_that_changed_in_files_with_a_checksum() {
         let plain = client.create("plain", 70_000, FolioSize::BestFit).unwrap();
         plain.commit().unwrap();
     }
-    let options = CheckOptions { reads_data: true, repairs: false };
+    let options = CheckOptions::default().read_data();
     let check = || pgmap::check(&path, options, &mut |_, _| {}).unwrap().findings;
     assert_eq!(check(), []);
     let data = File::options().read(true).write(true).open(path.join("data")).unwrap();

@@ -4,8 +4,8 @@ use crate::support;
 use std::time::{Duration, Instant};
 
 use pgmap::{
-    BackingOptions, Client, CreateSpec, Error, FileName, FolioSize, OwnedPin, OwnedWriter, Owner,
-    Placement, Pool, PoolOptions, Refusal,
+    BackingOptions, Client, CreateSpec, Error, FolioSize, OwnedPin, OwnedWriter, Owner, Placement,
+    Pool, PoolOptions, Refusal,
 };
 
 const MIB: u64 = 1 << 20;
@@ -118,10 +118,8 @@ fn try_get_says_so_where_a_backing_must_be_mapped_first() {
     let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
     let (client, other) = (owner.client().unwrap(), owner.client().unwrap());
     owner.add_backing(&BackingOptions::on(path.join("far")).size(4 * MIB)).unwrap();
-    let spec = CreateSpec {
-        placement: Placement::Only(vec!["far".into()]),
-        ..CreateSpec::new(FileName::new("a").unwrap(), 3, FolioSize::BestFit)
-    };
+    let spec = CreateSpec::named("a", 3, FolioSize::BestFit).unwrap();
+    let spec = spec.placement(Placement::Only(vec!["far".into()]));
     let mut writer = other.create_owned_with(spec).unwrap();
     writer.write_all_at(0, b"far").unwrap();
     writer.commit().unwrap();

@@ -10,8 +10,8 @@ use crate::support::{self, Random, put, seed, serving_owner};
 use pgmap::FileChange::{Created, Drained, Removed};
 use pgmap::wire::MAX_SUBSCRIPTIONS;
 use pgmap::{
-    Client, CreateSpec, Error, FileChange, FileName, FolioSize, Owner, Pool, PoolOptions, Refusal,
-    Replace, SubscribeOptions, Subscription,
+    Client, CreateSpec, Error, FileChange, FolioSize, Owner, Pool, PoolOptions, Refusal, Replace,
+    SubscribeOptions, Subscription,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -71,10 +71,7 @@ fn each_subscriber_is_told_what_it_asked_for_in_order() {
         drop(pin);
         assert_eq!(next(&mut drained), (Drained, "kv/a".into(), ids[0]));
         assert_eq!(next(&mut some), (Drained, "kv/a".into(), ids[0]));
-        let spec = CreateSpec {
-            replace: true,
-            ..CreateSpec::new(FileName::new("kv/b").unwrap(), 9, FolioSize::BestFit)
-        };
+        let spec = CreateSpec::named("kv/b", 9, FolioSize::BestFit).unwrap().replacing();
         maker.create_batch(vec![spec]).unwrap().pop().unwrap().unwrap().commit().unwrap();
         let new = maker.stat("kv/b").unwrap().id;
         assert_eq!(next(&mut some), (Removed, "kv/b".into(), ids[1]));
@@ -180,10 +177,7 @@ fn a_book_that_is_kept_by_events_is_the_pools_list() {
         let (name, other) = (format!("n{}", random.below(6)), format!("n{}", random.below(6)));
         match random.below(6) {
             0 | 1 => {
-                let spec = CreateSpec {
-                    replace: true,
-                    ..CreateSpec::new(FileName::new(&name).unwrap(), 5000, FolioSize::BestFit)
-                };
+                let spec = CreateSpec::named(&name, 5000, FolioSize::BestFit).unwrap().replacing();
                 client.create_batch(vec![spec]).unwrap().pop().unwrap().unwrap().commit().unwrap();
             }
             2 => drop(client.unlink(&name)),

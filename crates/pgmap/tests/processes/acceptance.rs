@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::support::{self, Second, block};
-use pgmap::{Client, CreateSpec, Error, FileName, FolioSize, HoldKind, Owner, Refusal};
+use pgmap::{Client, CreateSpec, Error, FolioSize, HoldKind, Owner, Refusal};
 use rustix::process::Signal;
 
 const MIB: u64 = 1 << 20;
@@ -182,10 +182,7 @@ fn t11_an_unfinished_write_is_never_readable() {
 
     // In place of an old file: the old one is served until the new one is whole.
     put(&client, "old", 1, MIB);
-    let spec = CreateSpec {
-        replace: true,
-        ..CreateSpec::new(FileName::new("old").unwrap(), MIB, FolioSize::BestFit)
-    };
+    let spec = CreateSpec::named("old", MIB, FolioSize::BestFit).unwrap().replacing();
     let mut drafts = client.create_batch(vec![spec]).unwrap();
     let mut draft = drafts.pop().unwrap().unwrap();
     draft.write_all_at(0, &block::make(2, MIB as usize / 2)).unwrap();

@@ -11,8 +11,8 @@ use pgmap::mm::prot::Prot;
 use pgmap::mm::vma::VmaKind;
 use pgmap::space::AddressSpace;
 use pgmap::{
-    BackingOptions, CheckOptions, Client, CreateSpec, Error, FileName, FolioSize, Owner, Placement,
-    Pool, PoolOptions, Refusal,
+    BackingOptions, CheckOptions, Client, CreateSpec, Error, FolioSize, Owner, Placement, Pool,
+    PoolOptions, Refusal,
 };
 
 use crate::support::{self, Random, Second, block};
@@ -34,10 +34,8 @@ fn reopen(directory: &Path) -> Owner {
 }
 
 fn try_put(client: &Client, name: &str, bytes: &[u8], placement: Placement) -> Result<(), Error> {
-    let spec = CreateSpec {
-        placement,
-        ..CreateSpec::new(FileName::new(name).unwrap(), bytes.len() as u64, FolioSize::Pages4K)
-    };
+    let spec = CreateSpec::named(name, bytes.len() as u64, FolioSize::Pages4K).unwrap();
+    let spec = spec.placement(placement);
     let mut writer = client.create_batch(vec![spec])?.pop().unwrap()?;
     writer.write_all_at(0, bytes)?;
     writer.commit()
@@ -184,10 +182,8 @@ fn a_backing_is_taken_out_when_nothing_lies_on_it() {
     put(&client, "back", &[7; 10_000], only("two"));
     client.unlink("back").unwrap();
     // A writer is a holder too.
-    let draft = CreateSpec {
-        placement: only("two"),
-        ..CreateSpec::new(FileName::new("draft").unwrap(), 100, FolioSize::Pages4K)
-    };
+    let draft = CreateSpec::named("draft", 100, FolioSize::Pages4K).unwrap();
+    let draft = draft.placement(only("two"));
     let drafts = client.create_batch(vec![draft]).unwrap();
     let held = client.remove_backing("two", Duration::from_millis(20)).unwrap_err();
     assert!(held.to_string().contains("\"two\" is still held"), "{held}");
@@ -242,7 +238,7 @@ fn what_lies_on_a_missing_backing_is_an_error_until_it_is_back() {
     let path = directory.path();
     let owner = create(path);
     let two = path.join("two");
-    let whole = CheckOptions { reads_data: true, ..CheckOptions::default() };
+    let whole = CheckOptions::default().read_data();
     owner.add_backing(&BackingOptions::on(&two).size(4 * MIB)).unwrap();
     let client = owner.client().unwrap();
     put(&client, "a", &[7; 10_000], only("two"));
@@ -415,7 +411,7 @@ fn room_is_given_to_a_pool_that_nobody_uses() {
     let refused = pool().unwrap().give_room(8 * GIB).unwrap_err();
     assert!(refused.to_string().contains(&format!("clients {}", client.id())), "{refused}");
     drop(client);
-    let whole = CheckOptions { reads_data: true, ..CheckOptions::default() };
+    let whole = CheckOptions::default().read_data();
     let report = pgmap::check(path.join("pool"), whole, &mut |_, _| {}).unwrap();
     assert_eq!(report.findings.len(), 0, "{:?}", report.findings);
 }
@@ -515,11 +511,8 @@ fn killed_owners_leave_every_backing_as_the_record_says() {
             for name in ["one", "two", "data"].into_iter().cycle().take(30) {
                 generation += 1;
                 let bytes = block::make(generation, 8192 + random.below(100_000) as usize);
-                let spec = CreateSpec {
-                    placement: only(name),
-                    replace: true,
-                    ..CreateSpec::new(FileName::new(name).unwrap(), bytes.len() as u64, BEST)
-                };
+                let spec = CreateSpec::named(name, bytes.len() as u64, BEST).unwrap();
+                let spec = spec.placement(only(name)).replacing();
                 client.set_deadline(Duration::from_millis(1));
                 let put = client.create_batch(vec![spec]).and_then(|mut drafts| {
                     let mut writer = drafts.pop().unwrap()?;

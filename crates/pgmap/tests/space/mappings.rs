@@ -12,8 +12,8 @@ use pgmap::mm::prot::Prot;
 use pgmap::mm::vma::VmaKind;
 use pgmap::space::{AddressSpace, PinnedPages, SpaceError};
 use pgmap::{
-    Client, CreateSpec, Event, FileName, FileRules, FolioSize, LongtermRule, MemoryType, Owner,
-    Pool, PoolOptions,
+    Client, CreateSpec, Event, FileRules, FolioSize, LongtermRule, MemoryType, Owner, Pool,
+    PoolOptions,
 };
 
 const PAGE: u64 = 4096;
@@ -32,8 +32,7 @@ fn owner() -> Owner {
 }
 
 fn put_with(client: &Client, name: &str, generation: u64, nr_pages: u64, rules: FileRules) {
-    let name = FileName::new(name).unwrap();
-    let spec = CreateSpec { rules, ..CreateSpec::new(name, nr_pages * PAGE, FolioSize::BestFit) };
+    let spec = CreateSpec::named(name, nr_pages * PAGE, FolioSize::BestFit).unwrap().rules(rules);
     let mut writer = client.create_batch(vec![spec]).unwrap().pop().unwrap().unwrap();
     writer.write_all_at(0, &block::make(generation, (nr_pages * PAGE) as usize)).unwrap();
     writer.commit().unwrap();
@@ -446,8 +445,7 @@ fn a_lease_ends_where_a_short_pin_would_and_the_next_call_says_why() {
         assert_eq!(errno(with(16, 1, flags)), 14, "beyond the end");
     }
     // Its folios reach further than the file.
-    let name = FileName::new("b").unwrap();
-    let spec = CreateSpec { rules: leasable(), ..CreateSpec::new(name, 5000, FolioSize::Pages2M) };
+    let spec = CreateSpec::named("b", 5000, FolioSize::Pages2M).unwrap().rules(leasable());
     client.create_batch(vec![spec]).unwrap().pop().unwrap().unwrap().commit().unwrap();
     map(&space, "b", 0, 8, 100);
     assert_eq!(with(100, 8, GupFlags::NONE).unwrap().nr_pages(), 2);
