@@ -21,6 +21,7 @@ mod module_layers;
 mod orderings;
 mod source;
 mod test_code;
+mod type_names;
 mod unsafe_code;
 mod words;
 
@@ -114,6 +115,7 @@ fn check(tree: &Tree) -> Vec<Violation> {
     crate_layers::check(tree, layers::FOREIGN_NAMES, &mut found);
     module_layers::check(tree, "crates/pgmap-mm/", layers::MM_LAYERS, &mut found);
     module_layers::check(tree, "crates/pgmap/", layers::PGMAP_LAYERS, &mut found);
+    type_names::check(tree, &mut found);
     words::check(tree, &mut found);
     idioms::check(tree, &mut found);
     decisions::check(tree, &mut found);

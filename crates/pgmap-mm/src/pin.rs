@@ -180,7 +180,7 @@ impl<'p, S: ClientSide> Lane<'p, S> {
         self.pin_under(life, run, agent)
     }
 
-    /// [`pin`](Self::pin) in a lane that is taken up for it and given to `put_back` as soon as it
+    /// [`pin`](Self::pin) in a lane that is taken for it and given to `put_back` as soon as it
     /// was used, before the pin is made a value with a destructor: so that all of it can stay in
     /// registers. `None` if [`pin`](Self::pin) would fail, or has to be tried again.
     #[inline(always)]

@@ -68,7 +68,7 @@ pub struct Backed {
 ///
 /// Called with the address space's lock held: an implementation must not call back into the same
 /// address space.
-pub trait Backing: Send + Sync + fmt::Debug {
+pub trait AreaBacking: Send + Sync + fmt::Debug {
     /// How areas of this backing behave.
     fn kind(&self) -> VmaKind;
 
@@ -107,7 +107,7 @@ pub struct Vma {
     /// Pages.
     pub nr_pages: u64,
     /// What lies behind.
-    pub backing: Arc<dyn Backing>,
+    pub backing: Arc<dyn AreaBacking>,
     /// Page of the file at the first page.
     pub file_page: u64,
     /// What may be done.
@@ -142,7 +142,7 @@ impl Vma {
     }
 
     /// Makes it map something else in the same way.
-    pub(crate) fn assign(&mut self, backing: &Arc<dyn Backing>, file_page: u64, prot: Prot) {
+    pub(crate) fn assign(&mut self, backing: &Arc<dyn AreaBacking>, file_page: u64, prot: Prot) {
         // Counting the same file up and down again would be the most of the work.
         if !Arc::ptr_eq(&self.backing, backing) {
             self.backing = Arc::clone(backing);

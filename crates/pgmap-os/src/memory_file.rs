@@ -33,7 +33,7 @@ pub use device_dax::device_binding;
 pub use huge_pages::PageSize;
 use kind::HUGETLBFS_MAGIC;
 pub use kind::{LongTerm, MemoryKind, Persistence};
-use mapped::Window;
+use mapped::FileMapping;
 
 /// What `st_blocks` counts in, whatever the file system's own block is.
 const STAT_BLOCK_BYTES: u64 = 512;
@@ -58,7 +58,7 @@ pub struct MemoryFile {
     /// What sysfs says, of a device.
     device: Option<DeviceDax>,
     /// A device, mapped where it was read or written without a mapping of the caller's.
-    window: OnceLock<Window>,
+    window: OnceLock<FileMapping>,
 }
 
 impl MemoryFile {

@@ -51,7 +51,7 @@ pub enum GupError {
         /// The address.
         address: u64,
         /// Whether the caller asked for that error, with `HWPOISON`.
-        is_told: bool,
+        is_reported: bool,
     },
     /// The page may not be held long-term.
     Longterm {
@@ -88,7 +88,7 @@ impl GupError {
     pub const fn of_fault(error: FaultError, flags: GupFlags) -> Self {
         match error {
             FaultError::Fill { address, error: FillError::Backing(BackingError::Poisoned) } => {
-                Self::Poisoned { address, is_told: flags.contains(GupFlags::HWPOISON) }
+                Self::Poisoned { address, is_reported: flags.contains(GupFlags::HWPOISON) }
             }
             error => Self::Fault(error),
         }
@@ -103,8 +103,8 @@ impl GupError {
             Self::Outside { .. } | Self::NotPresent { .. } | Self::Raw { .. } => errno::EFAULT,
             Self::Fault(error) => error.errno(),
             Self::Peer { .. } => EREMOTEIO,
-            Self::Poisoned { is_told: true, .. } => errno::EHWPOISON,
-            Self::Poisoned { is_told: false, .. } => errno::EFAULT,
+            Self::Poisoned { is_reported: true, .. } => errno::EHWPOISON,
+            Self::Poisoned { is_reported: false, .. } => errno::EFAULT,
             Self::Longterm { refusal: LongtermRefusal::Unsupported, .. } => errno::EOPNOTSUPP,
             Self::Longterm { refusal: LongtermRefusal::Denied, .. } => errno::EACCES,
             Self::Longterm { refusal: LongtermRefusal::Busy, .. } | Self::Unstable { .. } => {

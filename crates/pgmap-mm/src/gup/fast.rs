@@ -249,7 +249,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         let run = ask.run_in(&look.found)?;
         let (life, level) = (self.lane.find_life(look.life), look.found.level);
         let is_as_seen = || self.is_as_seen(&look);
-        let raw = T::pin_far_if(self.lane, life, run, level, ask.flags.agent(), is_as_seen)?;
+        let raw = T::pin_run_if(self.lane, life, run, level, ask.flags.agent(), is_as_seen)?;
         Some((level, raw))
     }
 }
@@ -351,7 +351,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         let page = address / PAGE_BYTES;
         for _ in 0..MAX_FAST_TRIES {
             let epoch = self.mm.table.epoch();
-            let Some((look, run)) = self.look_far(page, nr_pages, flags) else {
+            let Some((look, run)) = self.look_run(page, nr_pages, flags) else {
                 // A table page that was reused meanwhile may lack what the walk looked for.
                 if self.mm.table.epoch() == epoch { return None } else { continue }
             };
@@ -359,7 +359,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
             // The epoch last: until it is looked at the span may cover the same pages in another
             // life.
             let is_as_seen = || self.is_reach_as_seen(&look) && self.is_as_seen(&look);
-            match T::pin_far_if(self.lane, life, run, level, flags.agent(), is_as_seen) {
+            match T::pin_run_if(self.lane, life, run, level, flags.agent(), is_as_seen) {
                 Some(held) => return Some((level, held)),
                 None if is_as_seen() => return None,
                 None => {}
@@ -403,7 +403,7 @@ trait PinTerm {
 
     /// Pins as far as that goes without a lock. `head_level` is the size of the first leaf.
     #[inline]
-    fn pin_far_if<'a, S: ClientSide>(
+    fn pin_run_if<'a, S: ClientSide>(
         lane: &Lane<'a, S>,
         life: FoundLife<'a, S>,
         run: PfnRange,
@@ -451,7 +451,7 @@ impl PinTerm for Long {
     }
 
     #[inline]
-    fn pin_far_if<'a, S: ClientSide>(
+    fn pin_run_if<'a, S: ClientSide>(
         lane: &Lane<'a, S>,
         life: FoundLife<'a, S>,
         run: PfnRange,

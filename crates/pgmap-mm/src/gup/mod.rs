@@ -1,8 +1,8 @@
 //! `get_user_pages`: hold what lies at these addresses.
 //!
-//! [`Gup::pin`] walks the page table without a lock up to the first page it cannot hold, and with
-//! FAST_ONLY no further (`fast.rs`). From there on it is [`Gup::slow`], which takes the address
-//! space's lock, checks the area, faults pages in, repairs stale leaves (`slow.rs`).
+//! [`Gup::pin`] walks the page table without a lock up to the first page it cannot hold
+//! (`fast.rs`), and with FAST_ONLY no further. From there on it takes the address space's lock,
+//! checks the area, faults pages in, repairs stale leaves (`slow.rs`).
 //!
 //! # Arguments and results
 //!
@@ -10,30 +10,36 @@
 //! the result is those pages and no error; the next call, from the first missing page, gets the
 //! error.
 //!
-//! | what | `pin`; with FAST_ONLY | `slow` |
+//! | what | `pin` | with FAST_ONLY |
 //! |---|---|---|
 //! | 0 pages asked for | no pages | no pages |
-//! | flags that exclude each other | EINVAL | no pages |
-//! | address + length wraps | EOVERFLOW | EFAULT |
+//! | flags that exclude each other | EINVAL | EINVAL |
+//! | address + length wraps | EOVERFLOW | EOVERFLOW |
 //! | beyond the address space | EFAULT | EFAULT |
-//! | no area, RAW area, not permitted | EFAULT; no pages | EFAULT |
-//! | NOFAULT and no leaf | EFAULT; no pages | EFAULT |
-//! | fault ends in SIGBUS or SIGSEGV | EFAULT; no pages | EFAULT |
-//! | memory failed | EFAULT, with HWPOISON EHWPOISON; no pages | same as `pin` |
-//! | peer memory without P2PDMA | EREMOTEIO; no pages | EREMOTEIO |
-//! | LONGTERM where the type says no | EOPNOTSUPP; no pages | EOPNOTSUPP |
-//! | no memory for a page or a table | ENOMEM; no pages | ENOMEM |
-//! | the frames keep changing | EAGAIN; no pages | EAGAIN |
-//! | FAST_ONLY | what can be held without the lock, perhaps no pages | no pages |
+//! | no area, RAW area, not permitted | EFAULT | no pages |
+//! | NOFAULT and no leaf | EFAULT | no pages |
+//! | fault ends in SIGBUS or SIGSEGV | EFAULT | no pages |
+//! | memory failed | EFAULT, with HWPOISON EHWPOISON | no pages |
+//! | peer memory without P2PDMA | EREMOTEIO | no pages |
+//! | LONGTERM where the type says no | EOPNOTSUPP | no pages |
+//! | no memory for a page or a table | ENOMEM | no pages |
+//! | the frames keep changing | EAGAIN | no pages |
 //!
 //! # Call tree
 //!
 //! ```text
-//!   pin ─ pin_fast ─ parts ─ hold_in_one_leaf: one leaf of 2 MiB, 1 GiB, 4 KiB
-//!     │                    └ hold_range: all pages, leaves of one span
-//!     └ pin_with_lock ─ fast_by_segments ─ fast_run*: as far as it goes, segment by segment
-//!                     └ continue_slow ─ slow_once: lock, area, fault, attempt
+//!   pin ── pin_fast ─────────┐
+//!   │      pin_fast_in ──────┴ parts ┬ hold_in_one_leaf: hold_huge, hold_gigantic, hold_small
+//!   │      (AddressSpace::pin)       └ hold_range: all pages, leaves of one span
+//!   │      pin_fast_leaf_in ── hold_huge alone: what AddressSpace::pin tries first
+//!   │      fast_leaf, fast_leaf_long ── hold_leaf ┬ hold_in_one_leaf
+//!   │      (SpaceLane::try_pin)                   └ hold_by_full_walk
+//!   └ pin_with_lock ┬ fast_by_segments ─ fast_run, fast_run_long: as far as it goes
+//!                   └ continue_slow ─ slow_segment ─ slow_once: area, fault, attempt
 //! ```
+//!
+//! Each `hold_` ends in `Lane::pin_if` or its long-term twin, through `PinTerm`: slot, light
+//! barrier, life word, then the entry once more.
 //!
 //! # States
 //!
@@ -192,23 +198,6 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
         self.continue_slow(range, address, nr_pages, flags).map(Box::new)
     }
 
-    /// Holds pages from `address` on under the address space's lock.
-    ///
-    /// # Errors
-    /// See the [module](self). Only when not even the first page could be held.
-    pub fn slow(
-        &self,
-        address: u64,
-        nr_pages: u64,
-        flags: GupFlags,
-    ) -> Result<PinnedRange<'a, S>, GupError> {
-        let range = PinnedRange::empty(self.mm, flags.contains(GupFlags::WRITE));
-        if !flags.is_valid() || flags.contains(GupFlags::FAST_ONLY) || nr_pages == 0 {
-            return Ok(range);
-        }
-        self.continue_slow(range, address, nr_pages, flags)
-    }
-
     fn check(&self, address: u64, nr_pages: u64, flags: GupFlags) -> Result<(), GupError> {
         if !flags.is_valid() {
             return Err(GupError::BadFlags { flags });
@@ -253,7 +242,7 @@ impl<'c, 'a, S: ClientSide> Gup<'c, 'a, S> {
 
     /// As [`look`](Self::look), with the frames from `page` on as far as they are wanted and go on
     /// evenly, across leaves.
-    fn look_far(&self, page: u64, nr_pages: u64, flags: GupFlags) -> Option<(Look<'a>, PfnRange)> {
+    fn look_run(&self, page: u64, nr_pages: u64, flags: GupFlags) -> Option<(Look<'a>, PfnRange)> {
         let mut look = self.look(page, flags)?;
         let in_leaf = look.found.pages_from(page);
         let mut run_pages = nr_pages.min(in_leaf);

@@ -81,7 +81,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
             let once = self.slow_once(&mut state, page, nr_pages, flags, &mut ended);
             // Who caches what proved stale is notified now; no event may have been for this
             // process.
-            let _told = self.mm.finish(state, &ended);
+            let _notified = self.mm.finish(state, &ended);
             match once? {
                 Slow::Held(segment) => return Ok(segment),
                 Slow::Again => {}
@@ -168,7 +168,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
 
     /// Tries once to hold the first range from `page` on by what the page table says.
     fn attempt(&self, page: u64, nr_pages: u64, flags: GupFlags) -> Attempt<'a, S> {
-        let Some((look, run)) = self.look_far(page, nr_pages, flags) else { return Attempt::Stop };
+        let Some((look, run)) = self.look_run(page, nr_pages, flags) else { return Attempt::Stop };
         let held = if flags.contains(GupFlags::LONGTERM) {
             self.pin_long(&look, run, flags).map(SegmentHold::Long)
         } else {
@@ -237,8 +237,8 @@ fn poison_of(error: &PinError, address: u64, flags: GupFlags) -> Result<(), GupE
         _ => return Ok(()),
     };
     if word.state() == FolioState::Poisoned {
-        let is_told = flags.contains(GupFlags::HWPOISON);
-        return Err(GupError::Poisoned { address, is_told });
+        let is_reported = flags.contains(GupFlags::HWPOISON);
+        return Err(GupError::Poisoned { address, is_reported });
     }
     if matches!(error, PinError::NotPinnable { .. }) && word.flags().contains(FolioFlags::RAW) {
         return Err(GupError::Raw { address });

@@ -84,7 +84,7 @@ struct BlockMemory {
 /// Holds by first frame.
 #[derive(Debug, Default)]
 struct Sorted {
-    entries: Vec<Entry>,
+    entries: Vec<RememberedHold>,
     /// The first frame of all and the frame after the last.
     within: (u64, u64),
     /// How often entries were met whose holds have ended.
@@ -92,7 +92,7 @@ struct Sorted {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct RememberedHold {
     start: u64,
     /// The frame after the last one that this hold or one before it reaches.
     reach: u64,
@@ -291,7 +291,12 @@ impl<W: ReadWords, C: ReadCounts> LedgerReader<W, C> {
                 let index = self.layout.slot(lane, slot);
                 if let Some(hold) = self.read_slot(HoldPlace::Slot(index), index) {
                     let (start, nr_pages) = (hold.run.start(), hold.run.nr_pages() as u32);
-                    sorted.entries.push(Entry { start, reach: 0, nr_pages, slot: slot as u32 });
+                    sorted.entries.push(RememberedHold {
+                        start,
+                        reach: 0,
+                        nr_pages,
+                        slot: slot as u32,
+                    });
                 }
             }
             false

@@ -41,7 +41,7 @@ const CHUNK_WORDS: u64 = Level::Pud.nr_pages() / WORD_PAGES;
 const OFF: u64 = 0;
 const ON: u64 = 1;
 
-type Chunk = Box<[AtomicU64]>;
+type DirtyChunk = Box<[AtomicU64]>;
 
 /// Pages written, one bit each.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ pub struct DirtyTracker {
     is_on: AtomicU64,
     first_page: u64,
     nr_gib: u64,
-    chunks: OnceLock<Box<[OnceLock<Chunk>]>>,
+    chunks: OnceLock<Box<[OnceLock<DirtyChunk>]>>,
 }
 
 impl DirtyTracker {
@@ -146,7 +146,7 @@ impl DirtyTracker {
         &self,
         page: u64,
         nr_pages: u64,
-        mut each: impl FnMut(&OnceLock<Chunk>, usize, u64),
+        mut each: impl FnMut(&OnceLock<DirtyChunk>, usize, u64),
     ) {
         let Some(chunks) = self.chunks.get() else { return };
         let last = self.first_page + (self.nr_gib << Level::Pud.shift());

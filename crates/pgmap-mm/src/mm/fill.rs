@@ -7,11 +7,11 @@ use crate::descriptor::FolioFlags;
 use crate::error::errno;
 use crate::level::{Level, PAGE_BYTES};
 use crate::page_table::TableWriter;
-use crate::page_table::cursor::{Cursor, Placement};
+use crate::page_table::cursor::{Cursor, LeafPlacement};
 use crate::page_table::entry::LeafFlags;
 use crate::pfn::PfnRange;
 use crate::prot::Prot;
-use crate::vma::{Backed, Backing, BackingError, Vma, VmaKind};
+use crate::vma::{AreaBacking, Backed, BackingError, Vma, VmaKind};
 
 /// Why a page could not be filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +87,7 @@ pub(super) struct BackedPage {
 }
 
 impl BackedPage {
-    pub(super) fn look(backing: &dyn Backing, file_page: u64) -> Result<Self, FillError> {
+    pub(super) fn look(backing: &dyn AreaBacking, file_page: u64) -> Result<Self, FillError> {
         if !backing.is_alive() {
             return Err(FillError::Backing(BackingError::Dead));
         }
@@ -149,7 +149,7 @@ impl BackedPage {
     /// At most `most` pages of `vma` from `page` on that lie in one piece, in leaves of what
     /// device-dax demands, else of the largest that fit.
     #[inline]
-    fn onward(&self, vma: &Vma, page: u64, most: u64) -> Result<Placement, FillError> {
+    fn onward(&self, vma: &Vma, page: u64, most: u64) -> Result<LeafPlacement, FillError> {
         let mut nr_pages = self.nr_ahead().min(vma.end() - page).min(most);
         let mut only_level = None;
         if let VmaKind::DeviceDax { align } = self.kind {
@@ -163,11 +163,11 @@ impl BackedPage {
         }
         let flags = self.leaf_flags(vma.prot);
         let Backed { extent, skip } = self.backed;
-        Ok(Placement { page, nr_pages, extent, skip, flags, only_level })
+        Ok(LeafPlacement { page, nr_pages, extent, skip, flags, only_level })
     }
 
     /// The block of `level` around `page`, if area, file and extent have all of it in one piece.
-    fn block(&self, vma: &Vma, page: u64, level: Level) -> Option<Placement> {
+    fn block(&self, vma: &Vma, page: u64, level: Level) -> Option<LeafPlacement> {
         let nr_before = page % level.nr_pages();
         let base = page - nr_before;
         let start = self.back(nr_before)?;
@@ -177,7 +177,7 @@ impl BackedPage {
         let Backed { extent, skip } = start.backed;
         let flags = start.leaf_flags(vma.prot);
         let nr_pages = level.nr_pages();
-        fits.then_some(Placement {
+        fits.then_some(LeafPlacement {
             page: base,
             nr_pages,
             extent,
@@ -195,7 +195,7 @@ fn choose(
     vma: &Vma,
     page: u64,
     behind: &BackedPage,
-) -> Result<Placement, FillError> {
+) -> Result<LeafPlacement, FillError> {
     if let VmaKind::DeviceDax { align } = behind.kind {
         let is_aligned = (vma.page | vma.nr_pages).is_multiple_of(align.nr_pages());
         let block = behind.block(vma, page, align).filter(|_| is_aligned);
@@ -335,7 +335,7 @@ impl Mm {
         &self,
         cursor: &mut Cursor<'_>,
         prot: Prot,
-        place: &Placement,
+        place: &LeafPlacement,
         removed: impl FnMut(u64, u64),
     ) -> Result<(), FillError> {
         if !self.table.vmemmap().covers(place.extent.run) {

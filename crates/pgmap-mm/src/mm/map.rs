@@ -10,7 +10,7 @@ use crate::level::{Level, PAGE_BYTES};
 use crate::page_table::PageTable;
 use crate::page_table::entry::LeafFlags;
 use crate::prot::Prot;
-use crate::vma::{Backing, Vma, VmaKind, VmaSet};
+use crate::vma::{AreaBacking, Vma, VmaKind, VmaSet};
 
 /// Pages of the longest file: its length in bytes has 64 bits.
 const FILE_PAGES: u64 = u64::MAX / PAGE_BYTES;
@@ -177,7 +177,7 @@ pub enum Filling {
 #[derive(Clone, Debug)]
 pub struct MapRequest {
     /// What lies behind.
-    pub backing: Arc<dyn Backing>,
+    pub backing: Arc<dyn AreaBacking>,
     /// Page of the file to start with.
     pub file_page: u64,
     /// Length in bytes.
@@ -195,7 +195,7 @@ pub struct MapRequest {
 impl MapRequest {
     /// A shared, readable and writable mapping of the first `len_bytes` bytes, anywhere.
     #[must_use]
-    pub fn new(backing: Arc<dyn Backing>, len_bytes: u64) -> Self {
+    pub fn new(backing: Arc<dyn AreaBacking>, len_bytes: u64) -> Self {
         Self {
             backing,
             file_page: 0,

@@ -20,8 +20,8 @@
 //! # Who may touch what
 //!
 //! The holder of `state`'s lock changes areas and page table. Readers walk `table` freely. The lock
-//! is held while a [`Backing`](crate::vma::Backing) or the `CpuMapping` is called and never while a
-//! subscriber is.
+//! is held while an [`AreaBacking`](crate::vma::AreaBacking) or the `CpuMapping` is called and
+//! never while a subscriber is.
 //!
 //! # Orderings
 //!

@@ -40,7 +40,7 @@ pub(crate) struct TableFull;
 
 /// Part of an extent, to be mapped at `page`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Placement {
+pub(crate) struct LeafPlacement {
     /// First page number.
     pub(crate) page: u64,
     /// Pages to map.
@@ -55,7 +55,7 @@ pub(crate) struct Placement {
     pub(crate) only_level: Option<Level>,
 }
 
-impl Placement {
+impl LeafPlacement {
     fn end(&self) -> u64 {
         self.page + self.nr_pages
     }
@@ -181,7 +181,7 @@ impl<'t> Cursor<'t> {
     /// with its first page and length.
     pub(crate) fn map(
         &mut self,
-        place: &Placement,
+        place: &LeafPlacement,
         mut removed: impl FnMut(u64, u64),
     ) -> Result<(), TableFull> {
         self.cut_spans(place.page, place.end());
@@ -321,7 +321,7 @@ impl<'t> Cursor<'t> {
         let Some(extent) = self.extent_of(leaf) else { return Ok(()) };
         let skip = leaf.pfn() - extent.run.start();
         let nr_pages = end - page;
-        let place = Placement { page, nr_pages, extent, skip, flags, only_level: None };
+        let place = LeafPlacement { page, nr_pages, extent, skip, flags, only_level: None };
         self.cut(old, page, end);
         let span = self.join_or_take(&place)?;
         self.rename(page, end, span, flags);
@@ -516,7 +516,7 @@ impl<'t> Cursor<'t> {
 
     /// The span for pages about to be mapped: the one that ends or starts there if it carries on
     /// evenly, else a new one. Its page count includes them already.
-    fn join_or_take(&mut self, place: &Placement) -> Result<SpanId, TableFull> {
+    fn join_or_take(&mut self, place: &LeafPlacement) -> Result<SpanId, TableFull> {
         let left = place.page.checked_sub(1).filter(|_| place.has_before());
         let left = left.and_then(|page| self.leaf_at(page));
         let right = Some(place.end()).filter(|_| place.has_after());
@@ -544,7 +544,7 @@ impl<'t> Cursor<'t> {
 
     /// Joins the span that starts where the place ends to `span`, which ends there, if it carries
     /// on.
-    fn join_right(&mut self, span: SpanId, place: &Placement) {
+    fn join_right(&mut self, span: SpanId, place: &LeafPlacement) {
         let end = place.end();
         let Some(next) = self.leaf_at(end).filter(|_| place.has_after()) else { return };
         let other = next.leaf.span();

@@ -70,13 +70,13 @@ struct SpanLife {
 }
 
 #[derive(Debug)]
-struct Chunk {
+struct SpanChunk {
     lives: Box<[SpanLife]>,
     /// The pages that each covers; long runs and slow paths read it.
     reach: Box<[AtomicU64]>,
 }
 
-impl Chunk {
+impl SpanChunk {
     fn new(nr_spans: usize) -> Self {
         let zero = || AtomicU64::new(0);
         Self {
@@ -146,7 +146,7 @@ impl ReachWord<'_> {
 /// The words of all spans of one address space.
 #[derive(Debug)]
 pub(super) struct Spans {
-    chunks: [OnceLock<Chunk>; NR_CHUNKS],
+    chunks: [OnceLock<SpanChunk>; NR_CHUNKS],
     /// Where the pool's life words lie.
     vmemmap: VmemmapLayout,
 }
@@ -201,7 +201,7 @@ impl Spans {
         let index = self.vmemmap.index(extent.head_level, extent.first())?;
         let (chunk, at) = Self::locate(span);
         let nr_spans = chunk_spans(chunk);
-        let chunk = self.chunks.get(chunk)?.get_or_init(|| Chunk::new(nr_spans));
+        let chunk = self.chunks.get(chunk)?.get_or_init(|| SpanChunk::new(nr_spans));
         let held = chunk.lives.get(at)?;
         // Release, all: pairs with Acquire in `life`; data: the epoch that moved before.
         held.life.store(extent.life.bits(), Ordering::Release);

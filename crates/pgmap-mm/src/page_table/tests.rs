@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::cursor::{Cursor, Placement};
+use super::cursor::{Cursor, LeafPlacement};
 use super::entry::LeafFlags;
 use super::{PageTable, TableMemory, TableWriter};
 use crate::descriptor::{Descriptor, FolioFlags, FolioState};
@@ -61,7 +61,7 @@ fn apply(cursor: &mut Cursor<'_>, naive: &mut Naive, step: &Step) {
             let flags = if is_writable { LeafFlags::WRITE } else { LeafFlags::NONE };
             let extent = extent(number);
             let only_level = None;
-            let place = Placement { page, nr_pages, extent, skip, flags, only_level };
+            let place = LeafPlacement { page, nr_pages, extent, skip, flags, only_level };
             let mut replaced = 0;
             cursor.map(&place, |_, nr_pages| replaced += nr_pages).unwrap();
             let before = naive.range(page..page + nr_pages).count();
@@ -143,7 +143,8 @@ fn leaves_that_come_in_any_order_end_up_in_one_span() {
     let mut writer = TableWriter::default();
     let map = |writer: &mut TableWriter, page: u64| {
         let (extent, flags) = (extent(0), LeafFlags::NONE);
-        let place = Placement { page, nr_pages: 1, extent, skip: page, flags, only_level: None };
+        let place =
+            LeafPlacement { page, nr_pages: 1, extent, skip: page, flags, only_level: None };
         table.cursor(writer).map(&place, |_, _| {}).unwrap();
     };
     for page in (0..32).map(|at| 2 * at).chain((0..32).rev().map(|at| 2 * at + 1)) {

@@ -190,7 +190,7 @@ impl VmaSet {
 mod tests {
     use std::sync::Arc;
 
-    use super::super::{Backed, Backing, BackingError, VmaKind};
+    use super::super::{AreaBacking, Backed, BackingError, VmaKind};
     use super::*;
     use crate::level::Level;
     use crate::prot::Prot;
@@ -199,7 +199,7 @@ mod tests {
     #[derive(Debug)]
     struct File(VmaKind);
 
-    impl Backing for File {
+    impl AreaBacking for File {
         fn kind(&self) -> VmaKind {
             self.0
         }
@@ -211,13 +211,13 @@ mod tests {
         }
     }
 
-    fn area(file: &Arc<dyn Backing>, page: u64, nr_pages: u64, prot: Prot) -> Vma {
+    fn area(file: &Arc<dyn AreaBacking>, page: u64, nr_pages: u64, prot: Prot) -> Vma {
         Vma { page, nr_pages, backing: file.clone(), file_page: page, prot }
     }
 
     #[test]
     fn areas_that_carry_on_evenly_are_one() {
-        let file: Arc<dyn Backing> = Arc::new(File(VmaKind::Shared));
+        let file: Arc<dyn AreaBacking> = Arc::new(File(VmaKind::Shared));
         let mut set = VmaSet::default();
         set.insert(area(&file, 0, 4, Prot::READ));
         set.insert(area(&file, 8, 4, Prot::READ));
@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn what_adjoins_is_found_up_to_the_first_gap_and_the_first_that_is_not_wanted() {
-        let files: [Arc<dyn Backing>; 2] =
+        let files: [Arc<dyn AreaBacking>; 2] =
             [Arc::new(File(VmaKind::Shared)), Arc::new(File(VmaKind::Shared))];
         let mut set = VmaSet::default();
         // A gap at 3, and what is read-only at 8.
@@ -251,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_device_dax_area_splits_only_at_its_alignment() {
-        let file: Arc<dyn Backing> = Arc::new(File(VmaKind::DeviceDax { align: Level::Pmd }));
+        let file: Arc<dyn AreaBacking> = Arc::new(File(VmaKind::DeviceDax { align: Level::Pmd }));
         let mut set = VmaSet::default();
         set.insert(area(&file, 512, 1024, Prot::READ));
         assert!(set.may_split(512, 1024));
@@ -262,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_gap_is_found_again_after_the_space_was_used_up_once() {
-        let file: Arc<dyn Backing> = Arc::new(File(VmaKind::Shared));
+        let file: Arc<dyn AreaBacking> = Arc::new(File(VmaKind::Shared));
         let mut set = VmaSet::default();
         for _ in 0..10 {
             let page = set.find_gap(0, 100, 10, 1).unwrap();
@@ -278,7 +278,7 @@ mod tests {
         fn the_set_says_what_a_page_by_page_map_says(
             steps in prop::collection::vec((0..64_u64, 1..20_u64, 0..3_u8), 1..60)
         ) {
-            let file: Arc<dyn Backing> = Arc::new(File(VmaKind::Shared));
+            let file: Arc<dyn AreaBacking> = Arc::new(File(VmaKind::Shared));
             let (mut set, mut naive) = (VmaSet::default(), [None; 100]);
             for (page, nr_pages, what) in steps {
                 let prot = if what == 1 { Prot::READ } else { Prot::READ_WRITE };

@@ -11,13 +11,13 @@ use super::Vma;
 const CHUNK_AREAS: usize = if cfg!(test) { 5 } else { 64 };
 
 #[derive(Debug, Default)]
-struct Chunk {
+struct AreaChunk {
     /// First pages of the areas.
     pages: Vec<u64>,
     areas: Vec<Vma>,
 }
 
-impl Chunk {
+impl AreaChunk {
     fn split_off(&mut self, at: usize) -> Self {
         Self { pages: self.pages.split_off(at), areas: self.areas.split_off(at) }
     }
@@ -41,7 +41,7 @@ pub(super) struct SortedAreas {
     /// First page of each chunk's first area.
     firsts: Vec<u64>,
     /// None of them empty.
-    chunks: Vec<Chunk>,
+    chunks: Vec<AreaChunk>,
     len: usize,
 }
 
@@ -102,7 +102,7 @@ impl SortedAreas {
         };
         if chunk == self.chunks.len() {
             self.firsts.push(vma.page);
-            self.chunks.push(Chunk::default());
+            self.chunks.push(AreaChunk::default());
         }
         if at == 0 {
             self.firsts[chunk] = vma.page;

@@ -19,7 +19,7 @@ use pgmap_mm::pin::Pinner;
 use pgmap_mm::prot::Prot;
 use pgmap_mm::runs::SortedRuns;
 use pgmap_mm::stamp::Stamp;
-use pgmap_mm::vma::{Backed, Backing, BackingError, VmaKind};
+use pgmap_mm::vma::{AreaBacking, Backed, BackingError, VmaKind};
 use pgmap_mm::vmemmap::{Vmemmap, VmemmapLayout};
 use pgmap_mm::words::{HeapCounts, HeapWords};
 
@@ -58,7 +58,7 @@ pub struct File {
     pub state: Mutex<FileState>,
 }
 
-impl Backing for File {
+impl AreaBacking for File {
     fn kind(&self) -> VmaKind {
         self.kind
     }

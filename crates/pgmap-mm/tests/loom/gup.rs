@@ -17,7 +17,7 @@ use pgmap_mm::gup::{Gup, GupFlags, ReadSection, ShortSegment};
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::mm::{MapRequest, Mm};
 use pgmap_mm::pfn::{Pfn, PfnRange};
-use pgmap_mm::vma::{Backed, Backing, BackingError, VmaKind};
+use pgmap_mm::vma::{AreaBacking, Backed, BackingError, VmaKind};
 use pgmap_mm::vmemmap::VmemmapLayout;
 
 const HUGE: u64 = Level::Pmd.nr_pages();
@@ -28,7 +28,7 @@ const PREEMPTIONS: usize = 3;
 #[derive(Debug)]
 struct File(Extent);
 
-impl Backing for File {
+impl AreaBacking for File {
     fn kind(&self) -> VmaKind {
         VmaKind::Shared
     }
@@ -40,12 +40,12 @@ impl Backing for File {
     }
 }
 
-fn file(n: u64) -> Arc<dyn Backing> {
+fn file(n: u64) -> Arc<dyn AreaBacking> {
     Arc::new(File(extent(n)))
 }
 
 /// A file of one extent of four folios of 2 MiB, under the life word of folio 0.
-fn long_file() -> Arc<dyn Backing> {
+fn long_file() -> Arc<dyn AreaBacking> {
     let run = PfnRange::new(0, 4 * HUGE).unwrap();
     Arc::new(File(Extent::new(run, Level::Pmd, extent(0).life).unwrap()))
 }

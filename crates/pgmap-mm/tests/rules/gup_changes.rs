@@ -13,7 +13,7 @@ use pgmap_mm::mm::{
 };
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::prot::Prot;
-use pgmap_mm::vma::{Backed, Backing, BackingError, VmaKind};
+use pgmap_mm::vma::{AreaBacking, Backed, BackingError, VmaKind};
 
 #[derive(Debug, Default)]
 struct Cache(Mutex<Vec<(Vec<EndedRange>, Option<AckToken>)>>);
@@ -186,7 +186,7 @@ fn subscribers_hear_of_leaves_that_were_replaced_in_place() {
 #[derive(Debug)]
 struct Panicking(Arc<File>);
 
-impl Backing for Panicking {
+impl AreaBacking for Panicking {
     fn kind(&self) -> VmaKind {
         self.0.kind()
     }

@@ -10,12 +10,12 @@ use std::io;
 
 /// A mapping of a whole device, made when it is first read or written.
 #[derive(Debug)]
-pub(super) enum Window {
+pub(super) enum FileMapping {
     Read(ReadMapping),
     Write(WriteMapping),
 }
 
-impl Window {
+impl FileMapping {
     fn map(file: &MemoryFile, offset: u64, len: u64) -> Result<Self, OsError> {
         Ok(match file.access {
             Access::ReadOnly => Self::Read(ReadMapping::map(file, offset, len)?),
@@ -53,11 +53,11 @@ impl MemoryFile {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         }
         self.with_window(offset, bytes.len(), |window, at| match window {
-            Window::Read(_) => Ok(()),
-            Window::Write(mapping) if self.kind == MemoryKind::DevDax => {
+            FileMapping::Read(_) => Ok(()),
+            FileMapping::Write(mapping) if self.kind == MemoryKind::DevDax => {
                 mapping.copy_in_flushed(at, bytes)
             }
-            Window::Write(mapping) => mapping.copy_in(at, bytes),
+            FileMapping::Write(mapping) => mapping.copy_in(at, bytes),
         })
     }
 
@@ -75,8 +75,8 @@ impl MemoryFile {
     /// Flushes `range` of a device from the processor's caches.
     pub(super) fn flush_mapped(&self, offset: u64, len: u64) -> io::Result<()> {
         self.with_window(offset, len as usize, |window, at| match window {
-            Window::Read(_) => Ok(()),
-            Window::Write(mapping) => mapping.flush(at, len),
+            FileMapping::Read(_) => Ok(()),
+            FileMapping::Write(mapping) => mapping.flush(at, len),
         })
     }
 
@@ -89,7 +89,7 @@ impl MemoryFile {
         &self,
         offset: u64,
         len: usize,
-        copy: impl FnOnce(&Window, u64) -> Result<(), CopyError>,
+        copy: impl FnOnce(&FileMapping, u64) -> Result<(), CopyError>,
     ) -> io::Result<()> {
         if len == 0 {
             return Ok(());
@@ -99,14 +99,15 @@ impl MemoryFile {
             // A device keeps its length.
             if self.window.get().is_none() {
                 // Of two threads one mapping stays.
-                let _ = self.window.set(Window::map(self, 0, self.len_bytes()).map_err(failed)?);
+                let _ =
+                    self.window.set(FileMapping::map(self, 0, self.len_bytes()).map_err(failed)?);
             }
             self.window.get().map_or(Ok(()), |window| copy(window, offset))
         } else {
             let page = self.page_size.len_bytes();
             let start = offset - offset % page;
             let mapped = (offset + len as u64 - start).next_multiple_of(page);
-            copy(&Window::map(self, start, mapped).map_err(failed)?, offset - start)
+            copy(&FileMapping::map(self, start, mapped).map_err(failed)?, offset - start)
         };
         copied.map_err(|error| io::Error::from_raw_os_error(error.errno()))
     }

@@ -80,7 +80,7 @@ pub enum FailureKind {
 /// The right to hear of failures in one range of addresses. Poll its descriptor for reading.
 #[derive(Debug)]
 pub struct FailureWatch {
-    slot: &'static Slot,
+    slot: &'static WatchSlot,
     range: Range<usize>,
     /// Closed only once no visitor can ring it any more.
     bell: ManuallyDrop<Doorbell>,
@@ -252,10 +252,10 @@ const OPENING: u32 = 1;
 const WATCHING: u32 = 2;
 const CLOSING: u32 = 3;
 
-static SLOTS: [Slot; MAX_WATCHES] = [const { Slot::new() }; MAX_WATCHES];
+static SLOTS: [WatchSlot; MAX_WATCHES] = [const { WatchSlot::new() }; MAX_WATCHES];
 
 #[derive(Debug)]
-struct Slot {
+struct WatchSlot {
     state: AtomicU32,
     visitors: AtomicU32,
     start: AtomicUsize,
@@ -265,7 +265,7 @@ struct Slot {
     cells: [Cell; MAX_PENDING],
 }
 
-impl Slot {
+impl WatchSlot {
     const fn new() -> Self {
         Self {
             state: AtomicU32::new(FREE),

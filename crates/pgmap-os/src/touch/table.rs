@@ -115,11 +115,11 @@ pub(super) struct Slot {
     /// Counts questions; the server sleeps on it.
     bell: AtomicU32,
     is_stopped: AtomicU32,
-    cells: [Cell; MAX_WAITING],
+    cells: [Question; MAX_WAITING],
 }
 
 #[derive(Debug)]
-struct Cell {
+struct Question {
     state: AtomicU32,
     access: AtomicU32,
     address: AtomicUsize,
@@ -257,7 +257,7 @@ impl Slot {
     }
 }
 
-impl Cell {
+impl Question {
     fn claim(&self) -> bool {
         // Acquire: pairs with Release in `await_answer`; the last visitor's uses lie before.
         self.state.compare_exchange(FREE, CLAIMED, Ordering::Acquire, Ordering::Relaxed).is_ok()

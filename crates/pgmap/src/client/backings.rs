@@ -57,7 +57,7 @@ const LOOK_LIMIT: Duration = Duration::from_millis(500);
 
 /// A backing that is mapped; the data is number 0.
 #[derive(Debug)]
-pub(crate) struct Part {
+pub(crate) struct MappedBacking {
     id: u64,
     name: String,
     /// Where its frames start, in bytes of the pool.
@@ -68,7 +68,7 @@ pub(crate) struct Part {
     file: Arc<MemoryFile>,
 }
 
-impl Part {
+impl MappedBacking {
     fn is_on_device(&self) -> bool {
         self.file.kind() == MemoryKind::DevDax
     }
@@ -79,7 +79,7 @@ impl Part {
 pub(crate) struct Mapped {
     data_bytes: u64,
     end_bytes: AtomicU64,
-    parts: Mutex<Vec<Part>>,
+    parts: Mutex<Vec<MappedBacking>>,
     /// Who asks the owner for backings has it.
     asking: Turn,
     /// Which change of the backings was last taken note of: only by the thread that looks.
@@ -125,7 +125,7 @@ impl Mapped {
         let name = DATA_NAME.into();
         let data = data.map(|file| {
             let file = Arc::new(file);
-            Part { id: 0, name, start: 0, end: data_bytes, offset: 0, file }
+            MappedBacking { id: 0, name, start: 0, end: data_bytes, offset: 0, file }
         });
         let end_bytes = AtomicU64::new(if data.is_some() { data_bytes } else { 0 });
         let parts = Mutex::new(data.into_iter().collect());
@@ -144,18 +144,18 @@ impl Mapped {
         self.end_bytes.load(Ordering::Relaxed)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Part>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<MappedBacking>> {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a part of it is on a device.
     pub(crate) fn has_device(&self) -> bool {
-        self.lock().iter().any(Part::is_on_device)
+        self.lock().iter().any(MappedBacking::is_on_device)
     }
 
     /// Lets pins go without the lock up to the first place where a backing is that is not mapped,
     /// or could be one day.
-    fn set_end(&self, parts: &[Part]) {
+    fn set_end(&self, parts: &[MappedBacking]) {
         let mut end = 0;
         let mut at = Some(0);
         while let Some(part) = at.and_then(|at| parts.iter().find(|part| part.start == at)) {
@@ -302,7 +302,7 @@ impl Client {
         if self.inner.pinner.side().is_forked() {
             return Err(Error::Forked);
         }
-        let is_there = |part: &Part| part.start <= bytes.start && bytes.end <= part.end;
+        let is_there = |part: &MappedBacking| part.start <= bytes.start && bytes.end <= part.end;
         if self.inner.backings.lock().iter().any(is_there) {
             return Ok(());
         }
@@ -361,7 +361,11 @@ impl Client {
         failed.map_or(Ok(infos), Err)
     }
 
-    fn map_backing(&self, info: &BackingInfo, fd: std::os::fd::OwnedFd) -> Result<Part, Error> {
+    fn map_backing(
+        &self,
+        info: &BackingInfo,
+        fd: std::os::fd::OwnedFd,
+    ) -> Result<MappedBacking, Error> {
         let odd = || Error::Protocol { what: format!("a backing at frame {}", info.first_pfn) };
         let (id, name) = (info.id, info.name.clone());
         let start = info.first_pfn.checked_mul(PAGE_BYTES).ok_or_else(odd)?;
@@ -374,12 +378,12 @@ impl Client {
         }
         let file = Arc::new(MemoryFile::from_fd(fd)?);
         self.inner.data.show(start, &file, info.offset_bytes, len_bytes)?;
-        Ok(Part { id, name, start, end, offset: info.offset_bytes, file })
+        Ok(MappedBacking { id, name, start, end, offset: info.offset_bytes, file })
     }
 
     /// Gives up parts: nothing of them is mapped or open here any more, also where an address space
     /// shows it.
-    pub(crate) fn give_up(&self, is_to_go: impl Fn(&Part) -> bool) -> Result<(), Error> {
+    pub(crate) fn give_up(&self, is_to_go: impl Fn(&MappedBacking) -> bool) -> Result<(), Error> {
         let inner = &self.inner;
         let (mut gone, mut failed) = (Vec::new(), None);
         let mut parts = inner.backings.lock();
@@ -435,7 +439,8 @@ impl Client {
     fn look_at_backings(&self) -> Result<(), Error> {
         let backings = &self.inner.backings;
         let is_closed = self.inner.index.is_closed();
-        let is_gone = |part: &Part| part.is_on_device() && (is_closed || !part.file.is_present());
+        let is_gone =
+            |part: &MappedBacking| part.is_on_device() && (is_closed || !part.file.is_present());
         self.give_up(is_gone)?;
         let epoch = self.inner.index.backings_epoch();
         // Relaxed: only this thread uses it.
@@ -445,7 +450,7 @@ impl Client {
         let infos = self.map_backings(LOOK_LIMIT)?;
         // The data stays until its device is seen to be gone from here: its owner may have given
         // it up for itself alone.
-        let is_no_more = |part: &Part| {
+        let is_no_more = |part: &MappedBacking| {
             let mut same = infos.iter().filter(|info| info.id == part.id);
             part.id != 0 && same.all(|info| info.missing.is_some())
         };

@@ -79,7 +79,7 @@ pub(super) struct Remote {
     /// What it said first.
     label: String,
     is_read_only: bool,
-    state: Mutex<Calls>,
+    state: Mutex<PendingCalls>,
     arrived: Condvar,
     /// Rung to end a wait for events.
     interruption: Doorbell,
@@ -87,7 +87,7 @@ pub(super) struct Remote {
 
 /// A call that waits for its answer.
 #[derive(Debug)]
-enum Call {
+enum PendingCall {
     /// Not answered; the owner said so often that it is at work.
     Waiting(u64),
     Answered(Answer),
@@ -97,7 +97,7 @@ enum Call {
 type Answer = (Reply, Vec<OwnedFd>);
 
 #[derive(Debug)]
-struct Calls {
+struct PendingCalls {
     connection: Arc<Connection>,
     owner_pid: i32,
     /// Counts reconnections, so that two threads do not both reconnect for one loss.
@@ -106,14 +106,14 @@ struct Calls {
     is_reading: bool,
     is_connecting: bool,
     nr_interruptions: u64,
-    calls: HashMap<u64, Call>,
+    calls: HashMap<u64, PendingCall>,
     /// Requests without a caller that found no room.
     owed: VecDeque<Request>,
     events: VecDeque<Event>,
     failed: Option<String>,
 }
 
-impl Calls {
+impl PendingCalls {
     fn take(&mut self, received: Result<Received, Error>) {
         let Received { reply: Numbered { number, body }, fds } = match received {
             Ok(received) => received,
@@ -131,8 +131,8 @@ impl Calls {
                     self.events.push_back(event.clone());
                 }
             }
-            (Reply::Working, Some(Call::Waiting(nr_signs))) => *nr_signs += 1,
-            (reply, Some(call)) => *call = Call::Answered((reply, fds)),
+            (Reply::Working, Some(PendingCall::Waiting(nr_signs))) => *nr_signs += 1,
+            (reply, Some(call)) => *call = PendingCall::Answered((reply, fds)),
             (reply, None) => self.give_back(reply),
         }
     }
@@ -315,7 +315,7 @@ impl Remote {
             return Err(Error::Protocol { what: format!("a welcome with {nr_fds} descriptors") });
         };
         let doorbell = Doorbell::from_fd(doorbell)?;
-        let calls = Calls {
+        let calls = PendingCalls {
             connection: Arc::new(connection),
             owner_pid,
             generation: 0,
@@ -335,12 +335,16 @@ impl Remote {
         Ok((remote, Handed { welcome, data, vmemmap, index, doorbell, ledger }))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Calls> {
+    fn lock(&self) -> MutexGuard<'_, PendingCalls> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for something to arrive, or `left`.
-    fn pause<'a>(&self, state: MutexGuard<'a, Calls>, left: Duration) -> MutexGuard<'a, Calls> {
+    fn pause<'a>(
+        &self,
+        state: MutexGuard<'a, PendingCalls>,
+        left: Duration,
+    ) -> MutexGuard<'a, PendingCalls> {
         self.arrived.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
     }
 
@@ -424,7 +428,7 @@ impl Remote {
         state.next_number += 1;
         let message = wire::encode(&Numbered { number, body: request })?;
         let (connection, generation) = (Arc::clone(&state.connection), state.generation);
-        state.calls.insert(number, Call::Waiting(0));
+        state.calls.insert(number, PendingCall::Waiting(0));
         drop(state);
         let is_sent = self.send(&message, &connection, generation, deadline);
         let was_sent = matches!(is_sent, Ok(true));
@@ -499,7 +503,7 @@ impl Remote {
         connection: &Connection,
         generation: u64,
         waited: Result<(), OsError>,
-    ) -> MutexGuard<'_, Calls> {
+    ) -> MutexGuard<'_, PendingCalls> {
         let received = waited.map_err(Error::from).and_then(|()| receive(connection)).transpose();
         let mut state = self.lock();
         state.is_reading = false;
@@ -526,14 +530,14 @@ impl Remote {
         let mut state = self.lock();
         loop {
             match state.calls.get(&number) {
-                Some(Call::Waiting(signs)) if *signs == nr_signs => {}
-                Some(Call::Waiting(signs)) => {
+                Some(PendingCall::Waiting(signs)) if *signs == nr_signs => {}
+                Some(PendingCall::Waiting(signs)) => {
                     nr_signs = *signs;
                     deadline = Deadline::after(limit);
                 }
-                Some(Call::Answered(_)) => {
+                Some(PendingCall::Answered(_)) => {
                     return Ok(match state.calls.remove(&number) {
-                        Some(Call::Answered(answer)) => Some(answer),
+                        Some(PendingCall::Answered(answer)) => Some(answer),
                         _ => None,
                     });
                 }

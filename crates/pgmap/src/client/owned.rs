@@ -28,12 +28,12 @@ pub struct OwnedPin {
     client: Client,
     skip_bytes: u64,
     len_bytes: u64,
-    first: Option<Hold>,
-    more: Vec<Hold>,
+    first: Option<OwnedHold>,
+    more: Vec<OwnedHold>,
 }
 
 /// A pin, or so many pages that read as zero.
-type Hold = Result<PinParts, u64>;
+type OwnedHold = Result<PinParts, u64>;
 
 impl OwnedPin {
     #[inline]
@@ -43,14 +43,14 @@ impl OwnedPin {
 
     /// Adds what the pin holds next, in file order.
     #[inline]
-    pub(super) fn extend(&mut self, hold: Option<Hold>) {
+    pub(super) fn extend(&mut self, hold: Option<OwnedHold>) {
         match self.first {
             None => self.first = hold,
             Some(_) => self.more.extend(hold),
         }
     }
 
-    fn holds(&self) -> impl Iterator<Item = &Hold> {
+    fn holds(&self) -> impl Iterator<Item = &OwnedHold> {
         self.first.iter().chain(&self.more)
     }
 
@@ -72,7 +72,7 @@ impl OwnedPin {
     }
 
     fn parts(&self) -> impl Iterator<Item = Part> {
-        let held = |hold: &Hold| -> Result<PfnRange, u64> {
+        let held = |hold: &OwnedHold| -> Result<PfnRange, u64> {
             hold.as_ref().map(PinParts::run).map_err(|&nr_pages| nr_pages)
         };
         pinned::parts_of(self.holds().map(held), self.skip_bytes, self.len_bytes)

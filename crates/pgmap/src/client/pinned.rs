@@ -20,7 +20,7 @@ use crate::wire::LeaseGrant;
 
 /// What keeps the frames: one pin per extent.
 #[derive(Debug)]
-enum Hold<'c> {
+enum ExtentHold<'c> {
     Short(Pin<'c, ProcessSide>),
     Longterm(LongtermPin<'c, ProcessSide>),
     /// With the owner's consent, under this lease.
@@ -29,7 +29,7 @@ enum Hold<'c> {
     Hole(u64),
 }
 
-impl Hold<'_> {
+impl ExtentHold<'_> {
     /// The frames held, or how many pages of a hole.
     const fn held(&self) -> Result<PfnRange, u64> {
         match self {
@@ -172,8 +172,8 @@ pub struct FilePin<'c> {
     /// Where the range starts in the first hold's frames.
     skip_bytes: u64,
     len_bytes: u64,
-    first: Hold<'c>,
-    more: Vec<Hold<'c>>,
+    first: ExtentHold<'c>,
+    more: Vec<ExtentHold<'c>>,
 }
 
 /// How a range is to be pinned.
@@ -214,7 +214,7 @@ impl<'c> FilePin<'c> {
             return None;
         }
         let lane = lanes::take_current(&client.inner)?;
-        let first = Hold::Short(lane.pin_once(extent, run, agent, lanes::rest)?);
+        let first = ExtentHold::Short(lane.pin_once(extent, run, agent, lanes::rest)?);
         Some(Self { client, skip_bytes: offset % PAGE_BYTES, len_bytes, first, more: Vec::new() })
     }
 
@@ -229,7 +229,7 @@ impl<'c> FilePin<'c> {
         term: Term,
     ) -> Result<Self, Error> {
         if len_bytes == 0 {
-            let (first, more) = (Hold::Hole(0), Vec::new());
+            let (first, more) = (ExtentHold::Hole(0), Vec::new());
             return Ok(Self { client, skip_bytes: 0, len_bytes, first, more });
         }
         let first_page = offset / PAGE_BYTES;
@@ -277,7 +277,7 @@ impl<'c> FilePin<'c> {
         for grant in grants {
             let hold = leased(client, grant, agent);
             match hold {
-                Ok(pin) => holds.push(Hold::Leased(pin, grant.lease)),
+                Ok(pin) => holds.push(ExtentHold::Leased(pin, grant.lease)),
                 Err(error) => {
                     drop(holds);
                     client.release_leases(ids);
@@ -296,8 +296,8 @@ impl<'c> FilePin<'c> {
     /// The leases behind the pin, as recalls name them.
     pub fn leases(&self) -> impl Iterator<Item = u64> + '_ {
         std::iter::once(&self.first).chain(&self.more).filter_map(|hold| match hold {
-            Hold::Leased(_, lease) => Some(*lease),
-            Hold::Short(_) | Hold::Longterm(_) | Hold::Hole(_) => None,
+            ExtentHold::Leased(_, lease) => Some(*lease),
+            ExtentHold::Short(_) | ExtentHold::Longterm(_) | ExtentHold::Hole(_) => None,
         })
     }
 
@@ -314,7 +314,7 @@ impl<'c> FilePin<'c> {
 
     fn parts(&self) -> impl Iterator<Item = Part> {
         let holds = std::iter::once(&self.first).chain(&self.more);
-        parts_of(holds.map(Hold::held), self.skip_bytes, self.len_bytes)
+        parts_of(holds.map(ExtentHold::held), self.skip_bytes, self.len_bytes)
     }
 
     /// Copies bytes from `offset` on into `target`.
@@ -356,14 +356,14 @@ impl<'c> FilePin<'c> {
     /// pin.
     #[must_use]
     pub fn is_reclaim_requested(&self) -> bool {
-        self.first.is_reclaim_requested() || self.more.iter().any(Hold::is_reclaim_requested)
+        self.first.is_reclaim_requested() || self.more.iter().any(ExtentHold::is_reclaim_requested)
     }
 
     /// Writes down what the pin is for, for whoever asks who holds the frames. Short-term pins
     /// only.
     pub fn set_tag(&self, tag: u64) {
         for hold in std::iter::once(&self.first).chain(&self.more) {
-            if let Hold::Short(pin) = hold {
+            if let ExtentHold::Short(pin) = hold {
                 pin.set_tag(tag);
             }
         }
@@ -373,7 +373,7 @@ impl<'c> FilePin<'c> {
 impl Drop for FilePin<'_> {
     #[inline]
     fn drop(&mut self) {
-        if matches!(self.first, Hold::Leased(..)) {
+        if matches!(self.first, ExtentHold::Leased(..)) {
             self.drop_leased();
         }
     }
@@ -384,7 +384,7 @@ impl FilePin<'_> {
     #[inline]
     pub(super) fn into_owned(mut self) -> OwnedPin {
         let mut owned = OwnedPin::new(self.client.clone(), self.skip_bytes, self.len_bytes);
-        let first = std::mem::replace(&mut self.first, Hold::Hole(0));
+        let first = std::mem::replace(&mut self.first, ExtentHold::Hole(0));
         owned.extend(first.into_owned());
         for hold in std::mem::take(&mut self.more) {
             owned.extend(hold.into_owned());
@@ -400,7 +400,7 @@ impl FilePin<'_> {
             return;
         }
         // The slots first: the owner looks at them when it hears of the leases.
-        self.first = Hold::Hole(0);
+        self.first = ExtentHold::Hole(0);
         self.more.clear();
         self.client.release_leases(leases);
     }
@@ -428,15 +428,17 @@ fn pin<'c>(
     run: PfnRange,
     agent: Agent,
     term: Term,
-) -> Result<Hold<'c>, PinError> {
+) -> Result<ExtentHold<'c>, PinError> {
     if extent.is_hole() {
-        return Ok(Hold::Hole(run.nr_pages()));
+        return Ok(ExtentHold::Hole(run.nr_pages()));
     }
     if run.byte_range().end > client.inner.data.len_bytes() {
         return Err(PinError::Outside { run });
     }
     match term {
-        Term::Short => lanes::pin(&client.inner, extent, run, agent).map(Hold::Short),
-        Term::Longterm => client.inner.pinner.pin_longterm(extent, run, agent).map(Hold::Longterm),
+        Term::Short => lanes::pin(&client.inner, extent, run, agent).map(ExtentHold::Short),
+        Term::Longterm => {
+            client.inner.pinner.pin_longterm(extent, run, agent).map(ExtentHold::Longterm)
+        }
     }
 }

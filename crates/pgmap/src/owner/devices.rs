@@ -176,9 +176,9 @@ mod tests {
     use pgmap_mm::holder::{DrainReason, Holder, HolderAnswer, HolderId, Requester};
 
     #[derive(Default)]
-    struct Told(Mutex<Vec<(PfnRange, FailureFlags)>>);
+    struct Recorder(Mutex<Vec<(PfnRange, FailureFlags)>>);
 
-    impl Holder for Told {
+    impl Holder for Recorder {
         fn longterm_admit(&self, _: PfnRange, _: &Requester) -> HolderAnswer {
             HolderAnswer::Allow
         }
@@ -226,7 +226,7 @@ mod tests {
         let owner = Owner::start(Pool::create(&options).unwrap()).unwrap();
         owner.serve(place.path().join("socket")).unwrap();
         owner.add_backing(&BackingOptions::on(&two).size(4 << 20)).unwrap();
-        let holder = Arc::new(Told::default());
+        let holder = Arc::new(Recorder::default());
         let id = HolderId::new(1).unwrap();
         let told = Arc::clone(&holder);
         let _registered = owner.set_holder(id, told, Duration::from_secs(1)).unwrap();

@@ -101,7 +101,7 @@ pub(crate) struct Want<'o> {
 
 /// A block of frames as large as a folio, in which all that is not free may be evicted.
 #[derive(Debug, Default)]
-struct Block {
+struct EvictableBlock {
     pages: u64,
     /// When what lies in it was last used, by the file that would go last.
     rank: Option<Rank>,
@@ -315,7 +315,7 @@ impl Core {
     }
 
     fn oldest_block(&self, eviction: &Eviction, zone: u64, level: Level) -> Option<Vec<FileId>> {
-        let mut blocks: HashMap<u64, Block> = HashMap::new();
+        let mut blocks: HashMap<u64, EvictableBlock> = HashMap::new();
         for rank in self.evictables.iter().filter(|rank| !eviction.held.contains(&rank.2)) {
             let Some(file) = self.evictable(rank.2) else { continue };
             if self.zone_of(file) != Some(zone) {
@@ -335,7 +335,7 @@ impl Core {
                 }
             }
         }
-        let is_whole = |(number, block): &(u64, Block)| {
+        let is_whole = |(number, block): &(u64, EvictableBlock)| {
             folio_at(*number, level)
                 .is_some_and(|folio| self.frames.pages_in_use(folio) == block.pages)
         };

@@ -32,7 +32,7 @@ use crate::wire::{Event, PoolInfo, QuotaInfo, QuotaLimits, QuotaOf, Reply, Reque
 
 /// The books and who waits for an answer in this process.
 #[derive(Debug)]
-pub(crate) struct State {
+pub(crate) struct OwnerState {
     pub core: Core,
     pub new_listener: Option<Listener>,
     waiting: HashSet<Ticket>,
@@ -47,7 +47,7 @@ pub(crate) struct State {
 const EMFILE: i32 = 24;
 /// How much longer than its own deadline the removal of a pagemap waits for its answer.
 const UNPLUG_GRACE: Duration = Duration::from_secs(10);
-impl State {
+impl OwnerState {
     fn nr_interruptions(&self, client: ClientId) -> u64 {
         self.interruptions.get(&client).copied().unwrap_or(0)
     }
@@ -82,7 +82,7 @@ fn stopped() -> Error {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pool: Arc<Pool>,
-    state: Mutex<State>,
+    state: Mutex<OwnerState>,
     pub answered: Condvar,
     pub doorbell: Doorbell,
     pub wake: Doorbell,
@@ -91,7 +91,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, OwnerState> {
         // A panic while the books were open is a bug; they are still the best there is.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -125,7 +125,7 @@ impl Shared {
     }
 
     /// The books, if the owner is running.
-    pub(crate) fn lock_running(&self) -> Result<MutexGuard<'_, State>, Error> {
+    pub(crate) fn lock_running(&self) -> Result<MutexGuard<'_, OwnerState>, Error> {
         // Before the lock: in a forked child nobody may ever give it back.
         if self.guard.is_child() {
             return Err(Error::Forked);
@@ -298,7 +298,7 @@ impl Owner {
     pub fn start(pool: Pool) -> Result<Self, Error> {
         let pool = Arc::new(pool);
         let core = Core::open(Arc::clone(&pool))?;
-        let state = State {
+        let state = OwnerState {
             core,
             new_listener: None,
             waiting: HashSet::new(),

@@ -26,7 +26,7 @@ use crate::refusal::Refusal;
 use crate::wire::{Event, Reply};
 
 /// Whose frame failed.
-enum Place {
+enum FrameUse {
     File(FileName, usize),
     Draft(FileId, usize),
     Nowhere,
@@ -65,13 +65,13 @@ impl Core {
     fn take_frame_out(&mut self, pfn: Pfn) -> Result<Reply, Refusal> {
         let place = self.place_of(pfn);
         let extent = match &place {
-            Place::File(name, at) => {
+            FrameUse::File(name, at) => {
                 self.files.get(name).map(|file| (file.extents[*at], file.extents.len()))
             }
-            Place::Draft(id, at) => {
+            FrameUse::Draft(id, at) => {
                 self.files.draft(*id).map(|draft| (draft.extents[*at], draft.extents.len()))
             }
-            Place::Nowhere => None,
+            FrameUse::Nowhere => None,
         };
         let extent = extent.as_ref().map(|(extent, nr_extents)| (extent, *nr_extents));
         let folio = PfnRange::new(pfn.number(), 1).and_then(|run| self.frames.whole_folios(run));
@@ -83,38 +83,38 @@ impl Core {
         Ok(Reply::Done)
     }
 
-    fn place_of(&self, pfn: Pfn) -> Place {
+    fn place_of(&self, pfn: Pfn) -> FrameUse {
         let in_extents = |extents: &[Extent]| {
             extents.iter().position(|extent| !extent.is_hole() && extent.run.contains(pfn))
         };
         for (name, file) in self.files.iter() {
             if let Some(at) = in_extents(&file.extents) {
-                return Place::File(name.clone(), at);
+                return FrameUse::File(name.clone(), at);
             }
         }
         for (id, draft) in self.files.drafts() {
             if let Some(at) = in_extents(&draft.extents) {
-                return Place::Draft(id, at);
+                return FrameUse::Draft(id, at);
             }
         }
-        Place::Nowhere
+        FrameUse::Nowhere
     }
 
     /// Puts the pieces around a failed frame into the books of the file or draft it belongs to.
-    fn adopt_pieces(&mut self, place: &Place, isolated: &Isolated) -> Option<String> {
+    fn adopt_pieces(&mut self, place: &FrameUse, isolated: &Isolated) -> Option<String> {
         match place {
-            Place::File(name, at) => {
+            FrameUse::File(name, at) => {
                 let mut file = self.files.get(name).cloned()?;
                 file.extents.splice(*at..=*at, isolated.pieces.iter().copied());
                 self.adopt(name, file);
                 Some(name.to_string())
             }
-            Place::Draft(id, at) => {
+            FrameUse::Draft(id, at) => {
                 let draft = self.files.draft_mut(*id)?;
                 draft.extents.splice(*at..=*at, isolated.pieces.iter().copied());
                 Some(draft.name.to_string())
             }
-            Place::Nowhere => None,
+            FrameUse::Nowhere => None,
         }
     }
 
@@ -195,7 +195,7 @@ impl Core {
             .frames
             .failed_folios()
             .into_iter()
-            .filter(|run| matches!(self.place_of(run.first()), Place::Nowhere))
+            .filter(|run| matches!(self.place_of(run.first()), FrameUse::Nowhere))
             .filter(|run| !self.is_awaited(*run))
             .collect();
         // One that cannot be repaired yet is not in the way of the others.

@@ -47,7 +47,7 @@ const LISTENER: u64 = 2;
 /// Tokens of connection `n` are `FIRST + 2 * n` for its socket and one more for its pidfd.
 const FIRST: u64 = 16;
 
-struct Link {
+struct ClientLink {
     connection: Connection,
     session: Session,
     /// Answers that found no room in the connection. While there are any no request is taken.
@@ -89,7 +89,7 @@ pub(crate) struct Service {
     /// Given up for a moment to refuse a newcomer for whom there is no descriptor.
     spare: Option<File>,
     full: Complaint,
-    links: HashMap<u64, Link>,
+    links: HashMap<u64, ClientLink>,
     next_link: u64,
     /// The connection of each client that has one.
     link_of: HashMap<ClientId, u64>,
@@ -321,7 +321,7 @@ impl Service {
         let number = self.next_link;
         self.next_link += 1;
         self.poller.add(connection.as_fd(), FIRST + 2 * number, Interest::Read)?;
-        let link = Link {
+        let link = ClientLink {
             connection,
             session: Session::Greeting,
             unsent: VecDeque::new(),

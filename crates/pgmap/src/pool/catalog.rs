@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::metadata::FileMetadata;
 use crate::name::FileName;
 use crate::pool::catalog::header::Header;
-use crate::pool::catalog::log::{Log, Medium};
+use crate::pool::catalog::log::{CatalogFile, Log};
 use crate::pool::identity::{BootId, PoolId};
 use crate::pool::mark::CatalogState;
 use crate::pool::options::{Durability, MAX_FILES, MAX_POOL_BYTES, MIN_POOL_BYTES};
@@ -310,7 +310,7 @@ impl Catalog {
             boot,
             is_clean: false,
         };
-        let log = Log::create(Medium::new(memory, most_bytes), header)?;
+        let log = Log::create(CatalogFile::new(memory, most_bytes), header)?;
         Ok(Self::with(log, Contents::default(), boot))
     }
 
@@ -330,7 +330,7 @@ impl Catalog {
         most_bytes: u64,
         boot: BootId,
     ) -> Result<Self, Error> {
-        let (log, mut contents) = Log::open(Medium::new(memory, most_bytes), boot)?;
+        let (log, mut contents) = Log::open(CatalogFile::new(memory, most_bytes), boot)?;
         let mut unsynced = Vec::new();
         if log.is_unsynced(boot) {
             let synced_below = log.header().synced_below;
@@ -359,7 +359,7 @@ impl Catalog {
     pub(crate) fn observe(
         memory: &Arc<MemoryFile>,
     ) -> Result<(PoolId, BTreeMap<FileName, StoredFile>), Error> {
-        let (header, contents) = Log::observe(Medium::new(Arc::clone(memory), u64::MAX))?;
+        let (header, contents) = Log::observe(CatalogFile::new(Arc::clone(memory), u64::MAX))?;
         Ok((header.id, contents.files))
     }
 
@@ -369,7 +369,7 @@ impl Catalog {
     /// # Errors
     /// [`Error::Catalog`] when it cannot be written.
     pub(crate) fn mend(memory: Arc<MemoryFile>, boot: BootId) -> Result<Option<Self>, Error> {
-        if !Log::mend_header(&Medium::new(Arc::clone(&memory), u64::MAX))? {
+        if !Log::mend_header(&CatalogFile::new(Arc::clone(&memory), u64::MAX))? {
             return Ok(None);
         }
         match Self::open_in(memory, u64::MAX, boot) {

@@ -130,14 +130,6 @@ pub(crate) struct Seal {
     pub len_bytes: u64,
 }
 
-/// What the end of a file says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Found {
-    Seal(Seal),
-    /// No file of a pool of this format ends so, or it is damaged.
-    Nothing,
-}
-
 impl Seal {
     /// The length of a file whose layout needs `len_bytes`.
     pub(crate) const fn file_bytes(len_bytes: u64) -> u64 {
@@ -165,8 +157,8 @@ impl Seal {
     }
 
     /// Reads what `file` ends with.
-    pub(crate) fn read(file: &MemoryFile) -> Result<Found, Error> {
-        let Some(at) = file.len_bytes().checked_sub(PAGE_BYTES) else { return Ok(Found::Nothing) };
+    pub(crate) fn read(file: &MemoryFile) -> Result<Option<Self>, Error> {
+        let Some(at) = file.len_bytes().checked_sub(PAGE_BYTES) else { return Ok(None) };
         let mut bytes = [0; MAX_SEAL_BYTES];
         file.read_exact_at(&mut bytes, at)
             .map_err(|error| OsError::new("read the seal of", file.name(), error))?;
@@ -177,13 +169,13 @@ impl Seal {
                 .fold(0, |value, &byte| value << 8 | u64::from(byte))
         };
         let Some(kind) = FileKind::from_numbers(field(1), field(2), [field(6), field(7)]) else {
-            return Ok(Found::Nothing);
+            return Ok(None);
         };
         let id = PoolId(u128::from(field(3)) | u128::from(field(4)) << 64);
         let seal = Self { id, kind, len_bytes: field(5) };
         let is_whole = bytes.starts_with(&seal.to_bytes())
             && seal.len_bytes.checked_next_multiple_of(PAGE_BYTES) == Some(at);
-        Ok(if is_whole { Found::Seal(seal) } else { Found::Nothing })
+        Ok(if is_whole { Some(seal) } else { None })
     }
 }
 
@@ -203,17 +195,17 @@ mod tests {
         let seal = Seal { id, kind, len_bytes: 5000 };
         seal.write(&file).unwrap();
         assert_eq!(file.len_bytes(), 12288);
-        assert_eq!(Seal::read(&file).unwrap(), Found::Seal(seal));
+        assert_eq!(Seal::read(&file).unwrap(), Some(seal));
         let raw = fs::File::from(file.try_clone_fd().unwrap());
         for bit in 0..MAX_SEAL_BYTES as u64 * 8 {
             let mut byte = [0];
             raw.read_exact_at(&mut byte, 8192 + bit / 8).unwrap();
             raw.write_all_at(&[byte[0] ^ 1 << (bit % 8)], 8192 + bit / 8).unwrap();
-            assert_eq!(Seal::read(&file).unwrap(), Found::Nothing, "bit {bit}");
+            assert_eq!(Seal::read(&file).unwrap(), None, "bit {bit}");
             raw.write_all_at(&byte, 8192 + bit / 8).unwrap();
         }
         file.set_len(8192).unwrap();
-        assert_eq!(Seal::read(&file).unwrap(), Found::Nothing);
+        assert_eq!(Seal::read(&file).unwrap(), None);
     }
 
     /// A seal with the right checksum that says a length near 2^64 was an overflow where it was
@@ -226,7 +218,7 @@ mod tests {
             let seal = Seal { id, kind: FileKind::Data, len_bytes };
             let raw = fs::File::from(file.try_clone_fd().unwrap());
             raw.write_all_at(&seal.to_bytes(), 4096).unwrap();
-            assert_eq!(Seal::read(&file).unwrap(), Found::Nothing);
+            assert_eq!(Seal::read(&file).unwrap(), None);
         }
     }
 

@@ -21,7 +21,7 @@ use pgmap_os::{Access, MemoryFile, OsError, PageSize, disk, file_lock, process};
 use crate::error::Error;
 use crate::pool::catalog::{Change, Enrolled};
 use crate::pool::directory::{LEDGERS, remove_file};
-use crate::pool::identity::{FileKind, FileNumber, Found, PoolId, Seal};
+use crate::pool::identity::{FileKind, FileNumber, PoolId, Seal};
 use crate::pool::{Pool, bad, os_error, pool_name};
 
 /// A ledger that nobody has yet: what a client gets when the file system has no room for another.
@@ -76,7 +76,7 @@ fn identity_of(
     file: &MemoryFile,
     data: &MemoryFile,
 ) -> Result<LedgerIdentity, Error> {
-    let Found::Seal(seal) = Seal::read(file)? else { return Ok(LedgerIdentity::Unknown) };
+    let Some(seal) = Seal::read(file)? else { return Ok(LedgerIdentity::Unknown) };
     let (file, data) = (FileNumber::of(file)?, FileNumber::of(data)?);
     Ok(match seal.kind {
         FileKind::Ledger { data: theirs, .. } if seal.id == id && theirs != data => {

@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::pool::catalog::header::is_catalog;
 use crate::pool::catalog::{Catalog, Head, StoredPool};
 use crate::pool::directory::{CATALOG, DATA, Directory, INDEX, VMEMMAP, kind_of, remove_file};
-use crate::pool::identity::{FileKind, Found, PoolId, Seal};
+use crate::pool::identity::{FileKind, PoolId, Seal};
 use crate::pool::mark::{FoundMark, Mark};
 use crate::pool::on::{self, Ground, On};
 use crate::pool::{Layout, bad, options, pool_name};
@@ -88,7 +88,7 @@ fn derived(directory: &Directory, name: &str, seal: Seal) -> Result<Arc<MemoryFi
 /// Opens a file that live clients have mapped.
 fn kept(directory: &Directory, name: &str, seal: Seal) -> Result<Arc<MemoryFile>, Error> {
     let file = MemoryFile::open_named(&directory.file(name), Access::ReadWrite)?;
-    if Seal::read(&file)? != Found::Seal(seal) {
+    if Seal::read(&file)? != Some(seal) {
         let why = format!(
             "its {name} is damaged or another pool's, and clients use it; end them, then it is \
              made again"
@@ -105,7 +105,7 @@ fn check_replaceable(directory: &Directory, id: PoolId, name: &str) -> Result<()
         return Ok(());
     }
     match Seal::read(&MemoryFile::open_named(&path, Access::ReadOnly)?)? {
-        Found::Seal(seal) if seal.id != id => {
+        Some(seal) if seal.id != id => {
             let why = format!("its {name} belongs to pool {}, its catalog to pool {id}", seal.id);
             Err(bad(directory.path(), why))
         }
@@ -144,8 +144,8 @@ pub(super) fn check_data(
     }
     let wanted = Seal { id, kind: data_kind(stored), len_bytes: stored.capacity_bytes };
     let why = match Seal::read(data)? {
-        Found::Seal(seal) if seal == wanted => return Ok(()),
-        Found::Seal(seal) if seal.id != id => {
+        Some(seal) if seal == wanted => return Ok(()),
+        Some(seal) if seal.id != id => {
             format!("its data belongs to pool {}, its catalog to pool {id}", seal.id)
         }
         _ => format!(
@@ -189,7 +189,7 @@ pub(crate) fn has_head(path: &Path) -> Result<bool, Error> {
     let data = MemoryFile::open_named(path, Access::ReadOnly)?;
     let is_sealed = !on::has_seal(&data)
         || match Seal::read(&data)? {
-            Found::Seal(seal) => seal.kind == FileKind::DataWithHead,
+            Some(seal) => seal.kind == FileKind::DataWithHead,
             // Before format 2 there were no seals.
             _ => true,
         };

@@ -32,7 +32,7 @@ use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::pin::ClientSide;
 use pgmap_mm::prot::Prot;
-use pgmap_mm::vma::{Backed, Backing, BackingError, VmaKind};
+use pgmap_mm::vma::{AreaBacking, Backed, BackingError, VmaKind};
 use pgmap_os::sync::{Mutex, MutexGuard};
 
 use crate::client::Client;
@@ -51,12 +51,12 @@ pub(super) struct FileBacking {
     id: u64,
     kind: VmaKind,
     most_prot: Prot,
-    state: Mutex<State>,
+    state: Mutex<LastRead>,
 }
 
 /// What was last read of the file.
 #[derive(Debug)]
-struct State {
+struct LastRead {
     entry: FileEntry,
     /// The page of the file after each extent's last.
     ends: Vec<u64>,
@@ -66,7 +66,7 @@ struct State {
     is_gone: bool,
 }
 
-impl State {
+impl LastRead {
     fn of(entry: FileEntry, most_pages: u64) -> Self {
         let mut end = 0;
         let ends = entry.extents.iter().map(|extent| {
@@ -103,7 +103,7 @@ impl FileBacking {
         let is_writable = !client.is_read_only()
             && entry.extents.iter().filter(|extent| !extent.is_hole()).all(has);
         let most_prot = if is_writable { Prot::READ_WRITE } else { Prot::READ };
-        let state = Mutex::new(State::of(entry, 0));
+        let state = Mutex::new(LastRead::of(entry, 0));
         Ok(Self { client: client.clone(), id, kind, most_prot, state })
     }
 
@@ -152,17 +152,17 @@ impl FileBacking {
         lost.map(|extent| extent.run).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, LastRead> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read_anew(&self, state: &mut State) -> Result<(), BackingError> {
+    fn read_anew(&self, state: &mut LastRead) -> Result<(), BackingError> {
         if state.is_gone {
             return Err(BackingError::Dead);
         }
         match self.client.reread(&state.entry) {
             Ok(entry) => {
-                *state = State::of(entry, state.most_pages);
+                *state = LastRead::of(entry, state.most_pages);
                 Ok(())
             }
             Err(Error::Refused(Refusal::Stale { .. } | Refusal::NotFound { .. })) => {
@@ -180,7 +180,7 @@ impl FileBacking {
     }
 }
 
-impl Backing for FileBacking {
+impl AreaBacking for FileBacking {
     fn kind(&self) -> VmaKind {
         self.kind
     }

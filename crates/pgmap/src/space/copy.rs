@@ -14,7 +14,7 @@ use super::{AddressSpace, PinnedPages, SpaceError};
 const MAX_PAGES: u64 = 4096;
 
 /// What lies behind a part of the addresses.
-enum Piece<'p, 's> {
+enum CopyPart<'p, 's> {
     /// Held pages, and the byte of them that the part starts at.
     Held(&'p PinnedPages<'s>, u64),
     /// A hole in a file, in the words of a pin.
@@ -33,8 +33,8 @@ impl AddressSpace {
         self.in_pieces(address, target.len() as u64, GupFlags::NONE, |piece, bytes| {
             let target = &mut target[bytes];
             match piece {
-                Piece::Held(pages, offset) => pages.read_at(offset, target)?,
-                Piece::Hole(_) => target.fill(0),
+                CopyPart::Held(pages, offset) => pages.read_at(offset, target)?,
+                CopyPart::Hole(_) => target.fill(0),
             }
             Ok(())
         })
@@ -46,8 +46,8 @@ impl AddressSpace {
     /// As [`read_at`](Self::read_at), where nothing may be written, and in a hole of a file.
     pub fn write_at(&self, address: u64, source: &[u8]) -> Result<(), SpaceError> {
         self.in_pieces(address, source.len() as u64, GupFlags::WRITE, |piece, bytes| match piece {
-            Piece::Held(pages, offset) => pages.write_at(offset, &source[bytes]),
-            Piece::Hole(error) => Err(error),
+            CopyPart::Held(pages, offset) => pages.write_at(offset, &source[bytes]),
+            CopyPart::Hole(error) => Err(error),
         })
     }
 
@@ -58,7 +58,7 @@ impl AddressSpace {
         address: u64,
         len_bytes: u64,
         flags: GupFlags,
-        mut copy: impl FnMut(Piece<'_, '_>, Range<usize>) -> Result<(), SpaceError>,
+        mut copy: impl FnMut(CopyPart<'_, '_>, Range<usize>) -> Result<(), SpaceError>,
     ) -> Result<(), SpaceError> {
         // It is the processor that copies, and it reaches a device's memory too.
         let flags = flags.with(GupFlags::HWPOISON).with(GupFlags::P2PDMA);
@@ -75,13 +75,13 @@ impl AddressSpace {
                         // Asked for a page without FAST_ONLY, a pin holds one or fails.
                         return Err(GupError::Fault(FaultError::NoArea { address: at }).into());
                     }
-                    copy(Piece::Held(&pinned, at - page), bytes_to(next))?;
+                    copy(CopyPart::Held(&pinned, at - page), bytes_to(next))?;
                     at = next;
                 }
                 // An error is about the first page.
                 Err(error) if is_hole(&error) => {
                     let next = page.saturating_add(PAGE_BYTES).min(end);
-                    copy(Piece::Hole(error), bytes_to(next))?;
+                    copy(CopyPart::Hole(error), bytes_to(next))?;
                     at = next;
                 }
                 Err(error) => return Err(error),

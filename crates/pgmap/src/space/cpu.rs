@@ -70,7 +70,7 @@ struct CpuMappings {
     /// None once the address space is closed.
     addresses: Option<Reservation>,
     /// What is mapped, by first address.
-    ranges: BTreeMap<u64, MappedRange>,
+    ranges: BTreeMap<u64, MappedRun>,
     /// The one used last is last.
     lanes: Vec<LaneParts>,
     /// What was taken away beyond what was asked for, and which frames lay there.
@@ -81,13 +81,13 @@ struct CpuMappings {
 
 /// Addresses that map one run of frames alike.
 #[derive(Debug)]
-struct MappedRange {
+struct MappedRun {
     len_bytes: u64,
     access: pgmap_os::Access,
     hold: PinParts,
 }
 
-impl MappedRange {
+impl MappedRun {
     /// The frames behind the bytes from `from` up to `to` of the range.
     fn frames(&self, from: u64, to: u64) -> Option<PfnRange> {
         self.hold.run().sub_run(from / PAGE_BYTES, (to - from) / PAGE_BYTES)
@@ -136,7 +136,7 @@ impl CpuView {
         let mut state = self.lock();
         let mut wanted = Vec::new();
         let vmemmap = self.pinner().side().vmemmap();
-        for (at, MappedRange { len_bytes, access, hold }) in std::mem::take(&mut state.ranges) {
+        for (at, MappedRun { len_bytes, access, hold }) in std::mem::take(&mut state.ranges) {
             // They are of this client.
             let Ok(pin) = Pin::from_parts(self.pinner(), hold) else { continue };
             if pin.is_reclaim_requested() {
@@ -147,7 +147,7 @@ impl CpuView {
                 wanted.extend(going.filter_map(of_pin));
             }
             let hold = pin.into_parts();
-            state.ranges.insert(at, MappedRange { len_bytes, access, hold });
+            state.ranges.insert(at, MappedRun { len_bytes, access, hold });
         }
         SortedRuns::new(wanted).iter().collect()
     }
@@ -232,7 +232,7 @@ impl CpuView {
     }
 
     /// The range at `at` loses its part from `from` up to `to`.
-    fn cut(&self, state: &mut CpuMappings, at: u64, range: MappedRange, from: u64, to: u64) {
+    fn cut(&self, state: &mut CpuMappings, at: u64, range: MappedRun, from: u64, to: u64) {
         let end = at + range.len_bytes;
         let upper = (to < end).then(|| range.frames(to - at, end - at)).flatten();
         let lower = (at < from).then(|| range.frames(0, from - at)).flatten();
@@ -250,7 +250,7 @@ impl CpuView {
         if let Ok(mut pin) = Pin::from_parts(self.pinner(), range.hold) {
             pin.narrow(keep, Agent::Cpu);
             let hold = pin.into_parts();
-            state.ranges.insert(place, MappedRange { len_bytes, access, hold });
+            state.ranges.insert(place, MappedRun { len_bytes, access, hold });
         }
     }
 
@@ -260,14 +260,14 @@ impl CpuView {
     fn keep_upper(
         &self,
         state: &mut CpuMappings,
-        range: &MappedRange,
+        range: &MappedRun,
         upper: PfnRange,
         addresses: Range<u64>,
     ) -> bool {
         let (life, access) = (range.hold.life(), range.access);
         let len_bytes = addresses.end - addresses.start;
         if let Ok(hold) = self.in_lanes(state, |lane| lane.pin_under(life, upper, Agent::Cpu)) {
-            let range = MappedRange { len_bytes, access, hold };
+            let range = MappedRun { len_bytes, access, hold };
             state.ranges.insert(addresses.start, range);
             return true;
         }
@@ -334,7 +334,7 @@ impl CpuMapping for CpuView {
             return Err(errno);
         }
         self.give_up(&mut state, address, address + len_bytes);
-        state.ranges.insert(address, MappedRange { len_bytes, access, hold });
+        state.ranges.insert(address, MappedRun { len_bytes, access, hold });
         Ok(())
     }
 

@@ -55,7 +55,7 @@ pub use pgmap_mm::mm::{InvalidateSubscriber, MapError, Mm, SubscriptionId, Unmap
 use pgmap_mm::mm::{MapRequest, Placed, TableMemory};
 use pgmap_mm::pin::ClientSide;
 use pgmap_mm::prot::Prot;
-pub use pgmap_mm::vma::Backing;
+pub use pgmap_mm::vma::AreaBacking;
 use pgmap_os::sync::Mutex;
 use pgmap_os::{Reservation, zeroed_words, zeroed_words_in_huge_pages};
 
@@ -270,7 +270,7 @@ impl AddressSpace {
     ///
     /// # Errors
     /// [`Refusal::Stale`](crate::Refusal::Stale) when the file is gone.
-    pub fn backing(&self, file: &File<'_>) -> Result<Arc<dyn Backing>, Error> {
+    pub fn backing(&self, file: &File<'_>) -> Result<Arc<dyn AreaBacking>, Error> {
         let known = self.files().get(&file.id()).and_then(Weak::upgrade);
         if let Some(known) = known {
             known.refresh();
@@ -372,11 +372,11 @@ impl AddressSpace {
     ) -> Result<PinnedPages<'_>, SpaceError> {
         let ask = Ask { address, nr_pages, flags };
         // No closure around it, which might be called.
-        let near = match lanes::take_current(&self.client.inner) {
+        let parts = match lanes::take_current(&self.client.inner) {
             Some(lane) => Gup::pin_fast_leaf_in(&self.inner.mm, lane, ask, lanes::rest),
             None => None,
         };
-        let parts = match near {
+        let parts = match parts {
             Some(parts) => parts,
             None => match self.pin_in_lane(ask) {
                 PinOutcome::Parts(parts) => parts,
@@ -395,7 +395,7 @@ impl AddressSpace {
             .and_then(|lane| Gup::pin_fast_in(&self.inner.mm, lane, ask, lanes::rest));
         match parts {
             Some(parts) => PinOutcome::Parts(parts),
-            None => match self.pin_far(ask) {
+            None => match self.pin_slow(ask) {
                 Ok(pages) => PinOutcome::Pages(Box::new(pages)),
                 Err(error) => PinOutcome::Failed(Box::new(error)),
             },
@@ -404,7 +404,7 @@ impl AddressSpace {
 
     /// [`pin`](Self::pin) where the fast path is not enough.
     #[cold]
-    fn pin_far(
+    fn pin_slow(
         &self,
         Ask { address, nr_pages, flags }: Ask,
     ) -> Result<PinnedPages<'_>, SpaceError> {

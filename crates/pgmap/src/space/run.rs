@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError, Weak};
 use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::mm::Mm;
 use pgmap_mm::prot::Prot;
-use pgmap_mm::vma::{Backing, BackingError, Vma, VmaKind};
+use pgmap_mm::vma::{AreaBacking, BackingError, Vma, VmaKind};
 use pgmap_os::sync::Mutex;
 
 /// Most runs that are remembered.
@@ -29,7 +29,7 @@ pub(super) struct Run {
 
 #[derive(Debug)]
 struct KnownFile {
-    file: Weak<dyn Backing>,
+    file: Weak<dyn AreaBacking>,
     /// The last page of it that an area has.
     last: u64,
     end: Option<u64>,
@@ -67,7 +67,7 @@ impl Run {
 }
 
 fn files_of(areas: &[Vma]) -> Vec<KnownFile> {
-    let mut lasts: HashMap<*const (), (&Arc<dyn Backing>, u64)> = HashMap::new();
+    let mut lasts: HashMap<*const (), (&Arc<dyn AreaBacking>, u64)> = HashMap::new();
     for area in areas {
         let last = area.file_page_of(area.end() - 1);
         let known = lasts.entry(Arc::as_ptr(&area.backing).cast()).or_insert((&area.backing, last));
@@ -81,7 +81,7 @@ fn files_of(areas: &[Vma]) -> Vec<KnownFile> {
 }
 
 /// The number of pages of a file that does not reach over this page of it.
-fn end_before(file: &dyn Backing, page: u64) -> Option<u64> {
+fn end_before(file: &dyn AreaBacking, page: u64) -> Option<u64> {
     match file.extent_at(page) {
         Err(BackingError::Dead) => Some(0),
         Err(BackingError::BeyondEnd) => Some(file.nr_pages()),

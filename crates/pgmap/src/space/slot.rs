@@ -37,7 +37,7 @@ use pgmap_os::sync::{Mutex, MutexGuard};
 
 use super::copy::is_hole;
 use super::run::{Run, end_in};
-use super::view::{BLOCK_BYTES, Contents, NotShown, Piece, View, Wanted, block_of, push};
+use super::view::{BLOCK_BYTES, BlockToShow, NotShown, Piece, PieceContents, View, block_of, push};
 use super::{AddressSpace, PinnedPages, SpaceError};
 use crate::error::Error;
 
@@ -72,8 +72,8 @@ pub struct SlotBytes {
 
 #[derive(Debug, Default)]
 struct BlockHold<'s> {
-    blocks: BTreeMap<u64, Block>,
-    views: Vec<Used>,
+    blocks: BTreeMap<u64, HeldBlock>,
+    views: Vec<UsedView>,
     /// The number of the view that shows the whole slot.
     whole: Option<usize>,
     pins: Vec<CleanPin<'s>>,
@@ -81,7 +81,7 @@ struct BlockHold<'s> {
 
 /// A block that is held.
 #[derive(Debug)]
-struct Block {
+struct HeldBlock {
     /// What it has; addresses without a piece have nothing that could be held.
     pieces: Vec<Piece>,
     /// The number of the last view that shows it.
@@ -90,7 +90,7 @@ struct Block {
 
 /// A view, and which of its blocks this slot has shown there.
 #[derive(Debug)]
-struct Used {
+struct UsedView {
     view: Arc<View>,
     blocks: Vec<u64>,
 }
@@ -239,7 +239,7 @@ impl<'s> MemorySlot<'s> {
             match self.space.pin(at, (to - at) / PAGE_BYTES, FLAGS) {
                 Ok(pages) => {
                     for segment in pages.segments() {
-                        let contents = Contents::Pool(segment.pool_offset);
+                        let contents = PieceContents::Pool(segment.pool_offset);
                         let (address, len_bytes) = (segment.address, segment.len_bytes);
                         push(&mut pieces, Piece { address, len_bytes, contents });
                     }
@@ -249,7 +249,10 @@ impl<'s> MemorySlot<'s> {
                 }
                 Err(error) if is_hole(&error) => {
                     let len_bytes = self.space.hole_bytes(at).min(to - at);
-                    push(&mut pieces, Piece { address: at, len_bytes, contents: Contents::Hole });
+                    push(
+                        &mut pieces,
+                        Piece { address: at, len_bytes, contents: PieceContents::Hole },
+                    );
                     at += len_bytes;
                 }
                 Err(error) if is_missing(&error) => at = self.space.after_missing(at).min(to),
@@ -263,7 +266,7 @@ impl<'s> MemorySlot<'s> {
             let (here, _) =
                 pieces.split_at(pieces.partition_point(|it| it.address < at + BLOCK_BYTES));
             let parts = here.iter().filter_map(|piece| piece.part(at, at + BLOCK_BYTES));
-            held.blocks.insert(at, Block { pieces: parts.collect(), view: None });
+            held.blocks.insert(at, HeldBlock { pieces: parts.collect(), view: None });
             pieces = &pieces[pieces.partition_point(|it| it.end() <= at + BLOCK_BYTES)..];
         }
         Ok(())
@@ -286,7 +289,7 @@ impl<'s> MemorySlot<'s> {
         for nr_tried in 0..MAX_VIEWS_TRIED {
             if nr_tried > 0 || held.views.is_empty() {
                 match self.next_view(held, nr_tried) {
-                    Ok(view) => held.views.push(Used { view, blocks: Vec::new() }),
+                    Ok(view) => held.views.push(UsedView { view, blocks: Vec::new() }),
                     Err(error) => return self.in_pool(held, bytes).ok_or_else(|| error.into()),
                 }
             }
@@ -314,7 +317,7 @@ impl<'s> MemorySlot<'s> {
         let mut pieces = Vec::new();
         held.pieces(bytes).for_each(|piece| push(&mut pieces, piece));
         match *pieces.as_slice() {
-            [Piece { address, contents: Contents::Pool(offset), .. }] => {
+            [Piece { address, contents: PieceContents::Pool(offset), .. }] => {
                 let (base, _) = self.space.client.pool_address();
                 Some(base.wrapping_add((offset + (bytes.start - address)) as usize))
             }
@@ -324,7 +327,7 @@ impl<'s> MemorySlot<'s> {
 }
 
 impl BlockHold<'_> {
-    fn blocks_of(&mut self, bytes: &Range<u64>) -> impl Iterator<Item = (u64, &mut Block)> {
+    fn blocks_of(&mut self, bytes: &Range<u64>) -> impl Iterator<Item = (u64, &mut HeldBlock)> {
         let blocks = self.blocks.range_mut(block_of(bytes.start)..bytes.end);
         blocks.map(|(&at, block)| (at, block))
     }
@@ -346,7 +349,7 @@ impl BlockHold<'_> {
                 break;
             }
             at = piece.end();
-            if piece.contents == Contents::Hole {
+            if piece.contents == PieceContents::Hole {
                 holes.push(piece.address..at);
             }
         }
@@ -363,10 +366,10 @@ impl BlockHold<'_> {
     fn show_in_last(&mut self, bytes: &Range<u64>) -> Result<Option<*mut u8>, OsError> {
         let Some(number) = self.views.len().checked_sub(1) else { return Ok(None) };
         let blocks = self.blocks.range(block_of(bytes.start)..bytes.end);
-        let is_new = |(_, block): &(&u64, &Block)| block.view != Some(number);
-        let new: Vec<Wanted<'_>> =
+        let is_new = |(_, block): &(&u64, &HeldBlock)| block.view != Some(number);
+        let new: Vec<BlockToShow<'_>> =
             blocks.filter(is_new).map(|(&at, block)| (at, block.pieces.as_slice())).collect();
-        let Used { view, blocks: used } = &mut self.views[number];
+        let UsedView { view, blocks: used } = &mut self.views[number];
         if !new.is_empty() {
             match view.show(&new) {
                 Ok(()) => used.extend(new.iter().map(|(at, _)| at)),
@@ -387,7 +390,7 @@ impl Drop for MemorySlot<'_> {
             return;
         }
         let held = self.held.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for Used { view, blocks } in held.views.drain(..) {
+        for UsedView { view, blocks } in held.views.drain(..) {
             view.release(&blocks);
         }
         held.pins.clear();

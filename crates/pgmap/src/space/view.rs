@@ -56,11 +56,11 @@ pub(super) const fn block_of(address: u64) -> u64 {
 pub(super) struct Piece {
     pub address: u64,
     pub len_bytes: u64,
-    pub contents: Contents,
+    pub contents: PieceContents,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Contents {
+pub(super) enum PieceContents {
     /// The pool's bytes from this offset on.
     Pool(u64),
     /// A hole in a file.
@@ -76,8 +76,8 @@ impl Piece {
     pub(super) fn part(&self, from: u64, to: u64) -> Option<Self> {
         let (address, end) = (self.address.max(from), self.end().min(to));
         let contents = match self.contents {
-            Contents::Pool(offset) => Contents::Pool(offset + (address - self.address)),
-            Contents::Hole => Contents::Hole,
+            PieceContents::Pool(offset) => PieceContents::Pool(offset + (address - self.address)),
+            PieceContents::Hole => PieceContents::Hole,
         };
         (address < end).then(|| Self { address, len_bytes: end - address, contents })
     }
@@ -85,8 +85,10 @@ impl Piece {
     fn goes_on_as(&self, next: &Self) -> bool {
         self.end() == next.address
             && match (self.contents, next.contents) {
-                (Contents::Pool(offset), Contents::Pool(next)) => offset + self.len_bytes == next,
-                (Contents::Hole, Contents::Hole) => true,
+                (PieceContents::Pool(offset), PieceContents::Pool(next)) => {
+                    offset + self.len_bytes == next
+                }
+                (PieceContents::Hole, PieceContents::Hole) => true,
                 _ => false,
             }
     }
@@ -110,7 +112,7 @@ pub(super) enum NotShown {
 }
 
 /// A block and what is to be shown of it; addresses without a piece are to be inaccessible.
-pub(super) type Wanted<'p> = (u64, &'p [Piece]);
+pub(super) type BlockToShow<'p> = (u64, &'p [Piece]);
 
 /// Process addresses for a range of an address space.
 #[derive(Debug)]
@@ -139,7 +141,7 @@ impl Shown {
 }
 
 fn has_hole(pieces: &[Piece]) -> bool {
-    pieces.iter().any(|piece| piece.contents == Contents::Hole)
+    pieces.iter().any(|piece| piece.contents == PieceContents::Hole)
 }
 
 impl View {
@@ -166,9 +168,9 @@ impl View {
     }
 
     /// Shows all of this, and nothing else in these blocks, until each is released: all or nothing.
-    pub(super) fn show(&self, wanted: &[Wanted<'_>]) -> Result<(), NotShown> {
+    pub(super) fn show(&self, wanted: &[BlockToShow<'_>]) -> Result<(), NotShown> {
         let mut blocks = self.lock();
-        let is_taken = |&(at, pieces): &Wanted<'_>| {
+        let is_taken = |&(at, pieces): &BlockToShow<'_>| {
             blocks.get(&at).is_some_and(|shown| shown.nr_users > 0 && !shown.is(pieces))
         };
         if wanted.iter().any(is_taken) {
@@ -188,9 +190,14 @@ impl View {
     }
 
     /// Shows what is not shown yet, in blocks that nobody uses.
-    fn put(&self, blocks: &mut BTreeMap<u64, Shown>, wanted: &[Wanted<'_>]) -> Result<(), OsError> {
-        let is_new = |(at, pieces): &&Wanted<'_>| !blocks.get(at).is_some_and(|it| it.is(pieces));
-        let new: Vec<&Wanted<'_>> = wanted.iter().filter(is_new).collect();
+    fn put(
+        &self,
+        blocks: &mut BTreeMap<u64, Shown>,
+        wanted: &[BlockToShow<'_>],
+    ) -> Result<(), OsError> {
+        let is_new =
+            |(at, pieces): &&BlockToShow<'_>| !blocks.get(at).is_some_and(|it| it.is(pieces));
+        let new: Vec<&BlockToShow<'_>> = wanted.iter().filter(is_new).collect();
         // Neighbours are mapped in one call.
         let mut pieces = Vec::new();
         for &&(at, wanted) in &new {
@@ -210,7 +217,7 @@ impl View {
     fn map(&self, piece: &Piece) -> Result<(), OsError> {
         let (offset, len) = (self.offset(piece.address), piece.len_bytes as usize);
         match piece.contents {
-            Contents::Pool(at) => {
+            PieceContents::Pool(at) => {
                 let gone = || {
                     let error = std::io::Error::from_raw_os_error(ENODEV);
                     OsError::new("map", format!("byte {at} of the pool"), error)
@@ -218,7 +225,7 @@ impl View {
                 let (file, at) = self.client.file_at(at).ok_or_else(gone)?;
                 self.addresses.map(offset, &file, at, len, Access::ReadWrite)
             }
-            Contents::Hole => self.addresses.map_zeros(offset, len),
+            PieceContents::Hole => self.addresses.map_zeros(offset, len),
         }
     }
 
@@ -271,8 +278,8 @@ impl View {
     /// there, copies fail from now on.
     fn lose(&self, bytes: &Range<u64>) {
         let is_lost = |piece: &Piece| match piece.contents {
-            Contents::Pool(at) => at < bytes.end && bytes.start < at + piece.len_bytes,
-            Contents::Hole => false,
+            PieceContents::Pool(at) => at < bytes.end && bytes.start < at + piece.len_bytes,
+            PieceContents::Hole => false,
         };
         let shows_it =
             |shown: &Shown| shown.pieces.as_deref().is_none_or(|pieces| pieces.iter().any(is_lost));

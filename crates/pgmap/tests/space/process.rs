@@ -17,7 +17,7 @@ use pgmap::mm::mm::{MapRequest, Placed};
 use pgmap::mm::pagemap::{DeviceRange, OpsPresent, PagemapSpec};
 use pgmap::mm::pfn::PfnRange;
 use pgmap::mm::prot::Prot;
-use pgmap::mm::vma::{Backed, Backing, BackingError, VmaKind};
+use pgmap::mm::vma::{AreaBacking, Backed, BackingError, VmaKind};
 use pgmap::space::{AddressSpace, CPU_MAPPING_TAG, FaultAnswer, TouchFault};
 use pgmap::{Access, Client, FolioSize, MemoryType, Owner, Pool, PoolOptions, Refusal};
 use rustix::process::Signal;
@@ -487,9 +487,9 @@ fn an_address_that_is_lost_and_touched_many_times_is_served_each_time() {
 
 /// A file that panics when it is asked for pages.
 #[derive(Debug)]
-struct Panicking(Arc<dyn Backing>);
+struct Panicking(Arc<dyn AreaBacking>);
 
-impl Backing for Panicking {
+impl AreaBacking for Panicking {
     fn kind(&self) -> VmaKind {
         self.0.kind()
     }

@@ -9,7 +9,7 @@ use pgmap::mm::gup::{Gup, GupFlags, ReadSection};
 use pgmap::mm::level::{Level, PAGE_BYTES};
 use pgmap::mm::mm::{MapRequest, Mm};
 use pgmap::mm::pin::Lane;
-use pgmap::mm::vma::{Backed, Backing, BackingError, VmaKind};
+use pgmap::mm::vma::{AreaBacking, Backed, BackingError, VmaKind};
 use pgmap::space::TABLE_MEMORY;
 
 use crate::failure::Failure;
@@ -27,7 +27,7 @@ struct File {
     nr_pages: u64,
 }
 
-impl Backing for File {
+impl AreaBacking for File {
     fn kind(&self) -> VmaKind {
         // So that every leaf has that size, however well the frames lie.
         VmaKind::DeviceDax { align: self.leaf }
@@ -181,7 +181,11 @@ impl World {
 }
 
 /// A file of `len_bytes` in folios of `leaf`.
-pub fn file(space: &mut Space, len_bytes: u64, leaf: Level) -> Result<Arc<dyn Backing>, Failure> {
+pub fn file(
+    space: &mut Space,
+    len_bytes: u64,
+    leaf: Level,
+) -> Result<Arc<dyn AreaBacking>, Failure> {
     let nr_pages = len_bytes / PAGE_BYTES;
     let extents = space.publish(nr_pages, Sizing::Fixed(leaf))?;
     Ok(Arc::new(File { leaf, extents, nr_pages }))

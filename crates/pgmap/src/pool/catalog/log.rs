@@ -38,13 +38,13 @@ const CHANGES_PER_RECORD: usize = 256;
 
 /// The file, or the part of one, that a catalog lies in.
 #[derive(Debug)]
-pub(super) struct Medium {
+pub(super) struct CatalogFile {
     memory: Arc<MemoryFile>,
     /// Bytes that it may have, header included.
     most_bytes: u64,
 }
 
-impl Medium {
+impl CatalogFile {
     pub(super) const fn new(memory: Arc<MemoryFile>, most_bytes: u64) -> Self {
         Self { memory, most_bytes }
     }
@@ -85,7 +85,7 @@ impl Medium {
 /// An open log.
 #[derive(Debug)]
 pub(super) struct Log {
-    medium: Medium,
+    medium: CatalogFile,
     header: Header,
     /// What the other slot says.
     previous: Header,
@@ -101,7 +101,7 @@ pub(super) struct Log {
 
 impl Log {
     /// Makes an empty log.
-    pub(super) fn create(medium: Medium, header: Header) -> Result<Self, Error> {
+    pub(super) fn create(medium: CatalogFile, header: Header) -> Result<Self, Error> {
         let area_bytes = FIRST_AREA_BYTES;
         medium.reserve(0, HEADER_BYTES + 2 * area_bytes)?;
         let previous = Header { start: HEADER_BYTES, end: HEADER_BYTES, area_bytes, ..header };
@@ -117,7 +117,7 @@ impl Log {
     ///
     /// # Errors
     /// [`Error::Catalog`] when any part of it that counts is not as it was written.
-    pub(super) fn open(medium: Medium, boot: BootId) -> Result<(Self, Contents), Error> {
+    pub(super) fn open(medium: CatalogFile, boot: BootId) -> Result<(Self, Contents), Error> {
         let slots = read_slots(&medium.read(0, HEADER_BYTES)?);
         let (header, previous) = match slots {
             [Slot::Whole(one), Slot::Whole(other)] => {
@@ -172,7 +172,7 @@ impl Log {
     ///
     /// # Errors
     /// [`Error::Catalog`] for what is no log, also when it was changed meanwhile: try again.
-    pub(super) fn observe(medium: Medium) -> Result<(Header, Contents), Error> {
+    pub(super) fn observe(medium: CatalogFile) -> Result<(Header, Contents), Error> {
         let slots = read_slots(&medium.read(0, HEADER_BYTES)?);
         let whole = slots.into_iter().filter_map(|slot| match slot {
             Slot::Whole(header) => Some(*header),
@@ -188,7 +188,7 @@ impl Log {
 
     /// Writes the one slot of the header that is damaged again, as the change before the whole one.
     /// Says whether that is what was wrong.
-    pub(super) fn mend_header(medium: &Medium) -> Result<bool, Error> {
+    pub(super) fn mend_header(medium: &CatalogFile) -> Result<bool, Error> {
         let slots = read_slots(&medium.read(0, HEADER_BYTES)?);
         let ([Slot::Whole(whole), Slot::Damaged] | [Slot::Damaged, Slot::Whole(whole)]) = slots
         else {
@@ -201,7 +201,7 @@ impl Log {
         Ok(true)
     }
 
-    const fn of(medium: Medium, header: Header, previous: Header) -> Self {
+    const fn of(medium: CatalogFile, header: Header, previous: Header) -> Self {
         Self {
             medium,
             header,
@@ -447,7 +447,7 @@ fn removal_bytes(name: &FileName) -> u64 {
     REMOVAL_BYTES + name.as_bytes().len() as u64
 }
 
-fn encode(medium: &Medium, changes: &[Change<'_>]) -> Result<Vec<u8>, Error> {
+fn encode(medium: &CatalogFile, changes: &[Change<'_>]) -> Result<Vec<u8>, Error> {
     postcard::to_stdvec(changes).map_err(|error| medium.failed(error))
 }
 
