@@ -48,7 +48,7 @@
 //! # Lost races
 //!
 //! *Scan against the opening of a block.* The scan reads the open block always, and of the others
-//! those that were opened since it last read them ([`remembered`]). Take a pin that the scan must
+//! those that were opened since it last read them (`remembered`). Take a pin that the scan must
 //! see. If the state loaded is the one that opened its block, the block is read. If it is a later
 //! one, the block was left before that was stored, so its slots are seen as they were then, and it
 //! is read unless its opened word is what it was when it was read last. It cannot be an earlier

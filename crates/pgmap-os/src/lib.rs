@@ -17,7 +17,7 @@
 //! | [`file_system`] | what a directory lies on |
 //! | [`file_users`] | who uses a file or device, by proc |
 //! | [`inventory`] | what on this machine could hold a pool |
-//! | [`memory_limit`] | how much memory this process may have |
+//! | [`memory_limit`](mod@memory_limit) | how much memory this process may have |
 //! | [`file_lock`] | a lock that dies with the open file description |
 //! | [`doorbell`] | "something happened", across processes (eventfd) |
 //! | [`seqpacket`] | messages and descriptors between processes, and who sent them |

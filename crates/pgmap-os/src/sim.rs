@@ -1,7 +1,7 @@
 //! Where a simulation takes the place of the machine.
 //!
 //! Each call of this crate that others can notice comes here first. Without the feature `sim` that
-//! is nothing, compiled away. With it a [`World`] may run other parties first, fail the call, or
+//! is nothing, compiled away. With it a `World` may run other parties first, fail the call, or
 //! end the calling party on the spot; it also tells the time, starts threads and names processes.
 //! What the kernel keeps (files, sockets, locks, mappings) stays the kernel's: one process, one
 //! thread, and so always the same (ADR 0063).

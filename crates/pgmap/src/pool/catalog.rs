@@ -4,7 +4,7 @@
 //! record before the world can see what it says, so a killed owner's successor either finds a file
 //! whole or not at all. An anonymous pool has no catalog: it ends with its owner.
 //!
-//! It is a log of checksummed records ([`log`]) under a header ([`header`]). Damage to any part
+//! It is a log of checksummed records (`log`) under a header (`header`). Damage to any part
 //! that counts is an error that says where; see docs/adr/0050-the-catalog-is-a-log.md.
 
 use std::collections::{BTreeMap, BTreeSet};
