@@ -1,0 +1,228 @@
+"""LMCache's L2 adapters side by side, by the calls of its controllers: ``python l2.py``.
+
+Each round stores, looks up, loads and deletes new keys once with every adapter, in a new order.
+Printed are microseconds for each object: the median over rounds, the least, and how much that is
+beside the copies of the same round. Needs LMCache.
+"""
+
+import argparse
+import ctypes
+import mmap
+import os
+import random
+import select
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("LMCACHE_TRACK_USAGE", "false")
+os.environ.setdefault("LMCACHE_LOG_LEVEL", "ERROR")
+
+import torch
+from lmcache.v1.distributed.api import MemoryLayoutDesc, ObjectKey
+from lmcache.v1.distributed.l2_adapters.dax_l2_adapter import (
+    DaxDeviceConfig,
+    DaxL2Adapter,
+    DaxL2AdapterConfig,
+)
+from lmcache.v1.distributed.l2_adapters.fs_l2_adapter import FSL2Adapter, FSL2AdapterConfig
+from lmcache.v1.distributed.l2_adapters.mock_l2_adapter import (
+    MockL2Adapter,
+    MockL2AdapterConfig,
+)
+from lmcache.v1.memory_management import MemoryFormat, MemoryObjMetadata, TensorMemoryObj
+
+from pgmap.lmcache import PgmapL2Adapter
+
+ARENA = 512 << 20
+CASES = [(2 << 20, 64), (2 << 20, 1), (64 << 10, 64)]
+LAYOUT = {0: MemoryLayoutDesc([torch.Size([1])], [torch.uint8])}
+OWNER = """
+import sys, pgmap
+pool = pgmap.Pool.create(int(sys.argv[1]), directory=sys.argv[3] or None, populate=True)
+pool.serve(sys.argv[2])
+print("ready", flush=True)
+sys.stdin.read()
+"""
+DAX = "LMCache dax on a file"
+clock = time.perf_counter
+
+
+class Copies:
+    """The floor: a copy into memory that is there, and back."""
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        self.memory, self.at, self.next = memory, {}, 0
+        self.base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        ctypes.memset(self.base, 1, len(memory))
+
+    def store(self, keys, objs):
+        # Each time to other memory, as in a pool: not to what the processor's cache has.
+        for key, obj in zip(keys, objs):
+            self.next = (self.next + obj.get_size()) % len(self.memory)
+            self.at[key] = self.base + self.next
+            ctypes.memmove(self.at[key], obj.data_ptr, obj.get_size())
+
+    def lookup(self, keys):
+        return sum(key in self.at for key in keys)
+
+    def load(self, keys, objs):
+        for key, obj in zip(keys, objs):
+            ctypes.memmove(obj.data_ptr, self.at[key], obj.get_size())
+        return len(keys)
+
+    def delete(self, keys):
+        self.at.clear()
+
+
+class Adapter:
+    """An L2 adapter, as LMCache's controllers call it: submit, wait for the event, ask."""
+
+    def __init__(self, adapter) -> None:
+        self.adapter, self.polls = adapter, []
+        for get in ("get_store_event_fd", "get_lookup_and_lock_event_fd", "get_load_event_fd"):
+            poll, event = select.poll(), getattr(adapter, get)()
+            poll.register(event, select.POLLIN)
+            self.polls.append((poll, event))
+
+    def wait(self, kind, ask):
+        poll, event = self.polls[kind]
+        while (answer := ask()) is None:
+            if poll.poll(1000):
+                os.eventfd_read(event)
+        return answer
+
+    def store(self, keys, objs):
+        task = self.adapter.submit_store_task(keys, objs)
+        result = self.wait(0, lambda: self.adapter.pop_completed_store_tasks().get(task))
+        assert result.is_successful()
+
+    def lookup(self, keys):
+        task = self.adapter.submit_lookup_and_lock_task(keys, LAYOUT)
+        return self.wait(1, lambda: self.adapter.query_lookup_and_lock_result(task)).popcount()
+
+    def load(self, keys, objs):
+        task = self.adapter.submit_load_task(keys, objs)
+        loaded = self.wait(2, lambda: self.adapter.query_load_result(task)).popcount()
+        self.adapter.submit_unlock(keys)
+        return loaded
+
+    def delete(self, keys):
+        self.adapter.delete(keys)
+
+
+def dax(path: Path, size: int) -> DaxL2Adapter:
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, ARENA)
+    device = DaxDeviceConfig(device_path=str(path), max_dax_size_gb=ARENA / (1 << 30))
+    return DaxL2Adapter(DaxL2AdapterConfig(devices=[device], slot_bytes=size))
+
+
+def owner(folder: Path, name: str, directory: str) -> tuple[subprocess.Popen, PgmapL2Adapter]:
+    socket = str(folder / name)
+    words = [sys.executable, "-c", OWNER, str(ARENA), socket, directory]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    return process, PgmapL2Adapter({"socket": socket})
+
+
+def objects(arena: torch.Tensor, size: int, count: int) -> list[TensorMemoryObj]:
+    shape = torch.Size([size])
+    return [
+        TensorMemoryObj(
+            arena[at * size :][:size],
+            MemoryObjMetadata(
+                shape, torch.uint8, 0, size, 1, 0, MemoryFormat.KV_2LTD, None, [shape], [torch.uint8]
+            ),
+            parent_allocator=None,
+        )
+        for at in range(count)
+    ]
+
+
+def measure(entry, keys, sources, targets) -> dict[str, float]:
+    """Microseconds of each call, for each object."""
+    times = {}
+    for name, call in [
+        ("store", lambda: entry.store(keys, sources)),
+        ("lookup", lambda: entry.lookup(keys)),
+        ("load", lambda: entry.load(keys, targets)),
+    ]:
+        start = clock()
+        answer = call()
+        times[name] = (clock() - start) / len(keys) * 1e6
+        assert answer in (None, len(keys)), name
+    entry.delete(keys)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    source = torch.randint(0, 255, (64 * (2 << 20),), dtype=torch.uint8)
+    target = torch.zeros_like(source)
+    times: dict[tuple, list[float]] = {}
+    number = 0
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as shm:
+        folder = Path(shm)
+        first, remote = owner(folder, "anonymous", "")
+        second, in_directory = owner(folder, "directory", str(folder / "pool"))
+        base = {
+            "memcpy": Copies(mmap.mmap(-1, 64 * (2 << 20))),
+            "LMCache mock": Adapter(MockL2Adapter(MockL2AdapterConfig(1, 10000))),
+            "LMCache fs": Adapter(
+                FSL2Adapter(FSL2AdapterConfig.from_dict({"base_path": str(folder / "fs")}))
+            ),
+            "pgmap, in the process": Adapter(PgmapL2Adapter({"size": ARENA})),
+            "pgmap, another process": Adapter(remote),
+            "pgmap, another process, in /dev/shm": Adapter(in_directory),
+        }
+        slots = {
+            size: Adapter(dax(folder / f"dax{size}", size)) for size in {size for size, _ in CASES}
+        }
+        # One more round first: it takes frames and pages that the others use again.
+        for turn in range(rounds + 1):
+            for size, count in CASES:
+                entries = list((base | {DAX: slots[size]}).items())
+                random.shuffle(entries)
+                for name, entry in entries:
+                    for _ in range(1 if count > 1 else 9):
+                        keys = [
+                            ObjectKey((number + at).to_bytes(16, "big"), "some/model", 0x01000100)
+                            for at in range(count)
+                        ]
+                        number += count
+                        target[: count * size].zero_()
+                        each = measure(
+                            entry, keys, objects(source, size, count), objects(target, size, count)
+                        )
+                        assert torch.equal(target[: count * size], source[: count * size]), name
+                        if turn:
+                            for call, microseconds in each.items():
+                                times.setdefault((name, call, size, count), []).append(microseconds)
+        for process in (first, second):
+            process.stdin.close()
+            process.wait(10)
+    load = ", ".join(f"{part:.1f}" for part in os.getloadavg())
+    print(f"\nmicroseconds for each object, median (least) of {rounds} rounds; load {load}\n")
+    columns = [(call, *case) for call in ("store", "load", "lookup") for case in CASES]
+    heads = [f"{call} {size >> 10}K x{count}" for call, size, count in columns]
+    print("| | " + " | ".join(heads) + " |\n|---" + "|---" * len(columns) + "|")
+    for name in [*base, DAX]:
+        cells = []
+        for column in columns:
+            each, floor = times[name, *column], times["memcpy", *column]
+            ratio = statistics.median(mine / least for mine, least in zip(each, floor))
+            beside = f", {ratio:.2f}x" if column[0] != "lookup" else ""
+            cells.append(f"{statistics.median(each):.3g} ({min(each):.3g}){beside}")
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
