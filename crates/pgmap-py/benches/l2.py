@@ -135,7 +135,14 @@ def objects(arena: torch.Tensor, size: int, count: int) -> list[TensorMemoryObj]
         TensorMemoryObj(
             arena[at * size :][:size],
             MemoryObjMetadata(
-                shape, torch.uint8, 0, size, 1, 0, MemoryFormat.KV_2LTD, None, [shape], [torch.uint8]
+                shape,
+                torch.uint8,
+                address=0,
+                phy_size=size,
+                ref_count=1,
+                fmt=MemoryFormat.KV_2LTD,
+                shapes=[shape],
+                dtypes=[torch.uint8],
             ),
             parent_allocator=None,
         )

@@ -1,7 +1,8 @@
 """Two engine processes with LMCache's own StorageManager over one pool, one of them killed at work.
 
-``python -m pytest -s lmcache_engines.py`` prints what was done, and the same for LMCache's file
-adapter. PGMAP_ENGINES_SECONDS (15) says how long each runs.
+``python -m pytest -s lmcache_engines.py`` prints what was done, the same for LMCache's file
+adapter, and what comes of the time-outs of LMCache's own locks. PGMAP_ENGINES_SECONDS (15) says how
+long each of the first two runs.
 """
 
 import multiprocessing
@@ -205,8 +206,8 @@ def run(kind, place, seed, killed=lambda: None):
     sums = [sum(column) for column in zip(*both)]
     print(
         f"\n{kind}: seed {seed}, {kills[STORING]} kills of an engine that stored and "
-        f"{kills[LOADING]} of one that loaded; {sums[STORED]} blocks stored, {sums[LOADED]} loaded, "
-        f"{sums[OF_OTHERS]} of them stored by the other, {sums[WRONG]} wrong, {sums[FAILED]} failed"
+        f"{kills[LOADING]} of one that loaded; {sums[STORED]} blocks stored, "
+        f"{sums[LOADED]} loaded, {sums[OF_OTHERS]} of them stored by the other, {sums[WRONG]} wrong, {sums[FAILED]} failed"
     )
     return kills, sums
 
@@ -276,3 +277,61 @@ def test_the_same_with_lmcaches_file_adapter_for_comparison(tmp_path):
         "nothing is evicted, and nothing removes those"
     )
     assert min(kills.values()) > 0 and sums[LOADED] > 0
+
+
+def server_alone(read_ttl, write_ttl):
+    """LMCache without us: objects in its own memory, locked for so many seconds."""
+    memory = L1MemoryManagerConfig((BATCH + 2) * BLOCK, use_lazy=False, shm_name="")
+    locks = {"read_ttl_seconds": read_ttl, "write_ttl_seconds": write_ttl}
+    return StorageManager(
+        StorageManagerConfig(
+            l1_manager_config=L1ManagerConfig(memory, **locks),
+            eviction_config=EvictionConfig("LRU", trigger_watermark=0.5, eviction_ratio=0.8),
+        )
+    )
+
+
+def put(storage, numbers):
+    reserved = storage.reserve_write([key(number) for number in numbers], LAYOUT)
+    for number in numbers:
+        if key(number) in reserved:
+            words_of(reserved[key(number)]).copy_(WORDS + (number << 8))
+    storage.finish_write(list(reserved))
+    return len(reserved)
+
+
+def seconds_until(happened, most):
+    start = time.monotonic()
+    while not happened():
+        if time.monotonic() > start + most:
+            return f"not within {most} s"
+        time.sleep(0.1)
+    return f"after {time.monotonic() - start:.1f} s"
+
+
+def test_the_same_with_the_time_outs_of_lmcaches_locks_for_comparison():
+    storage = server_alone(read_ttl=2, write_ttl=600)
+    assert put(storage, range(4)) == 4
+    keys = [key(number) for number in range(4)]
+    task = storage.submit_prefetch_task(PrefetchTaskSpec([GroupedObjectKeys(keys, 0, LAYOUT)]))
+    storage.wait_prefetch_status(task, timeout=10.0)
+    storage.query_prefetch_status(task)
+    with storage.read_prefetched_results(keys) as objs:
+        read = [words_of(obj) for obj in objs]
+        assert [writer_of(words, number) for number, words in enumerate(read)] == [0] * 4
+        fresh = iter(range(100, 100_000))
+
+        def changed():
+            put(storage, [next(fresh) for _ in range(3)])
+            return any(writer_of(words, number) is None for number, words in enumerate(read))
+
+        had_changed = seconds_until(changed, 10)
+        print(f"\nLMCache, read locks of 2 s: bytes changed under a reader {had_changed}")
+    storage.close()
+    storage = server_alone(read_ttl=300, write_ttl=4)
+    # What a writer leaves that is killed before it has finished.
+    left = storage.reserve_write([key(number) for number in range(BATCH + 2)], LAYOUT)
+    assert len(left) == BATCH + 2
+    had_room = seconds_until(lambda: put(storage, range(200, 204)) == 4, 15)
+    print(f"LMCache, write locks of 4 s: a dead writer's memory was free {had_room}")
+    storage.close()

@@ -1,4 +1,4 @@
-"""pgmap's storage plugin: what LMCache's tests ask of a backend, and what only pinned memory has."""
+"""pgmap's storage plugin: what LMCache's tests ask of a backend, and what pinned memory has."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
