@@ -233,12 +233,7 @@ impl Pool {
         let bytes = source.bytes();
         let wanted = Wanted { replace, metadata, checksum, evictable };
         let spec = wanted.spec(py, &names::bytes(name)?, bytes.len() as u64)?;
-        py.detach(|| {
-            let mut writer = client.create_owned_with(spec)?;
-            writer.write_all_at(0, bytes)?;
-            writer.commit()
-        })
-        .or_raise(py)
+        py.detach(|| client.put(spec, bytes)).or_raise(py)
     }
 
     /// Reserves a file of `nbytes`, to be filled and committed. The rest is as in `put`.

@@ -243,14 +243,17 @@ pub fn put(
     client: &Client,
     name: &str,
     (len, on): (u64, On),
-    replaces: bool,
+    (replaces, ahead): (bool, bool),
 ) -> Result<(), Error> {
     let number = episode.model.borrow_mut().new_number();
     let asked = Asked::now(episode);
     let turn = episode.books.borrow_mut().begin(&[name], asked.owner);
     episode.model.borrow_mut().put(name, number, len, asked.from, replaces);
-    let draft = reserve(client, (name, number), (len, on), replaces);
+    let draft = reserve(client, (name, number), (len, on), (replaces, ahead));
     judge_draft(episode, asked, name, (len, on), &draft);
+    if draft.is_ok() && !ahead {
+        had_room(episode, asked, name);
+    }
     let written = draft.and_then(|mut writer| {
         let pages = pages_of(&mut writer);
         episode.check_place(on, &pages);
@@ -262,6 +265,10 @@ pub fn put(
         // Without a commit there is no file.
         Err(error) => (Err(error), End::Refused(episode.machine.steps())),
     };
+    if result.is_ok() && ahead {
+        // Frames without a name were in no quota of it.
+        had_room(episode, asked, name);
+    }
     episode.model.borrow_mut().put_ended(name, number, end);
     put_away(episode, (name, turn), (len, on), replaces, &result);
     result
@@ -279,7 +286,7 @@ fn judge_draft<T>(
     let (_, size) = episode.longest_bytes(on);
     match draft {
         Ok(_) if len > size => episode.fail(format!("{len} bytes were reserved of {size}")),
-        Ok(_) => had_room(episode, asked, name),
+        Ok(_) => {}
         Err(error) => episode.check_no_place(on, len, asked.from, error),
     }
 }
@@ -296,13 +303,16 @@ fn reserve<'c>(
     client: &'c Client,
     (name, number): (&str, u64),
     (len, on): (u64, On),
-    replaces: bool,
+    (replaces, ahead): (bool, bool),
 ) -> Result<FileWriter<'c>, Error> {
     let mut spec = CreateSpec::new(FileName::new(name)?, len, FolioSize::BestFit);
     spec.replace = replaces;
     spec.rules = rules_of(number);
     spec.rules.evict_priority = priority_of(number);
     spec.placement = placement_of(on);
+    if ahead {
+        return client.create_ahead(spec);
+    }
     match client.create_batch(vec![spec])?.pop() {
         Some(draft) => draft,
         None => Err(Error::Protocol { what: "no draft".into() }),
@@ -411,8 +421,11 @@ pub fn put_by_device(
     let asked = Asked::now(episode);
     let turn = episode.books.borrow_mut().begin(&[name], asked.owner);
     let len = u64::from(pages) * PAGE;
-    let draft = reserve(client, (name, number), (len, on), false);
+    let draft = reserve(client, (name, number), (len, on), (false, false));
     judge_draft(episode, asked, name, (len, on), &draft);
+    if draft.is_ok() {
+        had_room(episode, asked, name);
+    }
     let mut writer = match draft {
         Ok(writer) => writer,
         Err(error) => {

@@ -276,8 +276,8 @@ fn keep<'c>(result: Result<Option<Held<'c>>, Error>, held: &mut Vec<Held<'c>>) -
 
 fn change(episode: &Episode, client: &Client, op: Op) -> Result<(), Error> {
     match op {
-        Op::Put { name, len, replace, on } => {
-            put(episode, client, &name_of(name), (len.into(), on), replace)
+        Op::Put { name, len, replace, on, ahead } => {
+            put(episode, client, &name_of(name), (len.into(), on), (replace, ahead))
         }
         Op::PutMany { name, files, stride, len, replace } => {
             let names = (0..files).map(|at| name_of((name + at * stride) % MAX_NAMES)).collect();

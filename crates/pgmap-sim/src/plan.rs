@@ -50,6 +50,9 @@ pub enum Op {
         replace: bool,
         #[serde(default)]
         on: On,
+        /// In frames that were handed out ahead, if there are any.
+        #[serde(default)]
+        ahead: bool,
     },
     /// As `Put`, several at once, under every `stride`th name.
     PutMany {
@@ -528,7 +531,7 @@ impl Weights {
         let steps = if chance.u32(0..4) == 0 { 40_000 } else { 3_000 };
         let steps = chance.u32(0..steps);
         match kind {
-            0 => Op::Put { name, len, replace: chance.bool(), on: On::Any },
+            0 => Op::Put { name, len, replace: chance.bool(), on: On::Any, ahead: false },
             1 => Op::PutByDevice { name, pages: pages.clamp(1, 40) as u8, steps, on: On::Any },
             2 => Op::Draft { pages, files: chance.u8(1..=4) },
             3 => Op::Get { name, steps },

@@ -190,7 +190,7 @@ pub fn stat(episode: &Episode, client: &Client) -> Result<(), Error> {
     episode.check(check_sums(&info));
     let sum = episode.books.borrow().sum();
     if let (true, Some(sum)) = (asked.is_quiet(episode), sum)
-        && (info.live_bytes, info.nr_files, info.reserved_bytes) != (sum.0, sum.1, 0)
+        && (info.live_bytes, info.nr_files, info.reserved_bytes) != (sum.0, sum.1, info.spare_bytes)
     {
         episode
             .fail(format!("{} bytes of {} files, and nobody is at work: {info:?}", sum.0, sum.1));

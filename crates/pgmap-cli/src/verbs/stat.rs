@@ -94,6 +94,7 @@ impl Show for PoolStat {
             ("longest free run", pool.longest_free_bytes),
             ("live", pool.live_bytes),
             ("reserved", pool.reserved_bytes),
+            ("handed out ahead", pool.spare_bytes),
             ("draining", pool.draining_bytes),
             ("quarantined", pool.quarantined_bytes),
             ("poisoned", pool.poisoned_bytes),

@@ -1,5 +1,5 @@
 //! What only part of the runs have: further backings, pools that are closed, devices that outlive
-//! their clients, files that are evicted, quotas.
+//! their clients, files that are evicted, quotas, frames handed out ahead.
 //!
 //! Drawn by itself, so that the rest of a run is as it was before this was there.
 
@@ -47,6 +47,27 @@ impl Plan {
                 let (name, files) = (chance.u8(0..MAX_NAMES), chance.u8(1..=4));
                 self.insert(&mut chance, Op::UnlinkMany { name, files, unless_held: true });
             }
+        }
+        if chance.u32(0..3) == 0 {
+            self.draw_ahead(&mut chance);
+        }
+    }
+
+    /// Frames are handed out ahead for files of a few lengths.
+    fn draw_ahead(&mut self, chance: &mut fastrand::Rng) {
+        let lengths = [4096, chance.u32(1..40_000), 1 << 14];
+        for op in self.scripts.iter_mut().flatten() {
+            if let Op::Put { len, ahead, .. } = op
+                && chance.u32(0..4) > 0
+            {
+                *len = lengths[chance.usize(0..3)];
+                *ahead = true;
+            }
+        }
+        for _ in 0..chance.usize(4..=24) {
+            let (name, len) = (chance.u8(0..MAX_NAMES), lengths[chance.usize(0..3)]);
+            let (replace, on) = (chance.u32(0..4) > 0, On::Any);
+            self.insert(chance, Op::Put { name, len, replace, on, ahead: true });
         }
     }
 

@@ -26,7 +26,7 @@ use pgmap_os::sync::{Condvar, Mutex, MutexGuard};
 use pgmap_os::{Connection, Doorbell, Interest, OsError, ParentFd, TransferError};
 
 use crate::client::link::greeting::{connect, greet};
-use crate::client::link::replies::{Received, receive};
+use crate::client::link::replies::{Received, receive, wait_for_reply};
 use crate::client::local::{Handed, LocalOwner, MAX_EVENTS};
 use crate::deadline::{Deadline, millis};
 use crate::error::Error;
@@ -104,6 +104,8 @@ struct PendingCalls {
     generation: u64,
     next_number: u64,
     is_reading: bool,
+    /// Of whoever reads.
+    buffer: Vec<u8>,
     is_connecting: bool,
     nr_interruptions: u64,
     calls: HashMap<u64, PendingCall>,
@@ -146,6 +148,7 @@ impl PendingCalls {
                     self.owe(Request::Abort(ids));
                 }
             }
+            Reply::Put(_, Some(spare)) => self.owe(Request::Abort(vec![spare.id])),
             Reply::Leased { grants, .. } => {
                 self.owe(Request::ReleaseLeases(grants.iter().map(|grant| grant.lease).collect()));
             }
@@ -321,6 +324,7 @@ impl Remote {
             generation: 0,
             next_number: 1,
             is_reading: false,
+            buffer: Vec::new(),
             is_connecting: false,
             nr_interruptions: 0,
             calls: HashMap::new(),
@@ -378,7 +382,7 @@ impl Remote {
         let mut may_be_done = false;
         let deadline = Deadline::after(limit);
         let wait = match request {
-            Request::Commit(_) => Duration::ZERO,
+            Request::Commit(_) | Request::Put(_) => Duration::ZERO,
             _ => RESTART_WAIT.min(limit),
         };
         let until = Instant::now() + wait;
@@ -504,9 +508,11 @@ impl Remote {
         generation: u64,
         waited: Result<(), OsError>,
     ) -> MutexGuard<'_, PendingCalls> {
-        let received = waited.map_err(Error::from).and_then(|()| receive(connection)).transpose();
+        let mut buffer = std::mem::take(&mut self.lock().buffer);
+        let received = waited.map_err(Error::from);
+        let received = received.and_then(|()| receive(connection, &mut buffer)).transpose();
         let mut state = self.lock();
-        state.is_reading = false;
+        (state.is_reading, state.buffer) = (false, buffer);
         if let Some(received) = received
             && state.generation == generation
         {
@@ -559,8 +565,8 @@ impl Remote {
             }
             state.is_reading = true;
             drop(state);
-            let waited = wait_for([(connection.as_fd(), Interest::Read)], left);
-            state = self.read_once(connection, generation, waited.map(drop));
+            let waited = wait_for_reply(connection, left);
+            state = self.read_once(connection, generation, waited);
         }
     }
 

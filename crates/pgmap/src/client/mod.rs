@@ -16,6 +16,7 @@ pub(crate) mod pinned;
 mod quotas;
 mod report;
 pub(crate) mod side;
+mod spares;
 pub(crate) mod subscription;
 mod transfers;
 mod upkeep;
@@ -44,6 +45,7 @@ use crate::client::link::{Failed, Link, Remote, Trust};
 use crate::client::local::{Handed, LocalOwner};
 use crate::client::options::{ConnectOptions, DEFAULT_DEADLINE, Replace, default_label};
 use crate::client::side::ProcessSide;
+use crate::client::spares::Spares;
 use crate::client::writer::{FileWriter, OwnedWriter};
 use crate::deadline::{Deadline, millis};
 use crate::error::Error;
@@ -76,6 +78,8 @@ pub(crate) struct Inner {
     /// that finds the lock free.
     ledger: ParentFd,
     link: Link,
+    /// Frames that were handed out ahead.
+    spares: Spares,
     id: ClientId,
     deadline: Mutex<Duration>,
 }
@@ -245,6 +249,7 @@ impl Client {
             // A forked child is not this client, and must not keep it alive.
             ledger: ParentFd::new(handed.ledger),
             link,
+            spares: Spares::default(),
             id: ClientId(welcome.client),
             deadline: Mutex::new(deadline),
         });
@@ -536,14 +541,7 @@ impl Client {
             Ok(Reply::Committed(results)) if results.len() == nr => Ok(results),
             Ok(reply) => Err(unexpected(&reply)),
             Err(Failed { error: Error::OwnerGone { why }, may_be_done }) => {
-                let why = format!(
-                    "the owner that reserved it is gone ({why}); unless the file is there, put it \
-                     again"
-                );
-                let lost = |id| {
-                    let refusal = Refusal::NoDraft { id, why: why.clone() };
-                    Err(if may_be_done { refusal.after_a_lost(call) } else { refusal })
-                };
+                let lost = |id| Err(lost_draft(id, &why, may_be_done, call));
                 Ok(ids.into_iter().map(lost).collect())
             }
             Err(failed) => Err(failed.error),
@@ -565,6 +563,15 @@ impl Client {
     pub(crate) fn abort_ids(&self, ids: Vec<u64>) {
         self.post(Request::Abort(ids));
     }
+}
+
+/// Why a draft was not committed whose owner is gone, who may have committed it before.
+fn lost_draft(id: u64, why: &str, may_be_done: bool, call: &str) -> Refusal {
+    let why = format!(
+        "the owner that reserved it is gone ({why}); unless the file is there, put it again"
+    );
+    let refusal = Refusal::NoDraft { id, why };
+    if may_be_done { refusal.after_a_lost(call) } else { refusal }
 }
 
 fn one<T>(answers: Vec<T>) -> Result<T, Error> {

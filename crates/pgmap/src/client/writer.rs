@@ -16,7 +16,7 @@ use crate::client::{Client, lanes};
 use crate::error::Error;
 use crate::metadata::{CHECKSUM_STEP_BYTES, Checksum};
 use crate::refusal::Refusal;
-use crate::wire::{CommitSpec, Committed, Draft, extents_from_words};
+use crate::wire::{CommitSpec, Committed, CreateSpec, Draft, extents_from_words};
 
 /// How many bytes are written between two looks at the connection to the owner.
 const CHECK_BYTES: u64 = 8 << 20;
@@ -55,6 +55,9 @@ pub struct Writer<C: Borrow<Client>> {
     is_cached: bool,
     /// Whether the file gets a checksum when it is committed.
     is_checksummed: bool,
+    /// What the commit says of the file, if its frames were handed out without a name, or it asks
+    /// for the next ones.
+    named: Option<Box<CreateSpec>>,
     is_done: bool,
 }
 
@@ -86,6 +89,7 @@ impl<C: Borrow<Client>> Writer<C> {
             is_raw: false,
             is_cached: false,
             is_checksummed,
+            named: None,
             is_done: false,
         };
         writer.client().inner.data.check_writer("create")?;
@@ -108,6 +112,12 @@ impl<C: Borrow<Client>> Writer<C> {
             writer.backing = Some(writer.client().file_of(extent.run)?.0);
         }
         Ok(writer)
+    }
+
+    /// Has the commit say what the file is, and ask for frames for the next.
+    pub(super) fn named_at_commit(mut self, spec: CreateSpec) -> Self {
+        self.named = Some(Box::new(spec));
+        self
     }
 
     fn client(&self) -> &Client {
@@ -258,20 +268,38 @@ impl<C: Borrow<Client>> Writer<C> {
     ///
     /// # Errors
     /// [`crate::Refusal::Exists`] when another got the name first; the file is given up then.
-    pub fn commit(self) -> Result<(), Error> {
+    pub fn commit(mut self) -> Result<(), Error> {
         let client = self.client().clone();
-        Self::commit_all(&client, vec![self])?.pop().unwrap_or(Ok(()))
+        let Some(spec) = self.named.take() else {
+            return Self::commit_all(&client, vec![self])?.pop().unwrap_or(Ok(()));
+        };
+        self.complete()?;
+        Self::flush_all(&client, std::slice::from_ref(&self))?;
+        let CommitSpec { id, checksum } = self.commit_spec()?;
+        let committed = client.put_draft(id, *spec, checksum)?;
+        self.finish(&committed.life);
+        Ok(())
+    }
+
+    /// Writes zeros where nothing was written.
+    fn complete(&mut self) -> Result<(), Error> {
+        self.check_attached()?;
+        if !self.is_raw && self.written_to < self.len_bytes {
+            self.zero(self.written_to, self.len_bytes)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn commit_all(
         client: &Client,
         mut writers: Vec<Self>,
     ) -> Result<Vec<Result<(), Error>>, Error> {
+        if writers.iter().any(|writer| writer.named.is_some()) {
+            // Their commits say more than a batch does.
+            return Ok(writers.into_iter().map(Self::commit).collect());
+        }
         for writer in &mut writers {
-            writer.check_attached()?;
-            if !writer.is_raw && writer.written_to < writer.len_bytes {
-                writer.zero(writer.written_to, writer.len_bytes)?;
-            }
+            writer.complete()?;
         }
         Self::flush_all(client, &writers)?;
         in_pieces(

@@ -21,6 +21,7 @@ impl Core {
     /// Which frame is in which books.
     pub(crate) fn audit(&self) -> Result<(), String> {
         self.audit_quotas()?;
+        self.audit_spares()?;
         // The frames of all backings in a row.
         let places: Vec<(u64, u64)> =
             self.frames.backings().iter().map(|it| (it.first_pfn, it.nr_pages)).collect();

@@ -54,7 +54,7 @@ impl Counts<FileId> for DraftRecord {
     }
 
     fn nr_pages(&self) -> u64 {
-        self.extents.iter().map(|extent| extent.run.nr_pages()).sum()
+        Self::nr_pages(self)
     }
 }
 

@@ -67,6 +67,14 @@ impl Core {
             else {
                 continue;
             };
+            let there: Vec<PfnRange> = backing.runs().into_iter().collect();
+            self.take_spares_back(u64::MAX, |_, draft| {
+                draft.runs().any(|run| there.iter().any(|of_backing| of_backing.overlaps(run)))
+            });
+            let Some(backing) = self.frames.backings().iter().find(|it| it.id == departure.id)
+            else {
+                continue;
+            };
             let (free_pages, _) = self.frames.free_in(backing);
             let is_late = clock::monotonic_ms() >= departure.deadline_ms;
             let ended = if free_pages == backing.nr_pages {

@@ -496,7 +496,7 @@ impl Core {
 
     /// Whether anybody holds any of `runs`, as far as the ledgers say without a barrier, or was
     /// given a lease of it.
-    fn is_held(&self, runs: &SortedRuns) -> bool {
+    pub(crate) fn is_held(&self, runs: &SortedRuns) -> bool {
         let is_leased = self.leases.is_leased(runs);
         let has_none = |client: &ClientRecord| {
             client.ledger.try_for_each_hold(runs, |_| ControlFlow::Break(())).is_continue()

@@ -7,6 +7,7 @@
 //!   that name has this number. No two files have one name, or one number.
 //! - A draft has no name yet. Its number becomes the file's when it is committed, and is no other
 //!   file's before.
+//! - `spares` has the drafts that are spares, and no others; `spare_pages` are their frames.
 //! - What each user and each prefix with a quota takes is counted, files and drafts together.
 //! - What the record says of extents and entry is what descriptors and index say, except between
 //!   two steps of one request.
@@ -26,7 +27,7 @@ use crate::owner::counted::{Counted, Use};
 use crate::owner::frames::Listed;
 use crate::pool::catalog::StoredFile;
 use crate::refusal::Refusal;
-use crate::wire::{FileRules, QuotaOf};
+use crate::wire::{FileRules, FolioSize, Placement, QuotaOf};
 
 /// A committed file.
 #[derive(Debug, Clone)]
@@ -84,14 +85,28 @@ pub(crate) struct DraftRecord {
     pub client: ClientId,
     /// Its client's user.
     pub uid: u32,
+    /// That of the file that it becomes; of a spare, of the one that it was handed out with.
     pub name: FileName,
     pub len_bytes: u64,
-    pub largest: Level,
+    pub folio_size: FolioSize,
+    pub placement: Placement,
     pub replace: bool,
     pub rules: FileRules,
     pub extents: Vec<Extent>,
     pub metadata: UserMetadata,
     pub is_checksummed: bool,
+    /// Whether it was handed out ahead, and nobody asked for it to become a file yet.
+    pub is_spare: bool,
+}
+
+impl DraftRecord {
+    pub(crate) fn runs(&self) -> impl Iterator<Item = PfnRange> {
+        self.extents.iter().map(|extent| extent.run)
+    }
+
+    pub(crate) fn nr_pages(&self) -> u64 {
+        self.runs().map(PfnRange::nr_pages).sum()
+    }
 }
 
 /// The files and drafts of a pool.
@@ -100,6 +115,10 @@ pub(crate) struct FileBook {
     records: Counted<FileName, FileRecord>,
     names: HashMap<FileId, FileName>,
     drafts: Counted<FileId, DraftRecord>,
+    /// By client.
+    spares: BTreeSet<(ClientId, FileId)>,
+    /// Frames of those.
+    spare_pages: u64,
     /// Files behind whose ends lies what was cut off, because it could not be zeroed.
     open_tails: BTreeSet<FileId>,
 }
@@ -204,16 +223,43 @@ impl FileBook {
     }
 
     pub(crate) fn add_draft(&mut self, id: FileId, draft: DraftRecord) {
+        if draft.is_spare {
+            self.spares.insert((draft.client, id));
+            self.spare_pages += draft.nr_pages();
+        }
         self.drafts.insert(id, draft);
     }
 
     pub(crate) fn take_draft(&mut self, id: FileId) -> Option<DraftRecord> {
-        self.drafts.remove(&id)
+        let draft = self.drafts.remove(&id)?;
+        if self.spares.remove(&(draft.client, id)) {
+            self.spare_pages -= draft.nr_pages();
+        }
+        Some(draft)
     }
 
     /// Takes out all drafts of a client.
     pub(crate) fn take_drafts_of(&mut self, client: ClientId) -> Vec<DraftRecord> {
-        self.drafts.take_all(|draft| draft.client == client)
+        self.spares.retain(|(other, _)| *other != client);
+        let drafts = self.drafts.take_all(|draft| draft.client == client);
+        let spares = drafts.iter().filter(|draft| draft.is_spare);
+        self.spare_pages -= spares.map(DraftRecord::nr_pages).sum::<u64>();
+        drafts
+    }
+
+    /// The spares, with their numbers.
+    pub(crate) fn spares(&self) -> impl Iterator<Item = (FileId, &DraftRecord)> {
+        self.spares.iter().filter_map(|&(_, id)| Some((id, self.drafts.get(&id)?)))
+    }
+
+    /// The frames of all spares.
+    pub(crate) const fn spare_pages(&self) -> u64 {
+        self.spare_pages
+    }
+
+    /// How many spares a client has.
+    pub(crate) fn nr_spares_of(&self, client: ClientId) -> usize {
+        self.spares.range((client, FileId(0))..=(client, FileId(u64::MAX))).count()
     }
 
     /// The extents of every file and draft.

@@ -25,6 +25,7 @@ use crate::owner::frames::MAX_FILE_EXTENTS;
 use crate::owner::part_drains::DRAINED;
 use crate::owner::populate::STEP_PAGES;
 use crate::owner::quotas::QuotaEvictions;
+use crate::owner::spares::Need;
 use crate::pool::catalog::Change;
 use crate::refusal::Refusal;
 use crate::wire::{
@@ -52,6 +53,17 @@ struct BatchRoom {
     of_quotas: QuotaEvictions,
 }
 
+impl BatchRoom {
+    fn new() -> Self {
+        Self {
+            nr_extents: MAX_REPLY_EXTENTS,
+            nr_pages: STEP_PAGES,
+            eviction: Eviction::default(),
+            of_quotas: QuotaEvictions::new(),
+        }
+    }
+}
+
 impl Core {
     /// Reserves frames for files. Memory for the first few is taken at once; for more the answer
     /// comes later.
@@ -61,13 +73,11 @@ impl Core {
         specs: Vec<CreateSpec>,
     ) -> Result<Outcome, Refusal> {
         checked_batch(specs.len())?;
-        let (nr_extents, nr_pages) = (MAX_REPLY_EXTENTS, STEP_PAGES);
-        let (eviction, of_quotas) = (Eviction::default(), QuotaEvictions::new());
-        let mut room = BatchRoom { nr_extents, nr_pages, eviction, of_quotas };
+        let mut room = BatchRoom::new();
         let mut drafts = Vec::with_capacity(specs.len());
         let mut todo = Vec::new();
         for spec in specs {
-            let draft = self.create_one(client, spec, &mut room);
+            let draft = self.create_one(client, spec, Need::File, &mut room);
             if let Ok((id, runs)) = &draft
                 && !runs.is_empty()
             {
@@ -81,10 +91,28 @@ impl Core {
         Ok(Outcome::Later(self.populate(client, drafts, todo)))
     }
 
+    /// Reserves a spare that is as a file of this `spec` would be; `None` if there is no room.
+    pub(crate) fn create_spare(
+        &mut self,
+        client: ClientId,
+        spec: CreateSpec,
+        need: Need,
+    ) -> Option<Draft> {
+        let (draft, lacking) = self.create_one(client, spec, need, &mut BatchRoom::new()).ok()?;
+        if lacking.is_empty() {
+            return Some(draft);
+        }
+        // Nobody was given these frames, so nobody holds them.
+        let taken = self.files.take_draft(FileId(draft.id));
+        taken.iter().for_each(|draft| self.frames.give_back(&draft.extents));
+        None
+    }
+
     fn create_one(
         &mut self,
         client: ClientId,
         spec: CreateSpec,
+        need: Need,
         room: &mut BatchRoom,
     ) -> Result<(Draft, Vec<PfnRange>), Refusal> {
         self.check_name_free(&spec.name, spec.replace)?;
@@ -101,14 +129,17 @@ impl Core {
             .filter(|&pages| pages <= most_pages)
             .ok_or_else(|| too_long(&spec, pages, &self.frames.places(&order), most_pages))?;
         let uid = self.uid_of(client);
-        self.make_quota_room(uid, &spec.name, pages, &mut room.of_quotas)?;
+        match need {
+            Need::File => self.make_quota_room(uid, &spec.name, pages, &mut room.of_quotas)?,
+            Need::Spare | Need::IdleSpare => self.check_quota_room(uid, &spec.name, pages)?,
+        }
         let stamp = self.frames.take_stamp()?;
         let extents = match pages {
             // An empty file has no frames, and its number from the stamp as any other.
             0 => Vec::new(),
             _ => {
                 let want = Want { pages, nr_files: 1, sizing, order: &order };
-                self.reserve(want, stamp, &mut room.eviction)?
+                self.reserve(want, stamp, need, &mut room.eviction)?
             }
         };
         if extents.len() > room.nr_extents {
@@ -139,23 +170,26 @@ impl Core {
                 uid,
                 name: spec.name,
                 len_bytes: spec.len_bytes,
-                largest: largest_level(spec.folio_size),
+                folio_size: spec.folio_size,
+                placement: spec.placement,
                 replace: spec.replace,
                 rules: spec.rules,
                 extents,
                 metadata: spec.metadata,
                 is_checksummed: spec.is_checksummed,
+                is_spare: need != Need::File,
             },
         );
         Ok((draft, lacking))
     }
 
     /// Hands frames out. What is missing may have been let go a moment ago: then that is looked
-    /// for. Else files are evicted.
+    /// for. Else spares are taken back, then files evicted, as far as `need` says.
     fn reserve(
         &mut self,
         want: Want<'_>,
         stamp: Stamp,
+        need: Need,
         eviction: &mut Eviction,
     ) -> Result<Vec<Extent>, Refusal> {
         let Want { pages, sizing, order, .. } = want;
@@ -170,11 +204,15 @@ impl Core {
             result => result,
         };
         while let Err(short) = &reserved
-            && self.evict_for(eviction, want, short)
+            && need != Need::IdleSpare
+            && (need == Need::File && !short.lacks_descriptors && self.take_spares_on(order, pages)
+                || self.evict_for(eviction, want, short))
         {
             reserved = self.frames.reserve(pages, sizing, stamp, order);
         }
-        self.note_level();
+        if need == Need::File {
+            self.note_level();
+        }
         let held_pages = eviction.held_pages();
         let extents = reserved.map_err(|short| self.no_space(short, order, held_pages))?;
         if extents.len() > MAX_FILE_EXTENTS {
@@ -211,7 +249,7 @@ impl Core {
         }
     }
 
-    fn check_name_free(&self, name: &FileName, replace: bool) -> Result<(), Refusal> {
+    pub(crate) fn check_name_free(&self, name: &FileName, replace: bool) -> Result<(), Refusal> {
         match self.files.get(name) {
             None => Ok(()),
             Some(file) if replace => file_idle(name, file),
@@ -563,7 +601,7 @@ impl DraftRecord {
         FileRecord {
             id: FileId(spec.id),
             len_bytes: self.len_bytes,
-            largest: self.largest,
+            largest: largest_level(self.folio_size),
             rules: self.rules,
             extents,
             metadata: FileMetadata { user: self.metadata.clone(), checksum },

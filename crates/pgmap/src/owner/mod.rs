@@ -47,6 +47,7 @@ pub(crate) mod scans;
 pub(crate) mod service;
 #[doc(hidden)]
 pub mod session;
+mod spares;
 mod subscribers;
 pub(crate) mod water;
 

@@ -203,6 +203,7 @@ impl Core {
         let Some((part, waits)) = self.parts.waited_for(ticket) else { return };
         let (runs, is_given_up) = (Arc::clone(&part.runs), part.is_given_up);
         self.withhold(&runs, is_given_up);
+        self.take_spares_back(u64::MAX, |_, draft| draft.runs().any(|run| runs.overlaps(run)));
         if self.shut_files_in(&runs) {
             return self.scan_then((*runs).clone(), Scanning::Part(ticket));
         }

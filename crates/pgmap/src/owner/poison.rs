@@ -63,6 +63,8 @@ impl Core {
     }
 
     fn take_frame_out(&mut self, pfn: Pfn) -> Result<Reply, Refusal> {
+        // Nobody uses a spare that is damaged.
+        self.take_spares_back(u64::MAX, |_, draft| draft.runs().any(|run| run.contains(pfn)));
         let place = self.place_of(pfn);
         let extent = match &place {
             FrameUse::File(name, at) => {

@@ -16,6 +16,7 @@ use crate::name::FileName;
 use crate::owner::core::{Core, bytes};
 use crate::owner::counted::Use;
 use crate::owner::evict::Eviction;
+use crate::owner::file_book::DraftRecord;
 use crate::pool::catalog::Change;
 use crate::refusal::Refusal;
 use crate::wire::{MAX_QUOTAS, QuotaInfo, QuotaLimits, QuotaOf, Reply, Request};
@@ -260,6 +261,26 @@ impl Core {
         Ok(())
     }
 
+    /// Whether every quota that counts a file of this user and name has room for one more of so
+    /// many frames, without anything being evicted.
+    ///
+    /// # Errors
+    /// [`Refusal::OverQuota`].
+    pub(crate) fn check_quota_room(
+        &self,
+        uid: u32,
+        name: &FileName,
+        nr_pages: u64,
+    ) -> Result<(), Refusal> {
+        let wanted = Wanted { nr_pages, replaced: None };
+        for (of, _, limits) in self.quotas.matching(uid, name) {
+            if let Some(excess) = self.excess(of, limits, wanted) {
+                return Err(excess.refusal(of, 0));
+            }
+        }
+        Ok(())
+    }
+
     /// As [`make_quota_room`](Self::make_quota_room), for a file that is there and gets the name
     /// `to`: in the quotas that do not count it yet.
     ///
@@ -281,7 +302,8 @@ impl Core {
         Ok(())
     }
 
-    /// Evicts files that a quota counts until it has room for one more of so many frames.
+    /// Takes spares back and evicts files that a quota counts, until it has room for one more of so
+    /// many frames.
     fn evict_for_quota(
         &mut self,
         of: &QuotaOf,
@@ -292,6 +314,10 @@ impl Core {
     ) -> Result<(), Refusal> {
         while let Some(excess) = self.excess(of, limits, wanted) {
             let (pages, files) = (excess.pages, excess.files);
+            let is_counted = |_: &Self, draft: &DraftRecord| of.has(draft.uid, &draft.name);
+            if !excess.is_hopeless && self.take_spares_back(pages, is_counted) {
+                continue;
+            }
             if excess.is_hopeless || !self.evict_of_quota(eviction, id, pages, files) {
                 return Err(excess.refusal(of, eviction.held_pages()));
             }

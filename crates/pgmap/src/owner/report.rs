@@ -63,10 +63,11 @@ impl Core {
         let readers = self.clients.values().filter(|client| client.identity.is_read_only);
         let ledgers: u64 = self.clients.values().map(|client| client.file.resident_bytes()).sum();
         PoolInfo {
-            size_bytes: bytes(self.frames.backings().iter().map(|it| it.nr_pages).sum()),
+            size_bytes: bytes(self.all_pages()),
             free_bytes: bytes(self.frames.free_pages()),
             live_bytes: bytes(self.live_pages()),
             reserved_bytes: drafts.map(|extent| extent.run.len_bytes()).sum(),
+            spare_bytes: bytes(self.files.spare_pages()),
             draining_bytes: bytes(draining),
             quarantined_bytes: bytes(quarantined),
             poisoned_bytes: bytes(self.frames.failed_pages()),
@@ -84,6 +85,11 @@ impl Core {
             evict_low_bytes: self.water.marks.low_bytes,
             evict_high_bytes: self.water.marks.high_bytes,
         }
+    }
+
+    /// Frames of all backings.
+    pub(crate) fn all_pages(&self) -> u64 {
+        self.frames.backings().iter().map(|it| it.nr_pages).sum()
     }
 
     fn evictable_pages(&self) -> u64 {

@@ -35,7 +35,7 @@ impl Core {
     /// pool has; of the catalog.
     pub(crate) fn set_water_marks(&mut self, marks: WaterMarks) -> Result<Reply, Refusal> {
         let WaterMarks { low_bytes, high_bytes } = marks;
-        let all_bytes = bytes(self.frames.backings().iter().map(|it| it.nr_pages).sum());
+        let all_bytes = bytes(self.all_pages());
         let is_off = marks == WaterMarks::default();
         if !is_off && (low_bytes == 0 || low_bytes >= high_bytes || high_bytes > all_bytes) {
             let why = format!(
@@ -51,9 +51,10 @@ impl Core {
         Ok(Reply::Done)
     }
 
-    /// Bytes that are free, or are as soon as the owner comes to it.
+    /// Bytes that are free, or are as soon as the owner comes to it or somebody needs them.
     fn level_bytes(&self) -> u64 {
-        bytes(self.frames.free_pages() + self.frames.backlog_pages())
+        let spare_pages = self.files.spare_pages();
+        bytes(self.frames.free_pages() + self.frames.backlog_pages() + spare_pages)
     }
 
     /// Has the loop evict if less is free than the low mark.

@@ -140,6 +140,25 @@ impl CommitSpec {
     }
 }
 
+/// A file to be committed whose name and rules are given only now.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PutSpec {
+    /// Its number.
+    pub id: u64,
+    /// Its name.
+    pub name: FileName,
+    /// Whether it takes the place of a file with the same name.
+    pub replace: bool,
+    /// What may be done with it.
+    pub rules: FileRules,
+    /// What its users want to know of it.
+    pub metadata: UserMetadata,
+    /// The checksum of its contents, if it is to have one.
+    pub checksum: Option<u32>,
+    /// Whether frames for another file of this size are to be handed out with the answer.
+    pub wants_spare: bool,
+}
+
 /// A file that was committed.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Committed {

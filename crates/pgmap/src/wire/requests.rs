@@ -20,6 +20,7 @@ impl Request {
         match self {
             Self::Create(_) => Row("create", MAY_WAIT | NEEDS_OPEN),
             Self::Commit(_) => Row("commit", NEEDS_OPEN | CHANGES_POOL),
+            Self::Put(_) => Row("put", NEEDS_OPEN | CHANGES_POOL),
             Self::Abort(_) => Row("abort", 0),
             Self::Unlink(_) => Row("unlink", NEEDS_OPEN | CHANGES_POOL),
             Self::UnlinkUnlessHeld(_) => Row("unlink unless held", NEEDS_OPEN | CHANGES_POOL),

@@ -12,9 +12,10 @@ use crate::support::{self, Random, block};
 use pgmap::mm::ledger::{Agent, SlotWord};
 use pgmap::mm::pfn::PfnRange;
 use pgmap::os::{Connection, MemoryFile, TransferError, WriteMapping};
-use pgmap::wire::{self, CommitSpec, Hello, Numbered, Reply, Request, Welcome};
+use pgmap::wire::{self, CommitSpec, Hello, Numbered, PutSpec, Reply, Request, Welcome};
 use pgmap::{
-    Client, CreateSpec, Error, FileName, FolioSize, OnDeadline, Owner, Pool, PoolOptions, Refusal,
+    Client, CreateSpec, Error, FileName, FileRules, FolioSize, OnDeadline, Owner, Pool,
+    PoolOptions, Refusal, UserMetadata,
 };
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -22,6 +23,18 @@ use proptest::test_runner::{RngAlgorithm, TestRng};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage};
 
 const POOL_BYTES: u64 = 32 << 20;
+
+fn put_spec(id: u64) -> PutSpec {
+    PutSpec {
+        id,
+        name: FileName::new("put").unwrap(),
+        replace: true,
+        rules: FileRules::default(),
+        metadata: UserMetadata::default(),
+        checksum: None,
+        wants_spare: true,
+    }
+}
 
 fn nr_descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
@@ -363,6 +376,7 @@ fn numbers_at_their_limits_are_refused_with_a_reason() {
     }
     for request in [
         Request::Commit(vec![CommitSpec::new(1); 10_000]),
+        Request::Put(put_spec(1)),
         Request::Abort(vec![1; 10_000]),
         Request::Locate(u64::MAX),
     ] {
@@ -384,6 +398,10 @@ fn anothers_drafts_are_nobodys() {
         panic!()
     };
     assert!(matches!(done[0], Err(Refusal::NoDraft { .. })));
+    let Reply::Refused(refusal) = mine.ask(Request::Put(put_spec(id))) else {
+        panic!("another client's draft was put")
+    };
+    assert!(matches!(refusal, Refusal::NoDraft { .. }), "{refusal}");
     assert!(matches!(mine.ask(Request::Abort(vec![id])), Reply::Done));
     assert_eq!(victim.owner.info().reserved_bytes, 8192, "it is still there");
     let Reply::Committed(done) = theirs.ask(Request::Commit(vec![CommitSpec::new(id)])) else {

@@ -21,6 +21,7 @@ mod places;
 mod quotas;
 mod read_only;
 mod replaced_ledgers;
+mod spares;
 mod stories;
 #[path = "../support/mod.rs"]
 mod support;

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use pgmap::{
-    Agent, Client, Error, File, FileName, FilePin, FileWriter, FolioSize, QuotaLimits, QuotaOf,
+    Agent, Client, CreateSpec, Error, File, FileName, FilePin, FileWriter, FolioSize, QuotaLimits,
+    QuotaOf,
 };
 
 use super::{block, commands, put, say};
@@ -40,6 +41,17 @@ impl Held<'_> {
         let number = |at: usize| words[at].parse::<u64>().unwrap();
         match words[0] {
             "put" => put(self.client, words[1], &block::make(number(2), number(3) as usize))?,
+            "put-once" => {
+                let bytes = block::make(number(2), number(3) as usize);
+                self.client.put(spec(words[1], number(3)), &bytes)?;
+            }
+            "write-ahead" => {
+                let len = number(3);
+                let mut writer = self.client.create_ahead(spec(words[1], len))?;
+                writer
+                    .write_all_at(0, &block::make(number(2), len as usize)[..len as usize / 2])?;
+                self.writers.push(writer);
+            }
             "get" => return Ok(generation(&self.client.get(words[1])?)),
             "open" => self.files.push(self.client.open(words[1])?),
             "pin-opened" => {
@@ -86,6 +98,10 @@ impl Held<'_> {
         }
         ok()
     }
+}
+
+fn spec(name: &str, len_bytes: u64) -> CreateSpec {
+    CreateSpec::new(FileName::new(name).unwrap(), len_bytes, FolioSize::BestFit)
 }
 
 fn generation(pin: &FilePin<'_>) -> String {

@@ -1,14 +1,19 @@
 //! What arrives from an owner: replies, and the descriptors that some of them bring.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use pgmap_mm::drain::ClientId;
-use pgmap_os::{Connection, Doorbell, ParentFd, TransferError};
+use pgmap_os::clock::Instant;
+use pgmap_os::poll::wait_for;
+use pgmap_os::{Connection, Doorbell, Interest, OsError, ParentFd, TransferError};
 
 use super::Link;
 use crate::error::Error;
 use crate::wire::{self, MAX_MESSAGE_BYTES, Numbered, Reply, Request};
+
+/// How long a thread looks for an answer before it sleeps.
+const BUSY_POLL: Duration = Duration::from_micros(50);
 
 /// A reply and what came along.
 pub(super) struct Received {
@@ -16,10 +21,29 @@ pub(super) struct Received {
     pub fds: Vec<OwnedFd>,
 }
 
-/// The next message, if there is one.
-pub(super) fn receive(connection: &Connection) -> Result<Option<Received>, Error> {
-    let mut buffer = vec![0; MAX_MESSAGE_BYTES];
-    match connection.recv(&mut buffer) {
+/// Waits until there is something to read, or for `left`. Most answers come sooner than a thread
+/// falls asleep and is woken again, so it looks a few times first.
+pub(super) fn wait_for_reply(connection: &Connection, left: Duration) -> Result<(), OsError> {
+    let is_there = |left| wait_for([(connection.as_fd(), Interest::Read)], left);
+    // Whoever waits in a simulation waits for whoever is to run next.
+    if !cfg!(feature = "sim") {
+        let until = Instant::now() + BUSY_POLL.min(left);
+        while Instant::now() < until {
+            if is_there(Duration::ZERO)?[0] {
+                return Ok(());
+            }
+        }
+    }
+    is_there(left).map(drop)
+}
+
+/// The next message, if there is one. `buffer` is empty at first, and used again.
+pub(super) fn receive(
+    connection: &Connection,
+    buffer: &mut Vec<u8>,
+) -> Result<Option<Received>, Error> {
+    buffer.resize(MAX_MESSAGE_BYTES, 0);
+    match connection.recv(buffer) {
         Ok(received) if received.is_end() => {
             Err(Error::OwnerGone { why: "it closed the connection".into() })
         }

@@ -1,0 +1,254 @@
+//! Puts, and the frames that an owner hands out ahead for them: spares.
+//!
+//! A put from another process than the owner's asks for frames, copies and commits: two calls. Who
+//! puts a second file of a size asks, with that commit, for frames for a third, and then each put
+//! is one call. A spare is held by nobody until its writer pins it, so the owner can take it back
+//! whenever somebody needs the room; the pin fails then, before anything is written, and frames are
+//! asked for as without it. See docs/adr/0099-spares.md.
+
+use std::collections::VecDeque;
+use std::sync::PoisonError;
+
+use pgmap_mm::index::Lookup;
+use pgmap_mm::pin::ClientSide;
+use pgmap_os::sync::{Mutex, MutexGuard};
+
+use crate::client::link::{Failed, Link};
+use crate::client::writer::{FileWriter, Writer};
+use crate::client::{Client, lost_draft, one, unexpected};
+use crate::error::Error;
+use crate::refusal::Refusal;
+use crate::wire::{
+    Committed, CreateSpec, Draft, FolioSize, MAX_SPARE_BYTES, MAX_SPARES, Placement, PutSpec,
+    Reply, Request,
+};
+
+/// The spares of a client.
+#[derive(Debug, Default)]
+pub(crate) struct Spares {
+    /// What was put lately, the latest last; at most [`MAX_SPARES`] kinds.
+    kinds: Mutex<VecDeque<SpareKind>>,
+}
+
+/// Files whose frames are alike.
+#[derive(Debug)]
+struct SpareKind {
+    len_bytes: u64,
+    folio_size: FolioSize,
+    placement: Placement,
+    spares: Vec<Draft>,
+}
+
+impl SpareKind {
+    fn is_of(&self, spec: &CreateSpec) -> bool {
+        self.len_bytes == spec.len_bytes
+            && self.folio_size == spec.folio_size
+            && self.placement == spec.placement
+    }
+}
+
+impl Spares {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<SpareKind>> {
+        self.kinds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, spec: &CreateSpec) -> Option<Draft> {
+        let mut kinds = self.lock();
+        kinds.iter_mut().find(|kind| kind.is_of(spec))?.spares.pop()
+    }
+
+    /// Takes note of a put. Returns whether to ask for a spare, and the spares that are given up
+    /// for it.
+    fn note_put(&self, spec: &CreateSpec) -> (bool, Vec<u64>) {
+        if spec.len_bytes == 0 || spec.len_bytes > MAX_SPARE_BYTES {
+            return (false, Vec::new());
+        }
+        let mut kinds = self.lock();
+        let place = kinds.iter().position(|kind| kind.is_of(spec));
+        let known = place.and_then(|place| kinds.remove(place));
+        let is_known = known.is_some();
+        let mut given_up = Vec::new();
+        if kinds.len() >= MAX_SPARES {
+            given_up.extend(kinds.pop_front().into_iter().flat_map(|kind| kind.spares));
+        }
+        let nr_own = known.as_ref().map_or(0, |kind| kind.spares.len());
+        let nr_others: usize = kinds.iter().map(|kind| kind.spares.len()).sum();
+        if is_known && nr_own + nr_others >= MAX_SPARES {
+            given_up.extend(kinds.iter_mut().find_map(|kind| kind.spares.pop()));
+        }
+        let has_room = nr_own < MAX_SPARES;
+        kinds.push_back(known.unwrap_or_else(|| SpareKind {
+            len_bytes: spec.len_bytes,
+            folio_size: spec.folio_size,
+            placement: spec.placement.clone(),
+            spares: Vec::new(),
+        }));
+        (is_known && has_room, given_up.into_iter().map(|draft| draft.id).collect())
+    }
+
+    /// Keeps a spare for the next put; returns it if there is no place for it any more.
+    fn keep(&self, spec: &CreateSpec, spare: Draft) -> Option<Draft> {
+        let mut kinds = self.lock();
+        let nr_kept: usize = kinds.iter().map(|kind| kind.spares.len()).sum();
+        match kinds.iter_mut().find(|kind| kind.is_of(spec)) {
+            Some(kind) if nr_kept < MAX_SPARES => {
+                kind.spares.push(spare);
+                None
+            }
+            _ => Some(spare),
+        }
+    }
+}
+
+impl Client {
+    /// Creates, fills and publishes one file. Contents that are shorter than `spec` says are
+    /// followed by zeros.
+    ///
+    /// From the second file of a size on, up to 4 MiB, an owner in another process hands out frames
+    /// for the next file with its answer. They count as this client's, in its quotas too, and go
+    /// back as soon as somebody needs the room or the client ends.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create) and [`FileWriter::commit`]; [`Error::OutOfRange`] when the
+    /// contents are longer than `spec` says.
+    ///
+    /// ```
+    /// # use pgmap::{CreateSpec, FileName, FolioSize, Owner, Pool, PoolOptions};
+    /// # let owner = Owner::start(Pool::create(&PoolOptions::anonymous(16 << 20))?)?;
+    /// # let client = owner.client()?;
+    /// let spec = CreateSpec::new(FileName::new("block")?, 6, FolioSize::BestFit);
+    /// client.put(spec, b"tokens")?;
+    /// assert_eq!(client.get("block")?.to_vec()?, b"tokens");
+    /// # Ok::<(), pgmap::Error>(())
+    /// ```
+    pub fn put(&self, spec: CreateSpec, contents: &[u8]) -> Result<(), Error> {
+        let fill = |mut writer: FileWriter<'_>| {
+            writer.write_all_at(0, contents)?;
+            writer.commit()
+        };
+        if let Some(writer) = self.writer_of_spare(&spec)? {
+            match fill(writer) {
+                // An owner that went meanwhile knew of it, and did not commit it.
+                Err(Error::Refused(Refusal::NoDraft { .. })) => {}
+                ended => return ended,
+            }
+        }
+        fill(self.create_to_put(spec)?)
+    }
+
+    /// As [`create`](Self::create), in frames that were handed out ahead if there are any: without
+    /// a call then, so that what a create would be refused for is refused at the commit.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn create_ahead(&self, spec: CreateSpec) -> Result<FileWriter<'_>, Error> {
+        match self.writer_of_spare(&spec)? {
+            Some(writer) => Ok(writer),
+            None => self.create_to_put(spec),
+        }
+    }
+
+    fn create_to_put(&self, spec: CreateSpec) -> Result<FileWriter<'_>, Error> {
+        // In the owner's process a call is cheaper than what saves it.
+        let named = matches!(self.inner.link, Link::Remote(_)).then(|| spec.clone());
+        let writer = one(self.create_batch(vec![spec])?)??;
+        Ok(match named {
+            Some(spec) => writer.named_at_commit(spec),
+            None => writer,
+        })
+    }
+
+    /// A writer in frames that were handed out ahead; `None` if there are none, or the name is
+    /// taken: the owner says so.
+    fn writer_of_spare(&self, spec: &CreateSpec) -> Result<Option<FileWriter<'_>>, Error> {
+        let inner = &self.inner;
+        if inner.pinner.side().is_forked() {
+            return Err(Error::Forked);
+        }
+        let is_found = || matches!(inner.index.lookup(spec.name.as_bytes()), Lookup::Found(_));
+        if !spec.replace && is_found() {
+            return Ok(None);
+        }
+        let Some(spare) = inner.spares.take(spec) else { return Ok(None) };
+        // Where it cannot be pinned the owner took it back, or was replaced.
+        let writer = Writer::new(self, spare, (spec.len_bytes, spec.is_checksummed));
+        Ok(writer.ok().map(|writer| writer.named_at_commit(spec.clone())))
+    }
+
+    /// Commits a draft as the file that `spec` says.
+    pub(super) fn put_draft(
+        &self,
+        id: u64,
+        spec: CreateSpec,
+        checksum: Option<u32>,
+    ) -> Result<Committed, Error> {
+        let (wants_spare, given_up) = self.inner.spares.note_put(&spec);
+        if !given_up.is_empty() {
+            self.abort_ids(given_up);
+        }
+        let CreateSpec { name, replace, rules, metadata, .. } = spec.clone();
+        let put = PutSpec { id, name, replace, rules, metadata, checksum, wants_spare };
+        let request = Request::Put(put);
+        let call = request.name();
+        match self.try_call(request, self.deadline()) {
+            Ok(Reply::Put(committed, spare)) => {
+                let unkept = spare.and_then(|spare| self.inner.spares.keep(&spec, spare));
+                unkept.into_iter().for_each(|spare| self.abort_ids(vec![spare.id]));
+                Ok(committed)
+            }
+            Ok(reply) => Err(unexpected(&reply)),
+            Err(Failed { error: Error::OwnerGone { why }, may_be_done }) => {
+                Err(lost_draft(id, &why, may_be_done, call).into())
+            }
+            Err(failed) => Err(failed.error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::name::FileName;
+
+    fn spec(len_bytes: u64) -> CreateSpec {
+        CreateSpec::new(FileName::new("a").unwrap(), len_bytes, FolioSize::BestFit)
+    }
+
+    fn spare(id: u64) -> Draft {
+        Draft { id, extents: Vec::new() }
+    }
+
+    #[test]
+    fn the_second_put_of_a_size_asks_for_a_spare_and_the_third_has_it() {
+        let spares = Spares::default();
+        assert_eq!(spares.note_put(&spec(5)), (false, vec![]));
+        assert_eq!(spares.note_put(&spec(6)), (false, vec![]));
+        assert_eq!(spares.note_put(&spec(5)), (true, vec![]));
+        assert!(spares.keep(&spec(5), spare(1)).is_none());
+        assert!(spares.take(&spec(6)).is_none());
+        assert_eq!(spares.take(&spec(5)).map(|spare| spare.id), Some(1));
+        assert!(spares.take(&spec(5)).is_none());
+        for len_bytes in [0, MAX_SPARE_BYTES + 1] {
+            spares.note_put(&spec(len_bytes));
+            assert!(!spares.note_put(&spec(len_bytes)).0, "{len_bytes}");
+        }
+    }
+
+    #[test]
+    fn there_are_so_many_spares_at_most_and_those_of_the_size_not_put_for_longest_go() {
+        let spares = Spares::default();
+        for len_bytes in 1..=MAX_SPARES as u64 {
+            spares.note_put(&spec(len_bytes));
+            assert_eq!(spares.note_put(&spec(len_bytes)), (true, vec![]));
+            assert!(spares.keep(&spec(len_bytes), spare(len_bytes)).is_none());
+        }
+        // Another of a size that has one: that of the oldest size goes for it.
+        assert_eq!(spares.note_put(&spec(2)), (true, vec![1]));
+        assert!(spares.keep(&spec(2), spare(20)).is_none());
+        assert_eq!(spares.keep(&spec(2), spare(21)).map(|spare| spare.id), Some(21));
+        // A new size has the place of the oldest one.
+        assert_eq!(spares.note_put(&spec(100)), (false, vec![]));
+        assert_eq!(spares.note_put(&spec(101)), (false, vec![3]));
+        assert_eq!(spares.keep(&spec(3), spare(30)).map(|spare| spare.id), Some(30));
+    }
+}

@@ -1,0 +1,165 @@
+//! Spares: frames that a client is handed ahead, so that its next put costs one call.
+//!
+//! A spare is a draft for which nobody has asked yet. The answer to a put brings one as large as
+//! the file that was put, if its client asked for it and there is room. Its client pins it when it
+//! takes it into use, as any writer pins its draft, and names it in the put that commits it. See
+//! docs/adr/0099-spares.md.
+//!
+//! # Lost races
+//!
+//! *Use against reclaim.* A spare goes back to the pool when somebody needs the room, and only if
+//! nobody holds it: as an eviction does it, heads Dying, heavy barrier, scan. A client that pinned
+//! it before the barrier is found, and keeps it; one that pins it later finds the head Dying, has
+//! written nothing, and asks for frames as if it had had no spare.
+
+use pgmap_mm::drain::ClientId;
+use pgmap_mm::index::FileId;
+use pgmap_mm::pfn::PfnRange;
+use pgmap_mm::runs::SortedRuns;
+
+use crate::owner::core::Core;
+use crate::owner::file_book::DraftRecord;
+use crate::owner::populate::STEP_PAGES;
+use crate::owner::quotas::QuotaEvictions;
+use crate::refusal::Refusal;
+use crate::wire::{CommitSpec, CreateSpec, Draft, MAX_SPARES, PutSpec, Reply};
+
+/// A spare for which files are evicted has at most one in so many of the pool's frames.
+const EVICTING_SHARE: u64 = 64;
+
+/// Who is to make room for frames that are handed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Spares first, then files that may be evicted.
+    File,
+    /// Files that may be evicted, in the pool and not for a quota.
+    Spare,
+    /// Nobody.
+    IdleSpare,
+}
+
+impl Core {
+    /// Gives a draft its name and commits it, and hands out a spare like it if that is asked for
+    /// and there is room.
+    pub(crate) fn put(&mut self, client: ClientId, spec: PutSpec) -> Result<Reply, Refusal> {
+        let (id, wants_spare) = (spec.id, spec.wants_spare);
+        let commit = CommitSpec { id, checksum: spec.checksum };
+        let next = self.name_draft(client, spec)?;
+        let committed = match self.commit(client, &[commit])? {
+            Reply::Committed(mut results) => {
+                results.pop().unwrap_or_else(|| Err(Refusal::NoDraft { id, why: String::new() }))?
+            }
+            other => return Ok(other),
+        };
+        let spare = if wants_spare { self.spare_like(client, next) } else { None };
+        Ok(Reply::Put(committed, spare))
+    }
+
+    /// Has a draft of `client` be what a put says, if quotas have room for it as for a file that is
+    /// created. Returns what is to be asked for to have another as large.
+    fn name_draft(&mut self, client: ClientId, spec: PutSpec) -> Result<CreateSpec, Refusal> {
+        let id = FileId(spec.id);
+        self.check_name_free(&spec.name, spec.replace)?;
+        let is_theirs = self.files.draft_of(id, client).is_some();
+        let draft = if is_theirs { self.files.take_draft(id) } else { None };
+        // It is counted nowhere meanwhile.
+        let mut draft = draft.ok_or(Refusal::NoDraft { id: spec.id, why: String::new() })?;
+        let nr_pages = draft.nr_pages();
+        let mut evictions = QuotaEvictions::new();
+        let room = self.make_quota_room(draft.uid, &spec.name, nr_pages, &mut evictions);
+        if let Err(refusal) = room {
+            self.files.add_draft(id, draft);
+            return Err(refusal);
+        }
+        draft.is_spare = false;
+        draft.is_checksummed = spec.checksum.is_some();
+        (draft.replace, draft.rules, draft.metadata) = (spec.replace, spec.rules, spec.metadata);
+        draft.name = spec.name;
+        let next = CreateSpec {
+            placement: draft.placement.clone(),
+            replace: true,
+            ..CreateSpec::new(draft.name.clone(), draft.len_bytes, draft.folio_size)
+        };
+        self.files.add_draft(id, draft);
+        Ok(next)
+    }
+
+    /// Reserves a spare; `None` if there is no room for it, or its client has enough of them.
+    fn spare_like(&mut self, client: ClientId, spec: CreateSpec) -> Option<Draft> {
+        let pages = self.frames.pages_for(spec.len_bytes, spec.folio_size.sizing())?;
+        let has_enough = self.files.nr_spares_of(client) >= MAX_SPARES;
+        if pages == 0 || pages > STEP_PAGES || has_enough {
+            return None;
+        }
+        let evicts = pages <= self.all_pages() / EVICTING_SHARE;
+        self.create_spare(client, spec, if evicts { Need::Spare } else { Need::IdleSpare })
+    }
+
+    /// Whether the frames of spares are so many as is said.
+    ///
+    /// # Errors
+    /// How many they are.
+    #[cfg(feature = "sim")]
+    pub(crate) fn audit_spares(&self) -> Result<(), String> {
+        let spares = self.files.drafts().filter(|(_, draft)| draft.is_spare);
+        let (said, are) =
+            (self.files.spare_pages(), spares.map(|(_, draft)| draft.nr_pages()).sum::<u64>());
+        if said == are {
+            return Ok(());
+        }
+        Err(format!("{said} frames are said to be spare, and {are} are"))
+    }
+
+    /// Takes spares back that lie in the zones `order`.
+    pub(crate) fn take_spares_on(&mut self, order: &[u64], pages: u64) -> bool {
+        self.take_spares_back(pages, |core, draft| {
+            let zone = |run: PfnRange| core.frames.backings().at(run.start()).first_pfn;
+            draft.runs().next().is_some_and(|run| order.contains(&zone(run)))
+        })
+    }
+
+    /// Takes spares that nobody holds back into the pool, of those that are meant: until they have
+    /// so many frames, and one at the least. False if there is none.
+    pub(crate) fn take_spares_back(
+        &mut self,
+        pages: u64,
+        is_meant: impl Fn(&Self, &DraftRecord) -> bool,
+    ) -> bool {
+        let (mut ids, mut nr_taken) = (Vec::new(), 0);
+        for (id, draft) in self.files.spares() {
+            if !ids.is_empty() && nr_taken >= pages {
+                break;
+            }
+            let runs: SortedRuns = draft.runs().collect();
+            // Most spares that are in use are found so without harm.
+            if is_meant(self, draft) && !self.is_held(&runs) {
+                nr_taken += draft.nr_pages();
+                ids.push(id);
+            }
+        }
+        if ids.is_empty() {
+            return false;
+        }
+        let mut all = Vec::new();
+        for draft in ids.iter().filter_map(|&id| self.files.draft(id)) {
+            self.frames.shut(&draft.extents);
+            all.extend(draft.runs());
+        }
+        let drain = self.scan_for(SortedRuns::new(all));
+        let mut has_taken = false;
+        for id in ids {
+            let Some(draft) = self.files.take_draft(id) else { continue };
+            let part = drain.part(draft.runs().collect());
+            if !part.is_idle() {
+                self.frames.open_again(&draft.extents);
+                self.files.add_draft(id, draft);
+                continue;
+            }
+            // Of those that cannot be pinned, too.
+            self.frames.retire(&draft.extents);
+            self.took_one_out(part, None);
+            has_taken = true;
+        }
+        has_taken
+    }
+}
