@@ -19,6 +19,7 @@ into LMCache's own memory instead: kernels of a GPU read only what is registered
 The pool evicts the least recently used chunks that nobody holds when a put needs room.
 """
 
+import functools
 import itertools
 import json
 import logging
@@ -83,25 +84,37 @@ def _make_backend() -> type:
 
     pinned = Pinned()
 
-    def decode(metadata: bytes, nbytes: int) -> Any:
-        """What a chunk is; None if the file is no chunk of so many bytes."""
+    # An engine has few kinds of chunks, and reads each of them for every get.
+    @functools.lru_cache(maxsize=256)
+    def parse(metadata: bytes) -> Any:
+        """Format, shapes, types and size of a chunk; None if the file is none."""
         try:
             form, shapes, dtypes = json.loads(metadata)
             sizes = [torch.Size(shape) for shape in shapes]
             types = [getattr(torch, dtype) for dtype in dtypes]
-            layout = MemoryObjMetadata(
-                shape=sizes[0],
-                dtype=types[0],
-                address=0,
-                phy_size=nbytes,
-                ref_count=1,
-                fmt=MemoryFormat[form],
-                shapes=sizes,
-                dtypes=types,
+            nbytes = sum(
+                size.numel() * dtype.itemsize for size, dtype in zip(sizes, types, strict=True)
             )
-            return layout if layout.get_size() == nbytes else None
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            return (MemoryFormat[form], sizes, types, nbytes) if sizes else None
+        except (ValueError, TypeError, KeyError, AttributeError):
             return None
+
+    def decode(metadata: bytes, nbytes: int) -> Any:
+        """What a chunk is; None if the file is no chunk of so many bytes."""
+        parsed = parse(metadata)
+        if parsed is None or parsed[3] != nbytes:
+            return None
+        form, sizes, types, _ = parsed
+        return MemoryObjMetadata(
+            shape=sizes[0],
+            dtype=types[0],
+            address=0,
+            phy_size=nbytes,
+            ref_count=1,
+            fmt=form,
+            shapes=list(sizes),
+            dtypes=list(types),
+        )
 
     class PgmapStorageBackend(StoragePluginInterface):
         """Chunks of LMCache as files of a pool."""
