@@ -63,7 +63,7 @@ impl ReadOnlyWord<'_> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub enum Populated {
-    /// Every page is there and mapped for writing.
+    /// Every page is there and mapped, for writing if it can be written.
     Done,
     /// This kernel (before 5.14) cannot: pages are taken when they are first touched.
     Unsupported,
@@ -253,6 +253,15 @@ impl ReadMapping {
     pub fn len_bytes(&self) -> u64 {
         self.region.len() as u64
     }
+
+    /// Maps the pages around some bytes now, so that no later read of them faults.
+    ///
+    /// # Errors
+    /// As [`WriteMapping::populate_range`].
+    pub fn populate_range(&self, bytes: Range<u64>) -> Result<Populated, OsError> {
+        let advice = HarmlessAdvice::PopulateRead;
+        populate(|| self.region.advise_range(bytes.clone(), advice), &self.region)
+    }
 }
 
 impl WriteMapping {
@@ -353,18 +362,16 @@ impl WriteMapping {
     /// `ENOMEM` or `EFAULT` when memory or the file system is full, `EHWPOISON` on a broken page;
     /// part of the range may then be populated.
     pub fn populate(&self) -> Result<Populated, OsError> {
-        loop {
-            return match self.region.advise(HarmlessAdvice::PopulateWrite) {
-                Ok(()) => Ok(Populated::Done),
-                // Pages populated so far stay; a signal cannot hold the rest up for ever.
-                Err(Errno::INTR | Errno::AGAIN) => continue,
-                // A mapping of ours is valid, so this can only mean that the advice is unknown.
-                Err(Errno::INVAL) => Ok(Populated::Unsupported),
-                Err(errno) => Err(self.failed("populate", errno).with_advice(
-                    "memory or its file system is full; reserve the file's bytes first",
-                )),
-            };
-        }
+        populate(|| self.region.advise(HarmlessAdvice::PopulateWrite), &self.region)
+    }
+
+    /// As [`populate`](Self::populate), for the pages around some bytes.
+    ///
+    /// # Errors
+    /// The same; `ERANGE` for none, or outside the mapping.
+    pub fn populate_range(&self, bytes: Range<u64>) -> Result<Populated, OsError> {
+        let advice = HarmlessAdvice::PopulateWrite;
+        populate(|| self.region.advise_range(bytes.clone(), advice), &self.region)
     }
 
     /// Leaves the mapping out of children made by `fork`: touching it there is a fault.
@@ -393,13 +400,31 @@ impl WriteMapping {
     }
 
     fn advise(&self, what: &'static str, advice: HarmlessAdvice) -> Result<(), OsError> {
-        self.region.advise(advice).map_err(|errno| self.failed(what, errno))
+        self.region.advise(advice).map_err(|errno| failed(&self.region, what, errno))
     }
+}
 
-    fn failed(&self, what: &'static str, errno: Errno) -> OsError {
-        let (base, len) = (self.region.base(), self.region.len());
-        OsError::new(what, format!("a mapping of {len} bytes at {base:?}"), errno)
+/// Populates by `advise`, a call for pages of `region`.
+fn populate(
+    mut advise: impl FnMut() -> Result<(), Errno>,
+    region: &Region,
+) -> Result<Populated, OsError> {
+    loop {
+        return match advise() {
+            Ok(()) => Ok(Populated::Done),
+            // Pages populated so far stay; a signal cannot hold the rest up for ever.
+            Err(Errno::INTR | Errno::AGAIN) => continue,
+            // A mapping of ours is valid, so this can only mean that the advice is unknown.
+            Err(Errno::INVAL) => Ok(Populated::Unsupported),
+            Err(errno) => Err(failed(region, "populate", errno)
+                .with_advice("memory or its file system is full; reserve the file's bytes first")),
+        };
     }
+}
+
+fn failed(region: &Region, what: &'static str, errno: Errno) -> OsError {
+    let (base, len) = (region.base(), region.len());
+    OsError::new(what, format!("a mapping of {len} bytes at {base:?}"), errno)
 }
 
 /// Out of line: the checks are on the path of every pin.

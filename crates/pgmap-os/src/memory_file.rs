@@ -16,7 +16,9 @@
 
 use crate::OsError;
 use crate::sim;
-use rustix::fs::{CWD, FallocateFlags, FileType, MemfdFlags, Mode, OFlags, SealFlags, StatFs};
+use rustix::fs::{
+    CWD, FallocateFlags, FileType, MemfdFlags, Mode, OFlags, SealFlags, SeekFrom, StatFs,
+};
 use rustix::io::Errno;
 use std::io;
 use std::ops::Range;
@@ -275,6 +277,26 @@ impl MemoryFile {
         }
         let stat = rustix::fs::fstat(&self.fd);
         stat.map_or(0, |stat| stat.st_blocks.unsigned_abs() * STAT_BLOCK_BYTES)
+    }
+
+    /// Returns the next of `bytes` that have memory behind them. On a device, where the file system
+    /// does not say, and where the whole file has memory, all have. Else what was reserved counts
+    /// once it was touched: until then tmpfs calls it a hole.
+    pub fn next_with_memory(&self, bytes: Range<u64>) -> Option<Range<u64>> {
+        if bytes.is_empty() || self.resident_bytes() >= self.len_bytes() {
+            return (!bytes.is_empty()).then_some(bytes);
+        }
+        // The position is nobody's: this file is mapped, and read and written at offsets.
+        let start = match rustix::fs::seek(&self.fd, SeekFrom::Data(bytes.start)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return None,
+            Err(_) => return Some(bytes),
+        };
+        if start >= bytes.end {
+            return None;
+        }
+        let end = rustix::fs::seek(&self.fd, SeekFrom::Hole(start)).unwrap_or(bytes.end);
+        Some(start..end.clamp(start + 1, bytes.end))
     }
 
     /// Returns the bytes that this file could still take, where its file system has a limit.

@@ -1,16 +1,17 @@
 //! A pool, and what is done with one name.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use pgmap::{
     Client, ConnectOptions, CreateSpec, Error, FileName, FolioSize, Owner, PoolOptions, Populate,
-    Replace, UserMetadata,
+    Prefault, Replace, UserMetadata,
 };
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBool, PyBytes};
 
 use crate::errors::{OrRaise, closed};
 use crate::infos::{FileInfo, PoolInfo};
@@ -317,6 +318,40 @@ impl Pool {
     fn stat(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<FileInfo> {
         let (client, name) = (self.client()?, names::bytes(name)?);
         FileInfo::new(py, &py.detach(|| client.stat(&name)).or_raise(py)?)
+    }
+
+    /// Maps the pool's memory in this process now, so that later puts and reads need not page by
+    /// page: only what has memory, in steps. Ends after `deadline` seconds, or when `progress`,
+    /// which is called with the bytes done and those in all after each step, returns False.
+    /// Returns these two numbers.
+    #[pyo3(signature = (*, deadline = 60.0, progress = None))]
+    fn prefault(
+        &self,
+        py: Python<'_>,
+        deadline: f64,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<(u64, u64)> {
+        let (client, deadline) = (self.client()?, seconds(deadline)?);
+        let mut raised = None;
+        let tell = |py: Python<'_>, so_far: Prefault| {
+            py.check_signals()?;
+            let Some(progress) = &progress else { return Ok(true) };
+            let answer = progress.call1(py, (so_far.seen_bytes, so_far.total_bytes))?;
+            Ok::<_, PyErr>(!answer.bind(py).is(PyBool::new(py, false)))
+        };
+        let step = |so_far| match Python::attach(|py| tell(py, so_far)) {
+            Ok(true) => ControlFlow::Continue(()),
+            Ok(false) => ControlFlow::Break(()),
+            Err(error) => {
+                raised = Some(error);
+                ControlFlow::Break(())
+            }
+        };
+        let result = py.detach(|| client.prefault(deadline, step));
+        match raised {
+            Some(error) => Err(error),
+            None => result.map(|it| (it.seen_bytes, it.total_bytes)).or_raise(py),
+        }
     }
 
     /// Describes the pool.

@@ -157,3 +157,16 @@ def test_a_call_does_not_keep_other_threads_waiting(pool):
     is_running = False
     thread.join()
     assert gained > 1000, f"{gained} turns of the other thread during a copy of 32 MiB"
+
+
+def test_a_prefault_says_how_far_it_is_and_ends_when_it_is_told_to(pool):
+    pool.put("file", bytes(1 << 20))
+    seen = []
+    done, total = pool.prefault(progress=lambda done, total: seen.append((done, total)))
+    assert done == total == pool.info().size and seen[-1][0] <= total
+    pool.put("more", bytes(20 << 20))
+    done, total = pool.prefault(progress=lambda done, total: False)
+    assert done < total
+    assert pool.prefault(deadline=0)[0] == 0
+    with pytest.raises(ZeroDivisionError):
+        pool.prefault(progress=lambda done, total: 1 // 0)

@@ -61,6 +61,7 @@ pub use client::lanes::ThreadLanes;
 pub use client::options::{ConnectOptions, DEFAULT_DEADLINE, Replace};
 pub use client::owned::OwnedPin;
 pub use client::pinned::{FilePin, Segment};
+pub use client::prefault::Prefault;
 #[doc(hidden)]
 pub use client::side::ProcessSide;
 pub use client::subscription::{Notice, SubscribeOptions, Subscription};

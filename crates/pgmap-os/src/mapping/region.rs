@@ -14,6 +14,7 @@ use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use std::ffi::c_void;
+use std::ops::Range;
 use std::ptr::{self, NonNull};
 
 /// Ranges of at least this length start at a multiple of it.
@@ -194,6 +195,25 @@ impl Region {
         // SAFETY: the range is mapped by this Region; none of the advice discards or remaps memory.
         unsafe { madvise(range, self.mapped_len, advice.to_os()) }
     }
+
+    /// As [`advise`](Self::advise), for the base pages around `bytes`.
+    pub(super) fn advise_range(
+        &self,
+        bytes: Range<u64>,
+        advice: HarmlessAdvice,
+    ) -> Result<(), Errno> {
+        if bytes.start >= bytes.end || bytes.end > self.len as u64 {
+            return Err(Errno::RANGE);
+        }
+        let page = PageSize::Base.len_bytes() as usize;
+        let start = self.base.as_ptr().wrapping_add(bytes.start as usize);
+        let before = start.addr() % page;
+        let first: *mut c_void = start.wrapping_sub(before).cast();
+        let len = before + (bytes.end - bytes.start) as usize;
+        // SAFETY: the bytes are inside the range that is mapped by this Region, which consists of
+        // whole pages; none of the advice discards or remaps memory.
+        unsafe { madvise(first, len, advice.to_os()) }
+    }
 }
 
 impl Drop for Region {
@@ -209,6 +229,7 @@ impl Drop for Region {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum HarmlessAdvice {
     PopulateWrite,
+    PopulateRead,
     DontFork,
     HugePages,
     DontDump,
@@ -218,6 +239,7 @@ impl HarmlessAdvice {
     fn to_os(self) -> Advice {
         match self {
             Self::PopulateWrite => Advice::LinuxPopulateWrite,
+            Self::PopulateRead => Advice::LinuxPopulateRead,
             Self::DontFork => Advice::LinuxDontFork,
             Self::HugePages => Advice::LinuxHugepage,
             Self::DontDump => Advice::LinuxDontDump,

@@ -42,6 +42,23 @@ fn reserved_bytes_are_resident_and_punched_ones_are_gone_and_zero() {
 }
 
 #[test]
+fn bytes_with_memory_are_found_between_holes() {
+    let file = memfd(4 * MIB);
+    assert_eq!(file.next_with_memory(0..4 * MIB), None);
+    let bytes = vec![1; MIB as usize];
+    as_file(&file).write_all_at(&bytes, MIB).unwrap();
+    as_file(&file).write_all_at(&bytes, 3 * MIB).unwrap();
+    assert_eq!(file.next_with_memory(0..4 * MIB), Some(MIB..2 * MIB));
+    assert_eq!(file.next_with_memory(MIB + 4096..4 * MIB), Some(MIB + 4096..2 * MIB));
+    assert_eq!(file.next_with_memory(0..MIB + 4096), Some(MIB..MIB + 4096));
+    assert_eq!(file.next_with_memory(2 * MIB..3 * MIB), None);
+    assert_eq!(file.next_with_memory(2 * MIB..4 * MIB), Some(3 * MIB..4 * MIB));
+    assert_eq!(file.next_with_memory(MIB..MIB), None);
+    file.reserve(0..4 * MIB).unwrap();
+    assert_eq!(file.next_with_memory(5..4 * MIB), Some(5..4 * MIB), "the whole file has memory");
+}
+
+#[test]
 fn empty_and_reversed_ranges_are_refused_not_wrapped() {
     let file = memfd(MIB);
     #[expect(clippy::reversed_empty_ranges, reason = "that is the point")]

@@ -1,5 +1,5 @@
 import builtins
-from collections.abc import AsyncIterator, Buffer, Iterator, Sequence
+from collections.abc import AsyncIterator, Buffer, Callable, Iterator, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import Any, Literal, Self, final
@@ -232,6 +232,12 @@ class Pool:
     def list(self, prefix: Name | None = None) -> builtins.list[FileInfo]: ...
     def stat(self, name: Name) -> FileInfo: ...
     def info(self) -> PoolInfo: ...
+    def prefault(
+        self,
+        *,
+        deadline: float = 60.0,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> tuple[int, int]: ...
     def set_quota(
         self,
         *,

@@ -148,6 +148,19 @@ impl Mapped {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What is mapped: bytes of the pool, and where in which file the first of them is.
+    pub(crate) fn files(&self) -> Vec<(Range<u64>, u64, Arc<MemoryFile>)> {
+        let parts = self.lock();
+        let file =
+            |part: &MappedBacking| (part.start..part.end, part.offset, Arc::clone(&part.file));
+        parts.iter().map(file).collect()
+    }
+
+    /// Whether these bytes of the pool are mapped.
+    pub(crate) fn has_bytes(&self, bytes: &Range<u64>) -> bool {
+        self.lock().iter().any(|part| part.start <= bytes.start && bytes.end <= part.end)
+    }
+
     /// Whether a part of it is on a device.
     pub(crate) fn has_device(&self) -> bool {
         self.lock().iter().any(MappedBacking::is_on_device)

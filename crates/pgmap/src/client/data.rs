@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use pgmap_os::{CopyError, MemoryFile, OsError, OutOfBounds, PageSize, ReadMapping, WriteMapping};
+use pgmap_os::{
+    CopyError, MemoryFile, OsError, OutOfBounds, PageSize, Populated, ReadMapping, WriteMapping,
+};
 
 use crate::error::Error;
 use crate::refusal::Refusal;
@@ -117,6 +119,14 @@ impl Data {
     /// As [`WriteMapping::flush`].
     pub(crate) fn flush(&self, offset: u64, len: u64) -> Result<(), CopyError> {
         self.in_bounds(offset, len)?.flush(offset, len)
+    }
+
+    /// As [`WriteMapping::populate_range`] or [`ReadMapping::populate_range`].
+    pub(crate) fn populate(&self, bytes: Range<u64>) -> Result<Populated, OsError> {
+        match self {
+            Self::Writable(mapping) => mapping.populate_range(bytes),
+            Self::Readable(mapping) => mapping.populate_range(bytes),
+        }
     }
 
     /// How it was attached.

@@ -13,6 +13,7 @@ mod look_up;
 pub(crate) mod options;
 pub(crate) mod owned;
 pub(crate) mod pinned;
+pub(crate) mod prefault;
 mod quotas;
 mod report;
 pub(crate) mod side;

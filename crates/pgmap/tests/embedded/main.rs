@@ -13,6 +13,7 @@ mod metadata;
 mod on_device;
 mod owned;
 mod pagemaps;
+mod prefault;
 mod scenarios;
 mod subscriptions;
 #[path = "../support/mod.rs"]
