@@ -117,16 +117,19 @@ fn work(
         let step = episode.machine.steps();
         last = step;
         // What its device was notified of while it was at something else counts as notified.
-        if let Some(mapper) = &mapper {
-            mapper.obey(episode, &mut held);
-        }
-        if episode.plan.is_polite {
-            give_way(episode, client, &mut held);
-            // Whoever holds on long enough is notified.
-            if held.iter().any(|held| held.until_step <= step && held.is_unheard(episode)) {
-                pgmap_os::thread::sleep(Duration::from_nanos(heard_within_ns(episode)));
-                give_way(episode, client, &mut held);
+        let hear = |held: &mut Vec<Held<'_>>| {
+            if let Some(mapper) = &mapper {
+                mapper.obey(episode, held);
             }
+            if episode.plan.is_polite {
+                give_way(episode, client, held);
+            }
+        };
+        hear(&mut held);
+        // Whoever holds on long enough is notified.
+        if held.iter().any(|held| held.until_step <= step && held.awaits_notice(episode)) {
+            pgmap_os::thread::sleep(Duration::from_nanos(heard_within_ns(episode)));
+            hear(&mut held);
         }
         held.retain(|held| {
             held.check(episode);

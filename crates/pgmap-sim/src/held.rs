@@ -134,7 +134,7 @@ impl<'c> Held<'c> {
             }
             Err(error) => episode.unreadable(&self.name, &error),
         }
-        if self.is_cached && self.is_overdue(episode) {
+        if self.is_cached && self.is_overdue(episode) && self.is_wanted(episode) {
             let at = self.cached_at();
             episode.fail(format!("a device was not told that {:?} at {at:x?} ended", self.name));
         }
@@ -147,10 +147,23 @@ impl<'c> Held<'c> {
         }
     }
 
-    /// Whether its reclaim is requested, and no event of that has arrived yet.
-    pub fn is_unheard(&self, episode: &Episode) -> bool {
+    /// Whether its reclaim is requested, and this was not notified yet: the device of one that it
+    /// caches, and the client of another.
+    pub fn awaits_notice(&self, episode: &Episode) -> bool {
         let own = episode.machine.running();
-        self.is_reclaim_requested() && !episode.heard.borrow().is_told(own, self.from, &self.frames)
+        // Since when, that is.
+        let is_requested = self.is_overdue(episode) || self.wanted_since.get().is_some();
+        let is_told = || episode.heard.borrow().is_told(own, self.from, &self.frames);
+        is_requested && (self.is_cached || episode.plan.is_polite && !is_told())
+    }
+
+    /// Whether all that it holds is to be reclaimed. That its extent has changed may be about other
+    /// pages.
+    fn is_wanted(&self, episode: &Episode) -> bool {
+        let nr_pages = self.frames.len() as u64;
+        self.number.is_some_and(|(number, start)| {
+            episode.model.borrow().is_wanted(number, start / PAGE, nr_pages)
+        })
     }
 
     /// Whether its reclaim was requested longer ago than it takes to hear of that, and nothing was
@@ -231,17 +244,16 @@ pub fn give_way(episode: &Episode, client: &Client, held: &mut Vec<Held<'_>>) {
         if !held.is_reclaim_requested() {
             return true;
         }
+        // Its device is notified, or nobody is.
+        if held.is_cached {
+            return true;
+        }
         if episode.heard.borrow().is_told(own, held.from, &held.frames) {
             return false;
         }
-        // That its extent has changed may be about other pages.
-        let is_meant = held.number.is_some_and(|(number, start)| {
-            let nr_pages = held.frames.len() as u64;
-            let is_lossy = episode.plan.knobs.lost_event > 0
-                || episode.heard.borrow().is_full_since(own, held.from);
-            !is_lossy && episode.model.borrow().is_wanted(number, start / PAGE, nr_pages)
-        });
-        if held.is_overdue(episode) && is_meant {
+        let is_lossy = episode.plan.knobs.lost_event > 0
+            || episode.heard.borrow().is_full_since(own, held.from);
+        if held.is_overdue(episode) && !is_lossy && held.is_wanted(episode) {
             let (name, frames) = (&held.name, &held.frames);
             episode.fail(format!("no event for {name:?}, frames {frames:?}, to be reclaimed"));
         }
