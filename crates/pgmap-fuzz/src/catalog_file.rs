@@ -11,8 +11,8 @@ use crate::input::Input;
 
 /// Bytes of a header's fields, before their checksum.
 const FIELDS_BYTES: usize = 168;
-const SLOT_STEP_BYTES: usize = 2048;
-const LOG_START: usize = 4096;
+const SLOT_STEP_BYTES: usize = 4096;
+const LOG_START: usize = 2 * SLOT_STEP_BYTES;
 const RECORD_HEAD_BYTES: usize = 8;
 
 // Fields of a header, by number.

@@ -360,6 +360,10 @@ impl MemoryFile {
     /// `EIO`; an end of the file before the last byte has kind `UnexpectedEof`.
     pub fn read_exact_at(&self, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
         sim::call("pread")?;
+        #[cfg(feature = "sim")]
+        if self.device.is_some() {
+            sim::power::read(offset, bytes.len())?;
+        }
         if !self.kind.has_pread() {
             return self.read_mapped(bytes, offset);
         }

@@ -21,7 +21,7 @@ use pgmap_os::sim::power::{self, Broken};
 
 const DEVICE_BYTES: u64 = 8 << 20;
 /// The catalog's header, and all that lies before the contents of files.
-const HEADER_BYTES: u64 = 4096;
+const HEADER_BYTES: u64 = 2 * 4096;
 const HEAD_BYTES: u64 = 6 << 20;
 /// One power failure in so many fences.
 const FENCES_PER_IMAGE: usize = 3;
@@ -138,7 +138,7 @@ fn state_after(place: &Path, bytes: &[u8]) -> Result<State, String> {
     let device = place.join("device");
     std::fs::OpenOptions::new().write(true).open(&device).unwrap().write_all_at(bytes, 0).unwrap();
     power::plug(&device, Broken::Nothing, None).unwrap();
-    let options = CheckOptions { reads_data: true, ..CheckOptions::default() };
+    let options = CheckOptions::default().read_data();
     let checked = pgmap::check(&device, options, &mut |_, _| {}).map_err(|e| e.to_string())?;
     if !checked.findings.is_empty() {
         return Err(format!("check finds {:?}", checked.findings));
@@ -236,4 +236,25 @@ fn a_fence_after_the_header_that_is_left_out_is_found() {
 #[test]
 fn fences_before_the_header_that_are_all_left_out_are_found() {
     finds(&Broken::Fences(HEADER_BYTES..DEVICE_BYTES));
+}
+
+/// Story: both headers lay in one page, and the device lost it.
+#[test]
+fn a_device_that_loses_the_page_of_either_header_is_repaired_and_has_its_files() {
+    let _alone = alone();
+    for slot in 0..2 {
+        let place = tempfile::tempdir_in("/dev/shm").unwrap();
+        let (states, _) = history(slot, place.path(), &Broken::Nothing);
+        let device = place.path().join("device");
+        let page = slot * 4096..(slot + 1) * 4096;
+        power::plug(&device, Broken::Reads(page), None).unwrap();
+        let error = Pool::open_on(&device, place.path().join("pool")).unwrap_err().to_string();
+        assert!(error.contains("one of its two headers") && error.contains("--repair"), "{error}");
+        let options = CheckOptions::default().read_data().repair();
+        let checked = pgmap::check(&device, options, &mut |_, _| {}).unwrap();
+        let repairs: Vec<_> = checked.findings.iter().map(|finding| &finding.repair).collect();
+        assert!(matches!(&repairs[..], [Some(_)]), "{:?}", checked.findings);
+        let bytes = std::fs::read(&device).unwrap();
+        assert_eq!(state_after(place.path(), &bytes).as_ref(), Ok(states.last().unwrap()));
+    }
 }

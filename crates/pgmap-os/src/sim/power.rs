@@ -31,6 +31,8 @@ pub enum Broken {
     /// The fences after a flush of lines in this range of bytes, up to the next of others, do
     /// nothing.
     Fences(Range<u64>),
+    /// These bytes cannot be read until something is written there.
+    Reads(Range<u64>),
 }
 
 /// Told of each fence before it takes effect.
@@ -111,6 +113,7 @@ impl Device {
         match &self.broken {
             Broken::Flushes(range) if range.contains(&first) => return Ok(()),
             Broken::Fences(range) => self.are_fences_dropped = range.contains(&first),
+            Broken::Reads(range) if range.contains(&first) => self.broken = Broken::Nothing,
             _ => {}
         }
         let mut bytes = vec![0; end.saturating_sub(first) as usize];
@@ -171,6 +174,19 @@ pub(crate) fn is_device(number: (u64, u64)) -> Option<PathBuf> {
 /// Which run of the machine it is, once there was a device.
 pub(crate) fn boot_id() -> Option<u128> {
     device().as_ref().map(|device| device.boot)
+}
+
+/// The device is read without a mapping.
+///
+/// # Errors
+/// `EIO` where it is broken.
+pub(crate) fn read(offset: u64, len: usize) -> io::Result<()> {
+    match device().as_ref().map(|device| &device.broken) {
+        Some(Broken::Reads(range)) if range.start < offset + len as u64 && offset < range.end => {
+            Err(io::Error::from_raw_os_error(libc::EIO))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The lines of `len` bytes at `start` were flushed.

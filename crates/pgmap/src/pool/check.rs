@@ -123,7 +123,7 @@ pub fn check(
         let data = on.as_ref().map_or_else(|| directory.file(DATA), |on| on.path.clone());
         check.run(Some(&directory), data, on.is_some())?;
     } else if On::is_at(place)? {
-        check.run(None, On::of(place, BootId::current()?)?.on.path, true)?;
+        check.run(None, on::place_of(place)?, true)?;
     } else {
         return Err(bad(place, "there is no pool"));
     }

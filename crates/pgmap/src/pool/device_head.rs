@@ -11,6 +11,7 @@
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::vmemmap::VmemmapLayout;
 
+use crate::pool::catalog::header::HEADER_BYTES;
 use crate::pool::catalog::{Head, StoredPool};
 
 const MIN_CATALOG_BYTES: u64 = 4 << 20;
@@ -33,7 +34,7 @@ impl DeviceHead {
         let unit = Level::Pmd.max(pool.smallest).size_bytes();
         let share = (pool.size_bytes / CATALOG_SHARE).clamp(MIN_CATALOG_BYTES, MAX_CATALOG_BYTES);
         let catalog_bytes = share.next_multiple_of(PAGE_BYTES);
-        let catalog_end = PAGE_BYTES + catalog_bytes;
+        let catalog_end = HEADER_BYTES + catalog_bytes;
         let (vmemmap_start, end) = if pool.head == Head::CatalogAndDescriptors {
             let start = catalog_end.next_multiple_of(Level::Pmd.size_bytes());
             (Some(start), start + layout.nr_words() as u64 * 8)

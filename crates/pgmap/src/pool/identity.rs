@@ -16,7 +16,7 @@ use pgmap_os::{MemoryFile, MemoryKind, OsError, identity};
 use crate::error::Error;
 
 /// The format of pools that this version makes and opens.
-pub(crate) const FORMAT: u64 = 7;
+pub(crate) const FORMAT: u64 = 8;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"pgmapID2");
 /// Fields of a ledger's seal; those of other files have two less.

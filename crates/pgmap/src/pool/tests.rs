@@ -118,13 +118,13 @@ fn a_pool_of_another_format_is_refused_by_both_numbers() {
     drop(create(&path));
     fs::write(path.join(directory::CATALOG), b"redb\x1a\x0a\xa9\x0d\x0a and more").unwrap();
     let error = Pool::open(&path).map(drop).unwrap_err().to_string();
-    assert!(error.contains("format 1") && error.contains("format 7"), "{error}");
+    assert!(error.contains("format 1") && error.contains("format 8"), "{error}");
     let on_device = path.with_extension("device");
     fs::create_dir(&on_device).unwrap();
     fs::write(on_device.join(directory::DATA), [b"pgmapSB1".as_slice(), &[0; 8184]].concat())
         .unwrap();
     let error = Pool::open(&on_device).map(drop).unwrap_err().to_string();
-    assert!(error.contains("format 1") && error.contains("format 7"), "{error}");
+    assert!(error.contains("format 1") && error.contains("format 8"), "{error}");
     assert!(Pool::create(&PoolOptions::in_directory(&on_device, POOL_BYTES)).is_err());
 }
 

@@ -1,9 +1,11 @@
 //! The catalog's header: which pool it is, and which part of the log is committed.
 //!
-//! One page with two slots in different sectors. Each change writes the older slot, so the other
-//! one is whole whatever happens to the write. Both are whole after every change that ended, so a
-//! slot that is not whole is damage, or the machine stopped in the middle of the write.
+//! Two slots, each in a page of its own: a page is what a device loses at once. Each change writes
+//! the older slot, so the other one is whole whatever happens to the write. Both are whole after
+//! every change that ended, so a slot that is not whole is damage, or the machine stopped in the
+//! middle of the write; one that cannot be read is a page that failed.
 
+use std::io;
 use std::path::Path;
 
 use pgmap_mm::level::{Level, PAGE_BYTES};
@@ -18,8 +20,8 @@ use crate::pool::identity::{BootId, FORMAT, PoolId};
 use crate::pool::options::Durability;
 
 /// Bytes before the log.
-pub(crate) const HEADER_BYTES: u64 = PAGE_BYTES;
-const SLOT_STEP_BYTES: usize = 2048;
+pub(crate) const HEADER_BYTES: u64 = 2 * PAGE_BYTES;
+const SLOT_STEP_BYTES: u64 = PAGE_BYTES;
 /// More than the records of all files that a pool has room for.
 const MAX_AREA_BYTES: u64 = 1 << 48;
 const MAGIC: [u8; 7] = *b"pgmapCT";
@@ -50,11 +52,13 @@ pub(super) struct Header {
 }
 
 /// What lies in the place of a slot.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Slot {
     Whole(Box<Header>),
     Damaged,
     OtherFormat(u64),
+    /// The memory gives an error.
+    Unreadable(io::Error),
 }
 
 const fn low_high(number: u128) -> (u64, u64) {
@@ -64,7 +68,7 @@ const fn low_high(number: u128) -> (u64, u64) {
 impl Header {
     /// Where in the file the slot of a change lies.
     pub(super) const fn offset(sequence: u64) -> u64 {
-        sequence % 2 * SLOT_STEP_BYTES as u64
+        sequence % 2 * SLOT_STEP_BYTES
     }
 
     /// Whether any log is so: where it lies and ends, and that there is a change after this one.
@@ -155,26 +159,31 @@ impl Header {
     }
 }
 
-/// Reads both slots out of the header's page, or what there is of it.
-pub(super) fn read_slots(page: &[u8]) -> [Slot; 2] {
-    [0, 1].map(|place| {
-        let Some(bytes) = page.get(place * SLOT_STEP_BYTES..) else { return Slot::Damaged };
-        if let Some(header) = bytes.get(..SLOT_BYTES).and_then(Header::from_bytes) {
-            // A slot in the other's place is as wrong as one that is not whole.
-            let is_at_home = Header::offset(header.sequence) == (place * SLOT_STEP_BYTES) as u64;
-            return if is_at_home { Slot::Whole(Box::new(header)) } else { Slot::Damaged };
+/// Reads both slots.
+pub(super) fn read_slots(memory: &MemoryFile) -> [Slot; 2] {
+    [0, 1].map(|place| read_slot(memory, place * SLOT_STEP_BYTES))
+}
+
+fn read_slot(memory: &MemoryFile, at: u64) -> Slot {
+    let mut bytes = [0; SLOT_BYTES];
+    let there = memory.len_bytes().saturating_sub(at).min(SLOT_BYTES as u64) as usize;
+    if let Err(error) = memory.read_exact_at(&mut bytes[..there], at) {
+        return Slot::Unreadable(error);
+    }
+    if let Some(header) = Header::from_bytes(&bytes) {
+        // A slot in the other's place is as wrong as one that is not whole.
+        let is_at_home = Header::offset(header.sequence) == at;
+        return if is_at_home { Slot::Whole(Box::new(header)) } else { Slot::Damaged };
+    }
+    if FORMAT_1.iter().any(|magic| bytes.starts_with(magic)) {
+        return Slot::OtherFormat(1);
+    }
+    match bytes.strip_prefix(&MAGIC) {
+        Some([digit @ b'0'..=b'9', ..]) if u64::from(digit - b'0') != FORMAT => {
+            Slot::OtherFormat(u64::from(digit - b'0'))
         }
-        let is_first_format = |magic: &&[u8]| page.starts_with(magic);
-        if FORMAT_1.iter().any(is_first_format) {
-            return Slot::OtherFormat(1);
-        }
-        match bytes.strip_prefix(&MAGIC) {
-            Some([digit @ b'0'..=b'9', ..]) if u64::from(digit - b'0') != FORMAT => {
-                Slot::OtherFormat(u64::from(digit - b'0'))
-            }
-            _ => Slot::Damaged,
-        }
-    })
+        _ => Slot::Damaged,
+    }
 }
 
 /// Whether `memory` begins as a catalog of any format does, or as a damaged one.
@@ -182,9 +191,16 @@ pub(super) fn read_slots(page: &[u8]) -> [Slot; 2] {
 /// # Errors
 /// What reading it says: what cannot be read may be a catalog.
 pub(crate) fn is_catalog(memory: &MemoryFile) -> Result<bool, Error> {
-    let page = read_page(memory)?;
-    let is_any = |slot: &Slot| !matches!(slot, Slot::Damaged);
-    Ok(read_slots(&page).iter().any(is_any))
+    let slots = read_slots(memory);
+    let is_any = slots.iter().any(|slot| !matches!(slot, Slot::Damaged | Slot::Unreadable(_)));
+    let error = slots.into_iter().find_map(|slot| match slot {
+        Slot::Unreadable(error) if !is_any => Some(error),
+        _ => None,
+    });
+    match error {
+        Some(error) => Err(OsError::new("read", memory.name(), error).into()),
+        None => Ok(is_any),
+    }
 }
 
 /// Whether the file at `path` is the catalog of a pool whose creation did not end. Such a file is
@@ -209,13 +225,4 @@ fn is_zero(memory: &MemoryFile) -> Result<bool, Error> {
         .read_exact_at(&mut bytes, 0)
         .map_err(|error| OsError::new("read", memory.name(), error))?;
     Ok(bytes.iter().all(|&byte| byte == 0))
-}
-
-fn read_page(memory: &MemoryFile) -> Result<Vec<u8>, Error> {
-    let len = memory.len_bytes().min(HEADER_BYTES) as usize;
-    let mut page = vec![0; len];
-    memory
-        .read_exact_at(&mut page, 0)
-        .map_err(|error| OsError::new("read", memory.name(), error))?;
-    Ok(page)
 }

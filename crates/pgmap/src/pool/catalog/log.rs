@@ -118,7 +118,7 @@ impl Log {
     /// # Errors
     /// [`Error::Catalog`] when any part of it that counts is not as it was written.
     pub(super) fn open(medium: CatalogFile, boot: BootId) -> Result<(Self, Contents), Error> {
-        let slots = read_slots(&medium.read(0, HEADER_BYTES)?);
+        let slots = read_slots(&medium.memory);
         let (header, previous) = match slots {
             [Slot::Whole(one), Slot::Whole(other)] => {
                 if one.sequence > other.sequence {
@@ -127,11 +127,19 @@ impl Log {
                     (*other, *one)
                 }
             }
+            [Slot::Unreadable(error), _] | [_, Slot::Unreadable(error)] => {
+                return Err(medium.failed(format_args!(
+                    "one of its two headers cannot be read: {error}; `pgmap check --repair` \
+                     writes it again"
+                )));
+            }
             [Slot::Whole(whole), _] | [_, Slot::Whole(whole)] => {
                 // The machine may have stopped in the middle of a write, also of the second that
                 // says that the owner stopped. A process cannot.
                 if whole.boot == boot {
-                    return Err(medium.failed("one of its two headers is damaged"));
+                    return Err(medium.failed(
+                        "one of its two headers is damaged; `pgmap check --repair` writes it again",
+                    ));
                 }
                 let torn = Header { sequence: whole.sequence.wrapping_sub(1), ..(*whole).clone() };
                 (*whole, torn)
@@ -173,10 +181,10 @@ impl Log {
     /// # Errors
     /// [`Error::Catalog`] for what is no log, also when it was changed meanwhile: try again.
     pub(super) fn observe(medium: CatalogFile) -> Result<(Header, Contents), Error> {
-        let slots = read_slots(&medium.read(0, HEADER_BYTES)?);
+        let slots = read_slots(&medium.memory);
         let whole = slots.into_iter().filter_map(|slot| match slot {
             Slot::Whole(header) => Some(*header),
-            Slot::Damaged | Slot::OtherFormat(_) => None,
+            Slot::Damaged | Slot::OtherFormat(_) | Slot::Unreadable(_) => None,
         });
         let Some(header) = whole.max_by_key(|header| header.sequence) else {
             return Err(medium.failed("its header is damaged, or it is no catalog of this format"));
@@ -186,11 +194,12 @@ impl Log {
         Ok((log.header, contents))
     }
 
-    /// Writes the one slot of the header that is damaged again, as the change before the whole one.
-    /// Says whether that is what was wrong.
+    /// Writes the one slot of the header that is damaged, or cannot be read, again: as the change
+    /// before the whole one. Says whether that is what was wrong.
     pub(super) fn mend_header(medium: &CatalogFile) -> Result<bool, Error> {
-        let slots = read_slots(&medium.read(0, HEADER_BYTES)?);
-        let ([Slot::Whole(whole), Slot::Damaged] | [Slot::Damaged, Slot::Whole(whole)]) = slots
+        let slots = read_slots(&medium.memory);
+        let ([Slot::Whole(whole), Slot::Damaged | Slot::Unreadable(_)]
+        | [Slot::Damaged | Slot::Unreadable(_), Slot::Whole(whole)]) = slots
         else {
             return Ok(false);
         };
