@@ -1,6 +1,8 @@
 import contextlib
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -10,6 +12,9 @@ import pgmap
 
 # Longest wait for anything; reaching it is a failure.
 BOUND = 30.0
+
+# Whoever starts this in the background may have it ignore SIGINT, and so would all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def until(what: str, holds) -> None:
@@ -30,7 +35,13 @@ class Child:
 
     def line(self) -> str:
         assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        # One that says nothing is ended, and then has said an empty line.
+        bound = threading.Timer(BOUND, self.process.kill)
+        bound.start()
+        try:
+            return self.process.stdout.readline().strip()
+        finally:
+            bound.cancel()
 
     def tell(self, line: str) -> None:
         assert self.process.stdin is not None
