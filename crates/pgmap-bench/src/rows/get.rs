@@ -17,6 +17,8 @@ use crate::rows::BLOCK_BYTES;
 const BASE: &str = "HashMap, no lock: get + Arc clone + drop, 1T";
 /// Issue 2: get + release of a committed 2 MiB file.
 const TARGET: Target = Target::Nanoseconds(300.0);
+/// An owned pin beside a borrowed one.
+const OWNED_TARGET: Target = Target::Ratio(1.10);
 const SMALL_BYTES: u64 = 4096;
 const BATCH: usize = 64;
 
@@ -91,14 +93,28 @@ impl Served {
     }
 
     fn gets(&self, names: &[String], worker: &mut Worker) -> Result<Done, Failure> {
-        let mut got = 0;
-        for _ in 0..worker.nr_ops {
-            let name = &names[worker.random.below(names.len() as u64) as usize];
-            let pin = self.client.get(name)?;
-            got += u64::from(black_box(pin.len_bytes()) >= SMALL_BYTES);
-        }
-        Ok(Done::ops(got))
+        get_each(names, worker, |name| Ok(black_box(self.client.get(name)?).len_bytes()))
     }
+
+    fn owned_gets(&self, worker: &mut Worker) -> Result<Done, Failure> {
+        get_each(&self.blocks, worker, |name| {
+            Ok(black_box(self.client.get_owned(name)?).len_bytes())
+        })
+    }
+}
+
+/// Gets files at random; `get` returns the length of one.
+fn get_each(
+    names: &[String],
+    worker: &mut Worker,
+    get: impl Fn(&str) -> Result<u64, Failure>,
+) -> Result<Done, Failure> {
+    let mut got = 0;
+    for _ in 0..worker.nr_ops {
+        let name = &names[worker.random.below(names.len() as u64) as usize];
+        got += u64::from(get(name)? >= SMALL_BYTES);
+    }
+    Ok(Done::ops(got))
 }
 
 #[derive(Debug)]
@@ -149,11 +165,18 @@ pub fn scenario(scale: Scale) -> Result<Scenario, Failure> {
     let nr_files = served.all.len();
     let mut rows = tables(&Arc::new(served.all.clone()));
     for nr_threads in [1, 2] {
-        let (blocks, all) = (Arc::clone(&served), Arc::clone(&served));
-        let row = Row::new(format!("pgmap: Client::get + drop, 2 MiB files, {nr_threads}T"), {
+        let (blocks, owned) = (Arc::clone(&served), Arc::clone(&served));
+        let all = Arc::clone(&served);
+        let borrowed = format!("pgmap: Client::get + drop, 2 MiB files, {nr_threads}T");
+        let row = Row::new(borrowed.clone(), {
             move |mut worker| blocks.gets(&blocks.blocks, &mut worker)
         });
         rows.push(row.on_threads(nr_threads).target(TARGET).against(BASE));
+        let row =
+            Row::new(format!("pgmap: Client::get_owned + drop, 2 MiB files, {nr_threads}T"), {
+                move |mut worker| owned.owned_gets(&mut worker)
+            });
+        rows.push(row.on_threads(nr_threads).target(OWNED_TARGET).against(&borrowed));
         let row = Row::new(format!("pgmap: Client::get + drop, any file, {nr_threads}T"), {
             move |mut worker| all.gets(&all.all, &mut worker)
         });

@@ -62,6 +62,15 @@ impl Client {
     /// As [`open`](Self::open) and [`File::pin`].
     pub fn get(&self, name: impl AsRef<[u8]>) -> Result<FilePin<'_>, Error> {
         let name = name.as_ref();
+        match self.try_get(name)? {
+            Some(pin) => Ok(pin),
+            None => self.get_slowly(name),
+        }
+    }
+
+    /// What a look at the index did not give.
+    #[cold]
+    fn get_slowly(&self, name: &[u8]) -> Result<FilePin<'_>, Error> {
         for attempt in 0..MAX_ATTEMPTS {
             let entry = self.look_up(name)?;
             self.inner.note_use(&entry);
@@ -81,6 +90,9 @@ impl Client {
     /// As [`get`](Self::get).
     pub fn try_get(&self, name: impl AsRef<[u8]>) -> Result<Option<FilePin<'_>>, Error> {
         let (inner, name) = (&self.inner, name.as_ref());
+        if inner.pinner.side().is_forked() {
+            return Err(Error::Forked);
+        }
         for _ in 0..MAX_ATTEMPTS {
             // Looked at where it is: copying an entry costs as much as pinning what it names.
             let found = inner.index.lookup(name);
