@@ -13,7 +13,7 @@ import pgmap
 # Longest wait for anything; reaching it is a failure.
 BOUND = 30.0
 
-# Whoever starts this in the background may have it ignore SIGINT, and so would all that it starts.
+# A process that is started in the background may ignore SIGINT, and its children would too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

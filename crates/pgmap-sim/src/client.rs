@@ -126,7 +126,7 @@ fn work(
             }
         };
         hear(&mut held);
-        // Whoever holds on long enough is notified.
+        // A hold that is kept long enough is notified.
         if held.iter().any(|held| held.until_step <= step && held.awaits_notice(episode)) {
             pgmap_os::thread::sleep(Duration::from_nanos(heard_within_ns(episode)));
             hear(&mut held);

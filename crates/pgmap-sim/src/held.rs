@@ -37,8 +37,8 @@ pub struct Held<'c> {
     number: Option<(u64, u64)>,
     /// Whether a device caches its translations.
     is_cached: bool,
-    /// Since when its reclaim has been requested, in steps and nanoseconds.
-    wanted_since: Cell<Option<(u64, u64)>>,
+    /// Since when its reclaim has been requested, in nanoseconds.
+    wanted_since: Cell<Option<u64>>,
     holding: Holding,
 }
 
@@ -151,10 +151,9 @@ impl<'c> Held<'c> {
     /// caches, and the client of another.
     pub fn awaits_notice(&self, episode: &Episode) -> bool {
         let own = episode.machine.running();
-        // Since when, that is.
-        let is_requested = self.is_overdue(episode) || self.wanted_since.get().is_some();
         let is_told = || episode.heard.borrow().is_told(own, self.from, &self.frames);
-        is_requested && (self.is_cached || episode.plan.is_polite && !is_told())
+        self.note_request(episode).is_some()
+            && (self.is_cached || episode.plan.is_polite && !is_told())
     }
 
     /// Whether all that it holds is to be reclaimed. That its extent has changed may be about other
@@ -166,17 +165,20 @@ impl<'c> Held<'c> {
         })
     }
 
+    /// Notes since when its reclaim is requested, in nanoseconds; `None` if it is not.
+    fn note_request(&self, episode: &Episode) -> Option<u64> {
+        let since = self.wanted_since.get();
+        let since =
+            self.is_reclaim_requested().then(|| since.unwrap_or_else(|| episode.machine.time_ns()));
+        self.wanted_since.set(since);
+        since
+    }
+
     /// Whether its reclaim was requested longer ago than it takes to hear of that, and nothing was
     /// in the way of hearing.
     fn is_overdue(&self, episode: &Episode) -> bool {
-        if !self.is_reclaim_requested() {
-            self.wanted_since.set(None);
-            return false;
-        }
-        let now = (episode.machine.steps(), episode.machine.time_ns());
-        let since = self.wanted_since.get().unwrap_or(now);
-        self.wanted_since.set(Some(since));
-        if now.1 < since.1 + heard_within_ns(episode) {
+        let Some(since_ns) = self.note_request(episode) else { return false };
+        if episode.machine.time_ns() < since_ns + heard_within_ns(episode) {
             return false;
         }
         let (machine, own, owner) =
@@ -260,6 +262,6 @@ pub fn give_way(episode: &Episode, client: &Client, held: &mut Vec<Held<'_>>) {
         // What is lost is not waited for.
         held.wanted_since
             .get()
-            .is_some_and(|(_, ns)| episode.machine.time_ns() < ns + heard_within_ns(episode) * 2)
+            .is_some_and(|ns| episode.machine.time_ns() < ns + heard_within_ns(episode) * 2)
     });
 }

@@ -104,7 +104,7 @@ struct PendingCalls {
     generation: u64,
     next_number: u64,
     is_reading: bool,
-    /// Of whoever reads.
+    /// For the thread that reads.
     buffer: Vec<u8>,
     is_connecting: bool,
     nr_interruptions: u64,

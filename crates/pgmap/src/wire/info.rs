@@ -49,8 +49,8 @@ pub struct PoolInfo {
     pub drained_bytes: u64,
     /// Frames a dead client's device may still write to, wherever they are.
     pub orphaned_bytes: u64,
-    /// Of the reserved frames, those that were handed out ahead; whoever needs the room gets what
-    /// of them nobody has begun to use.
+    /// Of the reserved frames, those that were handed out ahead. The owner takes back those that
+    /// nobody has begun to use when their room is needed.
     pub spare_bytes: u64,
     /// The longest free run.
     pub longest_free_bytes: u64,

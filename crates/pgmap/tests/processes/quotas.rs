@@ -16,11 +16,6 @@ const POOL_BYTES: u64 = 32 * MIB;
 
 #[test]
 fn child_entry() {
-    if let Some((role, place)) = support::role()
-        && role == "other"
-    {
-        support::client_role::run(&place);
-    }
     support::owner_role::run_if_asked(POOL_BYTES);
 }
 

@@ -14,11 +14,6 @@ const POOL_BYTES: u64 = 8 * UNIT;
 
 #[test]
 fn child_entry() {
-    if let Some((role, place)) = support::role()
-        && role == "other"
-    {
-        support::client_role::run(&place);
-    }
     support::owner_role::run_if_asked(POOL_BYTES);
 }
 

@@ -25,7 +25,7 @@ pub(super) struct Received {
 /// falls asleep and is woken again, so it looks a few times first.
 pub(super) fn wait_for_reply(connection: &Connection, left: Duration) -> Result<(), OsError> {
     let is_there = |left| wait_for([(connection.as_fd(), Interest::Read)], left);
-    // Whoever waits in a simulation waits for whoever is to run next.
+    // In a simulation nothing arrives until the thread gives up its turn.
     if !cfg!(feature = "sim") {
         let until = Instant::now() + BUSY_POLL.min(left);
         while Instant::now() < until {
