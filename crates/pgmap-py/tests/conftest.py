@@ -41,7 +41,9 @@ class Child:
         try:
             return self.process.stdout.readline().strip()
         finally:
+            # A cancelled timer's thread is alive until it is joined, and tests count threads.
             bound.cancel()
+            bound.join()
 
     def tell(self, line: str) -> None:
         assert self.process.stdin is not None
