@@ -16,7 +16,7 @@ use pgmap::mm::pfn::Pfn;
 use pgmap::mm::pin::Pinner;
 use pgmap::mm::stamp::Stamp;
 use pgmap::mm::vmemmap::{Vmemmap, VmemmapLayout};
-use pgmap::os::{Access, Doorbell, MemoryFile, PageSize, ReadMapping, WriteMapping};
+use pgmap::os::{Doorbell, FileAccess, MemoryFile, PageSize, ReadMapping, WriteMapping};
 
 use crate::failure::Failure;
 
@@ -92,7 +92,7 @@ impl Space {
         let counts_bytes = (layout.nr_counts() as u64 * 4).next_multiple_of(PAGE_BYTES);
         let len = words_bytes + counts_bytes;
         let file = Arc::new(MemoryFile::anonymous("bench-ledger", len, PageSize::Base)?);
-        let descriptors = self.vmemmap.reopen(Access::ReadOnly)?;
+        let descriptors = self.vmemmap.reopen(FileAccess::ReadOnly)?;
         let descriptors = ReadMapping::map(&descriptors, 0, self.layout.nr_words() as u64 * 8)?;
         let mode = match self.barrier.is_asymmetric() {
             true => BarrierMode::Asymmetric,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use pgmap::mm::drain::ClientId;
 use pgmap::os::Doorbell;
-use pgmap::owner::clients::Identity;
+use pgmap::owner::clients::ClientIdentity;
 use pgmap::owner::core::{Core, Outcome};
 use pgmap::owner::session::{Reaction, Session};
 use pgmap::wire::{self, Numbered, Reply, Request, Welcome};
@@ -43,7 +43,7 @@ impl Greeted {
         let place = place();
         let options = PoolOptions::in_directory(place.path().join("pool"), POOL_BYTES);
         let mut core = Core::open(Arc::new(Pool::create(&options).unwrap())).unwrap();
-        let (disconnected, attachment) = core.attach(Identity::own(), false).unwrap();
+        let (disconnected, attachment) = core.attach(ClientIdentity::own(), false).unwrap();
         let doorbell = Doorbell::new().unwrap();
         Self { core, doorbell, disconnected, ledger: attachment.ledger, place }
     }
@@ -75,7 +75,7 @@ impl Greeted {
 
     fn hear(&mut self, session: &mut Session, message: &[u8], fds: Vec<OwnedFd>) -> Reaction {
         let Self { core, doorbell, .. } = self;
-        session.on_message(core, doorbell, || Ok(Identity::own()), message, fds, true)
+        session.on_message(core, doorbell, || Ok(ClientIdentity::own()), message, fds, true)
     }
 
     /// The client's own description of its ledger, another one, none, or a file that is no ledger.

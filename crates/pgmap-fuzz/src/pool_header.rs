@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::{fs, io};
 
-use pgmap::owner::clients::Identity;
+use pgmap::owner::clients::ClientIdentity;
 use pgmap::owner::core::{Core, Outcome};
 use pgmap::wire::{Reply, Request};
 use pgmap::{Error, Pool};
@@ -102,7 +102,7 @@ fn check(pool: Pool, path: &Path) {
         Ok(core) => core,
         Err(error) => return check_error(&error, path),
     };
-    let (client, _attachment) = core.attach(Identity::own(), false).unwrap();
+    let (client, _attachment) = core.attach(ClientIdentity::own(), false).unwrap();
     let Outcome::Answer(Reply::PoolStat(info)) = core.handle(client, Request::PoolStat) else {
         panic!("no answer");
     };

@@ -4,7 +4,7 @@ use core::fmt;
 
 use crate::error::errno;
 use crate::level::{Level, PAGE_BYTES};
-use crate::mm::{Ended, FillError, Mm, MmState};
+use crate::mm::{EndedRanges, FillError, Mm, MmState};
 use crate::page_table::entry::LeafFlags;
 use crate::prot::{Access, Prot};
 use crate::vma::BackingError;
@@ -102,7 +102,7 @@ impl Mm {
     /// [`FaultError`], as Linux 7.1: drivers/dax/device.c and fs/dax.c, with 1 GiB leaves for files
     /// too.
     pub fn fault(&self, address: u64, access: Access) -> Result<Faulted, FaultError> {
-        let mut ended = Ended::default();
+        let mut ended = EndedRanges::default();
         let mut state = self.lock();
         let found = self.fault_locked(&mut state, address, access, &mut ended);
         let _told = self.finish(state, &ended);
@@ -114,7 +114,7 @@ impl Mm {
         state: &mut MmState,
         address: u64,
         access: Access,
-        ended: &mut Ended,
+        ended: &mut EndedRanges,
     ) -> Result<Faulted, FaultError> {
         let page = address / PAGE_BYTES;
         let MmState { areas, writer, .. } = state;

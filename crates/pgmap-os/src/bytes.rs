@@ -8,7 +8,7 @@
 //!
 //! On x86-64 a copy is a loop of 32-byte loads and stores, where AVX is missing of 16-byte ones. It
 //! is not `rep movsb`: on AMD Zen that runs 1.4 to 6 times slower when one side is not aligned to
-//! its line, and what `malloc` returns for 2 MiB never is (`tests/copy_speed.rs` measures). Filling
+//! its line, and what `malloc` returns for 2 MiB never is (ADR 0008). Filling
 //! with zero is `rep stosb`, which does not mind. Elsewhere volatile words are copied.
 //!
 //! # Memory that does not answer
@@ -79,7 +79,26 @@ impl WriteMapping {
         copied.map_err(|fault| range.error(fault, source.as_ptr()))
     }
 
-    /// As [`Self::copy_in`], past the processor's caches: the bytes are in the memory itself, or in
+    /// As [`Self::copy_in`], past the processor's caches (non-temporal stores): for many bytes, to
+    /// memory that is not in the caches. Such a copy need not read the target's lines first, and
+    /// leaves what others have in the caches there. It is slower where the target is in them.
+    ///
+    /// # Errors
+    /// As [`Self::copy_in`].
+    pub fn copy_in_streaming(&self, offset: u64, source: &[u8]) -> Result<(), CopyError> {
+        let range = MappedRange::new(self.addresses(), offset, source.len() as u64)?;
+        if !sim::word() {
+            return Ok(());
+        }
+        let target = self.as_ptr().wrapping_add(offset as usize);
+        // SAFETY: as in `copy_in`.
+        let copied = unsafe { machine::copy_streaming(source.as_ptr(), target, source.len()) };
+        // These stores are ordered by nothing else, not even by a Release store.
+        order_flushes();
+        copied.map_err(|fault| range.error(fault, source.as_ptr()))
+    }
+
+    /// As [`Self::copy_in_streaming`]: the bytes are in the memory itself, or in
     /// the part of the machine that survives a power failure with it, when all earlier flushes are.
     ///
     /// # Errors
@@ -268,12 +287,18 @@ mod tests {
 
     #[test]
     fn bytes_copied_past_the_caches_arrive_at_every_offset_and_length() {
+        for copy in [WriteMapping::copy_in_flushed, WriteMapping::copy_in_streaming] {
+            exercise_past_caches(copy);
+        }
+    }
+
+    fn exercise_past_caches(copy: fn(&WriteMapping, u64, &[u8]) -> Result<(), CopyError>) {
         let (reader, writer) = mappings();
         let source: Vec<u8> = (0..400_u32).map(|at| at as u8 ^ 0x5a).collect();
         for offset in [0_usize, 1, 15, 63, 64, 65, 4090] {
             for len in [0_usize, 1, 63, 64, 65, 127, 128, 200, 331] {
                 writer.fill_zero(0, 8192).unwrap();
-                writer.copy_in_flushed(offset as u64, &source[3..3 + len]).unwrap();
+                copy(&writer, offset as u64, &source[3..3 + len]).unwrap();
                 let mut bytes = vec![0; len + 2];
                 let from = offset.saturating_sub(1);
                 reader.copy_out(from as u64, &mut bytes).unwrap();
@@ -294,10 +319,10 @@ mod tests {
         writer.abandon().unwrap();
         let gone = |offset| CopyError::Fault(MemoryFault { offset, cause: FaultCause::Unbacked });
         let mut bytes = [1; 300];
-        assert_eq!(
-            writer.copy_in_flushed(4100, &bytes).map_err(|error| error.errno()),
-            Err(libc::EIO)
-        );
+        for copy in [WriteMapping::copy_in_flushed, WriteMapping::copy_in_streaming] {
+            let copied = copy(&writer, 4100, &bytes);
+            assert_eq!(copied.map_err(|error| error.errno()), Err(libc::EIO));
+        }
         assert_eq!(writer.copy_out(100, &mut bytes), Err(gone(100)));
         assert!(matches!(writer.flush(128, 64), Err(CopyError::Fault(_))));
         assert_eq!(writer.copy_in(0, &bytes), Err(gone(0)));

@@ -75,7 +75,7 @@ pub use fork_guard::ForkGuard;
 pub use mapping::{Populated, ReadMapping, ReadOnlyWord, WriteMapping};
 pub use membarrier::Membarrier;
 pub use memory_file::{
-    Access, LongTerm, MemoryFile, MemoryKind, PageSize, Persistence, device_binding,
+    FileAccess, LongTerm, MemoryFile, MemoryKind, PageSize, Persistence, device_binding,
 };
 pub use memory_limit::{MemoryLimit, memory_limit};
 pub use parent_fd::ParentFd;

@@ -461,7 +461,7 @@ fn load_with_fences<T>(load_relaxed: impl Fn() -> T, order: Ordering) -> T {
 mod tests {
     use super::region::LARGE_ALIGNMENT_BYTES;
     use super::*;
-    use crate::{Access, PageSize};
+    use crate::{FileAccess, PageSize};
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     const MIB: u64 = 1 << 20;
@@ -474,7 +474,8 @@ mod tests {
     fn store_through_one_mapping_is_loaded_through_another() {
         let file = file(4 * MIB);
         let writer = WriteMapping::map(&file, 0, 4 * MIB).unwrap();
-        let reader = ReadMapping::map(&file.reopen(Access::ReadOnly).unwrap(), 0, 4 * MIB).unwrap();
+        let reader =
+            ReadMapping::map(&file.reopen(FileAccess::ReadOnly).unwrap(), 0, 4 * MIB).unwrap();
         drop(file);
         writer.words()[7].store(u64::MAX - 1, Ordering::Release);
         for order in [Ordering::Relaxed, Ordering::Acquire, Ordering::SeqCst] {
@@ -581,7 +582,7 @@ mod tests {
     #[test]
     fn read_only_file_and_sealed_file_refuse_a_writable_mapping() {
         let file = file(4096);
-        let reader = file.reopen(Access::ReadOnly).unwrap();
+        let reader = file.reopen(FileAccess::ReadOnly).unwrap();
         assert_eq!(WriteMapping::map(&reader, 0, 4096).unwrap_err().errno(), libc::EACCES);
         let before = WriteMapping::map(&file, 0, 4096).unwrap();
         file.seal_against_future_writes().unwrap();

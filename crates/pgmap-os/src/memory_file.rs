@@ -42,7 +42,7 @@ const STAT_BLOCK_BYTES: u64 = 512;
 
 /// What a descriptor may do to the contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Access {
+pub enum FileAccess {
     /// Read and map for reading.
     ReadOnly,
     /// Also write, resize and punch.
@@ -54,7 +54,7 @@ pub enum Access {
 pub struct MemoryFile {
     fd: OwnedFd,
     name: String,
-    access: Access,
+    access: FileAccess,
     page_size: PageSize,
     kind: MemoryKind,
     /// What sysfs says, of a device.
@@ -121,7 +121,7 @@ impl MemoryFile {
     /// # Errors
     /// `ENOENT`, `EACCES`, `ELOOP` for a symbolic link, and `EINVAL` for anything else but a
     /// regular file or a device-dax device (a pipe is not waited for).
-    pub fn open_named(path: &Path, access: Access) -> Result<Self, OsError> {
+    pub fn open_named(path: &Path, access: FileAccess) -> Result<Self, OsError> {
         let subject = path.display().to_string();
         // NONBLOCK: opening a named pipe must fail below, not hang here. Regular files ignore it.
         let flags = access.flags() | OFlags::NOFOLLOW | OFlags::NONBLOCK;
@@ -423,7 +423,7 @@ impl MemoryFile {
     /// # Errors
     /// `EACCES` when the file's mode forbids it, `EPERM` for writing after a write seal,
     /// `ENOENT` without `/proc`.
-    pub fn reopen(&self, access: Access) -> Result<Self, OsError> {
+    pub fn reopen(&self, access: FileAccess) -> Result<Self, OsError> {
         let fd = self.reopen_handle(access)?;
         Ok(Self {
             fd,
@@ -443,7 +443,7 @@ impl MemoryFile {
     ///
     /// # Errors
     /// As [`Self::reopen`].
-    pub fn reopen_handle(&self, access: Access) -> Result<OwnedFd, OsError> {
+    pub fn reopen_handle(&self, access: FileAccess) -> Result<OwnedFd, OsError> {
         let flags = access.flags();
         sim::call("open")
             .and_then(|()| {
@@ -479,7 +479,7 @@ impl MemoryFile {
     }
 
     /// Returns what the descriptor may do.
-    pub fn access(&self) -> Access {
+    pub fn access(&self) -> FileAccess {
         self.access
     }
 
@@ -549,7 +549,7 @@ impl MemoryFile {
             }
         };
         let flags = rustix::fs::fcntl_getfl(&fd).map_err(failed)?;
-        let access = Access::from_flags(flags).ok_or_else(|| {
+        let access = FileAccess::from_flags(flags).ok_or_else(|| {
             OsError::new("accept", format!("{name} as shared memory"), Errno::BADF)
                 .with_advice("open it for reading, or for reading and writing")
         })?;
@@ -605,7 +605,7 @@ impl AsFd for MemoryFile {
     }
 }
 
-impl Access {
+impl FileAccess {
     fn flags(self) -> OFlags {
         OFlags::CLOEXEC
             | match self {

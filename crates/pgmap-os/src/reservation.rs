@@ -10,7 +10,7 @@
 #![allow(unsafe_code)]
 
 use crate::mapping::region;
-use crate::{Access, ForkGuard, MemoryFile, OsError};
+use crate::{FileAccess, ForkGuard, MemoryFile, OsError};
 use rustix::io::Errno;
 use rustix::mm::{
     Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags, madvise, mmap, mmap_anonymous,
@@ -87,7 +87,7 @@ impl Reservation {
         file: &MemoryFile,
         file_offset: u64,
         len: usize,
-        access: Access,
+        access: FileAccess,
     ) -> Result<(), OsError> {
         let failed = |errno| {
             let name = file.name();
@@ -107,8 +107,8 @@ impl Reservation {
             )));
         }
         let protection = match access {
-            Access::ReadOnly => ProtFlags::READ,
-            Access::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
+            FileAccess::ReadOnly => ProtFlags::READ,
+            FileAccess::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
         };
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
         // SAFETY: the kernel chooses a fresh place, so no existing memory is touched.
@@ -259,11 +259,12 @@ mod tests {
         };
         let kept = Reservation::anywhere(16 << 20, HUGE).unwrap();
         for (offset, file_offset, len) in [(PAGE, 0, HUGE), (0, 4096, HUGE), (0, 0, PAGE)] {
-            let error = kept.map(offset, &file, file_offset, len, Access::ReadWrite).unwrap_err();
+            let error =
+                kept.map(offset, &file, file_offset, len, FileAccess::ReadWrite).unwrap_err();
             assert_eq!(error.errno(), libc::EINVAL);
             assert!(error.to_string().contains("2097152 bytes"), "{error}");
         }
-        kept.map(HUGE, &file, HUGE as u64, HUGE, Access::ReadWrite).unwrap();
+        kept.map(HUGE, &file, HUGE as u64, HUGE, FileAccess::ReadWrite).unwrap();
         assert_eq!(load(kept.addresses().start + HUGE), 0);
     }
 
@@ -278,10 +279,10 @@ mod tests {
         let start = kept.addresses().start;
         assert!(start.is_multiple_of(1 << 30));
         assert_eq!(permissions(start), "---p");
-        kept.map(8 * PAGE, &file, 3 * 4096, 4 * PAGE, Access::ReadOnly).unwrap();
+        kept.map(8 * PAGE, &file, 3 * 4096, 4 * PAGE, FileAccess::ReadOnly).unwrap();
         assert_eq!((load(start + 8 * PAGE), load(start + 11 * PAGE)), (3, 6));
         assert_eq!(permissions(start + 8 * PAGE), "r--s");
-        kept.map(9 * PAGE, &file, 100 * 4096, PAGE, Access::ReadWrite).unwrap();
+        kept.map(9 * PAGE, &file, 100 * 4096, PAGE, FileAccess::ReadWrite).unwrap();
         assert_eq!((load(start + 8 * PAGE), load(start + 9 * PAGE)), (3, 100));
         assert_eq!(permissions(start + 9 * PAGE), "rw-s");
         kept.map_zeros(9 * PAGE, PAGE).unwrap();
@@ -299,7 +300,7 @@ mod tests {
         let file = MemoryFile::anonymous("reservation-test", 1 << 20, PageSize::Base).unwrap();
         let kept = Reservation::anywhere(16 * PAGE, PAGE).unwrap();
         let errno = |offset, file_offset, len| {
-            let mapped = kept.map(offset, &file, file_offset, len, Access::ReadOnly);
+            let mapped = kept.map(offset, &file, file_offset, len, FileAccess::ReadOnly);
             mapped.unwrap_err().errno()
         };
         for (offset, file_offset, len) in [
@@ -322,11 +323,11 @@ mod tests {
     #[test]
     fn a_failed_mapping_leaves_the_addresses_inaccessible_or_as_they_were() {
         let file = MemoryFile::anonymous("reservation-test", 1 << 20, PageSize::Base).unwrap();
-        let reader = file.reopen(Access::ReadOnly).unwrap();
+        let reader = file.reopen(FileAccess::ReadOnly).unwrap();
         let kept = Reservation::anywhere(16 * PAGE, PAGE).unwrap();
         let start = kept.addresses().start;
-        kept.map(0, &file, 0, PAGE, Access::ReadWrite).unwrap();
-        let refused = kept.map(0, &reader, 0, PAGE, Access::ReadWrite).unwrap_err();
+        kept.map(0, &file, 0, PAGE, FileAccess::ReadWrite).unwrap();
+        let refused = kept.map(0, &reader, 0, PAGE, FileAccess::ReadWrite).unwrap_err();
         assert_eq!((refused.errno(), permissions(start).as_str()), (libc::EACCES, "rw-s"));
     }
 

@@ -28,7 +28,7 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 mod table;
-use table::{Slot, Table};
+use table::{Table, TouchSlot};
 
 /// At most this many ranges are watched by one process.
 pub const MAX_TOUCH_WATCHES: usize = 64;
@@ -73,7 +73,7 @@ pub enum TouchAnswer {
 /// The right to answer touches of one range of addresses.
 #[derive(Debug)]
 pub struct TouchWatch {
-    slot: &'static Slot,
+    slot: &'static TouchSlot,
     guard: ForkGuard,
 }
 

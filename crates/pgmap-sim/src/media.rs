@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use pgmap::{BackingInfo, BackingOptions, Client, Error, Placement, Refusal};
-use pgmap_os::{Access, MemoryFile, WriteMapping};
+use pgmap_os::{FileAccess, MemoryFile, WriteMapping};
 
 use crate::changes::{DEADLINE_MS, judge};
 use crate::episode::Episode;
@@ -32,7 +32,7 @@ pub struct Medium {
 impl Medium {
     /// Maps `nr_pages` frames from `first` on, which lie at `offset_bytes` of a file.
     pub fn open(path: &Path, (first, nr_pages): (u64, u64), offset_bytes: u64) -> Option<Self> {
-        let file = MemoryFile::open_named(path, Access::ReadWrite).ok()?;
+        let file = MemoryFile::open_named(path, FileAccess::ReadWrite).ok()?;
         let inode = std::fs::metadata(path).ok()?.ino();
         let mapping = WriteMapping::map(&file, offset_bytes, nr_pages * PAGE).ok()?;
         let (path, file_page) = (path.to_owned(), offset_bytes / PAGE);

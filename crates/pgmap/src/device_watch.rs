@@ -27,7 +27,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// Whether to look again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Look {
+pub(crate) enum NextLook {
     Again,
     Over,
 }
@@ -35,7 +35,7 @@ pub(crate) enum Look {
 /// Who has devices and can give them up.
 pub(crate) trait HasDevices: Send + Sync + 'static {
     /// Gives up what is gone, and takes up what is back. What fails is tried at the next look.
-    fn look(user: &Arc<Self>) -> Look;
+    fn look(user: &Arc<Self>) -> NextLook;
 }
 
 /// Has `user` look at its devices for as long as it lives.
@@ -55,7 +55,7 @@ fn run(weak: &Weak<impl HasDevices>) {
     loop {
         thread::sleep(PAUSE);
         let Some(user) = weak.upgrade() else { return };
-        if HasDevices::look(&user) == Look::Over {
+        if HasDevices::look(&user) == NextLook::Over {
             return;
         }
     }

@@ -192,7 +192,7 @@ impl ReadCounts for LedgerCounts {
 
 /// Which pages of a part of a file have memory, in a file system that may be full.
 #[derive(Debug)]
-struct Room {
+struct BackedPages {
     file: Arc<MemoryFile>,
     /// Where in the file the part starts.
     offset: u64,
@@ -200,7 +200,7 @@ struct Room {
     reserved: Box<[AtomicU64]>,
 }
 
-impl Room {
+impl BackedPages {
     fn new(file: Arc<MemoryFile>, offset: u64, len_bytes: u64) -> Self {
         let nr_pages = len_bytes.div_ceil(PAGE_BYTES);
         Self { file, offset, reserved: pgmap_os::zeroed_words(nr_pages.div_ceil(64) as usize) }
@@ -257,7 +257,7 @@ enum WordMemory {
     Unlimited(Arc<MemoryFile>, u64),
     /// A file in a file system. Its pages are kept: a reader that was given them before may still
     /// look, and must find memory there.
-    Limited(Room),
+    Limited(BackedPages),
 }
 
 /// Words this process writes.
@@ -296,7 +296,7 @@ impl Writable {
     /// Words of `mapping`, which begins at `offset` of `file`, in a file system that may be full.
     #[must_use]
     pub fn over_file(mapping: WriteMapping, file: Arc<MemoryFile>, offset: u64) -> Self {
-        let room = Room::new(file, offset, mapping.len_bytes());
+        let room = BackedPages::new(file, offset, mapping.len_bytes());
         Self {
             mapping,
             memory: WordMemory::Limited(room),
@@ -448,14 +448,14 @@ impl WriteWords for Writable {
 #[derive(Debug)]
 pub struct WritableCounts {
     mapping: WriteMapping,
-    room: Option<Room>,
+    room: Option<BackedPages>,
 }
 
 impl WritableCounts {
     /// Counts of `mapping`, which begins at `offset` of `file`, in a file system that may be full.
     #[must_use]
     pub fn over_file(mapping: WriteMapping, file: Arc<MemoryFile>, offset: u64) -> Self {
-        let room = Room::new(file, offset, mapping.len_bytes());
+        let room = BackedPages::new(file, offset, mapping.len_bytes());
         Self { mapping, room: Some(room) }
     }
 }

@@ -32,7 +32,7 @@ use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::memory_type::MemoryType;
 use pgmap_mm::vmemmap::VmemmapLayout;
 use pgmap_os::sync::{Mutex, MutexGuard};
-use pgmap_os::{Access, MemoryFile, MemoryKind, OsError, PageSize, ParentFd, disk, file_lock};
+use pgmap_os::{FileAccess, MemoryFile, MemoryKind, OsError, PageSize, ParentFd, disk, file_lock};
 
 use crate::error::Error;
 use crate::name::FileName;
@@ -46,7 +46,7 @@ use crate::pool::directory::{
 use crate::pool::identity::{BootId, PoolId};
 pub(crate) use crate::pool::ledgers::{LedgerFile, LedgerIdentity};
 use crate::pool::mark::Mark;
-use crate::pool::on::{Ground, On};
+use crate::pool::on::{DataSource, On};
 pub use crate::pool::options::{Durability, MAX_POOL_BYTES, MIN_POOL_BYTES, PoolOptions, Populate};
 pub(crate) use crate::pool::parts::has_head;
 use crate::pool::parts::{
@@ -136,8 +136,8 @@ impl Pool {
     /// not the memory or the huge pages, which says how many are missing. Nothing is left behind
     /// then.
     pub fn create(options: &PoolOptions) -> Result<Self, Error> {
-        let ground = options.on.as_deref().map(Ground::inspect).transpose()?;
-        let stored = options.checked(ground.as_ref().and_then(Ground::device))?;
+        let ground = options.on.as_deref().map(DataSource::inspect).transpose()?;
+        let stored = options.checked(ground.as_ref().and_then(DataSource::device))?;
         let Some(path) = &options.directory else {
             return Self::create_anonymous(options, stored);
         };
@@ -147,7 +147,7 @@ impl Pool {
         }
         directory.check_empty()?;
         let made = match &ground {
-            Some(Ground::File(file)) => Some(file.clone()),
+            Some(DataSource::File(file)) => Some(file.clone()),
             _ => None,
         };
         match Self::create_files(&directory, options, stored, ground) {
@@ -194,7 +194,7 @@ impl Pool {
         directory: &Directory,
         options: &PoolOptions,
         mut stored: StoredPool,
-        ground: Option<Ground>,
+        ground: Option<DataSource>,
     ) -> Result<Self, Error> {
         let layout = Layout::of(&stored, &pool_name(Some(directory.path())))?;
         let id = PoolId::random()?;
@@ -365,10 +365,10 @@ impl Pool {
         let catalog_path = directory.file(CATALOG);
         let on = On::read(path)?;
         let data_path = on.as_ref().map_or_else(|| directory.file(DATA), |on| on.path.clone());
-        let data = Arc::new(MemoryFile::open_named(&data_path, Access::ReadWrite)?);
+        let data = Arc::new(MemoryFile::open_named(&data_path, FileAccess::ReadWrite)?);
         let data_lock = on.as_ref().map(|on| on::lock(&on.path, &data)).transpose()?;
         let catalog = if kind_of(&catalog_path)?.is_some() {
-            let memory = MemoryFile::open_named(&catalog_path, Access::ReadWrite)?;
+            let memory = MemoryFile::open_named(&catalog_path, FileAccess::ReadWrite)?;
             Catalog::open_in(Arc::new(memory), u64::MAX, boot)?
         } else {
             Catalog::open_in(Arc::clone(&data), u64::MAX, boot)?

@@ -1,18 +1,18 @@
-//! Rule `type-names`: in one library crate no two files have a type of the same name.
+//! Rule `type-names`: no two files of the library's crates have a type of the same name.
 
 use std::collections::BTreeMap;
 
 use super::Violation;
 use super::source::{Tree, leading_word};
 
-/// The crates that it holds for.
+/// The crates that it holds for, together.
 const FOLDERS: [&str; 3] = ["crates/pgmap-mm/src/", "crates/pgmap-os/src/", "crates/pgmap/src/"];
 
 /// Finds types that are called as one of an earlier file. A file may have twins for different
 /// targets, and types of tests are their own.
 pub fn check(tree: &Tree, found: &mut Vec<Violation>) {
+    let mut first: BTreeMap<&str, &str> = BTreeMap::new();
     for folder in FOLDERS {
-        let mut first: BTreeMap<&str, &str> = BTreeMap::new();
         for source in tree.below(folder).filter(|source| !source.is_test_file) {
             for (index, text) in source.code.lines().enumerate() {
                 let line = index + 1;
@@ -63,9 +63,15 @@ mod tests {
     }
 
     #[test]
-    fn twins_in_a_file_tests_and_other_crates_are_good() {
+    fn one_name_in_two_library_crates_is_found() {
         let (a, os) = ("crates/pgmap/src/a.rs", "crates/pgmap-os/src/a.rs");
-        assert!(found(&[(a, "struct Room;\nstruct Room;"), (os, "struct Room;")]).is_empty());
+        assert_eq!(found(&[(a, "struct Room;"), (os, "struct Room;")]), [(a.to_owned(), 1)]);
+    }
+
+    #[test]
+    fn twins_in_a_file_tests_and_programs_are_good() {
+        let (a, cli) = ("crates/pgmap/src/a.rs", "crates/pgmap-cli/src/a.rs");
+        assert!(found(&[(a, "struct Room;\nstruct Room;"), (cli, "struct Room;")]).is_empty());
         let test = "#[cfg(test)]\nmod tests {\n    struct Room;\n}\nimpl A for B {\n    type Room = u8;\n}";
         assert!(found(&[(a, "struct Room;"), ("crates/pgmap/src/b.rs", test)]).is_empty());
     }

@@ -10,7 +10,7 @@ use std::hint::black_box;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use pgmap::os::{Access, MemoryFile, MemoryKind, PageSize, WriteMapping};
+use pgmap::os::{FileAccess, MemoryFile, MemoryKind, PageSize, WriteMapping};
 use pgmap::{Client, FolioSize, Owner, Pool, PoolOptions};
 
 use crate::children::Folder;
@@ -65,7 +65,7 @@ impl Kind {
             Place::Anonymous(page) => (MemoryFile::anonymous("bench-kind", bytes, *page)?, 0),
             Place::In(folder) => (MemoryFile::create_named(&folder.join(what), bytes)?, 0),
             Place::On(path, _) => {
-                let data = MemoryFile::open_named(path, Access::ReadWrite)?;
+                let data = MemoryFile::open_named(path, FileAccess::ReadWrite)?;
                 let page = data.page_size().len_bytes();
                 (data, (POOL_BYTES + place).next_multiple_of(page))
             }

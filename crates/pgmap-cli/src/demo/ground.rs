@@ -7,7 +7,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use pgmap::os::{Access, MemoryFile, MemoryKind};
+use pgmap::os::{FileAccess, MemoryFile, MemoryKind};
 use pgmap::{Client, Durability, FolioSize, Owner, PageSize, Pool, PoolOptions, Populate};
 
 use super::stage::Stage;
@@ -70,7 +70,7 @@ impl Ground {
         let pool = Pool::create(&options)?;
         let place = if on.is_dir() { on.join("pgmap-data") } else { on.to_owned() };
         let made = Made { path: std::path::absolute(&place).unwrap_or(place) };
-        let plain = MemoryFile::open_named(&made.path, Access::ReadWrite)?;
+        let plain = MemoryFile::open_named(&made.path, FileAccess::ReadWrite)?;
         let kind = plain.kind().to_string();
         let owner = Owner::start(pool)?;
         let client = owner.client()?;
@@ -136,7 +136,7 @@ struct Made {
 
 impl Made {
     fn remove(&self) -> Result<(), Failure> {
-        let data = MemoryFile::open_named(&self.path, Access::ReadWrite)?;
+        let data = MemoryFile::open_named(&self.path, FileAccess::ReadWrite)?;
         let failed = |error| Failure::io("remove the pool from", self.path.display(), &error);
         if data.kind() == MemoryKind::DevDax {
             return data.write_all_at(&[0; ERASED_BYTES], 0).map_err(failed);

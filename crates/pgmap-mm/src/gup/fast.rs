@@ -15,7 +15,7 @@ use crate::level::{Level, PAGE_BYTES};
 use crate::longterm::{LongtermPin, RawLongterm};
 use crate::mm::Mm;
 use crate::page_table::span::{Reach, ReachWord};
-use crate::page_table::walk::{Epoch, Found};
+use crate::page_table::walk::{Epoch, FoundLeaf};
 use crate::pfn::{MAX_RUN_PAGES, PfnRange};
 use crate::pin::{ClientSide, FoundLife, Lane, LaneParts, Pin, RawPin};
 
@@ -42,7 +42,7 @@ impl Ask {
 
     /// The frames that are asked for, if the leaf maps them all and allows it.
     #[inline(always)]
-    fn run_in(self, found: &Found<'_>) -> Option<PfnRange> {
+    fn run_in(self, found: &FoundLeaf<'_>) -> Option<PfnRange> {
         let is_held = self.nr_pages != 0 && self.nr_pages <= found.pages_from(self.page());
         (is_held && self.flags.allow(found.leaf.flags()))
             .then(|| PfnRange::inside(found.frame_of(self.page()), self.nr_pages))
@@ -217,7 +217,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
     /// Holds pages of a leaf whose entry is only ever used for this address: one of 2 MiB or
     /// 1 GiB.
     #[inline(always)]
-    fn hold_found<T: PinTerm>(&self, found: &Found<'a>, ask: Ask) -> Option<T::Raw<'a, S>> {
+    fn hold_found<T: PinTerm>(&self, found: &FoundLeaf<'a>, ask: Ask) -> Option<T::Raw<'a, S>> {
         let run = ask.run_in(found)?;
         let life = known_span::life_of(self.lane.last_life(), &self.mm.table, found)?;
         T::pin_if(self.lane, life, run, ask.flags.agent(), || found.is_unchanged())
@@ -257,7 +257,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
 /// A range from a leaf of 2 MiB on, before it is held.
 struct Candidate<'a, 'p, S: ClientSide + 'p> {
     epoch: Epoch,
-    found: Found<'a>,
+    found: FoundLeaf<'a>,
     word: ReachWord<'a>,
     reach: Reach,
     run: PfnRange,

@@ -39,7 +39,7 @@
 //! mm/gup.c, follow_page_context). That held a reference; this holds nothing.
 
 use crate::page_table::PageTable;
-use crate::page_table::walk::{Epoch, Found};
+use crate::page_table::walk::{Epoch, FoundLeaf};
 use crate::pin::{ClientSide, FoundLife, LastLife};
 
 /// The life word that frames of the leaf, which was just loaded, are pinned under. `None` if the
@@ -48,7 +48,7 @@ use crate::pin::{ClientSide, FoundLife, LastLife};
 pub(super) fn life_of<'p, S: ClientSide>(
     known: &LastLife<'p, S>,
     table: &PageTable,
-    found: &Found<'_>,
+    found: &FoundLeaf<'_>,
 ) -> Option<FoundLife<'p, S>> {
     let epoch = table.epoch();
     match known.get((epoch.number(), found.leaf.span().number())) {
@@ -63,7 +63,7 @@ pub(super) fn life_of<'p, S: ClientSide>(
 fn meet<'p, S: ClientSide>(
     known: &LastLife<'p, S>,
     table: &PageTable,
-    found: &Found<'_>,
+    found: &FoundLeaf<'_>,
     epoch: Epoch,
 ) -> Option<FoundLife<'p, S>> {
     let life = known.find(table.life(found.leaf)?);

@@ -100,7 +100,7 @@ pub use self::section::{Borrowed, ReadSection};
 use crate::level::PAGE_BYTES;
 use crate::mm::Mm;
 use crate::page_table::span::Reach;
-use crate::page_table::walk::{Epoch, Found};
+use crate::page_table::walk::{Epoch, FoundLeaf};
 use crate::pfn::{MAX_RUN_PAGES, PfnRange};
 use crate::pin::{ClientSide, Lane};
 use crate::vmemmap::LifeWord;
@@ -111,7 +111,7 @@ const PAGE_MASK: u64 = !(PAGE_BYTES - 1);
 #[derive(Clone, Copy)]
 struct Look<'a> {
     epoch: Epoch,
-    found: Found<'a>,
+    found: FoundLeaf<'a>,
     life: LifeWord,
     /// The reach of the leaf's span, where the run goes beyond the leaf.
     reach: Option<Reach>,

@@ -35,7 +35,7 @@ use crate::ledger::Agent;
 use crate::level::{Level, PAGE_BYTES};
 use crate::mm::Mm;
 use crate::page_table::entry::LeafFlags;
-use crate::page_table::walk::Found;
+use crate::page_table::walk::FoundLeaf;
 use crate::pfn::{MAX_RUN_PAGES, PfnRange};
 use crate::pin::{ClientSide, Lane, LastLife, Window};
 
@@ -138,7 +138,7 @@ impl<'a, S: ClientSide> ReadSection<'a, S> {
 /// What the leaf says of the page and those after it; `None` if they can never be pinned, or only
 /// with a flag that a section cannot be given.
 #[inline(always)]
-fn borrowed<'s>(page: u64, found: &Found<'_>) -> Option<Borrowed<'s>> {
+fn borrowed<'s>(page: u64, found: &FoundLeaf<'_>) -> Option<Borrowed<'s>> {
     let flags = found.leaf.flags();
     let is_lent = !flags.contains(LeafFlags::RAW) && !flags.contains(LeafFlags::PEER);
     is_lent.then_some(Borrowed {

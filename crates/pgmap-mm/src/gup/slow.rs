@@ -10,7 +10,7 @@ use crate::error::{PinError, errno};
 use crate::fault::FaultError;
 use crate::level::PAGE_BYTES;
 use crate::longterm::LongtermPin;
-use crate::mm::{Ended, FillError, MmState};
+use crate::mm::{EndedRanges, FillError, MmState};
 use crate::page_table::entry::LeafFlags;
 use crate::pfn::PfnRange;
 use crate::pin::ClientSide;
@@ -76,7 +76,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         flags: GupFlags,
     ) -> Result<PinnedSegment<'a, S>, GupError> {
         for _ in 0..MAX_REPAIRS {
-            let mut ended = Ended::default();
+            let mut ended = EndedRanges::default();
             let mut state = self.mm.lock();
             let once = self.slow_once(&mut state, page, nr_pages, flags, &mut ended);
             // Who caches what proved stale is notified now; no event may have been for this
@@ -97,7 +97,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         page: u64,
         nr_pages: u64,
         flags: GupFlags,
-        ended: &mut Ended,
+        ended: &mut EndedRanges,
     ) -> Result<Slow<'a, S>, GupError> {
         let nr_pages = nr_pages.min(check_area(state, page, flags)?);
         match self.bring_in(state, page, nr_pages, flags, ended) {
@@ -147,7 +147,7 @@ impl<'a, S: ClientSide> Gup<'_, 'a, S> {
         page: u64,
         nr_pages: u64,
         flags: GupFlags,
-        ended: &mut Ended,
+        ended: &mut EndedRanges,
     ) -> Result<(), GupError> {
         let address = page * PAGE_BYTES;
         if flags.contains(GupFlags::NOFAULT) {

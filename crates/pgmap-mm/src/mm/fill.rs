@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use super::{Ended, Mm, MmState, Vacancy};
+use super::{EndedRanges, Mm, MmState, Vacancy};
 use crate::descriptor::FolioFlags;
 use crate::error::errno;
 use crate::level::{Level, PAGE_BYTES};
@@ -216,7 +216,7 @@ struct Rest<'r, 't> {
     cursor: &'r mut Cursor<'t>,
     at: u64,
     end: u64,
-    ended: &'r mut Ended,
+    ended: &'r mut EndedRanges,
 }
 
 impl Drop for Rest<'_, '_> {
@@ -236,7 +236,7 @@ impl Mm {
         writer: &mut TableWriter,
         vma: &Vma,
         page: u64,
-        ended: &mut Ended,
+        ended: &mut EndedRanges,
     ) -> Result<Filled, FillError> {
         let mut cursor = self.table.cursor(writer);
         let place = choose(&cursor, vma, page, &BackedPage::of(vma, page)?)?;
@@ -289,7 +289,7 @@ impl Mm {
         cursor: &mut Cursor<'_>,
         vma: &Vma,
         first: Result<BackedPage, FillError>,
-        ended: &mut Ended,
+        ended: &mut EndedRanges,
     ) {
         let mut rest = Rest { cursor, at: vma.page, end: vma.end(), ended };
         let mut behind = first;

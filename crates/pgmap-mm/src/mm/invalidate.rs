@@ -186,12 +186,12 @@ pub struct SubscriptionId(u64);
 /// The subscribers. Guarded by the address space's lock, as what ends is: whoever subscribes and
 /// then looks, sees what ended before, or is notified of it.
 #[derive(Debug, Default)]
-pub(super) struct Subscribers {
+pub(super) struct RangeSubscribers {
     next_id: u64,
     list: Vec<(SubscriptionId, Arc<dyn InvalidateSubscriber>)>,
 }
 
-impl Subscribers {
+impl RangeSubscribers {
     pub(super) fn add(&mut self, subscriber: Arc<dyn InvalidateSubscriber>) -> SubscriptionId {
         let id = SubscriptionId(self.next_id);
         self.next_id += 1;
@@ -209,7 +209,7 @@ impl Subscribers {
     }
 
     /// Whom to tell of what ended: nobody, if nothing did.
-    pub(super) fn to_tell(&self, ended: &Ended) -> Vec<Arc<dyn InvalidateSubscriber>> {
+    pub(super) fn to_tell(&self, ended: &EndedRanges) -> Vec<Arc<dyn InvalidateSubscriber>> {
         if ended.nr_pages() == 0 {
             return Vec::new();
         }
@@ -218,7 +218,10 @@ impl Subscribers {
 }
 
 /// Tells them what ended. The address space must not be locked.
-pub(super) fn tell(subscribers: Vec<Arc<dyn InvalidateSubscriber>>, ended: &Ended) -> AckTicket {
+pub(super) fn tell(
+    subscribers: Vec<Arc<dyn InvalidateSubscriber>>,
+    ended: &EndedRanges,
+) -> AckTicket {
     if subscribers.is_empty() {
         return AckTicket::default();
     }
@@ -238,13 +241,13 @@ pub(super) fn tell(subscribers: Vec<Arc<dyn InvalidateSubscriber>>, ended: &Ende
 /// Collects the ranges that one change of an address space ended, joining neighbours. The usual
 /// change ends one range, which needs no allocation.
 #[derive(Debug, Default)]
-pub(crate) struct Ended {
+pub(crate) struct EndedRanges {
     earlier: Vec<EndedRange>,
     last: Option<EndedRange>,
     nr_pages: u64,
 }
 
-impl Ended {
+impl EndedRanges {
     pub(super) fn push(&mut self, page: u64, nr_pages: u64) {
         self.nr_pages += nr_pages;
         let address = page * PAGE_BYTES;
@@ -279,10 +282,10 @@ mod tests {
 
     #[test]
     fn a_dropped_token_is_no_answer() {
-        let mut subscribers = Subscribers::default();
+        let mut subscribers = RangeSubscribers::default();
         let caches = [Arc::new(Cache::default()), Arc::new(Cache::default())];
         let ids = caches.clone().map(|cache| subscribers.add(cache));
-        let mut ended = Ended::default();
+        let mut ended = EndedRanges::default();
         ended.push(0, 1);
         let ticket = tell(subscribers.to_tell(&ended), &ended);
         assert_eq!((ticket.is_done(), ticket.nr_outstanding()), (false, 2));
@@ -301,6 +304,6 @@ mod tests {
             assert_eq!(waiter.join().unwrap(), Ok(()));
         });
         assert!(ticket.is_done());
-        assert!(subscribers.to_tell(&Ended::default()).is_empty());
+        assert!(subscribers.to_tell(&EndedRanges::default()).is_empty());
     }
 }

@@ -4,7 +4,7 @@ use core::fmt;
 use std::sync::Arc;
 
 use super::fill::{BackedPage, FillError};
-use super::{AckTicket, CpuMapping, Ended, Mm, MmState, Vacancy};
+use super::{AckTicket, CpuMapping, EndedRanges, Mm, MmState, Vacancy};
 use crate::error::errno;
 use crate::level::{Level, PAGE_BYTES};
 use crate::page_table::PageTable;
@@ -297,7 +297,7 @@ impl Mm {
     pub fn map(&self, request: &MapRequest) -> Result<u64, MapError> {
         let nr_pages = whole_pages(request.len_bytes)?;
         check_request(request, nr_pages)?;
-        let mut ended = Ended::default();
+        let mut ended = EndedRanges::default();
         let mut state = self.lock();
         let page = match request.place {
             Placed::Over(address) => {
@@ -345,7 +345,7 @@ impl Mm {
         state: &mut MmState,
         request: &MapRequest,
         (address, nr_pages): (u64, u64),
-        ended: &mut Ended,
+        ended: &mut EndedRanges,
     ) -> Result<u64, MapError> {
         let page = self.place_at(request, address, nr_pages)?;
         let end = page + nr_pages;
@@ -392,7 +392,7 @@ impl Mm {
     pub fn unmap(&self, address: u64, len_bytes: u64) -> Result<Unmapped, MapError> {
         let outside = MapError::Outside { address, len_bytes };
         let (from, to) = self.page_range(address, len_bytes, outside)?;
-        let mut ended = Ended::default();
+        let mut ended = EndedRanges::default();
         let mut state = self.lock();
         self.table.cursor(&mut state.writer).fetch_ahead(from);
         check_split(&state.areas, from, to)?;
@@ -409,7 +409,7 @@ impl Mm {
     pub fn protect(&self, address: u64, len_bytes: u64, prot: Prot) -> Result<Unmapped, MapError> {
         let not_mapped = MapError::NotMapped { address };
         let (from, to) = self.page_range(address, len_bytes, not_mapped)?;
-        let mut ended = Ended::default();
+        let mut ended = EndedRanges::default();
         let mut state = self.lock();
         if !state.areas.covers(from, to) {
             return Err(not_mapped);
@@ -447,7 +447,7 @@ impl Mm {
         let not_one = MapError::NotOneArea { address };
         let (from, to) = self.page_range(address, old_bytes, not_one)?;
         let nr_pages = whole_pages(new_bytes)?;
-        let mut ended = Ended::default();
+        let mut ended = EndedRanges::default();
         let mut state = self.lock();
         let Some(vma) = state.areas.find(from).filter(|vma| to <= vma.end()).cloned() else {
             return Err(not_one);
@@ -485,7 +485,7 @@ impl Mm {
         part: &Vma,
         request: &MapRequest,
         nr_pages: u64,
-        ended: &mut Ended,
+        ended: &mut EndedRanges,
     ) -> Result<u64, MapError> {
         let grown_end = part.page + nr_pages;
         let can_grow = request.place == Placed::Anywhere
@@ -559,13 +559,13 @@ impl Mm {
     }
 
     /// Removes the leaves of a range whose areas are about to go or change.
-    fn clear(&self, state: &mut MmState, from: u64, to: u64, ended: &mut Ended) {
+    fn clear(&self, state: &mut MmState, from: u64, to: u64, ended: &mut EndedRanges) {
         let mut cursor = self.table.cursor(&mut state.writer);
         cursor.clear(from, to, None, |page, nr_pages| ended.push(page, nr_pages));
     }
 
     /// Removes the leaves of a range that no area will be mapped at.
-    fn clear_for_good(&self, state: &mut MmState, from: u64, to: u64, ended: &mut Ended) {
+    fn clear_for_good(&self, state: &mut MmState, from: u64, to: u64, ended: &mut EndedRanges) {
         self.clear(state, from, to, ended);
         if let Some(cpu) = &self.cpu {
             cpu.unmap(from * PAGE_BYTES, (to - from) * PAGE_BYTES, Vacancy::Unmapped);
@@ -573,7 +573,7 @@ impl Mm {
     }
 
     /// Takes from leaves what `prot` no longer allows. What it newly allows comes with faults.
-    fn weaken(&self, state: &mut MmState, from: u64, to: u64, prot: Prot, ended: &mut Ended) {
+    fn weaken(&self, state: &mut MmState, from: u64, to: u64, prot: Prot, ended: &mut EndedRanges) {
         if prot == Prot::NONE || self.cpu.is_some() {
             // A process address space is filled again under the new permissions.
             return self.clear(state, from, to, ended);

@@ -52,8 +52,8 @@ use std::sync::{Arc, PoisonError};
 
 pub use self::dirty::DirtyTracker;
 pub use self::fill::FillError;
-pub(crate) use self::invalidate::Ended;
-use self::invalidate::Subscribers;
+pub(crate) use self::invalidate::EndedRanges;
+use self::invalidate::RangeSubscribers;
 pub use self::invalidate::{
     AckTicket, AckToken, EndedRange, InvalidateSubscriber, SubscriptionId, Unanswered,
 };
@@ -127,7 +127,7 @@ pub struct MmUsage {
 pub(crate) struct MmState {
     pub(crate) areas: VmaSet,
     pub(crate) writer: TableWriter,
-    subscribers: Subscribers,
+    subscribers: RangeSubscribers,
 }
 
 /// An address space.
@@ -301,7 +301,7 @@ impl Mm {
     }
 
     fn end_ranges(&self, find: impl FnOnce(&Cursor<'_>) -> Vec<(SpanId, u64, u64)>) -> Unmapped {
-        let mut ended = Ended::default();
+        let mut ended = EndedRanges::default();
         let mut state = self.lock();
         let MmState { areas, writer, .. } = &mut *state;
         let mut cursor = self.table.cursor(writer);
@@ -322,7 +322,7 @@ impl Mm {
     }
 
     /// Takes away the leaf that maps the page, which proved stale.
-    pub(crate) fn drop_leaf(&self, state: &mut MmState, page: u64, ended: &mut Ended) {
+    pub(crate) fn drop_leaf(&self, state: &mut MmState, page: u64, ended: &mut EndedRanges) {
         let mut cursor = self.table.cursor(&mut state.writer);
         let Some(stale) = cursor.leaf_at(page) else { return };
         let end = stale.page + stale.level.nr_pages();
@@ -340,7 +340,7 @@ impl Mm {
     }
 
     /// Gives the lock back and tells subscribers of what ended under it.
-    pub(crate) fn finish(&self, state: MutexGuard<'_, MmState>, ended: &Ended) -> Unmapped {
+    pub(crate) fn finish(&self, state: MutexGuard<'_, MmState>, ended: &EndedRanges) -> Unmapped {
         let subscribers = state.subscribers.to_tell(ended);
         drop(state);
         Unmapped { nr_pages: ended.nr_pages(), acks: invalidate::tell(subscribers, ended) }

@@ -93,7 +93,7 @@ impl LeafPlacement {
 
 /// Where an entry lies: its word, and the table page around it unless it is in the top array.
 #[derive(Clone, Copy, Debug)]
-struct Slot<'t> {
+struct EntryPlace<'t> {
     word: &'t AtomicU64,
     node: Option<NodeId>,
 }
@@ -101,7 +101,7 @@ struct Slot<'t> {
 /// The entry at a page, at the lowest level that there is a table for.
 #[derive(Clone, Copy, Debug)]
 struct EntryAt<'t> {
-    slot: Slot<'t>,
+    slot: EntryPlace<'t>,
     level: Level,
     entry: Entry,
     /// First page that the entry stands for.
@@ -433,14 +433,14 @@ impl<'t> Cursor<'t> {
     }
 
     /// Entry number `index` of a table.
-    fn slot_in(&self, node: NodeId, index: usize) -> Option<Slot<'t>> {
-        Some(Slot { word: self.table.entry(node, index)?, node: Some(node) })
+    fn slot_in(&self, node: NodeId, index: usize) -> Option<EntryPlace<'t>> {
+        Some(EntryPlace { word: self.table.entry(node, index)?, node: Some(node) })
     }
 
     /// What stands at `page`; none outside the table.
     #[inline]
     fn entry_at(&self, page: u64) -> Option<EntryAt<'t>> {
-        let mut slot = Slot { word: self.table.top_entry(page)?, node: None };
+        let mut slot = EntryPlace { word: self.table.top_entry(page)?, node: None };
         let mut level = Level::Pud;
         loop {
             // Relaxed: only the cursor stores entries.
@@ -455,8 +455,8 @@ impl<'t> Cursor<'t> {
     }
 
     /// The slot of `level` for `page`, if there is a table for it.
-    fn slot_at(&self, page: u64, level: Level) -> Option<Slot<'t>> {
-        let top = Slot { word: self.table.top_entry(page)?, node: None };
+    fn slot_at(&self, page: u64, level: Level) -> Option<EntryPlace<'t>> {
+        let top = EntryPlace { word: self.table.top_entry(page)?, node: None };
         if level == Level::Pud {
             return Some(top);
         }
@@ -622,7 +622,7 @@ impl<'t> Cursor<'t> {
     }
 }
 
-fn store(slot: Slot<'_>, entry: Entry) {
+fn store(slot: EntryPlace<'_>, entry: Entry) {
     // Release: pairs with Acquire in `walk`; data: the table page or span that the word leads to.
     slot.word.store(entry.bits(), Ordering::Release);
 }

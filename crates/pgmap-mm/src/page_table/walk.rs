@@ -49,13 +49,13 @@ impl Epoch {
 
 /// A leaf and where it was read.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Found<'t> {
+pub(crate) struct FoundLeaf<'t> {
     pub(crate) leaf: Leaf,
     pub(crate) level: Level,
     entry: &'t AtomicU64,
 }
 
-impl Found<'_> {
+impl FoundLeaf<'_> {
     /// Whether the entry still says the same.
     #[inline]
     pub(crate) fn is_unchanged(&self) -> bool {
@@ -88,44 +88,44 @@ impl PageTable {
     /// The leaf of 2 MiB that maps `page`: what most addresses are mapped by, and so in few
     /// instructions. Where there is none, [`walk`](Self::walk) may find another leaf.
     #[inline(always)]
-    pub(crate) fn walk_huge(&self, page: u64) -> Option<Found<'_>> {
+    pub(crate) fn walk_huge(&self, page: u64) -> Option<FoundLeaf<'_>> {
         let entry = self.huge_entry(page)?;
         // Acquire, here and below: pairs with Release in the cursor's stores; data: the table page
         // or the span that the word leads to.
         let leaf = Leaf::read(entry.load(Ordering::Acquire))?;
-        Some(Found { leaf, level: Level::Pmd, entry })
+        Some(FoundLeaf { leaf, level: Level::Pmd, entry })
     }
 
     /// The leaf of 4 KiB that maps `page`; `None` if larger ones do or nothing does. Good only if
     /// epoch is the same before and after: the table may be in another life.
     #[inline(always)]
-    pub(crate) fn walk_small(&self, page: u64) -> Option<Found<'_>> {
+    pub(crate) fn walk_small(&self, page: u64) -> Option<FoundLeaf<'_>> {
         // Acquire, both: as in `walk_huge`.
         let middle = Entry::read(self.huge_entry(page)?.load(Ordering::Acquire));
         let Entry::Table(NodeId::Last { chunk, word }) = middle else { return None };
         let entry = self.nodes.entry(chunk, word, index_in_table(page, Level::Pte))?;
         let leaf = Leaf::read(entry.load(Ordering::Acquire))?;
-        Some(Found { leaf, level: Level::Pte, entry })
+        Some(FoundLeaf { leaf, level: Level::Pte, entry })
     }
 
     /// The leaf of 1 GiB that maps `page`; `None` if smaller ones do or nothing does.
     #[inline(always)]
-    pub(crate) fn walk_gigantic(&self, page: u64) -> Option<Found<'_>> {
+    pub(crate) fn walk_gigantic(&self, page: u64) -> Option<FoundLeaf<'_>> {
         let entry = self.top_entry(page)?;
         // Acquire: as in `walk_huge`.
         let leaf = Leaf::read(entry.load(Ordering::Acquire))?;
-        Some(Found { leaf, level: Level::Pud, entry })
+        Some(FoundLeaf { leaf, level: Level::Pud, entry })
     }
 
     /// The leaf that maps `page`.
     #[inline(never)]
-    pub(crate) fn walk(&self, page: u64) -> Option<Found<'_>> {
+    pub(crate) fn walk(&self, page: u64) -> Option<FoundLeaf<'_>> {
         if let Some(found) = self.walk_middle(page) {
             return found;
         }
         let entry = self.top_entry(page)?;
         match Entry::read(entry.load(Ordering::Acquire)) {
-            Entry::Leaf(leaf) => Some(Found { leaf, level: Level::Pud, entry }),
+            Entry::Leaf(leaf) => Some(FoundLeaf { leaf, level: Level::Pud, entry }),
             // Linked since: it was filled before.
             Entry::Table(_) => self.walk_middle(page).flatten(),
             Entry::Absent => None,
@@ -133,20 +133,20 @@ impl PageTable {
     }
 
     /// What the middle table leads to; `None` if it has no entry for the page.
-    fn walk_middle(&self, page: u64) -> Option<Option<Found<'_>>> {
+    fn walk_middle(&self, page: u64) -> Option<Option<FoundLeaf<'_>>> {
         let entry = self.huge_entry(page)?;
         match Entry::read(entry.load(Ordering::Acquire)) {
-            Entry::Leaf(leaf) => Some(Some(Found { leaf, level: Level::Pmd, entry })),
+            Entry::Leaf(leaf) => Some(Some(FoundLeaf { leaf, level: Level::Pmd, entry })),
             Entry::Table(node) => Some(self.walk_last(node, page)),
             Entry::Absent => None,
         }
     }
 
     #[inline]
-    fn walk_last(&self, node: NodeId, page: u64) -> Option<Found<'_>> {
+    fn walk_last(&self, node: NodeId, page: u64) -> Option<FoundLeaf<'_>> {
         let entry = self.entry(node, index_in_table(page, Level::Pte))?;
         match Entry::read(entry.load(Ordering::Acquire)) {
-            Entry::Leaf(leaf) => Some(Found { leaf, level: Level::Pte, entry }),
+            Entry::Leaf(leaf) => Some(FoundLeaf { leaf, level: Level::Pte, entry }),
             Entry::Table(_) | Entry::Absent => None,
         }
     }

@@ -52,6 +52,12 @@ impl PinParts {
         self.run
     }
 
+    /// The ledger's slot that it is in.
+    #[must_use]
+    pub const fn slot(&self) -> usize {
+        self.slot
+    }
+
     /// The life word under which the pin was taken.
     #[must_use]
     pub const fn life(&self) -> LifeWord {

@@ -55,6 +55,20 @@ pub(super) unsafe fn zero(target: *mut u8, len: usize) -> Result<(), Fault> {
     Ok(())
 }
 
+/// A copy through the caches.
+///
+/// # Safety
+/// As [`super::copy`].
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) unsafe fn copy_streaming(
+    source: *const u8,
+    target: *mut u8,
+    len: usize,
+) -> Result<(), Fault> {
+    // SAFETY: the caller's promises are those of the call.
+    unsafe { copy(source, target, len) }
+}
+
 /// Stores without a flush: elsewhere than on x86-64 no device is said to survive a power failure.
 ///
 /// # Safety

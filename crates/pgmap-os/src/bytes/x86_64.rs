@@ -17,35 +17,35 @@ use std::sync::OnceLock;
 
 /// What a loop returns in `rax` and `rdx`: all zero when it came to its end.
 #[repr(C)]
-struct Outcome {
+struct LoopOutcome {
     /// Where memory did not answer, or what was loaded.
     address: usize,
     /// The signal's `si_code`, never 0.
     code: usize,
 }
 
-type CopyLoop = unsafe extern "C" fn(target: *mut u8, source: *const u8, len: usize) -> Outcome;
+type CopyLoop = unsafe extern "C" fn(target: *mut u8, source: *const u8, len: usize) -> LoopOutcome;
 
 unsafe extern "C" {
     /// Copies in blocks of 128 bytes by 32-byte registers. First of the guarded instructions.
-    fn pgmap_os_copy_avx(target: *mut u8, source: *const u8, len: usize) -> Outcome;
+    fn pgmap_os_copy_avx(target: *mut u8, source: *const u8, len: usize) -> LoopOutcome;
     /// The same by 16-byte registers. What lies before it needs `vzeroupper` on the way out.
-    fn pgmap_os_copy_sse(target: *mut u8, source: *const u8, len: usize) -> Outcome;
-    fn pgmap_os_zero(target: *mut u8, len: usize) -> Outcome;
+    fn pgmap_os_copy_sse(target: *mut u8, source: *const u8, len: usize) -> LoopOutcome;
+    fn pgmap_os_zero(target: *mut u8, len: usize) -> LoopOutcome;
     /// Copies past the caches: whole lines, to the start of one.
-    fn pgmap_os_copy_past_caches(target: *mut u8, source: *const u8, len: usize) -> Outcome;
+    fn pgmap_os_copy_past_caches(target: *mut u8, source: *const u8, len: usize) -> LoopOutcome;
     /// Writes lines back and keeps them (CLWB), from the start of one to before `end`.
-    fn pgmap_os_write_back(start: *const u8, end: *const u8) -> Outcome;
+    fn pgmap_os_write_back(start: *const u8, end: *const u8) -> LoopOutcome;
     /// Writes lines back and drops them (CLFLUSHOPT).
-    fn pgmap_os_flush_unordered(start: *const u8, end: *const u8) -> Outcome;
+    fn pgmap_os_flush_unordered(start: *const u8, end: *const u8) -> LoopOutcome;
     /// Writes lines back and drops them, one after the other (CLFLUSH).
-    fn pgmap_os_flush_in_order(start: *const u8, end: *const u8) -> Outcome;
+    fn pgmap_os_flush_in_order(start: *const u8, end: *const u8) -> LoopOutcome;
     /// Loads eight bytes at once. What it loaded comes in place of the address.
-    fn pgmap_os_load_u64(source: *const u64) -> Outcome;
+    fn pgmap_os_load_u64(source: *const u64) -> LoopOutcome;
     /// Loads `nr_words` words of eight bytes, each at once, the first one first.
-    fn pgmap_os_load_run(target: *mut u64, source: *const u64, nr_words: usize) -> Outcome;
+    fn pgmap_os_load_run(target: *mut u64, source: *const u64, nr_words: usize) -> LoopOutcome;
     /// Loads four bytes at once.
-    fn pgmap_os_load_u32(source: *const u32) -> Outcome;
+    fn pgmap_os_load_u32(source: *const u32) -> LoopOutcome;
     /// Only an address: the way out of the loop of 32-byte registers, the end of what is guarded.
     fn pgmap_os_copy_fixup_avx();
     /// Only an address: the way out of everything else.
@@ -108,7 +108,7 @@ pub(super) unsafe fn zero(target: *mut u8, len: usize) -> Result<(), Fault> {
 /// Bytes of a line of the caches.
 const LINE_BYTES: usize = 64;
 
-type FlushLoop = unsafe extern "C" fn(start: *const u8, end: *const u8) -> Outcome;
+type FlushLoop = unsafe extern "C" fn(start: *const u8, end: *const u8) -> LoopOutcome;
 
 /// The best loop that this processor knows (CPUID leaf 7, EBX bits 24 and 23).
 fn flush_loop() -> FlushLoop {
@@ -148,6 +148,35 @@ pub(super) unsafe fn copy_flushed(
     target: *mut u8,
     len: usize,
 ) -> Result<(), Fault> {
+    // SAFETY: the caller's promises are those of the copy; its ends lie in the target.
+    unsafe { copy_past_caches(source, target, len, |end, len| flush(end, len)) }
+}
+
+/// As [`super::copy`]; what was written is not in the caches, but for the ends that are not whole
+/// lines. Others may see it after a later store only if [`order_flushes`] came before that.
+///
+/// # Safety
+/// As [`super::copy`].
+pub(super) unsafe fn copy_streaming(
+    source: *const u8,
+    target: *mut u8,
+    len: usize,
+) -> Result<(), Fault> {
+    // SAFETY: the caller's promises are those of the copy.
+    unsafe { copy_past_caches(source, target, len, |_, _| Ok(())) }
+}
+
+/// Copies whole lines past the caches and the ends through them; `after` is called with each end.
+///
+/// # Safety
+/// As [`super::copy`].
+#[inline]
+unsafe fn copy_past_caches(
+    source: *const u8,
+    target: *mut u8,
+    len: usize,
+    after: impl Fn(*const u8, usize) -> Result<(), Fault>,
+) -> Result<(), Fault> {
     let lead = ((target as usize).next_multiple_of(LINE_BYTES) - target as usize).min(len);
     let body = (len - lead) / LINE_BYTES * LINE_BYTES;
     let at = |offset: usize| (source.wrapping_add(offset), target.wrapping_add(offset));
@@ -161,8 +190,7 @@ pub(super) unsafe fn copy_flushed(
         let (source, target) = at(offset);
         // SAFETY: a part of the caller's ranges.
         unsafe { copy(source, target, len) }?;
-        // SAFETY: as above.
-        unsafe { flush(target, len) }?;
+        after(target, len)?;
     }
     Ok(())
 }
@@ -191,7 +219,7 @@ pub(crate) fn end_copy(context: &mut libc::ucontext_t, address: usize, code: i32
     true
 }
 
-impl Outcome {
+impl LoopOutcome {
     #[inline]
     fn into_value(self) -> Result<u64, Fault> {
         let value = self.address as u64;

@@ -58,13 +58,13 @@ impl PageSize {
 
 /// What `/sys` says of one huge page size.
 #[derive(Debug, Clone, Copy)]
-struct Counts {
+struct HugePageCounts {
     nr_pages: u64,
     nr_free: u64,
     nr_booked: u64,
 }
 
-impl Counts {
+impl HugePageCounts {
     /// `None` if the size is unknown to this machine or `/sys` is hidden.
     fn read(size: PageSize) -> Option<Self> {
         let read = |name| {
@@ -85,7 +85,7 @@ impl Counts {
 
 /// Returns the bytes of huge pages that nobody has taken or booked, if `/sys` says so.
 pub(super) fn available_bytes(size: PageSize) -> Option<u64> {
-    Some(Counts::read(size)?.nr_left() * size.len_bytes())
+    Some(HugePageCounts::read(size)?.nr_left() * size.len_bytes())
 }
 
 /// Books huge pages for the first `len` bytes of a hugetlbfs file.
@@ -121,7 +121,7 @@ pub(super) fn shortage(
     }
     let kib = size.len_bytes() / 1024;
     let nr_needed = len.div_ceil(size.len_bytes());
-    let Some(counts) = Counts::read(size) else {
+    let Some(counts) = HugePageCounts::read(size) else {
         return error.with_advice(format!("this machine offers no pages of {kib} KiB"));
     };
     let nr_missing = nr_needed.saturating_sub(counts.nr_left());
@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn shortage_says_how_many_are_missing_and_how_to_get_them() {
-        let Some(counts) = Counts::read(PageSize::Huge2M) else {
+        let Some(counts) = HugePageCounts::read(PageSize::Huge2M) else {
             println!("SKIPPED shortage_says_how_many...: no 2 MiB pages in /sys on this machine");
             return;
         };

@@ -4,7 +4,7 @@
 //! What is written to a device is flushed from the processor's caches, so that a fence makes it
 //! last ([`MemoryFile::sync`]).
 
-use super::{Access, MemoryFile, MemoryKind};
+use super::{FileAccess, MemoryFile, MemoryKind};
 use crate::{CopyError, OsError, ReadMapping, WriteMapping};
 use std::io;
 
@@ -18,8 +18,8 @@ pub(super) enum FileMapping {
 impl FileMapping {
     fn map(file: &MemoryFile, offset: u64, len: u64) -> Result<Self, OsError> {
         Ok(match file.access {
-            Access::ReadOnly => Self::Read(ReadMapping::map(file, offset, len)?),
-            Access::ReadWrite => Self::Write(WriteMapping::map(file, offset, len)?),
+            FileAccess::ReadOnly => Self::Read(ReadMapping::map(file, offset, len)?),
+            FileAccess::ReadWrite => Self::Write(WriteMapping::map(file, offset, len)?),
         })
     }
 
@@ -49,7 +49,7 @@ impl MemoryFile {
     /// As [`write_all_at`](Self::write_all_at).
     pub(super) fn write_mapped(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.check_inside(offset, bytes.len(), io::ErrorKind::WriteZero)?;
-        if self.access == Access::ReadOnly {
+        if self.access == FileAccess::ReadOnly {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         }
         self.with_window(offset, bytes.len(), |window, at| match window {

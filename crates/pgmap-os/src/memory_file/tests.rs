@@ -19,7 +19,7 @@ fn fresh_memfd_has_its_length_and_occupies_nothing() {
     let file = memfd(1 << 40);
     assert_eq!(file.len_bytes(), 1 << 40);
     assert_eq!(file.resident_bytes(), 0);
-    assert_eq!(file.access(), Access::ReadWrite);
+    assert_eq!(file.access(), FileAccess::ReadWrite);
     assert_eq!((file.page_size(), file.kind()), (PageSize::Base, MemoryKind::Shmem));
     assert_eq!(file.available_bytes(), None, "a memfd has no limit of its own");
     file.check_capacity(u64::MAX).unwrap();
@@ -78,8 +78,8 @@ fn named_file_is_exclusive_private_and_opens_again() {
     assert_eq!(error.errno(), libc::EEXIST);
     assert!(error.to_string().contains("pool"), "{error}");
     assert_eq!(rustix::fs::fstat(&file).unwrap().st_mode & 0o777, 0o600);
-    let again = MemoryFile::open_named(&path, Access::ReadOnly).unwrap();
-    assert_eq!((again.len_bytes(), again.access()), (MIB, Access::ReadOnly));
+    let again = MemoryFile::open_named(&path, FileAccess::ReadOnly).unwrap();
+    assert_eq!((again.len_bytes(), again.access()), (MIB, FileAccess::ReadOnly));
     assert!(again.set_len(0).is_err());
     assert!(again.punch(0..4096).is_err());
 }
@@ -109,7 +109,7 @@ fn named_pipe_is_refused_without_waiting_for_its_other_end() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("fifo");
     rustix::fs::mkfifoat(CWD, &path, Mode::RUSR | Mode::WUSR).unwrap();
-    let error = MemoryFile::open_named(&path, Access::ReadOnly).unwrap_err();
+    let error = MemoryFile::open_named(&path, FileAccess::ReadOnly).unwrap_err();
     assert_eq!(error.errno(), libc::EINVAL);
 }
 
@@ -126,7 +126,7 @@ fn descriptor_that_cannot_be_read_is_refused() {
 fn reopened_file_is_another_description_of_the_same_bytes() {
     let file = memfd(MIB);
     as_file(&file).write_all_at(b"shared", 0).unwrap();
-    let reader = file.reopen(Access::ReadOnly).unwrap();
+    let reader = file.reopen(FileAccess::ReadOnly).unwrap();
     let mut bytes = [0; 6];
     as_file(&reader).read_exact_at(&mut bytes, 0).unwrap();
     assert_eq!(&bytes, b"shared");
@@ -253,7 +253,7 @@ fn what_a_file_lies_in_decides_what_it_can_do() {
 
 #[test]
 fn a_device_that_is_no_memory_is_refused_by_name() {
-    let error = MemoryFile::open_named(Path::new("/dev/null"), Access::ReadWrite).unwrap_err();
+    let error = MemoryFile::open_named(Path::new("/dev/null"), FileAccess::ReadWrite).unwrap_err();
     assert_eq!(error.errno(), libc::EINVAL);
     let text = error.to_string();
     assert!(text.contains("/dev/null") && text.contains("device-dax"), "{text}");
@@ -268,7 +268,7 @@ fn a_file_that_was_given_up_reads_as_an_error_and_keeps_nothing() {
     file.abandon().unwrap();
     assert!(file.read_exact_at(&mut [0; 4], 0).is_err());
     assert!(file.write_all_at(b"lost", 0).is_err() && file.set_len(4096).is_err());
-    let again = MemoryFile::open_named(&path, Access::ReadOnly).unwrap();
+    let again = MemoryFile::open_named(&path, FileAccess::ReadOnly).unwrap();
     let mut bytes = [0; 4];
     again.read_exact_at(&mut bytes, 0).unwrap();
     assert_eq!(&bytes, b"seen");

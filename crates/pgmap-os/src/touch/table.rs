@@ -70,7 +70,7 @@ const FAIL: u32 = 5;
 /// Every watch of the process.
 #[derive(Debug)]
 #[repr(transparent)]
-pub(super) struct Table([Slot; MAX_TOUCH_WATCHES]);
+pub(super) struct Table([TouchSlot; MAX_TOUCH_WATCHES]);
 
 impl Table {
     /// A new table, all free, for the life of the process.
@@ -91,7 +91,7 @@ impl Table {
         Ok(unsafe { table.as_ref() })
     }
 
-    pub(super) fn slots(&self) -> &[Slot] {
+    pub(super) fn slots(&self) -> &[TouchSlot] {
         &self.0
     }
 
@@ -105,7 +105,7 @@ impl Table {
 
 /// A watched range, and the threads that wait for its watch.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(super) struct TouchSlot {
     state: AtomicU32,
     visitors: AtomicU32,
     start: AtomicUsize,
@@ -115,17 +115,17 @@ pub(super) struct Slot {
     /// Counts questions; the server sleeps on it.
     bell: AtomicU32,
     is_stopped: AtomicU32,
-    cells: [Question; MAX_WAITING],
+    cells: [WaitingTouch; MAX_WAITING],
 }
 
 #[derive(Debug)]
-struct Question {
+struct WaitingTouch {
     state: AtomicU32,
     access: AtomicU32,
     address: AtomicUsize,
 }
 
-impl Slot {
+impl TouchSlot {
     /// Takes the slot if it is free.
     pub(super) fn open(&self, range: &Range<usize>) -> bool {
         // Acquire: pairs with Release in `close`; what was stored before comes before what follows.
@@ -257,7 +257,7 @@ impl Slot {
     }
 }
 
-impl Question {
+impl WaitingTouch {
     fn claim(&self) -> bool {
         // Acquire: pairs with Release in `await_answer`; the last visitor's uses lie before.
         self.state.compare_exchange(FREE, CLAIMED, Ordering::Acquire, Ordering::Relaxed).is_ok()

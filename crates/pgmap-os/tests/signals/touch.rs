@@ -3,7 +3,7 @@
 // UNSAFETY: loads and stores at inaccessible addresses, and forks, are the subject.
 #![allow(unsafe_code)]
 use pgmap_os::{
-    Access, MemoryFile, PageSize, Reservation, TouchAccess, TouchAnswer, TouchWatch, touch,
+    FileAccess, MemoryFile, PageSize, Reservation, TouchAccess, TouchAnswer, TouchWatch, touch,
 };
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
@@ -63,8 +63,8 @@ impl World {
                 nr += 1;
                 let offset = (touch.address - world.start()) / PAGE * PAGE;
                 let access = match touch.access {
-                    TouchAccess::Load => Access::ReadOnly,
-                    TouchAccess::Store | TouchAccess::Unknown => Access::ReadWrite,
+                    TouchAccess::Load => FileAccess::ReadOnly,
+                    TouchAccess::Store | TouchAccess::Unknown => FileAccess::ReadWrite,
                 };
                 let answer = if offset == 7 * PAGE {
                     TouchAnswer::Fail

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use pgmap_os::file_users::{FileUse, FileUsers, UseKind};
-use pgmap_os::{Access, MemoryFile, WriteMapping};
+use pgmap_os::{FileAccess, MemoryFile, WriteMapping};
 
 fn uses_of(path: &Path, pid: u32) -> Vec<FileUse> {
     let users = FileUsers::of(path).unwrap();
@@ -24,7 +24,7 @@ fn descriptors_and_mappings_are_found_and_end() {
     let kinds: Vec<_> = uses_of(&path, me).iter().map(|a_use| a_use.kind).collect();
     assert!(matches!(kinds[..], [UseKind::Open { is_writable: false, .. }]), "{kinds:?}");
     drop(reader);
-    let file = MemoryFile::open_named(&path, Access::ReadWrite).unwrap();
+    let file = MemoryFile::open_named(&path, FileAccess::ReadWrite).unwrap();
     let mapping = WriteMapping::map(&file, 0, 1 << 20).unwrap();
     let found = uses_of(&path, me);
     let is_mapped = |a_use: &FileUse| {

@@ -3,7 +3,7 @@
 // UNSAFETY: fork, _exit and waitpid are the subject; rustix offers no fork.
 #![allow(unsafe_code)]
 
-use pgmap_os::{Access, ForkGuard, MemoryFile, PageSize, WriteMapping, file_lock};
+use pgmap_os::{FileAccess, ForkGuard, MemoryFile, PageSize, WriteMapping, file_lock};
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -128,7 +128,7 @@ fn mapping_is_shared_with_a_child_unless_it_is_left_out() {
 fn forked_child_shares_the_lock_and_cannot_be_told_apart_by_it() {
     let _alone = fork_alone();
     let file = MemoryFile::anonymous("fork-lock", 4096, PageSize::Base).unwrap();
-    let other = file.reopen(Access::ReadWrite).unwrap();
+    let other = file.reopen(FileAccess::ReadWrite).unwrap();
     assert!(file_lock::try_lock_exclusive(&file).unwrap());
     // The same description: the child "holds" the lock too. Another description: it does not.
     let asks = |file: &MemoryFile| match file_lock::try_lock_exclusive(file) {

@@ -5,8 +5,8 @@
 
 use pgmap_os::process::{Signal, kill_by_pidfd, pidfd_has_exited};
 use pgmap_os::{
-    Access, Blocking, Connection, Doorbell, Listener, MemoryFile, PageSize, Poller, ReadMapping,
-    TransferError, WriteMapping, file_lock, poll,
+    Blocking, Connection, Doorbell, FileAccess, Listener, MemoryFile, PageSize, Poller,
+    ReadMapping, TransferError, WriteMapping, file_lock, poll,
 };
 use std::io::{BufRead, BufReader};
 use std::os::fd::{AsFd, OwnedFd};
@@ -77,7 +77,7 @@ fn wait_for_exit(pidfd: &OwnedFd) {
 #[test]
 fn killed_process_frees_its_lock() {
     if let Some(path) = role() {
-        let file = MemoryFile::open_named(&path, Access::ReadWrite).unwrap();
+        let file = MemoryFile::open_named(&path, FileAccess::ReadWrite).unwrap();
         assert!(file_lock::try_lock_exclusive(&file).unwrap());
         be_ready();
     }

@@ -55,6 +55,8 @@ def attach(engine: str, parameters: dict[str, Any]) -> Pool:
 
 def short_name(name: str, long_prefix: str) -> str:
     """`name`, or a digest of it below `long_prefix` where it is too long for a file's name."""
+    if len(name) <= _MAX_NAME_BYTES and name.isascii():
+        return name
     encoded = name.encode()
     if len(encoded) <= _MAX_NAME_BYTES:
         return name

@@ -18,6 +18,7 @@ A look-up locks by pinning: a locked object can be deleted by any process, and c
 
 import os
 import threading
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pgmap import Exists, Pin
@@ -38,19 +39,24 @@ def require() -> str:
     return require_version("lmcache", "0.5.6", "0.6")
 
 
-def name_of(key: Any) -> str:
-    """The file that a key's object is in. Keys too long for a name are known by a digest."""
-    name = (
-        f"{_PREFIX}{key.model_name}@{key.kv_rank:x}@{key.object_group_id:x}"
-        f"@{key.chunk_hash.hex()}@{key.cache_salt}"
-    )
-    return short_name(name, _LONG_PREFIX)
+def names_of(keys: Iterable[Any]) -> list[str]:
+    """The files that the keys' objects are in. Keys too long for a name are known by a digest."""
+    names, own, head, tail = [], None, "", ""
+    for key in keys:
+        # Mostly the keys of a call differ in their hash alone.
+        its = (key.model_name, key.kv_rank, key.object_group_id, key.cache_salt)
+        if its != own:
+            own = its
+            head = f"{_PREFIX}{key.model_name}@{key.kv_rank:x}@{key.object_group_id:x}@"
+            tail = f"@{key.cache_salt}"
+        names.append(short_name(head + key.chunk_hash.hex() + tail, _LONG_PREFIX))
+    return names
 
 
-def memory_of(obj: Any) -> Any:
+def memory_of(obj: Any, nbytes: int) -> Any:
     """Where an object's bytes are."""
     address = getattr(obj, "data_ptr", 0)
-    return (address, obj.get_size()) if address else memoryview(obj.byte_array).cast("B")
+    return (address, nbytes) if address else memoryview(obj.byte_array).cast("B")
 
 
 def _make_adapter() -> type:
@@ -136,18 +142,17 @@ def _make_adapter() -> type:
             return self._events[2]
 
         def submit_store_task(self, keys: list[Any], objects: list[Any]) -> int:
+            sizes = [obj.get_size() for obj in objects]
             try:
-                raised = self._pool.put_many(
-                    [name_of(key) for key in keys],
-                    [memory_of(obj) for obj in objects],
-                    evictable=self._evictable,
-                )
+                places = list(map(memory_of, objects, sizes))
+                raised = self._pool.put_many(names_of(keys), places, evictable=self._evictable)
             except Exception as error:
                 raised = [error] * len(keys)
-            stored = [at for at, error in enumerate(raised) if error is None]
-            sizes = [objects[at].get_size() for at in stored]
-            if stored:
-                self._notify_keys_stored([keys[at] for at in stored], sizes)
+            if any(raised):
+                stored = [at for at, error in enumerate(raised) if error is None]
+                keys, sizes = [keys[at] for at in stored], [sizes[at] for at in stored]
+            if keys:
+                self._notify_keys_stored(keys, sizes)
             # It is there already, with the same bytes.
             is_done = all(error is None or isinstance(error, Exists) for error in raised)
             return self._finish(0, L2StoreResult(is_done, sum(sizes)))
@@ -160,7 +165,7 @@ def _make_adapter() -> type:
 
         def submit_lookup_and_lock_task(self, keys: list[Any], *_layout: Any) -> int:
             found = Bitmap(len(keys))
-            names = [name_of(key) for key in keys]
+            names = names_of(keys)
             pins = self._pool.get_many(names)
             self._locked.add(names, pins)
             for at, pin in enumerate(pins):
@@ -173,12 +178,13 @@ def _make_adapter() -> type:
                 return self._done[1].pop(task_id, None)
 
         def submit_unlock(self, keys: list[Any]) -> None:
-            self._locked.release(map(name_of, keys))
+            self._locked.release(names_of(keys))
 
         def submit_load_task(self, keys: list[Any], objects: list[Any]) -> int:
             loaded = Bitmap(len(keys))
-            names = [name_of(key) for key in keys]
-            targets = [memory_of(obj) for obj in objects]
+            names = names_of(keys)
+            sizes = [obj.get_size() for obj in objects]
+            targets = list(map(memory_of, objects, sizes))
             try:
                 lengths = self._pool.read_many(names, targets)
             except Exception:
@@ -187,7 +193,7 @@ def _make_adapter() -> type:
             for at, length in enumerate(lengths):
                 if length is None:
                     length = self._read_locked(names[at], targets[at])
-                if length == objects[at].get_size():
+                if length == sizes[at]:
                     loaded.set(at)
                     used.append(keys[at])
             if used:
@@ -207,7 +213,7 @@ def _make_adapter() -> type:
                 return self._done[2].pop(task_id, None)
 
         def delete(self, keys: list[Any]) -> None:
-            names = [name_of(key) for key in keys]
+            names = names_of(keys)
             sizes = [0 if pin is None else pin.nbytes for pin in self._pool.get_many(names)]
             gone = [at for at, was_there in enumerate(self._pool.unlink_many(names)) if was_there]
             if gone:

@@ -195,7 +195,7 @@ def _make_backend() -> type:
                 raise RuntimeError("PgmapStorageBackend is closed, or closing")
             raised = self._pool.put_many(
                 [name_of(key) for key in keys],
-                [memory_of(obj) for obj in objs],
+                [memory_of(obj, obj.get_size()) for obj in objs],
                 metadatas=[encode(obj) for obj in objs],
                 evictable=1,
             )
@@ -232,7 +232,7 @@ def _make_backend() -> type:
                 return TensorMemoryObj(torch.frombuffer(pin, dtype=torch.uint8), layout, pinned)
             copy = self.get_allocator_backend().allocate(layout.shapes, layout.dtypes, layout.fmt)
             if copy is not None:
-                pin.read_into(memory_of(copy))
+                pin.read_into(memory_of(copy, copy.get_size()))
             return copy
 
         def batched_get_blocking(self, keys: list[Any]) -> list[Any]:

@@ -38,7 +38,7 @@ from lmcache.v1.distributed.l2_adapters.plugin_l2_adapter import PluginL2Adapter
 from lmcache.v1.distributed.storage_manager import StorageManager  # noqa: E402
 
 import pgmap  # noqa: E402
-from pgmap.lmcache import name_of  # noqa: E402
+from pgmap.lmcache import names_of  # noqa: E402
 
 SECONDS = float(os.environ.get("PGMAP_ENGINES_SECONDS", "15"))
 BLOCK = 1 << 20
@@ -260,8 +260,9 @@ def test_two_engines_share_a_pool_while_one_is_killed(owner):
     assert info.reserved == info.draining == 0 and info.live == info.files * BLOCK
     assert info.free + info.live == info.size, "no frame is lost"
     for number in range(KEYS):
-        if name_of(key(number)) in pool:
-            block = bytearray(pool.get(name_of(key(number))).read())
+        [name] = names_of([key(number)])
+        if name in pool:
+            block = bytearray(pool.get(name).read())
             words = torch.frombuffer(block, dtype=torch.int64)
             assert writer_of(words, number) is not None, number
     pool.close()

@@ -44,7 +44,7 @@ use pgmap_os::{MemoryFile, MemoryKind, OsError, PageSize};
 use crate::client::data::{Data, Stance};
 use crate::client::{Client, Inner, unexpected};
 use crate::deadline::{Deadline, millis};
-use crate::device_watch::{HasDevices, Look};
+use crate::device_watch::{HasDevices, NextLook};
 use crate::error::Error;
 use crate::pool::backing::BackingOptions;
 use crate::pool::backing::DATA_NAME;
@@ -495,11 +495,11 @@ impl Client {
 }
 
 impl HasDevices for Inner {
-    fn look(inner: &Arc<Self>) -> Look {
-        let client = Client { inner: Arc::clone(inner) };
+    fn look(inner: &Arc<Self>) -> NextLook {
+        let client = Client::of(Arc::clone(inner));
         if let Err(error) = client.look_at_backings() {
             tracing::debug!(%error, "what of the pool's memory went or came is looked at again");
         }
-        Look::Again
+        NextLook::Again
     }
 }

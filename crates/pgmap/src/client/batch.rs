@@ -6,6 +6,7 @@ use pgmap_mm::index::Lookup;
 use pgmap_mm::pin::ClientSide;
 
 use crate::client::file::File;
+use crate::client::link::BegunCall;
 use crate::client::pinned::FilePin;
 use crate::client::writer::{FileWriter, Writer};
 use crate::client::{Client, unexpected};
@@ -48,7 +49,17 @@ impl Client {
         specs: &[CreateSpec],
         client: impl Fn() -> C,
     ) -> Result<Vec<Result<Writer<C>, Error>>, Error> {
-        let mut answers = self.ask_drafts(specs, &client)?;
+        self.finish_create(self.begin(Request::Create(specs.to_vec()))?, specs, client)
+    }
+
+    /// Waits for the answer to a create of `specs`.
+    pub(super) fn finish_create<C: Borrow<Client>>(
+        &self,
+        call: BegunCall<'_>,
+        specs: &[CreateSpec],
+        client: impl Fn() -> C,
+    ) -> Result<Vec<Result<Writer<C>, Error>>, Error> {
+        let mut answers = self.ask_drafts(call, specs, &client)?;
         let mut nr_refused = specs.len();
         // One answer has room for so many extents. A file that was refused because others had taken
         // the room is asked for again, as long as that gets anywhere.
@@ -64,7 +75,8 @@ impl Client {
             }
             nr_refused = again.len();
             let specs: Vec<_> = again.iter().map(|&at| specs[at].clone()).collect();
-            for (at, answer) in again.into_iter().zip(self.ask_drafts(&specs, &client)?) {
+            let call = self.begin(Request::Create(specs.clone()))?;
+            for (at, answer) in again.into_iter().zip(self.ask_drafts(call, &specs, &client)?) {
                 answers[at] = answer;
             }
         }
@@ -72,10 +84,11 @@ impl Client {
 
     fn ask_drafts<C: Borrow<Client>>(
         &self,
+        call: BegunCall<'_>,
         specs: &[CreateSpec],
         client: impl Fn() -> C,
     ) -> Result<Vec<Result<Writer<C>, Error>>, Error> {
-        match self.call(Request::Create(specs.to_vec()))? {
+        match self.finish(call).map_err(|failed| failed.error)? {
             Reply::Created(drafts) if drafts.len() == specs.len() => Ok(drafts
                 .into_iter()
                 .zip(specs)
@@ -97,63 +110,6 @@ impl Client {
         writers: Vec<FileWriter<'_>>,
     ) -> Result<Vec<Result<(), Error>>, Error> {
         Writer::commit_all(self, writers)
-    }
-
-    /// Creates, fills and publishes several files, in two calls for every 256 of them. Each has an
-    /// answer of its own. Contents that are shorter than their spec says are followed by zeros.
-    ///
-    /// # Errors
-    /// As [`create_batch`](Self::create_batch) and [`commit_batch`](Self::commit_batch).
-    ///
-    /// ```
-    /// # use pgmap::{CreateSpec, FolioSize, Owner, Pool, PoolOptions};
-    /// # let owner = Owner::start(Pool::create(&PoolOptions::anonymous(64 << 20))?)?;
-    /// # let client = owner.client()?;
-    /// let blocks = (0..1000).map(|number| {
-    ///     let spec = CreateSpec::named(format!("block/{number}"), 6, FolioSize::BestFit)?;
-    ///     Ok((spec, &b"tokens"[..]))
-    /// });
-    /// for put in client.put_batch(blocks.collect::<Result<_, pgmap::Error>>()?)? {
-    ///     put?;
-    /// }
-    /// let names: Vec<_> = (500..1500).map(|number| format!("block/{number}")).collect();
-    /// assert_eq!(client.exists_prefix(&names)?, 500);
-    /// # Ok::<(), pgmap::Error>(())
-    /// ```
-    pub fn put_batch(
-        &self,
-        mut files: Vec<(CreateSpec, &[u8])>,
-    ) -> Result<Vec<Result<(), Error>>, Error> {
-        if files.len() == 1
-            && let Some((spec, contents)) = files.pop()
-        {
-            // Alone it may cost one call.
-            let put = self.put(spec, contents);
-            let is_answered =
-                matches!(put, Ok(()) | Err(Error::Refused(_) | Error::OutOfRange { .. }));
-            return if is_answered { Ok(vec![put]) } else { put.map(|()| Vec::new()) };
-        }
-        in_pieces(
-            &mut files,
-            |(spec, _)| encoded_bytes(spec),
-            |piece| {
-                let specs: Vec<_> = piece.iter().map(|(spec, _)| spec.clone()).collect();
-                let created = self.create_piece(&specs, || self)?;
-                let (mut answers, mut written) = (Vec::with_capacity(piece.len()), Vec::new());
-                for (writer, (_, contents)) in created.into_iter().zip(piece.iter()) {
-                    let filled = writer.and_then(|mut writer| {
-                        writer.write_all_at(0, contents)?;
-                        Ok(writer)
-                    });
-                    answers.push(filled.map(|writer| written.push(writer)));
-                }
-                let mut committed = self.commit_batch(written)?.into_iter();
-                for answer in answers.iter_mut().filter(|answer| answer.is_ok()) {
-                    *answer = committed.next().unwrap_or(Ok(()));
-                }
-                Ok(answers)
-            },
-        )
     }
 
     /// Finds several files by name, without a call. Each has an answer of its own.
@@ -257,7 +213,7 @@ impl Client {
     }
 }
 
-fn encoded_bytes(spec: &CreateSpec) -> usize {
+pub(super) fn encoded_bytes(spec: &CreateSpec) -> usize {
     // What cannot be encoded at all fails where it is sent.
     wire::encode(spec).map_or(0, |bytes| bytes.len())
 }
@@ -274,16 +230,7 @@ pub(super) fn in_pieces<I, T>(
     let mut answers = Vec::with_capacity(nr_items);
     let mut rest = items;
     loop {
-        let mut left = MAX_MESSAGE_BYTES - FRAME_BYTES;
-        let fits = |item: &I| {
-            let after = left.checked_sub(len_bytes(item) + ITEM_BYTES);
-            left = after.unwrap_or(0);
-            after.is_some()
-        };
-        let nr_fitting = rest.iter().take(MAX_BATCH).map(fits).take_while(|&fits| fits).count();
-        // One that is too long for a message is asked for by itself, and refused.
-        let nr_asked = nr_fitting.max(1).min(rest.len());
-        let (piece, others) = rest.split_at_mut(nr_asked);
+        let (piece, others) = rest.split_at_mut(nr_fitting(rest.iter().map(&len_bytes)));
         match call(piece) {
             Ok(some) => answers.extend(some),
             Err(error) if answers.is_empty() => return Err(error),
@@ -297,6 +244,20 @@ pub(super) fn in_pieces<I, T>(
         }
         rest = others;
     }
+}
+
+/// How many items, of so many encoded bytes each, one message takes: one at least, for one that is
+/// too long is asked for by itself, and refused.
+pub(super) fn nr_fitting(lens_bytes: impl ExactSizeIterator<Item = usize>) -> usize {
+    let nr_items = lens_bytes.len();
+    let mut left = MAX_MESSAGE_BYTES - FRAME_BYTES;
+    let fits = |len_bytes: usize| {
+        let after = left.checked_sub(len_bytes + ITEM_BYTES);
+        left = after.unwrap_or(0);
+        after.is_some()
+    };
+    let nr_fitting = lens_bytes.take(MAX_BATCH).map(fits).take_while(|&fits| fits).count();
+    nr_fitting.max(1).min(nr_items)
 }
 
 #[cfg(test)]

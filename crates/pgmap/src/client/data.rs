@@ -106,6 +106,11 @@ impl Data {
         self.in_bounds(offset, source.len() as u64)?.copy_in(offset, source)
     }
 
+    /// As [`WriteMapping::copy_in_streaming`].
+    pub(crate) fn copy_in_streaming(&self, offset: u64, source: &[u8]) -> Result<(), CopyError> {
+        self.in_bounds(offset, source.len() as u64)?.copy_in_streaming(offset, source)
+    }
+
     /// As [`WriteMapping::copy_in_flushed`].
     pub(crate) fn copy_in_flushed(&self, offset: u64, source: &[u8]) -> Result<(), CopyError> {
         self.in_bounds(offset, source.len() as u64)?.copy_in_flushed(offset, source)

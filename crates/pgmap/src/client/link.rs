@@ -10,6 +10,7 @@
 //! asked to forget the request. What does not fit into the connection at that moment is *owed*: it
 //! goes out before the next call.
 
+mod begun;
 mod greeting;
 mod replies;
 
@@ -26,12 +27,14 @@ use pgmap_os::sync::{Condvar, Mutex, MutexGuard};
 use pgmap_os::{Connection, Doorbell, Interest, OsError, ParentFd, TransferError};
 
 use crate::client::link::greeting::{connect, greet};
-use crate::client::link::replies::{Received, receive, wait_for_reply};
+use crate::client::link::replies::{ReceivedReply, receive, wait_for_reply};
 use crate::client::local::{Handed, LocalOwner, MAX_EVENTS};
-use crate::deadline::{Deadline, millis};
+use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::wire::{self, Event, Hello, Numbered, Reply, Request, VERSION};
 
+pub(super) use begun::BegunCall;
+use begun::SentCall;
 pub(super) use greeting::Trust;
 
 /// Descriptors that come with a welcome: data, vmemmap, index, doorbell, ledger.
@@ -116,8 +119,8 @@ struct PendingCalls {
 }
 
 impl PendingCalls {
-    fn take(&mut self, received: Result<Received, Error>) {
-        let Received { reply: Numbered { number, body }, fds } = match received {
+    fn take(&mut self, received: Result<ReceivedReply, Error>) {
+        let ReceivedReply { reply: Numbered { number, body }, fds } = match received {
             Ok(received) => received,
             Err(error) => {
                 self.failed = Some(error.why_gone());
@@ -275,7 +278,7 @@ impl Link {
         match self {
             Self::Embedded(shared) => Ok(shared.call(client, request, limit)?),
             Self::Remote(remote) => {
-                let answer = remote.call_resuming(client, request, limit, resume, ledger)?;
+                let answer = remote.call_resuming(client, &request, None, limit, resume, ledger)?;
                 Ok(answer.0)
             }
         }
@@ -370,11 +373,12 @@ impl Remote {
 
     /// Calls; if the owner is gone, waits for its successor and calls again. What the old one had
     /// reserved the successor does not know: a commit waits for nobody. A refusal then says that
-    /// the old one may have done it.
+    /// the old one may have done it. `sent` is the first call if it was begun already.
     fn call_resuming(
         &self,
         client: ClientId,
-        request: Request,
+        request: &Request,
+        mut sent: Option<SentCall>,
         limit: Duration,
         resume: impl Fn(Doorbell),
         ledger: &ParentFd,
@@ -387,8 +391,14 @@ impl Remote {
         };
         let until = Instant::now() + wait;
         loop {
-            let generation = self.lock().generation;
-            let gone = match self.call(&request, limit, deadline) {
+            let begun = sent.take();
+            let generation = begun.as_ref().map(|sent| sent.generation);
+            let generation = generation.unwrap_or_else(|| self.lock().generation);
+            let answer = match begun {
+                Some(sent) => self.finish(sent, request.name(), limit, deadline),
+                None => self.call(request, limit, deadline),
+            };
+            let gone = match answer {
                 Ok((reply, fds)) if may_be_done => match reply.after_a_lost(request.name()) {
                     Reply::Refused(refusal) => return Err(Error::from(refusal).into()),
                     reply => return Ok((reply, fds)),
@@ -423,40 +433,8 @@ impl Remote {
         limit: Duration,
         deadline: Deadline,
     ) -> Result<Answer, Failed> {
-        let mut state = self.lock();
-        if let Some(gone) = state.gone() {
-            return Err(gone.into());
-        }
-        state.pay();
-        let number = state.next_number;
-        state.next_number += 1;
-        let message = wire::encode(&Numbered { number, body: request })?;
-        let (connection, generation) = (Arc::clone(&state.connection), state.generation);
-        state.calls.insert(number, PendingCall::Waiting(0));
-        drop(state);
-        let is_sent = self.send(&message, &connection, generation, deadline);
-        let was_sent = matches!(is_sent, Ok(true));
-        let answer = is_sent.and_then(|is_sent| match is_sent {
-            true => self.wait_for(number, &connection, generation, limit, deadline),
-            false => Ok(None),
-        });
-        let mut state = self.lock();
-        state.calls.remove(&number);
-        match answer.map_err(|error| Failed { error, may_be_done: was_sent })? {
-            Some(answer) => Ok(answer),
-            None => {
-                if state.generation == generation {
-                    state.owe(Request::Forget(number));
-                    state.pay();
-                }
-                let error = Error::TimedOut {
-                    call: request.name(),
-                    waited_ms: millis(limit),
-                    owner_pid: state.owner_pid,
-                };
-                Err(Failed { error, may_be_done: was_sent })
-            }
-        }
+        let sent = self.start(request, deadline)?;
+        self.finish(sent, request.name(), limit, deadline)
     }
 
     /// The connection of `generation` is lost; another thread may have made the next one already.

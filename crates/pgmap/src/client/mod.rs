@@ -6,6 +6,7 @@ pub(crate) mod data;
 pub(crate) mod events;
 pub(crate) mod failure;
 pub(crate) mod file;
+mod keepers;
 pub(crate) mod lanes;
 pub(crate) mod link;
 pub(crate) mod local;
@@ -14,6 +15,7 @@ pub(crate) mod options;
 pub(crate) mod owned;
 pub(crate) mod pinned;
 pub(crate) mod prefault;
+mod put_batch;
 mod quotas;
 mod report;
 pub(crate) mod side;
@@ -42,7 +44,8 @@ use pgmap_os::{Membarrier, MemoryFile, ParentFd, ReadMapping, WriteMapping};
 use crate::client::backings::Mapped;
 use crate::client::data::{Data, Stance};
 use crate::client::events::Events;
-use crate::client::link::{Failed, Link, Remote, Trust};
+use crate::client::keepers::Keepers;
+use crate::client::link::{BegunCall, Failed, Link, Remote, Trust};
 use crate::client::local::{Handed, LocalOwner};
 use crate::client::options::{ConnectOptions, DEFAULT_DEADLINE, Replace, default_label};
 use crate::client::side::ProcessSide;
@@ -55,8 +58,8 @@ use crate::name::FileName;
 use crate::pool::LedgerFile;
 use crate::refusal::{ClientHold, Refusal};
 use crate::wire::{
-    self, CommitSpec, CreateSpec, Event, FolioSize, Hello, LeaseGrant, LeaseSpec, MAX_BATCH,
-    OnDeadline, Reply, Request, Welcome,
+    self, CommitSpec, Committed, CreateSpec, Event, FolioSize, Hello, LeaseGrant, LeaseSpec,
+    MAX_BATCH, OnDeadline, Reply, Request, Welcome,
 };
 
 /// How much longer than its own deadline a truncate or punch waits for the answer, at most.
@@ -124,6 +127,7 @@ impl Drop for Inner {
 #[derive(Clone, Debug)]
 pub struct Client {
     pub(crate) inner: Arc<Inner>,
+    keepers: Arc<Keepers>,
 }
 
 impl Client {
@@ -215,7 +219,7 @@ impl Client {
         })?)?;
         // Another description: who keeps this one, a forked child too, does not keep the lock. A
         // client of another user than the owner's may not have one.
-        let ledger = Arc::new(match ledger.reopen(pgmap_os::Access::ReadWrite) {
+        let ledger = Arc::new(match ledger.reopen(pgmap_os::FileAccess::ReadWrite) {
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => ledger,
             reopened => reopened?,
         });
@@ -254,9 +258,13 @@ impl Client {
             id: ClientId(welcome.client),
             deadline: Mutex::new(deadline),
         });
-        let client = Self { inner };
+        let client = Self::of(inner);
         client.watch_backings(welcome.span_bytes > welcome.data_bytes, until)?;
         Ok(client)
+    }
+
+    fn of(inner: Arc<Inner>) -> Self {
+        Self { inner, keepers: Arc::default() }
     }
 
     /// The owner's number for this client.
@@ -331,6 +339,23 @@ impl Client {
             return Err(Error::Forked.into());
         }
         inner.link.call(inner.id, request, limit, |bell| inner.resume(bell), &inner.ledger)
+    }
+
+    /// Begins a call, which [`finish`](Self::finish) ends.
+    fn begin(&self, request: Request) -> Result<BegunCall<'_>, Error> {
+        if self.inner.pinner.side().is_forked() {
+            return Err(Error::Forked);
+        }
+        Ok(self.inner.link.begin(request))
+    }
+
+    fn finish(&self, call: BegunCall<'_>) -> Result<Reply, Failed> {
+        let inner = &self.inner;
+        if inner.pinner.side().is_forked() {
+            return Err(Error::Forked.into());
+        }
+        let resume = |bell| inner.resume(bell);
+        inner.link.finish(inner.id, call, self.deadline(), resume, &inner.ledger)
     }
 
     /// As [`call_within`](Self::call_within), for answers that bring descriptors.
@@ -529,20 +554,25 @@ impl Client {
         self.inner.pinner.side().scribble(index, value);
     }
 
-    pub(crate) fn commit_ids(
-        &self,
-        specs: Vec<CommitSpec>,
-    ) -> Result<Vec<Result<crate::wire::Committed, Refusal>>, Error> {
+    /// Asks for commits, without waiting for the answer.
+    pub(crate) fn begin_commit(&self, specs: Vec<CommitSpec>) -> Result<BegunCommit<'_>, Error> {
         debug_assert!(specs.len() <= MAX_BATCH);
-        let nr = specs.len();
-        let ids: Vec<u64> = specs.iter().map(|spec| spec.id).collect();
-        let request = Request::Commit(specs);
-        let call = request.name();
-        match self.try_call(request, self.deadline()) {
-            Ok(Reply::Committed(results)) if results.len() == nr => Ok(results),
+        let ids = specs.iter().map(|spec| spec.id).collect();
+        Ok(BegunCommit { ids, call: self.begin(Request::Commit(specs))? })
+    }
+
+    /// Waits for the answer to [`begin_commit`](Self::begin_commit).
+    pub(crate) fn finish_commit(
+        &self,
+        begun: BegunCommit<'_>,
+    ) -> Result<Vec<Result<Committed, Refusal>>, Error> {
+        let BegunCommit { ids, call } = begun;
+        let name = call.name();
+        match self.finish(call) {
+            Ok(Reply::Committed(results)) if results.len() == ids.len() => Ok(results),
             Ok(reply) => Err(unexpected(&reply)),
             Err(Failed { error: Error::OwnerGone { why }, may_be_done }) => {
-                let lost = |id| Err(lost_draft(id, &why, may_be_done, call));
+                let lost = |id| Err(lost_draft(id, &why, may_be_done, name));
                 Ok(ids.into_iter().map(lost).collect())
             }
             Err(failed) => Err(failed.error),
@@ -564,6 +594,13 @@ impl Client {
     pub(crate) fn abort_ids(&self, ids: Vec<u64>) {
         self.post(Request::Abort(ids));
     }
+}
+
+/// Commits that were asked for, and not answered yet.
+#[derive(Debug)]
+pub(crate) struct BegunCommit<'c> {
+    ids: Vec<u64>,
+    call: BegunCall<'c>,
 }
 
 /// Why a draft was not committed whose owner is gone, who may have committed it before.

@@ -1,9 +1,12 @@
 //! Pinned bytes of a file, held beside the client instead of borrowing it.
 
+use std::sync::Arc;
+
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::pin::{Pin, PinParts};
 
 use crate::client::Client;
+use crate::client::keepers::Keeper;
 use crate::client::pinned::{self, Part, Segment};
 use crate::error::Error;
 
@@ -25,7 +28,7 @@ use crate::error::Error;
 #[derive(Debug)]
 #[must_use = "dropping a pin releases the frames"]
 pub struct OwnedPin {
-    client: Client,
+    keeper: Arc<Keeper>,
     skip_bytes: u64,
     len_bytes: u64,
     first: Option<OwnedHold>,
@@ -36,18 +39,16 @@ pub struct OwnedPin {
 type OwnedHold = Result<PinParts, u64>;
 
 impl OwnedPin {
+    /// A pin of `client` that holds `first` and then `more`, in file order.
     #[inline]
-    pub(super) const fn new(client: Client, skip_bytes: u64, len_bytes: u64) -> Self {
-        Self { client, skip_bytes, len_bytes, first: None, more: Vec::new() }
-    }
-
-    /// Adds what the pin holds next, in file order.
-    #[inline]
-    pub(super) fn extend(&mut self, hold: Option<OwnedHold>) {
-        match self.first {
-            None => self.first = hold,
-            Some(_) => self.more.extend(hold),
-        }
+    pub(super) fn new(
+        client: &Client,
+        (skip_bytes, len_bytes): (u64, u64),
+        first: Option<OwnedHold>,
+        more: Vec<OwnedHold>,
+    ) -> Self {
+        let held = first.as_ref().and_then(|first| first.as_ref().ok());
+        Self { keeper: client.keeper(held), skip_bytes, len_bytes, first, more }
     }
 
     fn holds(&self) -> impl Iterator<Item = &OwnedHold> {
@@ -56,8 +57,8 @@ impl OwnedPin {
 
     /// The client that it is a pin of.
     #[must_use]
-    pub const fn client(&self) -> &Client {
-        &self.client
+    pub fn client(&self) -> &Client {
+        &self.keeper.client
     }
 
     /// Bytes pinned.
@@ -68,7 +69,7 @@ impl OwnedPin {
 
     /// As [`FilePin::segments`](crate::FilePin::segments).
     pub fn segments(&self) -> impl Iterator<Item = Segment<'_>> {
-        pinned::segments_of(&self.client, self.parts())
+        pinned::segments_of(self.client(), self.parts())
     }
 
     fn parts(&self) -> impl Iterator<Item = Part> {
@@ -83,7 +84,7 @@ impl OwnedPin {
     /// # Errors
     /// The same.
     pub fn read_at(&self, offset: u64, target: &mut [u8]) -> Result<(), Error> {
-        pinned::copy_out(&self.client, self.parts(), self.len_bytes, offset, target)
+        pinned::copy_out(self.client(), self.parts(), self.len_bytes, offset, target)
     }
 
     /// As [`FilePin::to_vec`](crate::FilePin::to_vec).
@@ -91,13 +92,13 @@ impl OwnedPin {
     /// # Errors
     /// The same.
     pub fn to_vec(&self) -> Result<Vec<u8>, Error> {
-        pinned::to_vec(&self.client, self.parts(), self.len_bytes)
+        pinned::to_vec(self.client(), self.parts(), self.len_bytes)
     }
 
     /// As [`FilePin::is_reclaim_requested`](crate::FilePin::is_reclaim_requested).
     #[must_use]
     pub fn is_reclaim_requested(&self) -> bool {
-        let pinner = &self.client.inner.pinner;
+        let pinner = &self.client().inner.pinner;
         self.holds().flatten().any(|hold| hold.is_reclaim_requested(pinner))
     }
 }
@@ -105,7 +106,7 @@ impl OwnedPin {
 impl Drop for OwnedPin {
     #[inline]
     fn drop(&mut self) {
-        let pinner = &self.client.inner.pinner;
+        let pinner = &self.keeper.client.inner.pinner;
         for hold in self.first.take().into_iter().chain(self.more.drain(..)).flatten() {
             drop(Pin::from_parts(pinner, hold));
         }

@@ -383,13 +383,10 @@ impl FilePin<'_> {
     /// A short-term pin without its borrow.
     #[inline]
     pub(super) fn into_owned(mut self) -> OwnedPin {
-        let mut owned = OwnedPin::new(self.client.clone(), self.skip_bytes, self.len_bytes);
-        let first = std::mem::replace(&mut self.first, ExtentHold::Hole(0));
-        owned.extend(first.into_owned());
-        for hold in std::mem::take(&mut self.more) {
-            owned.extend(hold.into_owned());
-        }
-        owned
+        let first = std::mem::replace(&mut self.first, ExtentHold::Hole(0)).into_owned();
+        let more = std::mem::take(&mut self.more);
+        let more = more.into_iter().filter_map(ExtentHold::into_owned).collect();
+        OwnedPin::new(self.client, (self.skip_bytes, self.len_bytes), first, more)
     }
 
     /// Gives the leases back with the slots. Leased pins are leased in all their parts.

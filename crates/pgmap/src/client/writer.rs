@@ -12,7 +12,7 @@ use pgmap_mm::pin::{Pin, PinParts};
 use pgmap_os::{MemoryFile, MemoryKind};
 
 use crate::client::batch::in_pieces;
-use crate::client::{Client, lanes};
+use crate::client::{BegunCommit, Client, lanes};
 use crate::error::Error;
 use crate::metadata::{CHECKSUM_STEP_BYTES, Checksum};
 use crate::refusal::Refusal;
@@ -20,6 +20,11 @@ use crate::wire::{CommitSpec, Committed, CreateSpec, Draft, extents_from_words};
 
 /// How many bytes are written between two looks at the connection to the owner.
 const CHECK_BYTES: u64 = 8 << 20;
+/// What is written at once, in one file or in all files of a batch, goes past the processor's
+/// caches from so many bytes on: frames of that many are in no cache (ADR 0008).
+pub(super) const STREAM_BYTES: u64 = 1 << 20;
+/// Writes of a batch that are shorter go through the caches.
+const STREAM_WRITE_BYTES: u64 = 16 << 10;
 
 /// Frames reserved for a file and the means to fill them.
 ///
@@ -53,6 +58,8 @@ pub struct Writer<C: Borrow<Client>> {
     /// Whether something was written through the processor's caches, and is to be flushed at the
     /// commit.
     is_cached: bool,
+    /// Whether it is one of a batch of at least [`STREAM_BYTES`].
+    is_of_many: bool,
     /// Whether the file gets a checksum when it is committed.
     is_checksummed: bool,
     /// What the commit says of the file, if its frames were handed out without a name, or it asks
@@ -88,6 +95,7 @@ impl<C: Borrow<Client>> Writer<C> {
             backing: None,
             is_raw: false,
             is_cached: false,
+            is_of_many: false,
             is_checksummed,
             named: None,
             is_done: false,
@@ -118,6 +126,11 @@ impl<C: Borrow<Client>> Writer<C> {
     pub(super) fn named_at_commit(mut self, spec: CreateSpec) -> Self {
         self.named = Some(Box::new(spec));
         self
+    }
+
+    /// Says whether it is one of a batch of at least [`STREAM_BYTES`].
+    pub(super) const fn set_of_many(&mut self, is_of_many: bool) {
+        self.is_of_many = is_of_many;
     }
 
     fn client(&self) -> &Client {
@@ -155,6 +168,9 @@ impl<C: Borrow<Client>> Writer<C> {
         // What is to be in a device's memory itself.
         let goes_past_caches = self.client().inner.is_flushed && self.is_on_device();
         self.is_cached |= !goes_past_caches;
+        let len_bytes = bytes.len() as u64;
+        let streams =
+            len_bytes >= STREAM_BYTES || self.is_of_many && len_bytes >= STREAM_WRITE_BYTES;
         let mut at = offset;
         while at < end {
             let piece = CHECK_BYTES.saturating_sub(self.unchecked_bytes).min(end - at);
@@ -163,6 +179,8 @@ impl<C: Borrow<Client>> Writer<C> {
                 let source = &bytes[(part.start - offset) as usize..(part.end - offset) as usize];
                 if goes_past_caches {
                     data.copy_in_flushed(pool_offset, source)
+                } else if streams {
+                    data.copy_in_streaming(pool_offset, source)
                 } else {
                     data.copy_in(pool_offset, source)
                 }
@@ -307,13 +325,31 @@ impl<C: Borrow<Client>> Writer<C> {
             |_| 1,
             |batch| {
                 let specs = batch.iter().map(Self::commit_spec).collect::<Result<_, _>>()?;
-                let answers = client.commit_ids(specs)?;
-                let finish = |(writer, answer): (&mut Self, Result<Committed, Refusal>)| {
-                    answer.map(|done| writer.finish(&done.life)).map_err(Error::from)
-                };
-                Ok(batch.iter_mut().zip(answers).map(finish).collect())
+                let answers = client.finish_commit(client.begin_commit(specs)?)?;
+                Ok(Self::finish_all(batch, answers))
             },
         )
+    }
+
+    /// Begins to commit writers that one message has room for, as
+    /// [`commit_all`](Self::commit_all) does; [`finish_all`](Self::finish_all) takes the answers.
+    pub(super) fn begin_commit_all<'l>(
+        client: &'l Client,
+        writers: &mut [Self],
+    ) -> Result<BegunCommit<'l>, Error> {
+        writers.iter_mut().try_for_each(Self::complete)?;
+        Self::flush_all(client, writers)?;
+        client.begin_commit(writers.iter().map(Self::commit_spec).collect::<Result<_, _>>()?)
+    }
+
+    pub(super) fn finish_all(
+        writers: &mut [Self],
+        answers: Vec<Result<Committed, Refusal>>,
+    ) -> Vec<Result<(), Error>> {
+        let finish = |(writer, answer): (&mut Self, Result<Committed, Refusal>)| {
+            answer.map(|done| writer.finish(&done.life)).map_err(Error::from)
+        };
+        writers.iter_mut().zip(answers).map(finish).collect()
     }
 
     /// What the owner is asked, with a checksum of what the frames have now if there is to be one.

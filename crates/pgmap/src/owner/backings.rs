@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::pagemap::{DeviceRange, OpsPresent, PagemapSpec, SUBSECTION_BYTES};
-use pgmap_os::{Access, file_lock};
+use pgmap_os::{FileAccess, file_lock};
 
 use crate::error::Error;
 use crate::owner::backing::{Backing, BackingState, MAX_BACKINGS};
@@ -274,7 +274,7 @@ impl Core {
     }
 
     /// A descriptor of each backing that is there.
-    pub(crate) fn hand_backings(&self, access: Access) -> Result<Vec<OwnedFd>, Error> {
+    pub(crate) fn hand_backings(&self, access: FileAccess) -> Result<Vec<OwnedFd>, Error> {
         let is_there = |backing: &&Backing| self.why_missing(backing).is_none();
         let there = self.frames.backings().iter().filter(is_there);
         let files = there.filter_map(|backing| backing.data.as_ref());
@@ -345,7 +345,7 @@ mod tests {
 
     use super::*;
     use crate::name::FileName;
-    use crate::owner::clients::Identity;
+    use crate::owner::clients::ClientIdentity;
     use crate::owner::core::Outcome;
     use crate::pool::PoolOptions;
     use crate::wire::{CommitSpec, CreateSpec, FolioSize, Placement, Request};
@@ -364,7 +364,7 @@ mod tests {
         let (path, two) = (directory.path().join("pool"), directory.path().join("two"));
         let mut core = open(&path);
         core.add_backing(&BackingOptions::on(&two).size(1 << 20)).unwrap();
-        let (client, _attachment) = core.attach(Identity::own(), false).unwrap();
+        let (client, _attachment) = core.attach(ClientIdentity::own(), false).unwrap();
         let name = FileName::new("a").unwrap();
         let placement = Placement::Only(vec!["two".into()]);
         let spec =
@@ -415,7 +415,11 @@ mod tests {
         let is_there = |core: &Core| {
             let infos = core.backing_infos();
             let nr_there = infos.iter().filter(|it| it.missing.is_none()).count();
-            assert_eq!(core.hand_backings(Access::ReadWrite).unwrap().len(), nr_there, "{infos:?}");
+            assert_eq!(
+                core.hand_backings(FileAccess::ReadWrite).unwrap().len(),
+                nr_there,
+                "{infos:?}"
+            );
             nr_there == 2
         };
 
@@ -442,7 +446,7 @@ mod tests {
     fn the_kind_of_a_backings_memory_is_that_of_its_frames() {
         let directory = tempfile::tempdir_in("/dev/shm").unwrap();
         let mut core = open(&directory.path().join("pool"));
-        let (_client, _attachment) = core.attach(Identity::own(), false).unwrap();
+        let (_client, _attachment) = core.attach(ClientIdentity::own(), false).unwrap();
         let add = |core: &mut Core, name: &str| {
             let options = BackingOptions::on(directory.path().join(name)).size(1 << 20);
             let id = core.add_backing(&options).unwrap();

@@ -12,7 +12,7 @@ use pgmap_mm::drain::{ClientId, Held};
 use pgmap_mm::ledger::{Agent, LedgerReader, ScanPlace};
 use pgmap_mm::runs::SortedRuns;
 use pgmap_mm::used::UsedReader;
-use pgmap_os::{Access, MemoryFile, OsError, ReadMapping, disk, process};
+use pgmap_os::{FileAccess, MemoryFile, OsError, ReadMapping, disk, process};
 
 use crate::error::Error;
 use crate::memory::{LedgerCounts, LedgerWords};
@@ -30,7 +30,7 @@ pub(crate) type Used = UsedReader<LedgerCounts>;
 
 /// Whose client it is.
 #[derive(Debug)]
-pub struct Identity {
+pub struct ClientIdentity {
     /// The process, for people to read.
     pub pid: i32,
     /// Its user.
@@ -45,7 +45,7 @@ pub struct Identity {
     pub pidfd: Option<OwnedFd>,
 }
 
-impl Identity {
+impl ClientIdentity {
     /// This process.
     #[must_use]
     pub fn own() -> Self {
@@ -64,7 +64,7 @@ impl Identity {
 /// One client, in the owner's books.
 #[derive(Debug)]
 pub(crate) struct ClientRecord {
-    pub identity: Identity,
+    pub identity: ClientIdentity,
     pub ledger: Ledger,
     /// What it says that it used.
     pub used: Used,
@@ -101,7 +101,7 @@ impl Core {
     /// [`Refusal::Full`]; [`Error::Os`] when its ledger cannot be made.
     pub fn attach(
         &mut self,
-        identity: Identity,
+        identity: ClientIdentity,
         is_registered: bool,
     ) -> Result<(ClientId, Attachment), Error> {
         if self.clients.len() + self.subscribers.places() >= self.clients.limit() {
@@ -154,10 +154,10 @@ impl Core {
     }
 
     /// How a client's descriptors of the pool's memory are open.
-    pub(crate) fn access_of(&self, id: ClientId) -> Access {
+    pub(crate) fn access_of(&self, id: ClientId) -> FileAccess {
         match self.is_read_only(id) {
-            true => Access::ReadOnly,
-            false => Access::ReadWrite,
+            true => FileAccess::ReadOnly,
+            false => FileAccess::ReadWrite,
         }
     }
 
@@ -286,10 +286,10 @@ impl Core {
 
 /// A descriptor of `file` for a client. One to read is of another description, for which the kernel
 /// maps nothing that can be written.
-pub(crate) fn handle_of(file: &MemoryFile, access: Access) -> Result<OwnedFd, OsError> {
+pub(crate) fn handle_of(file: &MemoryFile, access: FileAccess) -> Result<OwnedFd, OsError> {
     match access {
-        Access::ReadOnly => file.reopen_handle(access),
-        Access::ReadWrite => file.try_clone_fd(),
+        FileAccess::ReadOnly => file.reopen_handle(access),
+        FileAccess::ReadWrite => file.try_clone_fd(),
     }
 }
 

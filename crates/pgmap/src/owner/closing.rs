@@ -218,7 +218,7 @@ mod tests {
 
     use super::*;
     use crate::name::FileName;
-    use crate::owner::clients::{Attachment, Identity};
+    use crate::owner::clients::{Attachment, ClientIdentity};
     use crate::owner::cut::Patience;
     use crate::owner::made_file::make_file;
     use crate::pool::{Pool, PoolOptions};
@@ -234,7 +234,7 @@ mod tests {
     fn world() -> World {
         let pool = Pool::create(&PoolOptions::anonymous(64 * PAGE_BYTES)).unwrap();
         let mut core = Core::open(Arc::new(pool)).unwrap();
-        let (client, attachment) = core.attach(Identity::own(), false).unwrap();
+        let (client, attachment) = core.attach(ClientIdentity::own(), false).unwrap();
         let name = FileName::new("a").unwrap();
         make_file(&mut core, client, &name, 16 * PAGE_BYTES);
         let draft = FileName::new("b").unwrap();

@@ -283,7 +283,7 @@ mod tests {
     use pgmap_mm::level::Level;
 
     use super::*;
-    use crate::owner::clients::Identity;
+    use crate::owner::clients::ClientIdentity;
     use crate::owner::made_file::make_file_in;
     use crate::pool::{Pool, PoolOptions};
     use crate::wire::FolioSize;
@@ -305,7 +305,7 @@ mod tests {
         let options = PoolOptions::in_directory(place.path().join("pool"), 64 * MIB);
         let options = options.metadata_on_device().smallest_folio(smallest);
         let mut core = Core::open(Arc::new(Pool::create(&options).unwrap())).unwrap();
-        let (client, _) = core.attach(Identity::own(), false).unwrap();
+        let (client, _) = core.attach(ClientIdentity::own(), false).unwrap();
         let all_bytes = core.pool_info().free_bytes;
         let name = FileName::new("a").unwrap();
         make_file_in(&mut core, client, &name, FILE_BYTES, FolioSize::BestFit);

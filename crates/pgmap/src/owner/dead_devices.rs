@@ -28,7 +28,7 @@ use std::sync::Arc;
 use pgmap_mm::drain::ClientId;
 use pgmap_os::{MemoryFile, clock, file_lock};
 
-use crate::owner::clients::{ClientRecord, Identity};
+use crate::owner::clients::{ClientIdentity, ClientRecord};
 use crate::owner::core::bytes;
 use crate::owner::drains::STEP_HOLDS;
 use crate::owner::frames::PoolFrames;
@@ -83,7 +83,7 @@ impl DeadClients {
     pub(crate) fn keep(&mut self, id: ClientId, client: &ClientRecord) {
         let do_keep = client.may_hold.is_none() && client.ledger.do_transfers_keep_lock();
         let locked = do_keep.then(|| Arc::clone(&client.file));
-        let Identity { pid, command, .. } = &client.identity;
+        let ClientIdentity { pid, command, .. } = &client.identity;
         let (pid, command, since_ms) = (*pid, command.clone(), Some(clock::monotonic_ms()));
         let is_ending = client.have_transfers_ended();
         self.records.insert(id, DeadRecord { pid, command, since_ms, locked, is_ending });

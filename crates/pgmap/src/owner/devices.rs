@@ -21,7 +21,7 @@ use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::runs::SortedRuns;
 use pgmap_os::{MemoryKind, device_binding};
 
-use crate::device_watch::{HasDevices, Look};
+use crate::device_watch::{HasDevices, NextLook};
 use crate::error::Error;
 use crate::owner::backing::{Backing, BackingState};
 use crate::owner::core::Core;
@@ -145,8 +145,8 @@ impl Backing {
 }
 
 impl HasDevices for Shared {
-    fn look(shared: &Arc<Self>) -> Look {
-        let Ok(mut state) = shared.lock_running() else { return Look::Over };
+    fn look(shared: &Arc<Self>) -> NextLook {
+        let Ok(mut state) = shared.lock_running() else { return NextLook::Over };
         let pool = shared.pool();
         if pool.is_on_device() && !pool.is_device_gone() && !pool.data.is_present() {
             match pool.give_up() {
@@ -160,7 +160,7 @@ impl HasDevices for Shared {
             }
         }
         state.core.look_at_devices();
-        Look::Again
+        NextLook::Again
     }
 }
 

@@ -92,6 +92,8 @@ impl Eviction {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Want<'o> {
     pub pages: u64,
+    /// These, and the frames that the rest of its batch is about to want.
+    pub batch_pages: u64,
     /// Files that are to go at the least.
     pub nr_files: usize,
     pub sizing: Sizing,
@@ -136,7 +138,8 @@ impl Core {
                 return;
             }
             let Ok(order) = self.frames.order(&Placement::Any) else { return };
-            let want = Want { pages: 0, nr_files, sizing: Sizing::BestFit, order: &order };
+            let want =
+                Want { pages: 0, batch_pages: 0, nr_files, sizing: Sizing::BestFit, order: &order };
             if !self.evict_some(&mut eviction, want) {
                 return;
             }
@@ -231,7 +234,7 @@ impl Core {
             eviction.last = Some(rank);
             files.push(id);
             freed += pages;
-            if free + freed >= want.pages && files.len() >= want.nr_files {
+            if free + freed >= want.batch_pages.max(want.pages) && files.len() >= want.nr_files {
                 break;
             }
         }

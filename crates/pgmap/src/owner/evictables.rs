@@ -26,7 +26,7 @@ pub(crate) type Rank = (u8, u64, FileId);
 
 /// What is known of a file that may be evicted.
 #[derive(Clone, Debug)]
-struct Known {
+struct EvictableRecord {
     priority: u8,
     used: u64,
     /// The quotas that count it; of those that are over some may be left.
@@ -39,7 +39,7 @@ pub(crate) struct Evictables {
     order: BTreeSet<Rank>,
     /// For each quota the files that it counts.
     orders: HashMap<QuotaId, BTreeSet<Rank>>,
-    of: BTreeMap<FileId, Known>,
+    of: BTreeMap<FileId, EvictableRecord>,
     /// The marks of clients that left, and of which file they were read last.
     left: VecDeque<(Used, Option<FileId>)>,
     pub nr_evicted: u64,
@@ -48,7 +48,7 @@ pub(crate) struct Evictables {
 
 impl Evictables {
     /// Records what is known of a file. One of priority 0 may not be evicted.
-    fn put(&mut self, id: FileId, known: Known) {
+    fn put(&mut self, id: FileId, known: EvictableRecord) {
         self.forget(id);
         if known.priority > 0 {
             let rank = (known.priority, known.used, id);
@@ -65,7 +65,7 @@ impl Evictables {
         drop(self.take(id));
     }
 
-    fn take(&mut self, id: FileId) -> Option<Known> {
+    fn take(&mut self, id: FileId) -> Option<EvictableRecord> {
         let known = self.of.remove(&id)?;
         let rank = (known.priority, known.used, id);
         self.order.remove(&rank);
@@ -79,7 +79,7 @@ impl Evictables {
     pub(crate) fn note_use(&mut self, id: FileId, used: u64) -> bool {
         let is_later = self.of.get(&id).is_some_and(|known| used > known.used);
         if is_later && let Some(known) = self.take(id) {
-            self.put(id, Known { used, ..known });
+            self.put(id, EvictableRecord { used, ..known });
         }
         is_later
     }
@@ -145,7 +145,7 @@ impl Core {
                 0 => Vec::new(),
                 _ => self.quotas.ids_of(file.uid, name),
             };
-            self.evictables.put(file.id, Known { priority, used, quotas });
+            self.evictables.put(file.id, EvictableRecord { priority, used, quotas });
         }
     }
 

@@ -18,13 +18,12 @@ use pgmap_os::{LongTerm, MemoryFile, MemoryKind, Persistence};
 
 use crate::metadata::{FileMetadata, UserMetadata};
 use crate::name::FileName;
+use crate::owner::batch_room::BatchRoom;
 use crate::owner::core::{Core, Outcome, bytes};
 use crate::owner::evict::{Eviction, Want};
 use crate::owner::file_book::{DraftRecord, FileRecord};
 use crate::owner::frames::MAX_FILE_EXTENTS;
 use crate::owner::part_drains::DRAINED;
-use crate::owner::populate::STEP_PAGES;
-use crate::owner::quotas::QuotaEvictions;
 use crate::owner::spares::Need;
 use crate::pool::catalog::Change;
 use crate::refusal::Refusal;
@@ -44,26 +43,6 @@ pub(crate) fn checked_batch(nr_items: usize) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// What is left for the rest of a batch: extents of the answer, and frames whose memory is taken at
-/// once. And what was evicted for it.
-struct BatchRoom {
-    nr_extents: usize,
-    nr_pages: u64,
-    eviction: Eviction,
-    of_quotas: QuotaEvictions,
-}
-
-impl BatchRoom {
-    fn new() -> Self {
-        Self {
-            nr_extents: MAX_REPLY_EXTENTS,
-            nr_pages: STEP_PAGES,
-            eviction: Eviction::default(),
-            of_quotas: QuotaEvictions::new(),
-        }
-    }
-}
-
 impl Core {
     /// Reserves frames for files. Memory for the first few is taken at once; for more the answer
     /// comes later.
@@ -73,7 +52,8 @@ impl Core {
         specs: Vec<CreateSpec>,
     ) -> Result<Outcome, Refusal> {
         checked_batch(specs.len())?;
-        let mut room = BatchRoom::new();
+        let mut room =
+            BatchRoom { wanted_pages: self.wanted_pages(client, &specs), ..BatchRoom::new() };
         let mut drafts = Vec::with_capacity(specs.len());
         let mut todo = Vec::new();
         for spec in specs {
@@ -138,7 +118,8 @@ impl Core {
             // An empty file has no frames, and its number from the stamp as any other.
             0 => Vec::new(),
             _ => {
-                let want = Want { pages, nr_files: 1, sizing, order: &order };
+                let batch_pages = room.wanted_pages;
+                let want = Want { pages, batch_pages, nr_files: 1, sizing, order: &order };
                 self.reserve(want, stamp, need, &mut room.eviction)?
             }
         };
@@ -161,6 +142,7 @@ impl Core {
             room.nr_pages -= missing;
         }
         room.nr_extents -= extents.len();
+        room.wanted_pages = room.wanted_pages.saturating_sub(pages);
         let id = FileId(stamp.number());
         let draft = Draft { id: id.0, extents: extents_to_words(&extents) };
         self.files.add_draft(
@@ -658,7 +640,7 @@ mod tests {
     use pgmap_mm::index::MAX_EXTENTS;
 
     use super::*;
-    use crate::owner::clients::Identity;
+    use crate::owner::clients::ClientIdentity;
     use crate::owner::made_file::make_file;
     use crate::pool::{Pool, PoolOptions};
 
@@ -670,7 +652,7 @@ mod tests {
         let path = directory.path().join("pool");
         let pool = Pool::create(&PoolOptions::in_directory(&path, 16 << 20)).unwrap();
         let mut core = Core::open(Arc::new(pool)).unwrap();
-        let (client, attachment) = core.attach(Identity::own(), false).unwrap();
+        let (client, attachment) = core.attach(ClientIdentity::own(), false).unwrap();
         let names = ["a", "b", "c"].map(|name| FileName::new(name).unwrap());
         let [from, to, new] = &names;
         make_file(&mut core, client, from, 8192);

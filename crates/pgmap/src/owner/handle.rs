@@ -13,7 +13,7 @@ use pgmap_mm::drain::ClientId;
 use pgmap_mm::holder::{Holder, HolderId};
 use pgmap_mm::memory_type::MemoryType;
 use pgmap_mm::pagemap::{PagemapId, PagemapOps, PagemapSpec};
-use pgmap_os::{Access, Doorbell, ForkGuard, Listener, OsError, process};
+use pgmap_os::{Doorbell, FileAccess, ForkGuard, Listener, OsError, process};
 
 use crate::client::Client;
 use crate::client::local::{Handed, LocalOwner, MAX_EVENTS};
@@ -21,7 +21,7 @@ use crate::deadline::{Deadline, millis};
 use crate::device_watch;
 use crate::error::Error;
 use crate::name::FileName;
-use crate::owner::clients::{Attachment, Identity};
+use crate::owner::clients::{Attachment, ClientIdentity};
 use crate::owner::core::{Core, Outcome, Ticket};
 use crate::owner::holders::HolderLine;
 use crate::owner::service::Service;
@@ -366,7 +366,7 @@ impl Owner {
     pub fn client(&self) -> Result<Client, Error> {
         let is_registered = pgmap_os::Membarrier::register().is_global_available();
         let mut state = self.shared.lock_running()?;
-        let (id, attachment) = state.core.attach(Identity::own(), is_registered)?;
+        let (id, attachment) = state.core.attach(ClientIdentity::own(), is_registered)?;
         state.told.insert(id, VecDeque::new());
         drop(state);
         let client = self.embed(attachment);
@@ -383,8 +383,8 @@ impl Owner {
         let handed = Handed {
             welcome,
             data: pool.data.try_clone_fd()?,
-            vmemmap: pool.vmemmap.reopen_handle(Access::ReadOnly)?,
-            index: pool.index.reopen_handle(Access::ReadOnly)?,
+            vmemmap: pool.vmemmap.reopen_handle(FileAccess::ReadOnly)?,
+            index: pool.index.reopen_handle(FileAccess::ReadOnly)?,
             doorbell: self.shared.doorbell.try_clone()?,
             ledger,
         };

@@ -5,6 +5,7 @@ mod audit;
 pub(crate) mod backing;
 pub(crate) mod backing_changes;
 pub(crate) mod backings;
+mod batch_room;
 pub(crate) mod client_table;
 pub mod clients;
 pub(crate) mod closing;

@@ -29,14 +29,14 @@ use crate::pool::Pool;
 use crate::refusal::Refusal;
 
 /// What the owner keeps of a pagemap beside the table's line.
-pub(crate) struct Device {
+pub(crate) struct PagemapRecord {
     pub name: FileName,
     pub runs: SortedRuns,
     pub ops: Option<Arc<dyn PagemapOps>>,
     teardown: Option<Teardown>,
 }
 
-impl Device {
+impl PagemapRecord {
     pub(crate) const fn new(
         name: FileName,
         runs: SortedRuns,
@@ -50,9 +50,9 @@ impl Device {
     }
 }
 
-impl std::fmt::Debug for Device {
+impl std::fmt::Debug for PagemapRecord {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Device").field("name", &self.name).field("runs", &self.runs).finish()
+        f.debug_struct("PagemapRecord").field("name", &self.name).field("runs", &self.runs).finish()
     }
 }
 
@@ -61,7 +61,7 @@ impl std::fmt::Debug for Device {
 #[derive(Debug)]
 pub(crate) struct Takedown {
     pub unplug: Unplug,
-    pub device: Device,
+    pub device: PagemapRecord,
     /// The frames that are left to do.
     pub rest: VecDeque<PfnRange>,
 }
@@ -71,7 +71,7 @@ pub(crate) struct Takedown {
 pub(crate) struct PagemapBook {
     own_type: MemoryType,
     table: PagemapTable,
-    devices: BTreeMap<PagemapId, Device>,
+    devices: BTreeMap<PagemapId, PagemapRecord>,
     takedowns: VecDeque<Takedown>,
 }
 
@@ -160,11 +160,11 @@ impl PagemapBook {
     }
 
     /// Keeps the device of a line that was added.
-    pub(crate) fn add_device(&mut self, id: PagemapId, device: Device) {
+    pub(crate) fn add_device(&mut self, id: PagemapId, device: PagemapRecord) {
         self.devices.insert(id, device);
     }
 
-    pub(crate) fn device(&self, id: PagemapId) -> Option<&Device> {
+    pub(crate) fn device(&self, id: PagemapId) -> Option<&PagemapRecord> {
         self.devices.get(&id)
     }
 
@@ -224,7 +224,7 @@ impl PagemapBook {
     }
 
     /// Every folio of it was taken down: the line goes.
-    pub(crate) fn end_takedown(&mut self, device: Device) {
+    pub(crate) fn end_takedown(&mut self, device: PagemapRecord) {
         let Some(mut teardown) = device.teardown else { return };
         let stepped = teardown.drained(0).and_then(|_| teardown.done(Step::Free, &mut self.table));
         if let Err(error) = stepped {

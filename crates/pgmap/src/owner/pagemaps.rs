@@ -26,7 +26,7 @@ use crate::owner::drains::{PendingDrain, Purpose};
 use crate::owner::file_book::FileRecord;
 use crate::owner::frames::{Listed, STEP_FOLIOS};
 use crate::owner::holders::Call;
-use crate::owner::pagemap_book::{Device, Takedown};
+use crate::owner::pagemap_book::{PagemapRecord, Takedown};
 use crate::owner::scans::{PendingScan, Scanning};
 use crate::refusal::Refusal;
 use crate::wire::{FileRules, OnDeadline, Reply};
@@ -114,7 +114,7 @@ impl Core {
             }
         };
         self.show_pagemap(name, (id, &runs), FileId(stamp.number()), extents, largest)?;
-        self.pagemaps.add_device(id, Device::new(name.clone(), runs, ops));
+        self.pagemaps.add_device(id, PagemapRecord::new(name.clone(), runs, ops));
         Ok(id)
     }
 
@@ -256,7 +256,7 @@ mod tests {
     use pgmap_mm::pagemap::OpsPresent;
 
     use super::*;
-    use crate::owner::clients::{Attachment, Identity};
+    use crate::owner::clients::{Attachment, ClientIdentity};
     use crate::pool::{Pool, PoolOptions};
 
     const STEP_PAGES: u64 = STEP_FOLIOS as u64;
@@ -343,7 +343,8 @@ mod tests {
     #[test]
     fn a_pagemap_that_is_held_is_marked_in_steps() {
         let (mut core, id, driver, run) = core_with_pagemap();
-        let (client, attachment): (_, Attachment) = core.attach(Identity::own(), false).unwrap();
+        let (client, attachment): (_, Attachment) =
+            core.attach(ClientIdentity::own(), false).unwrap();
         core.clients.get_mut(client).unwrap().may_hold = Some(SortedRuns::new(vec![run]));
         let outcome = core.remove_pagemap(id, 0);
         let Outcome::Answer(Reply::Refused(Refusal::Held { .. })) = outcome else {

@@ -392,7 +392,7 @@ mod tests {
     use super::*;
     use pgmap_mm::drain::ClientId;
 
-    use crate::owner::clients::{Attachment, Identity};
+    use crate::owner::clients::{Attachment, ClientIdentity};
     use crate::owner::made_file::make_file;
     use crate::pool::{Pool, PoolOptions};
     use crate::wire::{CommitSpec, CreateSpec, FolioSize, Request};
@@ -409,7 +409,7 @@ mod tests {
     fn world() -> World {
         let pool = Pool::create(&PoolOptions::anonymous(NR_PAGES * PAGE_BYTES)).unwrap();
         let mut core = Core::open(Arc::new(pool)).unwrap();
-        let (client, attachment) = core.attach(Identity::own(), false).unwrap();
+        let (client, attachment) = core.attach(ClientIdentity::own(), false).unwrap();
         for name in ["a", "b"] {
             make_file(&mut core, client, &name_of(name), 16 * PAGE_BYTES);
         }

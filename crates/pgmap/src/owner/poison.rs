@@ -254,7 +254,7 @@ mod tests {
 
     use super::*;
     use crate::owner::backing::AsIf;
-    use crate::owner::clients::Identity;
+    use crate::owner::clients::ClientIdentity;
     use crate::owner::made_file::make_file;
     use crate::pool::{Pool, PoolOptions};
 
@@ -262,7 +262,7 @@ mod tests {
     fn what_its_device_says_has_failed_is_out_of_use_before_anybody_touches_it() {
         let pool = Pool::create(&PoolOptions::anonymous(64 * PAGE_BYTES)).unwrap();
         let mut core = Core::open(Arc::new(pool)).unwrap();
-        let (client, _attachment) = core.attach(Identity::own(), false).unwrap();
+        let (client, _attachment) = core.attach(ClientIdentity::own(), false).unwrap();
         let name = FileName::new("a").unwrap();
         make_file(&mut core, client, &name, 16 * PAGE_BYTES);
         let first = core.files[&name].runs().next().unwrap().start();

@@ -46,14 +46,14 @@ pub(crate) struct Population {
 
 /// One step: what to ask the system for.
 #[derive(Debug)]
-pub(crate) struct Step {
+pub(crate) struct PopulateStep {
     data: Arc<MemoryFile>,
     /// Where in that it is.
     bytes: Range<u64>,
     run: PfnRange,
 }
 
-impl Step {
+impl PopulateStep {
     /// Takes the memory. This is what takes long.
     pub(crate) fn take(&self) -> Result<(), OsError> {
         self.data.reserve(self.bytes.clone())
@@ -118,7 +118,7 @@ impl Core {
     }
 
     /// What to ask the system for next; a population that lacks nothing is answered.
-    pub(crate) fn next_step(&mut self) -> Option<Step> {
+    pub(crate) fn next_step(&mut self) -> Option<PopulateStep> {
         // Every turn takes something off a list.
         while let Some(population) = self.populations.queue.front_mut() {
             let Some((_, id, runs)) = population.todo.last_mut() else {
@@ -139,14 +139,14 @@ impl Core {
             runs.extend(run.without(step).1);
             if self.frames.missing_pages(step) > 0 {
                 let data = Arc::clone(backing.data.as_ref().unwrap_or(&self.pool.data));
-                return Some(Step { data, bytes: backing.bytes_of(step), run: step });
+                return Some(PopulateStep { data, bytes: backing.bytes_of(step), run: step });
             }
         }
         None
     }
 
     /// Takes note of what became of a step.
-    pub(crate) fn step_taken(&mut self, step: &Step, result: Result<(), OsError>) {
+    pub(crate) fn step_taken(&mut self, step: &PopulateStep, result: Result<(), OsError>) {
         let Some(population) = self.populations.queue.front_mut() else { return };
         let Some((place, id, _)) = population.todo.last() else { return };
         let (place, id) = (*place, *id);
@@ -184,7 +184,7 @@ impl Core {
 mod tests {
     use super::*;
     use crate::name::FileName;
-    use crate::owner::clients::Identity;
+    use crate::owner::clients::ClientIdentity;
     use crate::owner::core::Outcome;
     use crate::pool::{Pool, PoolOptions};
     use crate::wire::{CreateSpec, FolioSize};
@@ -195,7 +195,7 @@ mod tests {
     fn memory_is_taken_a_unit_at_a_time_and_the_answer_comes_with_the_last() {
         let pool = Pool::create(&PoolOptions::anonymous(8 << 20)).unwrap();
         let mut core = Core::open(Arc::new(pool)).unwrap();
-        let (client, _attachment) = core.attach(Identity::own(), false).unwrap();
+        let (client, _attachment) = core.attach(ClientIdentity::own(), false).unwrap();
         let spec = |(name, pages): (&str, u64)| {
             CreateSpec::new(FileName::new(name).unwrap(), pages * PAGE_BYTES, FolioSize::Pages4K)
         };

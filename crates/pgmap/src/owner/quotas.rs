@@ -59,7 +59,7 @@ impl Quotas {
         self.by.keys()
     }
 
-    fn matching(
+    pub(crate) fn matching(
         &self,
         uid: u32,
         name: &FileName,

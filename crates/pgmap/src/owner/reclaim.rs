@@ -50,7 +50,7 @@ mod tests {
 
     use super::*;
     use crate::name::FileName;
-    use crate::owner::clients::Identity;
+    use crate::owner::clients::ClientIdentity;
     use crate::owner::core::Outcome;
     use crate::owner::frames::STEP_FOLIOS;
     use crate::pool::{Pool, PoolOptions};
@@ -85,14 +85,14 @@ mod tests {
     #[test]
     fn t10_what_a_dead_client_leaves_is_freed_in_steps_between_which_others_are_served() {
         let mut core = core();
-        let (dead, _) = core.attach(Identity::own(), false).unwrap();
+        let (dead, _) = core.attach(ClientIdentity::own(), false).unwrap();
         draft(&mut core, dead, POOL_PAGES);
         core.reap(dead);
         let mut nr_steps = 0;
         while core.frames.has_backlog() {
             let before = core.pool_info();
             assert_eq!(before.free_bytes + before.draining_bytes, POOL_PAGES * 4096, "{before:?}");
-            let (newcomer, _attachment) = core.attach(Identity::own(), false).unwrap();
+            let (newcomer, _attachment) = core.attach(ClientIdentity::own(), false).unwrap();
             core.reclaim_some();
             let freed = core.pool_info().free_bytes - before.free_bytes;
             assert!(freed > 0 && freed <= STEP_FOLIOS as u64 * 4096, "{freed} bytes in a step");
@@ -106,11 +106,11 @@ mod tests {
     #[test]
     fn whoever_needs_the_memory_at_once_gets_it() {
         let mut core = core();
-        let (dead, _) = core.attach(Identity::own(), false).unwrap();
+        let (dead, _) = core.attach(ClientIdentity::own(), false).unwrap();
         draft(&mut core, dead, POOL_PAGES);
         core.reap(dead);
         assert!(core.frames.has_backlog());
-        let (client, _attachment) = core.attach(Identity::own(), false).unwrap();
+        let (client, _attachment) = core.attach(ClientIdentity::own(), false).unwrap();
         draft(&mut core, client, POOL_PAGES);
         assert!(!core.frames.has_backlog());
     }
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn memory_that_fails_while_it_waits_to_be_freed_stays_out_of_use() {
         let mut core = core();
-        let (dead, _) = core.attach(Identity::own(), false).unwrap();
+        let (dead, _) = core.attach(ClientIdentity::own(), false).unwrap();
         let id = draft(&mut core, dead, POOL_PAGES);
         let last = core.files.draft(pgmap_mm::index::FileId(id)).unwrap().extents[0].run.end() - 1;
         core.reap(dead);

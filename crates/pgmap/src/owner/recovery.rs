@@ -16,11 +16,11 @@ use pgmap_mm::ledger::LEDGER_MAGIC;
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::runs::SortedRuns;
-use pgmap_os::{Access, MemoryFile, OsError, file_lock};
+use pgmap_os::{FileAccess, MemoryFile, OsError, file_lock};
 
 use crate::error::Error;
 use crate::name::FileName;
-use crate::owner::clients::{ClientRecord, Identity, device_holds};
+use crate::owner::clients::{ClientIdentity, ClientRecord, device_holds};
 use crate::owner::core::Core;
 use crate::owner::file_book::FileRecord;
 use crate::pool::LedgerIdentity;
@@ -169,7 +169,7 @@ impl Core {
         let mut dead = Vec::new();
         for &number in numbers {
             let Some(path) = self.pool.ledger_path(number) else { continue };
-            let file = Arc::new(MemoryFile::open_named(&path, Access::ReadWrite)?);
+            let file = Arc::new(MemoryFile::open_named(&path, FileAccess::ReadWrite)?);
             let whole_bytes = self.pool.ledger_file().len_bytes;
             let is_its = self.pool.ledger_identity(number, &file)? == LedgerIdentity::Its;
             let is_whole = is_its && file.len_bytes() >= whole_bytes;
@@ -184,7 +184,7 @@ impl Core {
                 continue;
             }
             let (ledger, used) = self.map_ledger(&file)?;
-            let identity = Identity {
+            let identity = ClientIdentity {
                 pid: 0,
                 uid: 0,
                 command: "(not connected)".into(),
@@ -267,7 +267,7 @@ impl Core {
     pub fn resume(
         &mut self,
         number: u64,
-        identity: Identity,
+        identity: ClientIdentity,
         shown: OwnedFd,
     ) -> Result<Option<ClientId>, Error> {
         use std::os::unix::fs::MetadataExt;
@@ -362,7 +362,7 @@ mod tests {
             let path = directory.path().join("pool");
             let name = FileName::new("a").unwrap();
             let mut core = open(&path);
-            let (client, attachment) = core.attach(Identity::own(), false).unwrap();
+            let (client, attachment) = core.attach(ClientIdentity::own(), false).unwrap();
             put(&mut core, client, &name, 8 * PAGE_BYTES);
             let failed = core.files[&name].extents[0].run.start() + nth;
             core.record(&[Change::Poisoned(failed)]).unwrap();
@@ -391,7 +391,7 @@ mod tests {
         let path = directory.path().join("pool");
         let name = FileName::new("a").unwrap();
         let mut core = open(&path);
-        let (client, attachment) = core.attach(Identity::own(), false).unwrap();
+        let (client, attachment) = core.attach(ClientIdentity::own(), false).unwrap();
         put(&mut core, client, &name, 16 * PAGE_BYTES);
         let whole = core.files[&name].extents.clone();
         let pages = 5..6;
@@ -423,7 +423,7 @@ mod tests {
         let path = directory.path().join("pool");
         let name = FileName::new("a").unwrap();
         let mut core = open(&path);
-        let (client, _attachment) = core.attach(Identity::own(), false).unwrap();
+        let (client, _attachment) = core.attach(ClientIdentity::own(), false).unwrap();
         put(&mut core, client, &name, 100);
         let file = core.files[&name].clone();
         core.record(&[Change::Put(&name, file.stored()), Change::OpenTail(file.id.0)]).unwrap();
@@ -537,7 +537,7 @@ mod tests {
         let directory = tempfile::tempdir_in("/dev/shm").unwrap();
         let name = FileName::new("a").unwrap();
         let mut core = open(&directory.path().join("pool"));
-        let (client, _attachment) = core.attach(Identity::own(), false).unwrap();
+        let (client, _attachment) = core.attach(ClientIdentity::own(), false).unwrap();
         put(&mut core, client, &name, 16 * PAGE_BYTES);
         core.clients.get_mut(client).unwrap().may_hold = Some(core.frames.all_in_use());
         let patience = Patience { wait_ms: 60_000, on_deadline: OnDeadline::Fail };
@@ -557,7 +557,7 @@ mod tests {
         let directory = tempfile::tempdir_in("/dev/shm").unwrap();
         let name = FileName::new("a").unwrap();
         let mut core = open(&directory.path().join("pool"));
-        let (client, attachment) = core.attach(Identity::own(), false).unwrap();
+        let (client, attachment) = core.attach(ClientIdentity::own(), false).unwrap();
         put(&mut core, client, &name, 16 * PAGE_BYTES);
         let path = core.pool.ledger_path(client.0).unwrap();
         drop(core);
@@ -580,7 +580,7 @@ mod tests {
         let directory = tempfile::tempdir_in("/dev/shm").unwrap();
         let name = FileName::new("a").unwrap();
         let mut core = open(&directory.path().join("pool"));
-        let (client, attachment) = core.attach(Identity::own(), false).unwrap();
+        let (client, attachment) = core.attach(ClientIdentity::own(), false).unwrap();
         put(&mut core, client, &name, 16 * PAGE_BYTES);
         drop((core, attachment));
         let core = open(&directory.path().join("pool"));
@@ -592,10 +592,10 @@ mod tests {
     fn a_ledger_that_is_gone_cannot_be_resumed_and_one_that_cannot_be_looked_at_is_an_error() {
         let directory = tempfile::tempdir_in("/dev/shm").unwrap();
         let mut core = open(&directory.path().join("pool"));
-        let (client, attachment) = core.attach(Identity::own(), false).unwrap();
+        let (client, attachment) = core.attach(ClientIdentity::own(), false).unwrap();
         let resume = |core: &mut Core| {
             let shown = attachment.ledger.try_clone().unwrap();
-            core.resume(client.0, Identity::own(), shown)
+            core.resume(client.0, ClientIdentity::own(), shown)
         };
         assert_eq!(resume(&mut core).unwrap(), Some(client));
         let path = core.pool.ledger_path(client.0).unwrap();
@@ -614,7 +614,7 @@ mod tests {
         let directory = tempfile::tempdir_in("/dev/shm").unwrap();
         let name = FileName::new("a").unwrap();
         let mut core = open(&directory.path().join("pool"));
-        let (client, _attachment) = core.attach(Identity::own(), false).unwrap();
+        let (client, _attachment) = core.attach(ClientIdentity::own(), false).unwrap();
         put(&mut core, client, &name, 16 * PAGE_BYTES);
         let before = core.files[&name].clone();
         let cut = core.frames.begin_cut(&name, &before.extents, &(5..16), true).unwrap();

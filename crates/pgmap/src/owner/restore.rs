@@ -147,7 +147,7 @@ mod tests {
     use pgmap_mm::drain::ClientId;
 
     use super::*;
-    use crate::owner::clients::{Attachment, Identity};
+    use crate::owner::clients::{Attachment, ClientIdentity};
     use crate::owner::core::Outcome;
     use crate::owner::cut::Patience;
     use crate::owner::made_file::make_file;
@@ -162,7 +162,7 @@ mod tests {
     fn core_with_held_file() -> (Core, FileName, ClientId, Attachment) {
         let options = PoolOptions::anonymous((FILE_PAGES + 1000) * 4096);
         let mut core = Core::open(Arc::new(Pool::create(&options).unwrap())).unwrap();
-        let (client, attachment) = core.attach(Identity::own(), false).unwrap();
+        let (client, attachment) = core.attach(ClientIdentity::own(), false).unwrap();
         let name = FileName::new("a").unwrap();
         make_file(&mut core, client, &name, FILE_PAGES * 4096);
         core.clients.get_mut(client).unwrap().may_hold = Some(core.frames.all_in_use());

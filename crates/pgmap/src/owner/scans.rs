@@ -155,7 +155,7 @@ mod tests {
     use pgmap_os::{MemoryFile, WriteMapping};
 
     use super::*;
-    use crate::owner::clients::{Attachment, Identity};
+    use crate::owner::clients::{Attachment, ClientIdentity};
     use crate::owner::core::Outcome;
     use crate::owner::cut::Patience;
     use crate::owner::made_file::make_file;
@@ -202,10 +202,10 @@ mod tests {
     fn world_of(agent: Agent) -> World {
         let pool = Pool::create(&PoolOptions::anonymous(2 * FILE_BYTES)).unwrap();
         let mut core = Core::open(Arc::new(pool)).unwrap();
-        let (client, attachment) = core.attach(Identity::own(), false).unwrap();
+        let (client, attachment) = core.attach(ClientIdentity::own(), false).unwrap();
         let name = FileName::new("a").unwrap();
         make_file(&mut core, client, &name, FILE_BYTES);
-        let (liar, theirs) = core.attach(Identity::own(), false).unwrap();
+        let (liar, theirs) = core.attach(ClientIdentity::own(), false).unwrap();
         let forged = forge(&core, &theirs, core.files[&name].extents[0].run, agent);
         World { core, name, liar, _kept: (attachment, theirs, forged) }
     }
@@ -248,7 +248,7 @@ mod tests {
         let mut world = world();
         let core = &mut world.core;
         core.reap(world.liar);
-        let (liar, theirs) = core.attach(Identity::own(), false).unwrap();
+        let (liar, theirs) = core.attach(ClientIdentity::own(), false).unwrap();
         let elsewhere = PfnRange::new(2 * FILE_BYTES / 4096 - 10, 10).unwrap();
         let _forged = forge(core, &theirs, elsewhere, Agent::Cpu);
         core.unlink(&[world.name]).unwrap();
@@ -318,7 +318,7 @@ mod tests {
                 core.unlink(std::slice::from_ref(&world.name)).unwrap();
                 core.reap(world.liar);
             }
-            let (newcomer, _attachment) = core.attach(Identity::own(), false).unwrap();
+            let (newcomer, _attachment) = core.attach(ClientIdentity::own(), false).unwrap();
             let info = core.pool_info();
             assert_eq!((info.free_bytes, info.draining_bytes), (FILE_BYTES, FILE_BYTES));
             core.look_on();

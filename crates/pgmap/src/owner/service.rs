@@ -19,7 +19,7 @@ use pgmap_os::{
 };
 
 use crate::error::Error;
-use crate::owner::clients::Identity;
+use crate::owner::clients::ClientIdentity;
 use crate::owner::core::Ticket;
 use crate::owner::handle::Shared;
 use crate::owner::lines::{LINE, Lines};
@@ -647,9 +647,9 @@ impl Service {
     }
 }
 
-fn identify(connection: &Connection) -> Result<Identity, Error> {
+fn identify(connection: &Connection) -> Result<ClientIdentity, Error> {
     let peer = connection.peer()?;
-    Ok(Identity {
+    Ok(ClientIdentity {
         command: process::command_name(peer.pid).unwrap_or_else(|| "?".into()),
         label: String::new(),
         is_read_only: false,

@@ -13,10 +13,10 @@
 use std::os::fd::OwnedFd;
 
 use pgmap_mm::drain::ClientId;
-use pgmap_os::{Access, Doorbell};
+use pgmap_os::{Doorbell, FileAccess};
 
 use crate::error::Error;
-use crate::owner::clients::{Attachment, Identity, handle_of, is_out_of_descriptors};
+use crate::owner::clients::{Attachment, ClientIdentity, handle_of, is_out_of_descriptors};
 use crate::owner::core::{Core, Outcome, Ticket};
 use crate::refusal::{ClientHold, Refusal};
 use crate::wire::{self, Hello, Numbered, Reply, Request, VERSION, Welcome};
@@ -67,7 +67,7 @@ impl Session {
         &mut self,
         core: &mut Core,
         doorbell: &Doorbell,
-        identity: impl FnOnce() -> Result<Identity, Error>,
+        identity: impl FnOnce() -> Result<ClientIdentity, Error>,
         message: &[u8],
         fds: Vec<OwnedFd>,
         has_room: bool,
@@ -95,7 +95,7 @@ impl Session {
         &mut self,
         core: &mut Core,
         doorbell: &Doorbell,
-        identity: impl FnOnce() -> Result<Identity, Error>,
+        identity: impl FnOnce() -> Result<ClientIdentity, Error>,
         message: &[u8],
         mut fds: Vec<OwnedFd>,
     ) -> Result<Reaction, Error> {
@@ -106,7 +106,7 @@ impl Session {
         }
         let label = wire::clean_label(&hello.label);
         let is_read_only = hello.is_read_only;
-        let identity = Identity { label, is_read_only, ..identity()? };
+        let identity = ClientIdentity { label, is_read_only, ..identity()? };
         let nr_shown = fds.len();
         let (client, welcome, ledger) = match (hello.resume, fds.pop()) {
             (None, None) => {
@@ -130,8 +130,8 @@ impl Session {
         let pool = &core.pool;
         let mut handed = vec![
             handle_of(&pool.data, core.access_of(client))?,
-            pool.vmemmap.reopen_handle(Access::ReadOnly)?,
-            pool.index.reopen_handle(Access::ReadOnly)?,
+            pool.vmemmap.reopen_handle(FileAccess::ReadOnly)?,
+            pool.index.reopen_handle(FileAccess::ReadOnly)?,
             OwnedFd::from(doorbell.try_clone()?),
         ];
         handed.extend(ledger);

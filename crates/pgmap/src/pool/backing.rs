@@ -11,13 +11,13 @@ use std::sync::Arc;
 
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::memory_type::MemoryType;
-use pgmap_os::{Access, LongTerm, MemoryFile, MemoryKind, PageSize, ParentFd};
+use pgmap_os::{FileAccess, LongTerm, MemoryFile, MemoryKind, PageSize, ParentFd};
 
 use crate::error::Error;
 use crate::pool::catalog::StoredBacking;
 use crate::pool::directory::{kind_of, remove_file};
 use crate::pool::identity::PoolId;
-use crate::pool::on::{self, Ground, place_of};
+use crate::pool::on::{self, DataSource, place_of};
 use crate::pool::options::{MAX_POOL_BYTES, MIN_POOL_BYTES};
 use crate::pool::parts::check_memory;
 use crate::pool::{Pool, bad, os_error};
@@ -212,7 +212,7 @@ impl Pool {
         if !is_there {
             return Ok(None);
         }
-        let data = MemoryFile::open_named(&path, Access::ReadOnly)?;
+        let data = MemoryFile::open_named(&path, FileAccess::ReadOnly)?;
         Ok(BackingHead::read(&data)?.map(|head| (head, path)))
     }
 
@@ -223,7 +223,7 @@ impl Pool {
     /// not keep what the pool's files outlive; [`Error::Os`].
     pub(crate) fn make_backing(&self, options: &BackingOptions, id: u64) -> Result<Made, Error> {
         let Some(path) = &options.path else { return self.make_anonymous(options) };
-        let ground = Ground::inspect(path)?;
+        let ground = DataSource::inspect(path)?;
         let whole = ground.device().map(|device| {
             let has = device.len_bytes().saturating_sub(offset_on(device.page_size()));
             has.min(MAX_POOL_BYTES)
@@ -343,7 +343,7 @@ pub(crate) fn open_backing(
     line: &StoredBacking,
     path: &Path,
 ) -> Result<Medium, Error> {
-    let data = MemoryFile::open_named(path, Access::ReadWrite)?;
+    let data = MemoryFile::open_named(path, FileAccess::ReadWrite)?;
     let wanted =
         BackingHead { pool, id: line.id, nr_pages: line.nr_pages, offset_bytes: line.offset_bytes };
     match BackingHead::read(&data)? {

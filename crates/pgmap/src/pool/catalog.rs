@@ -15,7 +15,7 @@ use pgmap_mm::extent::Extent;
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::memory_type::MemoryType;
 use pgmap_os::sync::{Mutex, MutexGuard};
-use pgmap_os::{Access, MemoryFile};
+use pgmap_os::{FileAccess, MemoryFile};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -319,7 +319,7 @@ impl Catalog {
     /// # Errors
     /// [`Error::Catalog`] when it is damaged or of another format; [`Error::Os`].
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let memory = MemoryFile::open_named(path, Access::ReadWrite)?;
+        let memory = MemoryFile::open_named(path, FileAccess::ReadWrite)?;
         Self::open_in(Arc::new(memory), u64::MAX, BootId::current()?)
     }
 

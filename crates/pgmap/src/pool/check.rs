@@ -21,7 +21,7 @@ use std::sync::Arc;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::pfn::PfnRange;
-use pgmap_os::{Access, MemoryFile, ParentFd};
+use pgmap_os::{FileAccess, MemoryFile, ParentFd};
 
 use crate::error::Error;
 use crate::metadata::Checksum;
@@ -137,12 +137,12 @@ impl Check<'_> {
         path: PathBuf,
         is_apart: bool,
     ) -> Result<(), Error> {
-        let data = Arc::new(MemoryFile::open_named(&path, Access::ReadWrite)?);
+        let data = Arc::new(MemoryFile::open_named(&path, FileAccess::ReadWrite)?);
         let _lock: Option<ParentFd> = is_apart.then(|| on::lock(&path, &data)).transpose()?;
         let beside = directory.map(|directory| directory.file(CATALOG));
         let memory = match beside {
             Some(path) if kind_of(&path)?.is_some() => {
-                Arc::new(MemoryFile::open_named(&path, Access::ReadWrite)?)
+                Arc::new(MemoryFile::open_named(&path, FileAccess::ReadWrite)?)
             }
             _ => Arc::clone(&data),
         };

@@ -16,7 +16,7 @@ use pgmap_mm::index::IndexLayout;
 use pgmap_mm::ledger::LedgerLayout;
 use pgmap_mm::level::PAGE_BYTES;
 use pgmap_mm::used::UsedLayout;
-use pgmap_os::{Access, MemoryFile, OsError, PageSize, disk, file_lock, process};
+use pgmap_os::{FileAccess, MemoryFile, OsError, PageSize, disk, file_lock, process};
 
 use crate::error::Error;
 use crate::pool::catalog::{Change, Enrolled};
@@ -114,7 +114,7 @@ pub(crate) fn find_missing(
     for enrolled in roster.iter().filter(|enrolled| enrolled.data == number) {
         let client = enrolled.client;
         let path = directory.join(LEDGERS).join(client.to_string());
-        let what = match MemoryFile::open_named(&path, Access::ReadWrite) {
+        let what = match MemoryFile::open_named(&path, FileAccess::ReadWrite) {
             Ok(file) => {
                 // Of the very file, and of one that says what it is, more is known.
                 let is_it = FileNumber::of(&file)?.number() == enrolled.ledger;
@@ -202,7 +202,7 @@ impl Pool {
                 file
             }
         };
-        let theirs = file.reopen_handle(Access::ReadWrite)?;
+        let theirs = file.reopen_handle(FileAccess::ReadWrite)?;
         match file_lock::try_lock_exclusive(&theirs) {
             Ok(true) => Ok((file, theirs)),
             Ok(false) => Err(Error::BadPool {
@@ -229,7 +229,7 @@ impl Pool {
                 if disk::rename(&spare, path).is_err() {
                     return Err(error.into());
                 }
-                MemoryFile::open_named(path, Access::ReadWrite)?
+                MemoryFile::open_named(path, FileAccess::ReadWrite)?
             }
             Err(error) => return Err(error),
         };
@@ -339,7 +339,7 @@ pub(crate) fn has_live_client(
     let mut has_live_client = false;
     for number in numbers_in(&ledgers)? {
         let path = ledgers.join(number.to_string());
-        let file = MemoryFile::open_named(&path, Access::ReadWrite)?;
+        let file = MemoryFile::open_named(&path, FileAccess::ReadWrite)?;
         let is_locked = file_lock::is_locked(&file)
             .map_err(|error| os_error("ask for the lock of", &path, error))?;
         has_live_client |= is_locked;

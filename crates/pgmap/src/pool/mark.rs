@@ -74,7 +74,7 @@ pub(crate) enum FoundMark {
 }
 
 /// What lies in one place.
-enum Place {
+enum MarkPlace {
     Mark(Mark, u64),
     Empty,
     Damaged,
@@ -112,27 +112,27 @@ impl Mark {
     /// Reads what `data` says, which has its seal.
     pub(crate) fn read(data: &MemoryFile, id: PoolId) -> Result<FoundMark, Error> {
         let places = [Self::read_place(data, id, 0)?, Self::read_place(data, id, 1)?];
-        let is_alone = places.iter().any(|place| matches!(place, Place::Damaged));
+        let is_alone = places.iter().any(|place| matches!(place, MarkPlace::Damaged));
         Ok(match places {
-            [Place::Mark(_, older), Place::Mark(mark, serial)] if serial > older => {
+            [MarkPlace::Mark(_, older), MarkPlace::Mark(mark, serial)] if serial > older => {
                 FoundMark::Mark { mark, serial, is_alone }
             }
-            [Place::Mark(mark, serial), _] | [_, Place::Mark(mark, serial)] => {
+            [MarkPlace::Mark(mark, serial), _] | [_, MarkPlace::Mark(mark, serial)] => {
                 FoundMark::Mark { mark, serial, is_alone }
             }
             // The first one goes to the first place, and may not have been written to the end.
-            [_, Place::Empty] => FoundMark::None,
+            [_, MarkPlace::Empty] => FoundMark::None,
             _ => FoundMark::Damaged,
         })
     }
 
-    fn read_place(data: &MemoryFile, id: PoolId, place: usize) -> Result<Place, Error> {
+    fn read_place(data: &MemoryFile, id: PoolId, place: usize) -> Result<MarkPlace, Error> {
         let page = data.len_bytes().saturating_sub(PAGE_BYTES);
         let mut bytes = [0; MARK_BYTES];
         data.read_exact_at(&mut bytes, page + OFFSETS[place])
             .map_err(|error| OsError::new("read the mark of", data.name(), error))?;
         if bytes == [0; MARK_BYTES] {
-            return Ok(Place::Empty);
+            return Ok(MarkPlace::Empty);
         }
         let field = |number: usize| {
             let bytes = bytes[number * 8..][..8].iter().rev();
@@ -143,8 +143,8 @@ impl Mark {
         let mark = marks.into_iter().find(|mark| mark.to_bytes(id, serial) == bytes);
         let is_at_home = serial % 2 == place as u64;
         Ok(match mark.filter(|_| is_at_home) {
-            Some(mark) => Place::Mark(mark, serial),
-            None => Place::Damaged,
+            Some(mark) => MarkPlace::Mark(mark, serial),
+            None => MarkPlace::Damaged,
         })
     }
 

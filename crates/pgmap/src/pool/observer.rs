@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use pgmap_mm::extent::Extent;
 use pgmap_mm::level::PAGE_BYTES;
-use pgmap_os::{Access, MemoryFile, thread};
+use pgmap_os::{FileAccess, MemoryFile, thread};
 
 use crate::error::Error;
 use crate::name::FileName;
@@ -59,7 +59,7 @@ impl Observer {
     /// [`Error::BadPool`] when there is none; [`Error::Os`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
-        let data = Arc::new(MemoryFile::open_named(&place_of(path)?, Access::ReadOnly)?);
+        let data = Arc::new(MemoryFile::open_named(&place_of(path)?, FileAccess::ReadOnly)?);
         if !is_catalog(&data)? {
             return Err(bad(path, "there is no pool whose catalog lies in its data"));
         }

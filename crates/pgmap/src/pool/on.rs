@@ -18,7 +18,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pgmap_os::{Access, FileSystem, MemoryFile, MemoryKind, ParentFd, disk, file_lock};
+use pgmap_os::{FileAccess, FileSystem, MemoryFile, MemoryKind, ParentFd, disk, file_lock};
 
 use crate::error::Error;
 use crate::pool::backing::BackingHead;
@@ -51,7 +51,7 @@ impl On {
             Err(error) => return Err(os_error("inspect", &path, error)),
             Ok(_) => {}
         }
-        let file = MemoryFile::open_named(&path, Access::ReadOnly)?;
+        let file = MemoryFile::open_named(&path, FileAccess::ReadOnly)?;
         let mut bytes = vec![0; file.len_bytes().min(MAX_BYTES) as usize];
         file.read_exact_at(&mut bytes, 0).map_err(|error| os_error("read", &path, error))?;
         let damaged = || {
@@ -113,7 +113,7 @@ impl On {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(os_error("inspect", &place, error)),
             Ok(found) if found.file_type().is_block_device() => Ok(false),
-            Ok(_) => is_catalog(&MemoryFile::open_named(&place, Access::ReadOnly)?),
+            Ok(_) => is_catalog(&MemoryFile::open_named(&place, FileAccess::ReadOnly)?),
         }
     }
 
@@ -123,7 +123,7 @@ impl On {
     /// [`Error::BadPool`] when there is no pool, [`Error::Catalog`] when its catalog is damaged.
     pub(crate) fn of(path: &Path, boot: BootId) -> Result<Found, Error> {
         let place = place_of(path)?;
-        let data = Arc::new(MemoryFile::open_named(&place, Access::ReadWrite)?);
+        let data = Arc::new(MemoryFile::open_named(&place, FileAccess::ReadWrite)?);
         if !is_catalog(&data)? {
             return Err(bad(path, "there is no pool; create one"));
         }
@@ -149,14 +149,14 @@ pub(crate) fn place_of(path: &Path) -> Result<PathBuf, Error> {
 
 /// What a new pool's data can be made of.
 #[derive(Debug)]
-pub(crate) enum Ground {
+pub(crate) enum DataSource {
     /// A device, which is there and has its length.
     Device(PathBuf, MemoryFile),
     /// A file that is yet to be made.
     File(PathBuf),
 }
 
-impl Ground {
+impl DataSource {
     /// Looks at `path`: a device, a file that is not there yet, or a directory of huge pages.
     ///
     /// # Errors
@@ -176,7 +176,7 @@ impl Ground {
                        change its namespace to device-dax (ndctl create-namespace -m devdax)";
             return Err(bad(&path, why));
         }
-        let data = MemoryFile::open_named(&path, Access::ReadWrite)?;
+        let data = MemoryFile::open_named(&path, FileAccess::ReadWrite)?;
         if is_catalog(&data)? {
             return Err(bad(&path, "there is a pool already; open it, or erase it first"));
         }
@@ -233,7 +233,7 @@ pub(crate) fn has_seal(data: &MemoryFile) -> bool {
 
 /// Locks the data against a second owner, which may have another directory.
 pub(crate) fn lock(path: &Path, data: &MemoryFile) -> Result<ParentFd, Error> {
-    let lock = data.reopen_handle(Access::ReadWrite)?;
+    let lock = data.reopen_handle(FileAccess::ReadWrite)?;
     match file_lock::try_lock_exclusive(&lock) {
         Ok(true) => Ok(fs::File::from(lock).into()),
         Ok(false) => Err(owned(path)),

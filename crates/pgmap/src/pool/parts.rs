@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use pgmap_os::{Access, MemoryFile, MemoryKind, ParentFd};
+use pgmap_os::{FileAccess, MemoryFile, MemoryKind, ParentFd};
 
 use crate::error::Error;
 use crate::pool::catalog::header::is_catalog;
@@ -11,7 +11,7 @@ use crate::pool::catalog::{Catalog, Head, StoredPool};
 use crate::pool::directory::{CATALOG, DATA, Directory, INDEX, VMEMMAP, kind_of, remove_file};
 use crate::pool::identity::{FileKind, PoolId, Seal};
 use crate::pool::mark::{FoundMark, Mark};
-use crate::pool::on::{self, Ground, On};
+use crate::pool::on::{self, DataSource, On};
 use crate::pool::{Layout, bad, options, pool_name};
 
 fn data_kind(stored: &StoredPool) -> FileKind {
@@ -22,7 +22,7 @@ fn data_kind(stored: &StoredPool) -> FileKind {
 pub(super) fn create_data(
     directory: &Directory,
     id: PoolId,
-    ground: Option<Ground>,
+    ground: Option<DataSource>,
     size_bytes: u64,
 ) -> Result<(MemoryFile, Option<ParentFd>), Error> {
     let (data, lock) = match ground {
@@ -87,7 +87,7 @@ fn derived(directory: &Directory, name: &str, seal: Seal) -> Result<Arc<MemoryFi
 
 /// Opens a file that live clients have mapped.
 fn kept(directory: &Directory, name: &str, seal: Seal) -> Result<Arc<MemoryFile>, Error> {
-    let file = MemoryFile::open_named(&directory.file(name), Access::ReadWrite)?;
+    let file = MemoryFile::open_named(&directory.file(name), FileAccess::ReadWrite)?;
     if Seal::read(&file)? != Some(seal) {
         let why = format!(
             "its {name} is damaged or another pool's, and clients use it; end them, then it is \
@@ -104,7 +104,7 @@ fn check_replaceable(directory: &Directory, id: PoolId, name: &str) -> Result<()
     if kind_of(&path)?.is_none() {
         return Ok(());
     }
-    match Seal::read(&MemoryFile::open_named(&path, Access::ReadOnly)?)? {
+    match Seal::read(&MemoryFile::open_named(&path, FileAccess::ReadOnly)?)? {
         Some(seal) if seal.id != id => {
             let why = format!("its {name} belongs to pool {}, its catalog to pool {id}", seal.id);
             Err(bad(directory.path(), why))
@@ -186,7 +186,7 @@ pub(crate) fn has_head(path: &Path) -> Result<bool, Error> {
         Some(kind) if kind.is_file() => {}
         _ => return Ok(false),
     }
-    let data = MemoryFile::open_named(path, Access::ReadOnly)?;
+    let data = MemoryFile::open_named(path, FileAccess::ReadOnly)?;
     let is_sealed = !on::has_seal(&data)
         || match Seal::read(&data)? {
             Some(seal) => seal.kind == FileKind::DataWithHead,

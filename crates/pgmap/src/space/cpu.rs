@@ -83,7 +83,7 @@ struct CpuMappings {
 #[derive(Debug)]
 struct MappedRun {
     len_bytes: u64,
-    access: pgmap_os::Access,
+    access: pgmap_os::FileAccess,
     hold: PinParts,
 }
 
@@ -121,7 +121,7 @@ impl CpuView {
         let found = state.ranges.range(..=address).next_back();
         found.is_some_and(|(start, range)| {
             address - start < range.len_bytes
-                && (access == Access::Read || range.access == pgmap_os::Access::ReadWrite)
+                && (access == Access::Read || range.access == pgmap_os::FileAccess::ReadWrite)
         })
     }
 
@@ -302,8 +302,8 @@ impl CpuMapping for CpuView {
         let is_writable =
             !self.client.is_read_only() && extent.life.flags().contains(FolioFlags::WRITABLE);
         let access = match (prot.contains(Prot::READ), prot.contains(Prot::WRITE)) {
-            (_, true) if is_writable => pgmap_os::Access::ReadWrite,
-            (true, _) => pgmap_os::Access::ReadOnly,
+            (_, true) if is_writable => pgmap_os::FileAccess::ReadWrite,
+            (true, _) => pgmap_os::FileAccess::ReadOnly,
             _ => return Err(EACCES),
         };
         let len_bytes = run.byte_range().end - run.byte_range().start;

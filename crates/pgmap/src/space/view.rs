@@ -33,7 +33,7 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
 use pgmap_os::sync::{Mutex, MutexGuard};
-use pgmap_os::{Access, OsError, Reservation};
+use pgmap_os::{FileAccess, OsError, Reservation};
 
 use crate::client::Client;
 use crate::error::Error;
@@ -223,7 +223,7 @@ impl View {
                     OsError::new("map", format!("byte {at} of the pool"), error)
                 };
                 let (file, at) = self.client.file_at(at).ok_or_else(gone)?;
-                self.addresses.map(offset, &file, at, len, Access::ReadWrite)
+                self.addresses.map(offset, &file, at, len, FileAccess::ReadWrite)
             }
             PieceContents::Hole => self.addresses.map_zeros(offset, len),
         }

@@ -81,6 +81,37 @@ fn a_create_that_needs_room_evicts_the_least_recently_used_file() {
     assert!(at(Evicted, "d").is_some() && at(Evicted, "e").is_some(), "{seen:?}");
 }
 
+/// A batch makes room for all its files at once. It must not make more than they need, and none for
+/// files that will be refused.
+#[test]
+fn a_batch_evicts_as_many_files_as_it_has_and_no_more() {
+    let owner = owner_of(16);
+    let client = owner.client().unwrap();
+    let put_named = |names: &[&str]| {
+        let specs = names.iter().map(|name| spec(name, UNIT, FolioSize::Pages2M, 1));
+        let files = specs.zip(names).map(|(spec, name)| (spec, name.as_bytes())).collect();
+        client.put_batch(files).unwrap()
+    };
+    let old: Vec<String> = (0..16).map(|number| format!("old/{number:02}")).collect();
+    put_named(&old.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(put_named(&["a", "b", "c", "d", "e"]).iter().all(Result::is_ok));
+    let left = names(&client);
+    assert_eq!(left[..5], ["a", "b", "c", "d", "e"]);
+    assert_eq!(left[5..], old[5..], "the least recently used are gone, and no others");
+    // Of these one is there already, and one is larger than the pool.
+    let specs = [("f", UNIT), ("a", UNIT), ("g", 64 * UNIT), ("h", UNIT)];
+    let files = specs.map(|(name, len)| (spec(name, len, FolioSize::BestFit, 1), name.as_bytes()));
+    let answers = client.put_batch(files.to_vec()).unwrap();
+    assert_eq!(answers.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, false, true]);
+    assert_eq!(client.pool_stat().unwrap().nr_evicted, 7);
+    assert_eq!(names(&client)[7..], old[7..]);
+    let specs = [("i", UNIT), ("j", 64 * UNIT)];
+    let files = specs.map(|(name, len)| (spec(name, len, FolioSize::BestFit, 1), name.as_bytes()));
+    let answers = client.put_batch(files.to_vec()).unwrap();
+    assert_eq!(answers.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false]);
+    assert_eq!(client.pool_stat().unwrap().nr_evicted, 8);
+}
+
 #[test]
 fn what_is_held_or_not_evictable_stays_and_the_refusal_says_how_much_that_is() {
     let owner = owner_of(4);

@@ -18,6 +18,7 @@ mod namespaces;
 mod no_descriptors;
 mod owner_restart;
 mod places;
+mod put_waves;
 mod quotas;
 mod read_only;
 mod replaced_ledgers;

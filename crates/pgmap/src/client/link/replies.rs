@@ -16,7 +16,7 @@ use crate::wire::{self, MAX_MESSAGE_BYTES, Numbered, Reply, Request};
 const BUSY_POLL: Duration = Duration::from_micros(50);
 
 /// A reply and what came along.
-pub(super) struct Received {
+pub(super) struct ReceivedReply {
     pub reply: Numbered<Reply>,
     pub fds: Vec<OwnedFd>,
 }
@@ -41,7 +41,7 @@ pub(super) fn wait_for_reply(connection: &Connection, left: Duration) -> Result<
 pub(super) fn receive(
     connection: &Connection,
     buffer: &mut Vec<u8>,
-) -> Result<Option<Received>, Error> {
+) -> Result<Option<ReceivedReply>, Error> {
     buffer.resize(MAX_MESSAGE_BYTES, 0);
     match connection.recv(buffer) {
         Ok(received) if received.is_end() => {
@@ -49,7 +49,7 @@ pub(super) fn receive(
         }
         Ok(received) => {
             let reply = wire::decode(&buffer[..received.len])?;
-            Ok(Some(Received { reply, fds: received.fds }))
+            Ok(Some(ReceivedReply { reply, fds: received.fds }))
         }
         Err(TransferError::WouldBlock) => Ok(None),
         Err(error) => Err(Error::OwnerGone { why: error.to_string() }),
@@ -69,7 +69,7 @@ impl Link {
         match self {
             Self::Embedded(shared) => shared.call_for_fds(client, request),
             Self::Remote(remote) => remote
-                .call_resuming(client, request, limit, resume, ledger)
+                .call_resuming(client, &request, None, limit, resume, ledger)
                 .map_err(|failed| failed.error),
         }
     }

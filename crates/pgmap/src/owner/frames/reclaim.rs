@@ -403,7 +403,7 @@ mod tests {
     use super::*;
     use crate::name::FileName;
     use crate::owner::backing::AsIf;
-    use crate::owner::clients::Identity;
+    use crate::owner::clients::ClientIdentity;
     use crate::owner::core::Core;
     use crate::owner::made_file::make_file;
     use crate::pool::{Pool, PoolOptions};
@@ -421,7 +421,7 @@ mod tests {
     fn world(page_bytes: u64) -> Core {
         let options = PoolOptions::anonymous(NR_BLOCKS * BLOCK * PAGE_BYTES);
         let mut core = Core::open(Arc::new(Pool::create(&options).unwrap())).unwrap();
-        let (client, _) = core.attach(Identity::own(), false).unwrap();
+        let (client, _) = core.attach(ClientIdentity::own(), false).unwrap();
         let name = |name: &str| FileName::new(name).unwrap();
         make_file(&mut core, client, &name("first"), PAGE_BYTES);
         make_file(&mut core, client, &name("between"), 3 * BLOCK * PAGE_BYTES);

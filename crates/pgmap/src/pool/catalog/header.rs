@@ -10,7 +10,7 @@ use std::path::Path;
 
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::memory_type::MemoryType;
-use pgmap_os::{Access, MemoryFile, OsError};
+use pgmap_os::{FileAccess, MemoryFile, OsError};
 
 use crate::error::Error;
 use crate::pool::catalog::log::FIRST_AREA_BYTES;
@@ -209,7 +209,7 @@ pub(crate) fn is_unfinished(path: &Path) -> Result<bool, Error> {
     if !kind_of(path)?.is_some_and(|kind| kind.is_file()) {
         return Ok(false);
     }
-    let memory = MemoryFile::open_named(path, Access::ReadOnly)?;
+    let memory = MemoryFile::open_named(path, FileAccess::ReadOnly)?;
     Ok(is_catalog(&memory)? || is_zero(&memory)?)
 }
 

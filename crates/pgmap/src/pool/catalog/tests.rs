@@ -145,7 +145,7 @@ fn an_error_of_the_file_system_spoils_the_change_that_met_it_and_no_other() {
     let catalog = create(&memory);
     catalog.record(&[Change::Put(&name(1), file(1))]).unwrap();
     // A descriptor that cannot write stands for a device that fails.
-    let broken = Arc::new(MemoryFile::open_named(&path, Access::ReadOnly).unwrap());
+    let broken = Arc::new(MemoryFile::open_named(&path, FileAccess::ReadOnly).unwrap());
     let whole = catalog.log().exchange_file(broken);
     for _ in 0..3 {
         let error = catalog.record(&[Change::Put(&name(2), file(2))]).unwrap_err();

@@ -1,0 +1,136 @@
+//! Puts of many files at once, with an owner in another process: it makes room for some while the
+//! client copies others, and each file has the answer that it would have had alone.
+
+use std::time::Duration;
+
+use pgmap::{Client, CreateSpec, Error, FolioSize, PoolInfo, Refusal};
+
+use crate::support::{self, Second, block, serving_owner, wait_until};
+
+const KIB: u64 = 1 << 10;
+const BLOCK: u64 = 64 * KIB;
+const NR_FILES: u64 = 70;
+const POOL_BYTES: u64 = 64 << 20;
+
+#[test]
+fn child_entry() {
+    support::owner_role::run_if_asked(POOL_BYTES);
+}
+
+fn name(number: u64) -> String {
+    format!("file/{number:03}")
+}
+
+fn spec(number: u64, len_bytes: u64) -> CreateSpec {
+    CreateSpec::named(name(number), len_bytes, FolioSize::BestFit).unwrap()
+}
+
+/// Contents of the files 0 to `NR_FILES`, more than a mebibyte in all.
+fn blocks(generation: u64) -> Vec<Vec<u8>> {
+    (0..NR_FILES).map(|number| block::make(generation + number, BLOCK as usize)).collect()
+}
+
+fn put_all(client: &Client, blocks: &[Vec<u8>]) -> Result<Vec<Result<(), Error>>, Error> {
+    let files = (0..).zip(blocks).map(|(number, bytes)| (spec(number, BLOCK), &bytes[..]));
+    client.put_batch(files.collect())
+}
+
+fn generation_of(client: &Client, number: u64) -> Option<u64> {
+    let bytes = match client.get(name(number)) {
+        Err(Error::Refused(Refusal::NotFound { .. })) => return None,
+        pin => pin.unwrap().to_vec().unwrap(),
+    };
+    assert_eq!(bytes.len() as u64, BLOCK);
+    Some(block::check(&bytes).unwrap())
+}
+
+fn info(client: &Client) -> PoolInfo {
+    client.pool_stat().unwrap()
+}
+
+#[test]
+fn each_file_of_many_has_its_own_bytes_and_its_own_answer() {
+    let (_owner, _place, socket) = serving_owner(POOL_BYTES);
+    let client = Client::connect(socket).unwrap();
+    // One name is taken, and the contents of another are longer than it is said to be.
+    let (taken, long) = (17, 44);
+    client.put(spec(taken, BLOCK), &block::make(9000, BLOCK as usize)).unwrap();
+    let blocks = blocks(100);
+    let files = (0..).zip(&blocks).map(|(number, bytes)| {
+        (spec(number, if number == long { BLOCK - 1 } else { BLOCK }), &bytes[..])
+    });
+    let answers = client.put_batch(files.collect()).unwrap();
+    assert_eq!(answers.len() as u64, NR_FILES);
+    for (number, answer) in (0..).zip(&answers) {
+        match answer {
+            Err(Error::Refused(Refusal::Exists { name: at })) if number == taken => {
+                assert_eq!(*at, name(taken));
+            }
+            Err(Error::OutOfRange { .. }) if number == long => {}
+            answer => assert!(answer.is_ok(), "{number}: {answer:?}"),
+        }
+        let expected = match number {
+            _ if number == taken => Some(9000),
+            _ if number == long => None,
+            _ => Some(100 + number),
+        };
+        assert_eq!(generation_of(&client, number), expected, "{number}");
+    }
+    let stat = info(&client);
+    assert_eq!((stat.nr_files, stat.reserved_bytes), (NR_FILES - 1, 0), "no draft is left");
+}
+
+#[test]
+fn an_owner_that_stands_still_is_an_error_and_what_it_reserved_meanwhile_comes_back() {
+    let place = tempfile::tempdir().unwrap();
+    let owner = Second::ready("create", place.path());
+    let client = Client::connect(place.path().join("s")).unwrap();
+    client.set_deadline(Duration::from_millis(200));
+    owner.stop();
+    let blocks = blocks(1);
+    let Err(Error::TimedOut { .. }) = put_all(&client, &blocks) else {
+        panic!("the owner cannot have answered")
+    };
+    owner.signal(rustix::process::Signal::CONT);
+    client.set_deadline(support::BOUND);
+    // It finds the request that nobody waits for, or is asked to forget it first.
+    wait_until("nothing is reserved for nobody", || {
+        (info(&client).reserved_bytes == 0).then_some(())
+    });
+    assert_eq!(info(&client).nr_files, 0);
+    assert!(put_all(&client, &blocks).unwrap().iter().all(Result::is_ok));
+}
+
+/// Whenever the owner is killed, a file is there as a whole or not at all, and one that was said to
+/// be there is.
+#[test]
+fn an_owner_that_is_killed_while_many_files_are_put_has_each_of_them_or_not() {
+    let place = tempfile::tempdir().unwrap();
+    let mut owner = Second::ready("create", place.path());
+    let mut nr_cut_short = 0;
+    for round in 0..12 {
+        let client = Client::connect(place.path().join("s")).unwrap();
+        client.unlink_batch(&(0..NR_FILES).map(name).collect::<Vec<_>>()).unwrap();
+        let generation = 1000 * (round + 1);
+        let blocks = blocks(generation);
+        let answers = std::thread::scope(|scope| {
+            let putting = scope.spawn(|| put_all(&client, &blocks));
+            std::thread::sleep(Duration::from_micros(300 * round));
+            owner.kill();
+            owner = Second::ready("open", place.path());
+            putting.join().unwrap()
+        });
+        let is_ok = |number: u64| match &answers {
+            Ok(answers) => answers[number as usize].is_ok(),
+            Err(_) => false,
+        };
+        nr_cut_short += u64::from(!(0..NR_FILES).all(is_ok));
+        let client = Client::connect(place.path().join("s")).unwrap();
+        for number in 0..NR_FILES {
+            let found = generation_of(&client, number);
+            assert!(found.is_none_or(|found| found == generation + number), "{number}: {found:?}");
+            assert!(found.is_some() || !is_ok(number), "{number} was put: {answers:?}");
+        }
+    }
+    assert!(nr_cut_short > 0, "no put was ever interrupted");
+}
