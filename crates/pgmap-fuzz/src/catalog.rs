@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::{fs, thread};
 
 use pgmap::pool::catalog::{Catalog, Change, StoredFile};
-use pgmap::{Error, FileMetadata, FileName, FileRules, UserMetadata};
+use pgmap::report::FileMetadata;
+use pgmap::{Error, FileName, FileRules, UserMetadata};
 
 use crate::catalog_file::CatalogFile;
 use crate::input::Input;

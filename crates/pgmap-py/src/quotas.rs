@@ -1,6 +1,7 @@
 //! Quotas and water marks: what an operator says of a pool that is served.
 
-use pgmap::{Error, FileName, QuotaInfo, QuotaLimits, QuotaOf, WaterMarks};
+use pgmap::quota::{QuotaInfo, QuotaLimits, QuotaOf};
+use pgmap::{Error, FileName, WaterMarks};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 

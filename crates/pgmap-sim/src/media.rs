@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use pgmap::{BackingInfo, BackingOptions, Client, Error, Placement, Refusal};
+use pgmap::report::BackingInfo;
+use pgmap::{BackingOptions, Client, Error, Placement, Refusal};
 use pgmap_os::{FileAccess, MemoryFile, WriteMapping};
 
 use crate::changes::{DEADLINE_MS, judge};
@@ -235,7 +236,7 @@ impl Episode {
                         has("data") && (may_be_missing || has(&name_of(which)))
                     }
                 };
-                let is_short = |free: &pgmap::FreeOn| {
+                let is_short = |free: &pgmap::report::FreeOn| {
                     free.longest_bytes <= free.free_bytes && free.free_bytes < *wanted_bytes
                 };
                 let is_sound = *wanted_bytes == len.next_multiple_of(PAGE)

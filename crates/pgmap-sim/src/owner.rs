@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use pgmap::holder::{DrainReason, Holder, HolderAnswer, HolderId, Requester};
 use pgmap::mm::pagemap::FailureFlags;
 use pgmap::mm::pfn::PfnRange;
-use pgmap::{DrainReason, HolderAnswer, HolderId, PoolHolder, Requester};
 use pgmap::{Durability, Error, Owner, Pool, PoolOptions};
 
 use crate::episode::{Episode, episode};
@@ -91,7 +91,7 @@ fn serve(episode: &Episode) -> Result<(), Error> {
 /// The pool's holder: it says yes, no, and for a while.
 struct Decider;
 
-impl PoolHolder for Decider {
+impl Holder for Decider {
     fn longterm_admit(&self, run: PfnRange, who: &Requester) -> HolderAnswer {
         let episode = episode();
         episode.machine.note(|| format!("the holder is asked for {run} by {who:?}"));

@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use pgmap::{BackingInfo, Client, Error, Refusal};
+use pgmap::report::BackingInfo;
+use pgmap::{Client, Error, Refusal};
 
 use crate::changes::{DEADLINE_MS, answered_at, judge};
 use crate::closing::Attempt;

@@ -1,6 +1,7 @@
 //! An operator sets and removes quotas and water marks while clients use the pool.
 
-use pgmap::{Client, Error, FileName, QuotaLimits, QuotaOf, WaterMarks};
+use pgmap::quota::{QuotaLimits, QuotaOf};
+use pgmap::{Client, Error, FileName, WaterMarks};
 
 use crate::changes::{DEADLINE_MS, judge};
 use crate::episode::Episode;

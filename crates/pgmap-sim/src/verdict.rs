@@ -3,7 +3,8 @@
 //! An error is believed only if its cause was there: a fault that was injected meanwhile, an owner
 //! that was away, time that has passed, somebody who was in the way. Anything else is a finding.
 
-use pgmap::{ClientHold, Error, PinError, Refusal};
+use pgmap::report::ClientHold;
+use pgmap::{Error, PinError, Refusal};
 
 use crate::changes::{DEADLINE_MS, is_forbidden};
 use crate::episode::Episode;

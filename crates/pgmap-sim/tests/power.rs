@@ -13,9 +13,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use pgmap::check::CheckOptions;
 use pgmap::{
-    CheckOptions, Client, CreateSpec, Durability, FileName, FolioSize, Owner, Pool, PoolOptions,
-    Replace,
+    Client, CreateSpec, Durability, FileName, FolioSize, Owner, Pool, PoolOptions, Replace,
 };
 use pgmap_os::sim::power::{self, Broken};
 
@@ -139,7 +139,8 @@ fn state_after(place: &Path, bytes: &[u8]) -> Result<State, String> {
     std::fs::OpenOptions::new().write(true).open(&device).unwrap().write_all_at(bytes, 0).unwrap();
     power::plug(&device, Broken::Nothing, None).unwrap();
     let options = CheckOptions::default().read_data();
-    let checked = pgmap::check(&device, options, &mut |_, _| {}).map_err(|e| e.to_string())?;
+    let checked =
+        pgmap::check::check(&device, options, &mut |_, _| {}).map_err(|e| e.to_string())?;
     if !checked.findings.is_empty() {
         return Err(format!("check finds {:?}", checked.findings));
     }
@@ -251,7 +252,7 @@ fn a_device_that_loses_the_page_of_either_header_is_repaired_and_has_its_files()
         let error = Pool::open_on(&device, place.path().join("pool")).unwrap_err().to_string();
         assert!(error.contains("one of its two headers") && error.contains("--repair"), "{error}");
         let options = CheckOptions::default().read_data().repair();
-        let checked = pgmap::check(&device, options, &mut |_, _| {}).unwrap();
+        let checked = pgmap::check::check(&device, options, &mut |_, _| {}).unwrap();
         let repairs: Vec<_> = checked.findings.iter().map(|finding| &finding.repair).collect();
         assert!(matches!(&repairs[..], [Some(_)]), "{:?}", checked.findings);
         let bytes = std::fs::read(&device).unwrap();

@@ -30,7 +30,10 @@
 //! | map files at addresses, pin by address | [`AddressSpace`], [`Prot`], [`PinFlags`] |
 //! | hear what the owner wants, and what becomes of files | [`Event`], [`Subscription`] |
 //! | know why not | [`Error`], [`Refusal`], [`PinError`], [`SpaceError`] |
-//! | look at a pool from outside | [`Observer`], [`check`] |
+//! | look at a pool from outside | [`Observer`], [`check`](mod@check), [`report`] |
+//! | limit users, or prefixes of names | [`quota`] |
+//! | be asked before memory is pinned long-term | [`holder`] |
+//! | register device memory | [`pagemap`] |
 //!
 //! What is not documented here is internal, and may change in any release; so may the layers below,
 //! [`mm`] and [`os`].
@@ -67,24 +70,20 @@ pub use client::side::ProcessSide;
 pub use client::subscription::{Notice, SubscribeOptions, Subscription};
 pub use client::writer::{FileWriter, OwnedWriter, Writer};
 pub use error::Error;
-pub use metadata::{Checksum, FileMetadata, MAX_METADATA_BYTES, UserMetadata};
+pub use metadata::{Checksum, MAX_METADATA_BYTES, UserMetadata};
 pub use name::{Escaped, FileName, MAX_NAME_BYTES};
 #[doc(inline)]
 pub use owner::Owner;
-#[doc(inline)]
-pub use owner::handle::HolderRegistration;
 /// The page model that the library is built on, as a whole. Unstable: it may change in any release
-/// (ADR 0098). What the library's functions name is exported here or in [`space`] too.
+/// (ADR 0098). What the library's functions name is exported here, or in a module of its own, too.
 #[doc(no_inline)]
 pub use pgmap_mm as mm;
 pub use pgmap_mm::error::PinError;
 pub use pgmap_mm::gup::{GupError, GupFlags as PinFlags};
-pub use pgmap_mm::holder::{DrainReason, Holder as PoolHolder, HolderAnswer, HolderId, Requester};
 pub use pgmap_mm::ledger::Agent;
 pub use pgmap_mm::level::{Level, PAGE_BYTES};
 pub use pgmap_mm::memory_type::MemoryType;
 pub use pgmap_mm::mm::Placed;
-pub use pgmap_mm::pagemap::{DeviceRange, OpsPresent, PagemapId, PagemapOps, PagemapSpec};
 pub use pgmap_mm::prot::{Access, Prot};
 /// What the library needs from Linux, as a whole. Unstable, as [`mm`].
 #[doc(no_inline)]
@@ -93,19 +92,48 @@ pub use pgmap_os::PageSize;
 #[doc(inline)]
 pub use pool::backing::BackingOptions;
 #[doc(inline)]
-pub use pool::check::{CheckOptions, CheckReport, Finding, check};
-#[doc(inline)]
 pub use pool::observer::Observer;
 #[doc(inline)]
 pub use pool::{Durability, MAX_POOL_BYTES, MIN_POOL_BYTES, Pool, PoolOptions, Populate};
-pub use refusal::{ClientHold, FreeOn, HoldKind, HolderList, Refusal};
+pub use refusal::Refusal;
 pub use space::{AddressSpace, PinnedPages, SpaceError, SpaceLane};
 #[doc(inline)]
 pub use wire::{
-    BackingInfo, CreateSpec, DeadClient, Event, FileChange, FileEvent, FileInfo, FileRules,
-    FolioSize, LongtermRule, MAX_QUOTAS, OnDeadline, Placement, PoolInfo, QuotaInfo, QuotaLimits,
-    QuotaOf, Shape, WaterMarks,
+    CreateSpec, Event, FileChange, FileEvent, FileInfo, FileRules, FolioSize, LongtermRule,
+    OnDeadline, Placement, PoolInfo, Shape, WaterMarks,
 };
+
+/// What is said of a pool, its backings and who holds what.
+pub mod report {
+    pub use crate::metadata::FileMetadata;
+    pub use crate::refusal::{ClientHold, FreeOn, HoldKind, HolderList};
+    #[doc(inline)]
+    pub use crate::wire::{BackingInfo, DeadClient};
+}
+
+/// How much users and prefixes of names may have.
+pub mod quota {
+    #[doc(inline)]
+    pub use crate::wire::{MAX_QUOTAS, QuotaInfo, QuotaLimits, QuotaOf};
+}
+
+/// Whether a pool that nobody owns is whole, and repairing it.
+pub mod check {
+    #[doc(inline)]
+    pub use crate::pool::check::{CheckOptions, CheckReport, Finding, check};
+}
+
+/// Holders that are asked before memory is pinned long-term, and when it is reclaimed.
+pub mod holder {
+    #[doc(inline)]
+    pub use crate::owner::handle::HolderRegistration;
+    pub use pgmap_mm::holder::{DrainReason, Holder, HolderAnswer, HolderId, Requester};
+}
+
+/// Ranges of device memory that an owner registers beside its pool's.
+pub mod pagemap {
+    pub use pgmap_mm::pagemap::{DeviceRange, OpsPresent, PagemapId, PagemapOps, PagemapSpec};
+}
 
 /// The READMEs' examples are tests.
 #[cfg(doctest)]

@@ -47,7 +47,7 @@ impl AsRef<[u8]> for FileName {
 
 impl FileName {
     /// Reads back what a name is displayed as: messages and a
-    /// [`ClientHold`](crate::ClientHold) carry names so. Returns `None` if the text is no
+    /// [`ClientHold`](crate::report::ClientHold) carry names so. Returns `None` if the text is no
     /// name's.
     #[must_use]
     pub fn unescape(shown: &str) -> Option<Self> {

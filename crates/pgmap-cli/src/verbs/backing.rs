@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use pgmap::{BackingInfo, BackingOptions, Client, Error, Refusal};
+use pgmap::report::BackingInfo;
+use pgmap::{BackingOptions, Client, Error, Refusal};
 use serde::Serialize;
 
 use crate::attach::{Place, attach};

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
+use pgmap::check::{CheckOptions, CheckReport};
 use pgmap::os::places;
-use pgmap::{CheckOptions, CheckReport};
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -96,7 +96,7 @@ impl Check {
             bar.advance(read - *shown);
             *shown = read;
         };
-        let report = pgmap::check(&place, options, &mut progress)?;
+        let report = pgmap::check::check(&place, options, &mut progress)?;
         let (is_sound, nr_findings) = (report.is_sound(), report.findings.len());
         output.show(&checked(place.display().to_string(), report))?;
         if is_sound {

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use pgmap::{ClientHold, Error, OnDeadline, Refusal};
+use pgmap::report::ClientHold;
+use pgmap::{Error, OnDeadline, Refusal};
 
 use crate::failure::{Exit, Failure};
 use crate::verbs::who::HolderRow;

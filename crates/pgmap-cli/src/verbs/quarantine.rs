@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Subcommand;
-use pgmap::DeadClient;
+use pgmap::report::DeadClient;
 use serde::Serialize;
 
 use crate::attach::{Place, attach};

@@ -2,7 +2,8 @@
 
 use std::ffi::OsString;
 
-use pgmap::{Client, FileName, QuotaInfo, QuotaLimits, QuotaOf};
+use pgmap::quota::{QuotaInfo, QuotaLimits, QuotaOf};
+use pgmap::{Client, FileName};
 use serde::Serialize;
 
 use crate::attach::{Place, attach, name_bytes};

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fmt;
 
-use pgmap::{ClientHold, HolderList};
+use pgmap::report::{ClientHold, HolderList};
 use serde::Serialize;
 
 use crate::attach::{Place, attach_to_read, name_bytes};

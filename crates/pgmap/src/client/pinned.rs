@@ -335,7 +335,7 @@ impl<'c> FilePin<'c> {
     }
 
     /// The CRC-32C of all pinned bytes, to be compared with
-    /// [`FileMetadata::checksum`](crate::FileMetadata) where the whole file is pinned.
+    /// [`FileMetadata::checksum`](crate::report::FileMetadata) where the whole file is pinned.
     ///
     /// # Errors
     /// Those of [`read_at`](Self::read_at).

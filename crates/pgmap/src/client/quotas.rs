@@ -12,7 +12,8 @@ impl Client {
     /// ([`Refusal::OverQuota`](crate::Refusal::OverQuota)). Only root and the owner's user may.
     ///
     /// ```
-    /// use pgmap::{FileName, Owner, Pool, PoolOptions, QuotaLimits, QuotaOf};
+    /// use pgmap::quota::{QuotaLimits, QuotaOf};
+    /// use pgmap::{FileName, Owner, Pool, PoolOptions};
     ///
     /// let owner = Owner::start(Pool::create(&PoolOptions::anonymous(16 << 20))?)?;
     /// let client = owner.client()?;

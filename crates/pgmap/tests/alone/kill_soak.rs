@@ -13,9 +13,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::{self, Random, Second, block};
+use pgmap::report::HolderList;
 use pgmap::{
-    Agent, Client, CreateSpec, Error, FileName, FilePin, FileWriter, FolioSize, HolderList, Owner,
-    Pool, PoolOptions, Refusal, Replace,
+    Agent, Client, CreateSpec, Error, FileName, FilePin, FileWriter, FolioSize, Owner, Pool,
+    PoolOptions, Refusal, Replace,
 };
 
 const POOL_BYTES: u64 = 64 << 20;

@@ -10,8 +10,9 @@ use pgmap::mm::ledger::{Agent, LANE_SLOTS, LedgerLayout, SlotWord};
 use pgmap::mm::pfn::PfnRange;
 use pgmap::mm::vmemmap::VmemmapLayout;
 use pgmap::os::{Connection, MemoryFile, WriteMapping};
+use pgmap::report::HolderList;
 use pgmap::wire::{self, Hello, Welcome};
-use pgmap::{Client, Event, FilePin, FolioSize, HolderList, Owner, Pool, PoolOptions, Refusal};
+use pgmap::{Client, Event, FilePin, FolioSize, Owner, Pool, PoolOptions, Refusal};
 
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;

@@ -15,10 +15,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::{self, Random, Second};
+use pgmap::report::HolderList;
 use pgmap::{
     Access, Agent, Client, CreateSpec, Error, FileName, FilePin, FileRules, FileWriter, FolioSize,
-    HolderList, LongtermRule, MemoryType, OnDeadline, Owner, Pool, PoolInfo, PoolOptions, Replace,
-    Shape,
+    LongtermRule, MemoryType, OnDeadline, Owner, Pool, PoolInfo, PoolOptions, Replace, Shape,
 };
 
 const PAGE_BYTES: u64 = 4096;

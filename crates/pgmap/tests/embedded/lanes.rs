@@ -9,8 +9,9 @@ use pgmap::mm::gup::GupFlags;
 use pgmap::mm::ledger::MAX_LANES;
 use pgmap::mm::mm::Placed;
 use pgmap::mm::prot::Prot;
+use pgmap::report::HolderList;
 use pgmap::space::AddressSpace;
-use pgmap::{Client, HolderList, Owner, Pool, PoolOptions};
+use pgmap::{Client, Owner, Pool, PoolOptions};
 
 const PAGE: u64 = 4096;
 

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
+use pgmap::holder::{DrainReason, Holder, HolderAnswer, HolderId, Requester};
 use pgmap::mm::pagemap::FailureFlags;
 use pgmap::mm::pfn::PfnRange;
+use pgmap::report::HoldKind;
 use pgmap::{
-    Access, Agent, Client, CreateSpec, DrainReason, Error, Event, FileName, FileRules, FolioSize,
-    HoldKind, HolderAnswer, HolderId, LongtermRule, MemoryType, OnDeadline, Owner, Pool,
-    PoolHolder, PoolOptions, Refusal, Requester,
+    Access, Agent, Client, CreateSpec, Error, Event, FileName, FileRules, FolioSize, LongtermRule,
+    MemoryType, OnDeadline, Owner, Pool, PoolOptions, Refusal,
 };
 
 const EACCES: i32 = 13;
@@ -138,7 +139,7 @@ struct Scripted {
     told: Sender<String>,
 }
 
-impl PoolHolder for Scripted {
+impl Holder for Scripted {
     fn longterm_admit(&self, run: PfnRange, who: &Requester) -> HolderAnswer {
         (self.answer)(run, who)
     }
@@ -157,7 +158,7 @@ fn holder(
     number: u64,
     patience: Duration,
     answer: impl Fn(PfnRange, &Requester) -> HolderAnswer + Send + Sync + 'static,
-) -> Result<(pgmap::HolderRegistration, Receiver<String>), Error> {
+) -> Result<(pgmap::holder::HolderRegistration, Receiver<String>), Error> {
     let (told, heard) = channel();
     let holder = Arc::new(Scripted { answer: Box::new(answer), told });
     let id = HolderId::new(number).unwrap();

@@ -6,9 +6,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use pgmap::check::CheckOptions;
 use pgmap::{
-    CheckOptions, Checksum, Client, CreateSpec, Error, FolioSize, Owner, Pool, PoolOptions,
-    Refusal, Replace, UserMetadata,
+    Checksum, Client, CreateSpec, Error, FolioSize, Owner, Pool, PoolOptions, Refusal, Replace,
+    UserMetadata,
 };
 
 const MIB: u64 = 1 << 20;
@@ -166,7 +167,7 @@ fn a_check_finds_the_byte_that_changed_in_files_with_a_checksum() {
         plain.commit().unwrap();
     }
     let options = CheckOptions::default().read_data();
-    let check = || pgmap::check(&path, options, &mut |_, _| {}).unwrap().findings;
+    let check = || pgmap::check::check(&path, options, &mut |_, _| {}).unwrap().findings;
     assert_eq!(check(), []);
     let data = File::options().read(true).write(true).open(path.join("data")).unwrap();
     let mut bytes = vec![0; data.metadata().unwrap().len() as usize];

@@ -3,10 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use pgmap::{
-    Client, CreateSpec, Error, FileName, FolioSize, Owner, Pool, PoolOptions, QuotaLimits, QuotaOf,
-    Refusal,
-};
+use pgmap::quota::{QuotaLimits, QuotaOf};
+use pgmap::{Client, CreateSpec, Error, FileName, FolioSize, Owner, Pool, PoolOptions, Refusal};
 
 use crate::support::Random;
 

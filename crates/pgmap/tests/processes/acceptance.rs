@@ -5,7 +5,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::support::{self, Second, block};
-use pgmap::{Client, CreateSpec, Error, FolioSize, HoldKind, Owner, Refusal};
+use pgmap::report::HoldKind;
+use pgmap::{Client, CreateSpec, Error, FolioSize, Owner, Refusal};
 use rustix::process::Signal;
 
 const MIB: u64 = 1 << 20;

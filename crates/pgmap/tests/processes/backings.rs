@@ -5,14 +5,15 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use pgmap::check::CheckOptions;
 use pgmap::mm::gup::GupFlags;
 use pgmap::mm::mm::Placed;
 use pgmap::mm::prot::Prot;
 use pgmap::mm::vma::VmaKind;
 use pgmap::space::AddressSpace;
 use pgmap::{
-    BackingOptions, CheckOptions, Client, CreateSpec, Error, FolioSize, Owner, Placement, Pool,
-    PoolOptions, Refusal,
+    BackingOptions, Client, CreateSpec, Error, FolioSize, Owner, Placement, Pool, PoolOptions,
+    Refusal,
 };
 
 use crate::support::{self, Random, Second, block};
@@ -244,7 +245,7 @@ fn what_lies_on_a_missing_backing_is_an_error_until_it_is_back() {
     put(&client, "a", &[7; 10_000], only("two"));
     put(&client, "b", &[8; 10_000], Placement::Any);
     drop((client, owner));
-    let report = || pgmap::check(path.join("pool"), whole, &mut |_, _| {}).unwrap();
+    let report = || pgmap::check::check(path.join("pool"), whole, &mut |_, _| {}).unwrap();
     assert_eq!((report().findings.len(), report().read_bytes), (0, 20_000));
     std::fs::rename(&two, path.join("away")).unwrap();
     let found = report().findings;
@@ -412,7 +413,7 @@ fn room_is_given_to_a_pool_that_nobody_uses() {
     assert!(refused.to_string().contains(&format!("clients {}", client.id())), "{refused}");
     drop(client);
     let whole = CheckOptions::default().read_data();
-    let report = pgmap::check(path.join("pool"), whole, &mut |_, _| {}).unwrap();
+    let report = pgmap::check::check(path.join("pool"), whole, &mut |_, _| {}).unwrap();
     assert_eq!(report.findings.len(), 0, "{:?}", report.findings);
 }
 
@@ -557,6 +558,7 @@ fn killed_owners_leave_every_backing_as_the_record_says() {
     }
     drop((client, reader));
     owner.kill();
-    let report = pgmap::check(place.join("pool"), CheckOptions::default(), &mut |_, _| {}).unwrap();
+    let report =
+        pgmap::check::check(place.join("pool"), CheckOptions::default(), &mut |_, _| {}).unwrap();
     assert!(report.findings.is_empty(), "{:?}", report.findings);
 }

@@ -9,11 +9,9 @@ use crate::support::{self, Second, block};
 use pgmap::mm::ledger::{Agent, SlotWord};
 use pgmap::mm::pfn::PfnRange;
 use pgmap::os::{Blocking, Connection, MemoryFile, TransferError, WriteMapping};
+use pgmap::report::{HoldKind, HolderList};
 use pgmap::wire::{self, Hello, Numbered, Reply, Request, Welcome};
-use pgmap::{
-    Client, Error, FileName, FolioSize, HoldKind, HolderList, OnDeadline, Owner, Pool, PoolOptions,
-    Refusal,
-};
+use pgmap::{Client, Error, FileName, FolioSize, OnDeadline, Owner, Pool, PoolOptions, Refusal};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const MIB: u64 = 1 << 20;

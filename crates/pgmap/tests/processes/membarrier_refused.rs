@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use crate::support::{self, Second, block};
 use pgmap::os::Membarrier;
-use pgmap::{Client, Error, FolioSize, HoldKind, Owner, Pool, PoolOptions, Refusal};
+use pgmap::report::HoldKind;
+use pgmap::{Client, Error, FolioSize, Owner, Pool, PoolOptions, Refusal};
 
 const POOL_BYTES: u64 = 1 << 20;
 

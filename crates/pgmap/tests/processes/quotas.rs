@@ -4,9 +4,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use pgmap::quota::{QuotaInfo, QuotaLimits, QuotaOf};
 use pgmap::{
-    Client, CreateSpec, Error, FileName, FolioSize, Owner, Pool, PoolInfo, PoolOptions, QuotaInfo,
-    QuotaLimits, QuotaOf, Refusal, Replace, WaterMarks,
+    Client, CreateSpec, Error, FileName, FolioSize, Owner, Pool, PoolInfo, PoolOptions, Refusal,
+    Replace, WaterMarks,
 };
 
 use crate::support::{self, Random, Second, block, serving_owner, wait_until};

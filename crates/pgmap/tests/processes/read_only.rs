@@ -6,10 +6,10 @@
 use std::time::Duration;
 
 use pgmap::mm::prot::Prot;
+use pgmap::quota::{QuotaLimits, QuotaOf};
 use pgmap::{
     Access, AddressSpace, Agent, BackingOptions, Client, ConnectOptions, CreateSpec, Error,
-    FileName, FolioSize, Owner, Placed, Placement, Pool, PoolOptions, QuotaLimits, QuotaOf,
-    Refusal, Replace,
+    FileName, FolioSize, Owner, Placed, Placement, Pool, PoolOptions, Refusal, Replace,
 };
 
 use crate::support::{self, Second, block, serving_owner, wait_until};

@@ -1,10 +1,8 @@
 //! Frames that are handed out ahead: a put that has them is one call, and they are back in the pool
 //! when somebody needs the room, or their client dies.
 
-use pgmap::{
-    Client, CreateSpec, Error, FileName, FolioSize, Owner, Pool, PoolOptions, QuotaLimits, QuotaOf,
-    Refusal,
-};
+use pgmap::quota::{QuotaLimits, QuotaOf};
+use pgmap::{Client, CreateSpec, Error, FileName, FolioSize, Owner, Pool, PoolOptions, Refusal};
 
 use crate::support::{self, Second, block, serving_owner, wait_until};
 

@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use crate::support::{self, Second, block};
-use pgmap::{
-    CreateSpec, Error, FileName, FolioSize, HolderList, Owner, Pool, PoolOptions, Refusal,
-};
+use pgmap::report::HolderList;
+use pgmap::{CreateSpec, Error, FileName, FolioSize, Owner, Pool, PoolOptions, Refusal};
 
 const MIB: u64 = 1 << 20;
 

@@ -3,10 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use pgmap::{
-    Agent, Client, CreateSpec, Error, File, FileName, FilePin, FileWriter, FolioSize, QuotaLimits,
-    QuotaOf,
-};
+use pgmap::quota::{QuotaLimits, QuotaOf};
+use pgmap::{Agent, Client, CreateSpec, Error, File, FileName, FilePin, FileWriter, FolioSize};
 
 use super::{block, commands, put, say};
 

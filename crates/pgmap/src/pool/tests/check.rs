@@ -1,8 +1,8 @@
 //! What a check finds, and what a repair does about it.
 
 use super::*;
+use crate::check::{CheckOptions, CheckReport};
 use crate::pool::catalog::StoredFile;
-use crate::{CheckOptions, CheckReport};
 
 const CHECK: CheckOptions = CheckOptions { reads_data: true, repairs: false };
 const REPAIR: CheckOptions = CheckOptions { reads_data: true, repairs: true };
@@ -17,7 +17,7 @@ fn closed(path: &Path) {
 }
 
 fn run(path: &Path, options: CheckOptions) -> CheckReport {
-    crate::check(path, options, &mut |read, total| assert!(read <= total)).unwrap()
+    crate::check::check(path, options, &mut |read, total| assert!(read <= total)).unwrap()
 }
 
 /// Finds one fault, about `what`, and repairs it: the pool opens, without what is in `lost`.
@@ -45,10 +45,10 @@ fn nothing_is_wrong_with_a_closed_pool_and_one_that_has_an_owner_is_left_alone()
     assert_eq!((report.nr_files, report.read_bytes), (3, 5000 + 300_000 + 4096));
     assert!(report.is_sound() && report.findings.is_empty());
     let owner = Owner::start(Pool::open(&path).unwrap()).unwrap();
-    let error = crate::check(&path, CHECK, &mut |_, _| {}).unwrap_err();
+    let error = crate::check::check(&path, CHECK, &mut |_, _| {}).unwrap_err();
     assert!(error.to_string().contains("has an owner"), "{error}");
     drop(owner);
-    let error = crate::check(path.join("not"), CHECK, &mut |_, _| {}).unwrap_err();
+    let error = crate::check::check(path.join("not"), CHECK, &mut |_, _| {}).unwrap_err();
     assert!(error.to_string().contains("there is no pool"), "{error}");
 }
 

@@ -121,7 +121,8 @@ impl Victim {
     fn judge(&self, damaged: &Path, names: &[&str], what: &str, is_used: bool) -> bool {
         let started = Instant::now();
         // What is found sound is opened, unless the damage is in what is made again or in ledgers.
-        let found = crate::check(damaged, crate::CheckOptions::default(), &mut |_, _| {});
+        let found =
+            crate::check::check(damaged, crate::check::CheckOptions::default(), &mut |_, _| {});
         let opened = Pool::open(damaged).and_then(Owner::start);
         if let (Ok(report), Err(error)) = (&found, &opened) {
             let is_the_pool = names.contains(&"catalog") || names.contains(&"data");
