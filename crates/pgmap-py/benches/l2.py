@@ -2,15 +2,19 @@
 
 Each round stores, looks up, loads and deletes new keys once with every adapter, in a new order.
 Printed are microseconds for each object: the median over rounds, the least, and how much that is
-beside the copies of the same round. Needs LMCache.
+beside the copies of the same round. Needs LMCache. Its adapter for redis is measured where there is
+a redis-server.
 """
 
 import argparse
+import contextlib
 import ctypes
 import mmap
 import os
 import random
 import select
+import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -23,6 +27,8 @@ os.environ.setdefault("LMCACHE_LOG_LEVEL", "ERROR")
 
 import torch
 from lmcache.v1.distributed.api import MemoryLayoutDesc, ObjectKey
+from lmcache.v1.distributed.l2_adapters import create_l2_adapter
+from lmcache.v1.distributed.l2_adapters.config import get_l2_adapter_config_class
 from lmcache.v1.distributed.l2_adapters.dax_l2_adapter import (
     DaxDeviceConfig,
     DaxL2Adapter,
@@ -129,6 +135,40 @@ def owner(folder: Path, name: str, directory: str) -> tuple[subprocess.Popen, Pg
     return process, PgmapL2Adapter({"socket": socket})
 
 
+def compiled(kind: str, parameters: dict) -> Adapter | None:
+    """One of LMCache's adapters in C++, as its server makes it; None where it was not built."""
+    try:
+        return Adapter(create_l2_adapter(get_l2_adapter_config_class(kind).from_dict(parameters)))
+    except RuntimeError as error:
+        print(f"skipped: LMCache {kind}: {error}", file=sys.stderr)
+        return None
+
+
+def redis(stack: contextlib.ExitStack) -> int | None:
+    """The port on the loopback device of a server that keeps all in memory; None without redis."""
+    program = shutil.which("redis-server")
+    if program is None:
+        print("skipped: LMCache resp: there is no redis-server", file=sys.stderr)
+        return None
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    words = [program, "--bind", "127.0.0.1", "--port", str(port)]
+    words += ["--save", "", "--appendonly", "no"]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    stack.callback(process.wait, 10)
+    stack.callback(process.terminate)
+    end = clock() + 10
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return port
+        except OSError:
+            if clock() > end or process.poll() is not None:
+                raise
+            time.sleep(0.01)
+
+
 def objects(arena: torch.Tensor, size: int, count: int) -> list[TensorMemoryObj]:
     shape = torch.Size([size])
     return [
@@ -175,20 +215,24 @@ def main() -> None:
     target = torch.zeros_like(source)
     times: dict[tuple, list[float]] = {}
     number = 0
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as shm:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as shm, contextlib.ExitStack() as stack:
         folder = Path(shm)
         first, remote = owner(folder, "anonymous", "")
         second, in_directory = owner(folder, "directory", str(folder / "pool"))
+        port = redis(stack)
         base = {
             "memcpy": Copies(mmap.mmap(-1, 64 * (2 << 20))),
             "LMCache mock": Adapter(MockL2Adapter(MockL2AdapterConfig(1, 10000))),
             "LMCache fs": Adapter(
                 FSL2Adapter(FSL2AdapterConfig.from_dict({"base_path": str(folder / "fs")}))
             ),
+            "LMCache fs_native": compiled("fs_native", {"base_path": str(folder / "fs_native")}),
+            "LMCache resp (redis)": port and compiled("resp", {"host": "127.0.0.1", "port": port}),
             "pgmap, in the process": Adapter(PgmapL2Adapter({"size": ARENA})),
             "pgmap, another process": Adapter(remote),
             "pgmap, another process, in /dev/shm": Adapter(in_directory),
         }
+        base = {name: entry for name, entry in base.items() if entry is not None}
         slots = {
             size: Adapter(dax(folder / f"dax{size}", size)) for size in {size for size, _ in CASES}
         }

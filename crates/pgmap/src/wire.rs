@@ -16,7 +16,7 @@ mod info;
 mod quotas;
 mod requests;
 
-pub use drafts::{CommitSpec, Committed, CreateSpec, Draft, PutSpec};
+pub use drafts::{CommitSpec, Committed, CreateSpec, Draft, PutAnswer, PutSpec};
 pub use events::{FileChange, FileEvent, MAX_SUBSCRIPTIONS};
 pub use info::{BackingInfo, DeadClient, FileInfo, PoolInfo};
 use pgmap_mm::admission::RangeFlags;
@@ -31,7 +31,7 @@ use crate::name::FileName;
 use crate::refusal::{ClientHold, Refusal};
 
 /// Spoken by both sides; a difference is an error at once.
-pub const VERSION: u32 = 10;
+pub const VERSION: u32 = 11;
 /// Longest message.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 /// Most items of one batch.
@@ -39,7 +39,7 @@ pub const MAX_BATCH: usize = 256;
 /// Most extents one reply carries for all items together.
 pub const MAX_REPLY_EXTENTS: usize = 2000;
 /// Most spares that a client has at a time: frames handed out ahead, before it asked for them.
-pub const MAX_SPARES: usize = 8;
+pub const MAX_SPARES: usize = 16;
 /// Largest file of which there are spares: what a larger one costs is its copy.
 pub const MAX_SPARE_BYTES: u64 = 4 << 20;
 /// Longest label of a client, in characters.
@@ -244,8 +244,8 @@ pub enum Request {
     Create(Vec<CreateSpec>),
     /// Publish files created by this client.
     Commit(Vec<CommitSpec>),
-    /// Name and publish one file, and hand out frames for the next if that is asked for.
-    Put(PutSpec),
+    /// Name and publish files, and hand out frames for the next ones where that is asked for.
+    Put(Vec<PutSpec>),
     /// Give up files created by this client.
     Abort(Vec<u64>),
     /// Take names away; the frames follow when their last holder lets go.
@@ -470,7 +470,7 @@ pub enum Reply {
     /// To Commit.
     Committed(Vec<Result<Committed, Refusal>>),
     /// To Put, with the spare that was asked for if there is one.
-    Put(Committed, Option<Draft>),
+    Put(Vec<PutAnswer>),
     /// To Truncate and Punch whose deadline passed: the file is cut, these hold what was cut off.
     Quarantined(Vec<ClientHold>),
     /// To Lease; the time is from now.

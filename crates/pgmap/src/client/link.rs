@@ -111,6 +111,8 @@ struct PendingCalls {
     buffer: Vec<u8>,
     is_connecting: bool,
     nr_interruptions: u64,
+    /// Threads that wait for another to read.
+    nr_paused: usize,
     calls: HashMap<u64, PendingCall>,
     /// Requests without a caller that found no room.
     owed: VecDeque<Request>,
@@ -151,7 +153,13 @@ impl PendingCalls {
                     self.owe(Request::Abort(ids));
                 }
             }
-            Reply::Put(_, Some(spare)) => self.owe(Request::Abort(vec![spare.id])),
+            Reply::Put(answers) => {
+                let spares = answers.into_iter().filter_map(|answer| answer.spare);
+                let ids: Vec<u64> = spares.map(|spare| spare.id).collect();
+                if !ids.is_empty() {
+                    self.owe(Request::Abort(ids));
+                }
+            }
             Reply::Leased { grants, .. } => {
                 self.owe(Request::ReleaseLeases(grants.iter().map(|grant| grant.lease).collect()));
             }
@@ -330,6 +338,7 @@ impl Remote {
             buffer: Vec::new(),
             is_connecting: false,
             nr_interruptions: 0,
+            nr_paused: 0,
             calls: HashMap::new(),
             owed: VecDeque::new(),
             events: VecDeque::new(),
@@ -349,10 +358,14 @@ impl Remote {
     /// Waits for something to arrive, or `left`.
     fn pause<'a>(
         &self,
-        state: MutexGuard<'a, PendingCalls>,
+        mut state: MutexGuard<'a, PendingCalls>,
         left: Duration,
     ) -> MutexGuard<'a, PendingCalls> {
-        self.arrived.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+        state.nr_paused += 1;
+        let mut state =
+            self.arrived.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        state.nr_paused -= 1;
+        state
     }
 
     fn check_owner(&self, generation: u64) -> Result<(), Error> {
@@ -497,7 +510,10 @@ impl Remote {
             state.take(received);
             state.pay();
         }
-        self.arrived.notify_all();
+        // A call of the system, mostly for nobody.
+        if state.nr_paused > 0 {
+            self.arrived.notify_all();
+        }
         state
     }
 

@@ -1,20 +1,22 @@
 //! Puts of many files: while the client copies some, an owner in another process makes room for the
 //! next and commits those before.
 //!
-//! The files go in *waves*. At any moment at most one create and one commit are under way:
+//! The files go in *waves*. The first is what there are spares for, whose frames are there already
+//! (ADR 0099); the last asks for the spares of the next batch. At any moment at most one create and
+//! one commit are under way:
 //!
 //! ```text
-//!   client   create 1 | create 2, copy 1 | create 3, commit 1, copy 2 | commit 2, copy 3 | commit 3
-//!   owner             |     create 2     |     create 3, commit 1     |     commit 2     |
+//!   client   create 2, copy 1 | create 3, commit 1, copy 2 | commit 2, copy 3 | commit 3
+//!   owner        create 2     |     create 3, commit 1     |     commit 2     |
 //! ```
-
-use std::ops::Range;
 
 use crate::client::batch::{encoded_bytes, nr_fitting};
 use crate::client::link::{BegunCall, Link};
+use crate::client::spares::BegunPuts;
 use crate::client::writer::{FileWriter, STREAM_BYTES, Writer};
 use crate::client::{BegunCommit, Client};
 use crate::error::Error;
+use crate::refusal::Refusal;
 use crate::wire::{CreateSpec, MAX_BATCH, Request};
 
 /// So many waves, if the files are enough.
@@ -22,12 +24,32 @@ const NR_WAVES: usize = 4;
 /// Files of a wave at the least, so that a call costs little beside what it does.
 const MIN_WAVE: usize = 8;
 
+/// Files that are copied one after the other, by their places in the batch.
+struct Wave {
+    places: Vec<usize>,
+    /// How its frames are committed.
+    kind: WaveKind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum WaveKind {
+    /// As what they were created for.
+    Created,
+    /// As what is said then, with spares for the next batch.
+    Put,
+}
+
 /// A wave that was copied, and whose commit was asked for.
 struct CommittingWave<'c> {
-    /// Which files of the batch they are.
+    /// Of the files that are committed.
     places: Vec<usize>,
     writers: Vec<FileWriter<'c>>,
-    call: BegunCommit<'c>,
+    call: WaveCall<'c>,
+}
+
+enum WaveCall<'c> {
+    Commit(BegunCommit<'c>),
+    Put(BegunPuts<'c>),
 }
 
 impl Client {
@@ -65,108 +87,173 @@ impl Client {
                 matches!(put, Ok(()) | Err(Error::Refused(_) | Error::OutOfRange { .. }));
             return if is_answered { Ok(vec![put]) } else { put.map(|()| Vec::new()) };
         }
-        let mut answers = Vec::with_capacity(files.len());
-        if let Err(error) = self.put_waves(&files, &mut answers) {
+        let mut batch = PutBatch { client: self, files: &files, answers: Vec::new() };
+        batch.answers.resize_with(files.len(), || None);
+        let ended = batch.put();
+        let mut answers = batch.answers;
+        if let Err(error) = ended {
             if answers.iter().all(Option::is_none) {
                 return Err(error);
             }
             // What that call was for, and what was not asked for.
-            answers.resize_with(files.len(), || None);
             for answer in answers.iter_mut().filter(|answer| answer.is_none()) {
                 *answer = Some(Err(error.again()));
             }
         }
         Ok(answers.into_iter().flatten().collect())
     }
+}
 
-    /// Adds the answers; of a file that was asked for and not answered, `None`.
-    fn put_waves(
-        &self,
-        files: &[(CreateSpec, &[u8])],
-        answers: &mut Vec<Option<Result<(), Error>>>,
-    ) -> Result<(), Error> {
-        let all_bytes: u64 = files.iter().map(|(_, contents)| contents.len() as u64).sum();
+/// A batch on its way.
+struct PutBatch<'c, 'f> {
+    client: &'c Client,
+    files: &'f [(CreateSpec, &'f [u8])],
+    /// `None` of those that are not answered yet.
+    answers: Vec<Option<Result<(), Error>>>,
+}
+
+impl<'c> PutBatch<'c, '_> {
+    fn put(&mut self) -> Result<(), Error> {
+        let all_bytes: u64 = self.files.iter().map(|(_, contents)| contents.len() as u64).sum();
         let is_of_many = all_bytes >= STREAM_BYTES;
-        let waves = self.waves(files, is_of_many);
-        let mut creating = waves.first().map(|wave| self.begin_wave(files, wave)).transpose()?;
+        let is_remote = matches!(self.client.inner.link, Link::Remote(_));
+        let most = match is_of_many && is_remote {
+            true => self.files.len().div_ceil(NR_WAVES).clamp(MIN_WAVE, MAX_BATCH),
+            false => MAX_BATCH,
+        };
+        let spared = if is_remote { self.take_spares(most)? } else { Vec::new() };
+        let spared_places: Vec<usize> = spared.iter().map(|(place, _)| *place).collect();
+        let waves = self.waves(&spared_places, most, is_remote);
+        let mut creating = waves.first().map(|wave| self.begin_create(wave)).transpose()?;
         let mut committing = None;
+        if !spared.is_empty() {
+            let (mut places, mut writers) = (Vec::new(), Vec::new());
+            for (place, writer) in spared {
+                self.fill(place, Ok(writer), is_of_many, (&mut places, &mut writers));
+            }
+            committing = self.begin_commit(places, writers, WaveKind::Put)?;
+        }
         for (nth, wave) in waves.iter().enumerate() {
             let Some((specs, call)) = creating.take() else { break };
-            let created = self.finish_create(call, &specs, || self).and_then(|created| {
-                let next = waves.get(nth + 1).map(|wave| self.begin_wave(files, wave));
+            let created = self.client.finish_create(call, &specs, || self.client);
+            let created = created.and_then(|created| {
+                let next = waves.get(nth + 1).map(|wave| self.begin_create(wave));
                 creating = next.transpose()?;
                 Ok(created)
             });
-            let copied = created.and_then(|created| {
-                let mut copied = (Vec::new(), Vec::new());
-                for (place, writer) in wave.clone().zip(created) {
-                    let filled = writer.and_then(|mut writer: FileWriter<'_>| {
-                        writer.set_of_many(is_of_many);
-                        writer.write_all_at(0, files[place].1)?;
-                        Ok(writer)
-                    });
-                    answers.push(filled.map_or_else(
-                        |error| Some(Err(error)),
-                        |writer| {
-                            copied.0.push(place);
-                            copied.1.push(writer);
-                            None
-                        },
-                    ));
+            let (mut places, mut writers) = (Vec::new(), Vec::new());
+            let copied = created.map(|created| {
+                for (&place, writer) in wave.places.iter().zip(created) {
+                    self.fill(place, writer, is_of_many, (&mut places, &mut writers));
                 }
-                Ok(copied)
             });
             // That one was asked for, whatever came of this one.
-            let before = committing.take().map_or(Ok(()), |wave| self.finish_wave(wave, answers));
-            let (places, mut writers) = copied?;
-            before?;
-            if !writers.is_empty() {
-                let call = Writer::begin_commit_all(self, &mut writers)?;
-                committing = Some(CommittingWave { places, writers, call });
-            }
+            let before = self.finish(committing.take());
+            copied.and(before)?;
+            committing = self.begin_commit(places, writers, wave.kind)?;
         }
-        committing.map_or(Ok(()), |last| self.finish_wave(last, answers))
+        self.finish(committing)?;
+        self.put_lost_spares(&spared_places);
+        Ok(())
     }
 
-    fn begin_wave(
-        &self,
-        files: &[(CreateSpec, &[u8])],
-        wave: &Range<usize>,
-    ) -> Result<(Vec<CreateSpec>, BegunCall<'_>), Error> {
-        let specs: Vec<_> = files[wave.clone()].iter().map(|(spec, _)| spec.clone()).collect();
-        let call = self.begin(Request::Create(specs.clone()))?;
+    /// Writers in frames that were handed out ahead, for the first files.
+    fn take_spares(&self, most: usize) -> Result<Vec<(usize, FileWriter<'c>)>, Error> {
+        let mut spared = Vec::new();
+        for (place, (spec, _)) in self.files.iter().enumerate().take(most) {
+            if let Some(writer) = self.client.writer_of_spare(spec)? {
+                spared.push((place, writer));
+            }
+        }
+        Ok(spared)
+    }
+
+    /// Which other files go together: as many as one message takes, and fewer where the owner can
+    /// be at work meanwhile.
+    fn waves(&self, spared: &[usize], most: usize, is_remote: bool) -> Vec<Wave> {
+        let places: Vec<usize> =
+            (0..self.files.len()).filter(|place| spared.binary_search(place).is_err()).collect();
+        let mut waves = Vec::new();
+        let mut rest = &places[..];
+        while !rest.is_empty() {
+            let lens_bytes = rest.iter().map(|&place| encoded_bytes(&self.files[place].0));
+            let (wave, others) = rest.split_at(nr_fitting(lens_bytes).min(most));
+            let is_last = others.is_empty() && is_remote;
+            let kind = if is_last { WaveKind::Put } else { WaveKind::Created };
+            waves.push(Wave { places: wave.to_vec(), kind });
+            rest = others;
+        }
+        waves
+    }
+
+    fn begin_create(&self, wave: &Wave) -> Result<(Vec<CreateSpec>, BegunCall<'c>), Error> {
+        let specs: Vec<_> = wave.places.iter().map(|&place| self.files[place].0.clone()).collect();
+        let call = self.client.begin(Request::Create(specs.clone()))?;
         Ok((specs, call))
     }
 
-    fn finish_wave(
+    /// Copies a file into its frames, and adds it to what is to be committed.
+    fn fill(
+        &mut self,
+        place: usize,
+        writer: Result<FileWriter<'c>, Error>,
+        is_of_many: bool,
+        (places, writers): (&mut Vec<usize>, &mut Vec<FileWriter<'c>>),
+    ) {
+        let filled = writer.and_then(|mut writer| {
+            writer.set_of_many(is_of_many);
+            writer.write_all_at(0, self.files[place].1)?;
+            Ok(writer)
+        });
+        match filled {
+            Err(error) => self.answers[place] = Some(Err(error)),
+            Ok(writer) => {
+                places.push(place);
+                writers.push(writer);
+            }
+        }
+    }
+
+    /// Begins to commit what was copied; `None` if that is nothing.
+    fn begin_commit(
         &self,
-        wave: CommittingWave<'_>,
-        answers: &mut [Option<Result<(), Error>>],
-    ) -> Result<(), Error> {
-        let CommittingWave { places, mut writers, call } = wave;
-        let committed = self.finish_commit(call)?;
+        places: Vec<usize>,
+        mut writers: Vec<FileWriter<'c>>,
+        kind: WaveKind,
+    ) -> Result<Option<CommittingWave<'c>>, Error> {
+        if writers.is_empty() {
+            return Ok(None);
+        }
+        let commits = Writer::complete_all(self.client, &mut writers)?;
+        let call = match kind {
+            WaveKind::Created => WaveCall::Commit(self.client.begin_commit(commits)?),
+            WaveKind::Put => {
+                let specs = places.iter().map(|&place| self.files[place].0.clone());
+                WaveCall::Put(self.client.begin_puts(commits.into_iter().zip(specs).collect())?)
+            }
+        };
+        Ok(Some(CommittingWave { places, writers, call }))
+    }
+
+    fn finish(&mut self, wave: Option<CommittingWave<'c>>) -> Result<(), Error> {
+        let Some(CommittingWave { places, mut writers, call }) = wave else { return Ok(()) };
+        let committed = match call {
+            WaveCall::Commit(call) => self.client.finish_commit(call)?,
+            WaveCall::Put(call) => self.client.finish_puts(call)?,
+        };
         for (place, answer) in places.into_iter().zip(Writer::finish_all(&mut writers, committed)) {
-            answers[place] = Some(answer);
+            self.answers[place] = Some(answer);
         }
         Ok(())
     }
 
-    /// Which files go together: as many as one message takes, and fewer where the owner can be at
-    /// work meanwhile.
-    fn waves(&self, files: &[(CreateSpec, &[u8])], is_of_many: bool) -> Vec<Range<usize>> {
-        let is_remote = matches!(self.inner.link, Link::Remote(_));
-        let most = match is_of_many && is_remote {
-            true => files.len().div_ceil(NR_WAVES).clamp(MIN_WAVE, MAX_BATCH),
-            false => MAX_BATCH,
-        };
-        let mut waves = Vec::new();
-        let mut start = 0;
-        while start < files.len() {
-            let lens_bytes = files[start..].iter().map(|(spec, _)| encoded_bytes(spec));
-            let end = start + nr_fitting(lens_bytes).min(most);
-            waves.push(start..end);
-            start = end;
+    /// Puts what was copied into spares that an owner did not know any more, which went meanwhile.
+    fn put_lost_spares(&mut self, spared: &[usize]) {
+        for &place in spared {
+            if matches!(&self.answers[place], Some(Err(Error::Refused(Refusal::NoDraft { .. })))) {
+                let (spec, contents) = &self.files[place];
+                self.answers[place] = Some(self.client.put(spec.clone(), contents));
+            }
         }
-        waves
     }
 }

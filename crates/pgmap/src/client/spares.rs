@@ -2,9 +2,10 @@
 //!
 //! A put from another process than the owner's asks for frames, copies and commits: two calls. Who
 //! puts a second file of a size asks, with that commit, for frames for a third, and then each put
-//! is one call. A spare is held by nobody until its writer pins it, so the owner can take it back
-//! whenever somebody needs the room; the pin fails then, before anything is written, and frames are
-//! asked for as without it. See docs/adr/0099-spares.md.
+//! is one call. A batch asks for frames for the first files of the next one. A spare is held by
+//! nobody until its writer pins it, so the owner can take it back whenever somebody needs the room;
+//! the pin fails then, before anything is written, and frames are asked for as without it. See
+//! docs/adr/0099-spares.md.
 
 use std::collections::VecDeque;
 use std::sync::PoisonError;
@@ -13,20 +14,23 @@ use pgmap_mm::index::Lookup;
 use pgmap_mm::pin::ClientSide;
 use pgmap_os::sync::{Mutex, MutexGuard};
 
-use crate::client::link::{Failed, Link};
+use crate::client::link::{BegunCall, Failed, Link};
 use crate::client::writer::{FileWriter, Writer};
 use crate::client::{Client, lost_draft, one, unexpected};
 use crate::error::Error;
 use crate::refusal::Refusal;
 use crate::wire::{
-    Committed, CreateSpec, Draft, FolioSize, MAX_SPARE_BYTES, MAX_SPARES, Placement, PutSpec,
-    Reply, Request,
+    CommitSpec, Committed, CreateSpec, Draft, FolioSize, MAX_SPARE_BYTES, MAX_SPARES, Placement,
+    PutAnswer, PutSpec, Reply, Request,
 };
+
+/// Of so many kinds of files a client has spares at most.
+const MAX_KINDS: usize = 8;
 
 /// The spares of a client.
 #[derive(Debug, Default)]
 pub(crate) struct Spares {
-    /// What was put lately, the latest last; at most [`MAX_SPARES`] kinds.
+    /// What was put lately, the latest last; at most [`MAX_KINDS`].
     kinds: Mutex<VecDeque<SpareKind>>,
 }
 
@@ -57,9 +61,9 @@ impl Spares {
         kinds.iter_mut().find(|kind| kind.is_of(spec))?.spares.pop()
     }
 
-    /// Takes note of a put. Returns whether to ask for a spare, and the spares that are given up
-    /// for it.
-    fn note_put(&self, spec: &CreateSpec) -> (bool, Vec<u64>) {
+    /// Takes note of a put, in a message that asks for `nr_asked` spares already. Returns whether
+    /// to ask for one more, and the spares that are given up for it.
+    fn note_put(&self, spec: &CreateSpec, nr_asked: usize) -> (bool, Vec<u64>) {
         if spec.len_bytes == 0 || spec.len_bytes > MAX_SPARE_BYTES {
             return (false, Vec::new());
         }
@@ -68,15 +72,15 @@ impl Spares {
         let known = place.and_then(|place| kinds.remove(place));
         let is_known = known.is_some();
         let mut given_up = Vec::new();
-        if kinds.len() >= MAX_SPARES {
+        if kinds.len() >= MAX_KINDS {
             given_up.extend(kinds.pop_front().into_iter().flat_map(|kind| kind.spares));
         }
         let nr_own = known.as_ref().map_or(0, |kind| kind.spares.len());
         let nr_others: usize = kinds.iter().map(|kind| kind.spares.len()).sum();
-        if is_known && nr_own + nr_others >= MAX_SPARES {
+        if is_known && nr_own + nr_others + nr_asked >= MAX_SPARES {
             given_up.extend(kinds.iter_mut().find_map(|kind| kind.spares.pop()));
         }
-        let has_room = nr_own < MAX_SPARES;
+        let has_room = nr_own + nr_asked < MAX_SPARES;
         kinds.push_back(known.unwrap_or_else(|| SpareKind {
             len_bytes: spec.len_bytes,
             folio_size: spec.folio_size,
@@ -148,7 +152,7 @@ impl Client {
         }
     }
 
-    fn create_to_put(&self, spec: CreateSpec) -> Result<FileWriter<'_>, Error> {
+    pub(super) fn create_to_put(&self, spec: CreateSpec) -> Result<FileWriter<'_>, Error> {
         // In the owner's process a call is cheaper than what saves it.
         let named = matches!(self.inner.link, Link::Remote(_)).then(|| spec.clone());
         let writer = one(self.create_batch(vec![spec])?)??;
@@ -160,7 +164,10 @@ impl Client {
 
     /// A writer in frames that were handed out ahead; `None` if there are none, or the name is
     /// taken: the owner says so.
-    fn writer_of_spare(&self, spec: &CreateSpec) -> Result<Option<FileWriter<'_>>, Error> {
+    pub(super) fn writer_of_spare(
+        &self,
+        spec: &CreateSpec,
+    ) -> Result<Option<FileWriter<'_>>, Error> {
         let inner = &self.inner;
         if inner.pinner.side().is_forked() {
             return Err(Error::Forked);
@@ -182,27 +189,70 @@ impl Client {
         spec: CreateSpec,
         checksum: Option<u32>,
     ) -> Result<Committed, Error> {
-        let (wants_spare, given_up) = self.inner.spares.note_put(&spec);
+        let begun = self.begin_puts(vec![(CommitSpec { id, checksum }, spec)])?;
+        Ok(one(self.finish_puts(begun)?)??)
+    }
+
+    /// Asks for drafts to be committed as the files that are said, and for spares like them,
+    /// without waiting for the answer.
+    pub(super) fn begin_puts(
+        &self,
+        files: Vec<(CommitSpec, CreateSpec)>,
+    ) -> Result<BegunPuts<'_>, Error> {
+        let (mut nr_asked, mut given_up) = (0, Vec::new());
+        let puts = files.iter().map(|(commit, spec)| {
+            let (wants_spare, unkept) = self.inner.spares.note_put(spec, nr_asked);
+            nr_asked += usize::from(wants_spare);
+            given_up.extend(unkept);
+            let CommitSpec { id, checksum } = *commit;
+            let CreateSpec { name, replace, rules, metadata, .. } = spec.clone();
+            PutSpec { id, name, replace, rules, metadata, checksum, wants_spare }
+        });
+        let request = Request::Put(puts.collect());
         if !given_up.is_empty() {
             self.abort_ids(given_up);
         }
-        let CreateSpec { name, replace, rules, metadata, .. } = spec.clone();
-        let put = PutSpec { id, name, replace, rules, metadata, checksum, wants_spare };
-        let request = Request::Put(put);
-        let call = request.name();
-        match self.try_call(request, self.deadline()) {
-            Ok(Reply::Put(committed, spare)) => {
-                let unkept = spare.and_then(|spare| self.inner.spares.keep(&spec, spare));
-                unkept.into_iter().for_each(|spare| self.abort_ids(vec![spare.id]));
+        Ok(BegunPuts { files, call: self.begin(request)? })
+    }
+
+    /// Waits for the answer to [`begin_puts`](Self::begin_puts).
+    pub(super) fn finish_puts(
+        &self,
+        begun: BegunPuts<'_>,
+    ) -> Result<Vec<Result<Committed, Refusal>>, Error> {
+        let BegunPuts { files, call } = begun;
+        let name = call.name();
+        match self.finish(call) {
+            Ok(Reply::Put(answers)) if answers.len() == files.len() => {
+                let mut unkept = Vec::new();
+                let keep = |(answer, (_, spec)): (PutAnswer, &(CommitSpec, CreateSpec))| {
+                    let spare = answer.spare.and_then(|spare| self.inner.spares.keep(spec, spare));
+                    unkept.extend(spare.map(|spare| spare.id));
+                    answer.committed
+                };
+                let committed = answers.into_iter().zip(&files).map(keep).collect();
+                if !unkept.is_empty() {
+                    self.abort_ids(unkept);
+                }
                 Ok(committed)
             }
             Ok(reply) => Err(unexpected(&reply)),
             Err(Failed { error: Error::OwnerGone { why }, may_be_done }) => {
-                Err(lost_draft(id, &why, may_be_done, call).into())
+                let lost = |(commit, _): (CommitSpec, _)| {
+                    Err(lost_draft(commit.id, &why, may_be_done, name))
+                };
+                Ok(files.into_iter().map(lost).collect())
             }
             Err(failed) => Err(failed.error),
         }
     }
+}
+
+/// Puts that were asked for, and not answered yet.
+#[derive(Debug)]
+pub(super) struct BegunPuts<'c> {
+    files: Vec<(CommitSpec, CreateSpec)>,
+    call: BegunCall<'c>,
 }
 
 #[cfg(test)]
@@ -221,34 +271,46 @@ mod tests {
     #[test]
     fn the_second_put_of_a_size_asks_for_a_spare_and_the_third_has_it() {
         let spares = Spares::default();
-        assert_eq!(spares.note_put(&spec(5)), (false, vec![]));
-        assert_eq!(spares.note_put(&spec(6)), (false, vec![]));
-        assert_eq!(spares.note_put(&spec(5)), (true, vec![]));
+        assert_eq!(spares.note_put(&spec(5), 0), (false, vec![]));
+        assert_eq!(spares.note_put(&spec(6), 0), (false, vec![]));
+        assert_eq!(spares.note_put(&spec(5), 0), (true, vec![]));
         assert!(spares.keep(&spec(5), spare(1)).is_none());
         assert!(spares.take(&spec(6)).is_none());
         assert_eq!(spares.take(&spec(5)).map(|spare| spare.id), Some(1));
         assert!(spares.take(&spec(5)).is_none());
         for len_bytes in [0, MAX_SPARE_BYTES + 1] {
-            spares.note_put(&spec(len_bytes));
-            assert!(!spares.note_put(&spec(len_bytes)).0, "{len_bytes}");
+            spares.note_put(&spec(len_bytes), 0);
+            assert!(!spares.note_put(&spec(len_bytes), 0).0, "{len_bytes}");
         }
+    }
+
+    #[test]
+    fn a_message_asks_for_no_more_spares_than_there_is_a_place_for() {
+        let spares = Spares::default();
+        spares.note_put(&spec(5), 0);
+        let asks = |nr_asked| spares.note_put(&spec(5), nr_asked).0;
+        assert!((0..MAX_SPARES).all(asks) && !asks(MAX_SPARES));
+        assert!(spares.keep(&spec(5), spare(1)).is_none());
+        assert!(asks(MAX_SPARES - 2) && !asks(MAX_SPARES - 1));
     }
 
     #[test]
     fn there_are_so_many_spares_at_most_and_those_of_the_size_not_put_for_longest_go() {
         let spares = Spares::default();
-        for len_bytes in 1..=MAX_SPARES as u64 {
-            spares.note_put(&spec(len_bytes));
-            assert_eq!(spares.note_put(&spec(len_bytes)), (true, vec![]));
-            assert!(spares.keep(&spec(len_bytes), spare(len_bytes)).is_none());
+        for len_bytes in 1..=MAX_KINDS as u64 {
+            spares.note_put(&spec(len_bytes), 0);
+            for id in [len_bytes, 10 * len_bytes] {
+                assert_eq!(spares.note_put(&spec(len_bytes), 0), (true, vec![]));
+                assert!(spares.keep(&spec(len_bytes), spare(id)).is_none());
+            }
         }
-        // Another of a size that has one: that of the oldest size goes for it.
-        assert_eq!(spares.note_put(&spec(2)), (true, vec![1]));
-        assert!(spares.keep(&spec(2), spare(20)).is_none());
-        assert_eq!(spares.keep(&spec(2), spare(21)).map(|spare| spare.id), Some(21));
+        // Another of a size that has some: one of the oldest size goes for it.
+        assert_eq!(spares.note_put(&spec(2), 0), (true, vec![10]));
+        assert!(spares.keep(&spec(2), spare(21)).is_none());
+        assert_eq!(spares.keep(&spec(2), spare(22)).map(|spare| spare.id), Some(22));
         // A new size has the place of the oldest one.
-        assert_eq!(spares.note_put(&spec(100)), (false, vec![]));
-        assert_eq!(spares.note_put(&spec(101)), (false, vec![3]));
+        assert_eq!(spares.note_put(&spec(100), 0), (false, vec![1]));
+        assert_eq!(spares.note_put(&spec(101), 0), (false, vec![3, 30]));
         assert_eq!(spares.keep(&spec(3), spare(30)).map(|spare| spare.id), Some(30));
     }
 }

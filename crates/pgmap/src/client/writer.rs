@@ -12,7 +12,7 @@ use pgmap_mm::pin::{Pin, PinParts};
 use pgmap_os::{MemoryFile, MemoryKind};
 
 use crate::client::batch::in_pieces;
-use crate::client::{BegunCommit, Client, lanes};
+use crate::client::{Client, lanes};
 use crate::error::Error;
 use crate::metadata::{CHECKSUM_STEP_BYTES, Checksum};
 use crate::refusal::Refusal;
@@ -331,17 +331,17 @@ impl<C: Borrow<Client>> Writer<C> {
         )
     }
 
-    /// Begins to commit writers that one message has room for, as
-    /// [`commit_all`](Self::commit_all) does; [`finish_all`](Self::finish_all) takes the answers.
-    pub(super) fn begin_commit_all<'l>(
-        client: &'l Client,
+    /// Ends the writing of writers that one message has room for: what is asked of their commits.
+    pub(super) fn complete_all(
+        client: &Client,
         writers: &mut [Self],
-    ) -> Result<BegunCommit<'l>, Error> {
+    ) -> Result<Vec<CommitSpec>, Error> {
         writers.iter_mut().try_for_each(Self::complete)?;
         Self::flush_all(client, writers)?;
-        client.begin_commit(writers.iter().map(Self::commit_spec).collect::<Result<_, _>>()?)
+        writers.iter().map(Self::commit_spec).collect()
     }
 
+    /// Takes the answers to their commits.
     pub(super) fn finish_all(
         writers: &mut [Self],
         answers: Vec<Result<Committed, Refusal>>,

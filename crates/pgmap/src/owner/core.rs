@@ -175,7 +175,7 @@ impl Core {
         match request {
             Request::Create(specs) => self.create(client, specs).unwrap_or_else(refused),
             Request::Commit(ids) => answer(self.commit(client, &ids)),
-            Request::Put(spec) => answer(self.put(client, spec)),
+            Request::Put(specs) => answer(self.put(client, specs)),
             Request::Abort(ids) => answer(self.abort(client, &ids)),
             Request::Unlink(names) => answer(self.unlink(&names)),
             Request::UnlinkUnlessHeld(names) => answer(self.unlink_unless_held(&names)),

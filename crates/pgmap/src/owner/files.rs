@@ -77,8 +77,9 @@ impl Core {
         client: ClientId,
         spec: CreateSpec,
         need: Need,
+        room: &mut BatchRoom,
     ) -> Option<Draft> {
-        let (draft, lacking) = self.create_one(client, spec, need, &mut BatchRoom::new()).ok()?;
+        let (draft, lacking) = self.create_one(client, spec, need, room).ok()?;
         if lacking.is_empty() {
             return Some(draft);
         }

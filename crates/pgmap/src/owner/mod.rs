@@ -6,6 +6,7 @@ pub(crate) mod backing;
 pub(crate) mod backing_changes;
 pub(crate) mod backings;
 mod batch_room;
+mod burst;
 pub(crate) mod client_table;
 pub mod clients;
 pub(crate) mod closing;

@@ -19,6 +19,7 @@ use pgmap_os::{
 };
 
 use crate::error::Error;
+use crate::owner::burst::Burst;
 use crate::owner::clients::ClientIdentity;
 use crate::owner::core::Ticket;
 use crate::owner::handle::Shared;
@@ -83,6 +84,7 @@ impl Complaint {
 pub(crate) struct Service {
     shared: Arc<Shared>,
     poller: Poller,
+    burst: Burst,
     listener: Option<Listener>,
     /// Until when newcomers are not looked at.
     listener_paused_ms: Option<u64>,
@@ -121,6 +123,7 @@ impl Service {
         Ok(Self {
             shared,
             poller,
+            burst: Burst::default(),
             listener: None,
             listener_paused_ms: None,
             spare: None,
@@ -143,7 +146,8 @@ impl Service {
         let _stop = StopAtEnd(Arc::clone(&self.shared));
         let mut ready = Vec::new();
         while !self.shared.is_stopping() {
-            if let Err(error) = self.poller.wait(self.timeout(), &mut ready) {
+            let timeout = self.timeout();
+            if let Err(error) = self.burst.wait(&self.poller, timeout, &mut ready) {
                 tracing::error!(%error, "the owner's loop cannot wait: the owner stops");
                 return;
             }
@@ -413,6 +417,7 @@ impl Service {
             Err(TransferError::WouldBlock) => return,
             Err(error) => return self.close(number, &error.to_string()),
         };
+        self.burst.note_message();
         let message = &self.buffer[..received.len];
         let connection = &link.connection;
         let has_room = link.awaited.len() < MAX_AWAITED;

@@ -17,14 +17,17 @@ use pgmap_mm::index::FileId;
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::runs::SortedRuns;
 
+use crate::owner::batch_room::BatchRoom;
 use crate::owner::core::Core;
 use crate::owner::file_book::DraftRecord;
+use crate::owner::files::checked_batch;
 use crate::owner::populate::STEP_PAGES;
 use crate::owner::quotas::QuotaEvictions;
 use crate::refusal::Refusal;
-use crate::wire::{CommitSpec, CreateSpec, Draft, MAX_SPARES, PutSpec, Reply};
+use crate::wire::{CommitSpec, CreateSpec, Draft, MAX_SPARES, PutAnswer, PutSpec, Reply};
 
-/// A spare for which files are evicted has at most one in so many of the pool's frames.
+/// Spares for which files are evicted have at most one in so many of the pool's frames, all of a
+/// client's together if they are alike.
 const EVICTING_SHARE: u64 = 64;
 
 /// Who is to make room for frames that are handed out.
@@ -39,20 +42,37 @@ pub(crate) enum Need {
 }
 
 impl Core {
-    /// Gives a draft its name and commits it, and hands out a spare like it if that is asked for
-    /// and there is room.
-    pub(crate) fn put(&mut self, client: ClientId, spec: PutSpec) -> Result<Reply, Refusal> {
-        let (id, wants_spare) = (spec.id, spec.wants_spare);
-        let commit = CommitSpec { id, checksum: spec.checksum };
-        let next = self.name_draft(client, spec)?;
-        let committed = match self.commit(client, &[commit])? {
-            Reply::Committed(mut results) => {
-                results.pop().unwrap_or_else(|| Err(Refusal::NoDraft { id, why: String::new() }))?
-            }
-            other => return Ok(other),
+    /// Gives drafts their names and commits them, and hands out spares like them where they are
+    /// asked for and there is room.
+    pub(crate) fn put(&mut self, client: ClientId, specs: Vec<PutSpec>) -> Result<Reply, Refusal> {
+        checked_batch(specs.len())?;
+        let mut commits = Vec::with_capacity(specs.len());
+        let named: Vec<_> = specs
+            .into_iter()
+            .map(|spec| {
+                let commit = CommitSpec { id: spec.id, checksum: spec.checksum };
+                let wants_spare = spec.wants_spare;
+                let next = self.name_draft(client, spec)?;
+                commits.push(commit);
+                Ok(wants_spare.then_some(next))
+            })
+            .collect();
+        let Reply::Committed(results) = self.commit(client, &commits)? else {
+            return Err(Refusal::Internal { why: "commits without an answer".into() });
         };
-        let spare = if wants_spare { self.spare_like(client, next) } else { None };
-        Ok(Reply::Put(committed, spare))
+        let (mut results, mut room) = (results.into_iter(), BatchRoom::new());
+        let answers = named.into_iter().map(|named: Result<Option<CreateSpec>, Refusal>| {
+            let next = match named {
+                Ok(next) => next,
+                Err(refusal) => return PutAnswer { committed: Err(refusal), spare: None },
+            };
+            let gone = || Err(Refusal::Internal { why: "a commit without an answer".into() });
+            let committed = results.next().unwrap_or_else(gone);
+            let next = next.filter(|_| committed.is_ok());
+            let spare = next.and_then(|next| self.spare_like(client, next, &mut room));
+            PutAnswer { committed, spare }
+        });
+        Ok(Reply::Put(answers.collect()))
     }
 
     /// Has a draft of `client` be what a put says, if quotas have room for it as for a file that is
@@ -85,14 +105,20 @@ impl Core {
     }
 
     /// Reserves a spare; `None` if there is no room for it, or its client has enough of them.
-    fn spare_like(&mut self, client: ClientId, spec: CreateSpec) -> Option<Draft> {
+    fn spare_like(
+        &mut self,
+        client: ClientId,
+        spec: CreateSpec,
+        room: &mut BatchRoom,
+    ) -> Option<Draft> {
         let pages = self.frames.pages_for(spec.len_bytes, spec.folio_size.sizing())?;
-        let has_enough = self.files.nr_spares_of(client) >= MAX_SPARES;
-        if pages == 0 || pages > STEP_PAGES || has_enough {
+        let nr_spares = self.files.nr_spares_of(client);
+        if pages == 0 || pages > STEP_PAGES || nr_spares >= MAX_SPARES {
             return None;
         }
-        let evicts = pages <= self.all_pages() / EVICTING_SHARE;
-        self.create_spare(client, spec, if evicts { Need::Spare } else { Need::IdleSpare })
+        let evicts = pages * (nr_spares as u64 + 1) <= self.all_pages() / EVICTING_SHARE;
+        let need = if evicts { Need::Spare } else { Need::IdleSpare };
+        self.create_spare(client, spec, need, room)
     }
 
     /// Whether the frames of spares are so many as is said.

@@ -165,3 +165,12 @@ pub struct Committed {
     /// The life words of its extents now.
     pub life: Vec<u64>,
 }
+
+/// What became of a put.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PutAnswer {
+    /// The file, or why there is none.
+    pub committed: Result<Committed, Refusal>,
+    /// Frames for another file of its size, if they were asked for and there is room.
+    pub spare: Option<Draft>,
+}

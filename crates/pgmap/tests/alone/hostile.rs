@@ -376,7 +376,7 @@ fn numbers_at_their_limits_are_refused_with_a_reason() {
     }
     for request in [
         Request::Commit(vec![CommitSpec::new(1); 10_000]),
-        Request::Put(put_spec(1)),
+        Request::Put(vec![put_spec(1); 1000]),
         Request::Abort(vec![1; 10_000]),
         Request::Locate(u64::MAX),
     ] {
@@ -398,10 +398,13 @@ fn anothers_drafts_are_nobodys() {
         panic!()
     };
     assert!(matches!(done[0], Err(Refusal::NoDraft { .. })));
-    let Reply::Refused(refusal) = mine.ask(Request::Put(put_spec(id))) else {
-        panic!("another client's draft was put")
+    let Reply::Put(done) = mine.ask(Request::Put(vec![put_spec(id), put_spec(id)])) else {
+        panic!()
     };
-    assert!(matches!(refusal, Refusal::NoDraft { .. }), "{refusal}");
+    for put in done {
+        assert!(matches!(put.committed, Err(Refusal::NoDraft { .. })), "another client's was put");
+        assert!(put.spare.is_none());
+    }
     assert!(matches!(mine.ask(Request::Abort(vec![id])), Reply::Done));
     assert_eq!(victim.owner.info().reserved_bytes, 8192, "it is still there");
     let Reply::Committed(done) = theirs.ask(Request::Commit(vec![CommitSpec::new(id)])) else {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgmap_mm::drain::ClientId;
-use pgmap_os::{Connection, Doorbell, ParentFd};
+use pgmap_os::{Connection, Doorbell, ParentFd, thread};
 
 use crate::client::link::{Answer, Failed, Link, PendingCall, Remote};
 use crate::deadline::{Deadline, millis};
@@ -69,6 +69,8 @@ impl Link {
             Self::Remote(remote) => {
                 // What could not be sent is known as such when the call is finished.
                 let call = remote.start(&request, Deadline::after(Duration::ZERO)).ok();
+                // The kernel has the owner run on this processor, as if this thread would sleep.
+                thread::yield_now();
                 call.map(|call| SentAhead { remote, call: Some(call) })
             }
         };

@@ -6,7 +6,7 @@ use std::time::Duration;
 use pgmap_mm::drain::ClientId;
 use pgmap_os::clock::Instant;
 use pgmap_os::poll::wait_for;
-use pgmap_os::{Connection, Doorbell, Interest, OsError, ParentFd, TransferError};
+use pgmap_os::{Connection, Doorbell, Interest, OsError, ParentFd, TransferError, thread};
 
 use super::Link;
 use crate::error::Error;
@@ -32,6 +32,9 @@ pub(super) fn wait_for_reply(connection: &Connection, left: Duration) -> Result<
             if is_there(Duration::ZERO)?[0] {
                 return Ok(());
             }
+            // The owner may wait for this processor: who sends a message is expected to fall
+            // asleep, so the kernel has the receiver run where the sender did.
+            thread::yield_now();
         }
     }
     is_there(left).map(drop)
