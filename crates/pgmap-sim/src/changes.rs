@@ -389,14 +389,19 @@ pub fn put_away(
 }
 
 pub fn write(writer: &mut FileWriter<'_>, number: u64, len: u64) -> Result<(), Error> {
+    for (at, piece) in bytes_of(number, len).chunks(PIECE).enumerate() {
+        writer.write_all_at((at * PIECE) as u64, piece)?;
+    }
+    Ok(())
+}
+
+/// Contents `number`.
+pub fn bytes_of(number: u64, len: u64) -> Vec<u8> {
     let mut bytes = vec![0; len as usize];
     for (page, bytes) in bytes.chunks_mut(PAGE as usize).enumerate() {
         fill(bytes, number, page as u64);
     }
-    for (at, piece) in bytes.chunks(PIECE).enumerate() {
-        writer.write_all_at((at * PIECE) as u64, piece)?;
-    }
-    Ok(())
+    bytes
 }
 
 /// Pages of the pool that a writer was given.

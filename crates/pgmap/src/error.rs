@@ -106,7 +106,9 @@ impl Error {
     }
 
     /// The same error once more, for another item of a batch whose call failed.
-    pub(crate) fn again(&self) -> Self {
+    #[doc(hidden)]
+    #[must_use]
+    pub fn again(&self) -> Self {
         match self {
             Self::Refused(refusal) => Self::Refused(refusal.clone()),
             Self::OwnerGone { why } => Self::OwnerGone { why: why.clone() },

@@ -21,8 +21,12 @@ use crate::wire::{CreateSpec, MAX_BATCH, Request};
 
 /// So many waves, if the files are enough.
 const NR_WAVES: usize = 4;
-/// Files of a wave at the least, so that a call costs little beside what it does.
-const MIN_WAVE: usize = 8;
+/// Files of a wave at the least, so that a call costs little beside what it does. In a simulation
+/// batches are small, and calls cost nothing.
+const MIN_WAVE: usize = if cfg!(feature = "sim") { 1 } else { 8 };
+
+/// What is told of each writer before it writes: for simulations, which want to know its frames.
+pub type Seen<'s> = dyn Fn(usize, &mut FileWriter<'_>) + 's;
 
 /// Files that are copied one after the other, by their places in the batch.
 struct Wave {
@@ -76,7 +80,20 @@ impl Client {
     /// ```
     pub fn put_batch(
         &self,
+        files: Vec<(CreateSpec, &[u8])>,
+    ) -> Result<Vec<Result<(), Error>>, Error> {
+        self.put_batch_seen(files, &|_, _| {})
+    }
+
+    /// As [`put_batch`](Self::put_batch), and tells of each writer.
+    ///
+    /// # Errors
+    /// The same.
+    #[doc(hidden)]
+    pub fn put_batch_seen(
+        &self,
         mut files: Vec<(CreateSpec, &[u8])>,
+        seen: &Seen<'_>,
     ) -> Result<Vec<Result<(), Error>>, Error> {
         if files.len() == 1
             && let Some((spec, contents)) = files.pop()
@@ -87,7 +104,7 @@ impl Client {
                 matches!(put, Ok(()) | Err(Error::Refused(_) | Error::OutOfRange { .. }));
             return if is_answered { Ok(vec![put]) } else { put.map(|()| Vec::new()) };
         }
-        let mut batch = PutBatch { client: self, files: &files, answers: Vec::new() };
+        let mut batch = PutBatch { client: self, files: &files, seen, answers: Vec::new() };
         batch.answers.resize_with(files.len(), || None);
         let ended = batch.put();
         let mut answers = batch.answers;
@@ -108,6 +125,7 @@ impl Client {
 struct PutBatch<'c, 'f> {
     client: &'c Client,
     files: &'f [(CreateSpec, &'f [u8])],
+    seen: &'f Seen<'f>,
     /// `None` of those that are not answered yet.
     answers: Vec<Option<Result<(), Error>>>,
 }
@@ -117,7 +135,8 @@ impl<'c> PutBatch<'c, '_> {
         let all_bytes: u64 = self.files.iter().map(|(_, contents)| contents.len() as u64).sum();
         let is_of_many = all_bytes >= STREAM_BYTES;
         let is_remote = matches!(self.client.inner.link, Link::Remote(_));
-        let most = match is_of_many && is_remote {
+        let splits = is_remote && (is_of_many || cfg!(feature = "sim"));
+        let most = match splits {
             true => self.files.len().div_ceil(NR_WAVES).clamp(MIN_WAVE, MAX_BATCH),
             false => MAX_BATCH,
         };
@@ -202,6 +221,7 @@ impl<'c> PutBatch<'c, '_> {
     ) {
         let filled = writer.and_then(|mut writer| {
             writer.set_of_many(is_of_many);
+            (self.seen)(place, &mut writer);
             writer.write_all_at(0, self.files[place].1)?;
             Ok(writer)
         });

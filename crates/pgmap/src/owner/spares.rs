@@ -60,7 +60,10 @@ impl Core {
         let Reply::Committed(results) = self.commit(client, &commits)? else {
             return Err(Refusal::Internal { why: "commits without an answer".into() });
         };
-        let (mut results, mut room) = (results.into_iter(), BatchRoom::new());
+        let nexts = named.iter().flatten().flatten();
+        let wanted_pages = self.evicting_pages(client, nexts);
+        let mut results = results.into_iter();
+        let mut room = BatchRoom { wanted_pages, ..BatchRoom::new() };
         let answers = named.into_iter().map(|named: Result<Option<CreateSpec>, Refusal>| {
             let next = match named {
                 Ok(next) => next,
@@ -104,6 +107,24 @@ impl Core {
         Ok(next)
     }
 
+    /// The frames of spares for which files may be evicted, so that one eviction serves all of them.
+    fn evicting_pages<'s>(
+        &self,
+        client: ClientId,
+        specs: impl Iterator<Item = &'s CreateSpec>,
+    ) -> u64 {
+        let nr_spares = self.files.nr_spares_of(client);
+        let pages = specs.zip(nr_spares..MAX_SPARES).map_while(|(spec, nr_before)| {
+            let pages = self.frames.pages_for(spec.len_bytes, spec.folio_size.sizing())?;
+            self.may_evict_for_spare(pages, nr_before).then_some(pages)
+        });
+        pages.sum()
+    }
+
+    fn may_evict_for_spare(&self, pages: u64, nr_before: usize) -> bool {
+        pages * (nr_before as u64 + 1) <= self.all_pages() / EVICTING_SHARE
+    }
+
     /// Reserves a spare; `None` if there is no room for it, or its client has enough of them.
     fn spare_like(
         &mut self,
@@ -116,7 +137,7 @@ impl Core {
         if pages == 0 || pages > STEP_PAGES || nr_spares >= MAX_SPARES {
             return None;
         }
-        let evicts = pages * (nr_spares as u64 + 1) <= self.all_pages() / EVICTING_SHARE;
+        let evicts = self.may_evict_for_spare(pages, nr_spares);
         let need = if evicts { Need::Spare } else { Need::IdleSpare };
         self.create_spare(client, spec, need, room)
     }
