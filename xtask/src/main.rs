@@ -45,7 +45,8 @@ Verbs:
   guest  run pgmap inside real kernels under QEMU; `cargo xtask guest --help` says more
   outside
          run LMCache's own tests on pgmap's adapter; skipped unless PGMAP_OUTSIDE_PYTHON names an
-         interpreter that has lmcache, pytest and pgmap, and PGMAP_OUTSIDE_LMCACHE LMCache's sources
+         interpreter that has lmcache, pytest and pgmap, and PGMAP_OUTSIDE_LMCACHE LMCache's sources;
+         ours with SGLang's own controller run in PGMAP_OUTSIDE_SGLANG_PYTHON, if another has sglang
   help   print this text
 
 Environment:

@@ -148,8 +148,10 @@ pub(super) unsafe fn copy_flushed(
     target: *mut u8,
     len: usize,
 ) -> Result<(), Fault> {
-    // SAFETY: the caller's promises are those of the copy; its ends lie in the target.
-    unsafe { copy_past_caches(source, target, len, |end, len| flush(end, len)) }
+    // SAFETY: the ends lie in the target, which is the caller's to write.
+    let flush_end = |end: *const u8, len: usize| unsafe { flush(end, len) };
+    // SAFETY: the caller's promises are those of the copy.
+    unsafe { copy_past_caches(source, target, len, flush_end) }
 }
 
 /// As [`super::copy`]; what was written is not in the caches, but for the ends that are not whole

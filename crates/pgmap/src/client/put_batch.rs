@@ -25,7 +25,7 @@ const NR_WAVES: usize = 4;
 /// batches are small, and calls cost nothing.
 const MIN_WAVE: usize = if cfg!(feature = "sim") { 1 } else { 8 };
 
-/// What is told of each writer before it writes: for simulations, which want to know its frames.
+/// Is shown each writer before it writes: for simulations, which check its frames.
 pub type Seen<'s> = dyn Fn(usize, &mut FileWriter<'_>) + 's;
 
 /// Files that are copied one after the other, by their places in the batch.
@@ -85,7 +85,7 @@ impl Client {
         self.put_batch_seen(files, &|_, _| {})
     }
 
-    /// As [`put_batch`](Self::put_batch), and tells of each writer.
+    /// As [`put_batch`](Self::put_batch), and shows each writer.
     ///
     /// # Errors
     /// The same.

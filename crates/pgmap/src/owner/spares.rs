@@ -107,7 +107,7 @@ impl Core {
         Ok(next)
     }
 
-    /// The frames of spares for which files may be evicted, so that one eviction serves all of them.
+    /// The frames of spares for which files may be evicted: one eviction serves all of them.
     fn evicting_pages<'s>(
         &self,
         client: ClientId,
