@@ -1,6 +1,7 @@
 //! Pins and writers that have their client, and gets that never call.
 
 use crate::support;
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use pgmap::{
@@ -52,6 +53,36 @@ fn an_owned_pin_holds_its_bytes_when_client_and_owner_are_gone() {
     let pinned = observer.get_owned("b").unwrap();
     drop((observer, owner));
     assert_eq!(pinned.to_vec().unwrap(), b"after");
+}
+
+/// Pins of several lanes keep the client by counts of their own, and so do those that were taken
+/// through a pin's client.
+#[test]
+fn a_client_ends_with_its_last_owned_pin_whichever_thread_took_it() {
+    const NR_THREADS: usize = 40;
+    let owner = owner();
+    let client = owner.client().unwrap();
+    put(&client, "a", b"bytes");
+    let gate = Barrier::new(NR_THREADS);
+    let mut pins: Vec<OwnedPin> = std::thread::scope(|scope| {
+        let take = || {
+            let pin = client.get_owned("a").unwrap();
+            // All live at once, so each has a lane of its own.
+            gate.wait();
+            pin
+        };
+        let threads: Vec<_> = (0..NR_THREADS).map(|_| scope.spawn(take)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    drop(client);
+    let of_a_pin = pins[0].client().clone();
+    pins.push(of_a_pin.get_owned("a").unwrap());
+    drop(of_a_pin);
+    while let Some(pin) = pins.pop() {
+        assert_eq!(owner.info().nr_clients, 1, "{} pins and this one keep it", pins.len());
+        assert_eq!(pin.to_vec().unwrap(), b"bytes");
+    }
+    assert_eq!(owner.info().nr_clients, 0);
 }
 
 #[test]
