@@ -149,3 +149,34 @@ impl Remote {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::client::Client;
+    use crate::wire::{CreateSpec, FolioSize};
+    use crate::{Owner, Pool, PoolOptions};
+
+    #[test]
+    fn what_a_call_brings_that_was_begun_and_given_up_comes_back() {
+        let place = tempfile::tempdir().unwrap();
+        let owner = Owner::start(Pool::create(&PoolOptions::anonymous(4 << 20)).unwrap()).unwrap();
+        owner.serve(place.path().join("s")).unwrap();
+        let client = Client::connect(place.path().join("s")).unwrap();
+        for is_answered in [false, true] {
+            let spec = CreateSpec::named("a", 4096, FolioSize::BestFit).unwrap();
+            let begun = client.begin(Request::Create(vec![spec])).unwrap();
+            if is_answered {
+                // Answers come in order, and whoever waits for one reads all.
+                assert_eq!(client.pool_stat().unwrap().reserved_bytes, 4096);
+            }
+            drop(begun);
+            let until = Instant::now() + Duration::from_secs(30);
+            while client.pool_stat().unwrap().reserved_bytes != 0 {
+                assert!(Instant::now() < until, "what was reserved is not given back");
+            }
+        }
+    }
+}
