@@ -103,7 +103,10 @@ fn run_lmcache(root: &Path, folder: &Path, python: &OsStr, lmcache: &Path) -> io
         let mut tests = pytest(python, folder);
         if *suite == CONFORMANCE {
             tests.args(["-p", "pgmap_conformance", "-k", LEFT_OUT]);
-            tests.env("PYTHONPATH", root.join(PLUGINS));
+            // pgmap may be on it too.
+            let path = env::var_os("PYTHONPATH").unwrap_or_default();
+            let folders = std::iter::once(root.join(PLUGINS)).chain(env::split_paths(&path));
+            tests.env("PYTHONPATH", env::join_paths(folders).map_err(io::Error::other)?);
         }
         is_good &= tests.arg(suite).status()?.success();
     }
