@@ -110,7 +110,7 @@ class PoolFiles:
         return self._by_page(self._pool.exists_many(self.names(keys)))
 
     def put(self, keys: list[str], ranges: list[tuple[int, int]]) -> list[bool]:
-        """Stores memory as pages: for each whether it is there now, whoever stored it."""
+        """Stores memory as pages: for each whether it is there now."""
         if self._is_empty:
             return [True] * len(keys)
         raised = self._pool.put_many(self.names(keys), ranges, evictable=1)

@@ -20,6 +20,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("lmcache.v1.distributed.storage_manager")
 
+from engine_process import EngineProcess  # noqa: E402
 from lmcache.v1.distributed.api import (  # noqa: E402
     GroupedObjectKeys,
     MemoryLayoutDesc,
@@ -161,43 +162,22 @@ def load_after_that(place, counts):
     storage.close()
 
 
-class Engine:
-    def __init__(self, kind, place, me, seed, counts):
-        self.counts, self.stop = counts, context.Event()
-        arguments = (kind, place, me, seed, counts, self.stop)
-        self.process = context.Process(target=engine, args=arguments)
-        self.process.start()
-
-    def kill_while(self, state, delay):
-        """Kills it a moment after it began such work; whether it was still at that."""
-        end = time.monotonic() + 30
-        while self.counts[STATE] != state and time.monotonic() < end:
-            time.sleep(0.0002)
-        time.sleep(delay)
-        self.process.kill()
-        self.process.join()
-        return self.counts[STATE] == state
-
-    def end(self):
-        self.stop.set()
-        self.process.join(30)
-        code = self.process.exitcode
-        self.process.kill()
-        assert code == 0, f"the engine ended with {code}"
+def started(*arguments, counts):
+    return EngineProcess(context, engine, arguments, counts, bound=30)
 
 
 def run(kind, place, seed, killed=lambda: None):
     """Two engines for a while; kills of the one by what it did, and the counts of both."""
     choose = random.Random(seed)
     both = [context.RawArray("q", NR_COUNTS) for _ in range(2)]
-    steady = Engine(kind, place, 1, seed, both[0])
+    steady = started(kind, place, 1, seed, counts=both[0])
     kills = {STORING: 0, LOADING: 0}
     while not both[0][STORED]:
         time.sleep(0.01)
         assert steady.process.is_alive()
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
-        victim = Engine(kind, place, 2, choose.getrandbits(32), both[1])
+        victim = started(kind, place, 2, choose.getrandbits(32), counts=both[1])
         state = min(kills, key=kills.get)
         kills[state] += victim.kill_while(state, choose.uniform(0, 0.004))
         both[1][STATE] = IDLE

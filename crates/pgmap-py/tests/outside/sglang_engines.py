@@ -19,6 +19,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("sglang.srt.mem_cache.hybrid_cache.hybrid_cache_controller")
 
+from engine_process import EngineProcess  # noqa: E402
 from sglang.srt.mem_cache.utils import get_storage_hash_str  # noqa: E402
 from sglang_controller import PAGE, PAGES, Engine, fill, nr_wrong, tokens_of  # noqa: E402
 
@@ -102,29 +103,8 @@ def engine_process(socket, me, seed, counts, stop):
     engine.close()
 
 
-class EngineProcess:
-    def __init__(self, socket, me, seed, counts):
-        self.counts, self.stop = counts, context.Event()
-        arguments = (socket, me, seed, counts, self.stop)
-        self.process = context.Process(target=engine_process, args=arguments)
-        self.process.start()
-
-    def kill_while(self, state, delay):
-        """Kills it a moment after it began such work; whether it was still at that."""
-        end = time.monotonic() + 60
-        while self.counts[STATE] != state and time.monotonic() < end:
-            time.sleep(0.0002)
-        time.sleep(delay)
-        self.process.kill()
-        self.process.join()
-        return self.counts[STATE] == state
-
-    def end(self):
-        self.stop.set()
-        self.process.join(60)
-        code = self.process.exitcode
-        self.process.kill()
-        assert code == 0, f"the engine ended with {code}"
+def started(*arguments, counts):
+    return EngineProcess(context, engine_process, arguments, counts, bound=60)
 
 
 class Owner:
@@ -251,13 +231,13 @@ def test_two_engines_share_a_pool_while_one_is_killed(owner):
     seed = random.getrandbits(32)
     choose, waits, kills = random.Random(seed), [], {STORING: 0, FETCHING: 0}
     both = [context.RawArray("q", NR_COUNTS) for _ in range(2)]
-    steady = EngineProcess(owner.socket, 1, seed, both[0])
+    steady = started(owner.socket, 1, seed, counts=both[0])
     while not both[0][STORED]:
         time.sleep(0.01)
         assert steady.process.is_alive()
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
-        victim = EngineProcess(owner.socket, 2, choose.getrandbits(32), both[1])
+        victim = started(owner.socket, 2, choose.getrandbits(32), counts=both[1])
         state = min(kills, key=kills.get)
         kills[state] += victim.kill_while(state, choose.uniform(0, 0.03))
         both[1][STATE] = IDLE

@@ -558,18 +558,24 @@ impl Client {
     pub(crate) fn begin_commit(&self, specs: Vec<CommitSpec>) -> Result<BegunCommit<'_>, Error> {
         debug_assert!(specs.len() <= MAX_BATCH);
         let ids = specs.iter().map(|spec| spec.id).collect();
-        Ok(BegunCommit { ids, call: self.begin(Request::Commit(specs))? })
+        Ok(BegunCommit { ids, named: Vec::new(), call: self.begin(Request::Commit(specs))? })
     }
 
-    /// Waits for the answer to [`begin_commit`](Self::begin_commit).
+    /// Waits for the answer to [`begin_commit`](Self::begin_commit) or
+    /// [`begin_puts`](Self::begin_puts).
     pub(crate) fn finish_commit(
         &self,
         begun: BegunCommit<'_>,
     ) -> Result<Vec<Result<Committed, Refusal>>, Error> {
-        let BegunCommit { ids, call } = begun;
+        let BegunCommit { ids, named, call } = begun;
         let name = call.name();
         match self.finish(call) {
-            Ok(Reply::Committed(results)) if results.len() == ids.len() => Ok(results),
+            Ok(Reply::Committed(results)) if named.is_empty() && results.len() == ids.len() => {
+                Ok(results)
+            }
+            Ok(Reply::Put(answers)) if !named.is_empty() && answers.len() == ids.len() => {
+                Ok(self.keep_spares(&named, answers))
+            }
             Ok(reply) => Err(unexpected(&reply)),
             Err(Failed { error: Error::OwnerGone { why }, may_be_done }) => {
                 let lost = |id| Err(lost_draft(id, &why, may_be_done, name));
@@ -600,6 +606,8 @@ impl Client {
 #[derive(Debug)]
 pub(crate) struct BegunCommit<'c> {
     ids: Vec<u64>,
+    /// What they are named only now; none for a plain commit.
+    named: Vec<CreateSpec>,
     call: BegunCall<'c>,
 }
 

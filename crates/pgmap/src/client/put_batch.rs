@@ -12,7 +12,6 @@
 
 use crate::client::batch::{encoded_bytes, nr_fitting};
 use crate::client::link::{BegunCall, Link};
-use crate::client::spares::BegunPuts;
 use crate::client::writer::{FileWriter, STREAM_BYTES, Writer};
 use crate::client::{BegunCommit, Client};
 use crate::error::Error;
@@ -28,32 +27,12 @@ const MIN_WAVE: usize = if cfg!(feature = "sim") { 1 } else { 8 };
 /// Is shown each writer before it writes: for simulations, which check its frames.
 pub type Seen<'s> = dyn Fn(usize, &mut FileWriter<'_>) + 's;
 
-/// Files that are copied one after the other, by their places in the batch.
-struct Wave {
-    places: Vec<usize>,
-    /// How its frames are committed.
-    kind: WaveKind,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum WaveKind {
-    /// As what they were created for.
-    Created,
-    /// As what is said then, with spares for the next batch.
-    Put,
-}
-
 /// A wave that was copied, and whose commit was asked for.
 struct CommittingWave<'c> {
     /// Of the files that are committed.
     places: Vec<usize>,
     writers: Vec<FileWriter<'c>>,
-    call: WaveCall<'c>,
-}
-
-enum WaveCall<'c> {
-    Commit(BegunCommit<'c>),
-    Put(BegunPuts<'c>),
+    call: BegunCommit<'c>,
 }
 
 impl Client {
@@ -142,7 +121,7 @@ impl<'c> PutBatch<'c, '_> {
         };
         let spared = if is_remote { self.take_spares(most)? } else { Vec::new() };
         let spared_places: Vec<usize> = spared.iter().map(|(place, _)| *place).collect();
-        let waves = self.waves(&spared_places, most, is_remote);
+        let waves = self.waves(&spared_places, most);
         let mut creating = waves.first().map(|wave| self.begin_create(wave)).transpose()?;
         let mut committing = None;
         if !spared.is_empty() {
@@ -150,7 +129,7 @@ impl<'c> PutBatch<'c, '_> {
             for (place, writer) in spared {
                 self.fill(place, Ok(writer), is_of_many, (&mut places, &mut writers));
             }
-            committing = self.begin_commit(places, writers, WaveKind::Put)?;
+            committing = self.begin_commit(places, writers, true)?;
         }
         for (nth, wave) in waves.iter().enumerate() {
             let Some((specs, call)) = creating.take() else { break };
@@ -162,14 +141,15 @@ impl<'c> PutBatch<'c, '_> {
             });
             let (mut places, mut writers) = (Vec::new(), Vec::new());
             let copied = created.map(|created| {
-                for (&place, writer) in wave.places.iter().zip(created) {
+                for (&place, writer) in wave.iter().zip(created) {
                     self.fill(place, writer, is_of_many, (&mut places, &mut writers));
                 }
             });
             // That one was asked for, whatever came of this one.
             let before = self.finish(committing.take());
             copied.and(before)?;
-            committing = self.begin_commit(places, writers, wave.kind)?;
+            let asks_for_spares = is_remote && nth + 1 == waves.len();
+            committing = self.begin_commit(places, writers, asks_for_spares)?;
         }
         self.finish(committing)?;
         self.put_lost_spares(&spared_places);
@@ -189,7 +169,7 @@ impl<'c> PutBatch<'c, '_> {
 
     /// Which other files go together: as many as one message takes, and fewer where the owner can
     /// be at work meanwhile.
-    fn waves(&self, spared: &[usize], most: usize, is_remote: bool) -> Vec<Wave> {
+    fn waves(&self, spared: &[usize], most: usize) -> Vec<Vec<usize>> {
         let places: Vec<usize> =
             (0..self.files.len()).filter(|place| spared.binary_search(place).is_err()).collect();
         let mut waves = Vec::new();
@@ -197,18 +177,20 @@ impl<'c> PutBatch<'c, '_> {
         while !rest.is_empty() {
             let lens_bytes = rest.iter().map(|&place| encoded_bytes(&self.files[place].0));
             let (wave, others) = rest.split_at(nr_fitting(lens_bytes).min(most));
-            let is_last = others.is_empty() && is_remote;
-            let kind = if is_last { WaveKind::Put } else { WaveKind::Created };
-            waves.push(Wave { places: wave.to_vec(), kind });
+            waves.push(wave.to_vec());
             rest = others;
         }
         waves
     }
 
-    fn begin_create(&self, wave: &Wave) -> Result<(Vec<CreateSpec>, BegunCall<'c>), Error> {
-        let specs: Vec<_> = wave.places.iter().map(|&place| self.files[place].0.clone()).collect();
+    fn begin_create(&self, wave: &[usize]) -> Result<(Vec<CreateSpec>, BegunCall<'c>), Error> {
+        let specs = self.specs(wave);
         let call = self.client.begin(Request::Create(specs.clone()))?;
         Ok((specs, call))
+    }
+
+    fn specs(&self, places: &[usize]) -> Vec<CreateSpec> {
+        places.iter().map(|&place| self.files[place].0.clone()).collect()
     }
 
     /// Copies a file into its frames, and adds it to what is to be committed.
@@ -234,33 +216,28 @@ impl<'c> PutBatch<'c, '_> {
         }
     }
 
-    /// Begins to commit what was copied; `None` if that is nothing.
+    /// Begins to commit what was copied, named only now if it lies in spares or is to bring some;
+    /// `None` if that is nothing.
     fn begin_commit(
         &self,
         places: Vec<usize>,
         mut writers: Vec<FileWriter<'c>>,
-        kind: WaveKind,
+        is_put: bool,
     ) -> Result<Option<CommittingWave<'c>>, Error> {
         if writers.is_empty() {
             return Ok(None);
         }
         let commits = Writer::complete_all(self.client, &mut writers)?;
-        let call = match kind {
-            WaveKind::Created => WaveCall::Commit(self.client.begin_commit(commits)?),
-            WaveKind::Put => {
-                let specs = places.iter().map(|&place| self.files[place].0.clone());
-                WaveCall::Put(self.client.begin_puts(commits.into_iter().zip(specs).collect())?)
-            }
+        let call = match is_put {
+            true => self.client.begin_puts(commits, self.specs(&places))?,
+            false => self.client.begin_commit(commits)?,
         };
         Ok(Some(CommittingWave { places, writers, call }))
     }
 
     fn finish(&mut self, wave: Option<CommittingWave<'c>>) -> Result<(), Error> {
         let Some(CommittingWave { places, mut writers, call }) = wave else { return Ok(()) };
-        let committed = match call {
-            WaveCall::Commit(call) => self.client.finish_commit(call)?,
-            WaveCall::Put(call) => self.client.finish_puts(call)?,
-        };
+        let committed = self.client.finish_commit(call)?;
         for (place, answer) in places.into_iter().zip(Writer::finish_all(&mut writers, committed)) {
             self.answers[place] = Some(answer);
         }

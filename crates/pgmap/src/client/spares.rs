@@ -14,14 +14,14 @@ use pgmap_mm::index::Lookup;
 use pgmap_mm::pin::ClientSide;
 use pgmap_os::sync::{Mutex, MutexGuard};
 
-use crate::client::link::{BegunCall, Failed, Link};
+use crate::client::link::Link;
 use crate::client::writer::{FileWriter, Writer};
-use crate::client::{Client, lost_draft, one, unexpected};
+use crate::client::{BegunCommit, Client, one};
 use crate::error::Error;
 use crate::refusal::Refusal;
 use crate::wire::{
     CommitSpec, Committed, CreateSpec, Draft, FolioSize, MAX_SPARE_BYTES, MAX_SPARES, Placement,
-    PutAnswer, PutSpec, Reply, Request,
+    PutAnswer, PutSpec, Request,
 };
 
 /// Of so many kinds of files a client has spares at most.
@@ -189,18 +189,19 @@ impl Client {
         spec: CreateSpec,
         checksum: Option<u32>,
     ) -> Result<Committed, Error> {
-        let begun = self.begin_puts(vec![(CommitSpec { id, checksum }, spec)])?;
-        Ok(one(self.finish_puts(begun)?)??)
+        let begun = self.begin_puts(vec![CommitSpec { id, checksum }], vec![spec])?;
+        Ok(one(self.finish_commit(begun)?)??)
     }
 
     /// Asks for drafts to be committed as the files that are said, and for spares like them,
     /// without waiting for the answer.
     pub(super) fn begin_puts(
         &self,
-        files: Vec<(CommitSpec, CreateSpec)>,
-    ) -> Result<BegunPuts<'_>, Error> {
+        commits: Vec<CommitSpec>,
+        named: Vec<CreateSpec>,
+    ) -> Result<BegunCommit<'_>, Error> {
         let (mut nr_asked, mut given_up) = (0, Vec::new());
-        let puts = files.iter().map(|(commit, spec)| {
+        let puts = commits.iter().zip(&named).map(|(commit, spec)| {
             let (wants_spare, unkept) = self.inner.spares.note_put(spec, nr_asked);
             nr_asked += usize::from(wants_spare);
             given_up.extend(unkept);
@@ -212,47 +213,28 @@ impl Client {
         if !given_up.is_empty() {
             self.abort_ids(given_up);
         }
-        Ok(BegunPuts { files, call: self.begin(request)? })
+        let ids = commits.iter().map(|commit| commit.id).collect();
+        Ok(BegunCommit { ids, named, call: self.begin(request)? })
     }
 
-    /// Waits for the answer to [`begin_puts`](Self::begin_puts).
-    pub(super) fn finish_puts(
+    /// Keeps the spares that answers bring, and gives back those that there is no place for.
+    pub(super) fn keep_spares(
         &self,
-        begun: BegunPuts<'_>,
-    ) -> Result<Vec<Result<Committed, Refusal>>, Error> {
-        let BegunPuts { files, call } = begun;
-        let name = call.name();
-        match self.finish(call) {
-            Ok(Reply::Put(answers)) if answers.len() == files.len() => {
-                let mut unkept = Vec::new();
-                let keep = |(answer, (_, spec)): (PutAnswer, &(CommitSpec, CreateSpec))| {
-                    let spare = answer.spare.and_then(|spare| self.inner.spares.keep(spec, spare));
-                    unkept.extend(spare.map(|spare| spare.id));
-                    answer.committed
-                };
-                let committed = answers.into_iter().zip(&files).map(keep).collect();
-                if !unkept.is_empty() {
-                    self.abort_ids(unkept);
-                }
-                Ok(committed)
-            }
-            Ok(reply) => Err(unexpected(&reply)),
-            Err(Failed { error: Error::OwnerGone { why }, may_be_done }) => {
-                let lost = |(commit, _): (CommitSpec, _)| {
-                    Err(lost_draft(commit.id, &why, may_be_done, name))
-                };
-                Ok(files.into_iter().map(lost).collect())
-            }
-            Err(failed) => Err(failed.error),
+        named: &[CreateSpec],
+        answers: Vec<PutAnswer>,
+    ) -> Vec<Result<Committed, Refusal>> {
+        let mut unkept = Vec::new();
+        let keep = |(answer, spec): (PutAnswer, &CreateSpec)| {
+            let spare = answer.spare.and_then(|spare| self.inner.spares.keep(spec, spare));
+            unkept.extend(spare.map(|spare| spare.id));
+            answer.committed
+        };
+        let committed = answers.into_iter().zip(named).map(keep).collect();
+        if !unkept.is_empty() {
+            self.abort_ids(unkept);
         }
+        committed
     }
-}
-
-/// Puts that were asked for, and not answered yet.
-#[derive(Debug)]
-pub(super) struct BegunPuts<'c> {
-    files: Vec<(CommitSpec, CreateSpec)>,
-    call: BegunCall<'c>,
 }
 
 #[cfg(test)]

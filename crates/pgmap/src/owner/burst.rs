@@ -12,7 +12,7 @@ use pgmap_os::{OsError, Poller, Ready, thread};
 
 /// Messages that come so soon after each other are one burst.
 const BURST_GAP: Duration = Duration::from_micros(250);
-/// How long the next one of a burst is looked for. Whoever else wants the processor gets it.
+/// How long the next one of a burst is looked for. Other threads that want the processor get it.
 const BUSY_POLL: Duration = Duration::from_micros(250);
 
 /// The burst that goes on, if there is one.

@@ -169,7 +169,7 @@ mod tests {
             let spec = CreateSpec::named("a", 4096, FolioSize::BestFit).unwrap();
             let begun = client.begin(Request::Create(vec![spec])).unwrap();
             if is_answered {
-                // Answers come in order, and whoever waits for one reads all.
+                // Answers come in order, and a thread that waits for one reads those before.
                 assert_eq!(client.pool_stat().unwrap().reserved_bytes, 4096);
             }
             drop(begun);
