@@ -44,6 +44,10 @@ impl Medium {
         (self.first..self.first + self.nr_pages).contains(&frame)
     }
 
+    fn is_of(&self, path: &Path, frames: (u64, u64)) -> bool {
+        self.path == path && (self.first, self.nr_pages) == frames
+    }
+
     /// Whether it lies where it was found.
     fn is_there(&self) -> bool {
         std::fs::metadata(&self.path).is_ok_and(|found| found.ino() == self.inode)
@@ -87,10 +91,13 @@ impl Media {
     }
 
     pub fn know(&mut self, medium: Medium) {
-        let is_same = |own: &Rc<Medium>| (own.inode, own.first) == (medium.inode, medium.first);
-        if !self.known.iter().any(is_same) {
-            self.known.push(Rc::new(medium));
-        }
+        // Frames of a backing that was removed may be another's by now, and its file still there:
+        // power was lost before it was unlinked.
+        let end = medium.first + medium.nr_pages;
+        let is_apart =
+            |own: &Rc<Medium>| own.first + own.nr_pages <= medium.first || end <= own.first;
+        self.known.retain(is_apart);
+        self.known.push(Rc::new(medium));
     }
 
     pub fn is_empty(&self) -> bool {
@@ -269,7 +276,8 @@ impl Episode {
     fn learn_media(&self, infos: &[BackingInfo]) {
         for info in infos.iter().filter(|info| info.id != 0 && info.missing.is_none()) {
             let frames = (info.first_pfn, info.size_bytes / PAGE);
-            if self.media.borrow().of(info.first_pfn).is_some() {
+            let is_known = |medium: Rc<Medium>| medium.is_of(Path::new(&info.path), frames);
+            if self.media.borrow().of(info.first_pfn).is_some_and(is_known) {
                 continue;
             }
             let medium = Medium::open(Path::new(&info.path), frames, info.offset_bytes);
