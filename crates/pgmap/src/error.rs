@@ -117,6 +117,7 @@ impl Error {
                 Self::TimedOut { call, waited_ms, owner_pid }
             }
             Self::Forked => Self::Forked,
+            Self::Pin(error) => Self::Pin(*error),
             // What a call can meet besides: a failure of the connection.
             other => {
                 let source = std::io::Error::from_raw_os_error(other.errno());

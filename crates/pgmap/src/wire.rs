@@ -31,7 +31,7 @@ use crate::name::FileName;
 use crate::refusal::{ClientHold, Refusal};
 
 /// Spoken by both sides; a difference is an error at once.
-pub const VERSION: u32 = 11;
+pub const VERSION: u32 = 12;
 /// Longest message.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 /// Most items of one batch.
@@ -407,6 +407,14 @@ pub enum Request {
     SetWaterMarks(WaterMarks),
     /// Describe the quotas and the water marks.
     Quotas,
+    /// Do what an owner was asked that is gone, and may have done it: but only to the files that
+    /// had the names when it was asked first. It answers as if there were no others.
+    Again {
+        /// What was asked, encoded: a message that holds itself cannot be decoded without end.
+        request: Vec<u8>,
+        /// For each name whose file it changes, that file's number.
+        seen: Vec<Option<u64>>,
+    },
 }
 
 /// An unsolicited event, from an owner to a client. Its number is [`EVENT_NUMBER`].

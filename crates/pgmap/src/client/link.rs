@@ -24,8 +24,9 @@ use pgmap_mm::drain::ClientId;
 use pgmap_os::clock::Instant;
 use pgmap_os::poll::wait_for;
 use pgmap_os::sync::{Condvar, Mutex, MutexGuard};
-use pgmap_os::{Connection, Doorbell, Interest, OsError, ParentFd, TransferError};
+use pgmap_os::{Connection, Doorbell, Interest, OsError, TransferError};
 
+use crate::client::Inner;
 use crate::client::link::greeting::{connect, greet};
 use crate::client::link::replies::{ReceivedReply, receive, wait_for_reply};
 use crate::client::local::{Handed, LocalOwner, MAX_EVENTS};
@@ -250,13 +251,7 @@ impl Link {
     }
 
     /// Reconnects to a restarted owner, if it is there by now, after the old one was lost.
-    pub(super) fn reconnect_now(
-        &self,
-        client: ClientId,
-        resume: impl Fn(Doorbell),
-        ledger: &ParentFd,
-        limit: Duration,
-    ) -> Result<(), Error> {
+    pub(super) fn reconnect_now(&self, caller: &Inner, limit: Duration) -> Result<(), Error> {
         let remote = match self {
             Self::Remote(remote) => remote,
             Self::Embedded(shared) => return shared.check_running(),
@@ -268,27 +263,21 @@ impl Link {
         let generation = state.generation;
         drop(state);
         let deadline = Deadline::after(limit);
-        let found = remote.reconnect(client, generation, ledger, Duration::ZERO, deadline)?;
-        found.into_iter().for_each(resume);
+        let found = remote.reconnect(caller, generation, Duration::ZERO, deadline)?;
+        found.into_iter().for_each(|doorbell| caller.resume(doorbell));
         Ok(())
     }
 
-    /// Asks the owner, and waits up to `limit` for its answer. `resume` is called when the client
-    /// reconnects to a restarted owner.
+    /// Asks the owner for `caller`, and waits up to `limit` for its answer.
     pub(super) fn call(
         &self,
-        client: ClientId,
+        caller: &Inner,
         request: Request,
         limit: Duration,
-        resume: impl Fn(Doorbell),
-        ledger: &ParentFd,
     ) -> Result<Reply, Failed> {
         match self {
-            Self::Embedded(shared) => Ok(shared.call(client, request, limit)?),
-            Self::Remote(remote) => {
-                let answer = remote.call_resuming(client, &request, None, limit, resume, ledger)?;
-                Ok(answer.0)
-            }
+            Self::Embedded(shared) => Ok(shared.call(caller.id, request, limit)?),
+            Self::Remote(remote) => Ok(remote.call_resuming(caller, request, None, limit)?.0),
         }
     }
 
@@ -385,18 +374,19 @@ impl Remote {
     }
 
     /// Calls; if the owner is gone, waits for its successor and calls again. What the old one had
-    /// reserved the successor does not know: a commit waits for nobody. A refusal then says that
-    /// the old one may have done it. `sent` is the first call if it was begun already.
+    /// reserved the successor does not know: a commit waits for nobody. If the old one may have
+    /// done it, the successor changes only the files that had the names when the call began, and a
+    /// refusal says that it may be done. `sent` is the first call if it was begun already.
     fn call_resuming(
         &self,
-        client: ClientId,
-        request: &Request,
+        caller: &Inner,
+        mut request: Request,
         mut sent: Option<SentCall>,
         limit: Duration,
-        resume: impl Fn(Doorbell),
-        ledger: &ParentFd,
     ) -> Result<Answer, Failed> {
         let mut may_be_done = false;
+        let mut seen = caller.files_changed_by(&request);
+        let name = request.name();
         let deadline = Deadline::after(limit);
         let wait = match request {
             Request::Commit(_) | Request::Put(_) => Duration::ZERO,
@@ -408,11 +398,11 @@ impl Remote {
             let generation = begun.as_ref().map(|sent| sent.generation);
             let generation = generation.unwrap_or_else(|| self.lock().generation);
             let answer = match begun {
-                Some(sent) => self.finish(sent, request.name(), limit, deadline),
-                None => self.call(request, limit, deadline),
+                Some(sent) => self.finish(sent, name, limit, deadline),
+                None => self.call(&request, name, limit, deadline),
             };
             let gone = match answer {
-                Ok((reply, fds)) if may_be_done => match reply.after_a_lost(request.name()) {
+                Ok((reply, fds)) if may_be_done => match reply.after_a_lost(name) {
                     Reply::Refused(refusal) => return Err(Error::from(refusal).into()),
                     reply => return Ok((reply, fds)),
                 },
@@ -425,17 +415,20 @@ impl Remote {
                 Err(Failed { error, .. }) => return Err(Failed { error, may_be_done }),
             };
             let left = until.saturating_duration_since(Instant::now());
-            match self.reconnect(client, generation, ledger, left, deadline) {
-                Ok(doorbell) => doorbell.into_iter().for_each(&resume),
+            match self.reconnect(caller, generation, left, deadline) {
+                Ok(doorbell) => doorbell.into_iter().for_each(|bell| caller.resume(bell)),
                 Err(Error::OwnerGone { .. }) => return Err(Failed { error: gone, may_be_done }),
                 // A successor that does not know this client.
                 Err(Error::Refused(refusal)) if may_be_done => {
-                    return Err(Error::from(refusal.after_a_lost(request.name())).into());
+                    return Err(Error::from(refusal.after_a_lost(name)).into());
                 }
                 Err(error) => return Err(Failed { error, may_be_done }),
             }
             if deadline.left().is_zero() || (left.is_zero() && wait != Duration::ZERO) {
                 return Err(Failed { error: gone, may_be_done });
+            }
+            if may_be_done && let Some(seen) = seen.take() {
+                request = Request::Again { request: wire::encode(&request)?, seen };
             }
         }
     }
@@ -443,11 +436,12 @@ impl Remote {
     fn call(
         &self,
         request: &Request,
+        name: &'static str,
         limit: Duration,
         deadline: Deadline,
     ) -> Result<Answer, Failed> {
         let sent = self.start(request, deadline)?;
-        self.finish(sent, request.name(), limit, deadline)
+        self.finish(sent, name, limit, deadline)
     }
 
     /// The connection of `generation` is lost; another thread may have made the next one already.
@@ -614,9 +608,8 @@ impl Remote {
     /// `deadline` for it to answer; `None` if another thread has done so.
     fn reconnect(
         &self,
-        client: ClientId,
+        caller: &Inner,
         lost: u64,
-        ledger: &ParentFd,
         wait: Duration,
         deadline: Deadline,
     ) -> Result<Option<Doorbell>, Error> {
@@ -636,7 +629,7 @@ impl Remote {
             }
             state.is_connecting = true;
             drop(state);
-            let resumed = self.resume_once(client, ledger, deadline);
+            let resumed = self.resume_once(caller, deadline);
             let mut state = self.lock();
             state.is_connecting = false;
             self.arrived.notify_all();
@@ -668,8 +661,7 @@ impl Remote {
 
     fn resume_once(
         &self,
-        client: ClientId,
-        ledger: &ParentFd,
+        caller: &Inner,
         deadline: Deadline,
     ) -> Result<(Connection, i32, Doorbell), Error> {
         let (connection, owner_pid) = connect(&self.path, self.trust, deadline)?;
@@ -677,11 +669,11 @@ impl Remote {
         let hello = Hello {
             version: VERSION,
             is_registered,
-            resume: Some(client.0),
+            resume: Some(caller.id.0),
             label: self.label.clone(),
             is_read_only: self.is_read_only,
         };
-        let (_, fds) = greet(&connection, owner_pid, &hello, &[ledger.as_fd()], deadline)?;
+        let (_, fds) = greet(&connection, owner_pid, &hello, &[caller.ledger.as_fd()], deadline)?;
         let doorbell = fds
             .into_iter()
             .nth(NR_HANDED - 2)

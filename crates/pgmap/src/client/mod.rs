@@ -32,7 +32,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use pgmap_mm::drain::ClientId;
-use pgmap_mm::index::{IndexLayout, IndexReader};
+use pgmap_mm::index::{IndexLayout, IndexReader, Lookup};
 use pgmap_mm::ledger::LedgerLayout;
 use pgmap_mm::level::{Level, PAGE_BYTES};
 use pgmap_mm::pin::{ClientSide, Pinner};
@@ -92,6 +92,16 @@ impl Inner {
     fn resume(&self, doorbell: pgmap_os::Doorbell) {
         let place = &self.pinner.side().doorbell;
         *place.lock().unwrap_or_else(PoisonError::into_inner) = doorbell;
+    }
+
+    /// The numbers of the files that have now the names whose files a request changes; `None` if
+    /// it names no file.
+    fn files_changed_by(&self, request: &Request) -> Option<Vec<Option<u64>>> {
+        let number = |name: &FileName| match self.index.lookup(name.as_bytes()) {
+            Lookup::Found(entry) => Some(entry.id.0),
+            Lookup::Absent | Lookup::Busy => None,
+        };
+        Some(request.changed_names()?.iter().map(number).collect())
     }
 }
 
@@ -338,7 +348,7 @@ impl Client {
         if inner.pinner.side().is_forked() {
             return Err(Error::Forked.into());
         }
-        inner.link.call(inner.id, request, limit, |bell| inner.resume(bell), &inner.ledger)
+        inner.link.call(inner, request, limit)
     }
 
     /// Begins a call, which [`finish`](Self::finish) ends.
@@ -354,8 +364,7 @@ impl Client {
         if inner.pinner.side().is_forked() {
             return Err(Error::Forked.into());
         }
-        let resume = |bell| inner.resume(bell);
-        inner.link.finish(inner.id, call, self.deadline(), resume, &inner.ledger)
+        inner.link.finish(inner, call, self.deadline())
     }
 
     /// As [`call_within`](Self::call_within), for answers that bring descriptors.
@@ -368,8 +377,7 @@ impl Client {
         if inner.pinner.side().is_forked() {
             return Err(Error::Forked);
         }
-        let resume = |bell| inner.resume(bell);
-        inner.link.call_for_fds(inner.id, request, limit, resume, &inner.ledger)
+        inner.link.call_for_fds(inner, request, limit)
     }
 
     /// Notifies the owner, without waiting for an answer.
@@ -383,7 +391,7 @@ impl Client {
     pub(crate) fn reconnect_now(&self) -> Result<(), Error> {
         let inner = &self.inner;
         let limit = self.deadline();
-        inner.link.reconnect_now(inner.id, |bell| inner.resume(bell), &inner.ledger, limit)
+        inner.link.reconnect_now(inner, limit)
     }
 
     /// How often the client reconnected, to ask [`check_owner`](Self::check_owner) later.

@@ -164,13 +164,8 @@ impl Core {
         let answer =
             |result: Result<Reply, Refusal>| Outcome::Answer(result.unwrap_or_else(Reply::Refused));
         let refused = |refusal| Outcome::Answer(Reply::Refused(refusal));
-        if request.needs_open_pool()
-            && let Err(refusal) = self.check_open()
-        {
+        if let Err(refusal) = self.check_allowed(client, &request) {
             return refused(refusal);
-        }
-        if !request.is_for_readers() && self.is_read_only(client) {
-            return refused(Refusal::ReadOnlyClient { call: request.name().into() });
         }
         match request {
             Request::Create(specs) => self.create(client, specs).unwrap_or_else(refused),
@@ -224,6 +219,7 @@ impl Core {
             | Request::SetWaterMarks(_)) => answer(self.operate(client, set)),
             Request::Quotas => Outcome::Answer(Reply::Quotas(self.quota_infos(), self.water.marks)),
             Request::CancelCut(name) => answer(self.cancel_cut(&name)),
+            Request::Again { request, seen } => self.handle_again(client, &request, &seen),
             // The connection knows which ticket that is.
             Request::Forget(_) => Outcome::Answer(Reply::Done),
             Request::Leave => {
@@ -231,6 +227,17 @@ impl Core {
                 Outcome::Answer(Reply::Done)
             }
         }
+    }
+
+    /// Refuses what this client, or the pool as it is now, does not allow.
+    fn check_allowed(&self, client: ClientId, request: &Request) -> Result<(), Refusal> {
+        if request.needs_open_pool() {
+            self.check_open()?;
+        }
+        if !request.is_for_readers() && self.is_read_only(client) {
+            return Err(Refusal::ReadOnlyClient { call: request.name().into() });
+        }
+        Ok(())
     }
 
     /// The answers that have become ready.

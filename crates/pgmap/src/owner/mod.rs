@@ -1,5 +1,6 @@
 //! The owner: the one who changes descriptors.
 
+mod again;
 #[cfg(feature = "sim")]
 mod audit;
 pub(crate) mod backing;

@@ -1,5 +1,6 @@
 //! What each request is like: a table with a row for each.
 
+use crate::name::FileName;
 use crate::wire::Request;
 
 /// A row: what messages call the request, and which of the following are true of it.
@@ -60,6 +61,7 @@ impl Request {
                 Row("drain of a part of the pool", MAY_WAIT | NEEDS_OPEN | CHANGES_POOL)
             }
             Self::UndoDrain { .. } => Row("undoing of a drain", NEEDS_OPEN | CHANGES_POOL),
+            Self::Again { .. } => Row("call made again", MAY_WAIT | NEEDS_OPEN | CHANGES_POOL),
             Self::ReleaseQuarantine(_) => Row("release from quarantine", 0),
         }
     }
@@ -86,6 +88,19 @@ impl Request {
     /// Whether an owner that did this has changed what anybody else can see.
     pub(crate) const fn changes_pool(&self) -> bool {
         self.is(CHANGES_POOL)
+    }
+
+    /// The names whose files it changes; `None` if it changes no file by its name.
+    pub(crate) fn changed_names(&self) -> Option<&[FileName]> {
+        match self {
+            Self::Unlink(names) | Self::UnlinkUnlessHeld(names) => Some(names),
+            Self::Rename { from: name, .. }
+            | Self::Truncate { name, .. }
+            | Self::Punch { name, .. }
+            | Self::ClearPoison { name, .. }
+            | Self::Reshape { name, .. } => Some(std::slice::from_ref(name)),
+            _ => None,
+        }
     }
 
     /// As messages call it.

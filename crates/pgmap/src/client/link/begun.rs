@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pgmap_mm::drain::ClientId;
-use pgmap_os::{Connection, Doorbell, ParentFd, thread};
+use pgmap_os::{Connection, thread};
 
+use crate::client::Inner;
 use crate::client::link::{Answer, Failed, Link, PendingCall, Remote};
 use crate::deadline::{Deadline, millis};
 use crate::error::Error;
@@ -80,18 +80,16 @@ impl Link {
     /// As [`call`](Self::call), of a call that was begun. `limit` counts from now on.
     pub(in crate::client) fn finish(
         &self,
-        client: ClientId,
+        caller: &Inner,
         begun: BegunCall<'_>,
         limit: Duration,
-        resume: impl Fn(Doorbell),
-        ledger: &ParentFd,
     ) -> Result<Reply, Failed> {
         let BegunCall { request, sent } = begun;
         match self {
-            Self::Embedded(shared) => Ok(shared.call(client, request, limit)?),
+            Self::Embedded(shared) => Ok(shared.call(caller.id, request, limit)?),
             Self::Remote(remote) => {
                 let sent = sent.and_then(|mut sent| sent.call.take_if(|call| call.is_sent));
-                Ok(remote.call_resuming(client, &request, sent, limit, resume, ledger)?.0)
+                Ok(remote.call_resuming(caller, request, sent, limit)?.0)
             }
         }
     }

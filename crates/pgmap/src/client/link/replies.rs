@@ -3,12 +3,12 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use pgmap_mm::drain::ClientId;
 use pgmap_os::clock::Instant;
 use pgmap_os::poll::wait_for;
-use pgmap_os::{Connection, Doorbell, Interest, OsError, ParentFd, TransferError, thread};
+use pgmap_os::{Connection, Interest, OsError, TransferError, thread};
 
 use super::Link;
+use crate::client::Inner;
 use crate::error::Error;
 use crate::wire::{self, MAX_MESSAGE_BYTES, Numbered, Reply, Request};
 
@@ -63,17 +63,15 @@ impl Link {
     /// As [`call`](Self::call), for requests whose answers bring descriptors.
     pub(in crate::client) fn call_for_fds(
         &self,
-        client: ClientId,
+        caller: &Inner,
         request: Request,
         limit: Duration,
-        resume: impl Fn(Doorbell),
-        ledger: &ParentFd,
     ) -> Result<(Reply, Vec<OwnedFd>), Error> {
         match self {
-            Self::Embedded(shared) => shared.call_for_fds(client, request),
-            Self::Remote(remote) => remote
-                .call_resuming(client, &request, None, limit, resume, ledger)
-                .map_err(|failed| failed.error),
+            Self::Embedded(shared) => shared.call_for_fds(caller.id, request),
+            Self::Remote(remote) => {
+                remote.call_resuming(caller, request, None, limit).map_err(|failed| failed.error)
+            }
         }
     }
 }
