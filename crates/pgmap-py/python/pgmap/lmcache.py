@@ -168,9 +168,7 @@ def _make_adapter() -> type:
             names = names_of(keys)
             pins = self._pool.get_many(names)
             self._locked.add(names, pins)
-            for at, pin in enumerate(pins):
-                if pin is not None:
-                    found.set(at)
+            found.batched_set([at for at, pin in enumerate(pins) if pin is not None])
             return self._finish(1, found)
 
         def query_lookup_and_lock_result(self, task_id: int) -> Any:
@@ -189,15 +187,13 @@ def _make_adapter() -> type:
                 lengths = self._pool.read_many(names, targets)
             except Exception:
                 lengths = [None] * len(keys)
-            used = []
             for at, length in enumerate(lengths):
                 if length is None:
-                    length = self._read_locked(names[at], targets[at])
-                if length == sizes[at]:
-                    loaded.set(at)
-                    used.append(keys[at])
-            if used:
-                self._notify_keys_accessed(used)
+                    lengths[at] = self._read_locked(names[at], targets[at])
+            done = [at for at, length in enumerate(lengths) if length == sizes[at]]
+            if done:
+                loaded.batched_set(done)
+                self._notify_keys_accessed([keys[at] for at in done])
             return self._finish(2, loaded)
 
         def _read_locked(self, name: str, target: Any) -> int | None:
