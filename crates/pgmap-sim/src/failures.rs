@@ -115,6 +115,6 @@ pub fn repair(episode: &Episode, client: &Client) -> Result<(), Error> {
     let result = client.repair_free();
     let now = episode.machine.steps();
     episode.failures.borrow_mut().end_repair(now, crate::verdict::is_answered(&result));
-    judge(episode, asked, Verb::Look, Some(DEADLINE_MS), &result);
+    judge(episode, asked, Verb::Repair, Some(DEADLINE_MS), &result);
     result
 }

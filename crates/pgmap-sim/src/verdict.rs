@@ -49,6 +49,8 @@ pub enum Verb<'a> {
     Fail,
     /// To have a failed page replaced.
     Heal(&'a str),
+    /// To have failed frames replaced that no file has.
+    Repair,
     /// To find and pin a file.
     Pin(&'a str),
     /// To pin it long-term.
@@ -346,10 +348,11 @@ impl Asked {
                 let is_alone = episode.books.borrow().is_alone_since(name, self.from);
                 episode.may_lose_backings() && !is_alone
             }
-            (Refusal::NoBacking { .. }, Verb::Pin(_) | Verb::Lease(_) | Verb::Heal(_)) => {
-                !episode.plan.backings.is_empty() && episode.may_lack_media()
-            }
-            (Refusal::Denied { errno: libc::EBUSY, .. }, Verb::Heal(_) | Verb::Look)
+            (
+                Refusal::NoBacking { .. },
+                Verb::Pin(_) | Verb::Lease(_) | Verb::Heal(_) | Verb::Repair,
+            ) => !episode.plan.backings.is_empty() && episode.may_lack_media(),
+            (Refusal::Denied { errno: libc::EBUSY, .. }, Verb::Heal(_) | Verb::Repair)
                 if episode.plan.knobs.is_attached && episode.was_killed() =>
             {
                 true

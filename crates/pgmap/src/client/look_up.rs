@@ -89,7 +89,17 @@ impl Client {
     /// # Errors
     /// As [`get`](Self::get).
     pub fn try_get(&self, name: impl AsRef<[u8]>) -> Result<Option<FilePin<'_>>, Error> {
-        let (inner, name) = (&self.inner, name.as_ref());
+        self.try_get_as(name.as_ref(), |pin| pin)
+    }
+
+    /// As [`try_get`](Self::try_get), and makes something of the pin where it is.
+    #[inline(always)]
+    fn try_get_as<'c, T>(
+        &'c self,
+        name: &[u8],
+        make: impl Fn(FilePin<'c>) -> T,
+    ) -> Result<Option<T>, Error> {
+        let inner = &self.inner;
         if inner.pinner.side().is_forked() {
             return Err(Error::Forked);
         }
@@ -111,7 +121,7 @@ impl Client {
                 Err(error) => return Err(error),
                 Ok(pin) => {
                     inner.note_use(entry);
-                    return Ok(Some(pin));
+                    return Ok(Some(make(pin)));
                 }
             }
         }
@@ -123,7 +133,11 @@ impl Client {
     /// # Errors
     /// The same.
     pub fn get_owned(&self, name: impl AsRef<[u8]>) -> Result<OwnedPin, Error> {
-        Ok(self.get(name)?.into_owned())
+        let name = name.as_ref();
+        match self.try_get_as(name, FilePin::into_owned)? {
+            Some(pin) => Ok(pin),
+            None => Ok(self.get_slowly(name)?.into_owned()),
+        }
     }
 
     /// As [`try_get`](Self::try_get), with a pin that has a clone of the client.
@@ -131,7 +145,7 @@ impl Client {
     /// # Errors
     /// The same.
     pub fn try_get_owned(&self, name: impl AsRef<[u8]>) -> Result<Option<OwnedPin>, Error> {
-        Ok(self.try_get(name)?.map(FilePin::into_owned))
+        self.try_get_as(name.as_ref(), FilePin::into_owned)
     }
 
     pub(super) fn look_up(&self, name: &[u8]) -> Result<FileEntry, Error> {

@@ -106,9 +106,21 @@ impl OwnedPin {
 impl Drop for OwnedPin {
     #[inline]
     fn drop(&mut self) {
-        let pinner = &self.keeper.client.inner.pinner;
-        for hold in self.first.take().into_iter().chain(self.more.drain(..)).flatten() {
-            drop(Pin::from_parts(pinner, hold));
+        if let Some(Ok(hold)) = self.first.take() {
+            drop(Pin::from_parts(&self.keeper.client.inner.pinner, hold));
+        }
+        if !self.more.is_empty() {
+            self.drop_more();
+        }
+    }
+}
+
+impl OwnedPin {
+    /// Drops the holds of a pin in several extents.
+    #[cold]
+    fn drop_more(&mut self) {
+        for hold in self.more.drain(..).flatten() {
+            drop(Pin::from_parts(&self.keeper.client.inner.pinner, hold));
         }
     }
 }

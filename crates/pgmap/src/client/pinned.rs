@@ -384,8 +384,10 @@ impl FilePin<'_> {
     #[inline]
     pub(super) fn into_owned(mut self) -> OwnedPin {
         let first = std::mem::replace(&mut self.first, ExtentHold::Hole(0)).into_owned();
-        let more = std::mem::take(&mut self.more);
-        let more = more.into_iter().filter_map(ExtentHold::into_owned).collect();
+        let mut more = Vec::new();
+        if !self.more.is_empty() {
+            more.extend(self.more.drain(..).filter_map(ExtentHold::into_owned));
+        }
         OwnedPin::new(self.client, (self.skip_bytes, self.len_bytes), first, more)
     }
 
