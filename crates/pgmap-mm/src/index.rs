@@ -179,6 +179,14 @@ pub struct FileEntry {
     pub extents: ExtentList,
 }
 
+impl FileEntry {
+    /// An entry of no file, to be overwritten by [`IndexReader::lookup_into`].
+    #[must_use]
+    pub fn none() -> Self {
+        Self { entry: EntryId(0), id: FileId(0), len_bytes: 0, extents: ExtentList::default() }
+    }
+}
+
 /// Extents in file order; the first few need no allocation.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ExtentList {
@@ -209,6 +217,12 @@ impl core::fmt::Debug for ExtentList {
 }
 
 impl ExtentList {
+    /// Takes all out.
+    pub fn clear(&mut self) {
+        self.nr_inline = 0;
+        self.more.clear();
+    }
+
     /// Adds an extent at the end.
     pub fn push(&mut self, extent: Extent) {
         if self.nr_inline < INLINE_EXTENTS {
@@ -261,14 +275,10 @@ impl FromIterator<Extent> for ExtentList {
 }
 
 /// What a look-up found.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a look-up that finds a small file allocates nothing"
-)]
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Lookup {
-    /// The file, as one consistent picture.
-    Found(FileEntry),
+pub enum Lookup<T = FileEntry> {
+    /// The file, as one consistent picture, or what was asked of it.
+    Found(T),
     /// No file had this name at some moment of the look-up.
     Absent,
     /// The owner changed the chain each time; ask again, or ask the owner.
@@ -286,19 +296,17 @@ fn hash_name(seed: u64, name: &[u8]) -> u64 {
     // at.
     const PRIME: u64 = 0x9e37_79b9_7f4a_7c15;
     let mut hash = seed ^ (name.len() as u64).wrapping_mul(PRIME);
-    for piece in name.chunks(8) {
-        let mut bytes = [0; 8];
-        bytes[..piece.len()].copy_from_slice(piece);
-        let product = u128::from(hash ^ u64::from_le_bytes(bytes)) * u128::from(PRIME | 1);
+    for word in name_words(name) {
+        let product = u128::from(hash ^ word) * u128::from(PRIME | 1);
         hash = (product as u64) ^ ((product >> 64) as u64) ^ seed.rotate_left(23);
     }
     hash ^ (hash >> 29)
 }
 
 fn name_words(name: &[u8]) -> impl Iterator<Item = u64> + '_ {
-    name.chunks(8).map(|piece| {
-        let mut bytes = [0; 8];
-        bytes[..piece.len()].copy_from_slice(piece);
-        u64::from_le_bytes(bytes)
-    })
+    let (pieces, rest) = name.as_chunks();
+    // Not copied as a slice: that is a call for each word.
+    let last = rest.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
+    let last = (!rest.is_empty()).then_some(last);
+    pieces.iter().map(|&piece| u64::from_le_bytes(piece)).chain(last)
 }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use pgmap::{Error, FileName, Refusal};
+use pgmap::{Error, FileName, OwnedPin, Refusal};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
@@ -53,24 +53,21 @@ impl Pool {
         names: Vec<Bound<'_, PyAny>>,
     ) -> PyResult<Vec<Option<Py<Pin>>>> {
         let client = self.client()?;
+        // Each becomes an object at once: a pin is larger than a reference to one.
+        let object = |pin: OwnedPin| Py::new(py, Pin::new(pin)).map(Some);
         let get = |name: &Bound<'_, PyAny>| {
             let name = names::bytes(name)?;
-            match client.try_get_owned(&name) {
-                Ok(Some(pin)) => Ok(Some(Pin::new(pin))),
+            match client.try_get_owned(&*name) {
+                Ok(Some(pin)) => object(pin),
                 Err(error) if is_not_found(&error) => Ok(None),
-                Ok(None) => match py.detach(|| client.get_owned(&name)) {
+                Ok(None) => match py.detach(|| client.get_owned(&*name)) {
                     Err(error) if is_not_found(&error) => Ok(None),
-                    got => Ok(Some(Pin::new(got.or_raise(py)?))),
+                    got => object(got.or_raise(py)?),
                 },
                 Err(error) => Err(errors::raised(py, &error)),
             }
         };
-        // Each becomes an object at once: a pin is larger than a reference to one.
-        let mut pins = Vec::with_capacity(names.len());
-        for name in &names {
-            pins.push(get(name)?.map(|pin| Py::new(py, pin)).transpose()?);
-        }
-        Ok(pins)
+        names.iter().map(get).collect()
     }
 
     /// Whether files have these names, without a call to the owner.

@@ -11,12 +11,8 @@ use crate::sync::{Ordering, fence, pause};
 use crate::words::ReadWords;
 
 /// How a walk along a chain, or a look at one entry, ended.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a look-up that finds a small file allocates nothing"
-)]
-enum Walk {
-    Found(FileEntry),
+enum Walk<T> {
+    Found(T),
     End,
     Disturbed,
 }
@@ -46,6 +42,34 @@ impl<W: ReadWords> IndexReader<W> {
 
     /// Looks `name` up without a lock.
     pub fn lookup(&self, name: &[u8]) -> Lookup {
+        let mut entry = FileEntry::none();
+        match self.lookup_into(name, &mut entry) {
+            Lookup::Found(()) => Lookup::Found(entry),
+            Lookup::Absent => Lookup::Absent,
+            Lookup::Busy => Lookup::Busy,
+        }
+    }
+
+    /// As [`lookup`](Self::lookup), into `entry`, which says nothing unless the file is found. An
+    /// entry is some cache lines that were just written word by word: to move it costs as much as
+    /// to find it.
+    #[inline]
+    pub fn lookup_into(&self, name: &[u8], entry: &mut FileEntry) -> Lookup<()> {
+        self.find(name, |slot, at| self.copy_entry(slot, at, entry))
+    }
+
+    /// The number of the file that is called `name`.
+    pub fn id_of(&self, name: &[u8]) -> Lookup<FileId> {
+        self.find(name, |_, at| match self.word(at, FILE_ID) {
+            0 => Walk::End,
+            id => Walk::Found(FileId(id)),
+        })
+    }
+
+    /// Looks `name` up and reads from its slot, and the place of that in the words, what is wanted
+    /// of it.
+    #[inline(always)]
+    fn find<T>(&self, name: &[u8], mut read: impl FnMut(u32, usize) -> Walk<T>) -> Lookup<T> {
         if !is_valid_name(name) {
             return Lookup::Absent;
         }
@@ -53,7 +77,7 @@ impl<W: ReadWords> IndexReader<W> {
         for _ in 0..MAX_ATTEMPTS {
             // Acquire: pairs with the writer's Release at the end of a change of links.
             let structure = self.words.load(STRUCTURE, Ordering::Acquire);
-            match self.walk(hash, name) {
+            match self.walk(hash, name, &mut read) {
                 Walk::Found(found) => return Lookup::Found(found),
                 Walk::Disturbed => {}
                 Walk::End => {
@@ -74,12 +98,15 @@ impl<W: ReadWords> IndexReader<W> {
 
     /// Reads the entry `entry` again, if it is still the file `id`.
     pub fn reread(&self, entry: EntryId, id: FileId) -> Lookup {
-        if entry.0 == 0 || entry.0 as usize >= self.layout.nr_slots {
+        let slot = entry.0;
+        if slot == 0 || slot as usize >= self.layout.nr_slots {
             return Lookup::Absent;
         }
+        let mut entry = FileEntry::none();
         for _ in 0..MAX_ATTEMPTS {
-            match self.read_entry(entry.0, |at| self.word(at, FILE_ID) == id.0) {
-                Walk::Found(found) => return Lookup::Found(found),
+            let is_wanted = |at| self.word(at, FILE_ID) == id.0;
+            match self.read_entry(slot, is_wanted, |at| self.copy_entry(slot, at, &mut entry)) {
+                Walk::Found(()) => return Lookup::Found(entry),
                 Walk::End => return Lookup::Absent,
                 Walk::Disturbed => pause(),
             }
@@ -87,7 +114,13 @@ impl<W: ReadWords> IndexReader<W> {
         Lookup::Busy
     }
 
-    fn walk(&self, hash: u64, name: &[u8]) -> Walk {
+    #[inline(always)]
+    fn walk<T>(
+        &self,
+        hash: u64,
+        name: &[u8],
+        read: &mut impl FnMut(u32, usize) -> Walk<T>,
+    ) -> Walk<T> {
         // Acquire: pairs with the Release that links a filled slot; data: the slot's words.
         let mut next = self.words.load(self.layout.bucket(hash), Ordering::Acquire);
         for _ in 0..MAX_CHAIN {
@@ -98,7 +131,8 @@ impl<W: ReadWords> IndexReader<W> {
             if slot as usize >= self.layout.nr_slots {
                 return Walk::Disturbed;
             }
-            match self.read_entry(slot, |at| self.is_named(at, hash, name)) {
+            let is_wanted = |at| self.is_named(at, hash, name);
+            match self.read_entry(slot, is_wanted, |at| read(slot, at)) {
                 Walk::End => {}
                 // An entry that is being written may be the one that is looked for.
                 found_or_disturbed => return found_or_disturbed,
@@ -109,22 +143,29 @@ impl<W: ReadWords> IndexReader<W> {
         Walk::Disturbed
     }
 
-    /// The entry in `slot` if `wanted` says so, [`Walk::End`] when it is another.
-    fn read_entry(&self, slot: u32, wanted: impl Fn(usize) -> bool) -> Walk {
+    /// What `read` reads from the entry in `slot`; [`Walk::End`] when it is not the one that is
+    /// wanted.
+    #[inline(always)]
+    fn read_entry<T>(
+        &self,
+        slot: u32,
+        is_wanted: impl Fn(usize) -> bool,
+        read: impl FnOnce(usize) -> Walk<T>,
+    ) -> Walk<T> {
         let at = self.layout.slot(slot);
         // Acquire: pairs with Release at the end of a write; data: the entry's words.
         let sequence = self.words.load(at + SEQUENCE, Ordering::Acquire);
         if !sequence.is_multiple_of(2) {
             return Walk::Disturbed;
         }
-        let entry = if wanted(at) { self.copy_entry(slot, at) } else { Walk::End };
+        let found = if is_wanted(at) { read(at) } else { Walk::End };
         // Acquire fence: the words were loaded before the second look at the sequence; pairs with
         // the writer's Release fence after it made the sequence odd.
         fence(Ordering::Acquire);
         if self.words.load(at + SEQUENCE, Ordering::Relaxed) != sequence {
             return Walk::Disturbed;
         }
-        entry
+        found
     }
 
     #[inline]
@@ -139,29 +180,47 @@ impl<W: ReadWords> IndexReader<W> {
             && name_words(name).enumerate().all(|(i, word)| self.word(at, NAME + i) == word)
     }
 
-    /// The file in the entry at `at`. An entry that names a file and cannot be true was never
-    /// written so: to go on along the chain would be to read it again for every turn of a chain
-    /// that is a circle.
-    fn copy_entry(&self, slot: u32, at: usize) -> Walk {
+    /// Copies the file in the entry at `at`. An entry that names a file and cannot be true was
+    /// never written so: to go on along the chain would be to read it again for every turn of a
+    /// chain that is a circle.
+    #[inline]
+    fn copy_entry(&self, slot: u32, at: usize, entry: &mut FileEntry) -> Walk<()> {
         let id = FileId(self.word(at, FILE_ID));
         if id.0 == 0 {
             return Walk::End;
         }
-        let len_bytes = self.word(at, LEN_BYTES);
-        self.copy_extents(at).map_or(Walk::Disturbed, |extents| {
-            Walk::Found(FileEntry { entry: EntryId(slot), id, len_bytes, extents })
-        })
+        entry.entry = EntryId(slot);
+        entry.id = id;
+        entry.len_bytes = self.word(at, LEN_BYTES);
+        match self.copy_extents(at, &mut entry.extents) {
+            Some(()) => Walk::Found(()),
+            None => Walk::Disturbed,
+        }
     }
 
-    fn copy_extents(&self, at: usize) -> Option<ExtentList> {
+    #[inline]
+    fn copy_extents(&self, at: usize, extents: &mut ExtentList) -> Option<()> {
+        extents.clear();
         let nr_extents = (self.word(at, SHAPE) >> 16) as usize;
         if nr_extents > MAX_EXTENTS {
             return None;
         }
-        let mut extents = ExtentList::default();
         for i in 0..nr_extents.min(INLINE_EXTENTS) {
             extents.push(self.extent_at(at + EXTENTS + i * WORDS_PER_EXTENT)?);
         }
+        if nr_extents > INLINE_EXTENTS {
+            self.copy_more_extents(at, nr_extents, extents)?;
+        }
+        Some(())
+    }
+
+    #[cold]
+    fn copy_more_extents(
+        &self,
+        at: usize,
+        nr_extents: usize,
+        extents: &mut ExtentList,
+    ) -> Option<()> {
         let mut more = self.word(at, MORE);
         while extents.len() < nr_extents {
             let more_slot = u32::try_from(more).ok()?;
@@ -175,7 +234,7 @@ impl<W: ReadWords> IndexReader<W> {
             }
             more = self.word(base, NEXT);
         }
-        Some(extents)
+        Some(())
     }
 
     fn extent_at(&self, at: usize) -> Option<Extent> {

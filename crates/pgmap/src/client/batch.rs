@@ -147,7 +147,7 @@ impl Client {
         if inner.pinner.side().is_forked() {
             return Err(Error::Forked);
         }
-        match inner.index.lookup(name.as_ref()) {
+        match inner.index.id_of(name.as_ref()) {
             Lookup::Found(_) => Ok(true),
             Lookup::Absent => Ok(false),
             Lookup::Busy => match self.look_up_slowly(name.as_ref()) {

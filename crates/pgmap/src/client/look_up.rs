@@ -103,11 +103,10 @@ impl Client {
         if inner.pinner.side().is_forked() {
             return Err(Error::Forked);
         }
+        let mut found = FileEntry::none();
         for _ in 0..MAX_ATTEMPTS {
-            // Looked at where it is: copying an entry costs as much as pinning what it names.
-            let found = inner.index.lookup(name);
-            let entry = match &found {
-                Lookup::Found(entry) => entry,
+            let entry = match inner.index.lookup_into(name, &mut found) {
+                Lookup::Found(()) => &found,
                 Lookup::Absent => return Err(absent(name)),
                 Lookup::Busy => return Ok(None),
             };

@@ -97,8 +97,8 @@ impl Inner {
     /// The numbers of the files that have now the names whose files a request changes; `None` if
     /// it names no file.
     fn files_changed_by(&self, request: &Request) -> Option<Vec<Option<u64>>> {
-        let number = |name: &FileName| match self.index.lookup(name.as_bytes()) {
-            Lookup::Found(entry) => Some(entry.id.0),
+        let number = |name: &FileName| match self.index.id_of(name.as_bytes()) {
+            Lookup::Found(id) => Some(id.0),
             Lookup::Absent | Lookup::Busy => None,
         };
         Some(request.changed_names()?.iter().map(number).collect())

@@ -32,7 +32,7 @@ pub struct OwnedPin {
     skip_bytes: u64,
     len_bytes: u64,
     first: Option<OwnedHold>,
-    more: Vec<OwnedHold>,
+    more: Box<[OwnedHold]>,
 }
 
 /// A pin, or so many pages that read as zero.
@@ -45,7 +45,7 @@ impl OwnedPin {
         client: &Client,
         (skip_bytes, len_bytes): (u64, u64),
         first: Option<OwnedHold>,
-        more: Vec<OwnedHold>,
+        more: Box<[OwnedHold]>,
     ) -> Self {
         let held = first.as_ref().and_then(|first| first.as_ref().ok());
         Self { keeper: client.keeper(held), skip_bytes, len_bytes, first, more }
@@ -119,7 +119,7 @@ impl OwnedPin {
     /// Drops the holds of a pin in several extents.
     #[cold]
     fn drop_more(&mut self) {
-        for hold in self.more.drain(..).flatten() {
+        for hold in std::mem::take(&mut self.more).into_iter().flatten() {
             drop(Pin::from_parts(&self.keeper.client.inner.pinner, hold));
         }
     }

@@ -40,7 +40,7 @@ impl ExtentHold<'_> {
     }
 
     /// Without its borrow. By name only short-term pins are taken.
-    #[inline]
+    #[inline(always)]
     fn into_owned(self) -> Option<Result<PinParts, u64>> {
         match self {
             Self::Short(pin) => Some(Ok(pin.into_parts())),
@@ -381,13 +381,13 @@ impl Drop for FilePin<'_> {
 
 impl FilePin<'_> {
     /// A short-term pin without its borrow.
-    #[inline]
+    #[inline(always)]
     pub(super) fn into_owned(mut self) -> OwnedPin {
         let first = std::mem::replace(&mut self.first, ExtentHold::Hole(0)).into_owned();
-        let mut more = Vec::new();
-        if !self.more.is_empty() {
-            more.extend(self.more.drain(..).filter_map(ExtentHold::into_owned));
-        }
+        let more = match self.more.is_empty() {
+            true => Box::default(),
+            false => self.more.drain(..).filter_map(ExtentHold::into_owned).collect(),
+        };
         OwnedPin::new(self.client, (self.skip_bytes, self.len_bytes), first, more)
     }
 

@@ -172,7 +172,7 @@ impl Client {
         if inner.pinner.side().is_forked() {
             return Err(Error::Forked);
         }
-        let is_found = || matches!(inner.index.lookup(spec.name.as_bytes()), Lookup::Found(_));
+        let is_found = || matches!(inner.index.id_of(spec.name.as_bytes()), Lookup::Found(_));
         if !spec.replace && is_found() {
             return Ok(None);
         }
