@@ -62,7 +62,7 @@ impl Client {
     /// As [`open`](Self::open) and [`File::pin`].
     pub fn get(&self, name: impl AsRef<[u8]>) -> Result<FilePin<'_>, Error> {
         let name = name.as_ref();
-        match self.try_get(name)? {
+        match self.try_get_as(name, |pin| pin)? {
             Some(pin) => Ok(pin),
             None => self.get_slowly(name),
         }
