@@ -9,6 +9,7 @@ pub const UNSAFE_FILES: &[&str] = &[
     "crates/pgmap-c/src/failure.rs",
     "crates/pgmap-c/src/pin.rs",
     "crates/pgmap-c/src/pool.rs",
+    "crates/pgmap-c/src/quotas.rs",
     "crates/pgmap-c/src/writer.rs",
     "crates/pgmap-cli/src/demo/dma.rs",
     "crates/pgmap-cli/src/standard_streams.rs",

@@ -25,6 +25,9 @@
 // The owner may evict the new file when others need room and nobody holds it.
 #define PGMAP_EVICTABLE 4
 
+// The process reads and changes nothing.
+#define PGMAP_READ_ONLY 8
+
 // A file was committed under the name, or got it by a rename.
 #define PGMAP_CREATED 1
 
@@ -36,6 +39,12 @@
 
 // A file was removed or evicted, and nobody holds any of its memory now.
 #define PGMAP_DRAINED 4
+
+// Stands for no limit. Zero is a limit: it allows nothing.
+#define PGMAP_NO_LIMIT UINT64_MAX
+
+// Most quotas of a pool.
+#define PGMAP_MAX_QUOTAS 128
 
 // A subscription to what becomes of files.
 struct pgmap_events;
@@ -80,6 +89,29 @@ struct pgmap_event {
   uint64_t nr_missed;
 };
 
+// A quota, and how much of it is used.
+struct pgmap_quota {
+  // The user it is for, if `prefix_len` is 0.
+  uint32_t uid;
+  // Bytes of the prefix; 0 for the quota of a user.
+  uint32_t prefix_len;
+  // How the names begin that it is for, with a NUL after it.
+  uint8_t prefix[256];
+  // Most bytes of memory of its files, those that are being written among them, or
+  // `PGMAP_NO_LIMIT`.
+  uint64_t max_bytes;
+  // Most files, those that are being written among them, or `PGMAP_NO_LIMIT`.
+  uint64_t max_files;
+  // Most clients of its user at a time, or `PGMAP_NO_LIMIT`.
+  uint64_t max_clients;
+  // Bytes of memory that its files have.
+  uint64_t used_bytes;
+  // Its files.
+  uint64_t used_files;
+  // The clients of its user that are connected; 0 for a prefix.
+  uint64_t used_clients;
+};
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -93,7 +125,8 @@ const char *pgmap_version(void);
 
 // Connects to the owner that listens at the socket `path`. `label` is what the process is called
 // where people ask who holds what; it may be null. `deadline_ms` is how long this call and each
-// later one waits for the owner; 0 stands for 10,000.
+// later one waits for the owner; 0 stands for 10,000. `-ETIMEDOUT` if it does not answer,
+// `-EDQUOT` if the user of this process has as many clients as a quota allows.
 //
 // # Safety
 // `path` and `label` are NUL-terminated; `pool` has room for an address.
@@ -101,6 +134,27 @@ int pgmap_connect(const char *path,
                   const char *label,
                   uint32_t deadline_ms,
                   struct pgmap_pool **pool);
+
+// As `pgmap_connect`. `flags`: `PGMAP_READ_ONLY`, or 0.
+//
+// With `PGMAP_READ_ONLY` all memory of the pool, and so that of segments, is mapped read-only: a
+// store to it is `SIGSEGV`, and mprotect with `PROT_WRITE` is `EACCES`. Files are found, pinned
+// and followed as by any other process; a device may only read them. Every call that changes
+// something is `-EROFS`.
+//
+// # Safety
+// As `pgmap_connect`.
+int pgmap_connect_with(const char *path,
+                       const char *label,
+                       uint32_t deadline_ms,
+                       uint32_t flags,
+                       struct pgmap_pool **pool);
+
+// Whether the process connected with `PGMAP_READ_ONLY`; false for null.
+//
+// # Safety
+// `pool` is null or connected.
+bool pgmap_is_read_only(const struct pgmap_pool *pool);
 
 // Ends the connection. Writers, pins and subscriptions stay valid, and the process attached, until
 // they are ended, too. Null is ignored.
@@ -110,7 +164,8 @@ int pgmap_connect(const char *path,
 void pgmap_disconnect(struct pgmap_pool *pool);
 
 // All memory of the pool, as this process has it mapped: to be registered with a device once. A
-// segment's `pool_offset` counts from `address`.
+// segment's `pool_offset` counts from `address`. Mapped read-only if the process
+// connected with `PGMAP_READ_ONLY`.
 //
 // # Safety
 // `pool` is connected; `address` and `len_bytes` have room for one value each.
@@ -129,7 +184,8 @@ int pgmap_exists(struct pgmap_pool *pool, const void *name, size_t name_len);
 // `pool` is connected; `name` has `name_len` bytes.
 int pgmap_unlink(struct pgmap_pool *pool, const void *name, size_t name_len);
 
-// Gives a file another name. `flags`: `PGMAP_REPLACE`, or 0.
+// Gives a file another name. `flags`: `PGMAP_REPLACE`, or 0. `-ENOENT` if no file has the first
+// name, `-EEXIST` if the other is taken, `-EDQUOT` if a quota of the other has no room.
 //
 // # Safety
 // `pool` is connected; `name` has `name_len` bytes, `to` has `to_len`.
@@ -142,7 +198,7 @@ int pgmap_rename(struct pgmap_pool *pool,
 
 // Reserves a file of `len_bytes`, to be filled and committed. `flags`: `PGMAP_REPLACE`,
 // `PGMAP_CHECKSUM`, `PGMAP_EVICTABLE`, or 0. `-EEXIST` if the name is taken, `-ENOSPC` if there is
-// no room.
+// no room, `-EDQUOT` if a quota has none, `-EROFS` if the process connected read-only.
 //
 // # Safety
 // `pool` is connected; `name` has `name_len` bytes; `writer` has room for an address.
@@ -268,6 +324,76 @@ int pgmap_events_next(struct pgmap_events *events, uint32_t timeout_ms, struct p
 // # Safety
 // `events` is null or subscribed, and is not used any more.
 void pgmap_unsubscribe(struct pgmap_events *events);
+
+// Limits what the user `uid` may have in the pool: bytes of memory and number of the files that
+// its clients create, those that are being written among them, and clients at a time. Each is a
+// number or `PGMAP_NO_LIMIT`. The quota replaces an earlier one of the same user, and is kept in
+// the pool. What is there and exceeds it stays. A create or rename that would exceed it first
+// evicts files that it counts and that may be evicted, then is `-EDQUOT`; so is a connect.
+//
+// `-EPERM` unless this process runs as root or as the owner's user; `-EROFS` if it connected
+// read-only; `-EINVAL` if nothing is limited; `-E2BIG` for more than `PGMAP_MAX_QUOTAS` quotas.
+//
+// # Safety
+// `pool` is connected.
+int pgmap_set_uid_quota(struct pgmap_pool *pool,
+                        uint32_t uid,
+                        uint64_t max_bytes,
+                        uint64_t max_files,
+                        uint64_t max_clients);
+
+// As `pgmap_set_uid_quota`, for all files whose names begin with `prefix`, whoever creates them. A
+// prefix has 1 to 255 bytes. A file that several quotas count must not exceed any of them.
+//
+// # Safety
+// `pool` is connected; `prefix` has `prefix_len` bytes.
+int pgmap_set_prefix_quota(struct pgmap_pool *pool,
+                           const void *prefix,
+                           size_t prefix_len,
+                           uint64_t max_bytes,
+                           uint64_t max_files);
+
+// Ends the quota of a user. `-EINVAL` if there is none; `-EPERM` and `-EROFS` as
+// `pgmap_set_uid_quota`.
+//
+// # Safety
+// `pool` is connected.
+int pgmap_remove_uid_quota(struct pgmap_pool *pool, uint32_t uid);
+
+// Ends the quota of a prefix. `-EINVAL` if there is none; `-EPERM` and `-EROFS` as
+// `pgmap_set_uid_quota`.
+//
+// # Safety
+// `pool` is connected; `prefix` has `prefix_len` bytes.
+int pgmap_remove_prefix_quota(struct pgmap_pool *pool, const void *prefix, size_t prefix_len);
+
+// The quotas and how much of each is used, those of users first. Fills up to `nr_room` of the
+// caller's array and stores in `count` how many there are; `PGMAP_MAX_QUOTAS` is room for all.
+// Any process may ask.
+//
+// # Safety
+// `pool` is connected; `quotas` has room for `nr_room` of them; `count` for one number.
+int pgmap_quotas(struct pgmap_pool *pool,
+                 struct pgmap_quota *quotas,
+                 size_t nr_room,
+                 size_t *count);
+
+// Has the owner keep room free, so that a create need not wait for it: with fewer than `low_bytes`
+// free it evicts files that may be evicted, the least recently used first, until `high_bytes` are
+// free. Two zeros end it. The pool keeps the marks.
+//
+// `-EINVAL` unless the low mark is below the high one, which is at most the pool's size;
+// `-EPERM` and `-EROFS` as `pgmap_set_uid_quota`.
+//
+// # Safety
+// `pool` is connected.
+int pgmap_set_water_marks(struct pgmap_pool *pool, uint64_t low_bytes, uint64_t high_bytes);
+
+// The water marks in bytes; zeros if there are none. Any process may ask.
+//
+// # Safety
+// `pool` is connected; `low_bytes` and `high_bytes` have room for one value each.
+int pgmap_water_marks(struct pgmap_pool *pool, uint64_t *low_bytes, uint64_t *high_bytes);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -66,6 +66,18 @@ pub unsafe fn room<'a, T>(start: *mut T, len: usize, what: &str) -> Result<&'a m
     }
 }
 
+/// Fills what there is room for; returns how many there are.
+pub fn fill<T>(target: &mut [T], all: impl Iterator<Item = T>) -> usize {
+    let mut count = 0;
+    for item in all {
+        if let Some(place) = target.get_mut(count) {
+            *place = item;
+        }
+        count += 1;
+    }
+    count
+}
+
 /// NUL-terminated text; `None` for null.
 ///
 /// # Safety

@@ -6,6 +6,7 @@
 //! | `writer` | a file that is being written |
 //! | `pin` | the pinned bytes of a file |
 //! | `events` | what becomes of files |
+//! | `quotas` | quotas and water marks |
 //! | `arguments` | what C passes, checked |
 //! | `failure` | errors as numbers of errno.h, with a message for each thread |
 //!
@@ -19,6 +20,7 @@ mod events;
 mod failure;
 mod pin;
 mod pool;
+mod quotas;
 mod writer;
 
 pub use events::{
@@ -31,8 +33,14 @@ pub use pin::{
     pgmap_pin_segments, pgmap_read, pgmap_segment, pgmap_unpin,
 };
 pub use pool::{
-    PGMAP_CHECKSUM, PGMAP_EVICTABLE, PGMAP_REPLACE, pgmap_connect, pgmap_disconnect, pgmap_exists,
-    pgmap_memory, pgmap_pool, pgmap_rename, pgmap_unlink, pgmap_version,
+    PGMAP_CHECKSUM, PGMAP_EVICTABLE, PGMAP_READ_ONLY, PGMAP_REPLACE, pgmap_connect,
+    pgmap_connect_with, pgmap_disconnect, pgmap_exists, pgmap_is_read_only, pgmap_memory,
+    pgmap_pool, pgmap_rename, pgmap_unlink, pgmap_version,
+};
+pub use quotas::{
+    PGMAP_MAX_QUOTAS, PGMAP_NO_LIMIT, pgmap_quota, pgmap_quotas, pgmap_remove_prefix_quota,
+    pgmap_remove_uid_quota, pgmap_set_prefix_quota, pgmap_set_uid_quota, pgmap_set_water_marks,
+    pgmap_water_marks,
 };
 pub use writer::{
     pgmap_abort, pgmap_commit, pgmap_create, pgmap_set_device, pgmap_write, pgmap_writer,

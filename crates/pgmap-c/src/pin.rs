@@ -7,7 +7,7 @@ use std::ffi::{c_int, c_void};
 
 use pgmap::{OwnedPin, Segment};
 
-use crate::arguments::{bytes, ended, made, object, room};
+use crate::arguments::{bytes, ended, fill, made, object, room};
 use crate::failure::answer;
 use crate::pool::pgmap_pool;
 
@@ -29,18 +29,6 @@ pub struct pgmap_segment {
 /// whether the file is unlinked, its owner ends or the pool is disconnected.
 pub struct pgmap_pin {
     pin: OwnedPin,
-}
-
-/// Fills what there is room for; returns how many there are.
-pub fn fill(target: &mut [pgmap_segment], all: impl Iterator<Item = pgmap_segment>) -> usize {
-    let mut count = 0;
-    for segment in all {
-        if let Some(place) = target.get_mut(count) {
-            *place = segment;
-        }
-        count += 1;
-    }
-    count
 }
 
 /// Finds a file and pins all of it, without a call to the owner. `-ENOENT` if no file has this

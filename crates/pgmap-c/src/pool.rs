@@ -19,6 +19,8 @@ pub const PGMAP_REPLACE: u32 = 1;
 pub const PGMAP_CHECKSUM: u32 = 2;
 /// The owner may evict the new file when others need room and nobody holds it.
 pub const PGMAP_EVICTABLE: u32 = 4;
+/// The process reads and changes nothing.
+pub const PGMAP_READ_ONLY: u32 = 8;
 
 /// A pool that this process is connected to.
 pub struct pgmap_pool {
@@ -42,7 +44,8 @@ pub extern "C" fn pgmap_version() -> *const c_char {
 
 /// Connects to the owner that listens at the socket `path`. `label` is what the process is called
 /// where people ask who holds what; it may be null. `deadline_ms` is how long this call and each
-/// later one waits for the owner; 0 stands for 10,000.
+/// later one waits for the owner; 0 stands for 10,000. `-ETIMEDOUT` if it does not answer,
+/// `-EDQUOT` if the user of this process has as many clients as a quota allows.
 ///
 /// # Safety
 /// `path` and `label` are NUL-terminated; `pool` has room for an address.
@@ -53,6 +56,27 @@ pub unsafe extern "C" fn pgmap_connect(
     deadline_ms: u32,
     pool: *mut *mut pgmap_pool,
 ) -> c_int {
+    // SAFETY: by the caller's contract, which is the same.
+    unsafe { pgmap_connect_with(path, label, deadline_ms, 0, pool) }
+}
+
+/// As `pgmap_connect`. `flags`: `PGMAP_READ_ONLY`, or 0.
+///
+/// With `PGMAP_READ_ONLY` all memory of the pool, and so that of segments, is mapped read-only: a
+/// store to it is `SIGSEGV`, and mprotect with `PROT_WRITE` is `EACCES`. Files are found, pinned
+/// and followed as by any other process; a device may only read them. Every call that changes
+/// something is `-EROFS`.
+///
+/// # Safety
+/// As `pgmap_connect`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pgmap_connect_with(
+    path: *const c_char,
+    label: *const c_char,
+    deadline_ms: u32,
+    flags: u32,
+    pool: *mut *mut pgmap_pool,
+) -> c_int {
     answer(|| {
         if path.is_null() {
             return Err(Failure::invalid("the path is null"));
@@ -60,6 +84,9 @@ pub unsafe extern "C" fn pgmap_connect(
         // SAFETY: `path` is NUL-terminated, by the caller's contract.
         let path = Path::new(OsStr::from_bytes(unsafe { CStr::from_ptr(path) }.to_bytes()));
         let mut options = ConnectOptions::new();
+        if known(flags, PGMAP_READ_ONLY)? != 0 {
+            options = options.read_only();
+        }
         if deadline_ms > 0 {
             options = options.deadline(Duration::from_millis(deadline_ms.into()));
         }
@@ -72,6 +99,16 @@ pub unsafe extern "C" fn pgmap_connect(
         unsafe { made(pool, pgmap_pool { client }) }?;
         Ok(0)
     })
+}
+
+/// Whether the process connected with `PGMAP_READ_ONLY`; false for null.
+///
+/// # Safety
+/// `pool` is null or connected.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn pgmap_is_read_only(pool: *const pgmap_pool) -> bool {
+    // SAFETY: `pool` is null or connected, by the caller's contract.
+    unsafe { pool.as_ref() }.is_some_and(|pool| pool.client.is_read_only())
 }
 
 /// Ends the connection. Writers, pins and subscriptions stay valid, and the process attached, until
@@ -89,7 +126,8 @@ pub unsafe extern "C" fn pgmap_disconnect(pool: *mut pgmap_pool) {
 }
 
 /// All memory of the pool, as this process has it mapped: to be registered with a device once. A
-/// segment's `pool_offset` counts from `address`.
+/// segment's `pool_offset` counts from `address`. Mapped read-only if the process
+/// connected with `PGMAP_READ_ONLY`.
 ///
 /// # Safety
 /// `pool` is connected; `address` and `len_bytes` have room for one value each.
@@ -152,7 +190,8 @@ pub unsafe extern "C" fn pgmap_unlink(
     })
 }
 
-/// Gives a file another name. `flags`: `PGMAP_REPLACE`, or 0.
+/// Gives a file another name. `flags`: `PGMAP_REPLACE`, or 0. `-ENOENT` if no file has the first
+/// name, `-EEXIST` if the other is taken, `-EDQUOT` if a quota of the other has no room.
 ///
 /// # Safety
 /// `pool` is connected; `name` has `name_len` bytes, `to` has `to_len`.

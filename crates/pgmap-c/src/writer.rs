@@ -7,9 +7,9 @@ use std::ffi::{c_int, c_void};
 
 use pgmap::{Agent, CreateSpec, Error, FileName, FolioSize, OwnedWriter};
 
-use crate::arguments::{bytes, ended, made, object, room};
+use crate::arguments::{bytes, ended, fill, made, object, room};
 use crate::failure::{Failure, answer};
-use crate::pin::{fill, pgmap_segment};
+use crate::pin::pgmap_segment;
 use crate::pool::{PGMAP_CHECKSUM, PGMAP_EVICTABLE, PGMAP_REPLACE, known, pgmap_pool};
 
 /// A file that nobody else sees before it is committed.
@@ -19,7 +19,7 @@ pub struct pgmap_writer {
 
 /// Reserves a file of `len_bytes`, to be filled and committed. `flags`: `PGMAP_REPLACE`,
 /// `PGMAP_CHECKSUM`, `PGMAP_EVICTABLE`, or 0. `-EEXIST` if the name is taken, `-ENOSPC` if there is
-/// no room.
+/// no room, `-EDQUOT` if a quota has none, `-EROFS` if the process connected read-only.
 ///
 /// # Safety
 /// `pool` is connected; `name` has `name_len` bytes; `writer` has room for an address.

@@ -14,7 +14,7 @@ fn in_crate(path: &str) -> PathBuf {
 #[test]
 fn header_is_the_one_of_the_sources() {
     let config = Config::from_file(in_crate("cbindgen.toml")).unwrap();
-    let sources = ["failure", "pool", "writer", "pin", "events"];
+    let sources = ["failure", "pool", "writer", "pin", "events", "quotas"];
     let builder = sources.iter().fold(Builder::new().with_config(config), |builder, source| {
         builder.with_src(in_crate(&format!("src/{source}.rs")))
     });

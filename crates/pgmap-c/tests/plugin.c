@@ -1,47 +1,32 @@
-// What a storage plugin does, with every call of pgmap.h: run with the owner's socket.
+// What a storage plugin does: run with the owner's socket.
 
 #include <errno.h>
 #include <poll.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include "pgmap.h"
-
-#define CHECK(holds)                                                                             \
-    do {                                                                                         \
-        if (!(holds)) {                                                                          \
-            fprintf(stderr, "line %d: %s; %s\n", __LINE__, #holds, pgmap_last_error());          \
-            exit(1);                                                                             \
-        }                                                                                        \
-    } while (0)
+#include "program.h"
 
 static struct pgmap_pool *pool;
-
-static void put(const char *name, const char *bytes, uint32_t flags) {
-    struct pgmap_writer *writer;
-    CHECK(pgmap_create(pool, name, strlen(name), strlen(bytes), flags, &writer) == 0);
-    CHECK(pgmap_write(writer, 0, bytes, strlen(bytes)) == 0);
-    CHECK(pgmap_commit(writer) == 0);
-}
 
 static void errors_say_what_they_are(void) {
     struct pgmap_pin *pin;
     CHECK(pgmap_get(pool, "nothing", 7, &pin) == -ENOENT);
-    CHECK(strstr(pgmap_last_error(), "nothing") != NULL);
+    CHECK(SAYS("nothing"));
     CHECK(pgmap_get(pool, NULL, 7, &pin) == -EINVAL);
-    CHECK(strstr(pgmap_last_error(), "name") != NULL);
+    CHECK(SAYS("name"));
     CHECK(pgmap_get(NULL, "a", 1, &pin) == -EINVAL);
     CHECK(pgmap_get(pool, "from/rust", 9, NULL) == -EINVAL);
     CHECK(pgmap_unlink(pool, "nothing", 7) == -ENOENT);
     struct pgmap_writer *writer;
     CHECK(pgmap_create(pool, "from/rust", 9, 4, 64, &writer) == -EINVAL);
-    CHECK(strstr(pgmap_last_error(), "0x40") != NULL);
+    CHECK(SAYS("0x40"));
     CHECK(pgmap_create(pool, "huge", 4, 1ull << 40, 0, &writer) < 0);
     CHECK(pgmap_commit(NULL) == -EINVAL);
     struct pgmap_pool *other;
     CHECK(pgmap_connect("/nothing/there", NULL, 100, &other) < 0);
     CHECK(pgmap_connect(NULL, NULL, 0, &other) == -EINVAL);
+    CHECK(pgmap_connect_with("/nothing/there", NULL, 0, 64, &other) == -EINVAL);
+    CHECK(SAYS("0x40"));
+    CHECK(!pgmap_is_read_only(pool) && !pgmap_is_read_only(NULL));
     pgmap_disconnect(NULL);
     pgmap_abort(NULL);
     pgmap_unpin(NULL);
@@ -50,13 +35,13 @@ static void errors_say_what_they_are(void) {
 
 static void a_pin_outlives_its_name(void) {
     char bytes[8] = {0};
-    put("a", "first", PGMAP_CHECKSUM);
+    put(pool, "a", "first", PGMAP_CHECKSUM);
     struct pgmap_writer *writer;
     CHECK(pgmap_create(pool, "a", 1, 4, 0, &writer) == -EEXIST);
     struct pgmap_pin *pin;
     CHECK(pgmap_get(pool, "a", 1, &pin) == 0);
     CHECK(pgmap_pin_len(pin) == 5 && !pgmap_is_reclaim_requested(pin));
-    put("a", "second", PGMAP_REPLACE);
+    put(pool, "a", "second", PGMAP_REPLACE);
     CHECK(pgmap_read(pin, 0, bytes, 5) == 0 && memcmp(bytes, "first", 5) == 0);
     CHECK(pgmap_read(pin, 3, bytes, 3) < 0);
 
@@ -101,8 +86,8 @@ static void events_come_in_order(void) {
     struct pgmap_event event;
     CHECK(pgmap_subscribe(pool, "e/", 2, &events) == 0);
     CHECK(pgmap_events_next(events, 0, &event) == 0);
-    put("e/1", "x", 0);
-    put("other", "x", PGMAP_EVICTABLE);
+    put(pool, "e/1", "x", 0);
+    put(pool, "other", "x", PGMAP_EVICTABLE);
     CHECK(pgmap_unlink(pool, "e/1", 3) == 0);
     struct pollfd ready = {pgmap_events_fd(events), POLLIN, 0};
     CHECK(poll(&ready, 1, 10000) == 1);
