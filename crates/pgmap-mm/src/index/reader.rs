@@ -3,8 +3,8 @@
 use super::{
     EXTENTS, EXTENTS_PER_MORE, EntryId, ExtentList, FILE_ID, FileEntry, FileId, HASH, INDEX_MAGIC,
     INLINE_EXTENTS, IndexLayout, LEN_BYTES, Lookup, MAGIC, MAX_ATTEMPTS, MAX_CHAIN, MAX_EXTENTS,
-    MORE, MORE_EXTENTS, NAME, NEXT, SEED, SEQUENCE, SHAPE, STRUCTURE, WORDS_PER_EXTENT, hash_name,
-    is_valid_name, name_words,
+    MAX_NAME_BYTES, MORE, MORE_EXTENTS, NAME, NEXT, SEED, SEQUENCE, SHAPE, STRUCTURE,
+    WORDS_PER_EXTENT, hash_name, name_words,
 };
 use crate::extent::Extent;
 use crate::sync::{Ordering, fence, pause};
@@ -70,7 +70,8 @@ impl<W: ReadWords> IndexReader<W> {
     /// of it.
     #[inline(always)]
     fn find<T>(&self, name: &[u8], mut read: impl FnMut(u32, usize) -> Walk<T>) -> Lookup<T> {
-        if !is_valid_name(name) {
+        // No name in the index has a NUL, so no name with one is found.
+        if name.is_empty() || name.len() > MAX_NAME_BYTES {
             return Lookup::Absent;
         }
         let hash = hash_name(self.seed, name);
@@ -174,6 +175,7 @@ impl<W: ReadWords> IndexReader<W> {
         self.words.load(at + offset, Ordering::Relaxed)
     }
 
+    #[inline(always)]
     fn is_named(&self, at: usize, hash: u64, name: &[u8]) -> bool {
         self.word(at, HASH) == hash
             && (self.word(at, SHAPE) & 0xffff) as usize == name.len()
