@@ -60,6 +60,12 @@ const MAX_HELD: usize = 16_384;
 const MAX_READ: usize = 65_536;
 /// Files that are shut at a time: one barrier and one scan serve all of them.
 const MAX_SHUT: usize = 64;
+/// A request for room has up to this part of the pool evicted beyond what it lacks, so that one
+/// barrier and one scan serve those that follow, too. As direct reclaim of Linux takes
+/// `SWAP_CLUSTER_MAX` pages at the least (Linux 7.1: mm/vmscan.c).
+const AHEAD_PART: u64 = 128;
+/// And at most so many times what it wants.
+const MAX_AHEAD: u64 = 16;
 /// How often the choice of a block is made again because what lies there was used.
 const MAX_CHOICES: usize = 4;
 
@@ -194,11 +200,14 @@ impl Core {
         false
     }
 
-    /// The files that are to go next: the least recently used, as many as there are frames missing.
-    /// Where enough frames are free, and not together, those of the block that was used longest
-    /// ago.
+    /// The files that are to go next: the least recently used, as many as there are frames missing,
+    /// and a few for the requests that follow. Where enough frames are free, and not together,
+    /// those of the block that was used longest ago.
     fn choose(&mut self, eviction: &mut Eviction, want: Want<'_>) -> Vec<FileId> {
         let (mut files, mut freed, mut zone) = (Vec::new(), 0, None);
+        let needed = want.batch_pages.max(want.pages);
+        let ahead = (self.all_pages() / AHEAD_PART).min(want.pages.saturating_mul(MAX_AHEAD));
+        let most = needed.max(want.pages.saturating_add(ahead));
         while files.len() < MAX_SHUT {
             let Some(rank) = self.evictables.after(eviction.last, None) else { break };
             let (_, used, id) = rank;
@@ -216,6 +225,11 @@ impl Core {
                 break;
             }
             let (entry, pages) = (file.entry, file.allocated_pages());
+            let free = self.frames.free_around(its_zone);
+            let is_enough = free + freed >= needed && files.len() >= want.nr_files.max(1);
+            if is_enough && free + freed + pages > most {
+                break;
+            }
             if eviction.nr_read < MAX_READ {
                 eviction.nr_read += 1;
                 let last = self.last_use(entry).filter(|&last| last > used);
@@ -224,7 +238,6 @@ impl Core {
                 }
             }
             let zone = *zone.get_or_insert(its_zone);
-            let free = self.frames.free_around(zone);
             if files.is_empty()
                 && free >= want.pages
                 && let Some(block) = self.choose_block(eviction, zone, want.sizing)
@@ -234,9 +247,6 @@ impl Core {
             eviction.last = Some(rank);
             files.push(id);
             freed += pages;
-            if free + freed >= want.batch_pages.max(want.pages) && files.len() >= want.nr_files {
-                break;
-            }
         }
         files
     }

@@ -45,6 +45,27 @@ fn owner_of(nr_units: u64) -> Owner {
 }
 
 #[test]
+fn small_files_go_a_few_at_a_time_and_the_next_creates_evict_none() {
+    const NR_FILES: u64 = 1024;
+    let pool = Pool::create(&PoolOptions::anonymous(NR_FILES * 4096)).unwrap();
+    let owner = Owner::start(pool).unwrap();
+    let client = owner.client().unwrap();
+    let put = |number: u64| {
+        let spec = spec(&format!("{number:04}"), 4096, FolioSize::Pages4K, 1);
+        put_with(&client, spec, b"x").unwrap();
+        client.pool_stat().unwrap().nr_evicted
+    };
+    for number in 0..NR_FILES {
+        assert_eq!(put(number), 0);
+    }
+    // One that is needed, and a 128th part of the pool.
+    for (number, nr_evicted) in (0..18).map(|nth| (NR_FILES + nth, 9 * (1 + nth / 9))) {
+        assert_eq!(put(number), nr_evicted, "file {number}");
+    }
+    assert_eq!(names(&client)[0], "0018", "the least recently used went");
+}
+
+#[test]
 fn a_create_that_needs_room_evicts_the_least_recently_used_file() {
     let owner = owner_of(4);
     let client = owner.client().unwrap();
