@@ -8,6 +8,10 @@ pub type Idiom = (&'static str, &'static str);
 pub const IDIOMS: &[Idiom] = &[
     ("wanted back", "reclaim requested"),
     ("wants back", "requests reclaim of"),
+    ("wants the frames back", "requests reclaim of the frames"),
+    ("wants them back", "requests reclaim of them"),
+    ("want the frames back", "request reclaim of the frames"),
+    ("want them back", "request reclaim of them"),
     ("anew", "again"),
     ("none when", "`None` if"),
     ("none where", "`None` if"),

@@ -64,7 +64,7 @@ pub enum PastDeadline {
     FailTruncate,
 }
 
-/// The owner wants the frames back.
+/// The owner requested reclaim of the frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Recall {
     /// When that was said.
@@ -387,7 +387,7 @@ impl LeaseTable {
 }
 
 impl Lease {
-    /// Whether somebody wants the frames back.
+    /// Whether somebody requested reclaim of the frames.
     #[must_use]
     pub const fn is_wanted(&self) -> bool {
         matches!(self.state, LeaseState::Recalled(_) | LeaseState::Quarantined)

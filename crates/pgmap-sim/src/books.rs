@@ -112,7 +112,7 @@ struct Entry {
     nr_under_way: u32,
     nr_begun: u64,
     /// The owner that may still do what was asked of it, and whose answer nobody had.
-    adrift_with: u32,
+    unanswered_by: u32,
     /// Until which step somebody changed it, cut it, called a cut off.
     busy_until: u64,
     /// When the last of those that have ended was answered.
@@ -152,7 +152,7 @@ struct Closes {
     /// Until which step it may have been closing, or a part have been drained.
     until: u64,
     /// Whether the owner did, or may still do it for somebody who is gone.
-    is_adrift: bool,
+    is_unanswered: bool,
 }
 
 /// All names.
@@ -184,7 +184,7 @@ impl Books {
         };
         for name in names {
             let entry = self.entries.entry(name.to_owned()).or_default();
-            turn.was_alone &= entry.nr_under_way == 0 && entry.adrift_with != owner;
+            turn.was_alone &= entry.nr_under_way == 0 && entry.unanswered_by != owner;
             entry.nr_under_way += 1;
             entry.nr_begun += 1;
             entry.busy_until = u64::MAX;
@@ -198,7 +198,7 @@ impl Books {
         let is_closing = self.is_closing();
         let nr_closes = self.closes.nr_begun;
         let entry = self.entries.entry(name.to_owned()).or_default();
-        let was_alone = !is_closing && entry.nr_under_way == 0 && entry.adrift_with != owner;
+        let was_alone = !is_closing && entry.nr_under_way == 0 && entry.unanswered_by != owner;
         let names = vec![(name.to_owned(), entry.nr_begun)];
         Turn { names, was_alone, nr_closes, owner, is_change: false, is_ended: false }
     }
@@ -222,9 +222,9 @@ impl Books {
     /// It was refused at a step, or was done, or nobody knows.
     pub fn end_close(&mut self, refused_at: Option<u64>) {
         self.closes.nr_under_way -= 1;
-        self.closes.is_adrift |= refused_at.is_none();
+        self.closes.is_unanswered |= refused_at.is_none();
         if let (0, false, Some(step)) =
-            (self.closes.nr_under_way, self.closes.is_adrift, refused_at)
+            (self.closes.nr_under_way, self.closes.is_unanswered, refused_at)
         {
             self.closes.until = step;
         }
@@ -232,13 +232,13 @@ impl Books {
 
     /// Another owner has opened the pool, and serves.
     pub fn new_owner(&mut self, step: u64) {
-        if std::mem::take(&mut self.closes.is_adrift) && self.closes.nr_under_way == 0 {
+        if std::mem::take(&mut self.closes.is_unanswered) && self.closes.nr_under_way == 0 {
             self.closes.until = step;
         }
     }
 
     const fn is_closing(&self) -> bool {
-        self.closes.nr_under_way > 0 || self.closes.is_adrift
+        self.closes.nr_under_way > 0 || self.closes.is_unanswered
     }
 
     /// Whether the pool may have been closing at `from` or later.
@@ -265,9 +265,9 @@ impl Books {
             }
             match answered_at {
                 Some(step) => entry.answered_until = entry.answered_until.max(step),
-                None => entry.adrift_with = owner,
+                None => entry.unanswered_by = owner,
             }
-            if answered_at.is_some() && entry.nr_under_way == 0 && entry.adrift_with != owner {
+            if answered_at.is_some() && entry.nr_under_way == 0 && entry.unanswered_by != owner {
                 entry.busy_until = entry.answered_until;
             }
         }
@@ -339,7 +339,7 @@ impl Books {
     /// Whether somebody may be at work on a name, or the owner for somebody who is gone.
     pub fn is_anybody_at_work(&self, owner: u32) -> bool {
         self.is_closing()
-            || self.entries.values().any(|own| own.nr_under_way > 0 || own.adrift_with == owner)
+            || self.entries.values().any(|own| own.nr_under_way > 0 || own.unanswered_by == owner)
     }
 
     /// Bytes of all files, where all of them are known; and how many files.

@@ -352,8 +352,8 @@ impl<'c> FilePin<'c> {
         Ok(sum.value())
     }
 
-    /// Whether the owner wants the frames back: they were truncated or unlinked and wait for this
-    /// pin.
+    /// Whether the owner requested reclaim of the frames: they were truncated or unlinked and wait
+    /// for this pin.
     #[must_use]
     pub fn is_reclaim_requested(&self) -> bool {
         self.first.is_reclaim_requested() || self.more.iter().any(ExtentHold::is_reclaim_requested)

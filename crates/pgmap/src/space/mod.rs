@@ -132,7 +132,7 @@ impl AddressSpace {
     /// the process.
     ///
     /// The frames are held while they are mapped (`pgmap who` shows the holds under the tag
-    /// [`CPU_MAPPING_TAG`]). When an owner wants them back, a thread of the client takes the
+    /// [`CPU_MAPPING_TAG`]). When an owner requests reclaim, a thread of the client takes the
     /// mapping away at once, whatever the program does; then copies by [`read_at`](Self::read_at)
     /// and [`write_at`](Self::write_at) fail with the address, and raw touches go to the handler
     /// that [`on_touch_fault`](Self::on_touch_fault) has set, or are SIGSEGV. A touch never reaches
