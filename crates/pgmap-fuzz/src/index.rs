@@ -39,6 +39,12 @@ pub fn index(bytes: &[u8]) {
     let Some(reader) = IndexReader::new(layout, &words) else { return };
     for name in NAMES.iter().chain(&[bytes]) {
         check(&reader.lookup(name), &words);
+        let _number = reader.id_of(name);
+        assert!(words.take_nr_loads() <= MOST_LOADS);
+        if let Lookup::Found(Some(file)) = reader.lookup_one_extent(name) {
+            check_extent(&file.extent);
+        }
+        assert!(words.take_nr_loads() <= MOST_LOADS);
     }
     for number in [0, 1, 2, 3, 70, 1 << 20, u32::MAX] {
         for id in [0, 1, 2, 4, u64::MAX] {
@@ -82,11 +88,13 @@ fn check(found: &Lookup, words: &CountedWords) {
 fn check_entry(entry: &FileEntry) {
     assert!(entry.extents.len() <= MAX_EXTENTS);
     assert_ne!(entry.id, FileId(0));
-    for extent in entry.extents.iter() {
-        assert!(extent.run.nr_pages() > 0 && extent.run.end() <= 1 << PFN_BITS);
-        assert!(extent.first().is_aligned(extent.head_level));
-        assert_eq!(Extent::from_words(extent.to_words()), Some(*extent));
-    }
+    entry.extents.iter().for_each(check_extent);
+}
+
+fn check_extent(extent: &Extent) {
+    assert!(extent.run.nr_pages() > 0 && extent.run.end() <= 1 << PFN_BITS);
+    assert!(extent.first().is_aligned(extent.head_level));
+    assert_eq!(Extent::from_words(extent.to_words()), Some(*extent));
 }
 
 /// Whatever the words said: the next owner makes an index of them that is right.

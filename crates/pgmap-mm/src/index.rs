@@ -180,11 +180,21 @@ pub struct FileEntry {
 }
 
 impl FileEntry {
-    /// An entry of no file, to be overwritten by [`IndexReader::lookup_into`].
-    #[must_use]
-    pub fn none() -> Self {
+    /// An entry of no file, to be overwritten.
+    fn none() -> Self {
         Self { entry: EntryId(0), id: FileId(0), len_bytes: 0, extents: ExtentList::default() }
     }
+}
+
+/// What the index says of a file that lies in one extent, as most do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OneExtentFile {
+    /// Where it is said.
+    pub entry: EntryId,
+    /// Its length in bytes; the extent may be longer.
+    pub len_bytes: u64,
+    /// Its frames.
+    pub extent: Extent,
 }
 
 /// Extents in file order; the first few need no allocation.
@@ -248,6 +258,13 @@ impl ExtentList {
     /// The extents in file order.
     pub fn iter(&self) -> impl Iterator<Item = &Extent> {
         self.inline[..self.nr_inline].iter().chain(&self.more)
+    }
+
+    /// The only extent; `None` if there are more or none.
+    #[inline]
+    #[must_use]
+    pub fn only(&self) -> Option<&Extent> {
+        self.first().filter(|_| self.len() == 1)
     }
 
     /// The first extent.

@@ -3,8 +3,8 @@
 use super::{
     EXTENTS, EXTENTS_PER_MORE, EntryId, ExtentList, FILE_ID, FileEntry, FileId, HASH, INDEX_MAGIC,
     INLINE_EXTENTS, IndexLayout, LEN_BYTES, Lookup, MAGIC, MAX_ATTEMPTS, MAX_CHAIN, MAX_EXTENTS,
-    MAX_NAME_BYTES, MORE, MORE_EXTENTS, NAME, NEXT, SEED, SEQUENCE, SHAPE, STRUCTURE,
-    WORDS_PER_EXTENT, hash_name, name_words,
+    MAX_NAME_BYTES, MORE, MORE_EXTENTS, NAME, NEXT, OneExtentFile, SEED, SEQUENCE, SHAPE,
+    STRUCTURE, WORDS_PER_EXTENT, hash_name, name_words,
 };
 use crate::extent::Extent;
 use crate::sync::{Ordering, fence, pause};
@@ -43,19 +43,31 @@ impl<W: ReadWords> IndexReader<W> {
     /// Looks `name` up without a lock.
     pub fn lookup(&self, name: &[u8]) -> Lookup {
         let mut entry = FileEntry::none();
-        match self.lookup_into(name, &mut entry) {
+        match self.find(name, |slot, at| self.copy_entry(slot, at, &mut entry)) {
             Lookup::Found(()) => Lookup::Found(entry),
             Lookup::Absent => Lookup::Absent,
             Lookup::Busy => Lookup::Busy,
         }
     }
 
-    /// As [`lookup`](Self::lookup), into `entry`, which says nothing unless the file is found. An
-    /// entry is some cache lines that were just written word by word: to move it costs as much as
-    /// to find it.
+    /// As [`lookup`](Self::lookup), of a file that lies in one extent: found, and `None`, if it
+    /// lies in several or in none. A [`FileEntry`] is some cache lines, and to move it costs as
+    /// much as to find it.
     #[inline]
-    pub fn lookup_into(&self, name: &[u8], entry: &mut FileEntry) -> Lookup<()> {
-        self.find(name, |slot, at| self.copy_entry(slot, at, entry))
+    pub fn lookup_one_extent(&self, name: &[u8]) -> Lookup<Option<OneExtentFile>> {
+        self.find(name, |slot, at| {
+            if self.word(at, FILE_ID) == 0 {
+                return Walk::End;
+            }
+            if self.word(at, SHAPE) >> 16 != 1 {
+                return Walk::Found(None);
+            }
+            let (entry, len_bytes) = (EntryId(slot), self.word(at, LEN_BYTES));
+            // What is no extent was never written, or is being changed.
+            self.extent_at(at + EXTENTS).map_or(Walk::Disturbed, |extent| {
+                Walk::Found(Some(OneExtentFile { entry, len_bytes, extent }))
+            })
+        })
     }
 
     /// The number of the file that is called `name`.

@@ -120,6 +120,25 @@ fn loom_an_update_is_seen_whole_or_not_at_all() {
 }
 
 #[test]
+fn loom_a_look_up_of_one_extent_sees_an_update_whole_or_not_at_all() {
+    explore_up_to(3, || {
+        let (mut writer, reader) = index();
+        let entry = insert(&mut writer, b"a", 1);
+        let client = thread::spawn(move || {
+            let Lookup::Found(Some(found)) = reader.lookup_one_extent(b"a") else {
+                panic!("a name that exists was not found");
+            };
+            let is_file =
+                |id| (found.len_bytes, found.extent) == (len_of(id), extent_in_life(0, id));
+            assert!(is_file(1) || is_file(2), "torn: {found:?}");
+        });
+        let extents = list(extent_in_life(0, 2));
+        writer.update(entry, b"a", Facts::new(FileId(2), len_of(2)), &extents).unwrap();
+        client.join().unwrap();
+    });
+}
+
+#[test]
 fn loom_a_renamed_file_is_found_under_one_of_its_names() {
     explore_up_to(3, || rename_under_a_reader(1, b"old", b"new"));
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use pgmap_mm::extent::Extent;
 use pgmap_mm::index::{
     EntryId, ExtentList, Facts, FileId, IndexLayout, IndexReader, IndexWriter, Lookup,
-    MAX_METADATA_BYTES,
+    MAX_METADATA_BYTES, OneExtentFile,
 };
 use pgmap_mm::level::Level;
 use pgmap_mm::words::HeapWords;
@@ -181,10 +181,21 @@ impl<'w> History<'w> {
     fn check(&self) -> Result<(), TestCaseError> {
         for number in 0..NR_NAMES {
             let looked_up = self.reader.lookup(&name(number));
+            let number_of = self.reader.id_of(&name(number));
+            let one_extent = self.reader.lookup_one_extent(&name(number));
             let Some(file) = self.files.get(&number) else {
                 prop_assert_eq!(looked_up, Lookup::Absent, "name {}", number);
+                prop_assert_eq!(number_of, Lookup::Absent);
+                prop_assert_eq!(one_extent, Lookup::Absent);
                 continue;
             };
+            prop_assert_eq!(number_of, Lookup::Found(file.id));
+            let only = file.extents.only().map(|&extent| OneExtentFile {
+                entry: file.entry,
+                len_bytes: file.len_bytes,
+                extent,
+            });
+            prop_assert_eq!(one_extent, Lookup::Found(only));
             let reread = self.reader.reread(file.entry, file.id);
             prop_assert_eq!(&reread, &looked_up);
             let Lookup::Found(found) = looked_up else {

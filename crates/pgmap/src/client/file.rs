@@ -177,9 +177,10 @@ impl<'c> File<'c> {
         let range = bytes.as_ref().map(offset_and_len);
         let (offset, len_bytes) = range.unwrap_or((0, self.entry.len_bytes));
         let near = match term {
-            Term::Short => {
-                FilePin::take_one_extent(self.client, &self.entry, offset, len_bytes, agent)
-            }
+            Term::Short => self.entry.extents.only().and_then(|extent| {
+                let (file_bytes, range) = (self.entry.len_bytes, (offset, len_bytes));
+                FilePin::take_one_extent(self.client, extent, file_bytes, range, agent)
+            }),
             Term::Longterm => None,
         };
         match near {

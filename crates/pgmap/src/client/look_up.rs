@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use pgmap_mm::error::PinError;
-use pgmap_mm::index::{EntryId, FileEntry, FileId, Lookup};
+use pgmap_mm::index::{EntryId, FileEntry, FileId, Lookup, OneExtentFile};
+use pgmap_mm::ledger::Agent;
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::pin::ClientSide;
 
@@ -27,10 +28,10 @@ impl Inner {
     /// Says that the file in `entry` was used, see `pgmap_mm::used`. As long as no file may be
     /// evicted there is no generation, and nothing to say.
     #[inline]
-    fn note_use(&self, entry: &FileEntry) {
+    fn note_use(&self, entry: EntryId) {
         let generation = self.index.generation();
         if generation != 0 {
-            self.used.mark(entry.entry, generation);
+            self.used.mark(entry, generation);
         }
     }
 }
@@ -44,7 +45,7 @@ impl Client {
     /// [`Refusal::NotFound`] and [`Refusal::BadName`] as [`Error::Refused`]; [`Error::TimedOut`].
     pub fn open(&self, name: impl AsRef<[u8]>) -> Result<File<'_>, Error> {
         let entry = self.look_up(name.as_ref())?;
-        self.inner.note_use(&entry);
+        self.inner.note_use(entry.entry);
         Ok(File::new(self, entry))
     }
 
@@ -73,7 +74,7 @@ impl Client {
     fn get_slowly(&self, name: &[u8]) -> Result<FilePin<'_>, Error> {
         for attempt in 0..MAX_ATTEMPTS {
             let entry = self.look_up(name)?;
-            self.inner.note_use(&entry);
+            self.inner.note_use(entry.entry);
             match FilePin::take_all(self, &entry) {
                 Err(Error::Pin(PinError::Changed { .. })) => {
                     self.wait_if_shut(attempt, &entry)?;
@@ -103,10 +104,33 @@ impl Client {
         if inner.pinner.side().is_forked() {
             return Err(Error::Forked);
         }
-        let mut found = FileEntry::none();
+        let found = match inner.index.lookup_one_extent(name) {
+            Lookup::Found(found) => found,
+            Lookup::Absent => return Err(absent(name)),
+            Lookup::Busy => return Ok(None),
+        };
+        let taken = found.and_then(|OneExtentFile { extent, len_bytes, .. }| {
+            FilePin::take_one_extent(self, &extent, len_bytes, (0, len_bytes), Agent::Cpu)
+        });
+        match (taken, found) {
+            (Some(pin), Some(found)) => {
+                inner.note_use(found.entry);
+                Ok(Some(make(pin)))
+            }
+            _ => Ok(self.try_get_any(name)?.map(make)),
+        }
+    }
+
+    /// [`try_get`](Self::try_get) of a file in several extents, or that changes, or by a thread
+    /// without a lane.
+    #[inline(never)]
+    fn try_get_any(&self, name: &[u8]) -> Result<Option<FilePin<'_>>, Error> {
+        let inner = &self.inner;
         for _ in 0..MAX_ATTEMPTS {
-            let entry = match inner.index.lookup_into(name, &mut found) {
-                Lookup::Found(()) => &found,
+            // Looked at where it is: copying an entry costs as much as pinning what it names.
+            let found = inner.index.lookup(name);
+            let entry = match &found {
+                Lookup::Found(entry) => entry,
                 Lookup::Absent => return Err(absent(name)),
                 Lookup::Busy => return Ok(None),
             };
@@ -119,8 +143,8 @@ impl Client {
                 Err(Error::Pin(PinError::Changed { .. })) => {}
                 Err(error) => return Err(error),
                 Ok(pin) => {
-                    inner.note_use(entry);
-                    return Ok(Some(make(pin)));
+                    inner.note_use(entry.entry);
+                    return Ok(Some(pin));
                 }
             }
         }

@@ -187,25 +187,28 @@ impl<'c> FilePin<'c> {
     /// Pins a whole file.
     #[inline(always)]
     pub(crate) fn take_all(client: &'c Client, entry: &FileEntry) -> Result<Self, Error> {
-        match Self::take_one_extent(client, entry, 0, entry.len_bytes, Agent::Cpu) {
+        let len_bytes = entry.len_bytes;
+        let taken = entry.extents.only().and_then(|extent| {
+            Self::take_one_extent(client, extent, len_bytes, (0, len_bytes), Agent::Cpu)
+        });
+        match taken {
             Some(pin) => Ok(pin),
-            None => Self::take(client, entry, 0, entry.len_bytes, Agent::Cpu, Term::Short),
+            None => Self::take(client, entry, 0, len_bytes, Agent::Cpu, Term::Short),
         }
     }
 
-    /// Pins `len_bytes` from `offset` on, where they lie in the one extent of the file and this
-    /// thread has a lane at hand, as it mostly does. `None` otherwise.
+    /// Pins `len_bytes` from `offset` on of a file of `file_bytes` that lies in `extent`, where
+    /// this thread has a lane at hand, as it mostly does. `None` otherwise.
     #[inline(always)]
     pub(crate) fn take_one_extent(
         client: &'c Client,
-        entry: &FileEntry,
-        offset: u64,
-        len_bytes: u64,
+        extent: &Extent,
+        file_bytes: u64,
+        (offset, len_bytes): (u64, u64),
         agent: Agent,
     ) -> Option<Self> {
         let end = offset.checked_add(len_bytes)?;
-        let extent = entry.extents.first()?;
-        if end > entry.len_bytes || len_bytes == 0 || entry.extents.len() != 1 || extent.is_hole() {
+        if end > file_bytes || len_bytes == 0 || extent.is_hole() {
             return None;
         }
         let first_page = offset / PAGE_BYTES;
