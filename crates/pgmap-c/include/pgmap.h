@@ -342,7 +342,7 @@ int pgmap_set_uid_quota(struct pgmap_pool *pool,
                         uint64_t max_files,
                         uint64_t max_clients);
 
-// As `pgmap_set_uid_quota`, for all files whose names begin with `prefix`, whoever creates them. A
+// As `pgmap_set_uid_quota`, for all files whose names begin with `prefix`, of all users. A
 // prefix has 1 to 255 bytes. A file that several quotas count must not exceed any of them.
 //
 // # Safety

@@ -109,7 +109,7 @@ pub unsafe extern "C" fn pgmap_set_uid_quota(
     })
 }
 
-/// As `pgmap_set_uid_quota`, for all files whose names begin with `prefix`, whoever creates them. A
+/// As `pgmap_set_uid_quota`, for all files whose names begin with `prefix`, of all users. A
 /// prefix has 1 to 255 bytes. A file that several quotas count must not exceed any of them.
 ///
 /// # Safety

@@ -141,7 +141,7 @@ int main(int argc, char **argv) {
     every_change_is_refused();
     a_deadline_is_kept(argv[1]);
 
-    // Until whoever started this has looked who holds it.
+    // Until the test has looked who holds it.
     CHECK(pgmap_get(reader, "a", 1, &pin) == 0);
     puts("holding");
     fflush(stdout);

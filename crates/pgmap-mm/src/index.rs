@@ -179,13 +179,6 @@ pub struct FileEntry {
     pub extents: ExtentList,
 }
 
-impl FileEntry {
-    /// An entry of no file, to be overwritten.
-    fn none() -> Self {
-        Self { entry: EntryId(0), id: FileId(0), len_bytes: 0, extents: ExtentList::default() }
-    }
-}
-
 /// What the index says of a file that lies in one extent, as most do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OneExtentFile {
@@ -227,12 +220,6 @@ impl core::fmt::Debug for ExtentList {
 }
 
 impl ExtentList {
-    /// Takes all out.
-    pub fn clear(&mut self) {
-        self.nr_inline = 0;
-        self.more.clear();
-    }
-
     /// Adds an extent at the end.
     pub fn push(&mut self, extent: Extent) {
         if self.nr_inline < INLINE_EXTENTS {

@@ -42,12 +42,7 @@ impl<W: ReadWords> IndexReader<W> {
 
     /// Looks `name` up without a lock.
     pub fn lookup(&self, name: &[u8]) -> Lookup {
-        let mut entry = FileEntry::none();
-        match self.find(name, |slot, at| self.copy_entry(slot, at, &mut entry)) {
-            Lookup::Found(()) => Lookup::Found(entry),
-            Lookup::Absent => Lookup::Absent,
-            Lookup::Busy => Lookup::Busy,
-        }
+        self.find(name, |slot, at| self.copy_entry(slot, at))
     }
 
     /// As [`lookup`](Self::lookup), of a file that lies in one extent: found, and `None`, if it
@@ -115,11 +110,10 @@ impl<W: ReadWords> IndexReader<W> {
         if slot == 0 || slot as usize >= self.layout.nr_slots {
             return Lookup::Absent;
         }
-        let mut entry = FileEntry::none();
         for _ in 0..MAX_ATTEMPTS {
             let is_wanted = |at| self.word(at, FILE_ID) == id.0;
-            match self.read_entry(slot, is_wanted, |at| self.copy_entry(slot, at, &mut entry)) {
-                Walk::Found(()) => return Lookup::Found(entry),
+            match self.read_entry(slot, is_wanted, |at| self.copy_entry(slot, at)) {
+                Walk::Found(found) => return Lookup::Found(found),
                 Walk::End => return Lookup::Absent,
                 Walk::Disturbed => pause(),
             }
@@ -194,47 +188,29 @@ impl<W: ReadWords> IndexReader<W> {
             && name_words(name).enumerate().all(|(i, word)| self.word(at, NAME + i) == word)
     }
 
-    /// Copies the file in the entry at `at`. An entry that names a file and cannot be true was
+    /// The file in the entry at `at`. An entry that names a file and cannot be true was
     /// never written so: to go on along the chain would be to read it again for every turn of a
     /// chain that is a circle.
-    #[inline]
-    fn copy_entry(&self, slot: u32, at: usize, entry: &mut FileEntry) -> Walk<()> {
+    fn copy_entry(&self, slot: u32, at: usize) -> Walk<FileEntry> {
         let id = FileId(self.word(at, FILE_ID));
         if id.0 == 0 {
             return Walk::End;
         }
-        entry.entry = EntryId(slot);
-        entry.id = id;
-        entry.len_bytes = self.word(at, LEN_BYTES);
-        match self.copy_extents(at, &mut entry.extents) {
-            Some(()) => Walk::Found(()),
-            None => Walk::Disturbed,
-        }
+        let len_bytes = self.word(at, LEN_BYTES);
+        self.copy_extents(at).map_or(Walk::Disturbed, |extents| {
+            Walk::Found(FileEntry { entry: EntryId(slot), id, len_bytes, extents })
+        })
     }
 
-    #[inline]
-    fn copy_extents(&self, at: usize, extents: &mut ExtentList) -> Option<()> {
-        extents.clear();
+    fn copy_extents(&self, at: usize) -> Option<ExtentList> {
         let nr_extents = (self.word(at, SHAPE) >> 16) as usize;
         if nr_extents > MAX_EXTENTS {
             return None;
         }
+        let mut extents = ExtentList::default();
         for i in 0..nr_extents.min(INLINE_EXTENTS) {
             extents.push(self.extent_at(at + EXTENTS + i * WORDS_PER_EXTENT)?);
         }
-        if nr_extents > INLINE_EXTENTS {
-            self.copy_more_extents(at, nr_extents, extents)?;
-        }
-        Some(())
-    }
-
-    #[cold]
-    fn copy_more_extents(
-        &self,
-        at: usize,
-        nr_extents: usize,
-        extents: &mut ExtentList,
-    ) -> Option<()> {
         let mut more = self.word(at, MORE);
         while extents.len() < nr_extents {
             let more_slot = u32::try_from(more).ok()?;
@@ -248,7 +224,7 @@ impl<W: ReadWords> IndexReader<W> {
             }
             more = self.word(base, NEXT);
         }
-        Some(())
+        Some(extents)
     }
 
     fn extent_at(&self, at: usize) -> Option<Extent> {

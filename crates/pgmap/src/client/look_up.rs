@@ -109,16 +109,14 @@ impl Client {
             Lookup::Absent => return Err(absent(name)),
             Lookup::Busy => return Ok(None),
         };
-        let taken = found.and_then(|OneExtentFile { extent, len_bytes, .. }| {
-            FilePin::take_one_extent(self, &extent, len_bytes, (0, len_bytes), Agent::Cpu)
-        });
-        match (taken, found) {
-            (Some(pin), Some(found)) => {
-                inner.note_use(found.entry);
-                Ok(Some(make(pin)))
-            }
-            _ => Ok(self.try_get_any(name)?.map(make)),
+        if let Some(OneExtentFile { entry, len_bytes, extent }) = found
+            && let Some(pin) =
+                FilePin::take_one_extent(self, &extent, len_bytes, (0, len_bytes), Agent::Cpu)
+        {
+            inner.note_use(entry);
+            return Ok(Some(make(pin)));
         }
+        Ok(self.try_get_any(name)?.map(make))
     }
 
     /// [`try_get`](Self::try_get) of a file in several extents, or that changes, or by a thread

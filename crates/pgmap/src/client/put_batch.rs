@@ -79,14 +79,13 @@ impl Client {
         {
             // Alone it may cost one call.
             let put = self.put(spec, contents);
-            let is_about_file = matches!(
-                put,
-                Err(Error::Refused(_)
-                    | Error::OutOfRange { .. }
-                    | Error::Pin(_)
-                    | Error::Memory(_))
-            );
-            return if is_about_file { Ok(vec![put]) } else { put.map(|()| vec![Ok(())]) };
+            return match put {
+                Ok(())
+                | Err(
+                    Error::Refused(_) | Error::OutOfRange { .. } | Error::Pin(_) | Error::Memory(_),
+                ) => Ok(vec![put]),
+                Err(error) => Err(error),
+            };
         }
         let mut batch = PutBatch { client: self, files: &files, seen, answers: Vec::new() };
         batch.answers.resize_with(files.len(), || None);
