@@ -115,8 +115,8 @@ const BREAKAGES: &[Breakage] = &[
         name: "what is replaced is counted for ever",
         edits: &[(
             "crates/pgmap/src/owner/counted.rs",
-            "let before = self.remove_entry(&key).map(|(_, before)| before);",
-            "let before = self.map.remove(&key);",
+            "self.uses.count(before.whose(place.key()), before.nr_pages(), Use::minus);",
+            "",
         )],
     },
     Breakage {

@@ -41,6 +41,12 @@ use crate::arguments::Arguments;
 use crate::failure::{Exit, Failure};
 use crate::output::{Format, Output, Talk, Units};
 
+/// An owner makes and frees a few small pieces of memory for each file, often with cold caches.
+/// This allocator touches less for it than the C library's (ADR 0106). The Python package has it
+/// from here, too.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Prints what was asked for of clap, or what it did not understand.
 fn answered(error: &clap::Error, is_json: bool) -> u8 {
     // Where an error cannot be printed there is nobody to tell.

@@ -38,6 +38,7 @@
 //! What is not documented here is internal, and may change in any release; so may the layers below,
 //! [`mm`] and [`os`].
 
+mod byte_strings;
 pub(crate) mod client;
 mod deadline;
 mod device_watch;

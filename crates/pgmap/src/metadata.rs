@@ -1,7 +1,8 @@
 //! What a file carries beside its contents: user metadata, and a checksum of the contents.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::byte_strings;
 use crate::refusal::Refusal;
 
 /// Most bytes of user metadata of one file.
@@ -12,8 +13,7 @@ pub(crate) const CHECKSUM_STEP_BYTES: u64 = 64 << 10;
 
 /// Bytes that belong to a file and mean something to its users alone: up to
 /// [`MAX_METADATA_BYTES`] of them, fixed when the file is created.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "Vec<u8>", into = "Vec<u8>")]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct UserMetadata(Box<[u8]>);
 
 impl UserMetadata {
@@ -40,17 +40,15 @@ impl UserMetadata {
     }
 }
 
-impl TryFrom<Vec<u8>> for UserMetadata {
-    type Error = Refusal;
-
-    fn try_from(bytes: Vec<u8>) -> Result<Self, Refusal> {
-        Self::new(bytes)
+impl Serialize for UserMetadata {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
     }
 }
 
-impl From<UserMetadata> for Vec<u8> {
-    fn from(metadata: UserMetadata) -> Self {
-        metadata.0.into_vec()
+impl<'de> Deserialize<'de> for UserMetadata {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        byte_strings::deserialize(deserializer, |bytes| Self::new(bytes))
     }
 }
 

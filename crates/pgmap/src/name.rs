@@ -1,9 +1,11 @@
 //! File names, checked once.
 
 use std::fmt::{self, Write};
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::byte_strings;
 use crate::refusal::Refusal;
 
 /// Longest name in bytes.
@@ -11,9 +13,8 @@ pub use pgmap_mm::index::MAX_NAME_BYTES;
 
 /// A name that a pool can hold: 1 to 255 bytes without NUL. Any other bytes are allowed, `/` too:
 /// a pool has one flat directory.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "Vec<u8>", into = "Vec<u8>")]
-pub struct FileName(Box<[u8]>);
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileName(Arc<[u8]>);
 
 impl FileName {
     /// Checks `name`.
@@ -34,7 +35,7 @@ impl FileName {
 
     /// The bytes.
     #[must_use]
-    pub const fn as_bytes(&self) -> &[u8] {
+    pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 }
@@ -110,17 +111,15 @@ fn hexadecimal(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
     bytes.iter().try_for_each(|byte| write!(f, "\\x{byte:02x}"))
 }
 
-impl TryFrom<Vec<u8>> for FileName {
-    type Error = Refusal;
-
-    fn try_from(name: Vec<u8>) -> Result<Self, Refusal> {
-        Self::new(name)
+impl Serialize for FileName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
     }
 }
 
-impl From<FileName> for Vec<u8> {
-    fn from(name: FileName) -> Self {
-        name.0.into_vec()
+impl<'de> Deserialize<'de> for FileName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        byte_strings::deserialize(deserializer, |bytes| Self::new(bytes))
     }
 }
 

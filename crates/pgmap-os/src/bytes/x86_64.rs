@@ -245,6 +245,10 @@ impl LoopOutcome {
 // before, because copying a byte twice is as good as copying it later, and shorter copies are two
 // overlapping halves of 8 or 4 bytes, or single bytes. Lower addresses come first on either side,
 // so that the first page that does not answer is the one that is named.
+//
+// Every 4096 bytes the long loops prefetch a line of the next page of each range. It is there for
+// its translation, which is looked up while this page is copied: the processor's own prefetchers
+// end at the page. A prefetch never faults.
 global_asm!(
     ".pushsection .text.pgmap_os_copy, \"ax\", @progbits",
     ".globl pgmap_os_copy_avx, pgmap_os_copy_sse, pgmap_os_zero",
@@ -270,6 +274,13 @@ global_asm!(
     "jz 3f",
     ".p2align 5",
     "2:",
+    "test ecx, 4095",
+    "jnz 8f",
+    "cmp rcx, 4096",
+    "jbe 8f",
+    "prefetcht0 [rsi + 4096]",
+    "prefetchw [rdi + 4096]",
+    "8:",
     "vmovdqu ymm0, [rsi]",
     "vmovdqu ymm1, [rsi + 32]",
     "vmovdqu ymm2, [rsi + 64]",
@@ -365,6 +376,13 @@ global_asm!(
     "ret",
     "pgmap_os_copy_past_caches:",
     "2:",
+    "test edx, 4095",
+    "jnz 8f",
+    "cmp rdx, 4096",
+    "jbe 8f",
+    "prefetchnta [rsi + 4096]",
+    "prefetchnta [rdi + 4096]",
+    "8:",
     "movdqu xmm0, [rsi]",
     "movdqu xmm1, [rsi + 16]",
     "movdqu xmm2, [rsi + 32]",

@@ -1,9 +1,9 @@
 //! Puts of many files: while the client copies some, an owner in another process makes room for the
 //! next and commits those before.
 //!
-//! The files go in *waves*. The first is what there are spares for, whose frames are there already
-//! (ADR 0099); the last asks for the spares of the next batch. At any moment at most one create and
-//! one commit are under way:
+//! The files go in *waves*. The first are those that there are spares for, whose frames are there
+//! already (ADR 0099); the last ask for the spares of the next batch. At any moment at most one
+//! create and one commit are under way, here with spares for the first wave:
 //!
 //! ```text
 //!   client   create 2, copy 1 | create 3, commit 1, copy 2 | commit 2, copy 3 | commit 3
@@ -26,6 +26,25 @@ const MIN_WAVE: usize = if cfg!(feature = "sim") { 1 } else { 8 };
 
 /// Is shown each writer before it writes: for simulations, which check its frames.
 pub type Seen<'s> = dyn Fn(usize, &mut FileWriter<'_>) + 's;
+
+/// What is left of a batch, a wave at a time.
+struct Waves {
+    places: Vec<usize>,
+    nr_begun: usize,
+}
+
+impl Waves {
+    const fn of(places: Vec<usize>) -> Self {
+        Self { places, nr_begun: 0 }
+    }
+}
+
+/// A wave whose frames were asked for.
+struct CreatingWave<'c> {
+    places: Vec<usize>,
+    specs: Vec<CreateSpec>,
+    call: BegunCall<'c>,
+}
 
 /// A wave that was copied, and whose commit was asked for.
 struct CommittingWave<'c> {
@@ -87,7 +106,8 @@ impl Client {
                 Err(error) => Err(error),
             };
         }
-        let mut batch = PutBatch { client: self, files: &files, seen, answers: Vec::new() };
+        let mut batch =
+            PutBatch { client: self, files: &files, seen, answers: Vec::new(), splits: false };
         batch.answers.resize_with(files.len(), || None);
         let ended = batch.put();
         let mut answers = batch.answers;
@@ -111,6 +131,8 @@ struct PutBatch<'c, 'f> {
     seen: &'f Seen<'f>,
     /// `None` of those that are not answered yet.
     answers: Vec<Option<Result<(), Error>>>,
+    /// Whether it goes in several waves.
+    splits: bool,
 }
 
 impl<'c> PutBatch<'c, '_> {
@@ -118,29 +140,50 @@ impl<'c> PutBatch<'c, '_> {
         let all_bytes: u64 = self.files.iter().map(|(_, contents)| contents.len() as u64).sum();
         let is_of_many = all_bytes >= STREAM_BYTES;
         let is_remote = matches!(self.client.inner.link, Link::Remote(_));
-        let splits = is_remote && (is_of_many || cfg!(feature = "sim"));
-        let most = match splits {
-            true => self.files.len().div_ceil(NR_WAVES).clamp(MIN_WAVE, MAX_BATCH),
-            false => MAX_BATCH,
-        };
-        let spared = if is_remote { self.take_spares(most)? } else { Vec::new() };
-        let spared_places: Vec<usize> = spared.iter().map(|(place, _)| *place).collect();
-        let waves = self.waves(&spared_places, most);
-        let mut creating = waves.first().map(|wave| self.begin_create(wave)).transpose()?;
-        let mut committing = None;
-        if !spared.is_empty() {
-            let (mut places, mut writers) = (Vec::new(), Vec::new());
-            for (place, writer) in spared {
-                self.fill(place, Ok(writer), is_of_many, (&mut places, &mut writers));
+        self.splits = is_remote && (is_of_many || cfg!(feature = "sim"));
+        let specs = self.files.iter().map(|(spec, _)| spec);
+        let spared = if is_remote { self.client.places_of_spares(specs)? } else { Vec::new() };
+        let is_lacking = |place: &usize| spared.binary_search(place).is_err();
+        let mut lacking: Vec<usize> = (0..self.files.len()).filter(is_lacking).collect();
+        let mut pinned: Vec<Option<FileWriter<'c>>> = Vec::new();
+        pinned.resize_with(self.files.len(), || None);
+        let are_pinned = !lacking.is_empty();
+        if are_pinned {
+            // A create may need the room of spares that are not pinned.
+            for &place in &spared {
+                pinned[place] = self.pin_spare(place);
             }
+            lacking.extend(spared.iter().filter(|&&place| pinned[place].is_none()));
+        }
+        let mut waves = Waves::of(lacking);
+        let mut creating = self.begin_create(&mut waves)?;
+        let mut committing = None;
+        // Those whose spares went meanwhile.
+        let mut lost = Vec::new();
+        let mut ahead = Waves::of(spared.clone());
+        while let Some(wave) = self.next_wave(&mut ahead) {
+            let (mut places, mut writers) = (Vec::new(), Vec::new());
+            for place in wave {
+                let writer = if are_pinned { pinned[place].take() } else { self.pin_spare(place) };
+                match writer {
+                    Some(writer) => {
+                        self.fill(place, Ok(writer), is_of_many, (&mut places, &mut writers));
+                    }
+                    None if are_pinned => {}
+                    None => lost.push(place),
+                }
+            }
+            self.finish(committing.take())?;
             committing = self.begin_commit(places, writers, true)?;
         }
-        for (nth, wave) in waves.iter().enumerate() {
-            let Some((specs, call)) = creating.take() else { break };
+        if !lost.is_empty() {
+            waves = Waves::of(lost);
+            creating = self.begin_create(&mut waves)?;
+        }
+        while let Some(CreatingWave { places: wave, specs, call }) = creating.take() {
             let created = self.client.finish_create(call, &specs, || self.client);
             let created = created.and_then(|created| {
-                let next = waves.get(nth + 1).map(|wave| self.begin_create(wave));
-                creating = next.transpose()?;
+                creating = self.begin_create(&mut waves)?;
                 Ok(created)
             });
             let (mut places, mut writers) = (Vec::new(), Vec::new());
@@ -152,45 +195,50 @@ impl<'c> PutBatch<'c, '_> {
             // That one was asked for, whatever came of this one.
             let before = self.finish(committing.take());
             copied.and(before)?;
-            let asks_for_spares = is_remote && nth + 1 == waves.len();
+            let asks_for_spares = is_remote && creating.is_none();
             committing = self.begin_commit(places, writers, asks_for_spares)?;
         }
         self.finish(committing)?;
-        self.put_lost_spares(&spared_places);
+        self.put_unknown(&spared);
         Ok(())
     }
 
-    /// Writers in frames that were handed out ahead, for the first files.
-    fn take_spares(&self, most: usize) -> Result<Vec<(usize, FileWriter<'c>)>, Error> {
-        let mut spared = Vec::new();
-        for (place, (spec, _)) in self.files.iter().enumerate().take(most) {
-            if let Some(writer) = self.client.writer_of_spare(spec)? {
-                spared.push((place, writer));
+    fn pin_spare(&self, place: usize) -> Option<FileWriter<'c>> {
+        self.client.pin_spare(&self.files[place].0)
+    }
+
+    /// Puts what was copied into spares of an owner that went meanwhile: its successor does not
+    /// know them.
+    fn put_unknown(&mut self, spared: &[usize]) {
+        for &place in spared {
+            if matches!(&self.answers[place], Some(Err(Error::Refused(Refusal::NoDraft { .. })))) {
+                let (spec, contents) = &self.files[place];
+                self.answers[place] = Some(self.client.put(spec.clone(), contents));
             }
         }
-        Ok(spared)
     }
 
-    /// Which other files go together: as many as one message takes, and fewer where the owner can
-    /// be at work meanwhile.
-    fn waves(&self, spared: &[usize], most: usize) -> Vec<Vec<usize>> {
-        let places: Vec<usize> =
-            (0..self.files.len()).filter(|place| spared.binary_search(place).is_err()).collect();
-        let mut waves = Vec::new();
-        let mut rest = &places[..];
-        while !rest.is_empty() {
-            let lens_bytes = rest.iter().map(|&place| encoded_bytes(&self.files[place].0));
-            let (wave, others) = rest.split_at(nr_fitting(lens_bytes).min(most));
-            waves.push(wave.to_vec());
-            rest = others;
-        }
-        waves
+    /// Which files go together next: as many as one message takes, and fewer if the owner can be
+    /// at work meanwhile.
+    fn next_wave(&self, waves: &mut Waves) -> Option<Vec<usize>> {
+        let nr_files = self.files.len();
+        let most = match self.splits {
+            true => nr_files.div_ceil(NR_WAVES).clamp(MIN_WAVE, MAX_BATCH),
+            false => MAX_BATCH,
+        };
+        let rest = &waves.places[waves.nr_begun..];
+        let lens_bytes = rest.iter().map(|&place| encoded_bytes(&self.files[place].0));
+        let wave = &rest[..nr_fitting(lens_bytes).min(most).min(rest.len())];
+        waves.nr_begun += wave.len();
+        (!wave.is_empty()).then(|| wave.to_vec())
     }
 
-    fn begin_create(&self, wave: &[usize]) -> Result<(Vec<CreateSpec>, BegunCall<'c>), Error> {
-        let specs = self.specs(wave);
+    /// Asks for the frames of the next wave; `None` if there is none.
+    fn begin_create(&self, waves: &mut Waves) -> Result<Option<CreatingWave<'c>>, Error> {
+        let Some(places) = self.next_wave(waves) else { return Ok(None) };
+        let specs = self.specs(&places);
         let call = self.client.begin(Request::Create(specs.clone()))?;
-        Ok((specs, call))
+        Ok(Some(CreatingWave { places, specs, call }))
     }
 
     fn specs(&self, places: &[usize]) -> Vec<CreateSpec> {
@@ -246,15 +294,5 @@ impl<'c> PutBatch<'c, '_> {
             self.answers[place] = Some(answer);
         }
         Ok(())
-    }
-
-    /// Puts what was copied into spares that an owner did not know any more, which went meanwhile.
-    fn put_lost_spares(&mut self, spared: &[usize]) {
-        for &place in spared {
-            if matches!(&self.answers[place], Some(Err(Error::Refused(Refusal::NoDraft { .. })))) {
-                let (spec, contents) = &self.files[place];
-                self.answers[place] = Some(self.client.put(spec.clone(), contents));
-            }
-        }
     }
 }

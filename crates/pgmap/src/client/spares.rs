@@ -20,7 +20,7 @@ use crate::client::{BegunCommit, Client, one};
 use crate::error::Error;
 use crate::refusal::Refusal;
 use crate::wire::{
-    CommitSpec, Committed, CreateSpec, Draft, FolioSize, MAX_SPARE_BYTES, MAX_SPARES, Placement,
+    CommitSpec, Committed, CreateSpec, Draft, MAX_SPARE_BYTES, MAX_SPARES, MAX_SPARES_BYTES,
     PutAnswer, PutSpec, Request,
 };
 
@@ -37,17 +37,26 @@ pub(crate) struct Spares {
 /// Files whose frames are alike.
 #[derive(Debug)]
 struct SpareKind {
-    len_bytes: u64,
-    folio_size: FolioSize,
-    placement: Placement,
+    /// What was put first.
+    like: CreateSpec,
     spares: Vec<Draft>,
 }
 
 impl SpareKind {
     fn is_of(&self, spec: &CreateSpec) -> bool {
-        self.len_bytes == spec.len_bytes
-            && self.folio_size == spec.folio_size
-            && self.placement == spec.placement
+        self.like.has_like_frames(spec)
+    }
+
+    const fn bytes(&self) -> u64 {
+        self.spares.len() as u64 * self.like.len_bytes
+    }
+}
+
+/// How many spares for files of this length a client has at most.
+fn most_spares(len_bytes: u64) -> usize {
+    match len_bytes {
+        1..=MAX_SPARE_BYTES => MAX_SPARES.min((MAX_SPARES_BYTES / len_bytes) as usize),
+        _ => 0,
     }
 }
 
@@ -61,10 +70,16 @@ impl Spares {
         kinds.iter_mut().find(|kind| kind.is_of(spec))?.spares.pop()
     }
 
+    /// How many there are for files like this.
+    fn nr_like(&self, spec: &CreateSpec) -> usize {
+        self.lock().iter().find(|kind| kind.is_of(spec)).map_or(0, |kind| kind.spares.len())
+    }
+
     /// Takes note of a put, in a message that asks for `nr_asked` spares already. Returns whether
     /// to ask for one more, and the spares that are given up for it.
     fn note_put(&self, spec: &CreateSpec, nr_asked: usize) -> (bool, Vec<u64>) {
-        if spec.len_bytes == 0 || spec.len_bytes > MAX_SPARE_BYTES {
+        let most = most_spares(spec.len_bytes);
+        if most == 0 {
             return (false, Vec::new());
         }
         let mut kinds = self.lock();
@@ -75,19 +90,25 @@ impl Spares {
         if kinds.len() >= MAX_KINDS {
             given_up.extend(kinds.pop_front().into_iter().flat_map(|kind| kind.spares));
         }
-        let nr_own = known.as_ref().map_or(0, |kind| kind.spares.len());
-        let nr_others: usize = kinds.iter().map(|kind| kind.spares.len()).sum();
-        if is_known && nr_own + nr_others + nr_asked >= MAX_SPARES {
-            given_up.extend(kinds.iter_mut().find_map(|kind| kind.spares.pop()));
+        let nr_own = known.as_ref().map_or(0, |kind| kind.spares.len()) + nr_asked;
+        let wants_more = is_known && nr_own < most;
+        let has_room = |kinds: &VecDeque<SpareKind>| {
+            let (nr_others, others_bytes) = kinds
+                .iter()
+                .fold((0, 0), |(nr, bytes), kind| (nr + kind.spares.len(), bytes + kind.bytes()));
+            let own_bytes = (nr_own as u64 + 1) * spec.len_bytes;
+            nr_own + nr_others < MAX_SPARES && own_bytes + others_bytes <= MAX_SPARES_BYTES
+        };
+        while wants_more
+            && !has_room(&kinds)
+            && let Some(spare) = kinds.iter_mut().find_map(|kind| kind.spares.pop())
+        {
+            given_up.push(spare);
         }
-        let has_room = nr_own + nr_asked < MAX_SPARES;
-        kinds.push_back(known.unwrap_or_else(|| SpareKind {
-            len_bytes: spec.len_bytes,
-            folio_size: spec.folio_size,
-            placement: spec.placement.clone(),
-            spares: Vec::new(),
-        }));
-        (is_known && has_room, given_up.into_iter().map(|draft| draft.id).collect())
+        kinds.push_back(
+            known.unwrap_or_else(|| SpareKind { like: spec.clone(), spares: Vec::new() }),
+        );
+        (wants_more, given_up.into_iter().map(|draft| draft.id).collect())
     }
 
     /// Keeps a spare for the next put; returns it if there is no place for it any more.
@@ -168,18 +189,51 @@ impl Client {
         &self,
         spec: &CreateSpec,
     ) -> Result<Option<FileWriter<'_>>, Error> {
-        let inner = &self.inner;
-        if inner.pinner.side().is_forked() {
+        if self.inner.pinner.side().is_forked() {
             return Err(Error::Forked);
         }
-        let is_found = || matches!(inner.index.id_of(spec.name.as_bytes()), Lookup::Found(_));
-        if !spec.replace && is_found() {
-            return Ok(None);
-        }
-        let Some(spare) = inner.spares.take(spec) else { return Ok(None) };
+        Ok(if self.may_be_new(spec) { self.pin_spare(spec) } else { None })
+    }
+
+    /// Whether no file has the name, or it may be replaced.
+    fn may_be_new(&self, spec: &CreateSpec) -> bool {
+        spec.replace || !matches!(self.inner.index.id_of(spec.name.as_bytes()), Lookup::Found(_))
+    }
+
+    /// A writer in frames that were handed out ahead, if there are any.
+    pub(super) fn pin_spare(&self, spec: &CreateSpec) -> Option<FileWriter<'_>> {
+        let spare = self.inner.spares.take(spec)?;
         // Where it cannot be pinned the owner took it back, or was replaced.
         let writer = Writer::new(self, spare, (spec.len_bytes, spec.is_checksummed));
-        Ok(writer.ok().map(|writer| writer.named_at_commit(spec.clone())))
+        writer.ok().map(|writer| writer.named_at_commit(spec.clone()))
+    }
+
+    /// Which of several files [`pin_spare`](Self::pin_spare) has frames for, as of now.
+    ///
+    /// # Errors
+    /// [`Error::Forked`].
+    pub(super) fn places_of_spares<'s>(
+        &self,
+        specs: impl Iterator<Item = &'s CreateSpec>,
+    ) -> Result<Vec<usize>, Error> {
+        if self.inner.pinner.side().is_forked() {
+            return Err(Error::Forked);
+        }
+        let mut kinds: Vec<(&CreateSpec, usize)> = Vec::new();
+        let mut places = Vec::new();
+        for (place, spec) in specs.enumerate() {
+            let known = kinds.iter().position(|(kind, _)| kind.has_like_frames(spec));
+            let nth = known.unwrap_or_else(|| {
+                kinds.push((spec, self.inner.spares.nr_like(spec)));
+                kinds.len() - 1
+            });
+            let nr_left = &mut kinds[nth].1;
+            if *nr_left > 0 && self.may_be_new(spec) {
+                *nr_left -= 1;
+                places.push(place);
+            }
+        }
+        Ok(places)
     }
 
     /// Commits a draft as the file that `spec` says.
@@ -241,6 +295,7 @@ impl Client {
 mod tests {
     use super::*;
     use crate::name::FileName;
+    use crate::wire::FolioSize;
 
     fn spec(len_bytes: u64) -> CreateSpec {
         CreateSpec::new(FileName::new("a").unwrap(), len_bytes, FolioSize::BestFit)
@@ -277,22 +332,35 @@ mod tests {
     }
 
     #[test]
-    fn there_are_so_many_spares_at_most_and_those_of_the_size_not_put_for_longest_go() {
+    fn there_are_so_many_bytes_of_spares_at_most_and_those_of_the_size_not_put_for_longest_go() {
         let spares = Spares::default();
-        for len_bytes in 1..=MAX_KINDS as u64 {
-            spares.note_put(&spec(len_bytes), 0);
-            for id in [len_bytes, 10 * len_bytes] {
-                assert_eq!(spares.note_put(&spec(len_bytes), 0), (true, vec![]));
-                assert!(spares.keep(&spec(len_bytes), spare(id)).is_none());
+        // Two of each make up nearly all that a client may have.
+        let nth = |kind: u64| spec(MAX_SPARES_BYTES / (2 * MAX_KINDS as u64) - 10 + kind);
+        for kind in 1..=MAX_KINDS as u64 {
+            spares.note_put(&nth(kind), 0);
+            for id in [kind, 10 * kind] {
+                assert_eq!(spares.note_put(&nth(kind), 0), (true, vec![]));
+                assert!(spares.keep(&nth(kind), spare(id)).is_none());
             }
         }
         // Another of a size that has some: one of the oldest size goes for it.
-        assert_eq!(spares.note_put(&spec(2), 0), (true, vec![10]));
-        assert!(spares.keep(&spec(2), spare(21)).is_none());
-        assert_eq!(spares.keep(&spec(2), spare(22)).map(|spare| spare.id), Some(22));
+        assert_eq!(spares.note_put(&nth(2), 0), (true, vec![10]));
+        assert!(spares.keep(&nth(2), spare(21)).is_none());
         // A new size has the place of the oldest one.
         assert_eq!(spares.note_put(&spec(100), 0), (false, vec![1]));
         assert_eq!(spares.note_put(&spec(101), 0), (false, vec![3, 30]));
-        assert_eq!(spares.keep(&spec(3), spare(30)).map(|spare| spare.id), Some(30));
+        assert_eq!(spares.keep(&nth(3), spare(30)).map(|spare| spare.id), Some(30));
+    }
+
+    #[test]
+    fn there_are_so_many_spares_at_most() {
+        let spares = Spares::default();
+        spares.note_put(&spec(5), 0);
+        for id in 0..MAX_SPARES as u64 {
+            assert_eq!(spares.note_put(&spec(5), 0), (true, vec![]));
+            assert!(spares.keep(&spec(5), spare(id)).is_none());
+        }
+        assert_eq!(spares.note_put(&spec(5), 0), (false, vec![]));
+        assert_eq!(spares.keep(&spec(5), spare(999)).map(|spare| spare.id), Some(999));
     }
 }

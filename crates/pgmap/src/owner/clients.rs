@@ -186,6 +186,7 @@ impl Core {
             return;
         }
         self.bury_some();
+        self.stock.forget(id);
         let drafts = self.files.take_drafts_of(id);
         self.retire_drafts(drafts);
         self.reap_leases(id);

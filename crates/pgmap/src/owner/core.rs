@@ -41,6 +41,7 @@ use crate::owner::populate::Populations;
 use crate::owner::quotas::Quotas;
 use crate::owner::registered_holder::RegisteredHolder;
 use crate::owner::restore::Restorations;
+use crate::owner::stock::Stock;
 use crate::owner::subscribers::Subscribers;
 use crate::owner::water::Water;
 use crate::pool::Pool;
@@ -67,6 +68,8 @@ pub struct Core {
     pub(crate) barrier: OwnerBarrier,
     pub(crate) frames: PoolFrames,
     pub(crate) files: FileBook,
+    /// Spares that are made ahead.
+    pub(crate) stock: Stock,
     pub(crate) clients: ClientTable,
     /// Whether the pool is on its way out.
     pub(crate) openness: Openness,
@@ -116,6 +119,7 @@ impl Core {
             barrier: OwnerBarrier::register(),
             frames,
             files: FileBook::default(),
+            stock: Stock::default(),
             clients: ClientTable::new(),
             drains: DrainQueue::default(),
             pagemaps: PagemapBook::open(&pool)?,

@@ -4,7 +4,8 @@
 //! The map is read as any other and changed only here, so that no change can be forgotten. What is
 //! changed in place ([`Counted::get_mut`]) keeps its user, its name and its number of frames.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Deref;
 
 use pgmap_mm::index::FileId;
@@ -62,14 +63,35 @@ impl Counts<FileId> for DraftRecord {
 #[derive(Debug)]
 pub(crate) struct Counted<K, V> {
     map: BTreeMap<K, V>,
-    of_uid: HashMap<u32, Use>,
+    uses: Uses,
+}
+
+#[derive(Debug, Default)]
+struct Uses {
+    of_uid: BTreeMap<u32, Use>,
     /// Of the prefixes that have a quota.
     of_prefix: BTreeMap<FileName, Use>,
 }
 
+impl Uses {
+    fn count(&mut self, (uid, name): (u32, &FileName), nr_pages: u64, change: fn(Use, Use) -> Use) {
+        let one = Use { files: 1, pages: nr_pages };
+        let of_uid = self.of_uid.entry(uid).or_default();
+        *of_uid = change(*of_uid, one);
+        if *of_uid == Use::default() {
+            self.of_uid.remove(&uid);
+        }
+        for (prefix, used) in &mut self.of_prefix {
+            if name.as_bytes().starts_with(prefix.as_bytes()) {
+                *used = change(*used, one);
+            }
+        }
+    }
+}
+
 impl<K, V> Default for Counted<K, V> {
     fn default() -> Self {
-        Self { map: BTreeMap::new(), of_uid: HashMap::new(), of_prefix: BTreeMap::new() }
+        Self { map: BTreeMap::new(), uses: Uses::default() }
     }
 }
 
@@ -83,10 +105,19 @@ impl<K, V> Deref for Counted<K, V> {
 
 impl<K: Ord + Clone, V: Counts<K>> Counted<K, V> {
     pub(crate) fn insert(&mut self, key: K, value: V) -> Option<V> {
-        let before = self.remove_entry(&key).map(|(_, before)| before);
-        self.count(&key, &value, Use::plus);
-        self.map.insert(key, value);
-        before
+        let entry = self.map.entry(key);
+        self.uses.count(value.whose(entry.key()), value.nr_pages(), Use::plus);
+        match entry {
+            Entry::Vacant(place) => {
+                place.insert(value);
+                None
+            }
+            Entry::Occupied(mut place) => {
+                let before = place.insert(value);
+                self.uses.count(before.whose(place.key()), before.nr_pages(), Use::minus);
+                Some(before)
+            }
+        }
     }
 
     pub(crate) fn remove(&mut self, key: &K) -> Option<V> {
@@ -95,7 +126,7 @@ impl<K: Ord + Clone, V: Counts<K>> Counted<K, V> {
 
     pub(crate) fn remove_entry(&mut self, key: &K) -> Option<(K, V)> {
         let (key, value) = self.map.remove_entry(key)?;
-        self.count(&key, &value, Use::minus);
+        self.uses.count(value.whose(&key), value.nr_pages(), Use::minus);
         Some((key, value))
     }
 
@@ -119,8 +150,8 @@ impl<K: Ord + Clone, V: Counts<K>> Counted<K, V> {
     /// What those take that a quota is for.
     pub(crate) fn used_by(&self, of: &QuotaOf) -> Use {
         match of {
-            QuotaOf::Uid(uid) => self.of_uid.get(uid),
-            QuotaOf::Prefix(prefix) => self.of_prefix.get(prefix),
+            QuotaOf::Uid(uid) => self.uses.of_uid.get(uid),
+            QuotaOf::Prefix(prefix) => self.uses.of_prefix.get(prefix),
         }
         .copied()
         .unwrap_or_default()
@@ -129,12 +160,12 @@ impl<K: Ord + Clone, V: Counts<K>> Counted<K, V> {
     /// Counts a prefix from now on.
     pub(crate) fn count_prefix(&mut self, prefix: &FileName) {
         let used = self.recounted(&QuotaOf::Prefix(prefix.clone()));
-        self.of_prefix.insert(prefix.clone(), used);
+        self.uses.of_prefix.insert(prefix.clone(), used);
     }
 
     /// Counts it no more.
     pub(crate) fn forget_prefix(&mut self, prefix: &FileName) {
-        self.of_prefix.remove(prefix);
+        self.uses.of_prefix.remove(prefix);
     }
 
     /// What those take that a quota is for, by going through all.
@@ -146,20 +177,5 @@ impl<K: Ord + Clone, V: Counts<K>> Counted<K, V> {
                 false => used,
             }
         })
-    }
-
-    fn count(&mut self, key: &K, value: &V, change: impl Fn(Use, Use) -> Use) {
-        let (uid, name) = value.whose(key);
-        let one = Use { files: 1, pages: value.nr_pages() };
-        let of_uid = self.of_uid.entry(uid).or_default();
-        *of_uid = change(*of_uid, one);
-        if *of_uid == Use::default() {
-            self.of_uid.remove(&uid);
-        }
-        for (prefix, used) in &mut self.of_prefix {
-            if name.as_bytes().starts_with(prefix.as_bytes()) {
-                *used = change(*used, one);
-            }
-        }
     }
 }

@@ -7,12 +7,13 @@
 //!   that name has this number. No two files have one name, or one number.
 //! - A draft has no name yet. Its number becomes the file's when it is committed, and is no other
 //!   file's before.
-//! - `spares` has the drafts that are spares, and no others; `spare_pages` are their frames.
+//! - `spares` has the drafts that are spares, and no others; their `pages` are their frames, and
+//!   `spare_pages` those of all.
 //! - What each user and each prefix with a quota takes is counted, files and drafts together.
 //! - What the record says of extents and entry is what descriptors and index say, except between
 //!   two steps of one request.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound::{Excluded, Unbounded};
 
 use pgmap_mm::drain::ClientId;
@@ -109,15 +110,22 @@ impl DraftRecord {
     }
 }
 
+/// The spares of one client.
+#[derive(Debug, Default)]
+struct SparesOf {
+    ids: BTreeSet<FileId>,
+    pages: u64,
+}
+
 /// The files and drafts of a pool.
 #[derive(Debug, Default)]
 pub(crate) struct FileBook {
     records: Counted<FileName, FileRecord>,
     names: HashMap<FileId, FileName>,
     drafts: Counted<FileId, DraftRecord>,
-    /// By client.
-    spares: BTreeSet<(ClientId, FileId)>,
-    /// Frames of those.
+    /// Of each client that has some.
+    spares: BTreeMap<ClientId, SparesOf>,
+    /// Frames of all of those.
     spare_pages: u64,
     /// Files behind whose ends lies what was cut off, because it could not be zeroed.
     open_tails: BTreeSet<FileId>,
@@ -224,32 +232,44 @@ impl FileBook {
 
     pub(crate) fn add_draft(&mut self, id: FileId, draft: DraftRecord) {
         if draft.is_spare {
-            self.spares.insert((draft.client, id));
-            self.spare_pages += draft.nr_pages();
+            let nr_pages = draft.nr_pages();
+            let spares = self.spares.entry(draft.client).or_default();
+            spares.ids.insert(id);
+            spares.pages += nr_pages;
+            self.spare_pages += nr_pages;
         }
         self.drafts.insert(id, draft);
     }
 
     pub(crate) fn take_draft(&mut self, id: FileId) -> Option<DraftRecord> {
         let draft = self.drafts.remove(&id)?;
-        if self.spares.remove(&(draft.client, id)) {
-            self.spare_pages -= draft.nr_pages();
+        if draft.is_spare
+            && let Some(spares) = self.spares.get_mut(&draft.client)
+        {
+            let nr_pages = draft.nr_pages();
+            spares.ids.remove(&id);
+            spares.pages -= nr_pages;
+            self.spare_pages -= nr_pages;
         }
         Some(draft)
     }
 
+    /// As [`take_draft`](Self::take_draft), if it is still a spare of that client.
+    pub(crate) fn take_spare(&mut self, id: FileId, client: ClientId) -> Option<DraftRecord> {
+        self.draft_of(id, client).filter(|draft| draft.is_spare)?;
+        self.take_draft(id)
+    }
+
     /// Takes out all drafts of a client.
     pub(crate) fn take_drafts_of(&mut self, client: ClientId) -> Vec<DraftRecord> {
-        self.spares.retain(|(other, _)| *other != client);
-        let drafts = self.drafts.take_all(|draft| draft.client == client);
-        let spares = drafts.iter().filter(|draft| draft.is_spare);
-        self.spare_pages -= spares.map(DraftRecord::nr_pages).sum::<u64>();
-        drafts
+        self.spare_pages -= self.spares.remove(&client).map_or(0, |spares| spares.pages);
+        self.drafts.take_all(|draft| draft.client == client)
     }
 
     /// The spares, with their numbers.
     pub(crate) fn spares(&self) -> impl Iterator<Item = (FileId, &DraftRecord)> {
-        self.spares.iter().filter_map(|&(_, id)| Some((id, self.drafts.get(&id)?)))
+        let ids = self.spares.values().flat_map(|spares| &spares.ids);
+        ids.filter_map(|&id| Some((id, self.drafts.get(&id)?)))
     }
 
     /// The frames of all spares.
@@ -257,9 +277,9 @@ impl FileBook {
         self.spare_pages
     }
 
-    /// How many spares a client has.
-    pub(crate) fn nr_spares_of(&self, client: ClientId) -> usize {
-        self.spares.range((client, FileId(0))..=(client, FileId(u64::MAX))).count()
+    /// How many spares a client has, and how many frames those have.
+    pub(crate) fn spares_of(&self, client: ClientId) -> (usize, u64) {
+        self.spares.get(&client).map_or((0, 0), |spares| (spares.ids.len(), spares.pages))
     }
 
     /// The extents of every file and draft.

@@ -294,12 +294,15 @@ impl Core {
 
     /// Evicts files where the index has no room for the drafts of a commit.
     fn make_index_room(&mut self, client: ClientId, specs: &[CommitSpec]) {
-        let drafts = specs.iter().filter_map(|spec| self.files.draft_of(FileId(spec.id), client));
-        let (mut nr_new, mut nr_slots) = (0, 0);
-        for draft in drafts {
-            nr_new += usize::from(!self.files.contains(&draft.name));
-            nr_slots += self.frames.slots_for(draft.extents.len());
+        let drafts =
+            || specs.iter().filter_map(|spec| self.files.draft_of(FileId(spec.id), client));
+        let slots = drafts().map(|draft| self.frames.slots_for(draft.extents.len()));
+        let nr_slots = slots.sum();
+        let nr_files = self.files.len() + specs.len();
+        if nr_files as u64 <= self.pool.max_files() && self.frames.check_room(nr_slots).is_ok() {
+            return;
         }
+        let nr_new = drafts().filter(|draft| !self.files.contains(&draft.name)).count();
         self.evict_for_index(nr_new, nr_slots);
     }
 

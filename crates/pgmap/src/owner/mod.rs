@@ -51,6 +51,7 @@ pub(crate) mod service;
 #[doc(hidden)]
 pub mod session;
 mod spares;
+mod stock;
 mod subscribers;
 pub(crate) mod water;
 

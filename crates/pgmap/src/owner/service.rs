@@ -171,6 +171,7 @@ impl Service {
             }
             self.populate();
             self.hand_out_answers();
+            self.shared.lock().core.restock();
             #[cfg(feature = "sim")]
             if let Err(what) = self.shared.lock().core.audit() {
                 pgmap_os::sim::with(|world| world.failed(&what));
@@ -183,6 +184,7 @@ impl Service {
         let core = &state.core;
         let has_work = core.frames.has_backlog() || !core.populations.is_empty();
         let has_work = has_work || core.evicts_ahead() || core.pagemaps.has_takedowns();
+        let has_work = has_work || core.stock.has_due();
         if has_work || core.is_looking() || core.is_restoring() {
             return Some(Duration::ZERO);
         }
@@ -431,11 +433,12 @@ impl Service {
             has_room,
         );
         let client = link.session.client();
-        let pidfd = client.and_then(|client| state.core.clients.pidfd_of(client));
+        // It is another's, or nobody's, if the client has just come.
+        let newcomer = client.filter(|client| self.link_of.get(client) != Some(&number));
+        let pidfd = newcomer.and_then(|client| state.core.clients.pidfd_of(client));
         drop(state);
-        if let Some(client) = client
-            && self.link_of.insert(client, number) != Some(number)
-        {
+        if let Some(client) = newcomer {
+            self.link_of.insert(client, number);
             self.disconnected.retain(|(disconnected, watch)| {
                 let is_another = *disconnected != client;
                 if !is_another && let Some((_, pidfd)) = watch {

@@ -1,9 +1,9 @@
 //! Spares: frames that a client is handed ahead, so that its next put costs one call.
 //!
 //! A spare is a draft for which nobody has asked yet. The answer to a put brings one as large as
-//! the file that was put, if its client asked for it and there is room. Its client pins it when it
-//! takes it into use, as any writer pins its draft, and names it in the put that commits it. See
-//! docs/adr/0099-spares.md.
+//! the file that was put, if its client asked for it and there is room; out of its client's stock
+//! (see `stock`), unless that has none. Its client pins it when it takes it into use, as any writer
+//! pins its draft, and names it in the put that commits it. See docs/adr/0099-spares.md.
 //!
 //! # Lost races
 //!
@@ -18,16 +18,19 @@ use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::runs::SortedRuns;
 
 use crate::owner::batch_room::BatchRoom;
-use crate::owner::core::Core;
+use crate::owner::core::{Core, bytes};
 use crate::owner::file_book::DraftRecord;
 use crate::owner::files::checked_batch;
 use crate::owner::populate::STEP_PAGES;
 use crate::owner::quotas::QuotaEvictions;
 use crate::refusal::Refusal;
-use crate::wire::{CommitSpec, CreateSpec, Draft, MAX_SPARES, PutAnswer, PutSpec, Reply};
+use crate::wire::{
+    CommitSpec, CreateSpec, Draft, MAX_SPARES, MAX_SPARES_BYTES, MAX_STOCK, MAX_STOCK_BYTES,
+    PutAnswer, PutSpec, Reply,
+};
 
 /// Spares for which files are evicted have at most one in so many of the pool's frames, all of a
-/// client's together if they are alike.
+/// client's together.
 const EVICTING_SHARE: u64 = 64;
 
 /// Who is to make room for frames that are handed out.
@@ -64,6 +67,7 @@ impl Core {
         let wanted_pages = self.evicting_pages(client, nexts);
         let mut results = results.into_iter();
         let mut room = BatchRoom { wanted_pages, ..BatchRoom::new() };
+        let (mut like, mut is_short) = (Vec::new(), false);
         let answers = named.into_iter().map(|named: Result<Option<CreateSpec>, Refusal>| {
             let next = match named {
                 Ok(next) => next,
@@ -72,10 +76,21 @@ impl Core {
             let gone = || Err(Refusal::Internal { why: "a commit without an answer".into() });
             let committed = results.next().unwrap_or_else(gone);
             let next = next.filter(|_| committed.is_ok());
-            let spare = next.and_then(|next| self.spare_like(client, next, &mut room));
+            let spare = next.and_then(|next| {
+                let spare = self.hand_out(client, &next, &mut room);
+                match &spare {
+                    Some(_) => like.push(next),
+                    None => is_short = true,
+                }
+                spare
+            });
             PutAnswer { committed, spare }
         });
-        Ok(Reply::Put(answers.collect()))
+        let answers = answers.collect();
+        if !is_short {
+            like.into_iter().for_each(|spec| self.stock.order(client, spec));
+        }
+        Ok(Reply::Put(answers))
     }
 
     /// Has a draft of `client` be what a put says, if quotas have room for it as for a file that is
@@ -108,37 +123,66 @@ impl Core {
     }
 
     /// The frames of spares for which files may be evicted: one eviction serves all of them.
-    fn evicting_pages<'s>(
+    pub(crate) fn evicting_pages<'s>(
         &self,
         client: ClientId,
         specs: impl Iterator<Item = &'s CreateSpec>,
     ) -> u64 {
-        let nr_spares = self.files.nr_spares_of(client);
-        let pages = specs.zip(nr_spares..MAX_SPARES).map_while(|(spec, nr_before)| {
-            let pages = self.frames.pages_for(spec.len_bytes, spec.folio_size.sizing())?;
-            self.may_evict_for_spare(pages, nr_before).then_some(pages)
-        });
-        pages.sum()
+        let (_, pages_before) = self.files.spares_of(client);
+        let mut pages = pages_before;
+        for spec in specs {
+            let its = self.frames.pages_for(spec.len_bytes, spec.folio_size.sizing());
+            match its.filter(|its| self.may_evict_for_spares(pages + its)) {
+                Some(its) => pages += its,
+                None => break,
+            }
+        }
+        pages - pages_before
     }
 
-    fn may_evict_for_spare(&self, pages: u64, nr_before: usize) -> bool {
-        pages * (nr_before as u64 + 1) <= self.all_pages() / EVICTING_SHARE
+    /// Whether files may be evicted for so many frames of one client's spares.
+    fn may_evict_for_spares(&self, pages: u64) -> bool {
+        pages <= self.evicting_share()
+    }
+
+    fn evicting_share(&self) -> u64 {
+        self.all_pages() / EVICTING_SHARE
+    }
+
+    /// A spare for an answer, out of stock if there is one.
+    fn hand_out(
+        &mut self,
+        client: ClientId,
+        spec: &CreateSpec,
+        room: &mut BatchRoom,
+    ) -> Option<Draft> {
+        let stocked = self.take_stocked(client, spec);
+        stocked.or_else(|| self.spare_like(client, spec.clone(), room, false))
     }
 
     /// Reserves a spare; `None` if there is no room for it, or its client has enough of them.
-    fn spare_like(
+    pub(crate) fn spare_like(
         &mut self,
         client: ClientId,
         spec: CreateSpec,
         room: &mut BatchRoom,
+        is_stock: bool,
     ) -> Option<Draft> {
         let pages = self.frames.pages_for(spec.len_bytes, spec.folio_size.sizing())?;
-        let nr_spares = self.files.nr_spares_of(client);
-        if pages == 0 || pages > STEP_PAGES || nr_spares >= MAX_SPARES {
+        let (nr_before, pages_before) = self.files.spares_of(client);
+        let has_enough = nr_before >= MAX_SPARES + MAX_STOCK
+            || bytes(pages_before + pages) > MAX_SPARES_BYTES + MAX_STOCK_BYTES;
+        if pages == 0 || pages > STEP_PAGES || has_enough {
             return None;
         }
-        let evicts = self.may_evict_for_spare(pages, nr_spares);
-        let need = if evicts { Need::Spare } else { Need::IdleSpare };
+        let need = match self.may_evict_for_spares(pages_before + pages) {
+            true => Need::Spare,
+            // What little is free is for those who ask for it.
+            false if is_stock && self.frames.free_pages() < pages + self.evicting_share() => {
+                return None;
+            }
+            false => Need::IdleSpare,
+        };
         self.create_spare(client, spec, need, room)
     }
 

@@ -69,6 +69,13 @@ impl CreateSpec {
         Ok(Self::new(FileName::new(name)?, len_bytes, folio_size))
     }
 
+    /// Whether the frames of one could be those of the other.
+    pub(crate) fn has_like_frames(&self, other: &Self) -> bool {
+        self.len_bytes == other.len_bytes
+            && self.folio_size == other.folio_size
+            && self.placement == other.placement
+    }
+
     /// Lets the file take the place of one with the same name.
     #[must_use]
     pub const fn replacing(mut self) -> Self {

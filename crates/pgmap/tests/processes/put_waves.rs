@@ -82,6 +82,31 @@ fn each_file_of_many_has_its_own_bytes_and_its_own_answer() {
     assert!(stat.spare_bytes > 0, "the last ones brought frames for the next batch");
 }
 
+/// Whoever puts batches has frames for a whole one in the end, and what was taken back of them is
+/// asked for again.
+#[test]
+fn frames_of_a_batch_that_were_handed_out_ahead_and_taken_back_are_asked_for_again() {
+    let (_owner, _place, socket) = serving_owner(POOL_BYTES);
+    let (client, other) = (Client::connect(&socket).unwrap(), Client::connect(&socket).unwrap());
+    let names: Vec<String> = (0..NR_FILES).map(name).collect();
+    for generation in (0..8).map(|round| 1000 * round) {
+        assert!(put_all(&client, &blocks(generation)).unwrap().iter().all(Result::is_ok));
+        assert_eq!(generation_of(&client, NR_FILES - 1), Some(generation + NR_FILES - 1));
+        client.unlink_batch(&names).unwrap();
+    }
+    let spares = info(&client).spare_bytes;
+    assert!(spares > NR_FILES * BLOCK, "{spares} bytes for {NR_FILES} files and what is in stock");
+    other.create("all", POOL_BYTES, FolioSize::BestFit).unwrap().commit().unwrap();
+    assert_eq!(info(&client).spare_bytes, 0);
+    other.unlink("all").unwrap();
+    assert!(put_all(&client, &blocks(9000)).unwrap().iter().all(Result::is_ok));
+    for number in 0..NR_FILES {
+        assert_eq!(generation_of(&client, number), Some(9000 + number), "{number}");
+    }
+    let stat = info(&client);
+    assert_eq!((stat.nr_files, stat.reserved_bytes), (NR_FILES, stat.spare_bytes));
+}
+
 #[test]
 fn an_owner_that_stands_still_is_an_error_and_what_it_reserved_meanwhile_comes_back() {
     let place = tempfile::tempdir().unwrap();
