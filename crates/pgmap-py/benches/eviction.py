@@ -25,7 +25,6 @@ from pathlib import Path
 import pgmap
 
 BLOCK = 256 << 10
-BLOCKS = 256
 BATCH = 16
 FRAME = 4096
 OWNER = """
@@ -53,15 +52,15 @@ class Owned:
         self.process.communicate(timeout=10)
 
 
-def stores(rounds: int, batch: int) -> None:
+def stores(rounds: int, batch: int, blocks: int) -> None:
     """Stores per second in both pools: where there is room the names are removed between."""
     data, numbers = os.urandom(BLOCK), itertools.count()
     rates: dict[str, list[float]] = {"full": [], "water marks": [], "room": []}
     with tempfile.TemporaryDirectory() as folder:
-        full = Owned(Path(folder), "full", BLOCKS * BLOCK)
-        marks = Owned(Path(folder), "marks", BLOCKS * BLOCK)
+        full = Owned(Path(folder), "full", blocks * BLOCK)
+        marks = Owned(Path(folder), "marks", blocks * BLOCK)
         marks.pool.set_water_marks(2 * BATCH * BLOCK, 4 * BATCH * BLOCK)
-        room = Owned(Path(folder), "room", 2 * BLOCKS * BLOCK)
+        room = Owned(Path(folder), "room", 2 * blocks * BLOCK)
 
         def put(pool: pgmap.Pool, names: Sequence[str]) -> None:
             if batch == 1:
@@ -75,7 +74,7 @@ def stores(rounds: int, batch: int) -> None:
         for turn in range(rounds + 1):
             for kind, owned in [("full", full), ("water marks", marks), ("room", room)]:
                 # The first turn fills them, and takes frames and pages that the others use again.
-                count = BLOCKS if turn or kind == "room" else 2 * BLOCKS
+                count = blocks if turn or kind == "room" else 2 * blocks
                 names = [f"block/{next(numbers)}" for _ in range(count)]
                 start = time.perf_counter()
                 put(owned.pool, names)
@@ -83,10 +82,11 @@ def stores(rounds: int, batch: int) -> None:
                     rates[kind].append(count / (time.perf_counter() - start))
                 if kind == "room":
                     owned.pool.unlink_many(names)
-        assert full.pool.info().evicted >= rounds * BLOCKS and room.pool.info().evicted == 0
+        assert full.pool.info().evicted >= rounds * blocks and room.pool.info().evicted == 0
         for owned in (full, marks, room):
             owned.end()
-    print(f"stores of {BLOCK >> 10} KiB by {batch} into a pool of another process")
+    size = blocks * BLOCK >> 20
+    print(f"stores of {BLOCK >> 10} KiB by {batch} into a pool of {size} MiB of another process")
     for kind, each in rates.items():
         ratios = [rate / room for rate, room in zip(each, rates["room"])]
         print(
@@ -172,13 +172,14 @@ def conversation(path: Path, first: int) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--blocks", type=int, default=4096, help="blocks of the full pool")
     parser.add_argument("--trace", type=Path, help="requests as JSON lines with hash_ids")
     parser.add_argument("--first", type=int, default=1 << 30, help="blocks of the trace")
     arguments = parser.parse_args()
     load = ", ".join(f"{part:.1f}" for part in os.getloadavg())
     print(f"pgmap {pgmap.__version__}, Python {sys.version.split()[0]}, load {load}")
     for batch in (1, BATCH):
-        stores(arguments.rounds, batch)
+        stores(arguments.rounds, batch, arguments.blocks)
     traces = {"Zipf": zipf(100_000, 20_000), "scan, then loop": scan_then_loop(20_000)}
     if arguments.trace:
         traces[arguments.trace.stem] = conversation(arguments.trace, arguments.first)

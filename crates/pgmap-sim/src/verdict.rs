@@ -11,7 +11,7 @@ use crate::episode::Episode;
 use crate::machine::Pid;
 use crate::model::quotas::Limits;
 use crate::model::{End, PAGE};
-use crate::plan::On;
+use crate::plan::{On, Op};
 
 /// Errors that a file system gives.
 const DISK: [i32; 3] = [libc::ENOSPC, libc::EIO, libc::ENOMEM];
@@ -28,6 +28,8 @@ const MAX_STEP_WORDS: u64 = 4 * 32_768;
 const MAX_TURN_WORDS: u64 = 2 * 4 * 1_024;
 /// What a wait takes beside that.
 const MOMENT_MS: u64 = 60;
+/// More words than the owner reads in a scan for one that was written at random into a ledger.
+const MAX_WORDS_FOR_ONE: u64 = 256;
 /// The owner's clock counts whole milliseconds.
 const NS_PER_MS: u64 = 1_000_000;
 
@@ -542,12 +544,20 @@ pub fn is_answered<T>(result: &Result<T, Error>) -> bool {
     result.as_ref().err().is_none_or(is_refused)
 }
 
-/// What may pass until somebody who is ready runs. A client in the owner's process waits at the
-/// owner's lock, too, for as long as one step of it: a client that keeps no rules fills its ledger.
+/// What may pass until somebody who is ready runs, and the owner has read the ledgers, into which a
+/// client that keeps no rules may write anything. A client in the owner's process waits at the
+/// owner's lock, too, for as long as one step of it.
 pub fn slack_ns(episode: &Episode) -> u64 {
     let knobs = episode.plan.knobs;
     let turns = MAX_TURNS * u64::from(knobs.longest_turn);
-    let locked = if episode.plan.embedded.is_some() { MAX_STEP_WORDS } else { MAX_TURN_WORDS };
+    let scribbled = episode.plan.scripts.iter().flatten().map(|op| match op {
+        Op::Scribble { words } => u64::from(*words) * MAX_WORDS_FOR_ONE,
+        _ => 0,
+    });
+    let locked = match episode.plan.embedded {
+        Some(_) => MAX_STEP_WORDS,
+        None => MAX_TURN_WORDS + scribbled.sum::<u64>().min(MAX_STEP_WORDS),
+    };
     MOMENT_MS * NS_PER_MS + (turns + locked) * u64::from(knobs.step_ns)
 }
 
