@@ -42,10 +42,6 @@ pub const MAX_REPLY_EXTENTS: usize = 2000;
 pub const MAX_SPARES: usize = 128;
 /// And most bytes of them together.
 pub const MAX_SPARES_BYTES: u64 = 32 << 20;
-/// Most spares that are made for a client before it asked for them.
-pub const MAX_STOCK: usize = 16;
-/// And most bytes of them together, if they are more than one.
-pub const MAX_STOCK_BYTES: u64 = 8 << 20;
 /// Largest file of which there are spares: what a larger one costs is its copy.
 pub const MAX_SPARE_BYTES: u64 = 4 << 20;
 /// Longest label of a client, in characters.

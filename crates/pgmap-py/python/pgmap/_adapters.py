@@ -11,7 +11,7 @@ from pgmap._native import Pool
 
 Hold = TypeVar("Hold")
 
-MAX_NAME_BYTES = 255
+_MAX_NAME_BYTES = 255
 
 
 def require_version(package: str, first: str, below: str) -> str:
@@ -55,10 +55,10 @@ def attach(engine: str, parameters: dict[str, Any]) -> Pool:
 
 def short_name(name: str, long_prefix: str) -> str:
     """`name`, or a digest of it below `long_prefix` where it is too long for a file's name."""
-    if len(name) <= MAX_NAME_BYTES and name.isascii():
+    if len(name) <= _MAX_NAME_BYTES and name.isascii():
         return name
     encoded = name.encode()
-    if len(encoded) <= MAX_NAME_BYTES:
+    if len(encoded) <= _MAX_NAME_BYTES:
         return name
     return long_prefix + hashlib.sha256(encoded).hexdigest()
 

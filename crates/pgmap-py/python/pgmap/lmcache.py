@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pgmap import Exists, Pin
-from pgmap._adapters import MAX_NAME_BYTES, Locked, attach, require_version, short_name
+from pgmap._adapters import Locked, attach, require_version, short_name
 
 __all__ = ["PgmapL2Adapter", "require"]
 
@@ -49,10 +49,7 @@ def names_of(keys: Iterable[Any]) -> list[str]:
             own = its
             head = f"{_PREFIX}{key.model_name}@{key.kv_rank:x}@{key.object_group_id:x}@"
             tail = f"@{key.cache_salt}"
-        name = head + key.chunk_hash.hex() + tail
-        if len(name) > MAX_NAME_BYTES or not name.isascii():
-            name = short_name(name, _LONG_PREFIX)
-        names.append(name)
+        names.append(short_name(head + key.chunk_hash.hex() + tail, _LONG_PREFIX))
     return names
 
 

@@ -10,6 +10,8 @@
 //!   owner        create 2     |     create 3, commit 1     |     commit 2     |
 //! ```
 
+use std::collections::VecDeque;
+
 use crate::client::batch::{encoded_bytes, nr_fitting};
 use crate::client::link::{BegunCall, Link};
 use crate::client::writer::{FileWriter, STREAM_BYTES, Writer};
@@ -26,25 +28,6 @@ const MIN_WAVE: usize = if cfg!(feature = "sim") { 1 } else { 8 };
 
 /// Is shown each writer before it writes: for simulations, which check its frames.
 pub type Seen<'s> = dyn Fn(usize, &mut FileWriter<'_>) + 's;
-
-/// What is left of a batch, a wave at a time.
-struct Waves {
-    places: Vec<usize>,
-    nr_begun: usize,
-}
-
-impl Waves {
-    const fn of(places: Vec<usize>) -> Self {
-        Self { places, nr_begun: 0 }
-    }
-}
-
-/// A wave whose frames were asked for.
-struct CreatingWave<'c> {
-    places: Vec<usize>,
-    specs: Vec<CreateSpec>,
-    call: BegunCall<'c>,
-}
 
 /// A wave that was copied, and whose commit was asked for.
 struct CommittingWave<'c> {
@@ -106,8 +89,7 @@ impl Client {
                 Err(error) => Err(error),
             };
         }
-        let mut batch =
-            PutBatch { client: self, files: &files, seen, answers: Vec::new(), splits: false };
+        let mut batch = PutBatch { client: self, files: &files, seen, answers: Vec::new() };
         batch.answers.resize_with(files.len(), || None);
         let ended = batch.put();
         let mut answers = batch.answers;
@@ -131,8 +113,6 @@ struct PutBatch<'c, 'f> {
     seen: &'f Seen<'f>,
     /// `None` of those that are not answered yet.
     answers: Vec<Option<Result<(), Error>>>,
-    /// Whether it goes in several waves.
-    splits: bool,
 }
 
 impl<'c> PutBatch<'c, '_> {
@@ -140,50 +120,56 @@ impl<'c> PutBatch<'c, '_> {
         let all_bytes: u64 = self.files.iter().map(|(_, contents)| contents.len() as u64).sum();
         let is_of_many = all_bytes >= STREAM_BYTES;
         let is_remote = matches!(self.client.inner.link, Link::Remote(_));
-        self.splits = is_remote && (is_of_many || cfg!(feature = "sim"));
+        let most = match is_remote && (is_of_many || cfg!(feature = "sim")) {
+            true => self.files.len().div_ceil(NR_WAVES).clamp(MIN_WAVE, MAX_BATCH),
+            false => MAX_BATCH,
+        };
         let specs = self.files.iter().map(|(spec, _)| spec);
-        let spared = if is_remote { self.client.places_of_spares(specs)? } else { Vec::new() };
+        let mut spared = if is_remote { self.client.places_of_spares(specs)? } else { Vec::new() };
         let is_lacking = |place: &usize| spared.binary_search(place).is_err();
         let mut lacking: Vec<usize> = (0..self.files.len()).filter(is_lacking).collect();
-        let mut pinned: Vec<Option<FileWriter<'c>>> = Vec::new();
-        pinned.resize_with(self.files.len(), || None);
-        let are_pinned = !lacking.is_empty();
-        if are_pinned {
+        // In the order of `spared`. Those that are not here are pinned when they are filled.
+        let mut pinned = VecDeque::new();
+        if !lacking.is_empty() {
             // A create may need the room of spares that are not pinned.
-            for &place in &spared {
-                pinned[place] = self.pin_spare(place);
-            }
-            lacking.extend(spared.iter().filter(|&&place| pinned[place].is_none()));
+            spared.retain(|&place| {
+                let writer = self.pin_spare(place);
+                let is_pinned = writer.is_some();
+                pinned.extend(writer);
+                if !is_pinned {
+                    lacking.push(place);
+                }
+                is_pinned
+            });
         }
-        let mut waves = Waves::of(lacking);
-        let mut creating = self.begin_create(&mut waves)?;
+        let mut waves = self.waves(&lacking, most);
+        let mut creating = waves.first().map(|wave| self.begin_create(wave)).transpose()?;
         let mut committing = None;
         // Those whose spares went meanwhile.
         let mut lost = Vec::new();
-        let mut ahead = Waves::of(spared.clone());
-        while let Some(wave) = self.next_wave(&mut ahead) {
+        for wave in self.waves(&spared, most) {
             let (mut places, mut writers) = (Vec::new(), Vec::new());
             for place in wave {
-                let writer = if are_pinned { pinned[place].take() } else { self.pin_spare(place) };
-                match writer {
+                match pinned.pop_front().or_else(|| self.pin_spare(place)) {
+                    None => lost.push(place),
                     Some(writer) => {
                         self.fill(place, Ok(writer), is_of_many, (&mut places, &mut writers));
                     }
-                    None if are_pinned => {}
-                    None => lost.push(place),
                 }
             }
             self.finish(committing.take())?;
             committing = self.begin_commit(places, writers, true)?;
         }
         if !lost.is_empty() {
-            waves = Waves::of(lost);
-            creating = self.begin_create(&mut waves)?;
+            waves = self.waves(&lost, most);
+            creating = waves.first().map(|wave| self.begin_create(wave)).transpose()?;
         }
-        while let Some(CreatingWave { places: wave, specs, call }) = creating.take() {
+        for (nth, wave) in waves.iter().enumerate() {
+            let Some((specs, call)) = creating.take() else { break };
             let created = self.client.finish_create(call, &specs, || self.client);
             let created = created.and_then(|created| {
-                creating = self.begin_create(&mut waves)?;
+                let next = waves.get(nth + 1).map(|wave| self.begin_create(wave));
+                creating = next.transpose()?;
                 Ok(created)
             });
             let (mut places, mut writers) = (Vec::new(), Vec::new());
@@ -195,7 +181,7 @@ impl<'c> PutBatch<'c, '_> {
             // That one was asked for, whatever came of this one.
             let before = self.finish(committing.take());
             copied.and(before)?;
-            let asks_for_spares = is_remote && creating.is_none();
+            let asks_for_spares = is_remote && nth + 1 == waves.len();
             committing = self.begin_commit(places, writers, asks_for_spares)?;
         }
         self.finish(committing)?;
@@ -218,27 +204,23 @@ impl<'c> PutBatch<'c, '_> {
         }
     }
 
-    /// Which files go together next: as many as one message takes, and fewer if the owner can be
-    /// at work meanwhile.
-    fn next_wave(&self, waves: &mut Waves) -> Option<Vec<usize>> {
-        let nr_files = self.files.len();
-        let most = match self.splits {
-            true => nr_files.div_ceil(NR_WAVES).clamp(MIN_WAVE, MAX_BATCH),
-            false => MAX_BATCH,
-        };
-        let rest = &waves.places[waves.nr_begun..];
-        let lens_bytes = rest.iter().map(|&place| encoded_bytes(&self.files[place].0));
-        let wave = &rest[..nr_fitting(lens_bytes).min(most).min(rest.len())];
-        waves.nr_begun += wave.len();
-        (!wave.is_empty()).then(|| wave.to_vec())
+    /// Which of the files `places` go together: as many as one message takes, and `most`.
+    fn waves(&self, places: &[usize], most: usize) -> Vec<Vec<usize>> {
+        let mut waves = Vec::new();
+        let mut rest = places;
+        while !rest.is_empty() {
+            let lens_bytes = rest.iter().map(|&place| encoded_bytes(&self.files[place].0));
+            let (wave, others) = rest.split_at(nr_fitting(lens_bytes).min(most));
+            waves.push(wave.to_vec());
+            rest = others;
+        }
+        waves
     }
 
-    /// Asks for the frames of the next wave; `None` if there is none.
-    fn begin_create(&self, waves: &mut Waves) -> Result<Option<CreatingWave<'c>>, Error> {
-        let Some(places) = self.next_wave(waves) else { return Ok(None) };
-        let specs = self.specs(&places);
+    fn begin_create(&self, wave: &[usize]) -> Result<(Vec<CreateSpec>, BegunCall<'c>), Error> {
+        let specs = self.specs(wave);
         let call = self.client.begin(Request::Create(specs.clone()))?;
-        Ok(Some(CreatingWave { places, specs, call }))
+        Ok((specs, call))
     }
 
     fn specs(&self, places: &[usize]) -> Vec<CreateSpec> {

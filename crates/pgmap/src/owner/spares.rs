@@ -23,10 +23,10 @@ use crate::owner::file_book::DraftRecord;
 use crate::owner::files::checked_batch;
 use crate::owner::populate::STEP_PAGES;
 use crate::owner::quotas::QuotaEvictions;
+use crate::owner::stock::{MAX_STOCK, MAX_STOCK_BYTES};
 use crate::refusal::Refusal;
 use crate::wire::{
-    CommitSpec, CreateSpec, Draft, MAX_SPARES, MAX_SPARES_BYTES, MAX_STOCK, MAX_STOCK_BYTES,
-    PutAnswer, PutSpec, Reply,
+    CommitSpec, CreateSpec, Draft, MAX_SPARES, MAX_SPARES_BYTES, PutAnswer, PutSpec, Reply,
 };
 
 /// Spares for which files are evicted have at most one in so many of the pool's frames, all of a

@@ -1,8 +1,8 @@
 //! Stock: spares that are made after one answer, so that the next has some at once.
 //!
-//! Whoever was handed a spare is likely to ask for more. So others like it are made once the answer
-//! is sent, while its client copies, and so is the room that they need. A spare in stock is a draft
-//! of its client as any spare is (see `spares`), except that its client does not know of it yet.
+//! A client that was handed a spare is likely to ask for more. So others like it are made once the
+//! answer is sent, while the client copies, and so is the room that they need. A spare in stock is
+//! a draft of its client as any spare is (see `spares`), but the client does not know of it yet.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -11,7 +11,12 @@ use pgmap_mm::index::FileId;
 
 use crate::owner::batch_room::BatchRoom;
 use crate::owner::core::Core;
-use crate::wire::{CreateSpec, Draft, MAX_STOCK, MAX_STOCK_BYTES, extents_to_words};
+use crate::wire::{CreateSpec, Draft, extents_to_words};
+
+/// Most spares in stock for one client.
+pub(crate) const MAX_STOCK: usize = 16;
+/// And most bytes of them together, if they are more than one.
+pub(crate) const MAX_STOCK_BYTES: u64 = 8 << 20;
 
 /// What is in stock, and what is to be.
 #[derive(Debug, Default)]

@@ -82,8 +82,8 @@ fn each_file_of_many_has_its_own_bytes_and_its_own_answer() {
     assert!(stat.spare_bytes > 0, "the last ones brought frames for the next batch");
 }
 
-/// Whoever puts batches has frames for a whole one in the end, and what was taken back of them is
-/// asked for again.
+/// A client that puts batches has frames for a whole one in the end, and what was taken back of
+/// them is asked for again.
 #[test]
 fn frames_of_a_batch_that_were_handed_out_ahead_and_taken_back_are_asked_for_again() {
     let (_owner, _place, socket) = serving_owner(POOL_BYTES);
