@@ -33,7 +33,10 @@ pub const MM_LAYERS: &[(&str, &[&str])] = &[
 /// owner may use a client of its own, and a client reaches an owner in the same process by the
 /// trait `client::local::LocalOwner`.
 pub const PGMAP_LAYERS: &[(&str, &[&str])] = &[
-    ("values", &["deadline", "refusal", "error", "byte_strings", "name", "metadata"]),
+    (
+        "values",
+        &["deadline", "refusal", "error", "byte_strings", "name", "metadata", "spare_places"],
+    ),
     ("messages", &["wire"]),
     ("memory", &["memory", "device_watch"]),
     ("storage", &["pool"]),

@@ -1,9 +1,10 @@
-//! Times as people write them: `30s`, `500ms`, `2m`, `1h`. A bare number is milliseconds.
+//! Times as people write them: `30s`, `500ms`, `250us`, `2m`, `1h`. A bare number is milliseconds.
 
 use std::time::Duration;
 
-/// Units, in milliseconds. The longer names come first: `ms` ends in `s`, too.
-const UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
+/// Units, in microseconds.
+const UNITS: [(&str, u64); 5] =
+    [("us", 1), ("ms", 1000), ("s", 1_000_000), ("m", 60_000_000), ("h", 3_600_000_000)];
 
 /// Reads a time.
 ///
@@ -13,17 +14,19 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     let trimmed = text.trim();
     let end = trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(trimmed.len());
     let (digits, unit) = trimmed.split_at(end);
-    let unit_ms = match unit.trim_start() {
-        "" => Some(1),
-        unit => UNITS.iter().find(|(name, _)| *name == unit).map(|&(_, ms)| ms),
+    let unit = match unit.trim_start() {
+        "" => "ms",
+        unit => unit,
     };
-    let wrong = || format!("invalid time `{text}`: write 30s, 500ms, 2m or 1h, without fractions");
-    let unit_ms = unit_ms.ok_or_else(wrong)?;
+    let unit_us = UNITS.iter().find(|(name, _)| *name == unit).map(|&(_, us)| us);
+    let wrong =
+        || format!("invalid time `{text}`: write 30s, 500ms, 250us, 2m or 1h, without fractions");
+    let unit_us = unit_us.ok_or_else(wrong)?;
     if digits.is_empty() {
         return Err(wrong());
     }
-    let whole_ms = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit_ms));
-    whole_ms.map(Duration::from_millis).ok_or_else(|| format!("`{text}` is too long a time"))
+    let whole_us = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit_us));
+    whole_us.map(Duration::from_micros).ok_or_else(|| format!("`{text}` is too long a time"))
 }
 
 #[cfg(test)]
@@ -37,6 +40,7 @@ mod tests {
         {
             assert_eq!(parse(text), Ok(Duration::from_millis(ms)), "{text}");
         }
+        assert_eq!(parse("250us"), Ok(Duration::from_micros(250)));
         for text in ["", "s", "1.5s", "-1s", "3 days", "30S", "99999999999999999999s"] {
             assert!(parse(text).is_err(), "{text}");
         }

@@ -49,7 +49,7 @@ LAYOUT = {0: MemoryLayoutDesc([torch.Size([1])], [torch.uint8])}
 OWNER = """
 import sys, pgmap
 pool = pgmap.Pool.create(int(sys.argv[1]), directory=sys.argv[3] or None, populate=True)
-pool.serve(sys.argv[2])
+pool.serve(sys.argv[2], busy_poll=float(sys.argv[4]))
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -127,9 +127,11 @@ def dax(path: Path, size: int) -> DaxL2Adapter:
     return DaxL2Adapter(DaxL2AdapterConfig(devices=[device], slot_bytes=size))
 
 
-def owner(folder: Path, name: str, directory: str) -> tuple[subprocess.Popen, PgmapL2Adapter]:
+def owner(
+    folder: Path, name: str, directory: str, busy_poll: float
+) -> tuple[subprocess.Popen, PgmapL2Adapter]:
     socket = str(folder / name)
-    words = [sys.executable, "-c", OWNER, str(ARENA), socket, directory]
+    words = [sys.executable, "-c", OWNER, str(ARENA), socket, directory, str(busy_poll)]
     process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     process.stdout.readline()
     return process, PgmapL2Adapter({"socket": socket})
@@ -209,7 +211,11 @@ def measure(entry, keys, sources, targets) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
-    rounds = parser.parse_args().rounds
+    parser.add_argument(
+        "--busy-poll", type=float, default=0.00025, help="seconds, as for Pool.serve"
+    )
+    arguments = parser.parse_args()
+    rounds = arguments.rounds
     torch.set_num_threads(1)
     source = torch.randint(0, 255, (64 * (2 << 20),), dtype=torch.uint8)
     target = torch.zeros_like(source)
@@ -217,8 +223,9 @@ def main() -> None:
     number = 0
     with tempfile.TemporaryDirectory(dir="/dev/shm") as shm, contextlib.ExitStack() as stack:
         folder = Path(shm)
-        first, remote = owner(folder, "anonymous", "")
-        second, in_directory = owner(folder, "directory", str(folder / "pool"))
+        busy_poll = arguments.busy_poll
+        first, remote = owner(folder, "anonymous", "", busy_poll)
+        second, in_directory = owner(folder, "directory", str(folder / "pool"), busy_poll)
         port = redis(stack)
         base = {
             "memcpy": Copies(mmap.mmap(-1, 64 * (2 << 20))),

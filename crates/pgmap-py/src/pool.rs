@@ -72,7 +72,7 @@ impl Wanted<'_> {
 /// A time in seconds, as Python gives it.
 pub fn seconds(seconds: f64) -> PyResult<Duration> {
     Duration::try_from_secs_f64(seconds)
-        .map_err(|_| PyValueError::new_err(format!("{seconds} seconds are no deadline")))
+        .map_err(|_| PyValueError::new_err(format!("{seconds} is not a time in seconds")))
 }
 
 #[pymethods]
@@ -141,11 +141,19 @@ impl Pool {
     }
 
     /// Lets other processes connect at the socket `path`, until the pool is closed.
-    fn serve(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+    ///
+    /// After two requests that came within `busy_poll` seconds of each other, the owner's thread
+    /// polls for the next one for that long before it sleeps: 0.00025 unless said.
+    #[pyo3(signature = (path, *, busy_poll = None))]
+    fn serve(&self, py: Python<'_>, path: PathBuf, busy_poll: Option<f64>) -> PyResult<()> {
+        let busy_poll = busy_poll.map(seconds).transpose()?;
         let owner = self.owner.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(owner) = owner.as_ref() else {
             return Err(PyValueError::new_err("this pool is another process's: it serves it"));
         };
+        if let Some(busy_poll) = busy_poll {
+            owner.set_busy_poll(busy_poll).or_raise(py)?;
+        }
         owner.serve(path).or_raise(py)
     }
 

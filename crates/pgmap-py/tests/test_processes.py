@@ -55,6 +55,38 @@ sys.stdin.read()
     assert "block" not in pool
 
 
+def test_an_owner_polls_for_requests_as_long_as_it_is_told(start, tmp_path):
+    code = OWNER.replace("(sys.argv[1])", "(sys.argv[1], busy_poll=1.0)")
+    path = str(tmp_path / "pool.sock")
+    owner = start(code, path)
+    assert owner.line() == "ready"
+
+    def ticks() -> int:
+        stat = Path(f"/proc/{owner.process.pid}/stat").read_text()
+        return sum(map(int, stat[stat.rindex(")") :].split()[12:14]))
+
+    with pgmap.Pool.connect(path) as pool:
+        start_ticks = ticks()
+
+        def has_polled() -> bool:
+            pool.info()
+            return ticks() >= start_ticks + 20
+
+        # 200 ms of a processor, of which one that sleeps needs a hundredth for these.
+        until("it polls", has_polled)
+
+
+def test_what_is_no_busy_poll_is_refused(pool, tmp_path):
+    path = str(tmp_path / "pool.sock")
+    with pytest.raises(pgmap.Error, match="busy poll of 61s: it may last 60s at most"):
+        pool.serve(path, busy_poll=61)
+    for nonsense in (-1.0, float("nan"), 1e300):
+        with pytest.raises(ValueError, match="not a time in seconds"):
+            pool.serve(path, busy_poll=nonsense)
+    assert not os.path.exists(path), "nobody was served"
+    pool.serve(path, busy_poll=0)
+
+
 def states(pid: int) -> list[str]:
     """The states of a process's threads, as the kernel says them."""
     stats = [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
@@ -94,7 +126,7 @@ def test_a_stopped_owner_is_a_timeout(tmp_path, start):
     os.kill(owner.process.pid, signal.SIGCONT)
     pool.deadline = 30
     pool.put("block", b"tokens")
-    with pytest.raises(ValueError, match="deadline"):
+    with pytest.raises(ValueError, match="not a time in seconds"):
         pool.deadline = -1
 
 

@@ -53,6 +53,7 @@ pub mod owner;
 pub mod pool;
 mod refusal;
 pub mod space;
+mod spare_places;
 #[doc(hidden)]
 pub mod wire;
 

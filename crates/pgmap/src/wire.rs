@@ -31,7 +31,7 @@ use crate::name::FileName;
 use crate::refusal::{ClientHold, Refusal};
 
 /// Spoken by both sides; a difference is an error at once.
-pub const VERSION: u32 = 12;
+pub const VERSION: u32 = 13;
 /// Longest message.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;
 /// Most items of one batch.
@@ -345,6 +345,8 @@ pub enum Request {
     /// Nobody waits for the answer to the request of this number any more: what it waits for is
     /// called off. Has no answer.
     Forget(u64),
+    /// Another request follows soon, which is to find the owner awake. Has no answer.
+    Wake,
     /// Call off the truncate or punch of this file that waits for holders, whoever asked for it.
     CancelCut(FileName),
     /// Describe the pool's backings. The further ones that are there come as descriptors, in order.

@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use pgmap::Owner;
+use pgmap::{Owner, Pool};
 use serde::Serialize;
 
 use crate::attach::Place;
+use crate::durations;
 use crate::failure::Failure;
 use crate::names::Exact;
 use crate::output::{Output, Show, Units};
@@ -39,6 +40,19 @@ const DEVICE_PATIENCE: Duration = Duration::from_secs(10);
 pub struct Serve {
     #[command(flatten)]
     pool: PoolArguments,
+    /// How long the server polls for the next request before it sleeps
+    ///
+    /// It does so after two requests that came within this time of each other. To wake a sleeping
+    /// server takes some 50 us on a virtual machine; a polling one uses an otherwise idle
+    /// processor. 0: never; 60s at most.
+    #[arg(long, value_name = "TIME", default_value = "250us", value_parser = busy_poll)]
+    busy_poll: Duration,
+}
+
+fn busy_poll(text: &str) -> Result<Duration, String> {
+    let time = durations::parse(text)?;
+    let most = Owner::MAX_BUSY_POLL;
+    (time <= most).then_some(time).ok_or_else(|| format!("it may last {most:?} at most"))
 }
 
 #[derive(Debug, Serialize)]
@@ -80,8 +94,7 @@ impl Serve {
         make_parent(socket)?;
         place.check()?;
         let pool = self.pool.open(Existing::Open)?;
-        let owner = Owner::start(pool)?;
-        owner.serve(socket)?;
+        let owner = self.start(pool, socket)?;
         let info = owner.info();
         let serving = Serving {
             schema: "pgmap.serve/1",
@@ -99,6 +112,13 @@ impl Serve {
         let why = self.serve_until_end(owner, socket, &mut stop)?;
         tracing::info!(why, "stopped");
         Ok(())
+    }
+
+    fn start(&self, pool: Pool, socket: &Path) -> Result<Owner, Failure> {
+        let owner = Owner::start(pool)?;
+        owner.set_busy_poll(self.busy_poll)?;
+        owner.serve(socket)?;
+        Ok(owner)
     }
 
     /// Serves until a signal comes or the pool is drained, and takes the pool up again when its
@@ -128,13 +148,12 @@ impl Serve {
                 // The device's node may be there a moment later than the device.
                 match self.pool.open(Existing::Open) {
                     Err(_) if since.elapsed() < DEVICE_PATIENCE => {}
-                    opened => break Owner::start(opened?)?,
+                    opened => break self.start(opened?, socket)?,
                 }
                 if let Some(signal) = stop.wait_for(PAUSE) {
                     return Ok(signal);
                 }
             };
-            owner.serve(socket)?;
             tracing::info!("the device is back, and the pool on it is served again");
         }
     }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper of a test fails as its test does")]
 
 mod backings;
+mod busy_poll;
 mod ends;
 mod files;
 mod machine;

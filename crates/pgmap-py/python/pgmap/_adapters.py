@@ -68,33 +68,40 @@ class Locked(Generic[Hold]):
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._holds: dict[str, list[Hold]] = {}
+        self._holds: dict[str, Hold] = {}
+        # Of those that are locked more than once.
+        self._more: dict[str, list[Hold]] = {}
 
     def add(self, names: Sequence[str], holds: Sequence[Hold | None]) -> None:
         """Locks those that have a hold."""
         with self._lock:
             for name, hold in zip(names, holds, strict=True):
-                if hold is not None:
-                    self._holds.setdefault(name, []).append(hold)
+                if hold is None:
+                    continue
+                if name in self._holds:
+                    self._more.setdefault(name, []).append(hold)
+                else:
+                    self._holds[name] = hold
 
     def release(self, names: Iterable[str]) -> None:
         """Ends one lock of each that has one."""
         ended = []
         with self._lock:
             for name in names:
-                holds = self._holds.get(name)
-                if holds:
-                    ended.append(holds.pop())
-                    if not holds:
-                        del self._holds[name]
+                more = self._more.get(name)
+                if more is None:
+                    ended.append(self._holds.pop(name, None))
+                    continue
+                ended.append(more.pop())
+                if not more:
+                    del self._more[name]
         # Dropped here: the last pin of a file that was unlinked makes a call.
         del ended
 
     def hold_of(self, name: str) -> Hold | None:
         """A hold of what is locked, whether it still has a name or not."""
         with self._lock:
-            holds = self._holds.get(name)
-            return holds[-1] if holds else None
+            return self._holds.get(name)
 
     def __len__(self) -> int:
         with self._lock:
@@ -102,5 +109,6 @@ class Locked(Generic[Hold]):
 
     def clear(self) -> None:
         with self._lock:
-            holds, self._holds = self._holds, {}
-        del holds
+            held = self._holds, self._more
+            self._holds, self._more = {}, {}
+        del held

@@ -41,15 +41,20 @@ def require() -> str:
 
 def names_of(keys: Iterable[Any]) -> list[str]:
     """The files that the keys' objects are in. Keys too long for a name are known by a digest."""
-    names, own, head, tail = [], None, "", ""
+    names = []
+    head = tail = model = rank = group = salt = None
     for key in keys:
         # Mostly the keys of a call differ in their hash alone.
-        its = (key.model_name, key.kv_rank, key.object_group_id, key.cache_salt)
-        if its != own:
-            own = its
-            head = f"{_PREFIX}{key.model_name}@{key.kv_rank:x}@{key.object_group_id:x}@"
-            tail = f"@{key.cache_salt}"
-        names.append(short_name(head + key.chunk_hash.hex() + tail, _LONG_PREFIX))
+        if (
+            key.model_name != model
+            or key.kv_rank != rank
+            or key.object_group_id != group
+            or key.cache_salt != salt
+        ):
+            model, rank = key.model_name, key.kv_rank
+            group, salt = key.object_group_id, key.cache_salt
+            head, tail = f"{_PREFIX}{model}@{rank:x}@{group:x}@", f"@{salt}"
+        names.append(short_name(f"{head}{key.chunk_hash.hex()}{tail}", _LONG_PREFIX))
     return names
 
 

@@ -88,7 +88,7 @@ impl Client {
         specs: &[CreateSpec],
         client: impl Fn() -> C,
     ) -> Result<Vec<Result<Writer<C>, Error>>, Error> {
-        match self.finish(call).map_err(|failed| failed.error)? {
+        match self.finish(call, self.deadline()).map_err(|failed| failed.error)? {
             Reply::Created(drafts) if drafts.len() == specs.len() => Ok(drafts
                 .into_iter()
                 .zip(specs)

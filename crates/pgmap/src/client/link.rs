@@ -13,6 +13,7 @@
 mod begun;
 mod greeting;
 mod replies;
+mod waking;
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
@@ -107,6 +108,8 @@ struct PendingCalls {
     /// Counts reconnections, so that two threads do not both reconnect for one loss.
     generation: u64,
     next_number: u64,
+    /// When a call was sent last.
+    last_sent: Option<Instant>,
     is_reading: bool,
     /// For the thread that reads.
     buffer: Vec<u8>,
@@ -177,21 +180,24 @@ impl PendingCalls {
 
     /// Sends what is owed, as far as there is room.
     fn pay(&mut self) {
-        while let Some(request) = self.owed.front() {
-            let number = self.next_number;
-            let Ok(message) = wire::encode(&Numbered { number, body: request }) else {
-                self.owed.pop_front();
-                continue;
-            };
-            match self.connection.send(&message, &[]) {
-                Ok(()) => {
-                    self.next_number += 1;
-                    self.owed.pop_front();
-                }
-                // Whoever reads next finds out if that is the end.
-                Err(_) => return,
+        while let Some(request) = self.owed.pop_front() {
+            if let Ok(false) = self.send_unanswered(&request) {
+                self.owed.push_front(request);
+                return;
             }
         }
+    }
+
+    /// Sends a request for whose answer nobody waits; false if there is no room for it. Whoever
+    /// reads next finds out if that is the end.
+    ///
+    /// # Errors
+    /// When it is no message.
+    fn send_unanswered(&mut self, request: &Request) -> Result<bool, Error> {
+        let message = wire::encode(&Numbered { number: self.next_number, body: request })?;
+        let is_sent = self.connection.send(&message, &[]).is_ok();
+        self.next_number += u64::from(is_sent);
+        Ok(is_sent)
     }
 
     fn gone(&self) -> Option<Error> {
@@ -323,6 +329,7 @@ impl Remote {
             owner_pid,
             generation: 0,
             next_number: 1,
+            last_sent: None,
             is_reading: false,
             buffer: Vec::new(),
             is_connecting: false,

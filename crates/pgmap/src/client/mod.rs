@@ -49,7 +49,7 @@ use crate::client::link::{BegunCall, Failed, Link, Remote, Trust};
 use crate::client::local::{Handed, LocalOwner};
 use crate::client::options::{ConnectOptions, DEFAULT_DEADLINE, Replace, default_label};
 use crate::client::side::ProcessSide;
-use crate::client::spares::Spares;
+use crate::client::spares::{AskedSpares, Spares};
 use crate::client::writer::{FileWriter, OwnedWriter};
 use crate::deadline::{Deadline, millis};
 use crate::error::Error;
@@ -359,12 +359,13 @@ impl Client {
         Ok(self.inner.link.begin(request))
     }
 
-    fn finish(&self, call: BegunCall<'_>) -> Result<Reply, Failed> {
+    /// Waits for the answer to what was begun, for `limit` from now on.
+    fn finish(&self, call: BegunCall<'_>, limit: Duration) -> Result<Reply, Failed> {
         let inner = &self.inner;
         if inner.pinner.side().is_forked() {
             return Err(Error::Forked.into());
         }
-        inner.link.finish(inner, call, self.deadline())
+        inner.link.finish(inner, call, limit)
     }
 
     /// As [`call_within`](Self::call_within), for answers that bring descriptors.
@@ -566,18 +567,20 @@ impl Client {
     pub(crate) fn begin_commit(&self, specs: Vec<CommitSpec>) -> Result<BegunCommit<'_>, Error> {
         debug_assert!(specs.len() <= MAX_BATCH);
         let ids = specs.iter().map(|spec| spec.id).collect();
-        Ok(BegunCommit { ids, named: Vec::new(), call: self.begin(Request::Commit(specs))? })
+        let call = self.begin(Request::Commit(specs))?;
+        Ok(BegunCommit { ids, named: Vec::new(), asked: AskedSpares::default(), call })
     }
 
     /// Waits for the answer to [`begin_commit`](Self::begin_commit) or
-    /// [`begin_puts`](Self::begin_puts).
+    /// [`begin_puts`](Self::begin_puts), for `limit` from now on.
     pub(crate) fn finish_commit(
         &self,
         begun: BegunCommit<'_>,
+        limit: Duration,
     ) -> Result<Vec<Result<Committed, Refusal>>, Error> {
-        let BegunCommit { ids, named, call } = begun;
+        let BegunCommit { ids, named, call, .. } = begun;
         let name = call.name();
-        match self.finish(call) {
+        match self.finish(call, limit) {
             Ok(Reply::Committed(results)) if named.is_empty() && results.len() == ids.len() => {
                 Ok(results)
             }
@@ -616,6 +619,8 @@ pub(crate) struct BegunCommit<'c> {
     ids: Vec<u64>,
     /// What they are named only now; none for a plain commit.
     named: Vec<CreateSpec>,
+    /// The spares that they ask for.
+    asked: AskedSpares,
     call: BegunCall<'c>,
 }
 

@@ -3,14 +3,20 @@
 //!
 //! The files go in *waves*. The first are those that there are spares for, whose frames are there
 //! already (ADR 0099); the last ask for the spares of the next batch. At any moment at most one
-//! create and one commit are under way, here with spares for the first wave:
+//! create is under way, and one commit, or several of those that needed no create. Here with spares
+//! for the first wave:
 //!
 //! ```text
 //!   client   create 2, copy 1 | create 3, commit 1, copy 2 | commit 2, copy 3 | commit 3
 //!   owner        create 2     |     create 3, commit 1     |     commit 2     |
 //! ```
+//!
+//! Several, because an owner whose client was idle has cold caches: its first answer comes when the
+//! next wave is copied already. One, because a file cannot be evicted for a create before its
+//! commit is answered.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use crate::client::batch::{encoded_bytes, nr_fitting};
 use crate::client::link::{BegunCall, Link};
@@ -25,6 +31,8 @@ const NR_WAVES: usize = 4;
 /// Files of a wave at the least, so that a call costs little beside what it does. In a simulation
 /// batches are small, and calls cost nothing.
 const MIN_WAVE: usize = if cfg!(feature = "sim") { 1 } else { 8 };
+/// Most commits under way of waves that needed no create.
+const MAX_COMMITTING: usize = 3;
 
 /// Is shown each writer before it writes: for simulations, which check its frames.
 pub type Seen<'s> = dyn Fn(usize, &mut FileWriter<'_>) + 's;
@@ -89,9 +97,17 @@ impl Client {
                 Err(error) => Err(error),
             };
         }
-        let mut batch = PutBatch { client: self, files: &files, seen, answers: Vec::new() };
+        let mut batch = PutBatch {
+            client: self,
+            files: &files,
+            seen,
+            committing: VecDeque::new(),
+            answers: Vec::new(),
+        };
         batch.answers.resize_with(files.len(), || None);
-        let ended = batch.put();
+        let put = batch.put();
+        // Those were asked for, whatever came of the others.
+        let ended = batch.finish_all_but(0, put);
         let mut answers = batch.answers;
         if let Err(error) = ended {
             if answers.iter().all(Option::is_none) {
@@ -111,6 +127,8 @@ struct PutBatch<'c, 'f> {
     client: &'c Client,
     files: &'f [(CreateSpec, &'f [u8])],
     seen: &'f Seen<'f>,
+    /// In the order in which they were begun.
+    committing: VecDeque<CommittingWave<'c>>,
     /// `None` of those that are not answered yet.
     answers: Vec<Option<Result<(), Error>>>,
 }
@@ -144,7 +162,6 @@ impl<'c> PutBatch<'c, '_> {
         }
         let mut waves = self.waves(&lacking, most);
         let mut creating = waves.first().map(|wave| self.begin_create(wave)).transpose()?;
-        let mut committing = None;
         // Those whose spares went meanwhile.
         let mut lost = Vec::new();
         for wave in self.waves(&spared, most) {
@@ -157,9 +174,10 @@ impl<'c> PutBatch<'c, '_> {
                     }
                 }
             }
-            self.finish(committing.take())?;
-            committing = self.begin_commit(places, writers, true)?;
+            self.finish_all_but(MAX_COMMITTING - 1, Ok(()))?;
+            self.begin_commit(places, writers, true)?;
         }
+        self.finish_all_but(1, Ok(()))?;
         if !lost.is_empty() {
             waves = self.waves(&lost, most);
             creating = waves.first().map(|wave| self.begin_create(wave)).transpose()?;
@@ -178,13 +196,12 @@ impl<'c> PutBatch<'c, '_> {
                     self.fill(place, writer, is_of_many, (&mut places, &mut writers));
                 }
             });
-            // That one was asked for, whatever came of this one.
-            let before = self.finish(committing.take());
-            copied.and(before)?;
+            // Those were asked for, whatever came of this wave.
+            self.finish_all_but(0, copied)?;
             let asks_for_spares = is_remote && nth + 1 == waves.len();
-            committing = self.begin_commit(places, writers, asks_for_spares)?;
+            self.begin_commit(places, writers, asks_for_spares)?;
         }
-        self.finish(committing)?;
+        self.finish_all_but(0, Ok(()))?;
         self.put_unknown(&spared);
         Ok(())
     }
@@ -250,31 +267,48 @@ impl<'c> PutBatch<'c, '_> {
         }
     }
 
-    /// Begins to commit what was copied, named only now if it lies in spares or is to bring some;
-    /// `None` if that is nothing.
+    /// Begins to commit what was copied, named only now if it lies in spares or is to bring some.
     fn begin_commit(
-        &self,
+        &mut self,
         places: Vec<usize>,
         mut writers: Vec<FileWriter<'c>>,
         is_put: bool,
-    ) -> Result<Option<CommittingWave<'c>>, Error> {
+    ) -> Result<(), Error> {
         if writers.is_empty() {
-            return Ok(None);
+            return Ok(());
         }
         let commits = Writer::complete_all(self.client, &mut writers)?;
+        let coming = self.committing.iter().map(|wave| &wave.call.asked);
         let call = match is_put {
-            true => self.client.begin_puts(commits, self.specs(&places))?,
+            true => self.client.begin_puts(commits, self.specs(&places), coming)?,
             false => self.client.begin_commit(commits)?,
         };
-        Ok(Some(CommittingWave { places, writers, call }))
+        self.committing.push_back(CommittingWave { places, writers, call });
+        Ok(())
     }
 
-    fn finish(&mut self, wave: Option<CommittingWave<'c>>) -> Result<(), Error> {
-        let Some(CommittingWave { places, mut writers, call }) = wave else { return Ok(()) };
-        let committed = self.client.finish_commit(call)?;
-        for (place, answer) in places.into_iter().zip(Writer::finish_all(&mut writers, committed)) {
-            self.answers[place] = Some(answer);
+    /// Waits for the answers of all but the last few commits that were begun, whatever became of
+    /// what was before; but not once more for an owner that did not answer in time. Returns the
+    /// first error.
+    fn finish_all_but(&mut self, nr: usize, mut ended: Result<(), Error>) -> Result<(), Error> {
+        let mut is_late = matches!(ended, Err(Error::TimedOut { .. }));
+        while self.committing.len() > nr
+            && let Some(CommittingWave { places, mut writers, call }) = self.committing.pop_front()
+        {
+            let limit = if is_late { Duration::ZERO } else { self.client.deadline() };
+            match self.client.finish_commit(call, limit) {
+                Err(error) => {
+                    is_late |= matches!(error, Error::TimedOut { .. });
+                    ended = ended.and(Err(error));
+                }
+                Ok(committed) => {
+                    let answers = Writer::finish_all(&mut writers, committed);
+                    for (place, answer) in places.into_iter().zip(answers) {
+                        self.answers[place] = Some(answer);
+                    }
+                }
+            }
         }
-        Ok(())
+        ended
     }
 }

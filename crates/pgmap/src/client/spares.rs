@@ -19,6 +19,7 @@ use crate::client::writer::{FileWriter, Writer};
 use crate::client::{BegunCommit, Client, one};
 use crate::error::Error;
 use crate::refusal::Refusal;
+use crate::spare_places::{SparePlaces, SpareShare};
 use crate::wire::{
     CommitSpec, Committed, CreateSpec, Draft, MAX_SPARE_BYTES, MAX_SPARES, MAX_SPARES_BYTES,
     PutAnswer, PutSpec, Request,
@@ -26,6 +27,11 @@ use crate::wire::{
 
 /// Of so many kinds of files a client has spares at most.
 const MAX_KINDS: usize = 8;
+/// A kind gives up its spares when so many files of others were put since one of it.
+const MAX_OTHERS: usize = 8 * MAX_SPARES;
+/// The owner is woken before so much is copied. In a simulation copies cost nothing.
+const WAKE_BYTES: usize = if cfg!(feature = "sim") { 1 } else { 1 << 20 };
+const PLACES: SparePlaces = SparePlaces { nr: MAX_SPARES, bytes: MAX_SPARES_BYTES };
 
 /// The spares of a client.
 #[derive(Debug, Default)]
@@ -40,15 +46,21 @@ struct SpareKind {
     /// What was put first.
     like: CreateSpec,
     spares: Vec<Draft>,
+    /// How many files of other kinds were put since one of this.
+    nr_others_since: usize,
 }
 
 impl SpareKind {
+    const fn new(like: CreateSpec) -> Self {
+        Self { like, spares: Vec::new(), nr_others_since: 0 }
+    }
+
     fn is_of(&self, spec: &CreateSpec) -> bool {
         self.like.has_like_frames(spec)
     }
 
-    const fn bytes(&self) -> u64 {
-        self.spares.len() as u64 * self.like.len_bytes
+    const fn share(&self) -> SpareShare {
+        SpareShare { nr: self.spares.len(), len_bytes: self.like.len_bytes }
     }
 }
 
@@ -57,6 +69,24 @@ fn most_spares(len_bytes: u64) -> usize {
     match len_bytes {
         1..=MAX_SPARE_BYTES => MAX_SPARES.min((MAX_SPARES_BYTES / len_bytes) as usize),
         _ => 0,
+    }
+}
+
+/// How many spares a call asks for, for files like each of these.
+#[derive(Debug, Default)]
+pub(super) struct AskedSpares(Vec<(CreateSpec, usize)>);
+
+impl AskedSpares {
+    fn nr_like(&self, spec: &CreateSpec) -> usize {
+        let is_like = |(like, _): &&(CreateSpec, usize)| like.has_like_frames(spec);
+        self.0.iter().find(is_like).map_or(0, |&(_, nr)| nr)
+    }
+
+    fn add(&mut self, spec: &CreateSpec) {
+        match self.0.iter_mut().find(|(like, _)| like.has_like_frames(spec)) {
+            Some((_, nr)) => *nr += 1,
+            None => self.0.push((spec.clone(), 1)),
+        }
     }
 }
 
@@ -75,7 +105,7 @@ impl Spares {
         self.lock().iter().find(|kind| kind.is_of(spec)).map_or(0, |kind| kind.spares.len())
     }
 
-    /// Takes note of a put, in a message that asks for `nr_asked` spares already. Returns whether
+    /// Takes note of a put, when `nr_asked` spares like it are still to come. Returns whether
     /// to ask for one more, and the spares that are given up for it.
     fn note_put(&self, spec: &CreateSpec, nr_asked: usize) -> (bool, Vec<u64>) {
         let most = most_spares(spec.len_bytes);
@@ -86,28 +116,27 @@ impl Spares {
         let place = kinds.iter().position(|kind| kind.is_of(spec));
         let known = place.and_then(|place| kinds.remove(place));
         let is_known = known.is_some();
+        let mut kind = known.unwrap_or_else(|| SpareKind::new(spec.clone()));
+        kind.nr_others_since = 0;
         let mut given_up = Vec::new();
         if kinds.len() >= MAX_KINDS {
             given_up.extend(kinds.pop_front().into_iter().flat_map(|kind| kind.spares));
         }
-        let nr_own = known.as_ref().map_or(0, |kind| kind.spares.len()) + nr_asked;
-        let wants_more = is_known && nr_own < most;
-        let has_room = |kinds: &VecDeque<SpareKind>| {
-            let (nr_others, others_bytes) = kinds
-                .iter()
-                .fold((0, 0), |(nr, bytes), kind| (nr + kind.spares.len(), bytes + kind.bytes()));
-            let own_bytes = (nr_own as u64 + 1) * spec.len_bytes;
-            nr_own + nr_others < MAX_SPARES && own_bytes + others_bytes <= MAX_SPARES_BYTES
-        };
-        while wants_more
-            && !has_room(&kinds)
-            && let Some(spare) = kinds.iter_mut().find_map(|kind| kind.spares.pop())
-        {
-            given_up.push(spare);
+        for other in kinds.iter_mut() {
+            other.nr_others_since += 1;
+            if other.nr_others_since >= MAX_OTHERS {
+                given_up.append(&mut other.spares);
+            }
         }
-        kinds.push_back(
-            known.unwrap_or_else(|| SpareKind { like: spec.clone(), spares: Vec::new() }),
-        );
+        let own = SpareShare { nr: kind.spares.len() + nr_asked, len_bytes: spec.len_bytes };
+        let place = (is_known && own.nr < most)
+            .then(|| PLACES.for_one_more(own, kinds.iter().map(SpareKind::share)))
+            .flatten();
+        let wants_more = place.is_some();
+        for nth in place.into_iter().flatten() {
+            given_up.extend(kinds[nth].spares.pop());
+        }
+        kinds.push_back(kind);
         (wants_more, given_up.into_iter().map(|draft| draft.id).collect())
     }
 
@@ -152,6 +181,9 @@ impl Client {
             writer.commit()
         };
         if let Some(writer) = self.writer_of_spare(&spec)? {
+            if contents.len() >= WAKE_BYTES {
+                self.inner.link.wake_owner();
+            }
             match fill(writer) {
                 // An owner that went meanwhile knew of it, and did not commit it.
                 Err(Error::Refused(Refusal::NoDraft { .. })) => {}
@@ -243,21 +275,27 @@ impl Client {
         spec: CreateSpec,
         checksum: Option<u32>,
     ) -> Result<Committed, Error> {
-        let begun = self.begin_puts(vec![CommitSpec { id, checksum }], vec![spec])?;
-        Ok(one(self.finish_commit(begun)?)??)
+        let begun = self.begin_puts(vec![CommitSpec { id, checksum }], vec![spec], [].iter())?;
+        Ok(one(self.finish_commit(begun, self.deadline())?)??)
     }
 
     /// Asks for drafts to be committed as the files that are said, and for spares like them,
-    /// without waiting for the answer.
-    pub(super) fn begin_puts(
+    /// without waiting for the answer. Spares are `coming` that were asked for by calls under way.
+    pub(super) fn begin_puts<'a>(
         &self,
         commits: Vec<CommitSpec>,
         named: Vec<CreateSpec>,
+        coming: impl Iterator<Item = &'a AskedSpares>,
     ) -> Result<BegunCommit<'_>, Error> {
-        let (mut nr_asked, mut given_up) = (0, Vec::new());
+        let coming: Vec<_> = coming.collect();
+        let (mut asked, mut given_up) = (AskedSpares::default(), Vec::new());
         let puts = commits.iter().zip(&named).map(|(commit, spec)| {
+            let nr_coming: usize = coming.iter().map(|coming| coming.nr_like(spec)).sum();
+            let nr_asked = nr_coming + asked.nr_like(spec);
             let (wants_spare, unkept) = self.inner.spares.note_put(spec, nr_asked);
-            nr_asked += usize::from(wants_spare);
+            if wants_spare {
+                asked.add(spec);
+            }
             given_up.extend(unkept);
             let CommitSpec { id, checksum } = *commit;
             let CreateSpec { name, replace, rules, metadata, .. } = spec.clone();
@@ -268,7 +306,7 @@ impl Client {
             self.abort_ids(given_up);
         }
         let ids = commits.iter().map(|commit| commit.id).collect();
-        Ok(BegunCommit { ids, named, call: self.begin(request)? })
+        Ok(BegunCommit { ids, named, asked, call: self.begin(request)? })
     }
 
     /// Keeps the spares that answers bring, and gives back those that there is no place for.
@@ -332,24 +370,64 @@ mod tests {
     }
 
     #[test]
-    fn there_are_so_many_bytes_of_spares_at_most_and_those_of_the_size_not_put_for_longest_go() {
+    fn there_are_so_many_bytes_of_spares_at_most_and_the_size_with_the_most_gives() {
+        const MIB: u64 = 1 << 20;
         let spares = Spares::default();
-        // Two of each make up nearly all that a client may have.
-        let nth = |kind: u64| spec(MAX_SPARES_BYTES / (2 * MAX_KINDS as u64) - 10 + kind);
-        for kind in 1..=MAX_KINDS as u64 {
-            spares.note_put(&nth(kind), 0);
-            for id in [kind, 10 * kind] {
-                assert_eq!(spares.note_put(&nth(kind), 0), (true, vec![]));
-                assert!(spares.keep(&nth(kind), spare(id)).is_none());
+        let put = |len_bytes, id| {
+            let (asks, given_up) = spares.note_put(&spec(len_bytes), 0);
+            if asks {
+                assert!(spares.keep(&spec(len_bytes), spare(id)).is_none());
+            }
+            (asks, given_up)
+        };
+        let most = MAX_SPARES_BYTES / (2 * MIB);
+        assert_eq!(put(2 * MIB, 0), (false, vec![]));
+        for id in 1..=most {
+            assert_eq!(put(2 * MIB, id), (true, vec![]));
+        }
+        assert_eq!(put(2 * MIB, 0), (false, vec![]), "it has all that there may be");
+        // Another size has half at the end.
+        assert_eq!(put(MIB, 0), (false, vec![]));
+        for id in 1..=most {
+            let gives = if id % 2 == 1 { vec![most - id / 2] } else { vec![] };
+            assert_eq!(put(MIB, 100 + id), (true, gives));
+        }
+        assert_eq!(put(MIB, 0), (false, vec![]));
+        // Two sizes that are put in turns take nothing from each other.
+        for _ in 0..4 {
+            for (len_bytes, id) in [(2 * MIB, 50), (MIB, 60)] {
+                assert!(spares.take(&spec(len_bytes)).is_some());
+                assert_eq!(put(len_bytes, id), (true, vec![]));
             }
         }
-        // Another of a size that has some: one of the oldest size goes for it.
-        assert_eq!(spares.note_put(&nth(2), 0), (true, vec![10]));
-        assert!(spares.keep(&nth(2), spare(21)).is_none());
-        // A new size has the place of the oldest one.
-        assert_eq!(spares.note_put(&spec(100), 0), (false, vec![1]));
-        assert_eq!(spares.note_put(&spec(101), 0), (false, vec![3, 30]));
-        assert_eq!(spares.keep(&nth(3), spare(30)).map(|spare| spare.id), Some(30));
+    }
+
+    /// It kept half of the places for ever.
+    #[test]
+    fn a_size_that_is_put_no_more_gives_up_its_places() {
+        let spares = Spares::default();
+        for len_bytes in [5, 5, 5, 6, 6] {
+            if spares.note_put(&spec(len_bytes), 0).0 {
+                assert!(spares.keep(&spec(len_bytes), spare(len_bytes)).is_none());
+            }
+        }
+        let given_up: Vec<u64> =
+            (2..MAX_OTHERS).flat_map(|_| spares.note_put(&spec(6), MAX_SPARES).1).collect();
+        assert_eq!(given_up, [5, 5]);
+        assert!(spares.take(&spec(6)).is_some() && spares.take(&spec(5)).is_none());
+    }
+
+    #[test]
+    fn a_size_too_many_has_the_place_of_that_put_longest_ago() {
+        let spares = Spares::default();
+        for kind in 1..=MAX_KINDS as u64 {
+            spares.note_put(&spec(kind), 0);
+            assert_eq!(spares.note_put(&spec(kind), 0), (true, vec![]));
+            assert!(spares.keep(&spec(kind), spare(kind)).is_none());
+        }
+        assert_eq!(spares.note_put(&spec(1), 0), (true, vec![]));
+        assert_eq!(spares.note_put(&spec(100), 0), (false, vec![2]));
+        assert_eq!(spares.keep(&spec(2), spare(30)).map(|spare| spare.id), Some(30));
     }
 
     #[test]

@@ -325,7 +325,8 @@ impl<C: Borrow<Client>> Writer<C> {
             |_| 1,
             |batch| {
                 let specs = batch.iter().map(Self::commit_spec).collect::<Result<_, _>>()?;
-                let answers = client.finish_commit(client.begin_commit(specs)?)?;
+                let answers =
+                    client.finish_commit(client.begin_commit(specs)?, client.deadline())?;
                 Ok(Self::finish_all(batch, answers))
             },
         )

@@ -224,8 +224,8 @@ impl Core {
             Request::Quotas => Outcome::Answer(Reply::Quotas(self.quota_infos(), self.water.marks)),
             Request::CancelCut(name) => answer(self.cancel_cut(&name)),
             Request::Again { request, seen } => self.handle_again(client, &request, &seen),
-            // The connection knows which ticket that is.
-            Request::Forget(_) => Outcome::Answer(Reply::Done),
+            // The connection knows which ticket that is, or has no answer to send.
+            Request::Forget(_) | Request::Wake => Outcome::Answer(Reply::Done),
             Request::Leave => {
                 self.reap(client);
                 Outcome::Answer(Reply::Done)

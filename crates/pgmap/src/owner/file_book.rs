@@ -254,9 +254,14 @@ impl FileBook {
         Some(draft)
     }
 
+    /// A draft of this client that is a spare.
+    pub(crate) fn spare_of(&self, id: FileId, client: ClientId) -> Option<&DraftRecord> {
+        self.draft_of(id, client).filter(|draft| draft.is_spare)
+    }
+
     /// As [`take_draft`](Self::take_draft), if it is still a spare of that client.
     pub(crate) fn take_spare(&mut self, id: FileId, client: ClientId) -> Option<DraftRecord> {
-        self.draft_of(id, client).filter(|draft| draft.is_spare)?;
+        self.spare_of(id, client)?;
         self.take_draft(id)
     }
 

@@ -419,11 +419,11 @@ impl Service {
             Err(TransferError::WouldBlock) => return,
             Err(error) => return self.close(number, &error.to_string()),
         };
-        self.burst.note_message();
         let message = &self.buffer[..received.len];
         let connection = &link.connection;
         let has_room = link.awaited.len() < MAX_AWAITED;
         let mut state = self.shared.lock();
+        self.burst.note_message(state.busy_poll);
         let reaction = link.session.on_message(
             &mut state.core,
             &self.shared.doorbell,
@@ -471,6 +471,7 @@ impl Service {
                     link.awaited.push((ticket, request));
                 }
             }
+            Reaction::StayAwake => self.burst.expect_message(self.shared.lock().busy_poll),
             Reaction::Forget(request) => self.forget_request(number, request),
             Reaction::Close(said, why) => {
                 if let Some(said) = said {

@@ -33,6 +33,8 @@ pub enum Reaction {
     Await(Ticket, u64),
     /// Nobody waits for the answer of this number any more.
     Forget(u64),
+    /// Another message follows soon.
+    StayAwake,
     /// Send this, if anything, and close; the text says why.
     Close(Option<Vec<u8>>, String),
 }
@@ -154,6 +156,7 @@ impl Session {
         match request.body {
             Request::Leave => *self = Self::Gone,
             Request::Forget(number) => return Reaction::Forget(number),
+            Request::Wake => return Reaction::StayAwake,
             _ if !has_room && request.body.may_wait() => {
                 let refusal = Refusal::TooMuch {
                     what: "requests of one client that wait; wait for some of them".into(),

@@ -11,12 +11,17 @@ use pgmap_mm::index::FileId;
 
 use crate::owner::batch_room::BatchRoom;
 use crate::owner::core::Core;
+use crate::spare_places::{SparePlaces, SpareShare};
 use crate::wire::{CreateSpec, Draft, extents_to_words};
 
 /// Most spares in stock for one client.
 pub(crate) const MAX_STOCK: usize = 16;
-/// And most bytes of them together, if they are more than one.
+/// And most bytes of them together.
 pub(crate) const MAX_STOCK_BYTES: u64 = 8 << 20;
+const PLACES: SparePlaces = SparePlaces { nr: MAX_STOCK, bytes: MAX_STOCK_BYTES };
+/// So many are made at once: a message that comes meanwhile waits for these, and for the evictions
+/// that all need, and not for the rest.
+const STEP_SPARES: usize = 4;
 
 /// What is in stock, and what is to be.
 #[derive(Debug, Default)]
@@ -29,24 +34,59 @@ pub(crate) struct Stock {
 /// The stock of one client.
 #[derive(Debug, Default)]
 struct ClientStock {
-    /// The latest last, with what each was made like. Some may have been taken back since.
-    made: VecDeque<(FileId, CreateSpec)>,
+    made: Vec<StockedKind>,
     /// Spares are to be made like these.
-    due: Vec<CreateSpec>,
+    due: VecDeque<CreateSpec>,
+}
+
+/// Spares that are alike.
+#[derive(Debug)]
+struct StockedKind {
+    /// What the first was made like.
+    like: CreateSpec,
+    /// The latest last. Some may have been taken back since.
+    ids: Vec<FileId>,
+}
+
+impl StockedKind {
+    const fn share(&self) -> SpareShare {
+        SpareShare { nr: self.ids.len(), len_bytes: self.like.len_bytes }
+    }
 }
 
 impl ClientStock {
-    /// Gives up the oldest ones for which there is no place beside one like `spec`.
-    fn make_place(&mut self, spec: &CreateSpec) -> Vec<FileId> {
-        let mut bytes: u64 = self.made.iter().map(|(_, made)| made.len_bytes).sum();
-        let mut given_up = Vec::new();
-        while (self.made.len() >= MAX_STOCK || bytes + spec.len_bytes > MAX_STOCK_BYTES)
-            && let Some((id, made)) = self.made.pop_front()
-        {
-            bytes -= made.len_bytes;
-            given_up.push(id);
+    fn kind(&mut self, spec: &CreateSpec) -> Option<&mut StockedKind> {
+        self.made.iter_mut().find(|kind| kind.like.has_like_frames(spec))
+    }
+
+    /// Finds a place for one like `spec`, beside `nr_due` that are to be made; `None` if there is
+    /// none. Else those that give one up each.
+    fn place(&self, spec: &CreateSpec, nr_due: usize) -> Option<Vec<usize>> {
+        let is_alike = |kind: &&StockedKind| kind.like.has_like_frames(spec);
+        let nr_own = self.made.iter().find(is_alike).map_or(0, |kind| kind.ids.len());
+        let own = SpareShare { nr: nr_own + nr_due, len_bytes: spec.len_bytes };
+        let others = self.made.iter().map(|kind| match is_alike(&kind) {
+            // It is counted by itself.
+            true => SpareShare { nr: 0, ..kind.share() },
+            false => kind.share(),
+        });
+        PLACES.for_one_more(own, others)
+    }
+
+    /// Makes a place for one like `spec`, if there is any; returns the spares that go for it.
+    fn make_place(&mut self, spec: &CreateSpec) -> Option<Vec<FileId>> {
+        let giving = self.place(spec, 0)?;
+        Some(giving.into_iter().filter_map(|nth| self.made[nth].ids.pop()).collect())
+    }
+
+    fn add(&mut self, id: FileId, spec: CreateSpec) {
+        match self.kind(&spec) {
+            Some(kind) => kind.ids.push(id),
+            None => {
+                self.made.retain(|kind| !kind.ids.is_empty());
+                self.made.push(StockedKind { like: spec, ids: vec![id] });
+            }
         }
-        given_up
     }
 }
 
@@ -63,9 +103,8 @@ impl Stock {
         spec: &CreateSpec,
         is_there: impl Fn(FileId) -> bool,
     ) -> Option<FileId> {
-        let made = &mut self.of.get_mut(&client)?.made;
-        while let Some(place) = made.iter().rposition(|(_, made)| made.has_like_frames(spec)) {
-            let id = made.remove(place)?.0;
+        let ids = &mut self.of.get_mut(&client)?.kind(spec)?.ids;
+        while let Some(id) = ids.pop() {
             if is_there(id) {
                 return Some(id);
             }
@@ -76,14 +115,12 @@ impl Stock {
     /// Has a spare made like `spec`, if there is a place for one more.
     pub(crate) fn order(&mut self, client: ClientId, spec: CreateSpec) {
         let stock = self.of.entry(client).or_default();
-        let made = stock.made.iter().map(|(_, made)| made);
-        let nr_alike = made.chain(&stock.due).filter(|other| other.has_like_frames(&spec)).count();
-        let most = MAX_STOCK_BYTES.checked_div(spec.len_bytes).unwrap_or(0).max(1);
-        if (nr_alike as u64) < most && nr_alike < MAX_STOCK && stock.due.len() < MAX_STOCK {
+        let nr_due = stock.due.iter().filter(|other| other.has_like_frames(&spec)).count();
+        if stock.due.len() < MAX_STOCK && stock.place(&spec, nr_due).is_some() {
             if stock.due.is_empty() {
                 self.due.push_back(client);
             }
-            stock.due.push(spec);
+            stock.due.push_back(spec);
         }
     }
 
@@ -98,30 +135,47 @@ impl Core {
     /// Hands out a spare in stock that is as a file of this `spec` would be.
     pub(crate) fn take_stocked(&mut self, client: ClientId, spec: &CreateSpec) -> Option<Draft> {
         let files = &self.files;
-        let is_spare = |id| files.draft_of(id, client).is_some_and(|draft| draft.is_spare);
-        let id = self.stock.take(client, spec, is_spare)?;
+        let id = self.stock.take(client, spec, |id| files.spare_of(id, client).is_some())?;
         let extents = extents_to_words(&files.draft(id)?.extents);
         Some(Draft { id: id.0, extents })
     }
 
-    /// Makes the spares that are due to one client.
+    /// Makes the next few spares that are due to one client, and the room for all of them.
     pub(crate) fn restock(&mut self) {
         let Some(client) = self.stock.due.pop_front() else { return };
-        let due = self.stock.of.get_mut(&client).map(|stock| std::mem::take(&mut stock.due));
-        let due = due.filter(|_| self.check_open().is_ok()).unwrap_or_default();
+        let Some(stock) = self.stock.of.get_mut(&client) else { return };
+        let mut due = std::mem::take(&mut stock.due);
+        if self.check_open().is_err() {
+            return;
+        }
         let wanted_pages = self.evicting_pages(client, due.iter());
         let mut room = BatchRoom { wanted_pages, ..BatchRoom::new() };
-        for spec in due {
-            let Some(stock) = self.stock.of.get_mut(&client) else { return };
-            let given_up = stock.make_place(&spec);
-            let drafts = given_up.into_iter().filter_map(|id| self.files.take_spare(id, client));
-            let drafts: Vec<_> = drafts.collect();
-            self.retire_drafts(drafts);
-            if let Some(draft) = self.spare_like(client, spec.clone(), &mut room, true)
-                && let Some(stock) = self.stock.of.get_mut(&client)
-            {
-                stock.made.push_back((FileId(draft.id), spec));
-            }
+        if let Some(stock) = self.stock.of.get_mut(&client) {
+            // Some may have been taken back.
+            let is_there = |id: &FileId| self.files.spare_of(*id, client).is_some();
+            stock.made.iter_mut().for_each(|kind| kind.ids.retain(is_there));
+        }
+        for spec in due.drain(..due.len().min(STEP_SPARES)) {
+            self.stock_one(client, spec, &mut room);
+        }
+        if !due.is_empty()
+            && let Some(stock) = self.stock.of.get_mut(&client)
+        {
+            stock.due = due;
+            self.stock.due.push_back(client);
+        }
+    }
+
+    fn stock_one(&mut self, client: ClientId, spec: CreateSpec, room: &mut BatchRoom) {
+        let stock = self.stock.of.get_mut(&client);
+        let Some(given_up) = stock.and_then(|stock| stock.make_place(&spec)) else { return };
+        let drafts = given_up.into_iter().filter_map(|id| self.files.take_spare(id, client));
+        let drafts: Vec<_> = drafts.collect();
+        self.retire_drafts(drafts);
+        if let Some(draft) = self.spare_like(client, spec.clone(), room, true)
+            && let Some(stock) = self.stock.of.get_mut(&client)
+        {
+            stock.add(FileId(draft.id), spec);
         }
     }
 }
@@ -138,9 +192,10 @@ mod tests {
     }
 
     fn stock_of(made: &[(u64, u64)]) -> Stock {
-        let made = made.iter().map(|&(id, len_bytes)| (FileId(id), spec(len_bytes))).collect();
-        let of = BTreeMap::from([(CLIENT, ClientStock { made, due: Vec::new() })]);
-        Stock { of, due: VecDeque::new() }
+        let mut stock = Stock::default();
+        let of_client = stock.of.entry(CLIENT).or_default();
+        made.iter().for_each(|&(id, len_bytes)| of_client.add(FileId(id), spec(len_bytes)));
+        stock
     }
 
     #[test]
@@ -153,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_are_ordered_and_so_many_bytes_and_one_of_any_size() {
+    fn so_many_are_ordered_and_so_many_bytes() {
         let nr_due = |stock: &Stock| stock.of[&CLIENT].due.len();
         for (len_bytes, most) in [(5, MAX_STOCK), (MAX_STOCK_BYTES / 4, 4), (MAX_STOCK_BYTES, 1)] {
             let mut stock = Stock::default();
@@ -164,18 +219,26 @@ mod tests {
         }
         let mut stock = stock_of(&[(1, 5), (2, 6)]);
         (0..2 * MAX_STOCK).for_each(|_| stock.order(CLIENT, spec(5)));
-        assert_eq!(nr_due(&stock), MAX_STOCK - 1, "what is there counts");
+        assert_eq!(nr_due(&stock), MAX_STOCK - 2, "what is there counts");
     }
 
     #[test]
-    fn the_oldest_make_place() {
+    fn sizes_that_are_put_in_turns_keep_their_places() {
         let quarter = MAX_STOCK_BYTES / 4;
-        let mut stock = stock_of(&[(1, quarter), (2, quarter), (3, quarter)]);
+        let mut stock = stock_of(&[(1, quarter), (2, quarter), (3, quarter), (4, quarter)]);
         let of_client = stock.of.get_mut(&CLIENT).unwrap();
-        assert_eq!(of_client.make_place(&spec(quarter)), []);
-        assert_eq!(of_client.make_place(&spec(2 * quarter)), [FileId(1)]);
-        let many: Vec<_> = (0..MAX_STOCK as u64).map(|id| (id, 5)).collect();
-        let mut stock = stock_of(&many);
-        assert_eq!(stock.of.get_mut(&CLIENT).unwrap().make_place(&spec(6)), [FileId(0)]);
+        assert_eq!(of_client.make_place(&spec(quarter)), None);
+        assert_eq!(of_client.make_place(&spec(5)), Some(vec![FileId(4)]));
+        for id in 10..10 + MAX_STOCK as u64 - 3 {
+            assert_eq!(of_client.make_place(&spec(5)), Some(vec![]));
+            of_client.add(FileId(id), spec(5));
+        }
+        let nr_ids = |stock: &ClientStock| stock.made.iter().map(|kind| kind.ids.len()).collect();
+        let before: Vec<usize> = nr_ids(of_client);
+        assert_eq!(before, [3, MAX_STOCK - 3]);
+        // There is no place for more of either, and none goes for nothing.
+        assert_eq!(of_client.make_place(&spec(5)), None);
+        assert_eq!(of_client.make_place(&spec(quarter)), None);
+        assert_eq!(nr_ids(of_client), before);
     }
 }

@@ -42,6 +42,7 @@ impl Request {
             Self::Who(_) => Row("who", FOR_READERS),
             Self::Leave => Row("leave", FOR_READERS),
             Self::Forget(_) => Row("forget", FOR_READERS),
+            Self::Wake => Row("wake", FOR_READERS),
             Self::CancelCut(_) => Row("cancel", CHANGES_POOL),
             Self::Trim { .. } => Row("trim", 0),
             Self::Backings => Row("list of backings", FOR_READERS),

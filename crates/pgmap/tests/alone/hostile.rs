@@ -11,7 +11,8 @@ use crate::alone;
 use crate::support::{self, Random, block};
 use pgmap::mm::ledger::{Agent, SlotWord};
 use pgmap::mm::pfn::PfnRange;
-use pgmap::os::{Connection, MemoryFile, TransferError, WriteMapping};
+use pgmap::os::poll::wait_for;
+use pgmap::os::{Connection, Interest, MemoryFile, TransferError, WriteMapping};
 use pgmap::wire::{self, CommitSpec, Hello, Numbered, PutSpec, Reply, Request, Welcome};
 use pgmap::{
     Client, CreateSpec, Error, FileName, FileRules, FolioSize, OnDeadline, Owner, Pool,
@@ -120,9 +121,20 @@ impl Raw {
     fn answer(&self) -> Option<Reply> {
         answer(&self.connection)
     }
+
+    /// Sends bytes, and waits until the owner has done with them: there may be no answer to them.
+    fn send_bent(&self, message: &[u8]) {
+        send_raw(&self.connection, message, &[]).unwrap();
+        let last = wire::encode(&Numbered { number: u64::MAX, body: Request::PoolStat }).unwrap();
+        // It may have hung up by now.
+        drop(self.connection.send(&last, &[]));
+        while !matches!(self.answer(), None | Some(Reply::PoolStat(_))) {}
+    }
 }
 
 fn answer(connection: &Connection) -> Option<Reply> {
+    let is_there = wait_for([(connection.as_fd(), Interest::Read)], support::BOUND).unwrap();
+    assert_eq!(is_there, [true], "neither an answer nor the end");
     let mut buffer = vec![0; wire::MAX_MESSAGE_BYTES];
     match connection.recv(&mut buffer) {
         Ok(received) if received.is_end() => None,
@@ -284,17 +296,15 @@ fn requests_cut_short_lengthened_and_bent_end_at_most_their_connection() {
         }));
         for message in bent {
             let raw = Raw::attach(&victim.socket);
-            send_raw(&raw.connection, &message, &[]).unwrap();
-            // Either it was a request after all, and is answered, or it is the end.
-            drop(raw.answer());
+            // Either it was a request after all, or it is the end.
+            raw.send_bent(&message);
             drop(raw);
         }
     }
     let mut bytes = strategy_bytes();
     for _ in 0..500 {
         let raw = Raw::attach(&victim.socket);
-        send_raw(&raw.connection, &bytes(), &[]).unwrap();
-        drop(raw.answer());
+        raw.send_bent(&bytes());
     }
     victim.must_be_as_before();
 }

@@ -1,81 +1,12 @@
 //! Owners that are lost after they did what they were asked, and before the answer was there: the
 //! client asks the next owner, and says of its refusal that the call may have been done.
 
-use std::os::fd::AsFd;
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::support::BOUND;
-use pgmap::os::poll::wait_for;
-use pgmap::os::{Connection, Interest, Listener};
-use pgmap::{Client, Error, FolioSize, Owner, Pool, PoolOptions, Refusal, Replace};
+use crate::support::way::Way;
+use pgmap::{Client, Error, FolioSize, Refusal, Replace};
 
 const MIB: u64 = 1 << 20;
-
-/// The way to an owner, which loses an answer and the connection with it when it is asked to.
-struct Way {
-    client: Client,
-    is_lossy: Arc<AtomicBool>,
-    owner: Owner,
-    _place: tempfile::TempDir,
-}
-
-impl Way {
-    fn new() -> Self {
-        let place = tempfile::tempdir_in("/dev/shm").unwrap();
-        let pool = PoolOptions::in_directory(place.path().join("pool"), 16 * MIB);
-        let owner = Owner::start(Pool::create(&pool).unwrap()).unwrap();
-        owner.serve(place.path().join("owner")).unwrap();
-        let is_lossy = Arc::new(AtomicBool::new(false));
-        let listener = Listener::bind(&place.path().join("way"), 0o600).unwrap();
-        let (to, lossy) = (place.path().join("owner"), Arc::clone(&is_lossy));
-        std::thread::spawn(move || relay_all(&listener, &to, &lossy));
-        let client = Client::connect(place.path().join("way")).unwrap();
-        Self { client, is_lossy, owner, _place: place }
-    }
-
-    /// Loses the answer to what is asked next.
-    fn lose_one(&self) {
-        self.is_lossy.store(true, Ordering::SeqCst);
-    }
-
-    fn names(&self) -> Vec<String> {
-        self.owner
-            .client()
-            .unwrap()
-            .list()
-            .unwrap()
-            .iter()
-            .map(|file| file.name.to_string())
-            .collect()
-    }
-}
-
-fn relay_all(listener: &Listener, to: &Path, is_lossy: &AtomicBool) {
-    while let Ok(true) = wait_for([(listener.as_fd(), Interest::Read)], BOUND).map(|[is]| is) {
-        let Ok(Some(client)) = listener.accept() else { continue };
-        let owner = Connection::connect(to).unwrap();
-        while relay(&client, &owner, is_lossy) {}
-    }
-}
-
-/// Passes on one message of either side. False at the end of either.
-fn relay(client: &Connection, owner: &Connection, is_lossy: &AtomicBool) -> bool {
-    let both = [(client.as_fd(), Interest::Read), (owner.as_fd(), Interest::Read)];
-    let Ok([is_client, is_owner]) = wait_for(both, BOUND) else { return false };
-    let pass_on = |from: &Connection, to: &Connection| {
-        let mut buffer = vec![0; 1 << 20];
-        let Ok(received) = from.recv(&mut buffer) else { return false };
-        let fds: Vec<_> = received.fds.iter().map(|fd| fd.as_fd()).collect();
-        !received.is_end() && to.send(&buffer[..received.len], &fds).is_ok()
-    };
-    if is_owner {
-        return !is_lossy.swap(false, Ordering::SeqCst) && pass_on(owner, client);
-    }
-    !is_client || pass_on(client, owner)
-}
 
 /// What the refusal of a call says that may have been done: how it was refused at last.
 fn may_be_done(result: Result<(), Error>, asked: &str) -> Refusal {

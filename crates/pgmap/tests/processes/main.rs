@@ -26,3 +26,4 @@ mod spares;
 mod stories;
 #[path = "../support/mod.rs"]
 mod support;
+mod waking;

@@ -129,6 +129,91 @@ fn an_owner_that_stands_still_is_an_error_and_what_it_reserved_meanwhile_comes_b
     assert!(put_all(&client, &blocks).unwrap().iter().all(Result::is_ok));
 }
 
+/// Several commits under way had kept what the last wave needed from being evicted.
+#[test]
+fn a_batch_larger_than_the_pool_goes_in_if_its_first_files_may_go() {
+    let (_owner, _place, socket) = serving_owner(POOL_BYTES);
+    let client = Client::connect(socket).unwrap();
+    let bytes = block::make(1, 512 * KIB as usize);
+    for _ in 0..2 {
+        // Four waves of 20 MiB.
+        let files = (0..160)
+            .map(|number| (spec(number, bytes.len() as u64).replacing().evictable(1), &bytes[..]));
+        let answers = client.put_batch(files.collect()).unwrap();
+        assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    }
+    assert!(info(&client).nr_evicted >= 32);
+}
+
+/// Each took the other's frames that were handed out ahead, and so both made creates each time.
+#[test]
+fn sizes_that_are_put_in_turns_keep_frames_that_were_handed_out_ahead() {
+    let place = tempfile::tempdir().unwrap();
+    let owner = Second::ready("create", place.path());
+    let client = Client::connect(place.path().join("s")).unwrap();
+    // Together more than the 128 that there may be.
+    let few: Vec<String> = (0..40).map(|number| format!("few/{number}")).collect();
+    let many: Vec<String> = (0..100).map(|number| format!("many/{number}")).collect();
+    let sizes = [(&few, BLOCK - 4 * KIB), (&many, BLOCK)];
+    let specs = |names: &[String], len_bytes| -> Vec<CreateSpec> {
+        let spec = |name| CreateSpec::named(name, len_bytes, FolioSize::BestFit).unwrap();
+        names.iter().map(spec).collect()
+    };
+    for generation in 0..6 {
+        for (names, len_bytes) in sizes {
+            let bytes = block::make(generation, len_bytes as usize);
+            let files = specs(names, len_bytes).into_iter().map(|spec| (spec, &bytes[..]));
+            let answers = client.put_batch(files.collect()).unwrap();
+            assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+            client.unlink_batch(names).unwrap();
+        }
+    }
+    // Nothing of this can ask an owner that stands still.
+    owner.stop();
+    client.set_deadline(Duration::from_millis(200));
+    for (names, len_bytes) in sizes {
+        let specs = specs(names, len_bytes).into_iter().take(80);
+        let ahead = specs.map(|spec| client.create_ahead(spec));
+        let writers: Vec<_> = ahead.collect::<Result<_, _>>().unwrap();
+        std::mem::forget(writers);
+    }
+    owner.signal(rustix::process::Signal::CONT);
+}
+
+/// The commits of a batch with frames that were handed out ahead are all under way then.
+#[test]
+fn an_owner_that_stands_still_is_waited_for_once_and_each_file_is_there_or_not() {
+    let place = tempfile::tempdir().unwrap();
+    let owner = Second::ready("create", place.path());
+    let client = Client::connect(place.path().join("s")).unwrap();
+    let names: Vec<String> = (0..NR_FILES).map(name).collect();
+    for generation in (0..6).map(|round| 1000 * round) {
+        assert!(put_all(&client, &blocks(generation)).unwrap().iter().all(Result::is_ok));
+        client.unlink_batch(&names).unwrap();
+    }
+    let deadline = Duration::from_secs(2);
+    client.set_deadline(deadline);
+    owner.stop();
+    let blocks = blocks(7000);
+    let since = std::time::Instant::now();
+    let ended = put_all(&client, &blocks);
+    let waited = since.elapsed();
+    assert!(matches!(ended, Err(Error::TimedOut { .. })), "{ended:?}");
+    assert!(waited >= deadline && waited < 2 * deadline, "{waited:?}");
+    owner.signal(rustix::process::Signal::CONT);
+    client.set_deadline(support::BOUND);
+    wait_until("nothing is reserved for nobody", || {
+        let stat = info(&client);
+        (stat.reserved_bytes == stat.spare_bytes).then_some(())
+    });
+    for number in 0..NR_FILES {
+        let found = generation_of(&client, number);
+        assert!(found.is_none_or(|found| found == 7000 + number), "{number}: {found:?}");
+    }
+    client.unlink_batch(&names).unwrap();
+    assert!(put_all(&client, &blocks).unwrap().iter().all(Result::is_ok));
+}
+
 /// Whenever the owner is killed, a file is there as a whole or not at all, and one that was said to
 /// be there is.
 #[test]

@@ -14,6 +14,7 @@ pub mod block;
 pub mod client_role;
 pub mod mapper_role;
 pub mod owner_role;
+pub mod way;
 
 use std::io::{BufRead, BufReader, Write};
 use std::panic::Location;

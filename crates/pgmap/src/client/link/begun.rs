@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use pgmap_os::clock::Instant;
 use pgmap_os::{Connection, thread};
 
 use crate::client::Inner;
@@ -105,6 +106,7 @@ impl Remote {
         state.pay();
         let number = state.next_number;
         state.next_number += 1;
+        state.last_sent = Some(Instant::now());
         let message = wire::encode(&Numbered { number, body: request })?;
         let (connection, generation) = (Arc::clone(&state.connection), state.generation);
         state.calls.insert(number, PendingCall::Waiting(0));
