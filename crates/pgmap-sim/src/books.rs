@@ -153,6 +153,10 @@ struct Closes {
     until: u64,
     /// Whether the owner did, or may still do it for somebody who is gone.
     is_unanswered: bool,
+    /// How often somebody asked to have what is drained used again.
+    nr_undos: u64,
+    /// How many of those have no answer yet; whoever was killed has none.
+    nr_undos_under_way: u64,
 }
 
 /// All names.
@@ -210,6 +214,27 @@ impl Books {
         };
         let is_open = turn.nr_closes == self.closes.nr_begun;
         turn.was_alone && is_open && turn.owner == owner && turn.names.iter().all(is_same)
+    }
+
+    /// Somebody asks to have what is drained used again.
+    pub const fn begin_undo(&mut self) {
+        self.closes.nr_undos += 1;
+        self.closes.nr_undos_under_way += 1;
+    }
+
+    /// Somebody had an answer to that.
+    pub const fn end_undo(&mut self) {
+        self.closes.nr_undos_under_way -= 1;
+    }
+
+    /// How often somebody asked for that, and had an answer.
+    pub const fn nr_undos_answered(&self) -> u64 {
+        self.closes.nr_undos - self.closes.nr_undos_under_way
+    }
+
+    /// How often somebody asked for that.
+    pub const fn nr_undos(&self) -> u64 {
+        self.closes.nr_undos
     }
 
     /// Somebody asks to have the pool closed.

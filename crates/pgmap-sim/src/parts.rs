@@ -45,6 +45,7 @@ pub fn drain(
     let Some((info, bytes, frames)) = part.of(&infos) else { return Ok(()) };
     let asked = Asked::now(episode);
     let mut attempt = Attempt::begin(episode);
+    let nr_undos = episode.books.borrow().nr_undos_answered();
     let deadline = u64::from(deadline_ms);
     let range = Some(bytes.clone());
     let drained = client.drain_backing(&info.name, range, Duration::from_millis(deadline));
@@ -54,7 +55,7 @@ pub fn drain(
             let what = format!("{} {bytes:?} is drained", info.name);
             episode.check_let_go(&what, asked.from, frames);
             pgmap_os::thread::sleep(Duration::from_millis(rest_ms.into()));
-            undo(episode, client, asked, (&info.name, bytes))
+            undo(episode, client, (asked, nr_undos), (&info.name, bytes))
         }
         Err(error) => {
             judge_refusal(episode, asked, deadline, error);
@@ -73,7 +74,7 @@ fn judge_refusal(episode: &Episode, asked: Asked, deadline_ms: u64, error: &Erro
         }
         // A file that is being changed or not committed, a dead client's device, another drain.
         Some(Refusal::InUse { .. }) => true,
-        // One that closes the pool ends all drains.
+        // One that closes the pool calls off all that are waited for.
         Some(Refusal::CalledOff { .. }) => {
             episode.books.borrow().has_other_close(asked.from) || asked.is_disturbed(episode)
         }
@@ -91,16 +92,21 @@ fn judge_refusal(episode: &Episode, asked: Asked, deadline_ms: u64, error: &Erro
 fn undo(
     episode: &Episode,
     client: &Client,
-    drained: Asked,
+    (drained, nr_undos): (Asked, u64),
     (name, bytes): (&str, Range<u64>),
 ) -> Result<(), Error> {
     let asked = Asked::now(episode);
+    episode.books.borrow_mut().begin_undo();
     let result = client.undo_drain(name, Some(bytes));
+    episode.books.borrow_mut().end_undo();
+    // Those that were under way when the drain began, and those since, but for this one.
+    let has_others = episode.books.borrow().nr_undos() > nr_undos + 1;
     match result.as_ref().map_err(refusal_of) {
-        // An owner that ended took the drain with it; one who closed the pool ended it.
+        // An owner that ended took the drain with it, and whoever had drained some of it before
+        // may have undone it.
         Err(Some(Refusal::Invalid { why })) if why.contains("is drained") => {
             let is_so = drained.owner != episode.nr_owners.get()
-                || episode.books.borrow().has_other_close(drained.from)
+                || has_others
                 || asked.is_disturbed(episode);
             if !is_so {
                 episode.fail(format!("a drain of {name} was undone by nobody: {why}"));

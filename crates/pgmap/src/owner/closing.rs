@@ -70,7 +70,7 @@ impl Core {
         if let Err(refusal) = self.check_open() {
             return Outcome::Answer(Reply::Refused(refusal));
         }
-        self.end_parts();
+        self.call_off_parts();
         let all = SortedRuns::covering(self.pool.vmemmap_layout.nr_pages());
         for run in all.iter() {
             let until_ms = clock::monotonic_ms().saturating_add(wait_ms);
@@ -84,6 +84,7 @@ impl Core {
 
     fn shut_and_scan(&mut self, closing: Closing) {
         self.openness = Openness::Closing;
+        // Those in a part that is drained are shut already.
         self.files.all_extents().for_each(|extents| self.frames.shut(extents));
         let all = SortedRuns::covering(self.pool.vmemmap_layout.nr_pages());
         self.scan_then(all, Scanning::Close(closing));
@@ -186,8 +187,18 @@ impl Core {
         was_closing
     }
 
+    /// Opens what was shut, but for what lies in a part that is drained.
     fn open_again(&mut self) {
-        self.files.all_extents().for_each(|extents| self.frames.open_again(extents));
+        let (parts, frames) = (&self.parts, &mut self.frames);
+        for extents in self.files.all_extents() {
+            if parts.is_empty() {
+                frames.open_again(extents);
+                continue;
+            }
+            for extent in extents.iter().filter(|extent| parts.at(extent.run).is_none()) {
+                frames.open_again(std::slice::from_ref(extent));
+            }
+        }
         self.openness = Openness::Open;
     }
 }

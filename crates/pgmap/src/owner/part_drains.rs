@@ -23,8 +23,9 @@
 //!
 //! # Lost races
 //! *A file that was committed there after the scan, or opened by a failure of its memory.* Each
-//! look shuts what it finds open and has the scan made again. *A pool that closes* ends the drains
-//! of its parts first, so that two never shut the same word.
+//! look shuts what it finds open and has the scan made again. *A pool that closes* first calls off
+//! the drains of parts that are waited for, so that two never wait for the same word. What is
+//! drained stays so, also if the pool is opened again.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -296,10 +297,16 @@ impl Core {
         true
     }
 
-    /// Ends all drains of parts, before the whole pool is drained.
-    pub(crate) fn end_parts(&mut self) {
-        let ids: Vec<u64> = self.parts.iter().map(|part| part.backing).collect();
-        ids.into_iter().for_each(|id| self.end_parts_of(id));
+    /// Calls off the drains of parts that are waited for, before the whole pool is drained.
+    pub(crate) fn call_off_parts(&mut self) {
+        let waited = self.parts.iter().filter_map(|part| {
+            let ticket = part.waits?.ticket;
+            Some((ticket, part.name.clone()))
+        });
+        for (ticket, name) in waited.collect::<Vec<_>>() {
+            self.call_off_part(ticket);
+            self.outbox.refuse(ticket, Refusal::CalledOff { name });
+        }
     }
 
     /// Ends all drains of parts of a backing.
@@ -558,21 +565,35 @@ mod tests {
         assert_eq!(file.runs().map(PfnRange::nr_pages).sum::<u64>(), 16);
     }
 
+    /// Found by the simulation: a close that was refused had what was drained used again, while
+    /// whoever drained it took the memory away.
     #[test]
-    fn a_pool_that_is_drained_ends_the_drains_of_its_parts() {
+    fn what_is_drained_stays_so_when_the_pool_is_not_closed_after_all() {
         let mut world = world();
         let a = world.pages_of("a");
         assert!(matches!(world.drain(a, 0), Outcome::Answer(Reply::Done)));
+        let (free, nr_pages) = world.core.frames.free_runs_for_tests()[0];
+        let nr_drained = nr_pages - 8;
+        let drained = world.drain(free + 8..free + nr_pages, 0);
+        assert!(matches!(drained, Outcome::Answer(Reply::Done)), "{drained:?}");
         let Outcome::Answer(Reply::Created(_)) = world.create("c", 4) else { panic!() };
         let pages = world.core.files.drafts().next().unwrap().1.extents[0].run;
         let Outcome::Later(part) = world.drain(pages.start()..pages.end(), 60_000) else {
             panic!()
         };
-        let closed = world.core.close(0);
+        let in_use = world.core.frames.all_in_use();
+        world.core.clients.get_mut(world.client).unwrap().may_hold = Some(in_use);
+        let Outcome::Later(close) = world.core.close(60_000) else { panic!() };
         let ended = world.core.outbox.outcome_of(part);
         assert!(format!("{ended:?}").contains("CalledOff"), "{ended:?}");
-        drop(closed);
-        assert!(world.core.parts.is_empty());
+        world.core.republish();
+        assert!(!world.is_open("a") && !world.is_open("b"));
+        world.core.call_off(close);
+        assert!(!world.is_open("a") && world.is_open("b"));
+        assert_eq!(world.core.parts.drained_bytes(0), (16 + nr_drained) * PAGE_BYTES);
+        assert_eq!(world.core.frames.free_pages(), 4);
+        world.core.undo_drain("data", None).unwrap();
+        assert!(world.is_open("a") && world.core.parts.is_empty());
     }
 
     #[test]
