@@ -102,6 +102,7 @@ pub const ORDERING_FILES: &[&str] = &[
     "crates/pgmap-os/src/signal_chain.rs",
     "crates/pgmap-os/src/touch/table.rs",
     "crates/pgmap/src/client/backings.rs",
+    "crates/pgmap/src/client/fault_around.rs",
     "crates/pgmap/src/client/side.rs",
     "crates/pgmap/src/memory.rs",
     "crates/pgmap/src/owner/handle.rs",

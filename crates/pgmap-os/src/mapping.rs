@@ -374,6 +374,16 @@ impl WriteMapping {
         populate(|| self.region.advise_range(bytes.clone(), advice), &self.region)
     }
 
+    /// Maps the pages around some bytes now, as a read of them would, and others around them where
+    /// the kernel does so at a read.
+    ///
+    /// # Errors
+    /// As [`populate_range`](Self::populate_range).
+    pub fn populate_for_reading(&self, bytes: Range<u64>) -> Result<Populated, OsError> {
+        let advice = HarmlessAdvice::PopulateRead;
+        populate(|| self.region.advise_range(bytes.clone(), advice), &self.region)
+    }
+
     /// Leaves the mapping out of children made by `fork`: touching it there is a fault.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 """LMCache's L2 adapters side by side, by the calls of its controllers: ``python l2.py``.
 
-Each round stores, looks up, loads and deletes new keys once with every adapter, in a new order.
+Each round stores, looks up, loads and deletes new keys with every adapter, in a new order.
 Printed are microseconds for each object: the median over rounds, the least, and how much that is
 beside the copies of the same round. Needs LMCache. Its adapter for redis is measured where there is
 a redis-server.
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("LMCACHE_TRACK_USAGE", "false")
@@ -83,6 +84,9 @@ class Copies:
     def delete(self, keys):
         self.at.clear()
 
+    def close(self):
+        pass
+
 
 class Adapter:
     """An L2 adapter, as LMCache's controllers call it: submit, wait for the event, ask."""
@@ -119,6 +123,9 @@ class Adapter:
     def delete(self, keys):
         self.adapter.delete(keys)
 
+    def close(self):
+        self.adapter.close()
+
 
 def dax(path: Path, size: int) -> DaxL2Adapter:
     with path.open("wb") as file:
@@ -129,21 +136,23 @@ def dax(path: Path, size: int) -> DaxL2Adapter:
 
 def owner(
     folder: Path, name: str, directory: str, busy_poll: float
-) -> tuple[subprocess.Popen, PgmapL2Adapter]:
+) -> tuple[subprocess.Popen, str]:
     socket = str(folder / name)
     words = [sys.executable, "-c", OWNER, str(ARENA), socket, directory, str(busy_poll)]
     process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     process.stdout.readline()
-    return process, PgmapL2Adapter({"socket": socket})
+    return process, socket
 
 
-def compiled(kind: str, parameters: dict) -> Adapter | None:
-    """One of LMCache's adapters in C++, as its server makes it; None where it was not built."""
+def compiled(kind: str, parameters: dict) -> Callable[[], Adapter] | None:
+    """What makes one of LMCache's adapters in C++; None where it was not built."""
+    config = get_l2_adapter_config_class(kind).from_dict(parameters)
     try:
-        return Adapter(create_l2_adapter(get_l2_adapter_config_class(kind).from_dict(parameters)))
+        create_l2_adapter(config).close()
     except RuntimeError as error:
         print(f"skipped: LMCache {kind}: {error}", file=sys.stderr)
         return None
+    return lambda: Adapter(create_l2_adapter(config))
 
 
 def redis(stack: contextlib.ExitStack) -> int | None:
@@ -214,64 +223,93 @@ def main() -> None:
     parser.add_argument(
         "--busy-poll", type=float, default=0.00025, help="seconds, as for Pool.serve"
     )
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="make each adapter anew for each size and round; its first call is not measured",
+    )
     arguments = parser.parse_args()
-    rounds = arguments.rounds
     torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as shm, contextlib.ExitStack() as stack:
+        base = makers(Path(shm), stack, arguments.busy_poll)
+        times = measured(base, arguments.rounds, arguments.fresh)
+    show(times, list(base), arguments.rounds)
+    os._exit(0)
+
+
+def makers(folder: Path, stack: contextlib.ExitStack, busy_poll: float) -> dict:
+    """What makes each entry, but for the one whose slots have a size."""
+    sockets = {}
+    for name, directory in [("anonymous", ""), ("directory", str(folder / "pool"))]:
+        process, sockets[name] = owner(folder, name, directory, busy_poll)
+        stack.callback(process.wait, 10)
+        stack.callback(process.stdin.close)
+    port = redis(stack)
+    fs = FSL2AdapterConfig.from_dict({"base_path": str(folder / "fs")})
+    base = {
+        "memcpy": lambda: Copies(mmap.mmap(-1, 64 * (2 << 20))),
+        "LMCache mock": lambda: Adapter(MockL2Adapter(MockL2AdapterConfig(1, 10000))),
+        "LMCache fs": lambda: Adapter(FSL2Adapter(fs)),
+        "LMCache fs_native": compiled("fs_native", {"base_path": str(folder / "fs_native")}),
+        "LMCache resp (redis)": port and compiled("resp", {"host": "127.0.0.1", "port": port}),
+        "pgmap, in the process": lambda: Adapter(PgmapL2Adapter({"size": ARENA})),
+        "pgmap, another process": lambda: Adapter(PgmapL2Adapter({"socket": sockets["anonymous"]})),
+        "pgmap, another process, in /dev/shm": lambda: Adapter(
+            PgmapL2Adapter({"socket": sockets["directory"]})
+        ),
+    }
+    base = {name: make for name, make in base.items() if make}
+    base[DAX] = lambda size: Adapter(dax(folder / f"dax{size}", size))
+    return base
+
+
+def measured(base: dict, rounds: int, is_fresh: bool) -> dict[tuple, list[float]]:
+    """Microseconds for each object, of each round."""
     source = torch.randint(0, 255, (64 * (2 << 20),), dtype=torch.uint8)
     target = torch.zeros_like(source)
     times: dict[tuple, list[float]] = {}
+    made: dict[tuple, object] = {}
     number = 0
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as shm, contextlib.ExitStack() as stack:
-        folder = Path(shm)
-        busy_poll = arguments.busy_poll
-        first, remote = owner(folder, "anonymous", "", busy_poll)
-        second, in_directory = owner(folder, "directory", str(folder / "pool"), busy_poll)
-        port = redis(stack)
-        base = {
-            "memcpy": Copies(mmap.mmap(-1, 64 * (2 << 20))),
-            "LMCache mock": Adapter(MockL2Adapter(MockL2AdapterConfig(1, 10000))),
-            "LMCache fs": Adapter(
-                FSL2Adapter(FSL2AdapterConfig.from_dict({"base_path": str(folder / "fs")}))
-            ),
-            "LMCache fs_native": compiled("fs_native", {"base_path": str(folder / "fs_native")}),
-            "LMCache resp (redis)": port and compiled("resp", {"host": "127.0.0.1", "port": port}),
-            "pgmap, in the process": Adapter(PgmapL2Adapter({"size": ARENA})),
-            "pgmap, another process": Adapter(remote),
-            "pgmap, another process, in /dev/shm": Adapter(in_directory),
-        }
-        base = {name: entry for name, entry in base.items() if entry is not None}
-        slots = {
-            size: Adapter(dax(folder / f"dax{size}", size)) for size in {size for size, _ in CASES}
-        }
-        # One more round first: it takes frames and pages that the others use again.
-        for turn in range(rounds + 1):
-            for size, count in CASES:
-                entries = list((base | {DAX: slots[size]}).items())
-                random.shuffle(entries)
-                for name, entry in entries:
-                    for _ in range(1 if count > 1 else 9):
-                        keys = [
-                            ObjectKey((number + at).to_bytes(16, "big"), "some/model", 0x01000100)
-                            for at in range(count)
-                        ]
-                        number += count
-                        target[: count * size].zero_()
-                        each = measure(
-                            entry, keys, objects(source, size, count), objects(target, size, count)
-                        )
-                        assert torch.equal(target[: count * size], source[: count * size]), name
-                        if turn:
-                            for call, microseconds in each.items():
-                                times.setdefault((name, call, size, count), []).append(microseconds)
-        for process in (first, second):
-            process.stdin.close()
-            process.wait(10)
+    # One more round first: it takes frames and pages that the others use again.
+    for turn in range(rounds + 1):
+        for size, count in CASES:
+            names = list(base)
+            random.shuffle(names)
+            for name in names:
+                key = (name, size) if name == DAX else name
+                if is_fresh or key not in made:
+                    made[key] = base[name](size) if name == DAX else base[name]()
+                rows = []
+                for call in range((3 if is_fresh else 1) if count > 1 else 25 if is_fresh else 9):
+                    keys = [
+                        ObjectKey((number + at).to_bytes(16, "big"), "some/model", 0x01000100)
+                        for at in range(count)
+                    ]
+                    number += count
+                    target[: count * size].zero_()
+                    # Nothing refers to the objects afterwards: the interpreter's collector would be
+                    # at work in the calls that are measured.
+                    row = measure(
+                        made[key], keys, objects(source, size, count), objects(target, size, count)
+                    )
+                    assert torch.equal(target[: count * size], source[: count * size]), name
+                    if turn and (call or not is_fresh):
+                        rows.append(row)
+                if is_fresh:
+                    made.pop(key).close()
+                for row in rows:
+                    for call, microseconds in row.items():
+                        times.setdefault((name, call, size, count), []).append(microseconds)
+    return times
+
+
+def show(times: dict[tuple, list[float]], names: list[str], rounds: int) -> None:
     load = ", ".join(f"{part:.1f}" for part in os.getloadavg())
     print(f"\nmicroseconds for each object, median (least) of {rounds} rounds; load {load}\n")
     columns = [(call, *case) for call in ("store", "load", "lookup") for case in CASES]
     heads = [f"{call} {size >> 10}K x{count}" for call, size, count in columns]
     print("| | " + " | ".join(heads) + " |\n|---" + "|---" * len(columns) + "|")
-    for name in [*base, DAX]:
+    for name in names:
         cells = []
         for column in columns:
             each, floor = times[name, *column], times["memcpy", *column]
@@ -279,7 +317,6 @@ def main() -> None:
             beside = f", {ratio:.2f}x" if column[0] != "lookup" else ""
             cells.append(f"{statistics.median(each):.3g} ({min(each):.3g}){beside}")
         print(f"| {name} | " + " | ".join(cells) + " |")
-    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the adapters for KV caches share: versions, parameters, the pool, names and locks."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import re
@@ -7,6 +8,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
+from pgmap._errors import SystemFailure
 from pgmap._native import Pool
 
 Hold = TypeVar("Hold")
@@ -39,18 +41,24 @@ def attach(engine: str, parameters: dict[str, Any]) -> Pool:
     rest = dict(parameters)
     socket, size = rest.pop("socket", None), rest.pop("size", None)
     directory, deadline = rest.pop("directory", None), rest.pop("deadline", 10.0)
+    prefault = rest.pop("prefault", 2.0)
     if rest:
         raise ValueError(
             f"pgmap.{engine} has no parameter {', '.join(sorted(rest))}: "
-            "use socket, or size and directory; and deadline"
+            "use socket, or size and directory; deadline and prefault"
         )
     if (socket is None) == (size is None):
         raise ValueError(
             f"pgmap.{engine} needs socket (where a pool is served) or size (of a pool of its own)"
         )
-    if socket is not None:
-        return Pool.connect(socket, label=engine, deadline=deadline)
-    return Pool.create(size, directory=directory)
+    if socket is None:
+        return Pool.create(size, directory=directory)
+    pool = Pool.connect(socket, label=engine, deadline=deadline)
+    if prefault > 0:
+        # Without it (before Linux 5.14) pages are mapped as they are touched.
+        with contextlib.suppress(SystemFailure):
+            pool.prefault(deadline=prefault)
+    return pool
 
 
 def short_name(name: str, long_prefix: str) -> str:

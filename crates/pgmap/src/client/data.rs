@@ -134,6 +134,14 @@ impl Data {
         }
     }
 
+    /// As [`WriteMapping::populate_for_reading`] or [`ReadMapping::populate_range`].
+    pub(crate) fn populate_for_reading(&self, bytes: Range<u64>) -> Result<Populated, OsError> {
+        match self {
+            Self::Writable(mapping) => mapping.populate_for_reading(bytes),
+            Self::Readable(mapping) => mapping.populate_range(bytes),
+        }
+    }
+
     /// How it was attached.
     pub(crate) const fn stance(&self) -> Stance {
         match self {

@@ -44,6 +44,9 @@ const NR_HANDED: usize = 5;
 /// How long structural calls wait for an owner that restarts, if their deadline allows that much.
 const RESTART_WAIT: Duration = Duration::from_secs(5);
 const RESTART_POLL: Duration = Duration::from_millis(20);
+/// Most messages that are taken for who does not want to wait for an event: an owner may send them
+/// as fast as they are read.
+const MAX_LOOKS: usize = 4096;
 /// How long a thread that waits for events keeps the connection to itself. It hands replies to
 /// whoever waits for them, and an interruption ends the wait.
 const EVENT_POLL: Duration = Duration::from_secs(1);
@@ -111,6 +114,8 @@ struct PendingCalls {
     /// When a call was sent last.
     last_sent: Option<Instant>,
     is_reading: bool,
+    /// Messages that were taken from the connection.
+    nr_taken: u64,
     /// For the thread that reads.
     buffer: Vec<u8>,
     is_connecting: bool,
@@ -126,6 +131,7 @@ struct PendingCalls {
 
 impl PendingCalls {
     fn take(&mut self, received: Result<ReceivedReply, Error>) {
+        self.nr_taken += 1;
         let ReceivedReply { reply: Numbered { number, body }, fds } = match received {
             Ok(received) => received,
             Err(error) => {
@@ -158,7 +164,7 @@ impl PendingCalls {
                 }
             }
             Reply::Put(answers) => {
-                let spares = answers.into_iter().filter_map(|answer| answer.spare);
+                let spares = answers.into_iter().flat_map(|answer| answer.spares);
                 let ids: Vec<u64> = spares.map(|spare| spare.id).collect();
                 if !ids.is_empty() {
                     self.owe(Request::Abort(ids));
@@ -331,6 +337,7 @@ impl Remote {
             next_number: 1,
             last_sent: None,
             is_reading: false,
+            nr_taken: 0,
             buffer: Vec::new(),
             is_connecting: false,
             nr_interruptions: 0,
@@ -568,8 +575,8 @@ impl Remote {
     /// As [`Link::next_event`].
     fn next_event(&self, timeout: Duration, seen: u64) -> Result<Option<Event>, Error> {
         let deadline = Deadline::after(timeout);
-        // Whoever does not want to wait hears what is there.
-        let mut has_looked = false;
+        // Whoever does not want to wait hears what is there, also behind answers for nobody.
+        let (mut is_empty, mut nr_looks) = (false, 0);
         let mut state = self.lock();
         loop {
             if let Some(event) = state.events.pop_front() {
@@ -582,14 +589,14 @@ impl Remote {
                 return Err(gone);
             }
             let left = deadline.left();
-            if left.is_zero() && (has_looked || state.is_reading) {
+            if left.is_zero() && (is_empty || nr_looks >= MAX_LOOKS || state.is_reading) {
                 return Ok(None);
             }
             if state.is_reading {
                 state = self.pause(state, left);
                 continue;
             }
-            has_looked = true;
+            let nr_before = state.nr_taken;
             // Of an interruption that was seen. A later one is counted first and rung for
             // afterwards.
             self.interruption.clear()?;
@@ -600,6 +607,8 @@ impl Remote {
                 [(connection.as_fd(), Interest::Read), (self.interruption.as_fd(), Interest::Read)];
             let waited = wait_for(both, left.min(EVENT_POLL));
             state = self.read_once(&connection, generation, waited.map(drop));
+            is_empty = state.nr_taken == nr_before;
+            nr_looks += 1;
         }
     }
 

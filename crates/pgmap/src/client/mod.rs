@@ -5,6 +5,7 @@ mod batch;
 pub(crate) mod data;
 pub(crate) mod events;
 pub(crate) mod failure;
+mod fault_around;
 pub(crate) mod file;
 mod keepers;
 pub(crate) mod lanes;
@@ -44,6 +45,7 @@ use pgmap_os::{Membarrier, MemoryFile, ParentFd, ReadMapping, WriteMapping};
 use crate::client::backings::Mapped;
 use crate::client::data::{Data, Stance};
 use crate::client::events::Events;
+use crate::client::fault_around::FaultAround;
 use crate::client::keepers::Keepers;
 use crate::client::link::{BegunCall, Failed, Link, Remote, Trust};
 use crate::client::local::{Handed, LocalOwner};
@@ -72,6 +74,7 @@ pub(crate) struct Inner {
     pub data: Data,
     /// What of `data` has something behind it.
     pub backings: Mapped,
+    pub fault_around: FaultAround,
     /// Whether what a file holds is flushed before it is committed.
     pub is_flushed: bool,
     pub events: Events,
@@ -215,6 +218,7 @@ impl Client {
         let data_file = MemoryFile::from_fd(handed.data)?;
         let (data, data_file) =
             backings::map_data(data_file, welcome.data_bytes, welcome.span_bytes, stance)?;
+        let fault_around = FaultAround::new(data.len_bytes());
         let vmemmap = MemoryFile::from_fd(handed.vmemmap)?;
         let vmemmap =
             ReadMapping::map(&vmemmap, welcome.vmemmap_start, layout.nr_words() as u64 * 8)?;
@@ -257,6 +261,7 @@ impl Client {
             pinner,
             data,
             backings: Mapped::new(welcome.data_bytes, data_file, epoch),
+            fault_around,
             is_flushed: welcome.is_flushed,
             events: Events::default(),
             index,

@@ -2,16 +2,17 @@
 //!
 //! A client maps the whole pool when it attaches, and the kernel fills the page table in as pages
 //! are touched: the first put into a frame, and the first read of one, cost a page fault for every
-//! few pages. A prefault pays that ahead. Only what has memory is mapped: a pool that takes memory
-//! on demand takes none for this. No lock is held meanwhile, and what is freed, written or taken
-//! out is so as without it.
+//! few pages. A prefault pays that ahead; on tmpfs by reading, which maps for writing too, and
+//! several pages at a time (see `fault_around`). Only what has memory is mapped: a pool that takes
+//! memory on demand takes none for this. No lock is held meanwhile, and what is freed, written or
+//! taken out is so as without it.
 
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::Duration;
 
 use pgmap_mm::pin::ClientSide;
-use pgmap_os::{MemoryFile, OsError};
+use pgmap_os::{MemoryFile, MemoryKind, OsError};
 
 use crate::client::Client;
 use crate::deadline::Deadline;
@@ -101,8 +102,16 @@ impl Client {
     }
 
     fn map_now(&self, bytes: Range<u64>, file: &Arc<MemoryFile>) -> Result<(), Error> {
-        match self.inner.data.populate(bytes.clone()) {
-            Ok(pgmap_os::Populated::Done) => Ok(()),
+        let data = &self.inner.data;
+        let populated = match file.kind() {
+            MemoryKind::Shmem => data.populate_for_reading(bytes.clone()),
+            _ => data.populate(bytes.clone()),
+        };
+        match populated {
+            Ok(pgmap_os::Populated::Done) => {
+                self.inner.fault_around.set(bytes);
+                Ok(())
+            }
             Ok(pgmap_os::Populated::Unsupported) => {
                 let errno = std::io::Error::from_raw_os_error(pgmap_mm::error::errno::EOPNOTSUPP);
                 let what = OsError::new("prefault", file.name(), errno);

@@ -175,7 +175,7 @@ impl<'c> PutBatch<'c, '_> {
                 }
             }
             self.finish_all_but(MAX_COMMITTING - 1, Ok(()))?;
-            self.begin_commit(places, writers, true)?;
+            self.begin_commit(places, writers, 1)?;
         }
         self.finish_all_but(1, Ok(()))?;
         if !lost.is_empty() {
@@ -198,8 +198,8 @@ impl<'c> PutBatch<'c, '_> {
             });
             // Those were asked for, whatever came of this wave.
             self.finish_all_but(0, copied)?;
-            let asks_for_spares = is_remote && nth + 1 == waves.len();
-            self.begin_commit(places, writers, asks_for_spares)?;
+            let nr_spares = if is_remote { nr_spares_each(&waves, nth) } else { 0 };
+            self.begin_commit(places, writers, nr_spares)?;
         }
         self.finish_all_but(0, Ok(()))?;
         self.put_unknown(&spared);
@@ -267,21 +267,22 @@ impl<'c> PutBatch<'c, '_> {
         }
     }
 
-    /// Begins to commit what was copied, named only now if it lies in spares or is to bring some.
+    /// Begins to commit what was copied, named only now if it lies in spares or each is to bring
+    /// `nr_spares`.
     fn begin_commit(
         &mut self,
         places: Vec<usize>,
         mut writers: Vec<FileWriter<'c>>,
-        is_put: bool,
+        nr_spares: u8,
     ) -> Result<(), Error> {
         if writers.is_empty() {
             return Ok(());
         }
         let commits = Writer::complete_all(self.client, &mut writers)?;
         let coming = self.committing.iter().map(|wave| &wave.call.asked);
-        let call = match is_put {
-            true => self.client.begin_puts(commits, self.specs(&places), coming)?,
-            false => self.client.begin_commit(commits)?,
+        let call = match nr_spares {
+            0 => self.client.begin_commit(commits)?,
+            most => self.client.begin_puts(commits, self.specs(&places), most, coming)?,
         };
         self.committing.push_back(CommittingWave { places, writers, call });
         Ok(())
@@ -311,4 +312,14 @@ impl<'c> PutBatch<'c, '_> {
         }
         ended
     }
+}
+
+/// How many spares each file of a wave is to bring: with those of the last one there are as many as
+/// were created. Before it creates need the room.
+fn nr_spares_each(waves: &[Vec<usize>], nth: usize) -> u8 {
+    if nth + 1 < waves.len() {
+        return 0;
+    }
+    let nr_created: usize = waves.iter().map(Vec::len).sum();
+    nr_created.div_ceil(waves[nth].len()).min(u8::MAX.into()) as u8
 }

@@ -105,17 +105,16 @@ impl Spares {
         self.lock().iter().find(|kind| kind.is_of(spec)).map_or(0, |kind| kind.spares.len())
     }
 
-    /// Takes note of a put, when `nr_asked` spares like it are still to come. Returns whether
-    /// to ask for one more, and the spares that are given up for it.
-    fn note_put(&self, spec: &CreateSpec, nr_asked: usize) -> (bool, Vec<u64>) {
-        let most = most_spares(spec.len_bytes);
-        if most == 0 {
-            return (false, Vec::new());
+    /// Takes note of a put. Returns whether it is the first of its size, and the spares that are
+    /// given up for it.
+    fn note_put(&self, spec: &CreateSpec) -> (bool, Vec<u64>) {
+        if most_spares(spec.len_bytes) == 0 {
+            return (true, Vec::new());
         }
         let mut kinds = self.lock();
         let place = kinds.iter().position(|kind| kind.is_of(spec));
         let known = place.and_then(|place| kinds.remove(place));
-        let is_known = known.is_some();
+        let is_first = known.is_none();
         let mut kind = known.unwrap_or_else(|| SpareKind::new(spec.clone()));
         kind.nr_others_since = 0;
         let mut given_up = Vec::new();
@@ -128,16 +127,27 @@ impl Spares {
                 given_up.append(&mut other.spares);
             }
         }
-        let own = SpareShare { nr: kind.spares.len() + nr_asked, len_bytes: spec.len_bytes };
-        let place = (is_known && own.nr < most)
-            .then(|| PLACES.for_one_more(own, kinds.iter().map(SpareKind::share)))
-            .flatten();
-        let wants_more = place.is_some();
-        for nth in place.into_iter().flatten() {
-            given_up.extend(kinds[nth].spares.pop());
-        }
         kinds.push_back(kind);
-        (wants_more, given_up.into_iter().map(|draft| draft.id).collect())
+        (is_first, given_up.into_iter().map(|draft| draft.id).collect())
+    }
+
+    /// Makes a place for one more spare like what was put, when `nr_asked` are still to come.
+    /// Returns the spares that are given up for it; `None` if there is no place.
+    fn make_place(&self, spec: &CreateSpec, nr_asked: usize) -> Option<Vec<u64>> {
+        let mut kinds = self.lock();
+        let nth_own = kinds.iter().position(|kind| kind.is_of(spec))?;
+        let nr = kinds[nth_own].spares.len() + nr_asked;
+        if nr >= most_spares(spec.len_bytes) {
+            return None;
+        }
+        let own = SpareShare { nr, len_bytes: spec.len_bytes };
+        let others = kinds.iter().enumerate().map(|(nth, kind)| match nth == nth_own {
+            // It is counted by itself.
+            true => SpareShare { nr: 0, ..kind.share() },
+            false => kind.share(),
+        });
+        let giving = PLACES.for_one_more(own, others)?;
+        Some(giving.into_iter().filter_map(|nth| kinds[nth].spares.pop()).map(|it| it.id).collect())
     }
 
     /// Keeps a spare for the next put; returns it if there is no place for it any more.
@@ -275,31 +285,41 @@ impl Client {
         spec: CreateSpec,
         checksum: Option<u32>,
     ) -> Result<Committed, Error> {
-        let begun = self.begin_puts(vec![CommitSpec { id, checksum }], vec![spec], [].iter())?;
+        let commits = vec![CommitSpec { id, checksum }];
+        let begun = self.begin_puts(commits, vec![spec], 1, [].iter())?;
         Ok(one(self.finish_commit(begun, self.deadline())?)??)
     }
 
-    /// Asks for drafts to be committed as the files that are said, and for spares like them,
-    /// without waiting for the answer. Spares are `coming` that were asked for by calls under way.
+    /// Asks for drafts to be committed as the files that are said, and for up to `most` spares like
+    /// each, without waiting for the answer. Spares are `coming` that were asked for by calls under
+    /// way.
     pub(super) fn begin_puts<'a>(
         &self,
         commits: Vec<CommitSpec>,
         named: Vec<CreateSpec>,
+        most: u8,
         coming: impl Iterator<Item = &'a AskedSpares>,
     ) -> Result<BegunCommit<'_>, Error> {
         let coming: Vec<_> = coming.collect();
+        let is_alone = commits.len() == 1;
         let (mut asked, mut given_up) = (AskedSpares::default(), Vec::new());
         let puts = commits.iter().zip(&named).map(|(commit, spec)| {
             let nr_coming: usize = coming.iter().map(|coming| coming.nr_like(spec)).sum();
-            let nr_asked = nr_coming + asked.nr_like(spec);
-            let (wants_spare, unkept) = self.inner.spares.note_put(spec, nr_asked);
-            if wants_spare {
-                asked.add(spec);
-            }
+            let (is_first, unkept) = self.inner.spares.note_put(spec);
             given_up.extend(unkept);
+            // Who puts one file may end then.
+            let most = if is_first && is_alone { 0 } else { most };
+            let mut nr_spares = 0;
+            while nr_spares < most {
+                let nr_asked = nr_coming + asked.nr_like(spec);
+                let Some(unkept) = self.inner.spares.make_place(spec, nr_asked) else { break };
+                given_up.extend(unkept);
+                asked.add(spec);
+                nr_spares += 1;
+            }
             let CommitSpec { id, checksum } = *commit;
             let CreateSpec { name, replace, rules, metadata, .. } = spec.clone();
-            PutSpec { id, name, replace, rules, metadata, checksum, wants_spare }
+            PutSpec { id, name, replace, rules, metadata, checksum, nr_spares }
         });
         let request = Request::Put(puts.collect());
         if !given_up.is_empty() {
@@ -317,8 +337,9 @@ impl Client {
     ) -> Vec<Result<Committed, Refusal>> {
         let mut unkept = Vec::new();
         let keep = |(answer, spec): (PutAnswer, &CreateSpec)| {
-            let spare = answer.spare.and_then(|spare| self.inner.spares.keep(spec, spare));
-            unkept.extend(spare.map(|spare| spare.id));
+            let spares = answer.spares.into_iter();
+            let given_back = spares.filter_map(|spare| self.inner.spares.keep(spec, spare));
+            unkept.extend(given_back.map(|spare| spare.id));
             answer.committed
         };
         let committed = answers.into_iter().zip(named).map(keep).collect();
@@ -343,27 +364,36 @@ mod tests {
         Draft { id, extents: Vec::new() }
     }
 
+    /// As a put alone does it: whether it asks for a spare, and what is given up for it.
+    fn note_put(spares: &Spares, spec: &CreateSpec, nr_asked: usize) -> (bool, Vec<u64>) {
+        let (is_first, mut given_up) = spares.note_put(spec);
+        let place = if is_first { None } else { spares.make_place(spec, nr_asked) };
+        let asks = place.is_some();
+        given_up.extend(place.into_iter().flatten());
+        (asks, given_up)
+    }
+
     #[test]
     fn the_second_put_of_a_size_asks_for_a_spare_and_the_third_has_it() {
         let spares = Spares::default();
-        assert_eq!(spares.note_put(&spec(5), 0), (false, vec![]));
-        assert_eq!(spares.note_put(&spec(6), 0), (false, vec![]));
-        assert_eq!(spares.note_put(&spec(5), 0), (true, vec![]));
+        assert_eq!(note_put(&spares, &spec(5), 0), (false, vec![]));
+        assert_eq!(note_put(&spares, &spec(6), 0), (false, vec![]));
+        assert_eq!(note_put(&spares, &spec(5), 0), (true, vec![]));
         assert!(spares.keep(&spec(5), spare(1)).is_none());
         assert!(spares.take(&spec(6)).is_none());
         assert_eq!(spares.take(&spec(5)).map(|spare| spare.id), Some(1));
         assert!(spares.take(&spec(5)).is_none());
         for len_bytes in [0, MAX_SPARE_BYTES + 1] {
-            spares.note_put(&spec(len_bytes), 0);
-            assert!(!spares.note_put(&spec(len_bytes), 0).0, "{len_bytes}");
+            note_put(&spares, &spec(len_bytes), 0);
+            assert!(!note_put(&spares, &spec(len_bytes), 0).0, "{len_bytes}");
         }
     }
 
     #[test]
     fn a_message_asks_for_no_more_spares_than_there_is_a_place_for() {
         let spares = Spares::default();
-        spares.note_put(&spec(5), 0);
-        let asks = |nr_asked| spares.note_put(&spec(5), nr_asked).0;
+        note_put(&spares, &spec(5), 0);
+        let asks = |nr_asked| note_put(&spares, &spec(5), nr_asked).0;
         assert!((0..MAX_SPARES).all(asks) && !asks(MAX_SPARES));
         assert!(spares.keep(&spec(5), spare(1)).is_none());
         assert!(asks(MAX_SPARES - 2) && !asks(MAX_SPARES - 1));
@@ -374,7 +404,7 @@ mod tests {
         const MIB: u64 = 1 << 20;
         let spares = Spares::default();
         let put = |len_bytes, id| {
-            let (asks, given_up) = spares.note_put(&spec(len_bytes), 0);
+            let (asks, given_up) = note_put(&spares, &spec(len_bytes), 0);
             if asks {
                 assert!(spares.keep(&spec(len_bytes), spare(id)).is_none());
             }
@@ -407,12 +437,12 @@ mod tests {
     fn a_size_that_is_put_no_more_gives_up_its_places() {
         let spares = Spares::default();
         for len_bytes in [5, 5, 5, 6, 6] {
-            if spares.note_put(&spec(len_bytes), 0).0 {
+            if note_put(&spares, &spec(len_bytes), 0).0 {
                 assert!(spares.keep(&spec(len_bytes), spare(len_bytes)).is_none());
             }
         }
         let given_up: Vec<u64> =
-            (2..MAX_OTHERS).flat_map(|_| spares.note_put(&spec(6), MAX_SPARES).1).collect();
+            (2..MAX_OTHERS).flat_map(|_| note_put(&spares, &spec(6), MAX_SPARES).1).collect();
         assert_eq!(given_up, [5, 5]);
         assert!(spares.take(&spec(6)).is_some() && spares.take(&spec(5)).is_none());
     }
@@ -421,24 +451,24 @@ mod tests {
     fn a_size_too_many_has_the_place_of_that_put_longest_ago() {
         let spares = Spares::default();
         for kind in 1..=MAX_KINDS as u64 {
-            spares.note_put(&spec(kind), 0);
-            assert_eq!(spares.note_put(&spec(kind), 0), (true, vec![]));
+            note_put(&spares, &spec(kind), 0);
+            assert_eq!(note_put(&spares, &spec(kind), 0), (true, vec![]));
             assert!(spares.keep(&spec(kind), spare(kind)).is_none());
         }
-        assert_eq!(spares.note_put(&spec(1), 0), (true, vec![]));
-        assert_eq!(spares.note_put(&spec(100), 0), (false, vec![2]));
+        assert_eq!(note_put(&spares, &spec(1), 0), (true, vec![]));
+        assert_eq!(note_put(&spares, &spec(100), 0), (false, vec![2]));
         assert_eq!(spares.keep(&spec(2), spare(30)).map(|spare| spare.id), Some(30));
     }
 
     #[test]
     fn there_are_so_many_spares_at_most() {
         let spares = Spares::default();
-        spares.note_put(&spec(5), 0);
+        note_put(&spares, &spec(5), 0);
         for id in 0..MAX_SPARES as u64 {
-            assert_eq!(spares.note_put(&spec(5), 0), (true, vec![]));
+            assert_eq!(note_put(&spares, &spec(5), 0), (true, vec![]));
             assert!(spares.keep(&spec(5), spare(id)).is_none());
         }
-        assert_eq!(spares.note_put(&spec(5), 0), (false, vec![]));
+        assert_eq!(note_put(&spares, &spec(5), 0), (false, vec![]));
         assert_eq!(spares.keep(&spec(5), spare(999)).map(|spare| spare.id), Some(999));
     }
 }

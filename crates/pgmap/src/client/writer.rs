@@ -119,7 +119,19 @@ impl<C: Borrow<Client>> Writer<C> {
         if let Some(extent) = writer.extents.first() {
             writer.backing = Some(writer.client().file_of(extent.run)?.0);
         }
+        writer.map_around();
         Ok(writer)
+    }
+
+    /// Maps its frames ahead where a write would map them one by one.
+    fn map_around(&self) {
+        let is_shmem = |file: &Arc<MemoryFile>| file.kind() == MemoryKind::Shmem;
+        if self.backing.as_ref().is_some_and(is_shmem) {
+            let inner = &self.client().inner;
+            self.extents
+                .iter()
+                .for_each(|extent| inner.fault_around.map(&inner.data, extent.run.byte_range()));
+        }
     }
 
     /// Has the commit say what the file is, and ask for frames for the next.

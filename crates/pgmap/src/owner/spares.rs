@@ -54,37 +54,34 @@ impl Core {
             .into_iter()
             .map(|spec| {
                 let commit = CommitSpec { id: spec.id, checksum: spec.checksum };
-                let wants_spare = spec.wants_spare;
+                let nr_spares = usize::from(spec.nr_spares);
                 let next = self.name_draft(client, spec)?;
                 commits.push(commit);
-                Ok(wants_spare.then_some(next))
+                Ok((next, nr_spares))
             })
             .collect();
         let Reply::Committed(results) = self.commit(client, &commits)? else {
             return Err(Refusal::Internal { why: "commits without an answer".into() });
         };
-        let nexts = named.iter().flatten().flatten();
+        let nexts = named.iter().flatten();
+        let nexts = nexts.flat_map(|(next, nr_spares)| std::iter::repeat_n(next, *nr_spares));
         let wanted_pages = self.evicting_pages(client, nexts);
         let mut results = results.into_iter();
         let mut room = BatchRoom { wanted_pages, ..BatchRoom::new() };
         let (mut like, mut is_short) = (Vec::new(), false);
-        let answers = named.into_iter().map(|named: Result<Option<CreateSpec>, Refusal>| {
-            let next = match named {
+        let answers = named.into_iter().map(|named: Result<(CreateSpec, usize), Refusal>| {
+            let (next, nr_spares) = match named {
                 Ok(next) => next,
-                Err(refusal) => return PutAnswer { committed: Err(refusal), spare: None },
+                Err(refusal) => return PutAnswer { committed: Err(refusal), spares: Vec::new() },
             };
             let gone = || Err(Refusal::Internal { why: "a commit without an answer".into() });
             let committed = results.next().unwrap_or_else(gone);
-            let next = next.filter(|_| committed.is_ok());
-            let spare = next.and_then(|next| {
-                let spare = self.hand_out(client, &next, &mut room);
-                match &spare {
-                    Some(_) => like.push(next),
-                    None => is_short = true,
-                }
-                spare
-            });
-            PutAnswer { committed, spare }
+            let nr_spares = if committed.is_ok() { nr_spares } else { 0 };
+            let spares = (0..nr_spares).map_while(|_| self.hand_out(client, &next, &mut room));
+            let spares: Vec<_> = spares.collect();
+            is_short |= spares.len() < nr_spares;
+            like.extend(std::iter::repeat_n(next, spares.len()));
+            PutAnswer { committed, spares }
         });
         let answers = answers.collect();
         if !is_short {

@@ -162,8 +162,8 @@ pub struct PutSpec {
     pub metadata: UserMetadata,
     /// The checksum of its contents, if it is to have one.
     pub checksum: Option<u32>,
-    /// Whether frames for another file of this size are to be handed out with the answer.
-    pub wants_spare: bool,
+    /// For so many more files of this size frames are to be handed out with the answer.
+    pub nr_spares: u8,
 }
 
 /// A file that was committed.
@@ -178,6 +178,6 @@ pub struct Committed {
 pub struct PutAnswer {
     /// The file, or why there is none.
     pub committed: Result<Committed, Refusal>,
-    /// Frames for another file of its size, if they were asked for and there is room.
-    pub spare: Option<Draft>,
+    /// Frames for more files of its size, each, as many as were asked for if there is room.
+    pub spares: Vec<Draft>,
 }

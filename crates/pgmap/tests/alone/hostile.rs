@@ -33,7 +33,7 @@ fn put_spec(id: u64) -> PutSpec {
         rules: FileRules::default(),
         metadata: UserMetadata::default(),
         checksum: None,
-        wants_spare: true,
+        nr_spares: 1,
     }
 }
 
@@ -413,7 +413,7 @@ fn anothers_drafts_are_nobodys() {
     };
     for put in done {
         assert!(matches!(put.committed, Err(Refusal::NoDraft { .. })), "another client's was put");
-        assert!(put.spare.is_none());
+        assert!(put.spares.is_empty());
     }
     assert!(matches!(mine.ask(Request::Abort(vec![id])), Reply::Done));
     assert_eq!(victim.owner.info().reserved_bytes, 8192, "it is still there");

@@ -8,7 +8,7 @@ use crate::support::{self, Second, block};
 use pgmap::os::Connection;
 use pgmap::wire::{self, Hello, Numbered, Reply, Request, Welcome};
 use pgmap::{
-    Client, ConnectOptions, CreateSpec, Error, FileName, FolioSize, OnDeadline, Owner, Pool,
+    Client, ConnectOptions, CreateSpec, Error, Event, FileName, FolioSize, OnDeadline, Owner, Pool,
     PoolOptions, Refusal,
 };
 use rustix::process::Signal;
@@ -497,4 +497,26 @@ fn forge_hold(ledger: std::os::fd::OwnedFd) {
     for at in (0..file.len_bytes()).step_by(4096).take(64) {
         mapping.copy_in(at, &page).unwrap();
     }
+}
+
+/// The answers to requests that nobody waits for were each taken for the end of what there was, so
+/// that an event behind them was not heard.
+#[test]
+fn an_event_behind_answers_that_nobody_waits_for_is_heard_without_waiting() {
+    let (_owner, _place, socket) = support::serving_owner(POOL_BYTES);
+    let (holder, other) = (Client::connect(&socket).unwrap(), Client::connect(&socket).unwrap());
+    support::put(&other, "a", &block::make(1, 4096)).unwrap();
+    let pin = holder.get("a").unwrap();
+    let create = |number: u32| holder.create(format!("{number}"), 4096, FolioSize::BestFit);
+    let writers: Vec<_> = (0..8).map(create).collect::<Result<_, _>>().unwrap();
+    // Each is given up without waiting.
+    drop(writers);
+    // The owner sends the event before this is answered, and after those answers.
+    support::wait_until("all were given up", || {
+        (other.pool_stat().unwrap().reserved_bytes == 0).then_some(())
+    });
+    other.unlink("a").unwrap();
+    let event = holder.next_event(Duration::ZERO).unwrap();
+    assert!(matches!(event, Some(Event::ReclaimRequested { .. })), "{event:?}");
+    drop(pin);
 }

@@ -7,6 +7,7 @@ mod acceptance;
 mod backings;
 mod device;
 mod evict;
+mod fault_around;
 mod fork;
 mod full;
 mod lifecycle;

@@ -82,6 +82,24 @@ fn each_file_of_many_has_its_own_bytes_and_its_own_answer() {
     assert!(stat.spare_bytes > 0, "the last ones brought frames for the next batch");
 }
 
+/// A batch brought frames for a part of the next one, which made creates for the rest.
+#[test]
+fn a_batch_brings_frames_for_another_one() {
+    let place = tempfile::tempdir().unwrap();
+    let owner = Second::ready("create", place.path());
+    let client = Client::connect(place.path().join("s")).unwrap();
+    // Of up to 4 MiB.
+    let few = &blocks(1)[..60];
+    assert!(put_all(&client, few).unwrap().iter().all(Result::is_ok));
+    // Nothing of this can ask an owner that stands still.
+    owner.stop();
+    client.set_deadline(Duration::from_millis(200));
+    let ahead = |number| client.create_ahead(spec(NR_FILES + number, BLOCK));
+    let writers: Vec<_> = (0..few.len() as u64).map(ahead).collect::<Result<_, _>>().unwrap();
+    std::mem::forget(writers);
+    owner.signal(rustix::process::Signal::CONT);
+}
+
 /// A client that puts batches has frames for a whole one in the end, and what was taken back of
 /// them is asked for again.
 #[test]
