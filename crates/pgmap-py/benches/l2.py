@@ -144,7 +144,7 @@ def owner(
     return process, socket
 
 
-def compiled(kind: str, parameters: dict) -> Callable[[], Adapter] | None:
+def compiled(kind: str, parameters: dict) -> Callable[[int], Adapter] | None:
     """What makes one of LMCache's adapters in C++; None where it was not built."""
     config = get_l2_adapter_config_class(kind).from_dict(parameters)
     try:
@@ -152,7 +152,7 @@ def compiled(kind: str, parameters: dict) -> Callable[[], Adapter] | None:
     except RuntimeError as error:
         print(f"skipped: LMCache {kind}: {error}", file=sys.stderr)
         return None
-    return lambda: Adapter(create_l2_adapter(config))
+    return lambda _: Adapter(create_l2_adapter(config))
 
 
 def redis(stack: contextlib.ExitStack) -> int | None:
@@ -226,7 +226,7 @@ def main() -> None:
     parser.add_argument(
         "--fresh",
         action="store_true",
-        help="make each adapter anew for each size and round; its first call is not measured",
+        help="make an adapter for each size and round; its first call is not measured",
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -238,7 +238,7 @@ def main() -> None:
 
 
 def makers(folder: Path, stack: contextlib.ExitStack, busy_poll: float) -> dict:
-    """What makes each entry, but for the one whose slots have a size."""
+    """What makes each entry, for objects of a size."""
     sockets = {}
     for name, directory in [("anonymous", ""), ("directory", str(folder / "pool"))]:
         process, sockets[name] = owner(folder, name, directory, busy_poll)
@@ -247,14 +247,16 @@ def makers(folder: Path, stack: contextlib.ExitStack, busy_poll: float) -> dict:
     port = redis(stack)
     fs = FSL2AdapterConfig.from_dict({"base_path": str(folder / "fs")})
     base = {
-        "memcpy": lambda: Copies(mmap.mmap(-1, 64 * (2 << 20))),
-        "LMCache mock": lambda: Adapter(MockL2Adapter(MockL2AdapterConfig(1, 10000))),
-        "LMCache fs": lambda: Adapter(FSL2Adapter(fs)),
+        "memcpy": lambda _: Copies(mmap.mmap(-1, 64 * (2 << 20))),
+        "LMCache mock": lambda _: Adapter(MockL2Adapter(MockL2AdapterConfig(1, 10000))),
+        "LMCache fs": lambda _: Adapter(FSL2Adapter(fs)),
         "LMCache fs_native": compiled("fs_native", {"base_path": str(folder / "fs_native")}),
         "LMCache resp (redis)": port and compiled("resp", {"host": "127.0.0.1", "port": port}),
-        "pgmap, in the process": lambda: Adapter(PgmapL2Adapter({"size": ARENA})),
-        "pgmap, another process": lambda: Adapter(PgmapL2Adapter({"socket": sockets["anonymous"]})),
-        "pgmap, another process, in /dev/shm": lambda: Adapter(
+        "pgmap, in the process": lambda _: Adapter(PgmapL2Adapter({"size": ARENA})),
+        "pgmap, another process": lambda _: Adapter(
+            PgmapL2Adapter({"socket": sockets["anonymous"]})
+        ),
+        "pgmap, another process, in /dev/shm": lambda _: Adapter(
             PgmapL2Adapter({"socket": sockets["directory"]})
         ),
     }
@@ -273,14 +275,15 @@ def measured(base: dict, rounds: int, is_fresh: bool) -> dict[tuple, list[float]
     # One more round first: it takes frames and pages that the others use again.
     for turn in range(rounds + 1):
         for size, count in CASES:
+            of_batches, of_single_objects = (3, 25) if is_fresh else (1, 9)
+            nr_calls = of_batches if count > 1 else of_single_objects
             names = list(base)
             random.shuffle(names)
             for name in names:
                 key = (name, size) if name == DAX else name
                 if is_fresh or key not in made:
-                    made[key] = base[name](size) if name == DAX else base[name]()
-                rows = []
-                for call in range((3 if is_fresh else 1) if count > 1 else 25 if is_fresh else 9):
+                    made[key] = base[name](size)
+                for call in range(nr_calls):
                     keys = [
                         ObjectKey((number + at).to_bytes(16, "big"), "some/model", 0x01000100)
                         for at in range(count)
@@ -294,12 +297,11 @@ def measured(base: dict, rounds: int, is_fresh: bool) -> dict[tuple, list[float]
                     )
                     assert torch.equal(target[: count * size], source[: count * size]), name
                     if turn and (call or not is_fresh):
-                        rows.append(row)
+                        for operation, microseconds in row.items():
+                            cell = (name, operation, size, count)
+                            times.setdefault(cell, []).append(microseconds)
                 if is_fresh:
                     made.pop(key).close()
-                for row in rows:
-                    for call, microseconds in row.items():
-                        times.setdefault((name, call, size, count), []).append(microseconds)
     return times
 
 

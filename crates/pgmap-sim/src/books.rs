@@ -155,8 +155,8 @@ struct Closes {
     is_unanswered: bool,
     /// How often somebody asked to have what is drained used again.
     nr_undos: u64,
-    /// How many of those have no answer yet; whoever was killed has none.
-    nr_undos_under_way: u64,
+    /// How many of those have their answers; a client that was killed has none.
+    nr_undos_answered: u64,
 }
 
 /// All names.
@@ -219,17 +219,16 @@ impl Books {
     /// Somebody asks to have what is drained used again.
     pub const fn begin_undo(&mut self) {
         self.closes.nr_undos += 1;
-        self.closes.nr_undos_under_way += 1;
     }
 
     /// Somebody had an answer to that.
     pub const fn end_undo(&mut self) {
-        self.closes.nr_undos_under_way -= 1;
+        self.closes.nr_undos_answered += 1;
     }
 
     /// How often somebody asked for that, and had an answer.
     pub const fn nr_undos_answered(&self) -> u64 {
-        self.closes.nr_undos - self.closes.nr_undos_under_way
+        self.closes.nr_undos_answered
     }
 
     /// How often somebody asked for that.

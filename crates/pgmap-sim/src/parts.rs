@@ -102,8 +102,8 @@ fn undo(
     // Those that were under way when the drain began, and those since, but for this one.
     let has_others = episode.books.borrow().nr_undos() > nr_undos + 1;
     match result.as_ref().map_err(refusal_of) {
-        // An owner that ended took the drain with it, and whoever had drained some of it before
-        // may have undone it.
+        // An owner that ended took the drain with it, and a client that had drained some of it
+        // before may have undone it.
         Err(Some(Refusal::Invalid { why })) if why.contains("is drained") => {
             let is_so = drained.owner != episode.nr_owners.get()
                 || has_others

@@ -44,8 +44,8 @@ const NR_HANDED: usize = 5;
 /// How long structural calls wait for an owner that restarts, if their deadline allows that much.
 const RESTART_WAIT: Duration = Duration::from_secs(5);
 const RESTART_POLL: Duration = Duration::from_millis(20);
-/// Most messages that are taken for who does not want to wait for an event: an owner may send them
-/// as fast as they are read.
+/// Most messages that one call without time to wait takes: an owner may send them as fast as they
+/// are read.
 const MAX_LOOKS: usize = 4096;
 /// How long a thread that waits for events keeps the connection to itself. It hands replies to
 /// whoever waits for them, and an interruption ends the wait.
@@ -194,8 +194,8 @@ impl PendingCalls {
         }
     }
 
-    /// Sends a request for whose answer nobody waits; false if there is no room for it. Whoever
-    /// reads next finds out if that is the end.
+    /// Sends a request for whose answer nobody waits; false if there is no room for it. The
+    /// next reader finds out if that is the end.
     ///
     /// # Errors
     /// When it is no message.
@@ -575,7 +575,7 @@ impl Remote {
     /// As [`Link::next_event`].
     fn next_event(&self, timeout: Duration, seen: u64) -> Result<Option<Event>, Error> {
         let deadline = Deadline::after(timeout);
-        // Whoever does not want to wait hears what is there, also behind answers for nobody.
+        // A caller without time to wait hears what is there, also behind answers for nobody.
         let (mut is_empty, mut nr_looks) = (false, 0);
         let mut state = self.lock();
         loop {

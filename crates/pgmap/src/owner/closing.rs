@@ -29,6 +29,7 @@
 
 use pgmap_mm::drain::{Drain, MAX_ASKS};
 use pgmap_mm::error::errno::EBUSY;
+use pgmap_mm::extent::Extent;
 use pgmap_mm::holder::DrainReason;
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::runs::SortedRuns;
@@ -189,16 +190,9 @@ impl Core {
 
     /// Opens what was shut, but for what lies in a part that is drained.
     fn open_again(&mut self) {
-        let (parts, frames) = (&self.parts, &mut self.frames);
-        for extents in self.files.all_extents() {
-            if parts.is_empty() {
-                frames.open_again(extents);
-                continue;
-            }
-            for extent in extents.iter().filter(|extent| parts.at(extent.run).is_none()) {
-                frames.open_again(std::slice::from_ref(extent));
-            }
-        }
+        let is_shut = |extent: &&Extent| self.parts.at(extent.run).is_some();
+        let all = self.files.all_extents().flatten();
+        self.frames.open_again(all.filter(|extent| !is_shut(extent)));
         self.openness = Openness::Open;
     }
 }
@@ -224,7 +218,6 @@ mod tests {
     use std::sync::Arc;
 
     use pgmap_mm::descriptor::FolioState;
-    use pgmap_mm::extent::Extent;
     use pgmap_mm::level::PAGE_BYTES;
 
     use super::*;

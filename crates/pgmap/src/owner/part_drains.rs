@@ -299,23 +299,25 @@ impl Core {
 
     /// Calls off the drains of parts that are waited for, before the whole pool is drained.
     pub(crate) fn call_off_parts(&mut self) {
-        let waited = self.parts.iter().filter_map(|part| {
-            let ticket = part.waits?.ticket;
-            Some((ticket, part.name.clone()))
-        });
-        for (ticket, name) in waited.collect::<Vec<_>>() {
-            self.call_off_part(ticket);
-            self.outbox.refuse(ticket, Refusal::CalledOff { name });
-        }
+        let waited = self.parts.iter().filter_map(|part| part.waits);
+        let tickets: Vec<Ticket> = waited.map(|waits| waits.ticket).collect();
+        tickets.into_iter().for_each(|ticket| self.refuse_part(ticket));
+    }
+
+    /// Calls off a drain, and tells whoever waits for it.
+    fn refuse_part(&mut self, ticket: Ticket) {
+        let Some(name) = self.parts.waited_for(ticket).map(|(part, _)| part.name.clone()) else {
+            return;
+        };
+        self.call_off_part(ticket);
+        self.outbox.refuse(ticket, Refusal::CalledOff { name });
     }
 
     /// Ends all drains of parts of a backing.
     pub(crate) fn end_parts_of(&mut self, id: u64) {
         while let Some(part) = self.parts.of_backing(id) {
-            if let Some(Waits { ticket, .. }) = part.waits {
-                let name = part.name.clone();
-                self.call_off_part(ticket);
-                self.outbox.refuse(ticket, Refusal::CalledOff { name });
+            if let Some(waits) = part.waits {
+                self.refuse_part(waits.ticket);
             } else if let Some(part) = self.parts.take(|part| part.backing == id) {
                 self.open_part(&part);
             }
@@ -566,7 +568,7 @@ mod tests {
     }
 
     /// Found by the simulation: a close that was refused had what was drained used again, while
-    /// whoever drained it took the memory away.
+    /// the operator who had drained it took the memory away.
     #[test]
     fn what_is_drained_stays_so_when_the_pool_is_not_closed_after_all() {
         let mut world = world();

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use pgmap::{Client, CreateSpec, FolioSize};
+use pgmap::{Client, CreateSpec, FolioSize, Owner};
 
 use crate::support::{BOUND, block, serving_owner};
 
@@ -24,27 +24,29 @@ fn faults_of_a_put(client: &Client, name: &str) -> u64 {
     nr_faults() - before
 }
 
-/// Each page was a fault of its own, which took three times as long as to copy it.
-#[test]
-fn frames_that_were_in_use_are_mapped_some_at_a_time_to_be_written() {
-    let (_owner, _place, socket) = serving_owner(3 * MIB);
+/// A client that has touched none of the frames that another one has used.
+fn client_of_used_frames() -> (Owner, tempfile::TempDir, Client) {
+    let (owner, place, socket) = serving_owner(3 * MIB);
     let first = Client::connect(&socket).unwrap();
     faults_of_a_put(&first, "a");
     first.unlink("a").unwrap();
     let second = Client::connect(&socket).unwrap();
-    let nr = faults_of_a_put(&second, "b");
+    (owner, place, second)
+}
+
+/// Each page was a fault of its own, which took three times as long as to copy it.
+#[test]
+fn frames_that_were_in_use_are_mapped_some_at_a_time_to_be_written() {
+    let (_owner, _place, client) = client_of_used_frames();
+    let nr = faults_of_a_put(&client, "b");
     assert!(nr < NR_PAGES / 4, "{nr} faults for {NR_PAGES} pages");
 }
 
 #[test]
 fn frames_that_were_prefaulted_are_written_without_a_fault() {
-    let (_owner, _place, socket) = serving_owner(3 * MIB);
-    let first = Client::connect(&socket).unwrap();
-    faults_of_a_put(&first, "a");
-    first.unlink("a").unwrap();
-    let second = Client::connect(&socket).unwrap();
-    let prefault = second.prefault(BOUND, |_| ControlFlow::Continue(())).unwrap();
+    let (_owner, _place, client) = client_of_used_frames();
+    let prefault = client.prefault(BOUND, |_| ControlFlow::Continue(())).unwrap();
     assert!(prefault.is_complete() && prefault.mapped_bytes >= 2 * MIB, "{prefault:?}");
-    let nr = faults_of_a_put(&second, "b");
+    let nr = faults_of_a_put(&client, "b");
     assert!(nr < NR_PAGES / 16, "{nr} faults for {NR_PAGES} pages");
 }

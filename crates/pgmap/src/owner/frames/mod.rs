@@ -409,8 +409,9 @@ impl PoolFrames {
     }
 
     /// Undoes [`shut`](Self::shut).
-    pub(crate) fn open_again(&mut self, extents: &[Extent]) {
-        for extent in extents.iter().filter(|extent| !extent.is_hole()).filter(can_be_pinned) {
+    pub(crate) fn open_again<'e>(&mut self, extents: impl IntoIterator<Item = &'e Extent>) {
+        let extents = extents.into_iter().filter(|extent| !extent.is_hole());
+        for extent in extents.filter(can_be_pinned) {
             let head = PfnRange::folio(extent.first(), extent.head_level);
             self.folios.change_healthy(head, |word| word.in_state(extent.life.state()));
         }
