@@ -511,13 +511,11 @@ fn a_server_that_may_open_few_files_says_so_at_the_start_or_serves_some_clients(
         command
     };
     until("it serves", || run(&mut client(&["ls"])).status.success());
-    let many: Vec<_> = (0..12)
-        .map(|number| {
-            let mut put = client(&["put", "-", &format!("f{number}"), "--size", "4096"]);
-            put.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-        })
-        .collect();
+    // A put more each time: an `ls` may have had the last place while a put was refused.
+    let mut many = Vec::new();
     until("it is full", || {
+        let mut put = client(&["put", "-", &format!("f{}", many.len()), "--size", "4096"]);
+        many.push(put.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
         let output = run(&mut client(&["ls", "--json"]));
         let kind = serde_json::from_slice::<Value>(&output.stdout).unwrap()["kind"].clone();
         assert!(kind.is_null() || kind == "pool_full", "{}", text(&output.stderr));
@@ -531,5 +529,8 @@ fn a_server_that_may_open_few_files_says_so_at_the_start_or_serves_some_clients(
     until("there is room again", || run(&mut client(&["ls"])).status.success());
     send(&child, Signal::TERM);
     assert_eq!(ended(&mut child).code(), Some(0));
-    assert!(said("log").lines().count() < 10, "{}", said("log"));
+    let log = said("log");
+    // One line for each client that was served is right, however often this test looked.
+    let others = log.lines().filter(|line| !line.contains("client reaped"));
+    assert!(others.count() < 5, "{log}");
 }
