@@ -103,7 +103,7 @@ impl Space {
         let side = ProcessSide::new(
             Writable::over_file(ledger, Arc::clone(&file), 0),
             WritableCounts::over_file(counts, Arc::clone(&file), words_bytes),
-            Vmemmap::new(self.layout, Readable(descriptors)).ok_or_else(too_short)?,
+            Vmemmap::new(self.layout, Readable::new(descriptors)).ok_or_else(too_short)?,
             mode,
             Doorbell::new()?,
         )?;

@@ -299,6 +299,24 @@ impl MemoryFile {
         Some(start..end.clamp(start + 1, bytes.end))
     }
 
+    /// Whether no touch of `range` could fail for want of space; after this call none can.
+    #[cfg(feature = "sim")]
+    pub fn is_reserved(&self, range: Range<u64>) -> bool {
+        if self.available_bytes().is_none() {
+            return true;
+        }
+        // Whoever reserved a page need not have touched it, so tmpfs may call it a hole. Nor need
+        // it be writable here.
+        let before = self.resident_bytes();
+        let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let taken = rustix::fs::open(path, flags, Mode::empty()).and_then(|file| {
+            let len = range.end - range.start;
+            rustix::fs::fallocate(file, FallocateFlags::empty(), range.start, len)
+        });
+        taken.is_ok() && self.resident_bytes() == before
+    }
+
     /// Returns the bytes that this file could still take, where its file system has a limit.
     ///
     /// `None` for a memfd: its limit is the machine's memory, which no single number describes.

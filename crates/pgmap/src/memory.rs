@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use pgmap_mm::barrier::{HeavyBarrier, Reached};
 use pgmap_mm::words::{
@@ -21,7 +21,49 @@ const MAX_BARRIER_ATTEMPTS: usize = 64;
 
 /// Words somebody else writes.
 #[derive(Debug)]
-pub struct Readable(pub ReadMapping);
+pub struct Readable {
+    mapping: ReadMapping,
+    #[cfg(feature = "sim")]
+    memory: Option<BackedPages>,
+}
+
+impl Readable {
+    /// Words of `mapping`.
+    #[must_use]
+    pub const fn new(mapping: ReadMapping) -> Self {
+        Self {
+            mapping,
+            #[cfg(feature = "sim")]
+            memory: None,
+        }
+    }
+
+    /// The same words, which begin at `offset` of `file`: a simulation fails where one is read that
+    /// nobody took memory for.
+    #[must_use]
+    #[cfg_attr(
+        not(feature = "sim"),
+        allow(unused_mut, unused_variables, clippy::missing_const_for_fn)
+    )]
+    pub fn of_file(mut self, file: &Arc<MemoryFile>, offset: u64) -> Self {
+        #[cfg(feature = "sim")]
+        {
+            let len_bytes = self.mapping.len_bytes();
+            self.memory = Some(BackedPages::new(Arc::clone(file), offset, len_bytes));
+        }
+        self
+    }
+
+    #[inline(always)]
+    #[cfg_attr(not(feature = "sim"), allow(unused_variables, clippy::missing_const_for_fn))]
+    fn at(&self, index: usize) -> &ReadMapping {
+        #[cfg(feature = "sim")]
+        if let Some(memory) = &self.memory {
+            memory.check(index as u64 * WORD_BYTES);
+        }
+        &self.mapping
+    }
+}
 
 /// A word somebody else writes.
 #[derive(Clone, Copy, Debug)]
@@ -39,18 +81,18 @@ impl ReadWords for Readable {
     type Word<'w> = ReadableWord<'w>;
 
     fn nr_words(&self) -> usize {
-        (self.0.len_bytes() / WORD_BYTES) as usize
+        (self.mapping.len_bytes() / WORD_BYTES) as usize
     }
 
     #[inline(always)]
     fn word(&self, index: usize) -> ReadableWord<'_> {
-        ReadableWord(self.0.word(index))
+        ReadableWord(self.at(index).word(index))
     }
 
     #[inline]
     fn load(&self, index: usize, order: Ordering) -> u64 {
         sim::word();
-        self.0.load_u64(index, order)
+        self.at(index).load_u64(index, order)
     }
 }
 
@@ -245,6 +287,40 @@ impl BackedPages {
         // Relaxed: as above.
         self.reserved[(page / 64) as usize].fetch_or(1 << (page % 64), Ordering::Relaxed);
     }
+
+    /// The next of `bytes` that may have been written to. The rest reads as zero.
+    fn next_written(&self, bytes: Range<u64>) -> Option<Range<u64>> {
+        if bytes.is_empty() {
+            return None;
+        }
+        let page = bytes.start / PAGE_BYTES;
+        if self.has(page) {
+            return Some(bytes.start..bytes.end.min((page + 1) * PAGE_BYTES));
+        }
+        let wanted = self.offset + bytes.start..self.offset + bytes.end;
+        let written = self.file.next_with_memory(wanted)?;
+        Some(written.start - self.offset..written.end - self.offset)
+    }
+
+    /// Fails if there is no memory for the byte at `at`: where the file system is full, the touch
+    /// would be a SIGBUS.
+    #[cfg(feature = "sim")]
+    fn check(&self, at: u64) {
+        let page = at / PAGE_BYTES;
+        if self.has(page) {
+            return;
+        }
+        let start = self.offset + page * PAGE_BYTES;
+        let is_there = self.file.is_reserved(start..start + PAGE_BYTES);
+        assert!(is_there, "nobody reserved page {page} of a part of {}", self.file.name());
+        self.note(page);
+    }
+
+    /// Checks nothing from now on.
+    #[cfg(feature = "sim")]
+    fn leave_unchecked(&self) {
+        self.reserved.iter().for_each(|pages| pages.store(u64::MAX, Ordering::Relaxed));
+    }
 }
 
 /// What is behind words that this process writes.
@@ -302,6 +378,14 @@ impl Writable {
             memory: WordMemory::Limited(room),
             #[cfg(feature = "sim")]
             name: "word",
+        }
+    }
+
+    /// Has a simulation look no more whether there is memory for the words that are used.
+    #[cfg(feature = "sim")]
+    pub fn leave_unchecked(&self) {
+        if let WordMemory::Limited(room) = &self.memory {
+            room.leave_unchecked();
         }
     }
 
@@ -368,6 +452,10 @@ impl WriteWord for WritableWord<'_> {
 impl Writable {
     #[inline(always)]
     fn at(&self, index: usize) -> WritableWord<'_> {
+        #[cfg(feature = "sim")]
+        if let WordMemory::Limited(room) = &self.memory {
+            room.check(index as u64 * WORD_BYTES);
+        }
         let word = &self.mapping.words()[index];
         #[cfg(feature = "sim")]
         let word = WritableWord { word, name: self.name, index };
@@ -437,9 +525,19 @@ impl WriteWords for Writable {
         if !sim::word() {
             return;
         }
-        for word in &self.mapping.words()[range] {
-            // Relaxed: readers compare for equality with words that zero is not.
-            word.store(0, Ordering::Relaxed);
+        let clear = |bytes: Range<u64>| {
+            let words = (bytes.start / WORD_BYTES) as usize..(bytes.end / WORD_BYTES) as usize;
+            for word in &self.mapping.words()[words] {
+                // Relaxed: readers compare for equality with words that zero is not.
+                word.store(0, Ordering::Relaxed);
+            }
+        };
+        let WordMemory::Limited(room) = &self.memory else { return clear(bytes) };
+        // A page without memory may have to stay so: the file system may be full.
+        let mut rest = bytes;
+        while let Some(written) = room.next_written(rest.clone()) {
+            rest.start = written.end;
+            clear(written);
         }
     }
 }
@@ -458,12 +556,27 @@ impl WritableCounts {
         let room = BackedPages::new(file, offset, mapping.len_bytes());
         Self { mapping, room: Some(room) }
     }
+
+    /// As [`Writable::leave_unchecked`].
+    #[cfg(feature = "sim")]
+    pub fn leave_unchecked(&self) {
+        self.room.iter().for_each(BackedPages::leave_unchecked);
+    }
+
+    #[inline(always)]
+    fn at(&self, index: usize) -> &AtomicU32 {
+        #[cfg(feature = "sim")]
+        if let Some(room) = &self.room {
+            room.check(index as u64 * COUNT_BYTES);
+        }
+        &self.mapping.counts()[index]
+    }
 }
 
 impl ReadCounts for WritableCounts {
     #[inline]
     fn load(&self, index: usize, order: Ordering) -> u32 {
-        self.mapping.counts()[index].load(order)
+        self.at(index).load(order)
     }
 }
 
@@ -473,7 +586,7 @@ impl WriteCounts for WritableCounts {
         if !sim::word() {
             return 0;
         }
-        let old = self.mapping.counts()[index].fetch_add(by, order);
+        let old = self.at(index).fetch_add(by, order);
         #[cfg(feature = "sim")]
         sim::changed(|| format!("count {index}: {old} -> {}", old.wrapping_add(by)));
         old
@@ -484,7 +597,7 @@ impl WriteCounts for WritableCounts {
         if !sim::word() {
             return 1;
         }
-        let old = self.mapping.counts()[index].fetch_sub(by, order);
+        let old = self.at(index).fetch_sub(by, order);
         #[cfg(feature = "sim")]
         sim::changed(|| format!("count {index}: {old} -> {}", old.wrapping_sub(by)));
         old
@@ -493,7 +606,7 @@ impl WriteCounts for WritableCounts {
     #[inline]
     fn store(&self, index: usize, value: u32, order: Ordering) {
         if sim::word() {
-            self.mapping.counts()[index].store(value, order);
+            self.at(index).store(value, order);
         }
     }
 

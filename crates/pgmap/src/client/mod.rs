@@ -219,15 +219,12 @@ impl Client {
         let (data, data_file) =
             backings::map_data(data_file, welcome.data_bytes, welcome.span_bytes, stance)?;
         let fault_around = FaultAround::new(data.len_bytes());
-        let vmemmap = MemoryFile::from_fd(handed.vmemmap)?;
-        let vmemmap =
-            ReadMapping::map(&vmemmap, welcome.vmemmap_start, layout.nr_words() as u64 * 8)?;
+        let vmemmap = words_of(handed.vmemmap, welcome.vmemmap_start, layout.nr_words())?;
         let index_layout =
             usize::try_from(welcome.max_files).map(IndexLayout::for_files).map_err(|_| {
                 malformed(format!("an invalid index size: {} files", welcome.max_files))
             })?;
-        let index = MemoryFile::from_fd(handed.index)?;
-        let index = ReadMapping::map(&index, 0, index_layout.nr_words() as u64 * 8)?;
+        let index = words_of(handed.index, 0, index_layout.nr_words())?;
         let ledger = MemoryFile::from_fd(handed.ledger.try_clone().map_err(|error| {
             pgmap_os::OsError::new("duplicate", "the ledger's descriptor", error)
         })?)?;
@@ -243,7 +240,7 @@ impl Client {
         let counts = WriteMapping::map(&ledger, parts.words_bytes, parts.counts_bytes)?;
         let used = WriteMapping::map(&ledger, parts.used_start, parts.used_bytes)?;
         let used = WritableCounts::over_file(used, Arc::clone(&ledger), parts.used_start);
-        let vmemmap = Vmemmap::new(layout, Readable(vmemmap))
+        let vmemmap = Vmemmap::new(layout, vmemmap)
             .ok_or_else(|| malformed("a descriptor file that is too short for the pool"))?;
         let side = ProcessSide::new(
             Writable::over_file(words, Arc::clone(&ledger), 0).named("ledger word"),
@@ -254,7 +251,7 @@ impl Client {
         )?;
         let pinner = Pinner::new(side, ledger_layout)
             .ok_or_else(|| malformed("a ledger that is too short"))?;
-        let index = IndexReader::new(index_layout, Readable(index))
+        let index = IndexReader::new(index_layout, index)
             .ok_or_else(|| malformed("an index that is too short, or is no index"))?;
         let epoch = index.backings_epoch();
         let inner = Arc::new(Inner {
@@ -644,6 +641,13 @@ fn one<T>(answers: Vec<T>) -> Result<T, Error> {
         .into_iter()
         .next()
         .ok_or_else(|| Error::Protocol { what: format!("{nr} answers to one question") })
+}
+
+/// Words that the owner writes, which begin at `start` of the file it handed out.
+fn words_of(fd: OwnedFd, start: u64, nr_words: usize) -> Result<Readable, Error> {
+    let file = Arc::new(MemoryFile::from_fd(fd)?);
+    let mapping = ReadMapping::map(&file, start, nr_words as u64 * 8)?;
+    Ok(Readable::new(mapping).of_file(&file, start))
 }
 
 /// The pool's shape as its owner says, if that is possible.

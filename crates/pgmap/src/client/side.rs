@@ -55,6 +55,9 @@ impl ProcessSide {
     pub(super) fn scribble(&self, index: usize, value: u64) {
         use pgmap_mm::words::{ReadWords, WriteWords};
         let index = index % self.ledger.nr_words();
+        // What it makes of its own words is its own fault.
+        self.ledger.leave_unchecked();
+        self.counts.leave_unchecked();
         if self.ledger.reserve(index..index + 1) {
             // Release: as a pin stores it.
             self.ledger.store(index, value, Ordering::Release);

@@ -499,7 +499,8 @@ impl AddressSpace {
         self.inner.apply(event)
     }
 
-    /// The client's next event, and what it ended here.
+    /// The client's next event, and what it ended here: nothing, where a look at the life words
+    /// found the change first. Subscribers were notified of that, and it has a ticket of its own.
     ///
     /// # Errors
     /// As [`Client::next_event`].

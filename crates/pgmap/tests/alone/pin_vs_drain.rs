@@ -108,7 +108,7 @@ fn pin_without_pause(place: &std::path::Path) -> ! {
     let side = ProcessSide::new(
         Writable::new(map(&ledger)),
         WritableCounts::over_file(map(&counts), Arc::new(counts), 0),
-        Vmemmap::new(layout, Readable(vmemmap)).unwrap(),
+        Vmemmap::new(layout, Readable::new(vmemmap)).unwrap(),
         BarrierMode::Asymmetric,
         // The drainer looks without pause and hears no bell.
         Doorbell::new().unwrap(),
@@ -291,7 +291,7 @@ fn no_pin_is_missed_by_a_drain_and_without_the_barrier_some_are() {
     let reader = ReadMapping::map(&ledger, 0, ledger.len_bytes()).unwrap();
     let mut drainer = Drainer {
         vmemmap: Vmemmap::new(layout, Writable::new(map(&vmemmap))).unwrap(),
-        ledger: LedgerReader::new(ledger_layout, Readable(reader), NoCounts).unwrap(),
+        ledger: LedgerReader::new(ledger_layout, Readable::new(reader), NoCounts).unwrap(),
         data: map(&data),
         stamp: 0,
         random: support::Random(support::seed()),

@@ -346,8 +346,10 @@ fn an_event_ends_translations_and_the_iotlb_is_told_before_the_cut_is_done() {
         let cut = scope.spawn(|| other.truncate("a", 8 * PAGE, Duration::from_secs(10)));
         let (event, ended) = space.next_event(WAIT).unwrap().unwrap();
         assert!(matches!(event, Event::ReclaimRequested { nr_pages: 8, .. }), "{event:?}");
+        // Those that look for what they may have missed sometimes find the changed life word before
+        // the event comes, and then the event ends nothing more.
         let ended = ended.unwrap();
-        assert_eq!((ended.nr_pages, ended.acks.is_done()), (8, false));
+        assert!([(8, false), (0, true)].contains(&(ended.nr_pages, ended.acks.is_done())));
         let told = EndedRange { address: BASE + 8 * PAGE, len_bytes: 8 * PAGE };
         // The rest of the extent, whose life word has changed as well, may be reported a moment
         // later.

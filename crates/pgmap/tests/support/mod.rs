@@ -21,7 +21,7 @@ use std::panic::Location;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use pgmap::{Client, Error, FolioSize, Owner, Pool, PoolInfo, PoolOptions};
@@ -83,8 +83,17 @@ impl Second {
     }
 
     /// The next answer.
+    #[track_caller]
     pub fn answer(&mut self) -> String {
-        self.answers.recv_timeout(BOUND).expect("the child answers in time")
+        match self.answers.recv_timeout(BOUND) {
+            Ok(answer) => answer,
+            Err(RecvTimeoutError::Timeout) => panic!("the child does not answer for {BOUND:?}"),
+            Err(RecvTimeoutError::Disconnected) => {
+                // It closed its output, so it ends, or has ended.
+                let status = wait_until("the child ends", || self.process.try_wait().unwrap());
+                panic!("the child ended without an answer: {status}")
+            }
+        }
     }
 
     /// What it said that nobody has asked for yet.
