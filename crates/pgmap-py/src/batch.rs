@@ -107,13 +107,17 @@ impl Pool {
         }
         let metadata = |nth: usize| metadatas.as_ref().map_or(&[][..], |all| &*all[nth]);
         let client = self.client()?;
-        let sources = datas.iter().map(Source::of).collect::<PyResult<Vec<_>>>()?;
-        let files = names.iter().zip(&sources).enumerate().map(|(nth, (name, source))| {
+        // Loops with room ahead: what is collected of results grows as it comes.
+        let mut sources = Vec::with_capacity(datas.len());
+        for data in &datas {
+            sources.push(Source::of(data)?);
+        }
+        let mut files = Vec::with_capacity(names.len());
+        for (nth, (name, source)) in names.iter().zip(&sources).enumerate() {
             let bytes = source.bytes();
             let wanted = Wanted { replace, metadata: metadata(nth), checksum, evictable };
-            Ok((wanted.spec(py, &names::bytes(name)?, bytes.len() as u64)?, bytes))
-        });
-        let files = files.collect::<PyResult<Vec<_>>>()?;
+            files.push((wanted.spec(py, &names::bytes(name)?, bytes.len() as u64)?, bytes));
+        }
         raised(py, py.detach(|| client.put_batch(files)).or_raise(py)?)
     }
 

@@ -561,12 +561,15 @@ pub struct Numbered<T> {
     pub body: T,
 }
 
+/// Most messages are not longer.
+const USUAL_BYTES: usize = 1024;
+
 /// Encodes a message.
 ///
 /// # Errors
 /// [`Refusal::TooMuch`] when it does not fit into [`MAX_MESSAGE_BYTES`].
 pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, Error> {
-    let bytes = postcard::to_stdvec(message)
+    let bytes = postcard::to_extend(message, Vec::with_capacity(USUAL_BYTES))
         .map_err(|error| Error::Protocol { what: format!("nothing: {error}") })?;
     if bytes.len() > MAX_MESSAGE_BYTES {
         return Err(Refusal::TooMuch {
@@ -596,7 +599,7 @@ pub fn decode<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> Result<T, Error> {
 }
 
 /// Extents as they travel.
-pub(crate) fn extents_to_words(extents: &[Extent]) -> Vec<[u64; 3]> {
+pub(crate) fn extents_to_words<W: FromIterator<[u64; 3]>>(extents: &[Extent]) -> W {
     extents.iter().map(|extent| extent.to_words()).collect()
 }
 
@@ -604,7 +607,7 @@ pub(crate) fn extents_to_words(extents: &[Extent]) -> Vec<[u64; 3]> {
 ///
 /// # Errors
 /// [`Error::Protocol`] when one is none.
-pub(crate) fn extents_from_words(words: &[[u64; 3]]) -> Result<Vec<Extent>, Error> {
+pub(crate) fn extents_from_words<E: FromIterator<Extent>>(words: &[[u64; 3]]) -> Result<E, Error> {
     words
         .iter()
         .map(|&words| {

@@ -165,13 +165,13 @@ impl<'c> PutBatch<'c, '_> {
         // Those whose spares went meanwhile.
         let mut lost = Vec::new();
         for wave in self.waves(&spared, most) {
+            // All at once: one by one between the copies each would find cold caches.
+            let pin = |place| (place, pinned.pop_front().or_else(|| self.pin_spare(place)));
             let (mut places, mut writers) = (Vec::new(), Vec::new());
-            for place in wave {
-                match pinned.pop_front().or_else(|| self.pin_spare(place)) {
+            for (place, writer) in wave.into_iter().map(pin).collect::<Vec<_>>() {
+                match writer {
                     None => lost.push(place),
-                    Some(writer) => {
-                        self.fill(place, Ok(writer), is_of_many, (&mut places, &mut writers));
-                    }
+                    Some(it) => self.fill(place, Ok(it), is_of_many, (&mut places, &mut writers)),
                 }
             }
             self.finish_all_but(MAX_COMMITTING - 1, Ok(()))?;

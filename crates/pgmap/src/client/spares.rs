@@ -234,7 +234,8 @@ impl Client {
         if self.inner.pinner.side().is_forked() {
             return Err(Error::Forked);
         }
-        Ok(if self.may_be_new(spec) { self.pin_spare(spec) } else { None })
+        let writer = if self.may_be_new(spec) { self.pin_spare(spec) } else { None };
+        Ok(writer.map(|writer| writer.named_at_commit(spec.clone())))
     }
 
     /// Whether no file has the name, or it may be replaced.
@@ -242,12 +243,11 @@ impl Client {
         spec.replace || !matches!(self.inner.index.id_of(spec.name.as_bytes()), Lookup::Found(_))
     }
 
-    /// A writer in frames that were handed out ahead, if there are any.
+    /// A writer in frames that were handed out ahead, if there are any. Its commit must name it.
     pub(super) fn pin_spare(&self, spec: &CreateSpec) -> Option<FileWriter<'_>> {
         let spare = self.inner.spares.take(spec)?;
         // Where it cannot be pinned the owner took it back, or was replaced.
-        let writer = Writer::new(self, spare, (spec.len_bytes, spec.is_checksummed));
-        writer.ok().map(|writer| writer.named_at_commit(spec.clone()))
+        Writer::new(self, spare, (spec.len_bytes, spec.is_checksummed)).ok()
     }
 
     /// Which of several files [`pin_spare`](Self::pin_spare) has frames for, as of now.
@@ -361,7 +361,7 @@ mod tests {
     }
 
     fn spare(id: u64) -> Draft {
-        Draft { id, extents: Vec::new() }
+        Draft { id, extents: smallvec::SmallVec::new() }
     }
 
     /// As a put alone does it: whether it asks for a spare, and what is given up for it.

@@ -10,6 +10,7 @@ use pgmap_mm::extent::Extent;
 use pgmap_mm::ledger::Agent;
 use pgmap_mm::pin::{Pin, PinParts};
 use pgmap_os::{MemoryFile, MemoryKind};
+use smallvec::SmallVec;
 
 use crate::client::batch::in_pieces;
 use crate::client::{Client, lanes};
@@ -41,8 +42,8 @@ pub struct Writer<C: Borrow<Client>> {
     client: C,
     id: u64,
     len_bytes: u64,
-    extents: Vec<Extent>,
-    holds: Vec<PinParts>,
+    extents: SmallVec<[Extent; 1]>,
+    holds: SmallVec<[PinParts; 1]>,
     /// Every byte below this was written; those above may or may not have been.
     written_to: u64,
     /// Where [`io::Write`] goes on.
@@ -87,7 +88,7 @@ impl<C: Borrow<Client>> Writer<C> {
             id: draft.id,
             len_bytes,
             extents,
-            holds: Vec::new(),
+            holds: SmallVec::new(),
             written_to: 0,
             position: 0,
             generation,

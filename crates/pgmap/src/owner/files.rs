@@ -15,6 +15,7 @@ use pgmap_mm::memory_type::MemoryType;
 use pgmap_mm::pfn::{Pfn, PfnRange};
 use pgmap_mm::stamp::Stamp;
 use pgmap_os::{LongTerm, MemoryFile, MemoryKind, Persistence};
+use smallvec::SmallVec;
 
 use crate::metadata::{FileMetadata, UserMetadata};
 use crate::name::FileName;
@@ -271,7 +272,7 @@ impl Core {
                 ready.push((place, spec));
                 Ok(())
             });
-            results.push(verdict.map(|()| Committed { life: Vec::new() }));
+            results.push(verdict.map(|()| Committed { life: SmallVec::new() }));
         }
         ready.retain(|(place, spec)| {
             let zeroed = self

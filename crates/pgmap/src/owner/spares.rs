@@ -16,6 +16,7 @@ use pgmap_mm::drain::ClientId;
 use pgmap_mm::index::FileId;
 use pgmap_mm::pfn::PfnRange;
 use pgmap_mm::runs::SortedRuns;
+use smallvec::SmallVec;
 
 use crate::owner::batch_room::BatchRoom;
 use crate::owner::core::{Core, bytes};
@@ -72,13 +73,15 @@ impl Core {
         let answers = named.into_iter().map(|named: Result<(CreateSpec, usize), Refusal>| {
             let (next, nr_spares) = match named {
                 Ok(next) => next,
-                Err(refusal) => return PutAnswer { committed: Err(refusal), spares: Vec::new() },
+                Err(refusal) => {
+                    return PutAnswer { committed: Err(refusal), spares: SmallVec::new() };
+                }
             };
             let gone = || Err(Refusal::Internal { why: "a commit without an answer".into() });
             let committed = results.next().unwrap_or_else(gone);
             let nr_spares = if committed.is_ok() { nr_spares } else { 0 };
             let spares = (0..nr_spares).map_while(|_| self.hand_out(client, &next, &mut room));
-            let spares: Vec<_> = spares.collect();
+            let spares: SmallVec<[_; 1]> = spares.collect();
             is_short |= spares.len() < nr_spares;
             like.extend(std::iter::repeat_n(next, spares.len()));
             PutAnswer { committed, spares }

@@ -1,6 +1,7 @@
 //! Files on their way into the pool: what is asked for, what is reserved, what is committed.
 
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 use crate::metadata::UserMetadata;
 use crate::name::FileName;
@@ -127,7 +128,7 @@ pub struct Draft {
     /// Its number.
     pub id: u64,
     /// Its frames, under their Reserved life words.
-    pub extents: Vec<[u64; 3]>,
+    pub extents: SmallVec<[[u64; 3]; 1]>,
 }
 
 /// A file to be committed.
@@ -170,7 +171,7 @@ pub struct PutSpec {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Committed {
     /// The life words of its extents now.
-    pub life: Vec<u64>,
+    pub life: SmallVec<[u64; 1]>,
 }
 
 /// What became of a put.
@@ -179,5 +180,5 @@ pub struct PutAnswer {
     /// The file, or why there is none.
     pub committed: Result<Committed, Refusal>,
     /// Frames for more files of its size, each, as many as were asked for if there is room.
-    pub spares: Vec<Draft>,
+    pub spares: SmallVec<[Draft; 1]>,
 }
