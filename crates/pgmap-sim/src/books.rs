@@ -6,6 +6,7 @@
 //! owner.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use pgmap::{Error, FileInfo};
 
@@ -164,6 +165,9 @@ struct Closes {
 pub struct Books {
     entries: BTreeMap<String, Entry>,
     closes: Closes,
+    /// The frames of each part that was drained, and the step at which it was in use again, or
+    /// never so.
+    part_drains: Vec<(Range<u64>, u64)>,
     /// Whether owners evict: then what is known of a file may be over at any time.
     evicts: bool,
 }
@@ -214,6 +218,24 @@ impl Books {
         };
         let is_open = turn.nr_closes == self.closes.nr_begun;
         turn.was_alone && is_open && turn.owner == owner && turn.names.iter().all(is_same)
+    }
+
+    /// Somebody asks for a part to be drained. Returns the drain's number.
+    pub fn begin_part_drain(&mut self, frames: Range<u64>) -> usize {
+        self.part_drains.push((frames, u64::MAX));
+        self.part_drains.len() - 1
+    }
+
+    /// That was refused, or is undone.
+    pub fn end_part_drain(&mut self, number: usize, step: u64) {
+        self.part_drains[number].1 = step;
+    }
+
+    /// Whether a part without some of these frames may have been drained since a step: that shuts
+    /// the whole extent, and is about other frames.
+    pub fn may_drain_others(&self, frames: &[u64], from: u64) -> bool {
+        let is_beside = |part: &Range<u64>| !frames.iter().all(|frame| part.contains(frame));
+        self.part_drains.iter().any(|(part, until)| *until >= from && is_beside(part))
     }
 
     /// Somebody asks to have what is drained used again.

@@ -159,6 +159,9 @@ impl<'c> Held<'c> {
     /// Whether all that it holds is to be reclaimed. That its extent has changed may be about other
     /// pages.
     fn is_wanted(&self, episode: &Episode) -> bool {
+        if episode.books.borrow().may_drain_others(&self.frames, self.from) {
+            return false;
+        }
         let nr_pages = self.frames.len() as u64;
         self.number.is_some_and(|(number, start)| {
             episode.model.borrow().is_wanted(number, start / PAGE, nr_pages)

@@ -48,6 +48,7 @@ pub fn drain(
     let nr_undos = episode.books.borrow().nr_undos_answered();
     let deadline = u64::from(deadline_ms);
     let range = Some(bytes.clone());
+    let number = episode.books.borrow_mut().begin_part_drain(frames.clone());
     let drained = client.drain_backing(&info.name, range, Duration::from_millis(deadline));
     episode.check(asked.check_time(episode, deadline + DEADLINE_MS, &drained));
     let result = match &drained {
@@ -62,6 +63,7 @@ pub fn drain(
             drained
         }
     };
+    episode.books.borrow_mut().end_part_drain(number, episode.machine.steps());
     attempt.end(answered_at(episode, &result));
     result
 }
