@@ -305,8 +305,8 @@ impl MemoryFile {
         if self.available_bytes().is_none() {
             return true;
         }
-        // Whoever reserved a page need not have touched it, so tmpfs may call it a hole. Nor need
-        // it be writable here.
+        // A page that was reserved and not touched is a hole to tmpfs, so the file's size in memory
+        // is asked. The file may be open for reading only here.
         let before = self.resident_bytes();
         let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
         let flags = OFlags::RDWR | OFlags::CLOEXEC;

@@ -25,6 +25,7 @@ use pgmap_mm::folio::Sizing;
 use pgmap_mm::level::Level;
 pub use quotas::{MAX_QUOTAS, QuotaInfo, QuotaLimits, QuotaOf, WaterMarks};
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 use crate::error::Error;
 use crate::name::FileName;
@@ -607,7 +608,7 @@ pub(crate) fn extents_to_words<W: FromIterator<[u64; 3]>>(extents: &[Extent]) ->
 ///
 /// # Errors
 /// [`Error::Protocol`] when one is none.
-pub(crate) fn extents_from_words<E: FromIterator<Extent>>(words: &[[u64; 3]]) -> Result<E, Error> {
+pub(crate) fn extents_from_words(words: &[[u64; 3]]) -> Result<SmallVec<[Extent; 1]>, Error> {
     words
         .iter()
         .map(|&words| {
